@@ -1,0 +1,1 @@
+"""Which cells form step t, and how they become masked device batches."""

@@ -1,0 +1,20 @@
+"""The one exception for bad input, and how it suggests what was meant."""
+
+import difflib
+from collections.abc import Iterable
+
+
+class InputError(ValueError):
+    """Bad input from the user.
+
+    The message is one line that names the value, the rule it breaks and the remedy. Doors print it
+    and exit with status 1; in a notebook it is an ordinary ValueError.
+    """
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """Returns ' (did you mean "a" or "b"?)' for the known names nearest to `name`, or ''."""
+    near = difflib.get_close_matches(name, list(known), n=3)
+    if not near:
+        return ""
+    return " (did you mean " + " or ".join(f'"{candidate}"' for candidate in near) + "?)"

@@ -1,0 +1,103 @@
+"""Files and folders that appear whole or not at all (law: interrupted is not lost)."""
+
+import contextlib
+import hashlib
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from geneformer_jax.common.errors import InputError
+
+_EDGE_BYTES = 1 << 20
+
+
+def fsync_tree(path: Path) -> None:
+    """Flushes a file, or a folder with everything below it, to disk."""
+    paths = [path, *path.rglob("*")] if path.is_dir() else [path]
+    for each in paths:
+        descriptor = os.open(each, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def remove(path: Path) -> None:
+    """Removes a file or a whole folder; nothing happens if it is not there."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def write_aside(target: Path | str) -> Iterator[Path]:
+    """Yields a path beside `target` to write a file or folder at; renames it to `target` at the end.
+
+    A left-over of a killed run is removed first. If the block raises, what it wrote is removed and
+    `target` is as it was. An existing `target` is replaced if it is a file, never if it is a folder
+    that holds something (see `require_new_folder`).
+    """
+    target = Path(target)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    aside = target.with_name(target.name + ".partial")
+    remove(aside)
+    try:
+        yield aside
+        fsync_tree(aside)
+        os.replace(aside, target)
+        fsync_tree_entry(target.parent)
+    except BaseException:
+        remove(aside)
+        raise
+
+
+def fsync_tree_entry(folder: Path) -> None:
+    """Flushes a folder's own list of names, so that a rename in it survives a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def require_new_folder(folder: Path | str, remedy: str = "name a new folder") -> Path:
+    """Returns `folder` as a Path if nothing would be overwritten there.
+
+    Raises:
+      InputError: `folder` is a file, or a folder that is not empty.
+    """
+    folder = Path(folder)
+    if folder.is_file():
+        raise InputError(f"{folder} is a file, but a folder is to be written there; {remedy}")
+    if folder.is_dir() and any(folder.iterdir()):
+        raise InputError(f"{folder} already holds other files and nothing is overwritten; {remedy}")
+    return folder
+
+
+def fingerprint(path: Path | str) -> dict[str, str | int]:
+    """Name, size and a hash of a file's first and last MiB: cheap for files of any size.
+
+    A folder is described by its number of files, their total size and a hash of their names and
+    sizes.
+    """
+    path = Path(path)
+    digest = hashlib.sha256()
+    if path.is_dir():
+        files = sorted(each for each in path.rglob("*") if each.is_file())
+        for each in files:
+            digest.update(f"{each.relative_to(path)}\0{each.stat().st_size}\n".encode())
+        size = sum(each.stat().st_size for each in files)
+        return {
+            "name": path.name,
+            "files": len(files),
+            "bytes": size,
+            "names_and_sizes_sha256": digest.hexdigest(),
+        }
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        digest.update(file.read(_EDGE_BYTES))
+        file.seek(max(size - _EDGE_BYTES, 0))
+        digest.update(file.read(_EDGE_BYTES))
+    return {"name": path.name, "bytes": size, "edges_sha256": digest.hexdigest()}

@@ -1,0 +1,56 @@
+"""Progress of long work: a bar on a terminal, plain lines elsewhere."""
+
+import sys
+import time
+
+import tqdm
+
+_SECONDS_BETWEEN_LINES = 15.0
+
+
+class Progress:
+    """Counts work done out of a total.
+
+    On a terminal this is a tqdm bar; in a log file it is one plain line every 15 seconds and one at
+    the end. Use as a context manager; call `advance` with the units done and optional notes such as
+    `loss="3.21"`.
+    """
+
+    def __init__(self, total: int, description: str, unit: str, initial: int = 0):
+        self._terminal = sys.stderr.isatty()
+        self._bar = tqdm.tqdm(
+            total=total,
+            initial=initial,
+            desc=description,
+            unit=f" {unit}",
+            disable=not self._terminal,
+            dynamic_ncols=True,
+        )
+        self._done, self._total = initial, total
+        self._description, self._unit = description, unit
+        self._last_line = time.monotonic()
+        self._notes = ""
+
+    def __enter__(self) -> "Progress":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.close()
+        if not self._terminal:
+            self._print_line()
+
+    def advance(self, units: int, **notes: str) -> None:
+        """Adds `units` of finished work; `notes` are shown beside the count."""
+        self._done += units
+        if notes:
+            self._notes = ", ".join(f"{name} {value}" for name, value in notes.items())
+            self._bar.set_postfix_str(self._notes, refresh=False)
+        self._bar.update(units)
+        if not self._terminal and time.monotonic() - self._last_line > _SECONDS_BETWEEN_LINES:
+            self._print_line()
+
+    def _print_line(self) -> None:
+        notes = f"  {self._notes}" if self._notes else ""
+        line = f"{self._description}: {self._done:,} of {self._total:,} {self._unit}{notes}"
+        print(line, file=sys.stderr, flush=True)
+        self._last_line = time.monotonic()

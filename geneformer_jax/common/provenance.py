@@ -1,0 +1,77 @@
+"""provenance.json: how an output came to be (law: every output directory tells its story)."""
+
+import datetime
+import importlib.metadata
+import json
+import platform
+import sys
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from geneformer_jax.common.files import fingerprint
+
+FILE_NAME = "provenance.json"
+_PACKAGES = (
+    "geneformer_jax",
+    "jax",
+    "jaxlib",
+    "flax",
+    "optax",
+    "orbax-checkpoint",
+    "grain",
+    "tensorflow-datasets",
+    "numpy",
+    "scipy",
+    "anndata",
+)
+
+
+def describe_run(
+    door: str,
+    configuration: Mapping[str, Any],
+    inputs: Iterable[Path | str],
+    counts: Mapping[str, Any],
+) -> dict[str, Any]:
+    """Returns the story of an output as a JSON-able dict.
+
+    Args:
+      door: name of the door or function that writes the output, e.g. "tokenize".
+      configuration: the resolved options.
+      inputs: files and folders that were read; each is fingerprinted.
+      counts: what was kept, and what was dropped and why.
+    """
+    return {
+        "door": door,
+        "configuration": dict(configuration),
+        "inputs": [fingerprint(path) for path in inputs],
+        "counts": dict(counts),
+        "packages": _package_versions(),
+        "python": platform.python_version(),
+        "device": _device(),
+        "written_at": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+    }
+
+
+def write_provenance(folder: Path, story: Mapping[str, Any]) -> None:
+    """Writes `story` (see `describe_run`) as `folder`/provenance.json."""
+    (folder / FILE_NAME).write_text(json.dumps(story, indent=2, default=str) + "\n")
+
+
+def _package_versions() -> dict[str, str]:
+    versions = {}
+    for name in _PACKAGES:
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return versions
+
+
+def _device() -> str:
+    # Tokenising imports no JAX, and telling its story must not start one.
+    jax = sys.modules.get("jax")
+    if jax is None:
+        return f"CPU ({platform.machine()})"
+    devices = jax.devices()
+    return f"{len(devices)} x {devices[0].device_kind} ({devices[0].platform})"

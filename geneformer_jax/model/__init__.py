@@ -1,0 +1,1 @@
+"""The BERT encoder over rank value encodings, its heads and its pretrained weights."""

@@ -1,0 +1,1 @@
+"""Mesh, optimizer, train state, loop, checkpoints and telemetry."""
