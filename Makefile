@@ -1,0 +1,54 @@
+# make quickstart            real cells in, a pretrained model and a picture out
+# make quickstart COUNTS=F   the same for any raw-count h5ad file F (LABEL=C: its obs column of labels)
+# make test                  lint and the quick tests
+# make slow                  the tests that take longer
+#
+# PYTHON chooses the interpreter (3.11 or newer), VENV the folder of the environment.
+
+PYTHON ?= python3
+VENV ?= .venv
+COUNTS ?=
+LABEL ?=
+PYTEST_ARGS ?=
+
+BIN := $(VENV)/bin
+CREATED := $(VENV)/.created
+DEMO := $(VENV)/.installed-demo
+TEST := $(VENV)/.installed-test
+METADATA := pyproject.toml setup.py
+
+.PHONY: help quickstart test slow lint
+
+help:
+	@sed -n '/^#/!q; s/^# \{0,1\}//p' Makefile
+
+quickstart: $(DEMO)
+	@$(BIN)/python launch/quickstart.py \
+	  $(if $(COUNTS),--counts="$(COUNTS)") $(if $(LABEL),--label="$(LABEL)")
+
+test: lint
+	$(BIN)/python -m pytest -m "not slow and not gpu and not tpu" $(PYTEST_ARGS)
+
+slow: $(TEST)
+	$(BIN)/python -m pytest -m "slow and not gpu and not tpu" $(PYTEST_ARGS)
+
+lint: $(TEST)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+# The stamps make repeated calls quick; a change of the package metadata installs again.
+$(DEMO): $(METADATA) | $(CREATED)
+	$(BIN)/python -m pip install --quiet --editable ".[demo]"
+	@touch $@
+
+$(TEST): $(METADATA) | $(CREATED)
+	$(BIN)/python -m pip install --quiet --editable ".[test,parity]"
+	@touch $(DEMO) $@
+
+# Safe to repeat: `venv` completes a folder that an interrupted run left half made.
+$(CREATED):
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
+	  echo "error: $(PYTHON) is not there or is older than Python 3.11;" \
+	    "name a newer one, for example: make PYTHON=python3.12 $(MAKECMDGOALS)" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	@touch $@
