@@ -1,0 +1,110 @@
+"""The shape of a Geneformer encoder, and the published sizes.
+
+Shape suffixes used in numeric code, here and everywhere:
+  B batch (cells), T tokens of a padded cell, D model width, N attention heads, H head size,
+  F feed-forward width, V vocabulary, L layers, M masked positions, C classes, G genes,
+  P perturbations. `tokens_BT` is an array of shape [B, T].
+"""
+
+import dataclasses
+from typing import Any
+
+from geneformer_jax.common.errors import InputError, did_you_mean
+
+
+@dataclasses.dataclass(frozen=True)
+class EncoderConfig:
+    """Hyper-parameters of the encoder, named as in the field; see the README for sizes.
+
+    Attributes:
+      vocabulary_size: V, tokens including the special ones.
+      layers: L.
+      width: D, the model's hidden size.
+      heads: N; the head size H is width / heads, 64 in every published model.
+      feed_forward: F.
+      positions: longest cell in tokens.
+      dropout: rate after embeddings, attention output and feed-forward.
+      attention_dropout: rate on the attention weights.
+      initializer_range: standard deviation of initial weights.
+      layer_norm_eps: added to the variance in layer norms.
+      pad_token: id of `<pad>`; its embedding starts at zero, as in BERT.
+      token_types: rows of the token type table, of which only row 0 is used, as in the original.
+    """
+
+    vocabulary_size: int
+    layers: int
+    width: int
+    heads: int
+    feed_forward: int
+    positions: int
+    dropout: float = 0.02
+    attention_dropout: float = 0.02
+    initializer_range: float = 0.02
+    layer_norm_eps: float = 1e-12
+    pad_token: int = 0
+    token_types: int = 2
+
+    def __post_init__(self):
+        for name in ("vocabulary_size", "layers", "width", "heads", "feed_forward", "positions"):
+            if getattr(self, name) < 1:
+                raise InputError(f"model.{name} is {getattr(self, name)}; it must be at least 1")
+        if self.width % self.heads:
+            raise InputError(
+                f"model.width {self.width} is not divisible by model.heads {self.heads}; "
+                f"choose a multiple (published models have width = 64 x heads)"
+            )
+        for name in ("dropout", "attention_dropout"):
+            if not 0 <= getattr(self, name) < 1:
+                raise InputError(f"model.{name} is {getattr(self, name)}; it must be in [0, 1)")
+
+    @property
+    def head_size(self) -> int:
+        """H, the width of one attention head."""
+        return self.width // self.heads
+
+    @property
+    def parameters(self) -> int:
+        """Number of weights with the masked-gene head, whose decoder is tied to the embedding."""
+        D, F = self.width, self.feed_forward
+        norm = 2 * D
+        embeddings = (self.vocabulary_size + self.positions + self.token_types) * D + norm
+        block = 4 * (D * D + D) + norm + (D * F + F) + (F * D + D) + norm
+        head = D * D + D + norm + self.vocabulary_size
+        return embeddings + self.layers * block + head
+
+
+_SHAPES = {
+    # name: vocabulary, layers, width, heads, feed-forward, positions, dropout
+    "v1_10m": (25_426, 6, 256, 4, 512, 2048, 0.02),
+    "v1_40m": (25_426, 12, 512, 8, 1024, 2048, 0.02),
+    "v2_38m": (20_275, 12, 512, 8, 1024, 4096, 0.02),
+    "v2_151m": (20_275, 20, 896, 14, 1792, 4096, 0.02),
+    "v2_104m": (20_275, 12, 768, 12, 3072, 4096, 0.1),
+    "v2_316m": (20_275, 18, 1152, 18, 4608, 4096, 0.1),
+}
+PRESETS = tuple(_SHAPES)
+
+
+def preset(name: str, **changes: Any) -> EncoderConfig:
+    """Returns the configuration of a published model, with some fields changed.
+
+    Sizes are those of the released `config.json` files; parameter counts match their weights.
+
+    Raises:
+      InputError: there is no such preset.
+    """
+    if name not in _SHAPES:
+        known = ", ".join(PRESETS)
+        raise InputError(f'no model preset "{name}"{did_you_mean(name, PRESETS)}; known: {known}')
+    vocabulary, layers, width, heads, feed_forward, positions, dropout = _SHAPES[name]
+    config = EncoderConfig(
+        vocabulary_size=vocabulary,
+        layers=layers,
+        width=width,
+        heads=heads,
+        feed_forward=feed_forward,
+        positions=positions,
+        dropout=dropout,
+        attention_dropout=dropout,
+    )
+    return dataclasses.replace(config, **changes)

@@ -1,0 +1,302 @@
+"""The encoder: BERT in the original's form, over the ranked genes of a cell.
+
+Post-layer-norm, ReLU, learned positions, token type always 0. Modules are Flax NNX and serve to
+define and initialise; everything else works on `params`, a plain nested dict of float32 arrays in
+which the layers are stacked along a leading axis L and scanned:
+
+  embeddings/{word,position,token_type}/embedding, embeddings/norm/{scale,bias}
+  blocks/{query,key,value,attention_output,up,down}/{kernel,bias}
+  blocks/{attention_norm,output_norm}/{scale,bias}
+  masked_gene_head/...                                         (see heads.py)
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from geneformer_jax.common.errors import InputError
+from geneformer_jax.model.attention import attend
+from geneformer_jax.model.config import EncoderConfig
+from geneformer_jax.model.heads import MaskedGeneHead
+from geneformer_jax.model.precision import Precision, precision_preset
+
+Params = dict[str, Any]
+
+REMAT_POLICIES = {
+    "none": None,
+    "full": jax.checkpoint_policies.nothing_saveable,
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Runtime:
+    """How to compute, as opposed to what: nothing here changes the mathematics.
+
+    Attributes:
+      precision: number formats.
+      attention: name of the attention implementation.
+      remat: what the backward pass recomputes instead of keeping, a key of REMAT_POLICIES.
+      constrain: applied to activations [B, T, D] after each block; fixes their sharding on a mesh.
+    """
+
+    precision: Precision = dataclasses.field(default_factory=lambda: precision_preset("float32"))
+    attention: str = "xla"
+    remat: str = "none"
+    constrain: Callable[[jax.Array], jax.Array] = lambda x: x
+
+
+def _normal(config: EncoderConfig) -> nnx.Initializer:
+    return nnx.initializers.normal(config.initializer_range)
+
+
+def _norm(config: EncoderConfig, dtype: Any, rngs: nnx.Rngs) -> nnx.LayerNorm:
+    return nnx.LayerNorm(
+        config.width,
+        epsilon=config.layer_norm_eps,
+        dtype=dtype,
+        use_fast_variance=False,
+        rngs=rngs,
+    )
+
+
+class Embeddings(nnx.Module):
+    """Sum of gene, rank position and token type embeddings, normalised."""
+
+    def __init__(self, config: EncoderConfig, dtype: Any, rngs: nnx.Rngs):
+        def table(rows: int) -> nnx.Embed:
+            init = _normal(config)
+            return nnx.Embed(rows, config.width, dtype=dtype, embedding_init=init, rngs=rngs)
+
+        self.word = table(config.vocabulary_size)
+        self.position = table(config.positions)
+        self.token_type = table(config.token_types)
+        self.norm = _norm(config, dtype, rngs)
+        self.dropout = nnx.Dropout(config.dropout)
+        # BERT starts the pad row at zero.
+        self.word.embedding[...] = self.word.embedding[...].at[config.pad_token].set(0.0)
+
+    def __call__(
+        self, tokens_BT: jax.Array, positions_BT: jax.Array, dropout_key: jax.Array | None
+    ) -> jax.Array:
+        x_BTD = self.word(tokens_BT) + self.position(positions_BT)
+        x_BTD = x_BTD + self.token_type(jnp.zeros((), jnp.int32))
+        return _drop(self.dropout, self.norm(x_BTD), dropout_key)
+
+
+class Block(nnx.Module):
+    """One transformer layer: attention, then feed-forward, each added and then normalised."""
+
+    def __init__(self, config: EncoderConfig, dtype: Any, rngs: nnx.Rngs):
+        D, N, H = config.width, config.heads, config.head_size
+        kernel = {"kernel_init": _normal(config), "dtype": dtype, "rngs": rngs}
+        self.query = nnx.LinearGeneral(D, (N, H), **kernel)
+        self.key = nnx.LinearGeneral(D, (N, H), **kernel)
+        self.value = nnx.LinearGeneral(D, (N, H), **kernel)
+        self.attention_output = nnx.LinearGeneral((N, H), D, axis=(-2, -1), **kernel)
+        self.attention_norm = _norm(config, dtype, rngs)
+        self.up = nnx.Linear(D, config.feed_forward, **kernel)
+        self.down = nnx.Linear(config.feed_forward, D, **kernel)
+        self.output_norm = _norm(config, dtype, rngs)
+        self.dropout = nnx.Dropout(config.dropout)
+        self.attention_dropout = config.attention_dropout
+
+    def __call__(
+        self,
+        x_BTD: jax.Array,
+        lengths_B: jax.Array | None,
+        segments_BT: jax.Array | None,
+        attention: str,
+        dropout_key: jax.Array | None,
+    ) -> jax.Array:
+        keys = (None,) * 3 if dropout_key is None else jax.random.split(dropout_key, 3)
+        attended_BTNH = attend(
+            self.query(x_BTD),
+            self.key(x_BTD),
+            self.value(x_BTD),
+            lengths_B,
+            segments_BT=segments_BT,
+            implementation=attention,
+            dropout_rate=0.0 if dropout_key is None else self.attention_dropout,
+            dropout_key=keys[0],
+        )
+        attended_BTD = _drop(self.dropout, self.attention_output(attended_BTNH), keys[1])
+        x_BTD = self.attention_norm(x_BTD + attended_BTD)
+        forward_BTD = self.down(jax.nn.relu(self.up(x_BTD)))
+        return self.output_norm(x_BTD + _drop(self.dropout, forward_BTD, keys[2]))
+
+
+class Encoder(nnx.Module):
+    """Embeddings, stacked blocks and the masked-gene head: all weights of a pretrained model."""
+
+    def __init__(self, config: EncoderConfig, dtype: Any, rngs: nnx.Rngs):
+        self.embeddings = Embeddings(config, dtype, rngs)
+
+        @nnx.split_rngs(splits=config.layers)
+        @nnx.vmap(in_axes=(0,), out_axes=0)
+        def stacked(rngs: nnx.Rngs) -> Block:
+            return Block(config, dtype, rngs)
+
+        self.blocks = stacked(rngs)
+        self.masked_gene_head = MaskedGeneHead(config, dtype, rngs)
+
+
+def _drop(dropout: nnx.Dropout, x: jax.Array, key: jax.Array | None) -> jax.Array:
+    return x if key is None else dropout(x, deterministic=False, rngs=key)
+
+
+@functools.lru_cache(maxsize=32)
+def _definition(config: EncoderConfig, dtype: Any) -> tuple[nnx.GraphDef, nnx.State]:
+    """Graph and abstract weights of the encoder; builds no arrays."""
+    abstract = nnx.eval_shape(lambda: Encoder(config, dtype, nnx.Rngs(0)))
+    return nnx.split(abstract)
+
+
+def module(config: EncoderConfig, params: Params, precision: Precision) -> Encoder:
+    """Returns the NNX modules holding `params`, computing in the given precision."""
+    graph, abstract = _definition(config, precision.compute)
+    state = jax.tree.map(lambda leaf: leaf, abstract)
+    nnx.replace_by_pure_dict(state, params)
+    return nnx.merge(graph, state)
+
+
+def init_params(config: EncoderConfig, key: jax.Array) -> Params:
+    """Draws initial weights as BERT does: normal(0, initializer_range), zero biases, unit norms."""
+    encoder = Encoder(config, jnp.float32, nnx.Rngs(key))
+    return nnx.to_pure_dict(nnx.state(encoder, nnx.Param))
+
+
+def abstract_params(config: EncoderConfig) -> Params:
+    """Returns `init_params` as shapes and types only."""
+    return jax.eval_shape(lambda key: init_params(config, key), jax.random.key(0))
+
+
+def encode(
+    config: EncoderConfig,
+    params: Params,
+    tokens_BT: jax.Array,
+    lengths_B: jax.Array | None,
+    *,
+    layers: int | None = None,
+    runtime: Runtime | None = None,
+    dropout_key: jax.Array | None = None,
+    positions_BT: jax.Array | None = None,
+    segments_BT: jax.Array | None = None,
+) -> jax.Array:
+    """Runs the embeddings and the first `layers` blocks.
+
+    Args:
+      config: shape of the model.
+      params: weights, as `init_params` returns them.
+      tokens_BT: token ids, padded on the right.
+      lengths_B: number of real tokens in each row; None where `segments_BT` is given.
+      layers: blocks to run, all by default; 0 gives the embedding output. Nothing above is
+        computed.
+      runtime: how to compute.
+      dropout_key: a key switches dropout on; None is evaluation.
+      positions_BT: rank positions, 0..T-1 by default.
+      segments_BT: for rows that hold several cells, 1, 2, ... for the cell a token belongs to and 0
+        for padding; attention stays within a cell.
+
+    Returns:
+      Hidden states [B, T, D] in the compute type. Rows at or beyond a cell's length are meaningless
+      but finite.
+    """
+    runtime = runtime or Runtime()
+    body, x_BTD, scanned = _prepare(
+        config,
+        params,
+        tokens_BT,
+        lengths_B,
+        layers,
+        runtime,
+        dropout_key,
+        positions_BT,
+        segments_BT,
+    )
+    x_BTD, _ = jax.lax.scan(lambda x, s: (body(x, s), None), x_BTD, scanned)
+    return x_BTD
+
+
+def encode_all_layers(
+    config: EncoderConfig,
+    params: Params,
+    tokens_BT: jax.Array,
+    lengths_B: jax.Array,
+    *,
+    layers: int | None = None,
+    runtime: Runtime | None = None,
+) -> jax.Array:
+    """Like `encode`, but returns every hidden state [layers + 1, B, T, D], embeddings first."""
+    body, x_BTD, scanned = _prepare(
+        config, params, tokens_BT, lengths_B, layers, runtime or Runtime(), None, None, None
+    )
+
+    def keep(x: jax.Array, s: Any) -> tuple[jax.Array, jax.Array]:
+        x = body(x, s)
+        return x, x
+
+    _, hidden_LBTD = jax.lax.scan(keep, x_BTD, scanned)
+    return jnp.concatenate([x_BTD[None], hidden_LBTD])
+
+
+def _prepare(
+    config: EncoderConfig,
+    params: Params,
+    tokens_BT: jax.Array,
+    lengths_B: jax.Array | None,
+    layers: int | None,
+    runtime: Runtime,
+    dropout_key: jax.Array | None,
+    positions_BT: jax.Array | None,
+    segments_BT: jax.Array | None,
+) -> tuple[Callable[[jax.Array, Any], jax.Array], jax.Array, Any]:
+    """Returns (function of one block, embedding output, what to scan over)."""
+    T = tokens_BT.shape[1]
+    layers = config.layers if layers is None else layers
+    if not 0 <= layers <= config.layers:
+        raise InputError(
+            f"layer {layers} was asked of a model that has layers 0 to {config.layers}"
+        )
+    if T > config.positions:
+        raise InputError(
+            f"cells padded to {T} tokens do not fit a model of {config.positions} positions; "
+            f"tokenize with --max_length={config.positions}"
+        )
+    encoder = module(config, params, runtime.precision)
+    graph, blocks = nnx.split(encoder.blocks)
+    keys = None if dropout_key is None else jax.random.split(dropout_key, config.layers + 1)
+    if positions_BT is None:
+        positions_BT = jnp.arange(T, dtype=jnp.int32)[None]
+
+    def block(x_BTD: jax.Array, scanned: Any) -> jax.Array:
+        state, key = scanned
+        x_BTD = nnx.merge(graph, state)(x_BTD, lengths_B, segments_BT, runtime.attention, key)
+        return runtime.constrain(x_BTD)
+
+    if runtime.remat != "none":
+        block = jax.checkpoint(block, policy=REMAT_POLICIES[runtime.remat], prevent_cse=False)
+    embedded_BTD = encoder.embeddings(tokens_BT, positions_BT, None if keys is None else keys[-1])
+    first = jax.tree.map(lambda leaf: leaf[:layers], (blocks, None if keys is None else keys[:-1]))
+    return block, runtime.constrain(embedded_BTD), first
+
+
+def masked_gene_logits(
+    config: EncoderConfig,
+    params: Params,
+    hidden_BTD: jax.Array,
+    positions_BM: jax.Array,
+    precision: Precision,
+) -> jax.Array:
+    """Returns float32 vocabulary logits [B, M, V] at the given positions of the last hidden state.
+
+    Only these positions meet the vocabulary: for V1-10M the full head is 41 % of all FLOPs.
+    """
+    hidden_BMD = jnp.take_along_axis(hidden_BTD, positions_BM[..., None], axis=1)
+    encoder = module(config, params, precision)
+    return encoder.masked_gene_head(hidden_BMD, encoder.embeddings.word.embedding[...])
