@@ -1,0 +1,268 @@
+"""The original package's dictionaries, read without trusting them.
+
+The original keeps its vocabulary in four pickled dictionaries: token dictionary, gene medians, id
+mapping and gene names. A pickle can name any function to be called while it is read. The reader
+here looks up no name at all: the two numpy names that those files hold get stand-ins of ours, every
+other name is refused, so nothing outside this file is ever called.
+"""
+
+import io
+import pickle
+import pickletools
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NoReturn
+
+import numpy as np
+
+from geneformer_jax.cells.vocabulary import GeneVocabulary
+from geneformer_jax.common.errors import InputError
+
+TOKEN_PATTERN = "*token_dictionary*.pkl"
+_MEDIAN_PATTERN = "*gene_median_dictionary*.pkl"
+_MAPPING_PATTERN = "*ensembl_mapping_dict*.pkl"
+_NAME_PATTERN = "*gene_name_id_dict*.pkl"
+
+_SPECIAL_TOKENS = (("<pad>", "<mask>"), ("<pad>", "<mask>", "<cls>", "<eos>"))
+_NUMBER_CODES = frozenset("iuf")
+_LARGEST_FILE = 64 << 20
+
+# What the unpickler raises on bytes that are no whole pickle, or that misuse the stand-ins.
+_BROKEN = (
+    pickle.UnpicklingError,
+    AttributeError,
+    EOFError,
+    IndexError,
+    KeyError,
+    MemoryError,
+    OverflowError,
+    RecursionError,
+    TypeError,
+    ValueError,
+)
+
+
+class _PickledDtype:
+    """Stands in for numpy.dtype: remembers a number type, can do nothing else."""
+
+    __slots__ = ("byte_order", "code")
+
+    def __init__(self, code: str, *_: Any):
+        if code[0] not in _NUMBER_CODES or code[1:] not in ("1", "2", "4", "8"):
+            raise pickle.UnpicklingError(f"numpy type {code!r}")
+        self.code = code
+        self.byte_order = "="
+
+    def __setstate__(self, state: tuple) -> None:
+        self.byte_order = {"<": "<", ">": ">"}.get(state[1], "=")
+
+
+class _PickledScalar:
+    """Stands in for numpy's scalar: turns a number type and its bytes into a Python number."""
+
+    # No attributes: a pickle cannot leave anything behind on it.
+    __slots__ = ()
+
+    def __call__(self, dtype: _PickledDtype, content: bytes) -> int | float:
+        if type(dtype) is not _PickledDtype or type(content) is not bytes:
+            raise pickle.UnpicklingError("a numpy scalar that is no number")
+        (number,) = np.frombuffer(content, dtype.byte_order + dtype.code)
+        return number.item()
+
+
+class _PlainUnpickler(pickle.Unpickler):
+    """Reads dictionaries of text and numbers; refuses everything else by name."""
+
+    _STAND_INS = {
+        ("numpy", "dtype"): _PickledDtype,
+        ("numpy.core.multiarray", "scalar"): _PickledScalar(),
+        ("numpy._core.multiarray", "scalar"): _PickledScalar(),
+    }
+
+    def __init__(self, path: Path):
+        content = path.read_bytes()
+        _check_memo(content)
+        super().__init__(io.BytesIO(content))
+        self._path = path
+
+    def find_class(self, module: str, name: str) -> Any:
+        stand_in = self._STAND_INS.get((module, name))
+        if stand_in is None:
+            raise InputError(
+                f"{self._path} is refused: it asks for {_one_line(module)}.{_one_line(name)}, but a "
+                "dictionary of the original holds text and numbers only; nothing was executed, get the file anew "
+                "from its source"
+            )
+        return stand_in
+
+
+def _one_line(words: str) -> str:
+    return " ".join(words.split())[:80]
+
+
+def _check_memo(content: bytes) -> None:
+    """Refuses a memo index beyond the file's size: pickle would allocate a table up to it."""
+    for opcode, index, _ in pickletools.genops(content):
+        if opcode.name in ("PUT", "LONG_BINPUT") and index > len(content):
+            raise pickle.UnpicklingError(f"memo index {index}")
+
+
+def read_dictionary(path: Path | str) -> dict[str, Any]:
+    """Reads one pickled dictionary of the original, executing nothing that it names.
+
+    Args:
+      path: a pickle holding one dict from str to int, float or str; numpy numbers become Python's.
+
+    Raises:
+      InputError: the file names any global but numpy's scalar and dtype, is damaged, or is no such
+        dictionary.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"{path} is no file; name a dictionary of the original package")
+    if path.stat().st_size > _LARGEST_FILE:
+        raise InputError(
+            f"{path} is larger than 64 MiB, no dictionary of the original is; check it"
+        )
+    try:
+        found = _PlainUnpickler(path).load()
+    except InputError:
+        raise
+    except _BROKEN as error:
+        raise InputError(
+            f"{path} is no readable pickle ({type(error).__name__}: {_one_line(str(error))}); "
+            "get the file anew from its source"
+        ) from error
+    if not isinstance(found, dict) or not found:
+        raise InputError(f"{path} holds no dictionary with entries; name a dictionary file")
+    for key, value in found.items():
+        if type(key) is not str or type(value) not in (str, int, float):
+            raise InputError(
+                f"{path} holds an entry of {type(key).__name__} to {type(value).__name__}; "
+                "only text to text or numbers is read"
+            )
+    return found
+
+
+def holds_original_dictionaries(folder: Path | str) -> bool:
+    """Whether `folder` looks like the original's dictionaries (it holds a token dictionary)."""
+    folder = Path(folder)
+    return folder.is_dir() and any(folder.glob(TOKEN_PATTERN))
+
+
+def read_original_vocabulary(folder: Path | str, species: str = "human") -> GeneVocabulary:
+    """Reads the original's dictionaries (V1 or V2) as one vocabulary.
+
+    The files are found by name: `*token_dictionary*.pkl` and `*gene_median_dictionary*.pkl` must be
+    there; without `*ensembl_mapping_dict*.pkl` the id mapping is empty, without
+    `*gene_name_id_dict*.pkl` all symbols are ''.
+
+    Of the medians those of vocabulary genes are kept (V2's file is a superset). Of the id mapping
+    those entries are kept that lead to a vocabulary gene, as the original does; entries that map an
+    id to itself say nothing and are left out. If several names lead to one gene, its symbol is the
+    alphabetically first; a name that is the gene id itself is no symbol.
+
+    Args:
+      folder: folder with the pickled dictionaries, not searched recursively.
+      species: what the vocabulary is of; the original's own is human.
+
+    Raises:
+      InputError: a file is missing, ambiguous or refused (see `read_dictionary`); a gene has no
+        median; token ids are not special tokens first, then genes in ascending order of id.
+    """
+    folder = Path(folder)
+    tokens = read_dictionary(_find(folder, TOKEN_PATTERN))
+    special_tokens, gene_ids = _split_tokens(tokens, folder)
+    medians = read_dictionary(_find(folder, _MEDIAN_PATTERN))
+    mapping = _read_optional(folder, _MAPPING_PATTERN)
+    names = _read_optional(folder, _NAME_PATTERN)
+    known = set(gene_ids)
+    return GeneVocabulary(
+        gene_ids=np.array(gene_ids),
+        symbols=_symbols(gene_ids, names),
+        medians=_medians(gene_ids, medians, folder),
+        special_tokens=special_tokens,
+        id_mapping={
+            other.upper(): gene
+            for other, gene in mapping.items()
+            if gene in known and other != gene
+        },
+        species=species,
+    )
+
+
+def refuse_to_write_dictionaries(target: Path | str) -> NoReturn:
+    """Raises the InputError that says why no vocabulary is written as the original's pickles."""
+    raise InputError(
+        f"{target} cannot be written: the original's dictionaries are pickles, which this package "
+        "never writes; give the original the tokenised cells instead "
+        "(convert --source=STORE --target=NAME.dataset)"
+    )
+
+
+def _find(folder: Path, pattern: str, required: bool = True) -> Path | None:
+    found = sorted(folder.glob(pattern))
+    if len(found) > 1:
+        names = ", ".join(path.name for path in found)
+        raise InputError(f"{folder} holds several {pattern} ({names}); leave one of them there")
+    if not found and required:
+        raise InputError(f"{folder} holds no {pattern}; name the folder with the dictionaries")
+    return found[0] if found else None
+
+
+def _read_optional(folder: Path, pattern: str) -> dict[str, str]:
+    path = _find(folder, pattern, required=False)
+    content = {} if path is None else read_dictionary(path)
+    for key, value in content.items():
+        if type(value) is not str:
+            raise InputError(f'{path} maps "{key}" to {value!r}; a gene id is needed there')
+    return content
+
+
+def _split_tokens(tokens: Mapping[str, Any], folder: Path) -> tuple[tuple[str, ...], list[str]]:
+    """Special tokens and gene ids in token order, checked to be numbered as ours are."""
+    for name, token in tokens.items():
+        if type(token) is not int:
+            raise InputError(
+                f"the token dictionary in {folder} gives {name} the token {token!r}; a whole number "
+                "is needed"
+            )
+    special = tuple(sorted((name for name in tokens if name.startswith("<")), key=tokens.get))
+    if special not in _SPECIAL_TOKENS:
+        raise InputError(
+            f"the token dictionary in {folder} has the special tokens {', '.join(special) or 'none'}"
+            "; <pad>, <mask> (V1), or <pad>, <mask>, <cls>, <eos> (V2) are read"
+        )
+    genes = sorted(name for name in tokens if not name.startswith("<"))
+    if not genes:
+        raise InputError(f"the token dictionary in {folder} holds no genes; check the file")
+    for token, name in enumerate([*special, *genes]):
+        if tokens[name] != token:
+            raise InputError(
+                f"the token dictionary in {folder} gives {name} the token {tokens[name]!r}, not "
+                f"{token}: genes must follow the special tokens in ascending order of id; "
+                "only dictionaries numbered so are read"
+            )
+    return special, genes
+
+
+def _medians(gene_ids: list[str], medians: Mapping[str, Any], folder: Path) -> np.ndarray:
+    """Medians [G] float64 of the vocabulary's genes; raises InputError for one without."""
+    for gene in gene_ids:
+        median = medians.get(gene)
+        if type(median) not in (int, float) or not 0 < median < float("inf"):
+            stated = "no median" if median is None else f"the median {median!r}"
+            raise InputError(
+                f"the median dictionary in {folder} has {stated} for {gene}; every gene of the "
+                "token dictionary needs a positive one, so use dictionaries of one version"
+            )
+    return np.array([medians[gene] for gene in gene_ids], np.float64)
+
+
+def _symbols(gene_ids: list[str], names: Mapping[str, str]) -> np.ndarray:
+    """Symbols [G]: the alphabetically first name of each gene, '' where it has none."""
+    symbols: dict[str, str] = {}
+    for name in sorted(names, reverse=True):
+        if name != names[name]:
+            symbols[names[name]] = name
+    return np.array([symbols.get(gene, "") for gene in gene_ids])
