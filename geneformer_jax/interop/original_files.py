@@ -70,14 +70,16 @@ class _PickledScalar:
         return number.item()
 
 
+# numpy 2 spells the module with an underscore.
+_STAND_INS = {
+    ("numpy", "dtype"): _PickledDtype,
+    ("numpy.core.multiarray", "scalar"): _PickledScalar(),
+    ("numpy._core.multiarray", "scalar"): _PickledScalar(),
+}
+
+
 class _PlainUnpickler(pickle.Unpickler):
     """Reads dictionaries of text and numbers; refuses everything else by name."""
-
-    _STAND_INS = {
-        ("numpy", "dtype"): _PickledDtype,
-        ("numpy.core.multiarray", "scalar"): _PickledScalar(),
-        ("numpy._core.multiarray", "scalar"): _PickledScalar(),
-    }
 
     def __init__(self, path: Path):
         content = path.read_bytes()
@@ -86,12 +88,13 @@ class _PlainUnpickler(pickle.Unpickler):
         self._path = path
 
     def find_class(self, module: str, name: str) -> Any:
-        stand_in = self._STAND_INS.get((module, name))
+        stand_in = _STAND_INS.get((module, name))
         if stand_in is None:
+            wanted = f"{_one_line(module)}.{_one_line(name)}"
             raise InputError(
-                f"{self._path} is refused: it asks for {_one_line(module)}.{_one_line(name)}, but a "
-                "dictionary of the original holds text and numbers only; nothing was executed, get the file anew "
-                "from its source"
+                f"{self._path} is refused: it asks for {wanted}, but a dictionary of the original "
+                "holds text and numbers only; nothing was executed, get the file anew from its "
+                "source"
             )
         return stand_in
 
@@ -224,14 +227,15 @@ def _split_tokens(tokens: Mapping[str, Any], folder: Path) -> tuple[tuple[str, .
     for name, token in tokens.items():
         if type(token) is not int:
             raise InputError(
-                f"the token dictionary in {folder} gives {name} the token {token!r}; a whole number "
-                "is needed"
+                f"the token dictionary in {folder} gives {name} the token {token!r}; "
+                "a whole number is needed"
             )
     special = tuple(sorted((name for name in tokens if name.startswith("<")), key=tokens.get))
     if special not in _SPECIAL_TOKENS:
+        found = ", ".join(special) or "none"
         raise InputError(
-            f"the token dictionary in {folder} has the special tokens {', '.join(special) or 'none'}"
-            "; <pad>, <mask> (V1), or <pad>, <mask>, <cls>, <eos> (V2) are read"
+            f"the token dictionary in {folder} has the special tokens {found}; "
+            "<pad>, <mask> (V1), or <pad>, <mask>, <cls>, <eos> (V2) are read"
         )
     genes = sorted(name for name in tokens if not name.startswith("<"))
     if not genes:
