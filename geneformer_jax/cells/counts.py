@@ -1,47 +1,31 @@
 """Raw counts from files, a bounded number of cells at a time."""
 
-from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple, Protocol
 
-import numpy as np
-import pandas as pd
-from scipy import sparse
+from geneformer_jax.cells.anndata_counts import AnnDataFileSource, AnnDataSource
+from geneformer_jax.cells.count_paths import expand_paths
+from geneformer_jax.cells.count_source import CountBatch, CountSource
+from geneformer_jax.common.errors import InputError
+
+__all__ = ["AnnDataSource", "CountBatch", "CountSource", "expand_paths", "open_counts"]
 
 
-class CountBatch(NamedTuple):
-    """Some consecutive cells of a source.
+def open_counts(
+    path: Path | str, *, layer: str | None = None, gene_column: str | None = None
+) -> CountSource:
+    """Opens a file or folder of raw counts; reads its ids and totals, not its matrix.
 
-    Attributes:
-      counts: [cells, columns] raw counts; columns are those of the source, in its order.
-      totals: [cells] float64, all counts of each cell over all genes of its source.
-      start: row of the first cell in the source.
+    Args:
+      path: an .h5ad file or a zarr store of AnnData.
+      layer: the matrix with the raw counts: None for the main one (X), "raw" for AnnData's raw,
+        or the name of a layer.
+      gene_column: column with the gene ids; None for `ensembl_id` where there is one, or else the
+        index.
+
+    Raises:
+      InputError: nothing is there, or it cannot be read as counts.
     """
-
-    counts: sparse.csr_matrix
-    totals: np.ndarray
-    start: int
-
-
-class CountSource(Protocol):
-    """An open file or folder of raw counts.
-
-    Attributes:
-      path: where it is.
-      n_cells: its number of cells.
-      gene_ids: [columns] str, as written in the source.
-      symbols: [columns] str, or None where the source has none.
-      cell_ids: [n_cells] str.
-    """
-
-    path: Path
-    n_cells: int
-    gene_ids: np.ndarray
-    symbols: np.ndarray | None
-    cell_ids: np.ndarray
-
-    def obs(self, columns: list[str] | None = None) -> pd.DataFrame:
-        """Returns the asked (or all) per-cell columns, indexed by cell id."""
-
-    def batches(self, cells_per_batch: int = 4096) -> Iterator[CountBatch]:
-        """Yields all cells in order; raises InputError on counts that are not raw counts."""
+    path = Path(path)
+    if not path.exists():
+        raise InputError(f"{path} does not exist; check the path")
+    return AnnDataFileSource(path, layer=layer, gene_column=gene_column)

@@ -1,0 +1,210 @@
+"""Raw counts from AnnData: .h5ad files, zarr stores (formats 2 and 3), and objects in memory."""
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import anndata
+import h5py
+import numpy as np
+import zarr
+from scipy import sparse
+
+from geneformer_jax.cells.count_matrix import (
+    CompressedColumns,
+    CompressedRows,
+    Dense,
+    Pieces,
+    Rows,
+)
+from geneformer_jax.cells.count_source import (
+    MatrixSource,
+    as_fixed_text,
+    as_text,
+)
+from geneformer_jax.cells.reading import reading
+from geneformer_jax.cells.stored_tables import (
+    read_column,
+    read_index,
+    refuse_pickle,
+    require_chunks,
+    table_columns,
+)
+from geneformer_jax.common.errors import InputError, did_you_mean
+
+_RAW = "raw"
+
+
+class AnnDataFileSource(MatrixSource):
+    """An AnnData on disk; nothing but the asked elements is read."""
+
+    def __init__(self, path: Path, *, layer: str | None = None, gene_column: str | None = None):
+        """Reads ids and totals.
+
+        Args:
+          path: an .h5ad file or a zarr folder.
+          layer: None for X, "raw" for raw/X, or the name of a layer.
+          gene_column: var column with the gene ids; None for `ensembl_id`, or else the index.
+
+        Raises:
+          InputError: not an AnnData, or the layer or column is not there.
+        """
+        self.path = path
+        self.kind = "zarr AnnData" if path.is_dir() else "h5ad"
+        self._layer = layer
+        with reading(self.path, self.kind), self._root() as root:
+            self.matrix_name = self._matrix_path(root)
+            self.remedy = _layer_remedy(_other_matrices(root, self.matrix_name))
+            self.cell_ids = as_text(read_index(_member(root, "obs")))
+            var = root["raw/var" if self.matrix_name == "raw/X" else "var"]
+            self._set_genes(
+                table_columns(var),
+                lambda column: read_column(var, column),
+                index=as_fixed_text(read_index(var)),
+                gene_column=gene_column,
+            )
+            self._finish(_open_matrix(root[self.matrix_name], self._name()).shape)
+
+    @contextlib.contextmanager
+    def _root(self) -> Iterator[h5py.Group | zarr.Group]:
+        if self.path.is_dir():
+            yield zarr.open_group(self.path, mode="r")
+            return
+        with h5py.File(self.path, "r") as root:
+            yield root
+
+    def _name(self) -> str:
+        return f"{self.path} ({self.matrix_name})"
+
+    def _matrix_path(self, root: h5py.Group | zarr.Group) -> str:
+        for name in ("obs", "var"):
+            _member(root, name)
+        wanted = "X" if self._layer is None else f"layers/{self._layer}"
+        if self._layer == _RAW and "raw/X" in root:
+            wanted = "raw/X"
+        if wanted not in root:
+            others = _other_matrices(root, wanted)
+            what = "no X" if self._layer is None else f'no layer "{self._layer}"'
+            near = did_you_mean(self._layer, others) if self._layer else ""
+            raise InputError(f"{self.path} has {what}{near}; {_layer_remedy(others)}")
+        return wanted
+
+    @contextlib.contextmanager
+    def _matrix(self) -> Iterator[Rows | Pieces]:
+        with self._root() as root:
+            yield _open_matrix(root[self.matrix_name], self._name())
+
+    def _obs_columns(self) -> list[str]:
+        with self._root() as root:
+            return table_columns(root["obs"])
+
+    def _read_obs(self, columns: list[str]) -> dict[str, object]:
+        with self._root() as root:
+            return {column: read_column(root["obs"], column) for column in columns}
+
+
+class AnnDataSource(MatrixSource):
+    """An AnnData in memory, under the same protocol as a file; it is never changed."""
+
+    kind = "AnnData"
+
+    def __init__(
+        self, adata: anndata.AnnData, *, layer: str | None = None, gene_column: str | None = None
+    ):
+        """Takes ids and totals.
+
+        Args:
+          adata: with raw counts in the chosen matrix.
+          layer: None for X, "raw" for adata.raw, or the name of a layer.
+          gene_column: var column with the gene ids; None for `ensembl_id`, or else the index.
+
+        Raises:
+          InputError: the layer or column is not there, or the matrix is not in memory.
+        """
+        self.path = Path("AnnData")
+        self._adata = adata
+        others = [*adata.layers] + ([_RAW] if adata.raw is not None else [])
+        self.remedy = _layer_remedy(others)
+        if layer is None:
+            table, self._values = adata, adata.X
+        elif layer == _RAW and adata.raw is not None:
+            table, self._values, self.matrix_name = adata.raw, adata.raw.X, "raw/X"
+        elif layer in adata.layers:
+            table, self._values, self.matrix_name = adata, adata.layers[layer], f"layers/{layer}"
+        else:
+            raise InputError(
+                f'AnnData has no layer "{layer}"{did_you_mean(layer, others)}; {self.remedy}'
+            )
+        self.cell_ids = as_text(adata.obs_names)
+        self._set_genes(
+            [str(column) for column in table.var.columns],
+            lambda column: table.var[column],
+            index=as_fixed_text(table.var_names),
+            gene_column=gene_column,
+        )
+        self._finish(self._in_memory().shape)
+
+    def _in_memory(self) -> Rows | Pieces:
+        values, name = self._values, f"AnnData ({self.matrix_name})"
+        if isinstance(values, np.ndarray):
+            return Dense(values)
+        if sparse.issparse(values) and values.format == "csr":
+            return CompressedRows(values.data, values.indices, values.indptr, values.shape, name)
+        if sparse.issparse(values) and values.format == "csc":
+            return CompressedColumns(values.data, values.indices, values.indptr, values.shape, name)
+        raise InputError(
+            f"{name} is a {type(values).__name__}, but a NumPy array or a CSR or CSC matrix in "
+            "memory is needed; use adata.to_memory()"
+        )
+
+    @contextlib.contextmanager
+    def _matrix(self) -> Iterator[Rows | Pieces]:
+        yield self._in_memory()
+
+    def _obs_columns(self) -> list[str]:
+        return [str(column) for column in self._adata.obs.columns]
+
+    def _read_obs(self, columns: list[str]) -> dict[str, object]:
+        return {column: self._adata.obs[column].array for column in columns}
+
+
+def _member(root: h5py.Group | zarr.Group, name: str) -> h5py.Group | zarr.Group:
+    if name not in root:
+        raise InputError(
+            f'{root.name or "/"} has no "{name}": this is not an AnnData; give an .h5ad file or '
+            "zarr store written by AnnData"
+        )
+    return root[name]
+
+
+def _other_matrices(root: h5py.Group | zarr.Group, wanted: str) -> list[str]:
+    """What --layer could name."""
+    names = [name for name in root.get("layers", {}) if f"layers/{name}" != wanted]
+    return names + ([_RAW] if "raw/X" in root and wanted != "raw/X" else [])
+
+
+def _layer_remedy(others: list[str]) -> str:
+    if not others:
+        return "give a file with raw counts (this one has no other matrix)"
+    listed = ", ".join(f'"{name}"' for name in others)
+    return f"name the matrix with raw counts by --layer (this one also has {listed})"
+
+
+def _open_matrix(node: Mapping | h5py.Dataset | zarr.Array, name: str) -> Rows | Pieces:
+    """A matrix element as AnnData writes it: a group for CSR and CSC, an array for dense."""
+    refuse_pickle(node, name)
+    if not hasattr(node, "keys"):
+        if len(node.shape) != 2:
+            raise InputError(f"{name}: has {len(node.shape)} dimensions, but a matrix has 2")
+        return Dense(node)
+    # AnnData before 0.7 wrote h5sparse_format and h5sparse_shape.
+    encoding = str(node.attrs.get("encoding-type", node.attrs.get("h5sparse_format", "")))
+    shape = node.attrs.get("shape", node.attrs.get("h5sparse_shape"))
+    if shape is None or len(shape) != 2 or encoding[:3] not in ("csr", "csc"):
+        raise InputError(
+            f'{name}: encoding "{encoding}" is not known; CSR, CSC and dense matrices can be read'
+        )
+    cells, genes = (int(length) for length in shape)
+    require_chunks(node, name, genes)
+    layout = CompressedRows if encoding[:3] == "csr" else CompressedColumns
+    return layout(node["data"], node["indices"], node["indptr"], (cells, genes), name)

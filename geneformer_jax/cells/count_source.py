@@ -1,0 +1,267 @@
+"""What every source of raw counts has in common: batches, totals and per-cell columns."""
+
+import abc
+import contextlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+import numpy as np
+import pandas as pd
+from scipy import sparse
+
+from geneformer_jax.cells.count_matrix import Pieces, Rows
+from geneformer_jax.cells.raw_counts import Place, as_raw_counts
+from geneformer_jax.cells.reading import reading
+from geneformer_jax.cells.row_scratch import RowScratch
+from geneformer_jax.common.errors import InputError, did_you_mean
+
+TOTAL_COLUMN = "n_counts"
+_SYMBOL_COLUMNS = (
+    "gene_symbol",
+    "gene_symbols",
+    "symbol",
+    "symbols",
+    "feature_name",
+    "gene_name",
+    "gene_names",
+    "hgnc_symbol",
+    "Gene",
+)
+# A total kept as float32 differs from the exact sum by less than this share.
+_TOTAL_TOLERANCE = 1e-4
+_LISTED = 20
+_ID_COLUMN = "ensembl_id"
+_INDEX = "index"
+
+
+class CountBatch(NamedTuple):
+    """Some consecutive cells of a source.
+
+    Attributes:
+      counts: [cells, columns] int32 raw counts; columns are those of the source, in its order.
+        Indices are sorted and distinct within a cell, and no zero is stored.
+      totals: [cells] float64, all counts of each cell over all genes of its source; 0 only for a
+        cell without any count.
+      start: row of the first cell in the source.
+    """
+
+    counts: sparse.csr_matrix
+    totals: np.ndarray
+    start: int
+
+
+class CountSource(Protocol):
+    """An open file or folder of raw counts.
+
+    Attributes:
+      path: where it is.
+      n_cells: its number of cells.
+      gene_ids: [columns] str, as written in the source; '' where it has none.
+      symbols: [columns] str, or None where the source has none.
+      cell_ids: [n_cells] str (dtype object).
+    """
+
+    path: Path
+    n_cells: int
+    gene_ids: np.ndarray
+    symbols: np.ndarray | None
+    cell_ids: np.ndarray
+
+    def obs(self, columns: list[str] | None = None) -> pd.DataFrame:
+        """Returns the asked (or all) per-cell columns, indexed by cell id."""
+
+    def batches(self, cells_per_batch: int = 4096) -> Iterator[CountBatch]:
+        """Yields all cells in order; raises InputError on counts that are not raw counts."""
+
+
+class MatrixSource(abc.ABC):
+    """A CountSource over one matrix; each format says where its matrix and its columns are.
+
+    A format sets the attributes of CountSource and calls `_finish`. It opens its file anew for
+    each use, so that a source holds no file handle and can be sent to another process.
+    """
+
+    path: Path
+    kind: str
+    n_cells: int
+    gene_ids: np.ndarray
+    symbols: np.ndarray | None
+    cell_ids: np.ndarray
+    matrix_name: str = "X"
+    remedy: str = "give a file with raw counts"
+    _totals: np.ndarray | None = None
+    _scratch: RowScratch | None = None
+
+    @abc.abstractmethod
+    def _matrix(self) -> contextlib.AbstractContextManager[Rows | Pieces]:
+        """Opens the matrix for reading."""
+
+    @abc.abstractmethod
+    def _obs_columns(self) -> list[str]:
+        """Names of the per-cell columns."""
+
+    @abc.abstractmethod
+    def _read_obs(self, columns: list[str]) -> dict[str, object]:
+        """Reads per-cell columns as arrays of n_cells values."""
+
+    def __getstate__(self) -> dict[str, object]:
+        """A copy in another process makes its own scratch file."""
+        return {**self.__dict__, "_scratch": None}
+
+    def obs(self, columns: list[str] | None = None) -> pd.DataFrame:
+        """Returns the asked (or all) per-cell columns, indexed by cell id.
+
+        Raises:
+          InputError: a column is not there (near matches are named) or cannot be read.
+        """
+        with reading(self.path, self.kind):
+            known = self._obs_columns()
+            columns = known if columns is None else list(columns)
+            for column in columns:
+                if column not in known:
+                    raise self._no_column("obs", column, known)
+            values = self._read_obs(columns)
+        index = pd.Index(self.cell_ids, name="cell_id")
+        for column, value in values.items():
+            if len(value) != self.n_cells:
+                raise InputError(
+                    f'{self.path}: obs column "{column}" has {len(value)} values for '
+                    f"{self.n_cells} cells; write the file again"
+                )
+        return pd.DataFrame(values, index=index, columns=columns)
+
+    def batches(self, cells_per_batch: int = 4096) -> Iterator[CountBatch]:
+        """Yields all cells in order, at most `cells_per_batch` at a time, fewer if cells are deep.
+
+        Raises:
+          InputError: the matrix cannot be read, is not made of raw counts, or has no count at all.
+        """
+        if cells_per_batch < 1:
+            raise InputError(f"cells_per_batch is {cells_per_batch}, but must be at least 1")
+        found = False
+        with reading(self.path, self.kind):
+            for start, rows in self._rows(cells_per_batch):
+                place = Place(
+                    f"{self.path} ({self.matrix_name})",
+                    self.cell_ids[start : start + rows.shape[0]],
+                    self.gene_ids,
+                    self.remedy,
+                )
+                counts = as_raw_counts(rows, place)
+                found = found or counts.nnz > 0
+                yield CountBatch(counts, self._batch_totals(counts, start), start)
+        if not found:
+            raise InputError(f"{self.path} ({self.matrix_name}): no cell has a count above 0")
+
+    def _rows(self, cells_per_batch: int) -> Iterator[tuple[int, sparse.csr_matrix]]:
+        if self._scratch is None:
+            with self._matrix() as matrix:
+                if isinstance(matrix, Rows):
+                    yield from matrix.rows(cells_per_batch)
+                    return
+                self._scratch = RowScratch.filled(matrix)
+        yield from self._scratch.rows(cells_per_batch)
+
+    def _batch_totals(self, counts: sparse.csr_matrix, start: int) -> np.ndarray:
+        summed = counts @ np.ones(counts.shape[1])
+        if self._totals is None:
+            return summed
+        given = self._totals[start : start + len(summed)]
+        wrong = np.flatnonzero(given < summed * (1 - _TOTAL_TOLERANCE))
+        if wrong.size:
+            row = wrong[0]
+            raise InputError(
+                f'{self.path}: cell "{self.cell_ids[start + row]}" has {TOTAL_COLUMN} '
+                f"{given[row]:g}, less than the {summed[row]:g} counts of its genes; correct or "
+                f"remove obs column {TOTAL_COLUMN} (without it the totals are computed)"
+            )
+        return given
+
+    def _set_genes(
+        self,
+        columns: list[str],
+        read: Callable[[str], object],
+        *,
+        index: np.ndarray,
+        gene_column: str | None,
+    ) -> None:
+        """Takes gene ids and symbols from a table of genes.
+
+        Args:
+          columns: of the table.
+          read: returns one column.
+          index: [genes] str, the table's index.
+          gene_column: the column with the ids, "index", or None for the usual one.
+        """
+        if gene_column not in (None, _INDEX, *columns):
+            raise self._no_column("var", gene_column, [*columns, _INDEX])
+        column = gene_column or (_ID_COLUMN if _ID_COLUMN in columns else _INDEX)
+        named = column in columns
+        self.gene_ids = as_fixed_text(read(column)) if named else index
+        symbols = [name for name in _SYMBOL_COLUMNS if name in columns and name != column]
+        self.symbols = None
+        if symbols:
+            self.symbols = as_fixed_text(read(symbols[0]))
+        elif named and not all(name.isdigit() for name in index):
+            self.symbols = index
+
+    def _finish(self, shape: tuple[int, int]) -> None:
+        """Checks that matrix, cells and genes agree, and reads the given totals."""
+        if 0 in shape:
+            raise InputError(
+                f"{self.path} ({self.matrix_name}): the matrix is empty "
+                f"({shape[0]} cells x {shape[1]} genes); give a file with cells and genes"
+            )
+        if shape != (len(self.cell_ids), len(self.gene_ids)):
+            raise InputError(
+                f"{self.path} ({self.matrix_name}): the matrix has {shape[0]} cells x {shape[1]} "
+                f"genes, but {len(self.cell_ids)} cells and {len(self.gene_ids)} genes are named; "
+                "the file is damaged or not in the expected layout"
+            )
+        self.n_cells = shape[0]
+        if TOTAL_COLUMN in self._obs_columns():
+            self._totals = self._valid_totals(self._read_obs([TOTAL_COLUMN])[TOTAL_COLUMN])
+
+    def _valid_totals(self, values: object) -> np.ndarray:
+        remedy = f"correct or remove obs column {TOTAL_COLUMN} (without it the totals are computed)"
+        try:
+            totals = pd.Series(values).to_numpy(dtype=np.float64, na_value=np.nan)
+        except (TypeError, ValueError) as error:
+            raise InputError(f"{self.path}: {TOTAL_COLUMN} is not made of numbers; {remedy}") from (
+                error
+            )
+        if len(totals) != self.n_cells:
+            raise InputError(
+                f"{self.path}: {TOTAL_COLUMN} has {len(totals)} values for {self.n_cells} cells; "
+                f"{remedy}"
+            )
+        wrong = np.flatnonzero(~np.isfinite(totals) | (totals < 0))
+        if wrong.size:
+            raise InputError(
+                f'{self.path}: cell "{self.cell_ids[wrong[0]]}" has {TOTAL_COLUMN} '
+                f"{totals[wrong[0]]:g}, but a total is a number of at least 0; {remedy}"
+            )
+        return totals
+
+    def _no_column(self, table: str, column: str, known: list[str]) -> InputError:
+        listed = ", ".join(known[:_LISTED]) + (", ..." if len(known) > _LISTED else "")
+        return InputError(
+            f'{self.path}: {table} has no column "{column}"{did_you_mean(column, known)}; '
+            f"its columns: {listed or 'none'}"
+        )
+
+
+def as_text(values: object) -> np.ndarray:
+    """[n] str (dtype object) of texts, bytes, numbers or categories; '' where missing."""
+    series = pd.Series(np.asarray(values, dtype=object))
+    missing = series.isna().to_numpy()
+    texts = [v.decode() if isinstance(v, bytes) else str(v) for v in series]
+    result = np.array(texts, dtype=object)
+    result[missing] = ""
+    return result
+
+
+def as_fixed_text(values: object) -> np.ndarray:
+    """[n] str (dtype U), '' where missing; for genes, of which there are few."""
+    return as_text(values).astype(str)

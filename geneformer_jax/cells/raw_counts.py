@@ -1,0 +1,113 @@
+"""The rule for raw counts: whole numbers of at least 0, and what else a matrix may look like."""
+
+from typing import NamedTuple
+
+import numpy as np
+from scipy import sparse
+
+from geneformer_jax.common.errors import InputError
+
+_MOST = np.iinfo(np.int32).max
+# log1p of a count scaled to any usual total stays far below this.
+_LARGEST_LOG = 30.0
+_NEAR = 1e-2
+
+
+class Place(NamedTuple):
+    """Where rows of a matrix come from, to name it in an error.
+
+    Attributes:
+      matrix: file and matrix.
+      cell_ids: [rows] str.
+      gene_ids: [columns] str.
+      remedy: what the user can do about values that are not raw counts.
+    """
+
+    matrix: str
+    cell_ids: np.ndarray
+    gene_ids: np.ndarray
+    remedy: str
+
+
+def as_raw_counts(rows: sparse.csr_matrix, place: Place) -> sparse.csr_matrix:
+    """Returns int32 counts with sorted distinct indices and no stored zero.
+
+    Entries that a file holds twice for one cell and gene are added, as in every sparse matrix.
+
+    Args:
+      rows: [cells, genes] of any numeric type; its index arrays must be within bounds.
+      place: names for errors.
+
+    Raises:
+      InputError: a value is negative, not a whole number, not finite or beyond int32.
+    """
+    data = rows.data
+    if data.dtype.kind not in "iufb":
+        raise InputError(f"{place.matrix}: holds {data.dtype}, but raw counts are numbers")
+    with np.errstate(invalid="ignore"):
+        whole = data.astype(np.int32)
+        sound = bool(np.array_equal(whole.astype(data.dtype, copy=False), data))
+    if not sound or (whole.size and whole.min() < 0):
+        raise _not_raw(rows, place)
+    counts = sparse.csr_matrix((whole, rows.indices, rows.indptr), shape=rows.shape)
+    if not counts.has_canonical_format:
+        counts = _add_duplicates(counts, place)
+    if np.count_nonzero(counts.data) < counts.nnz:
+        # A copy, because the index arrays may be those of an AnnData in memory.
+        counts = counts.copy()
+        counts.eliminate_zeros()
+    return counts
+
+
+def _add_duplicates(counts: sparse.csr_matrix, place: Place) -> sparse.csr_matrix:
+    wide = sparse.csr_matrix(
+        (counts.data.astype(np.int64), counts.indices.copy(), counts.indptr), shape=counts.shape
+    )
+    wide.sum_duplicates()
+    if wide.nnz and wide.data.max() > _MOST:
+        raise _not_raw(wide, place)
+    return wide.astype(np.int32)
+
+
+def _not_raw(rows: sparse.csr_matrix, place: Place) -> InputError:
+    """The error for the first value that is not a raw count."""
+    data = rows.data
+    wrong = ~np.isfinite(data) | (data < 0) | (data > _MOST) | (data != np.floor(data))
+    entry = int(np.flatnonzero(wrong)[0])
+    row = int(np.searchsorted(rows.indptr, entry, side="right")) - 1
+    value = data[entry]
+    where = (
+        f'{place.matrix}: cell "{place.cell_ids[row]}", '
+        f'gene "{place.gene_ids[rows.indices[entry]]}": value {value:g}'
+    )
+    if not np.isfinite(value):
+        return InputError(f"{where} is not a number; raw counts are needed: {place.remedy}")
+    if value < 0:
+        looks = " (scaled or corrected values?)"
+        return InputError(f"{where} is negative{looks}; raw counts are needed: {place.remedy}")
+    if value > _MOST:
+        return InputError(f"{where} is too large to be a raw count: {place.remedy}")
+    cell = data[rows.indptr[row] : rows.indptr[row + 1]]
+    return InputError(
+        f"{where} is not a whole number; raw counts are needed, and {_looks_like(cell)}: "
+        f"{place.remedy}"
+    )
+
+
+def _looks_like(values: np.ndarray) -> str:
+    """What was probably done to the counts of one cell, from its values."""
+    values = np.asarray(values, dtype=np.float64)
+    values = values[np.isfinite(values) & (values > 0)]
+    if values.max() < _LARGEST_LOG and _are_multiples(np.expm1(values)):
+        return "this looks log-transformed"
+    if _are_multiples(values):
+        return "this looks normalised (counts divided by a total)"
+    if values.max() < _LARGEST_LOG:
+        return "this looks log-transformed or scaled"
+    return "this looks corrected or estimated"
+
+
+def _are_multiples(values: np.ndarray) -> bool:
+    """Whether all values are near whole multiples of the smallest one."""
+    multiples = values / values.min()
+    return bool(np.all(np.abs(multiples - np.rint(multiples)) <= _NEAR * multiples))

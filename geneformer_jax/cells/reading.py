@@ -1,0 +1,47 @@
+"""Damaged files told in one line, whatever the library that stumbled over them."""
+
+import contextlib
+import struct
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+
+from geneformer_jax.common.errors import InputError
+
+# What h5py, zarr, numcodecs, anndata, pandas and gzip raise on damaged bytes. A damaged length
+# asks for absurd amounts of memory, hence MemoryError.
+_DAMAGE = (
+    OSError,
+    EOFError,
+    ValueError,
+    TypeError,
+    LookupError,
+    AttributeError,
+    RuntimeError,
+    ArithmeticError,
+    MemoryError,
+    AssertionError,
+    struct.error,
+    zlib.error,
+)
+_LONGEST = 300
+
+
+@contextlib.contextmanager
+def reading(path: Path, kind: str) -> Iterator[None]:
+    """Turns what a library raises on a damaged file into an InputError that names the file.
+
+    Raises:
+      InputError: anything in the block failed, except for missing files and permissions, which
+        are told as what they are.
+    """
+    try:
+        yield
+    except (InputError, FileNotFoundError, PermissionError, IsADirectoryError):
+        raise
+    except _DAMAGE as error:
+        what = " ".join(str(error).split())[:_LONGEST] or type(error).__name__
+        raise InputError(
+            f"{path} cannot be read as {kind}: {what}; if it is {kind}, it is damaged or not "
+            "complete: copy or write it again"
+        ) from error
