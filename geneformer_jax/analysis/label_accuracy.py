@@ -1,0 +1,102 @@
+"""How well a representation of cells tells known labels apart, beside simple yardsticks.
+
+Zero-shot embeddings have to be compared with what a principal component analysis of the counts
+gives, and both with chance, before anything is read into them.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+from scipy import sparse
+from sklearn.decomposition import PCA
+from sklearn.model_selection import StratifiedKFold, cross_val_predict
+from sklearn.neighbors import KNeighborsClassifier
+
+from geneformer_jax.common.errors import InputError
+
+NEIGHBOURS = 15
+FOLDS = 5
+_TARGET_SUM = 10_000
+
+
+class LabelAccuracy(NamedTuple):
+    """Cross-validated accuracy of a nearest-neighbour classifier, with its chance levels.
+
+    Attributes:
+      accuracy: share of cells whose label the neighbours in other folds vote for.
+      majority: share of the commonest label, what always naming it would score.
+      shuffled: the same classifier on labels dealt out at random.
+      cells: cells that took part.
+      classes: labels that took part.
+      left_out: cells without a label, or with a label that has fewer cells than there are folds.
+    """
+
+    accuracy: float
+    majority: float
+    shuffled: float
+    cells: int
+    classes: int
+    left_out: int
+
+
+def label_accuracy(features: np.ndarray, labels: pd.Series, seed: int = 0) -> LabelAccuracy:
+    """Measures how well the nearest neighbours of a cell name its label.
+
+    15 neighbours by Euclidean distance, 5 stratified folds.
+
+    Args:
+      features: [cells, D], for example `.obsm["X_geneformer"]`.
+      labels: [cells] categories, missing where unknown.
+      seed: of the folds and of the shuffled labels.
+
+    Raises:
+      InputError: fewer than two labels have enough cells.
+    """
+    if len(labels) != len(features):
+        raise InputError(f"{len(labels)} labels for {len(features)} cells; they must match")
+    labels = labels.astype("object")
+    known = labels.notna().to_numpy()
+    sizes = labels[known].value_counts()
+    frequent = sizes.index[sizes >= FOLDS]
+    kept = known & labels.isin(frequent).to_numpy()
+    if len(frequent) < 2:
+        raise InputError(
+            f"column {labels.name} has {len(frequent)} labels with at least {FOLDS} cells, but an "
+            "accuracy needs two; name a column with more labels"
+        )
+    features, names = np.asarray(features)[kept], labels[kept].astype(str).to_numpy()
+    folds = StratifiedKFold(FOLDS, shuffle=True, random_state=seed)
+    classifier = KNeighborsClassifier(min(NEIGHBOURS, len(names) // 2))
+
+    def accuracy(targets: np.ndarray) -> float:
+        return float((cross_val_predict(classifier, features, targets, cv=folds) == targets).mean())
+
+    return LabelAccuracy(
+        accuracy=accuracy(names),
+        majority=float(sizes[frequent].max() / kept.sum()),
+        shuffled=accuracy(np.random.default_rng(seed).permutation(names)),
+        cells=int(kept.sum()),
+        classes=len(frequent),
+        left_out=int((~kept).sum()),
+    )
+
+
+def log_count_components(
+    counts: sparse.csr_matrix, totals: np.ndarray, components: int = 50, seed: int = 0
+) -> np.ndarray:
+    """Returns the first principal components of log(1 + counts per 10,000).
+
+    Args:
+      counts: [cells, genes] raw counts.
+      totals: [cells] all counts of each cell.
+      components: how many; fewer where there are not so many cells or genes.
+      seed: of the solver's start.
+
+    Returns:
+      float64 [cells, components].
+    """
+    scale = sparse.diags_array(_TARGET_SUM / np.maximum(totals, 1))
+    logged = sparse.csr_matrix(scale @ counts.astype(np.float64)).log1p()
+    components = min(components, *(size - 1 for size in logged.shape))
+    return PCA(components, svd_solver="arpack", random_state=seed).fit_transform(logged)
