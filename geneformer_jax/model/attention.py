@@ -4,21 +4,21 @@ One law for all of them: a position takes weight only from positions of its own 
 at a pad position is exactly zero, so that nothing a pad computes reaches a value or a gradient. The
 original masks keys only and lets pad queries attend; what they yield is never used, so real
 positions agree with it.
-
-Shape suffixes: B batch, T tokens, N heads, H head size, as in `model/config.py`.
 """
 
-from functools import partial
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from geneformer_jax.common.errors import InputError, did_you_mean
+from geneformer_jax.model.plain_attention import attend_chunked, attend_plain, softmax_weights
+from geneformer_jax.model.splash_attention import attend_splash
 
-IMPLEMENTATIONS = ("xla",)
-# Not the smallest float32: subtracting two of those overflows to -inf, and then to NaN.
-NEG = -1e30
+IMPLEMENTATIONS = ("xla", "chunked", "cudnn", "splash")
+# Longest cells for which "auto" materialises all scores; beyond, chunks are faster and far smaller.
+LONGEST_PLAIN = 512
+_UNPACKED = "needs rows of one cell each, not packed cells"
 
 
 class AttentionChoice(NamedTuple):
@@ -26,6 +26,15 @@ class AttentionChoice(NamedTuple):
 
     implementation: str
     reason: str
+
+
+class _Situation(NamedTuple):
+    platform: str
+    compute_dtype: jnp.dtype
+    head_size: int
+    dropout_rate: float
+    packed: bool
+    compute_capability: float | None
 
 
 def choose_attention(
@@ -37,16 +46,102 @@ def choose_attention(
     dropout_rate: float,
     packed: bool,
     positions: int,
+    compute_capability: float | None = None,
 ) -> AttentionChoice:
     """Returns the implementation to run, resolving "auto" and refusing what cannot run.
+
+    "auto" takes the fused kernel of the platform where that can run, else "xla" for cells of up to
+    `LONGEST_PLAIN` tokens and "chunked" for longer ones.
+
+    Args:
+      requested: "auto" or one of `IMPLEMENTATIONS`.
+      platform: of the devices that compute, as `jax.default_backend()` names it.
+      compute_dtype: of queries, keys and values.
+      head_size: H.
+      dropout_rate: on the attention weights in training; 0 for inference.
+      packed: whether rows hold several cells.
+      positions: T of the longest batch.
+      compute_capability: of the GPU, such as 7.0 (V100) or 9.0 (H100). By default the first local
+        device is asked.
 
     Raises:
       InputError: an unknown name, or an implementation that cannot run here.
     """
-    del platform, compute_dtype, head_size, dropout_rate, packed, positions
     if requested not in ("auto", *IMPLEMENTATIONS):
-        raise InputError(_unknown(requested))
-    return AttentionChoice("xla", "the only implementation")
+        raise InputError(_unknown(requested, ("auto", *IMPLEMENTATIONS)))
+    if compute_capability is None and platform in ("gpu", "cuda"):
+        compute_capability = _local_compute_capability()
+    situation = _Situation(
+        platform, jnp.dtype(compute_dtype), head_size, dropout_rate, packed, compute_capability
+    )
+    if requested == "auto":
+        return _choose_automatically(situation, positions)
+    _refuse(requested, _obstacle(requested, situation))
+    return AttentionChoice(requested, "asked for")
+
+
+def _choose_automatically(situation: _Situation, positions: int) -> AttentionChoice:
+    fused = {"gpu": "cudnn", "cuda": "cudnn", "tpu": "splash"}.get(situation.platform)
+    obstacle = _obstacle(fused, situation)
+    if fused and not obstacle:
+        return AttentionChoice(fused, f"the fused kernel for {situation.platform}")
+    without = f'; "{fused}" {obstacle}' if fused else ""
+    if positions <= LONGEST_PLAIN:
+        return AttentionChoice("xla", f"cells of at most {LONGEST_PLAIN} tokens{without}")
+    return AttentionChoice("chunked", f"cells of more than {LONGEST_PLAIN} tokens{without}")
+
+
+def _obstacle(implementation: str | None, situation: _Situation) -> str | None:
+    """Returns what a fused kernel needs and does not find, or None where it can run."""
+    match implementation:
+        case "cudnn":
+            return _cudnn_obstacle(situation)
+        case "splash":
+            return _splash_obstacle(situation)
+    return None
+
+
+def _cudnn_obstacle(situation: _Situation) -> str | None:
+    capability = situation.compute_capability
+    if situation.platform not in ("gpu", "cuda"):
+        return f"needs an NVIDIA GPU, not {situation.platform}"
+    if capability is None or capability < 8:
+        return f"needs an NVIDIA GPU of compute capability 8.0 or more, not {capability}"
+    if situation.compute_dtype not in (jnp.bfloat16, jnp.float16):
+        return f"needs precision bfloat16 or float16, not {situation.compute_dtype}"
+    largest = 256 if capability >= 9 else 128
+    if situation.head_size % 8 or situation.head_size > largest:
+        return f"needs a head size of 8, 16, ... {largest}, not {situation.head_size}"
+    if situation.packed:
+        return _UNPACKED
+    return _dropout_obstacle(situation.dropout_rate)
+
+
+def _splash_obstacle(situation: _Situation) -> str | None:
+    if situation.platform != "tpu":
+        return f"needs a TPU, not {situation.platform}"
+    if situation.compute_dtype not in (jnp.bfloat16, jnp.float32):
+        return f"needs precision bfloat16 or float32, not {situation.compute_dtype}"
+    return _dropout_obstacle(situation.dropout_rate)
+
+
+def _dropout_obstacle(rate: float) -> str | None:
+    return f"needs attention dropout 0, not {rate}" if rate else None
+
+
+def _refuse(implementation: str, obstacle: str | None):
+    if obstacle:
+        raise InputError(
+            f'attention "{implementation}" {obstacle}: change that, or use attention "auto"'
+        )
+
+
+def _local_compute_capability() -> float | None:
+    """Returns the compute capability of the first local device, None where it is no NVIDIA GPU."""
+    try:
+        return float(getattr(jax.local_devices()[0], "compute_capability", ""))
+    except ValueError:
+        return None
 
 
 def attend(
@@ -62,7 +157,7 @@ def attend(
 ):
     """Returns softmax(q k^T / sqrt(H)) v within each cell, [B, T, N, H] in the dtype of `q_BTNH`.
 
-    Scores and softmax are float32 whatever the compute dtype.
+    Scores and softmax are float32 whatever the compute dtype. A row may be all pads.
 
     Args:
       q_BTNH, k_BTNH, v_BTNH: queries, keys and values of one floating dtype.
@@ -74,29 +169,40 @@ def attend(
       segments_BT: int32, 1.. for each packed cell, 0 for pads; attention stays within a segment.
 
     Raises:
-      InputError: an unknown implementation, or both or neither of lengths and segments.
+      InputError: an unknown implementation, or one that has no dropout or no segments where these
+        are asked for; both or neither of lengths and segments.
     """
     if (lengths_B is None) == (segments_BT is None):
-        raise InputError("attend takes either lengths_B or segments_BT: give exactly one of them")
-    if implementation not in IMPLEMENTATIONS:
-        raise InputError(_unknown(implementation))
+        raise InputError("attend got both or neither of lengths_B and segments_BT: give one")
     if dropout_key is None:
         dropout_rate = 0.0
-    segments_BT = _segments(lengths_B, q_BTNH.shape[1]) if segments_BT is None else segments_BT
-    out_BTNH = _attend_xla(q_BTNH, k_BTNH, v_BTNH, segments_BT, dropout_rate, dropout_key)
+    if segments_BT is None:
+        segments_BT = _segments(lengths_B, q_BTNH.shape[1])
+    qkv = q_BTNH, k_BTNH, v_BTNH
+    match implementation:
+        case "xla":
+            out_BTNH = attend_plain(*qkv, segments_BT, segments_BT, dropout_rate, dropout_key)
+        case "chunked":
+            out_BTNH = attend_chunked(*qkv, segments_BT, dropout_rate, dropout_key)
+        case "cudnn":
+            _refuse(implementation, _dropout_obstacle(dropout_rate))
+            out_BTNH = _attend_cudnn(*qkv, lengths_B)
+        case "splash":
+            _refuse(implementation, _dropout_obstacle(dropout_rate))
+            out_BTNH = attend_splash(*qkv, segments_BT)
+        case _:
+            raise InputError(_unknown(implementation, IMPLEMENTATIONS))
     return jnp.where((segments_BT > 0)[:, :, None, None], out_BTNH, 0)
 
 
 def attention_weights(q_BTNH, k_BTNH, lengths_B):
-    """Returns the softmax weights, float32 [B, N, T, T] (query, key); rows of pads are zero."""
+    """Returns the softmax weights, float32 [B, N, T, T] (query, key), for attention analysis.
+
+    The row of a real query sums to 1 over the real keys; rows of pads are zero.
+    """
     segments_BT = _segments(lengths_B, q_BTNH.shape[1])
-    weights_BNTT = _softmax_weights(q_BTNH, k_BTNH, segments_BT)
+    weights_BNTT = softmax_weights(q_BTNH, k_BTNH, segments_BT, segments_BT)
     return jnp.where((segments_BT > 0)[:, None, :, None], weights_BNTT, 0)
-
-
-def _unknown(name: str) -> str:
-    known = ", ".join(IMPLEMENTATIONS)
-    return f'attention "{name}" is unknown: use one of {known}{did_you_mean(name, IMPLEMENTATIONS)}'
 
 
 def _segments(lengths_B, positions: int):
@@ -104,40 +210,23 @@ def _segments(lengths_B, positions: int):
     return (jnp.arange(positions) < lengths_B[:, None]).astype(jnp.int32)
 
 
-def _softmax_weights(q_BTNH, k_BTNH, segments_BT):
-    scale = q_BTNH.shape[-1] ** -0.5
-    scores_BNTT = scale * einsum_f32("btnh,bsnh->bnts", q_BTNH, k_BTNH)
-    same_BNTT = (segments_BT[:, :, None] == segments_BT[:, None, :])[:, None]
-    return jax.nn.softmax(jnp.where(same_BNTT, scores_BNTT, NEG), axis=-1)
+def _attend_cudnn(q_BTNH, k_BTNH, v_BTNH, lengths_B):
+    """Returns cuDNN's fused attention, told the lengths: a mask would become a [B, T, T] bias."""
+    if lengths_B is None:
+        _refuse("cudnn", _UNPACKED)
+    # No kernel is trusted with a softmax over no keys at all: an empty row attends its first pad.
+    lengths_B = jnp.maximum(lengths_B, 1)
+    return jax.nn.dot_product_attention(
+        q_BTNH,
+        k_BTNH,
+        v_BTNH,
+        query_seq_lengths=lengths_B,
+        key_value_seq_lengths=lengths_B,
+        implementation="cudnn",
+    )
 
 
-def _attend_xla(q_BTNH, k_BTNH, v_BTNH, segments_BT, dropout_rate, dropout_key):
-    weights_BNTT = _softmax_weights(q_BTNH, k_BTNH, segments_BT)
-    if dropout_rate:
-        kept = jax.random.bernoulli(dropout_key, 1 - dropout_rate, weights_BNTT.shape)
-        weights_BNTT = jnp.where(kept, weights_BNTT / (1 - dropout_rate), 0)
-    out_BTNH = einsum_f32("bnts,bsnh->btnh", weights_BNTT.astype(v_BTNH.dtype), v_BTNH)
-    return out_BTNH.astype(q_BTNH.dtype)
-
-
-@partial(jax.custom_vjp, nondiff_argnums=(0,))
-def einsum_f32(spec: str, a, b):
-    """Returns the einsum of two arrays of one dtype, accumulated in float32.
-
-    Its gradient rounds the cotangent to the dtype of the operands first. Left to itself, JAX
-    multiplies a float32 cotangent with a half-precision operand, and that runs as float32.
-    """
-    return jnp.einsum(spec, a, b, preferred_element_type=jnp.float32)
-
-
-def _einsum_f32_forward(spec, a, b):
-    return einsum_f32(spec, a, b), (a, b)
-
-
-def _einsum_f32_backward(spec, operands, cotangent):
-    a, b = operands
-    _, transpose = jax.vjp(partial(jnp.einsum, spec), a, b)
-    return transpose(cotangent.astype(a.dtype))
-
-
-einsum_f32.defvjp(_einsum_f32_forward, _einsum_f32_backward)
+def _unknown(name: str, known: tuple[str, ...]) -> str:
+    return (
+        f'attention "{name}" is unknown: use one of {", ".join(known)}{did_you_mean(name, known)}'
+    )
