@@ -61,9 +61,7 @@ def _explain(error: OSError) -> str:
     """One line for what the operating system refused; re-raises what is not the user's to mend."""
     where = error.filename or "the output folder"
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return (
-            f"no space left while writing {where}; free some space and run the same command again"
-        )
+        return f"no space left while writing {where}; free some and run the same command again"
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         return f"no permission for {where}; change its permissions or name another path"
     if error.errno == errno.ENOENT:

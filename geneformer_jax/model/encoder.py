@@ -84,6 +84,7 @@ class Embeddings(nnx.Module):
     def __call__(
         self, tokens_BT: jax.Array, positions_BT: jax.Array, dropout_key: jax.Array | None
     ) -> jax.Array:
+        """Returns embeddings [B, T, D] of token ids [B, T]; a key switches dropout on."""
         x_BTD = self.word(tokens_BT) + self.position(positions_BT)
         x_BTD = x_BTD + self.token_type(jnp.zeros((), jnp.int32))
         return _drop(self.dropout, self.norm(x_BTD), dropout_key)
@@ -114,6 +115,7 @@ class Block(nnx.Module):
         attention: str,
         dropout_key: jax.Array | None,
     ) -> jax.Array:
+        """Returns the block's hidden states [B, T, D]; arguments as in `encode`."""
         keys = (None,) * 3 if dropout_key is None else jax.random.split(dropout_key, 3)
         attended_BTNH = attend(
             self.query(x_BTD),
@@ -208,17 +210,8 @@ def encode(
       but finite.
     """
     runtime = runtime or Runtime()
-    body, x_BTD, scanned = _prepare(
-        config,
-        params,
-        tokens_BT,
-        lengths_B,
-        layers,
-        runtime,
-        dropout_key,
-        positions_BT,
-        segments_BT,
-    )
+    inputs = (tokens_BT, lengths_B, positions_BT, segments_BT)
+    body, x_BTD, scanned = _prepare(config, params, *inputs, layers, runtime, dropout_key)
     x_BTD, _ = jax.lax.scan(lambda x, s: (body(x, s), None), x_BTD, scanned)
     return x_BTD
 
@@ -233,9 +226,8 @@ def encode_all_layers(
     runtime: Runtime | None = None,
 ) -> jax.Array:
     """Like `encode`, but returns every hidden state [layers + 1, B, T, D], embeddings first."""
-    body, x_BTD, scanned = _prepare(
-        config, params, tokens_BT, lengths_B, layers, runtime or Runtime(), None, None, None
-    )
+    inputs = (tokens_BT, lengths_B, None, None)
+    body, x_BTD, scanned = _prepare(config, params, *inputs, layers, runtime or Runtime(), None)
 
     def keep(x: jax.Array, s: Any) -> tuple[jax.Array, jax.Array]:
         x = body(x, s)
@@ -250,19 +242,17 @@ def _prepare(
     params: Params,
     tokens_BT: jax.Array,
     lengths_B: jax.Array | None,
+    positions_BT: jax.Array | None,
+    segments_BT: jax.Array | None,
     layers: int | None,
     runtime: Runtime,
     dropout_key: jax.Array | None,
-    positions_BT: jax.Array | None,
-    segments_BT: jax.Array | None,
 ) -> tuple[Callable[[jax.Array, Any], jax.Array], jax.Array, Any]:
     """Returns (function of one block, embedding output, what to scan over)."""
     T = tokens_BT.shape[1]
     layers = config.layers if layers is None else layers
     if not 0 <= layers <= config.layers:
-        raise InputError(
-            f"layer {layers} was asked of a model that has layers 0 to {config.layers}"
-        )
+        raise InputError(f"layer {layers} is not one of the model's layers 0 to {config.layers}")
     if T > config.positions:
         raise InputError(
             f"cells padded to {T} tokens do not fit a model of {config.positions} positions; "

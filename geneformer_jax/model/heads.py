@@ -10,7 +10,7 @@ from geneformer_jax.model.config import EncoderConfig
 
 
 class MaskedGeneHead(nnx.Module):
-    """Predicts masked genes as BERT does: dense, ReLU, norm, then the tied word embedding + bias."""
+    """Predicts masked genes as BERT does: dense, ReLU, norm, then the tied embedding and a bias."""
 
     def __init__(self, config: EncoderConfig, dtype: Any, rngs: nnx.Rngs):
         self.transform = nnx.Linear(

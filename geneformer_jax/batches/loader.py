@@ -1,0 +1,131 @@
+"""Masked batches of a cell store, read ahead by grain."""
+
+import functools
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import grain
+import numpy as np
+from absl import flags
+
+from geneformer_jax.batches.masking import MaskingRule, mask_cells
+from geneformer_jax.batches.plan import BatchPlan, PlanRecipe
+from geneformer_jax.cells.cell_store import CellStore
+
+
+class Batch(NamedTuple):
+    """The cells of one step, or the rows of it that one process holds.
+
+    Attributes:
+      tokens_BT: int32 token ids with masked genes replaced, padded on the right.
+      lengths_B: int32 real tokens in each row; 0 for filler rows.
+      positions_BM: int32 where the selected genes stand.
+      targets_BM: int32 the genes that stood there.
+      weights_BM: float32 1 for selected genes, 0 for unused slots.
+      cells_B: int32 numbers of the cells in the store; -1 for filler rows.
+    """
+
+    tokens_BT: np.ndarray
+    lengths_B: np.ndarray
+    positions_BM: np.ndarray
+    targets_BM: np.ndarray
+    weights_BM: np.ndarray
+    cells_B: np.ndarray
+
+
+def pad_cells(cells: list[np.ndarray], bucket: int, pad_token: int) -> np.ndarray:
+    """Returns int32 tokens [cells, bucket], padded on the right."""
+    tokens_BT = np.full((len(cells), bucket), pad_token, np.int32)
+    for row, tokens in enumerate(cells):
+        tokens_BT[row, : len(tokens)] = tokens
+    return tokens_BT
+
+
+class Share(NamedTuple):
+    """The rows of every batch that one process reads: the `index`-th of `of` equal parts."""
+
+    index: int = 0
+    of: int = 1
+
+
+WHOLE = Share()
+
+
+class MaskedBatches:
+    """Random access to the batch of every step; a grain data source.
+
+    Holds paths and numbers only, so that sending it to a worker process is cheap: store and plan
+    are opened there.
+    """
+
+    def __init__(
+        self,
+        store: CellStore,
+        recipe: PlanRecipe,
+        rule: MaskingRule,
+        steps: int,
+        share: Share = WHOLE,
+    ):
+        """Describes the batches.
+
+        Args:
+          store: where the cells are.
+          recipe: which cells form a step.
+          rule: what to mask.
+          steps: number of steps.
+          share: the rows of each batch that this process reads.
+        """
+        self._store, self._recipe, self._rule = store, recipe, rule
+        self._steps, self._share = steps, share
+
+    def __len__(self) -> int:
+        return self._steps
+
+    def __getstate__(self) -> dict[str, object]:
+        return {name: value for name, value in vars(self).items() if name != "plan"}
+
+    @functools.cached_property
+    def plan(self) -> BatchPlan:
+        """The plan, laid out when first needed."""
+        return self._recipe.make(self._store.lengths)
+
+    def __getitem__(self, step: int) -> Batch:
+        cells_B, bucket = self.plan.step(int(step))
+        rows = len(cells_B) // self._share.of
+        cells_B = cells_B[self._share.index * rows : (self._share.index + 1) * rows]
+        real = cells_B >= 0
+        tokens = self._store.read(cells_B[real])
+        tokens_BT = np.full((len(cells_B), bucket), self._store.vocabulary.pad_id, np.int32)
+        tokens_BT[real] = pad_cells(tokens, bucket, self._store.vocabulary.pad_id)
+        lengths_B = np.zeros(len(cells_B), np.int32)
+        lengths_B[real] = [len(cell) for cell in tokens]
+        masked = mask_cells(
+            tokens_BT,
+            lengths_B,
+            np.maximum(cells_B, 0),
+            seed=self._recipe.seed,
+            step=int(step),
+            rule=self._rule,
+        )
+        return Batch(masked.tokens_BT, lengths_B, *masked[1:], cells_B=cells_B.astype(np.int32))
+
+
+def read_ahead(batches: MaskedBatches, first_step: int, workers: int) -> Iterator[Batch]:
+    """Yields the batches of steps `first_step`, `first_step` + 1, ..., read ahead of their use.
+
+    Args:
+      batches: the batches of all steps.
+      first_step: where to begin: resuming is nothing more than this.
+      workers: processes that read; 0 reads in threads of this process, which is faster while one
+        process keeps up (moving arrays between processes costs more than making them).
+    """
+    # grain reads an absl flag when it starts workers; programs that parsed none would stop there.
+    if not flags.FLAGS.is_parsed():
+        flags.FLAGS.mark_as_parsed()
+    dataset = grain.MapDataset.source(batches)[first_step:]
+    options = grain.ReadOptions(num_threads=2, prefetch_buffer_size=8)
+    iterated = dataset.to_iter_dataset(options)
+    if workers:
+        multiprocessing = grain.MultiprocessingOptions(num_workers=workers)
+        iterated = iterated.mp_prefetch(multiprocessing)
+    return iter(iterated)

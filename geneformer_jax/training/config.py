@@ -1,0 +1,252 @@
+"""What a pretraining run is told: typed, checked, and filled from an ml_collections file."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from geneformer_jax.batches.plan import MEGA_BATCH_MULTIPLIER
+from geneformer_jax.common.errors import InputError, did_you_mean
+from geneformer_jax.model.config import EncoderConfig, preset
+from geneformer_jax.model.encoder import REMAT_POLICIES
+from geneformer_jax.model.precision import PRESETS as PRECISIONS
+
+SCHEDULES = ("linear", "cosine", "constant")
+
+
+def _require(condition: bool, name: str, value: object, rule: str) -> None:
+    if not condition:
+        raise InputError(f"--config.{name} is {value!r}; {rule}")
+
+
+def _one_of(name: str, value: str, known: tuple[str, ...]) -> None:
+    _require(value in known, name, value, f"choose one of {', '.join(known)}")
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+    """Which cells, and how they form batches.
+
+    Attributes:
+      store: folder written by `tokenize`.
+      tokens_per_batch: padded tokens in a batch over all devices (every step costs the same), or
+      cells_per_batch: cells in a batch over all devices, as the original does; the other is 0.
+      most_buckets: padded lengths at most; each is one more compiled program.
+      mega_batch_multiplier: batches in a length-grouped mega-batch.
+      workers: processes that read ahead; 0 reads in threads.
+    """
+
+    store: str = ""
+    tokens_per_batch: int = 0
+    cells_per_batch: int = 0
+    most_buckets: int = 16
+    mega_batch_multiplier: int = MEGA_BATCH_MULTIPLIER
+    workers: int = 0
+
+    def __post_init__(self):
+        for name in ("most_buckets", "mega_batch_multiplier"):
+            _require(getattr(self, name) >= 1, f"data.{name}", getattr(self, name), "at least 1")
+        _require(self.workers >= 0, "data.workers", self.workers, "it must not be negative")
+
+
+@dataclasses.dataclass(frozen=True)
+class MaskingConfig:
+    """Shares of the masking rule; see batches.masking.MaskingRule."""
+
+    selected_share: float = 0.15
+    mask_share: float = 0.8
+    random_share: float = 0.1
+    random_special_tokens: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerConfig:
+    """AdamW and its learning rate schedule, in the original's terms.
+
+    Attributes:
+      learning_rate: peak.
+      schedule: after warmup: linear or half-cosine to 0, or constant.
+      warmup_steps: steps of linear warmup from 0.
+      weight_decay: decoupled; not applied to biases and layer norms.
+      b1, b2, eps: of Adam.
+      clip_norm: largest global gradient norm; 0 switches clipping off.
+    """
+
+    learning_rate: float = 1e-3
+    schedule: str = "linear"
+    warmup_steps: int = 10_000
+    weight_decay: float = 0.001
+    b1: float = 0.9
+    b2: float = 0.999
+    eps: float = 1e-8
+    clip_norm: float = 1.0
+
+    def __post_init__(self):
+        _one_of("optimizer.schedule", self.schedule, SCHEDULES)
+        _require(
+            self.learning_rate > 0, "optimizer.learning_rate", self.learning_rate, "it must be > 0"
+        )
+        for name in ("warmup_steps", "weight_decay", "clip_norm"):
+            value = getattr(self, name)
+            _require(value >= 0, f"optimizer.{name}", value, "it must not be negative")
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshConfig:
+    """Devices along each mesh axis.
+
+    Attributes:
+      data: copies of the model; 0 takes all devices that the other axes leave.
+      fsdp: devices over which weights and optimizer state are sharded (and batches too).
+      tensor: devices over which heads and feed-forward are split.
+    """
+
+    data: int = 0
+    fsdp: int = 1
+    tensor: int = 1
+
+    def __post_init__(self):
+        _require(self.data >= 0, "mesh.data", self.data, "0 (all devices left) or more")
+        for name in ("fsdp", "tensor"):
+            _require(getattr(self, name) >= 1, f"mesh.{name}", getattr(self, name), "at least 1")
+
+
+@dataclasses.dataclass(frozen=True)
+class RuntimeConfig:
+    """How to compute: see model.encoder.Runtime."""
+
+    precision: str = "float32"
+    attention: str = "auto"
+    remat: str = "none"
+
+    def __post_init__(self):
+        _one_of("runtime.precision", self.precision, PRECISIONS)
+        _one_of("runtime.remat", self.remat, tuple(REMAT_POLICIES))
+
+
+@dataclasses.dataclass(frozen=True)
+class CheckpointConfig:
+    """When to save: every `every_steps` steps and at the end; the newest `keep` stay."""
+
+    every_steps: int = 1_000
+    keep: int = 3
+
+    def __post_init__(self):
+        for name in ("every_steps", "keep"):
+            _require(
+                getattr(self, name) >= 1, f"checkpoint.{name}", getattr(self, name), "at least 1"
+            )
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluationConfig:
+    """Held-out evaluation.
+
+    Attributes:
+      held_out_cells: cells never trained on, drawn by the run's seed; 0 switches evaluation off.
+      every_steps: steps between evaluations; there is always one at the end.
+    """
+
+    held_out_cells: int = 1_000
+    every_steps: int = 1_000
+
+    def __post_init__(self):
+        _require(
+            self.held_out_cells >= 0, "evaluation.held_out_cells", self.held_out_cells, "0 or more"
+        )
+        _require(self.every_steps >= 1, "evaluation.every_steps", self.every_steps, "at least 1")
+
+
+@dataclasses.dataclass(frozen=True)
+class PretrainConfig:
+    """A whole pretraining run.
+
+    Attributes:
+      model: fields of EncoderConfig. vocabulary_size 0 takes the size of the store's vocabulary.
+      epochs: passes over the training cells, used where steps is 0.
+      steps: optimizer steps.
+      seed: of initial weights, split, shuffle, masks and dropout.
+      log_every_steps: steps between lines in metrics.jsonl.
+    """
+
+    model: dict[str, Any]
+    data: DataConfig = DataConfig()
+    masking: MaskingConfig = MaskingConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    mesh: MeshConfig = MeshConfig()
+    runtime: RuntimeConfig = RuntimeConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    epochs: int = 3
+    steps: int = 0
+    seed: int = 42
+    log_every_steps: int = 100
+
+    def __post_init__(self):
+        _require(self.steps >= 0, "steps", self.steps, "0 (count epochs) or more")
+        _require(self.steps or self.epochs >= 1, "epochs", self.epochs, "at least 1")
+        _require(self.seed >= 0, "seed", self.seed, "it must not be negative")
+        _require(self.log_every_steps >= 1, "log_every_steps", self.log_every_steps, "at least 1")
+
+    def encoder(self, vocabulary_size: int) -> EncoderConfig:
+        """Returns the model's shape for a store with this vocabulary.
+
+        Raises:
+          InputError: the configuration states another vocabulary size.
+        """
+        stated = self.model.get("vocabulary_size", 0)
+        if stated not in (0, vocabulary_size):
+            raise InputError(
+                f"--config.model.vocabulary_size is {stated} but the store's vocabulary has "
+                f"{vocabulary_size} tokens; tokenize with the vocabulary the model is meant for, "
+                "or set it to 0 to take the store's"
+            )
+        return EncoderConfig(**{**self.model, "vocabulary_size": vocabulary_size})
+
+
+def pretrain_config(model: str | EncoderConfig, vocabulary_size: int | None = None) -> ConfigDict:
+    """Returns every default of a run as a ConfigDict for a configuration file to change.
+
+    Args:
+      model: a preset's name or a shape.
+      vocabulary_size: replaces the shape's; 0 takes the store's.
+    """
+    shape = preset(model) if isinstance(model, str) else model
+    fields = dataclasses.asdict(shape)
+    if vocabulary_size is not None:
+        fields["vocabulary_size"] = vocabulary_size
+    return ConfigDict(dataclasses.asdict(PretrainConfig(model=fields)))
+
+
+def typed_config(config: ConfigDict | Mapping[str, Any]) -> PretrainConfig:
+    """Turns a ConfigDict (or a dict read back from JSON) into checked dataclasses.
+
+    Raises:
+      InputError: an unknown key, or a value that cannot be.
+    """
+    return _fill(PretrainConfig, config, "")
+
+
+def _fill(kind: type, values: Mapping[str, Any], prefix: str) -> Any:
+    fields = {field.name: field for field in dataclasses.fields(kind)}
+    arguments = {}
+    for name, value in values.items():
+        if name not in fields:
+            hint = did_you_mean(name, fields)
+            raise InputError(f'--config has no key "{prefix}{name}"{hint}; see the file\'s keys')
+        nested = fields[name].type
+        if dataclasses.is_dataclass(nested):
+            value = _fill(nested, value, f"{prefix}{name}.")
+        elif name == "model":
+            value = _model_fields(value)
+        arguments[name] = value
+    return kind(**arguments)
+
+
+def _model_fields(values: Mapping[str, Any]) -> dict[str, Any]:
+    known = [field.name for field in dataclasses.fields(EncoderConfig)]
+    for name in values:
+        if name not in known:
+            raise InputError(f'--config has no key "model.{name}"{did_you_mean(name, known)}')
+    return dict(values)

@@ -1,0 +1,188 @@
+"""The pretraining loop."""
+
+import dataclasses
+import json
+import math
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+
+from geneformer_jax.batches.loader import read_ahead
+from geneformer_jax.cells.cell_store import CellStore
+from geneformer_jax.common.errors import InputError
+from geneformer_jax.common.files import require_new_folder, write_aside
+from geneformer_jax.common.progress import Progress
+from geneformer_jax.common.provenance import describe_run, write_provenance
+from geneformer_jax.model.pretrained import CHECKPOINTS, describe_model
+from geneformer_jax.training.baselines import BaselineScore, fit_baselines
+from geneformer_jax.training.checkpoint import Checkpoints
+from geneformer_jax.training.config import PretrainConfig
+from geneformer_jax.training.evaluation import Evaluation, Evaluator
+from geneformer_jax.training.mesh import put_batch
+from geneformer_jax.training.run import Run, prepare_run, start_state
+from geneformer_jax.training.state import TrainState
+from geneformer_jax.training.telemetry import MetricsLog, Window
+
+CONFIG = "config.json"
+
+
+class PretrainResult(NamedTuple):
+    """What a finished run amounts to.
+
+    Attributes:
+      state: the last train state.
+      held_out: final scores on held-out cells, None if none were held out.
+      baselines: scores of the baselines on the same masked genes, by name; empty if none were.
+      checkpoint: folder of the last checkpoint.
+    """
+
+    state: TrainState
+    held_out: Evaluation | None
+    baselines: dict[str, BaselineScore]
+    checkpoint: Path
+
+    def report(self) -> list[str]:
+        """Lines that set the held-out scores beside the baselines, and say which is better."""
+        if self.held_out is None:
+            return ["no cells were held out, so nothing was evaluated"]
+        scores = {"model": self.held_out} | {
+            name.replace("_", " "): score for name, score in self.baselines.items()
+        }
+        lines = [
+            f"held-out cells, {self.held_out.masked_genes:,} masked genes:",
+            f"  {'':<16}{'loss':>8}{'accuracy':>10}{'perplexity':>12}",
+        ]
+        for name, score in scores.items():
+            perplexity = f"{math.exp(score.loss):>12.1f}"
+            lines.append(f"  {name:<16}{score.loss:>8.4f}{score.accuracy:>10.2%}{perplexity}")
+        for name, score in self.baselines.items():
+            gain = score.loss - self.held_out.loss
+            verdict = "beats" if gain > 0 else "does NOT beat"
+            lines.append(
+                f"the model {verdict} the {name.replace('_', ' ')} baseline by {gain:+.4f} nats "
+                f"and {self.held_out.accuracy - score.accuracy:+.2%} accuracy"
+            )
+        return lines
+
+
+def pretrain(config: PretrainConfig, workdir: Path) -> PretrainResult:
+    """Pretrains a model, going on from the newest checkpoint in `workdir` if there is one.
+
+    Writes config.json, provenance.json, metrics.jsonl and checkpoints/ into `workdir`. A run that
+    is killed and started again with the same arguments ends with the same weights.
+
+    Args:
+      config: the whole run.
+      workdir: a new folder, or that of the same run.
+
+    Raises:
+      InputError: the configuration cannot run, `workdir` holds something else, or the loss is no
+        longer finite.
+    """
+    if not config.data.store:
+        raise InputError("--config.data.store is not set; name a folder written by tokenize")
+    store = CellStore.open(config.data.store)
+    _claim_workdir(config, store, workdir)
+    run = prepare_run(config, store)
+    for line in run.summary():
+        print(line, flush=True)
+    description = describe_model(run.encoder, store.vocabulary)
+    with (
+        jax.set_mesh(run.mesh),
+        Checkpoints(
+            workdir / CHECKPOINTS, keep=config.checkpoint.keep, description=description
+        ) as checkpoints,
+    ):
+        state = _first_state(run, checkpoints)
+        evaluator, baselines = _prepare_evaluation(run)
+        state = _train(run, state, checkpoints, evaluator, MetricsLog(workdir, int(state.step)))
+        held_out = evaluator(state.params) if evaluator else None
+    return PretrainResult(state, held_out, baselines, workdir / CHECKPOINTS / str(run.steps))
+
+
+def _claim_workdir(config: PretrainConfig, store: CellStore, workdir: Path) -> None:
+    """Writes what the run is, or checks that the folder is of the same run."""
+    # Where the store lies may change between two parts of a run; what is in it may not.
+    told = json.loads(json.dumps(dataclasses.asdict(config)))
+    told["data"]["store"] = store.vocabulary.hash
+    path = workdir / CONFIG
+    if path.is_file():
+        before = json.loads(path.read_text())
+        changed = [key for key in _flat(told) if _flat(before).get(key) != _flat(told)[key]]
+        if changed:
+            key = changed[0]
+            raise InputError(
+                f"{workdir} is of a run with {key} = {_flat(before).get(key)!r}, not "
+                f"{_flat(told)[key]!r}; name a new --workdir, or the same configuration to resume"
+            )
+        return
+    require_new_folder(workdir, remedy="name a new --workdir")
+    counts = {"cells": len(store), "held_out_cells": config.evaluation.held_out_cells}
+    story = describe_run("pretrain", dataclasses.asdict(config), [store.folder], counts)
+    # As one folder, so that a run killed here leaves nothing that would be refused next time.
+    with write_aside(workdir) as aside:
+        aside.mkdir()
+        write_provenance(aside, story)
+        (aside / CONFIG).write_text(json.dumps(told, indent=2) + "\n")
+
+
+def _flat(nested: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat = {}
+    for name, value in nested.items():
+        if isinstance(value, dict):
+            flat |= _flat(value, f"{prefix}{name}.")
+        else:
+            flat[prefix + name] = value
+    return flat
+
+
+def _first_state(run: Run, checkpoints: Checkpoints) -> TrainState:
+    if checkpoints.newest is None:
+        return start_state(run)
+    print(f"going on from the checkpoint at step {checkpoints.newest:,}", flush=True)
+    return checkpoints.restore(checkpoints.newest, run.abstract_state)
+
+
+def _prepare_evaluation(run: Run) -> tuple[Evaluator | None, dict[str, BaselineScore]]:
+    if not run.config.evaluation.held_out_cells:
+        return None, {}
+    evaluator = Evaluator(run.held_out, run.encoder, run.runtime, run.mesh)
+    fitted = fit_baselines(run.store, run.training_cells, run.config.seed)
+    return evaluator, evaluator.score_baselines(fitted)
+
+
+def _train(
+    run: Run,
+    state: TrainState,
+    checkpoints: Checkpoints,
+    evaluator: Evaluator | None,
+    log: MetricsLog,
+) -> TrainState:
+    """Runs the remaining steps; the device is never waited for except where numbers are wanted."""
+    config, first = run.config, int(state.step)
+    batches = read_ahead(run.batches, first, config.data.workers)
+    window = Window(run, first)
+    with Progress(run.steps, "pretrain", "steps", initial=first) as progress:
+        for step in range(first + 1, run.steps + 1):
+            batch = window.wait_for(batches)
+            state, metrics = run.train_step(state, put_batch(batch, run.mesh))
+            window.add(metrics, batch)
+            last = step == run.steps
+            save = step % config.checkpoint.every_steps == 0 or last
+            notes = {}
+            if step % config.log_every_steps == 0 or save:
+                row = window.close(step)
+                log.write(row)
+                notes = {"loss": f"{row['loss']:.3f}", "cells/s": f"{row['cells_per_s']:,.0f}"}
+            if evaluator and (step % config.evaluation.every_steps == 0 or last):
+                log.write({"step": step, **_held_out_row(evaluator(state.params))})
+                window.restart_clock()
+            if save:
+                checkpoints.save(step, state)
+            progress.advance(1, **notes)
+    return state
+
+
+def _held_out_row(scores: Evaluation) -> dict[str, float]:
+    return {f"held_out_{name}": value for name, value in scores._asdict().items()}

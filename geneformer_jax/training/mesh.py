@@ -1,0 +1,107 @@
+"""The device mesh, and where every array lives on it.
+
+Two tables decide: parameter path -> logical axes, and logical axis -> mesh axis. The optimizer's
+moments have the same paths below their own, so the same tables place them. This takes the place of
+the original's DeepSpeed partitioning.
+"""
+
+import re
+from typing import Any
+
+import jax
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from geneformer_jax.common.errors import InputError
+from geneformer_jax.training.config import MeshConfig
+
+AXES = ("data", "fsdp", "tensor")
+BATCH = PartitionSpec(("data", "fsdp"))
+
+# Embedding tables stay whole along the model width: sharding them there makes XLA rematerialise
+# them on some meshes, and they are small.
+_LOGICAL_AXES = (
+    (r"embeddings/word/embedding", ("vocabulary", None)),
+    (r"embeddings/(position|token_type)/embedding", (None, None)),
+    (r"embeddings/norm/(scale|bias)", (None,)),
+    (r"blocks/(query|key|value)/kernel", (None, "width", "heads", None)),
+    (r"blocks/(query|key|value)/bias", (None, "heads", None)),
+    (r"blocks/attention_output/kernel", (None, "heads", None, "width")),
+    (r"blocks/up/kernel", (None, "width", "feed_forward")),
+    (r"blocks/up/bias", (None, "feed_forward")),
+    (r"blocks/down/kernel", (None, "feed_forward", "width")),
+    (r"blocks/(attention_output|down)/bias", (None, None)),
+    (r"blocks/(attention|output)_norm/(scale|bias)", (None, None)),
+    (r"masked_gene_head/transform/kernel", ("width", None)),
+    (r"masked_gene_head/(transform|norm)/(scale|bias)", (None,)),
+    (r"masked_gene_head/bias", ("vocabulary",)),
+)
+_MESH_AXES = {
+    "vocabulary": "tensor",
+    "width": "fsdp",
+    "heads": "tensor",
+    "feed_forward": "tensor",
+    None: None,
+}
+
+
+def make_mesh(config: MeshConfig, devices: list[jax.Device] | None = None) -> Mesh:
+    """Returns a mesh with axes ("data", "fsdp", "tensor") over all devices.
+
+    Raises:
+      InputError: the devices cannot be laid out so.
+    """
+    devices = jax.devices() if devices is None else devices
+    inner = config.fsdp * config.tensor
+    data = config.data or max(len(devices) // inner, 1)
+    if data * inner != len(devices):
+        raise InputError(
+            f"--config.mesh data {config.data} x fsdp {config.fsdp} x tensor {config.tensor} does "
+            f"not use exactly the {len(devices)} devices at hand; make the product {len(devices)}, "
+            "or set data to 0 and let fsdp x tensor divide it"
+        )
+    shape = (data, config.fsdp, config.tensor)
+    return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
+
+
+def batch_divisor(mesh: Mesh) -> int:
+    """Number of devices that share the cells of a batch."""
+    return mesh.shape["data"] * mesh.shape["fsdp"]
+
+
+def shardings(mesh: Mesh, tree: Any) -> Any:
+    """Returns a NamedSharding for every array of `tree` (weights, or a whole train state).
+
+    Scalars are on every device. A dimension that its mesh axis does not divide stays whole.
+
+    Raises:
+      ValueError: an array's path is in no row of the table, a defect of ours.
+    """
+    return jax.tree_util.tree_map_with_path(
+        lambda path, leaf: NamedSharding(mesh, _spec(mesh, _name(path), leaf.shape)), tree
+    )
+
+
+def _name(path: tuple[Any, ...]) -> str:
+    parts = (getattr(key, "key", getattr(key, "name", None)) for key in path)
+    return "/".join(str(part) for part in parts if part is not None)
+
+
+def _spec(mesh: Mesh, name: str, shape: tuple[int, ...]) -> PartitionSpec:
+    if not shape:
+        return PartitionSpec()
+    for pattern, logical in _LOGICAL_AXES:
+        if re.search(f"(^|/){pattern}$", name):
+            axes = (_MESH_AXES[axis] for axis in logical)
+            return PartitionSpec(
+                *(
+                    axis if axis and size % mesh.shape[axis] == 0 else None
+                    for axis, size in zip(axes, shape, strict=True)
+                )
+            )
+    raise ValueError(f"no sharding rule for {name} of shape {shape}: add a row to the table")
+
+
+def put_batch(batch: Any, mesh: Mesh) -> Any:
+    """Puts the rows that this process read onto its devices, as parts of the global batch."""
+    sharding = NamedSharding(mesh, BATCH)
+    return jax.tree.map(lambda rows: jax.make_array_from_process_local_data(sharding, rows), batch)

@@ -1,0 +1,52 @@
+"""What training minimises."""
+
+from typing import NamedTuple
+
+import jax
+import optax
+
+from geneformer_jax.batches.loader import Batch
+from geneformer_jax.model.config import EncoderConfig
+from geneformer_jax.model.encoder import Params, Runtime, encode, masked_gene_logits
+
+
+class MaskedGeneSums(NamedTuple):
+    """Float32 sums over the masked genes of a batch, to be divided by `genes`.
+
+    Attributes:
+      loss: cross-entropy in nats.
+      correct: genes ranked first.
+      genes: number of masked genes.
+    """
+
+    loss: jax.Array
+    correct: jax.Array
+    genes: jax.Array
+
+
+def masked_gene_sums(
+    config: EncoderConfig,
+    params: Params,
+    batch: Batch,
+    runtime: Runtime,
+    dropout_key: jax.Array | None = None,
+) -> MaskedGeneSums:
+    """Masked gene prediction, the paper's pretraining objective, on a batch of masked cells."""
+    hidden_BTD = encode(
+        config,
+        params,
+        batch.tokens_BT,
+        batch.lengths_B,
+        runtime=runtime,
+        dropout_key=dropout_key,
+    )
+    logits_BMV = masked_gene_logits(
+        config, params, hidden_BTD, batch.positions_BM, runtime.precision
+    )
+    losses_BM = optax.softmax_cross_entropy_with_integer_labels(logits_BMV, batch.targets_BM)
+    correct_BM = logits_BMV.argmax(axis=-1) == batch.targets_BM
+    return MaskedGeneSums(
+        loss=(losses_BM * batch.weights_BM).sum(),
+        correct=(correct_BM * batch.weights_BM).sum(),
+        genes=batch.weights_BM.sum(),
+    )

@@ -1,0 +1,236 @@
+"""Everything about a pretraining run that is fixed before its first step."""
+
+import dataclasses
+import functools
+
+import jax
+import optax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from geneformer_jax.batches.loader import MaskedBatches, Share
+from geneformer_jax.batches.masking import MaskingRule
+from geneformer_jax.batches.plan import (
+    BatchShape,
+    PlanRecipe,
+    choose_buckets,
+    shape_batches,
+    split_cells,
+)
+from geneformer_jax.cells.cell_store import CellStore
+from geneformer_jax.common.errors import InputError
+from geneformer_jax.model.attention import choose_attention
+from geneformer_jax.model.config import EncoderConfig
+from geneformer_jax.model.encoder import Runtime
+from geneformer_jax.model.precision import precision_preset
+from geneformer_jax.training.config import PretrainConfig
+from geneformer_jax.training.mesh import BATCH, batch_divisor, make_mesh
+from geneformer_jax.training.optimizer import make_optimizer
+from geneformer_jax.training.state import (
+    TrainState,
+    TrainStep,
+    abstract_state,
+    init_state,
+    jit_train_step,
+)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Run:
+    """A run made ready: nothing is compiled and no array exists yet.
+
+    Attributes:
+      config: what was asked for.
+      store: the cells.
+      encoder: shape of the model.
+      mesh: devices.
+      runtime: how to compute, attention chosen.
+      shape: buckets and cells in a batch.
+      batches: the masked training batches of all steps.
+      held_out: one epoch of masked held-out batches, None if no cells are held out.
+      steps: optimizer steps in all.
+      notes: lines to print, e.g. why this attention was chosen.
+    """
+
+    config: PretrainConfig
+    store: CellStore
+    encoder: EncoderConfig
+    mesh: Mesh
+    runtime: Runtime
+    shape: BatchShape
+    batches: MaskedBatches
+    held_out: MaskedBatches | None
+    steps: int
+    notes: tuple[str, ...]
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Steps in one pass over the training cells."""
+        return self.batches.plan.steps_per_epoch
+
+    @functools.cached_property
+    def training_cells(self):
+        """Numbers of the cells that are trained on."""
+        held_out = self.config.evaluation.held_out_cells
+        return split_cells(len(self.store), held_out, self.config.seed)[0]
+
+    @functools.cached_property
+    def optimizer(self) -> optax.GradientTransformation:
+        """Clipping and AdamW with the run's schedule."""
+        return make_optimizer(self.config.optimizer, self.steps)
+
+    @functools.cached_property
+    def abstract_state(self) -> TrainState:
+        """Shapes, types and shardings of the train state."""
+        return abstract_state(self.encoder, self.optimizer, self.mesh)
+
+    @functools.cached_property
+    def train_step(self) -> TrainStep:
+        """The jitted step, one program per bucket."""
+        return jit_train_step(
+            self.encoder, self.optimizer, self.runtime, self.mesh, self.config.seed
+        )
+
+    def summary(self) -> list[str]:
+        """Lines that say what the run will do."""
+        plan = self.batches.plan
+        shape = ", ".join(
+            f"{cells} x {bucket}"
+            for cells, bucket in zip(self.shape.cells, self.shape.buckets, strict=True)
+        )
+        axes = " x ".join(f"{name} {size}" for name, size in self.mesh.shape.items())
+        return [
+            f"model: {self.encoder.parameters:,} parameters, {self.encoder.layers} layers of "
+            f"width {self.encoder.width}, vocabulary {self.encoder.vocabulary_size:,}",
+            f"cells: {plan.n_cells:,} to train on, "
+            f"{self.config.evaluation.held_out_cells:,} held out",
+            f"batches (cells x tokens): {shape}; padding {plan.padding:.1%} of tokens",
+            f"steps: {self.steps:,} ({plan.steps_per_epoch:,} an epoch)",
+            f"devices: {axes} on {jax.devices()[0].device_kind}; "
+            f"precision {self.config.runtime.precision}",
+            *self.notes,
+        ]
+
+
+def prepare_run(config: PretrainConfig, store: CellStore) -> Run:
+    """Works out mesh, batches, steps and attention; refuses what cannot run.
+
+    Raises:
+      InputError: a value of the configuration does not fit the store, the devices or another value.
+    """
+    encoder = config.encoder(store.vocabulary.size)
+    mesh = make_mesh(config.mesh)
+    _require_divisible(encoder, mesh)
+    shape = _shape(config, store, mesh, encoder)
+    rule = MaskingRule(
+        vocabulary_size=store.vocabulary.size,
+        first_gene_token=store.vocabulary.first_gene_token,
+        mask_token=store.vocabulary.mask_id,
+        protected_tokens=(store.vocabulary.pad_id, store.vocabulary.mask_id),
+        **dataclasses.asdict(config.masking),
+    )
+    recipe = PlanRecipe(
+        shape,
+        seed=config.seed,
+        held_out_cells=config.evaluation.held_out_cells,
+        mega_batch_multiplier=config.data.mega_batch_multiplier,
+    )
+    share = _share(mesh)
+    steps = config.steps or config.epochs * recipe.make(store.lengths).steps_per_epoch
+    runtime, notes = _runtime(config, encoder, mesh)
+    return Run(
+        config=config,
+        store=store,
+        encoder=encoder,
+        mesh=mesh,
+        runtime=runtime,
+        shape=shape,
+        batches=MaskedBatches(store, recipe, rule, steps, share),
+        held_out=_held_out(store, recipe, rule, share) if recipe.held_out_cells else None,
+        steps=steps,
+        notes=notes,
+    )
+
+
+def start_state(run: Run) -> TrainState:
+    """Draws the initial state, each device only its own part."""
+    placed = jax.tree.map(lambda leaf: leaf.sharding, run.abstract_state)
+    init = jax.jit(
+        lambda: init_state(run.encoder, run.optimizer, run.config.seed), out_shardings=placed
+    )
+    return init()
+
+
+def _require_divisible(encoder: EncoderConfig, mesh: Mesh) -> None:
+    tensor = mesh.shape["tensor"]
+    for name in ("heads", "feed_forward"):
+        size = getattr(encoder, name)
+        if size % tensor:
+            raise InputError(
+                f"--config.model.{name} {size} is not divisible by --config.mesh.tensor {tensor}; "
+                "choose a divisor"
+            )
+
+
+def _shape(
+    config: PretrainConfig, store: CellStore, mesh: Mesh, encoder: EncoderConfig
+) -> BatchShape:
+    longest = int(store.lengths.max())
+    if longest > encoder.positions:
+        raise InputError(
+            f"the store's longest cell has {longest} tokens, but --config.model.positions is "
+            f"{encoder.positions}; raise it, or tokenize with --max_length={encoder.positions}"
+        )
+    buckets = tuple(
+        min(bucket, encoder.positions)
+        for bucket in choose_buckets(store.lengths, config.data.most_buckets)
+    )
+    return shape_batches(
+        buckets,
+        tokens_per_batch=config.data.tokens_per_batch,
+        cells_per_batch=config.data.cells_per_batch,
+        divisor=batch_divisor(mesh),
+    )
+
+
+def _share(mesh: Mesh) -> Share:
+    """The part of each batch whose rows lie on this process's devices."""
+    rows = batch_divisor(mesh)
+    places = NamedSharding(mesh, BATCH).addressable_devices_indices_map((rows,))
+    starts = sorted({index[0].start or 0 for index in places.values()})
+    return Share(index=starts[0] // len(starts), of=rows // len(starts))
+
+
+def _held_out(
+    store: CellStore, recipe: PlanRecipe, rule: MaskingRule, share: Share
+) -> MaskedBatches:
+    recipe = dataclasses.replace(recipe, held_out=True)
+    steps = recipe.make(store.lengths).steps_per_epoch
+    return MaskedBatches(store, recipe, rule, steps, share)
+
+
+def _runtime(
+    config: PretrainConfig, encoder: EncoderConfig, mesh: Mesh
+) -> tuple[Runtime, tuple[str, ...]]:
+    precision = precision_preset(config.runtime.precision)
+    if precision.scaled_loss:
+        raise InputError(
+            f"--config.runtime.precision={precision.name} needs dynamic loss scaling, which "
+            "pretraining does not have yet; choose float32 or bfloat16"
+        )
+    choice = choose_attention(
+        config.runtime.attention,
+        platform=jax.default_backend(),
+        compute_dtype=precision.compute,
+        head_size=encoder.head_size,
+        dropout_rate=encoder.attention_dropout,
+        packed=False,
+        positions=encoder.positions,
+    )
+    activations = NamedSharding(mesh, PartitionSpec(("data", "fsdp"), None, None))
+    runtime = Runtime(
+        precision=precision,
+        attention=choice.implementation,
+        remat=config.runtime.remat,
+        constrain=lambda x: jax.lax.with_sharding_constraint(x, activations),
+    )
+    return runtime, (f"attention: {choice.implementation} ({choice.reason})",)
