@@ -1,0 +1,101 @@
+"""The masking rule: its shares, what it never touches, and on what it depends."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from geneformer_jax.batches.masking import MaskingRule, mask_cells, masked_capacity
+from geneformer_jax.common.errors import InputError
+
+RULE = MaskingRule(vocabulary_size=1_000, first_gene_token=4)
+
+
+def cells(B: int = 400, T: int = 256, seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    lengths_B = rng.integers(1, T + 1, B)
+    tokens_BT = rng.integers(4, 1_000, (B, T)).astype(np.int32)
+    tokens_BT[np.arange(T) >= lengths_B[:, None]] = 0
+    return tokens_BT, lengths_B, np.arange(B)
+
+
+def test_targets_restore_the_cell():
+    tokens_BT, lengths_B, cells_B = cells()
+    masked = mask_cells(tokens_BT, lengths_B, cells_B, seed=1, step=2, rule=RULE)
+    restored_BT = masked.tokens_BT.copy()
+    rows, slots = np.nonzero(masked.weights_BM)
+    positions = masked.positions_BM[rows, slots]
+    restored_BT[rows, positions] = masked.targets_BM[rows, slots]
+    np.testing.assert_array_equal(restored_BT, tokens_BT)
+    assert len(set(zip(rows, positions, strict=True))) == len(rows), "no position twice"
+    assert (positions < lengths_B[rows]).all(), "padding is never selected"
+
+
+def test_shares_are_those_of_the_rule():
+    tokens_BT, lengths_B, cells_B = cells(2_000)
+    masked = mask_cells(tokens_BT, lengths_B, cells_B, seed=0, step=0, rule=RULE)
+    chosen = masked.weights_BM > 0
+    was = masked.targets_BM[chosen]
+    now = np.take_along_axis(masked.tokens_BT, masked.positions_BM, axis=1)[chosen]
+    n = chosen.sum()
+    assert n / lengths_B.sum() == pytest.approx(0.15, abs=4 * 0.36 / lengths_B.sum() ** 0.5)
+    assert (now == 1).mean() == pytest.approx(0.8, abs=4 * 0.4 / n**0.5)
+    assert (now == was).mean() == pytest.approx(0.1 + 0.1 / 996, abs=4 * 0.3 / n**0.5)
+
+
+def test_random_replacements_are_genes_unless_the_originals_rule_is_asked_for():
+    tokens_BT, lengths_B, cells_B = cells(2_000)
+    small = MaskingRule(vocabulary_size=8, first_gene_token=4, mask_share=0.0, random_share=1.0)
+    original = dataclasses.replace(small, random_special_tokens=True)
+    tokens_BT = np.minimum(tokens_BT, 7)
+    for rule, expected in ((small, {4, 5, 6, 7}), (original, set(range(8)))):
+        masked = mask_cells(tokens_BT, lengths_B, cells_B, seed=0, step=0, rule=rule)
+        now = np.take_along_axis(masked.tokens_BT, masked.positions_BM, axis=1)
+        assert set(now[masked.weights_BM > 0].tolist()) == expected
+
+
+def test_protected_tokens_are_never_selected():
+    tokens_BT, lengths_B, cells_B = cells()
+    tokens_BT[:, 0] = 2
+    rule = dataclasses.replace(RULE, protected_tokens=(0, 1, 2))
+    masked = mask_cells(tokens_BT, lengths_B, cells_B, seed=0, step=0, rule=rule)
+    assert not (masked.targets_BM[masked.weights_BM > 0] == 2).any()
+    unprotected = mask_cells(tokens_BT, lengths_B, cells_B, seed=0, step=0, rule=RULE)
+    assert (unprotected.targets_BM[unprotected.weights_BM > 0] == 2).any()
+
+
+def test_a_cells_masks_depend_on_seed_step_and_cell_alone():
+    tokens_BT, lengths_B, cells_B = cells(32)
+
+    def masked(rows, seed=7, step=9, cells_B=cells_B):
+        return mask_cells(
+            tokens_BT[rows], lengths_B[rows], cells_B[rows], seed=seed, step=step, rule=RULE
+        ).tokens_BT
+
+    whole = masked(np.arange(32))
+    order = np.random.default_rng(0).permutation(32)
+    np.testing.assert_array_equal(masked(order), whole[order])
+    np.testing.assert_array_equal(masked(np.arange(5, 9)), whole[5:9])
+    for other in ({"seed": 8}, {"step": 10}, {"cells_B": cells_B + 1}):
+        assert not np.array_equal(masked(np.arange(32), **other), whole)
+
+
+def test_capacity_holds_nearly_every_draw_and_more_is_left_unmasked():
+    rng = np.random.default_rng(0)
+    for T in (64, 512, 2_048):
+        drawn = rng.binomial(T, 0.15, 100_000)
+        assert (drawn > masked_capacity(T)).mean() < 1e-4
+        assert masked_capacity(T) < 0.6 * T
+    greedy = dataclasses.replace(RULE, selected_share=0.15)
+    T = 16
+    tokens_BT = np.full((4_000, T), 5, np.int32)
+    masked = mask_cells(tokens_BT, np.full(4_000, T), np.arange(4_000), seed=0, step=0, rule=greedy)
+    assert masked.positions_BM.shape == (4_000, masked_capacity(T))
+    changed = (masked.tokens_BT != 5).sum(axis=1)
+    assert (changed <= masked.weights_BM.sum(axis=1)).all()
+
+
+def test_a_rule_that_cannot_be_is_refused():
+    for changes in ({"selected_share": 0.0}, {"mask_share": 0.95}, {"random_share": -0.1}):
+        with pytest.raises(InputError, match="masking"):
+            dataclasses.replace(RULE, **changes)
