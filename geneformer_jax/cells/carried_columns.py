@@ -1,0 +1,87 @@
+"""Per-cell columns that travel with the cells: their kinds in obs tables and in store records.
+
+A column is text, int, float or bool. Categories become text. A whole-number or truth column with
+missing values becomes float or text, so that "missing" stays apart from zero and false.
+"""
+
+from collections.abc import Iterable, Mapping
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import tensorflow_datasets as tfds
+
+from geneformer_jax.cells.records import TOKENS
+from geneformer_jax.common.errors import InputError
+
+CELL_ID = "cell_id"
+_ARROW = {"text": pa.string(), "int": pa.int64(), "float": pa.float64(), "bool": pa.bool_()}
+_NUMPY = {"int": np.int64, "float": np.float64, "bool": np.bool_}
+
+
+def check_names(columns: Iterable[str]) -> None:
+    """Raises InputError if a column has a name that the records need for themselves."""
+    for name in columns:
+        if name in (TOKENS, CELL_ID):
+            raise InputError(
+                f'the obs column "{name}" has a name that the cell store uses itself; rename the '
+                "column or leave it out of --obs"
+            )
+
+
+def kind_of(column: pd.Series) -> str:
+    """Returns "text", "int", "float" or "bool": how a per-cell column is kept."""
+    if pd.api.types.is_bool_dtype(column):
+        return "text" if column.hasnans else "bool"
+    if pd.api.types.is_integer_dtype(column):
+        return "float" if column.hasnans else "int"
+    return "float" if pd.api.types.is_float_dtype(column) else "text"
+
+
+def common_kind(kinds: Iterable[str]) -> str:
+    """Returns the kind that can hold columns of all these kinds."""
+    kinds = set(kinds)
+    if len(kinds) == 1:
+        return kinds.pop()
+    return "float" if kinds == {"int", "float"} else "text"
+
+
+def as_kind(column: pd.Series, kind: str) -> np.ndarray:
+    """Returns a column's values as `kind`; missing text is None, a missing number NaN."""
+    if kind == "text":
+        missing = column.isna().to_numpy()
+        values = column.astype(str).to_numpy(dtype=object)
+        values[missing] = None
+        return values
+    if kind == "float":
+        return column.to_numpy(dtype=np.float64, na_value=np.nan)
+    return column.to_numpy(dtype=_NUMPY[kind])
+
+
+def as_bytes(values: np.ndarray, kind: str) -> list[bytes]:
+    """Returns each value of a column (see `as_kind`) as a record keeps it; missing text is empty."""
+    if kind == "text":
+        return [(value or "").encode() for value in values]
+    width = values.itemsize
+    content = values.astype(values.dtype.newbyteorder("<")).tobytes()
+    return [content[start : start + width] for start in range(0, len(content), width)]
+
+
+def arrow_schema(kinds: Mapping[str, str]) -> pa.Schema:
+    """The obs table's columns: the cell id and the carried ones."""
+    return pa.schema([(CELL_ID, pa.string()), *((name, _ARROW[kinds[name]]) for name in kinds)])
+
+
+def tfds_features(kinds: Mapping[str, str]) -> tfds.features.FeaturesDict:
+    """The features of a store's records: tokens, cell id and the carried columns."""
+    raw = tfds.features.Encoding.BYTES
+    features: dict[str, tfds.features.FeatureConnector] = {
+        TOKENS: tfds.features.Tensor(shape=(None,), dtype=np.uint16, encoding=raw),
+        CELL_ID: tfds.features.Text(),
+    }
+    for name, kind in kinds.items():
+        if kind == "text":
+            features[name] = tfds.features.Text()
+        else:
+            features[name] = tfds.features.Tensor(shape=(), dtype=_NUMPY[kind], encoding=raw)
+    return tfds.features.FeaturesDict(features)

@@ -1,0 +1,91 @@
+"""What the doors of this room take as text: exclusions, ortholog tables, shares of the files."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TypeVar
+
+import pandas as pd
+
+from geneformer_jax.cells.vocabulary import strip_version
+from geneformer_jax.common.errors import InputError
+
+T = TypeVar("T")
+
+
+def parse_exclusions(values: Sequence[str]) -> dict[str, list[str]]:
+    """Reads "column=value" texts into column -> values.
+
+    Raises:
+      InputError: a text has another form.
+    """
+    result: dict[str, list[str]] = {}
+    for text in values:
+        column, separator, value = text.partition("=")
+        if not separator or not column.strip():
+            raise InputError(f'--exclude="{text}" must have the form column=value')
+        result.setdefault(column.strip(), []).append(value.strip())
+    return result
+
+
+def parse_share(text: str) -> tuple[int, int]:
+    """Reads "i/n" into (i, n); "" is all: (0, 1).
+
+    Raises:
+      InputError: another form, or i not in 0 .. n-1.
+    """
+    if not text:
+        return 0, 1
+    first, _, second = text.partition("/")
+    if not (first.isdecimal() and second.isdecimal() and int(first) < int(second)):
+        raise InputError(f'--shard="{text}" must be i/n with i from 0 to n-1, such as 0/4')
+    return int(first), int(second)
+
+
+def share_of(items: Sequence[T], share: tuple[int, int]) -> list[T]:
+    """Returns every n-th item, starting from the i-th."""
+    index, count = share
+    return list(items[index::count])
+
+
+def read_table(path: Path | str) -> pd.DataFrame:
+    """Reads a table of text, separated by tabs (or by commas if its name ends in .csv).
+
+    Raises:
+      InputError: it is not there or no such table.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"{path} does not exist; check the path")
+    separator = "," if ".csv" in path.suffixes else "\t"
+    try:
+        return pd.read_csv(path, sep=separator, dtype=str, keep_default_na=False, comment=None)
+    except (ValueError, UnicodeDecodeError, OSError) as error:
+        raise InputError(f"{path} is no table that can be read ({error})") from error
+
+
+def read_orthologs(path: Path | str) -> dict[str, str]:
+    """Reads a table whose first two columns are a gene id and its ortholog in the vocabulary.
+
+    A gene with several orthologs is left out, for its counts cannot be divided among them; several
+    genes with the same ortholog are kept, and their counts are summed.
+
+    Returns:
+      Gene id in upper case, without version -> ortholog.
+
+    Raises:
+      InputError: the table has fewer than two columns, or no pair.
+    """
+    table = read_table(path)
+    if table.shape[1] < 2:
+        raise InputError(
+            f"{path} has {table.shape[1]} column; an ortholog table needs two, a gene id and its "
+            "ortholog, separated by tabs (.csv: by commas)"
+        )
+    pairs = table.iloc[:, :2].set_axis(["gene", "ortholog"], axis=1)
+    pairs = pairs.map(strip_version)
+    pairs["gene"] = pairs["gene"].str.upper()
+    pairs = pairs[(pairs["gene"] != "") & (pairs["ortholog"] != "")].drop_duplicates()
+    pairs = pairs.drop_duplicates("gene", keep=False)
+    if pairs.empty:
+        raise InputError(f"{path} has no gene with exactly one ortholog; check its two columns")
+    return dict(zip(pairs["gene"], pairs["ortholog"], strict=True))

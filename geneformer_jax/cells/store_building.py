@@ -1,0 +1,264 @@
+"""Building a cell store from many sources, file by file, so that a killed run loses one at most."""
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from geneformer_jax.cells import cell_store, store_writer
+from geneformer_jax.cells.carried_columns import common_kind, kind_of
+from geneformer_jax.cells.counts import CountSource, open_counts
+from geneformer_jax.cells.options import share_of
+from geneformer_jax.cells.tokenization import (
+    GeneMatch,
+    Recipe,
+    choose_cells,
+    encode_source,
+    match_genes,
+)
+from geneformer_jax.cells.vocabulary import GeneVocabulary
+from geneformer_jax.common.errors import InputError
+from geneformer_jax.common.files import fingerprint
+from geneformer_jax.common.progress import Progress
+from geneformer_jax.common.provenance import describe_run
+
+_KEY_HASH = 12
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How the files are opened.
+
+    Attributes:
+      layer: matrix with the raw counts; None for the main one, "raw" for AnnData's raw.
+      gene_column: column with the gene ids; None to find it.
+      prefix_cell_ids: put "<file name>|" in front of each cell id.
+    """
+
+    layer: str | None = None
+    gene_column: str | None = None
+    prefix_cell_ids: bool = False
+
+    def open(self, path: Path) -> CountSource:
+        """Opens a file."""
+        return open_counts(path, layer=self.layer, gene_column=self.gene_column)
+
+    def cell_ids(self, source: CountSource) -> np.ndarray:
+        """The cell ids of a source as they are stored."""
+        if not self.prefix_cell_ids:
+            return source.cell_ids
+        return f"{source.path.stem}|" + source.cell_ids.astype(object)
+
+
+@dataclass(frozen=True)
+class SurveyedSource:
+    """What is known of a file before its counts are read.
+
+    Attributes:
+      path: where it is.
+      key: name of its folder in the store, from its name and content.
+      cell_ids: as stored.
+      obs_kinds: carried column -> kind.
+      match: which of its columns are genes.
+    """
+
+    path: Path
+    key: str
+    cell_ids: np.ndarray
+    obs_kinds: Mapping[str, str]
+    match: GeneMatch
+
+
+def source_key(path: Path) -> str:
+    """A name for a file's part of a store; changes with its name or content."""
+    content = json.dumps(fingerprint(path), sort_keys=True)
+    stem = re.sub(r"[^A-Za-z0-9_.-]+", "_", path.stem)[:80]
+    return f"{stem}-{hashlib.sha256(content.encode()).hexdigest()[:_KEY_HASH]}"
+
+
+class StoreBuild:
+    """One run over a store: survey the files, write each, join them.
+
+    The steps are called in this order; `write` may be shared among processes.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        vocabulary: GeneVocabulary,
+        recipe: Recipe,
+        reading: Reading,
+        obs: Sequence[str],
+    ):
+        """Takes what decides the store's content.
+
+        Args:
+          folder: of the store, new or growing or complete.
+          vocabulary: genes and medians.
+          recipe: how cells are chosen and encoded.
+          reading: how files are opened.
+          obs: per-cell columns to carry along.
+        """
+        self.folder, self.vocabulary = folder, vocabulary
+        self.recipe, self.reading, self.obs = recipe, reading, list(obs)
+        self.sources: list[SurveyedSource] = []
+        self.bad_files: dict[str, str] = {}
+
+    def survey(self, paths: Sequence[Path], skip_bad_files: bool = False) -> None:
+        """Opens every file, checks all that can be known before long work, and begins the store.
+
+        Raises:
+          InputError: a file cannot be used (unless `skip_bad_files`), or no file can; a cell id
+            occurs twice; the folder holds something else or a store made otherwise.
+        """
+        store_writer.check_folder(self.folder, self._options())
+        for path in paths:
+            with self._bad_file(path, skip_bad_files):
+                self.sources.append(self._survey(path))
+        if not self.sources:
+            reason = next(iter(self.bad_files.values()))
+            raise InputError(f"none of {len(paths)} files can be used; the first: {reason}")
+        ids = [source.cell_ids for source in self.sources]
+        store_writer.refuse_repeated_ids(ids, [str(source.path) for source in self.sources])
+        kinds = {
+            name: common_kind(source.obs_kinds[name] for source in self.sources)
+            for name in self.obs
+        }
+        store_writer.begin_store(self.folder, self._options(), kinds)
+
+    def describe(self) -> Iterator[str]:
+        """Yields what the survey found, a line per file."""
+        for source in self.sources:
+            match = source.match
+            yield (
+                f"  {source.path}: {len(source.cell_ids):,} cells, {match.matched:,} of "
+                f"{match.named:,} gene ids are in the vocabulary"
+                + (f" ({match.genes:,} genes)" if match.genes < match.matched else "")
+            )
+        for path, reason in self.bad_files.items():
+            yield f"  SKIPPED {path}: {reason}"
+
+    def is_complete(self) -> bool:
+        """Says whether the store is complete and holds all surveyed files."""
+        joined = set(store_writer.joined_sources(self.folder))
+        return (self.folder / cell_store.DATASET_INFO).is_file() and all(
+            source.key in joined for source in self.sources
+        )
+
+    def write(self, share: tuple[int, int] = (0, 1), skip_bad_files: bool = False) -> None:
+        """Encodes the files of this share (i of n) that the store has not yet, one after another.
+
+        Raises:
+          InputError: a file's counts cannot be used (unless `skip_bad_files`).
+        """
+        done = store_writer.finished_sources(self.folder)
+        mine = [source for source in share_of(self.sources, share) if source.key not in done]
+        total = sum(len(source.cell_ids) for source in mine)
+        with Progress(total, "tokenizing", "cells") as progress:
+            for source in mine:
+                with self._bad_file(source.path, skip_bad_files):
+                    self._write_source(source, progress)
+
+    def finish(self, configuration: Mapping[str, Any]) -> Iterator[str]:
+        """Joins the files to a complete store; yields what it holds and what was dropped.
+
+        Raises:
+          InputError: a file is not encoded yet, or no cell is left.
+        """
+        done = store_writer.finished_sources(self.folder)
+        sources = [source for source in self.sources if str(source.path) not in self.bad_files]
+        missing = [source.path for source in sources if source.key not in done]
+        if missing:
+            raise InputError(
+                f"{len(missing)} of {len(sources)} files are not tokenised yet, the first is "
+                f"{missing[0]}; run the --shard that holds it, then --finish again"
+            )
+        keys = store_writer.store_order(self.folder, [source.key for source in sources])
+        counts = summarise(self.folder, keys, self.bad_files)
+        paths = [source.path for source in sources]
+        story = describe_run("tokenize", configuration, paths, counts)
+        store_writer.join_sources(self.folder, keys, self.vocabulary, story)
+        yield f"{self.folder}: {counts['cells']:,} of {counts['cells_in_files']:,} cells"
+        for reason, cells in counts["dropped"].items():
+            yield f"  left out, {reason}: {cells:,}"
+        for path, reason in self.bad_files.items():
+            yield f"  SKIPPED {path}: {reason}"
+
+    @contextlib.contextmanager
+    def _bad_file(self, path: Path, skip: bool) -> Iterator[None]:
+        try:
+            yield
+        except InputError as error:
+            if not skip:
+                raise
+            self.bad_files[str(path)] = str(error)
+
+    def _options(self) -> dict[str, Any]:
+        """Everything that two runs over one store must have in common."""
+        recipe = dataclasses.asdict(self.recipe)
+        if recipe["orthologs"] is not None:
+            pairs = json.dumps(sorted(recipe["orthologs"].items()))
+            recipe["orthologs"] = hashlib.sha256(pairs.encode()).hexdigest()[:_KEY_HASH]
+        options = {"vocabulary": self.vocabulary.hash, **recipe}
+        return {**options, **dataclasses.asdict(self.reading), "obs": self.obs}
+
+    def _survey(self, path: Path) -> SurveyedSource:
+        source = self.reading.open(path)
+        carried = source.obs(self.obs)
+        return SurveyedSource(
+            path=path,
+            key=source_key(path),
+            cell_ids=self.reading.cell_ids(source),
+            obs_kinds={name: kind_of(carried[name]) for name in self.obs},
+            match=match_genes(source, self.vocabulary, self.recipe),
+        )
+
+    def _write_source(self, surveyed: SurveyedSource, progress: Progress) -> None:
+        source = self.reading.open(surveyed.path)
+        choice = choose_cells(source, self.recipe)
+        kinds = store_writer.obs_kinds(self.folder)
+        obs = source.obs(list(kinds))
+        with store_writer.write_source(self.folder, surveyed.key, kinds) as writer:
+            for batch in encode_source(
+                source, self.vocabulary, self.recipe, surveyed.match, choice
+            ):
+                ids = surveyed.cell_ids[batch.rows]
+                writer.write(batch.encodings, ids, obs.iloc[batch.rows])
+                progress.advance(batch.read, file=surveyed.path.name)
+            writer.finish(
+                {
+                    "path": str(surveyed.path),
+                    "fingerprint": fingerprint(surveyed.path),
+                    "cells_in_file": source.n_cells,
+                    "dropped": choice.dropped,
+                    "gene_ids": surveyed.match.named,
+                    "matched_gene_ids": surveyed.match.matched,
+                    "distinct_genes": surveyed.match.genes,
+                }
+            )
+
+
+def summarise(store: Path, keys: Sequence[str], bad_files: Mapping[str, str]) -> dict[str, Any]:
+    """Counts of a store: cells in its files, kept, and dropped by reason; in all and per source."""
+    stories = [store_writer.source_story(store, key) for key in keys]
+    dropped: Counter[str] = Counter()
+    for story in stories:
+        dropped.update(story["dropped"])
+    return {
+        "cells_in_files": sum(story["cells_in_file"] for story in stories),
+        "cells": sum(story["cells"] for story in stories),
+        "dropped": dict(dropped),
+        "skipped_files": dict(bad_files),
+        "sources": [
+            {name: value for name, value in story.items() if name not in ("shards", "fingerprint")}
+            for story in stories
+        ],
+    }

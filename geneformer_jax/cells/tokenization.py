@@ -1,0 +1,317 @@
+"""From a source of raw counts to rank value encodings, a batch of cells at a time."""
+
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import anndata
+import numpy as np
+import pandas as pd
+
+from geneformer_jax.cells.counts import AnnDataSource, CountSource
+from geneformer_jax.cells.rank_encoding import (
+    RankEncodings,
+    encode_counts,
+    gene_columns,
+    join_encodings,
+)
+from geneformer_jax.cells.vocabulary import GeneVocabulary, strip_version
+from geneformer_jax.common.errors import InputError
+
+V1_MAX_LENGTH, V2_MAX_LENGTH = 2048, 4096
+NO_GENE = "no gene of the vocabulary"
+CELLS_PER_BATCH = 4096
+_EXAMPLES = 3
+_ENSEMBL_SPECIES = re.compile(r"ENS([A-Z]*)GR?\d{6,}", re.IGNORECASE)
+_SPECIES = {"": "human", "MUS": "mouse", "RNO": "rat", "MMU": "macaque", "DAR": "zebrafish"}
+_SHARE_OF_A_SPECIES = 0.05
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How cells of a source are chosen and encoded.
+
+    Attributes:
+      max_length: most tokens of a cell, special tokens included.
+      symbols: see `GeneVocabulary.tokens_of`.
+      orthologs: source gene id -> gene id of the vocabulary's species; None if not needed.
+      filter_column: obs column whose value must be 1 (the original's `filter_pass`), or None.
+      exclude: obs column -> values whose cells are left out.
+    """
+
+    max_length: int
+    symbols: str = "mapping"
+    orthologs: Mapping[str, str] | None = None
+    filter_column: str | None = None
+    exclude: Mapping[str, Sequence[str]] = field(default_factory=dict)
+
+
+def default_max_length(vocabulary: GeneVocabulary) -> int:
+    """The original's context: 2,048 tokens for a V1 vocabulary, 4,096 for V2."""
+    return V1_MAX_LENGTH if vocabulary.cls_id is None else V2_MAX_LENGTH
+
+
+def check_max_length(max_length: int, vocabulary: GeneVocabulary) -> None:
+    """Raises InputError if no gene would fit into a cell of `max_length` tokens."""
+    special = sum(token is not None for token in (vocabulary.cls_id, vocabulary.eos_id))
+    if max_length <= special:
+        raise InputError(
+            f"a maximum length of {max_length} leaves no room for a gene beside {special} special "
+            "tokens; give a larger one"
+        )
+
+
+class GeneMatch(NamedTuple):
+    """Which columns of a source are genes of a vocabulary.
+
+    Attributes:
+      tokens: int32 [columns], -1 where the vocabulary has no such gene.
+      matched: number of columns with a gene.
+      named: number of columns with an id at all.
+      genes: number of distinct genes; fewer than `matched` where counts are summed.
+    """
+
+    tokens: np.ndarray
+    matched: int
+    named: int
+    genes: int
+
+
+def match_genes(source: CountSource, vocabulary: GeneVocabulary, recipe: Recipe) -> GeneMatch:
+    """Finds the token of each column of a source.
+
+    Raises:
+      InputError: no gene id is known, or the source's genes are of another or of several species.
+    """
+    ids = [str(each).strip() for each in source.gene_ids]
+    if recipe.orthologs is not None:
+        ids = [recipe.orthologs.get(strip_version(each).upper(), "") for each in ids]
+    else:
+        _refuse_other_species(source, ids, vocabulary)
+    tokens = vocabulary.tokens_of(ids, symbols=recipe.symbols)
+    known = tokens >= 0
+    match = GeneMatch(
+        tokens=tokens,
+        matched=int(known.sum()),
+        named=sum(bool(each) for each in source.gene_ids),
+        genes=len(np.unique(tokens[known])),
+    )
+    if match.matched == 0:
+        theirs = ", ".join(str(each) for each in source.gene_ids[:_EXAMPLES])
+        ours = ", ".join(vocabulary.gene_ids[:_EXAMPLES])
+        raise InputError(
+            f"{source.path}: 0 of {match.named:,} gene ids are in the vocabulary of "
+            f"{len(vocabulary.gene_ids):,} genes; the file has ids such as {theirs}, the "
+            f"vocabulary such as {ours}; name the column of gene ids with --gene_column, or use a "
+            "vocabulary with such ids"
+        )
+    return match
+
+
+def _refuse_other_species(
+    source: CountSource, ids: Sequence[str], vocabulary: GeneVocabulary
+) -> None:
+    theirs, ours = _species_codes(ids), _species_codes(vocabulary.gene_ids.tolist())
+    if not theirs or not ours:
+        return
+    largest = theirs.most_common(1)[0][0]
+    common = [code for code, n in theirs.items() if n > _SHARE_OF_A_SPECIES * theirs.total()]
+    if len(common) > 1:
+        parts = ", ".join(f"{theirs[code]:,} {_species(code)}" for code in common)
+        raise InputError(
+            f"{source.path} mixes the genes of several species ({parts}); a cell's total would mix "
+            "them too: split the file by species"
+        )
+    if largest not in ours:
+        raise InputError(
+            f"{source.path} has {_species(largest)} gene ids, but the vocabulary is of "
+            f"{vocabulary.species} ({vocabulary.gene_ids[0]}, ...); give a table with --orthologs "
+            "or use a vocabulary of that species"
+        )
+
+
+def _species_codes(ids: Sequence[str]) -> Counter[str]:
+    matches = (_ENSEMBL_SPECIES.match(each) for each in ids)
+    return Counter(match[1].upper() for match in matches if match)
+
+
+def _species(code: str) -> str:
+    return _SPECIES.get(code, f"ENS{code}G")
+
+
+class CellChoice(NamedTuple):
+    """Which cells of a source are encoded.
+
+    Attributes:
+      keep: bool [cells].
+      dropped: reason -> number of cells that it left out; a cell counts for its first reason.
+    """
+
+    keep: np.ndarray
+    dropped: dict[str, int]
+
+
+def choose_cells(source: CountSource, recipe: Recipe) -> CellChoice:
+    """Applies the filter column and the exclusions.
+
+    Raises:
+      InputError: the source has no such column.
+    """
+    keep = np.ones(source.n_cells, dtype=bool)
+    dropped: dict[str, int] = {}
+
+    def drop(reason: str, cells: np.ndarray) -> None:
+        dropped[reason] = int((keep & cells).sum())
+        keep[cells] = False
+
+    names = [recipe.filter_column] if recipe.filter_column else []
+    obs = (
+        source.obs(list(dict.fromkeys([*names, *recipe.exclude])))
+        if names or recipe.exclude
+        else None
+    )
+    if recipe.filter_column:
+        passes = pd.to_numeric(obs[recipe.filter_column], errors="coerce").to_numpy() == 1
+        drop(f"{recipe.filter_column} is not 1", ~passes)
+    for column, values in recipe.exclude.items():
+        values = list(values)
+        drop(
+            f"{column} is {' or '.join(values)}",
+            obs[column].astype(str).isin(values).to_numpy(),
+        )
+    return CellChoice(keep, dropped)
+
+
+class EncodedBatch(NamedTuple):
+    """Some encoded cells.
+
+    Attributes:
+      encodings: their tokens; no cell is empty.
+      rows: int64 [cells], their rows in the source, ascending.
+      read: number of cells of the source that this batch stands for, with the dropped ones.
+    """
+
+    encodings: RankEncodings
+    rows: np.ndarray
+    read: int
+
+
+def encode_source(
+    source: CountSource,
+    vocabulary: GeneVocabulary,
+    recipe: Recipe,
+    match: GeneMatch,
+    choice: CellChoice,
+) -> Iterator[EncodedBatch]:
+    """Yields the source's chosen cells in order; counts in `choice.dropped` what has no gene."""
+    columns = gene_columns(match.tokens, vocabulary, recipe.max_length)
+    choice.dropped.setdefault(NO_GENE, 0)
+    for batch in source.batches(CELLS_PER_BATCH):
+        cells = batch.counts.shape[0]
+        keep = choice.keep[batch.start : batch.start + cells]
+        rows = batch.start + np.flatnonzero(keep)
+        counts = batch.counts if keep.all() else batch.counts[keep]
+        encodings = encode_counts(counts, batch.totals[keep], columns)
+        filled = encodings.lengths > 0
+        choice.dropped[NO_GENE] += int((~filled).sum())
+        yield EncodedBatch(encodings.without_empty(), rows[filled], cells)
+
+
+@dataclass(frozen=True, eq=False)
+class TokenizedCells:
+    """Encoded cells in memory; reads like a CellStore.
+
+    Attributes:
+      encodings: tokens of the kept cells, in input order.
+      rows: int64 [kept], their rows in the input.
+      obs: their per-cell columns, indexed by cell id.
+      vocabulary: of the tokens.
+      max_length: most tokens of a cell.
+      dropped: reason -> number of cells left out.
+      match: which columns are genes.
+    """
+
+    encodings: RankEncodings
+    rows: np.ndarray
+    obs: pd.DataFrame
+    vocabulary: GeneVocabulary
+    max_length: int
+    dropped: Mapping[str, int]
+    match: GeneMatch
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """Number of tokens of each cell; int32 [cells]."""
+        return self.encodings.lengths
+
+    @property
+    def cell_ids(self) -> np.ndarray:
+        """Ids of the cells; [cells] str."""
+        return self.obs.index.to_numpy()
+
+    def read(self, indices: Sequence[int] | np.ndarray) -> list[np.ndarray]:
+        """Returns the tokens (uint16 arrays) of cells, in the order of `indices`."""
+        tokens, offsets = self.encodings
+        return [tokens[offsets[i] : offsets[i + 1]] for i in indices]
+
+
+def tokenize_source(
+    source: CountSource, vocabulary: GeneVocabulary, recipe: Recipe
+) -> TokenizedCells:
+    """Encodes all cells of a source in memory.
+
+    Raises:
+      InputError: the counts are not raw counts, no gene id is known, or no cell is left.
+    """
+    check_max_length(recipe.max_length, vocabulary)
+    match = match_genes(source, vocabulary, recipe)
+    choice = choose_cells(source, recipe)
+    batches = list(encode_source(source, vocabulary, recipe, match, choice))
+    rows = np.concatenate([batch.rows for batch in batches])
+    if not len(rows):
+        raise InputError(
+            f"{source.path}: none of {source.n_cells:,} cells is left ({choice.dropped}); check "
+            "the filters and the gene ids"
+        )
+    return TokenizedCells(
+        encodings=join_encodings([batch.encodings for batch in batches]),
+        rows=rows,
+        obs=source.obs().iloc[rows],
+        vocabulary=vocabulary,
+        max_length=recipe.max_length,
+        dropped=dict(choice.dropped),
+        match=match,
+    )
+
+
+def tokenize_cells(
+    adata: anndata.AnnData,
+    vocabulary: GeneVocabulary,
+    *,
+    layer: str | None = None,
+    gene_column: str | None = None,
+    max_length: int | None = None,
+) -> TokenizedCells:
+    """Encodes the cells of an AnnData object of raw counts.
+
+    Args:
+      adata: raw counts in `X`, or in `layer`; totals from `obs["n_counts"]` where present.
+      vocabulary: genes and medians.
+      layer: name of a layer, "raw" for `adata.raw`, None for `X`.
+      gene_column: column of `var` with gene ids; found by itself if None.
+      max_length: most tokens of a cell; the original's 2,048 (V1) or 4,096 (V2) if None.
+
+    Returns:
+      The encoded cells in input order; `rows` says which they are and `dropped` what was left out.
+
+    Raises:
+      InputError: the counts are not raw counts, or no gene id is known.
+    """
+    source = AnnDataSource(adata, layer=layer, gene_column=gene_column)
+    recipe = Recipe(max_length=max_length or default_max_length(vocabulary))
+    return tokenize_source(source, vocabulary, recipe)

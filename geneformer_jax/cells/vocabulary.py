@@ -1,0 +1,320 @@
+"""The gene vocabulary: which genes are tokens, their medians, and how other ids map to them."""
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from geneformer_jax.common.errors import InputError
+from geneformer_jax.common.files import require_new_folder, write_aside
+
+V1_SPECIAL_TOKENS = ("<pad>", "<mask>")
+V2_SPECIAL_TOKENS = ("<pad>", "<mask>", "<cls>", "<eos>")
+SYMBOL_POLICIES = ("mapping", "names", "never")
+LARGEST_TOKEN = np.iinfo(np.uint16).max
+
+_FORMAT = 1
+_DESCRIPTION, _GENES, _MAPPING = "vocabulary.json", "genes.parquet", "id_mapping.parquet"
+_ENSEMBL_ID = re.compile(r"ENS[A-Z]*\d{6,}(_PAR_Y)?", re.IGNORECASE)
+_VERSIONED_ENSEMBL_ID = re.compile(r"(ENS[A-Z]*\d{6,})\.\d+(_PAR_Y)?", re.IGNORECASE)
+
+
+def strip_version(gene_id: str) -> str:
+    """Returns an Ensembl id without its version ("ENSG00000136574.12" -> "ENSG00000136574").
+
+    Anything else, such as the symbol "RP11-34P13.7", is returned as it is, without outer blanks.
+    """
+    gene_id = gene_id.strip()
+    match = _VERSIONED_ENSEMBL_ID.fullmatch(gene_id)
+    return match[1] + (match[2] or "") if match else gene_id
+
+
+def is_ensembl_id(gene_id: str) -> bool:
+    """Says whether an id has the form of an Ensembl id, with or without a version."""
+    return _ENSEMBL_ID.fullmatch(strip_version(gene_id)) is not None
+
+
+@dataclass(frozen=True, eq=False)
+class GeneVocabulary:
+    """The genes a model knows, in token order, with their normalisation factors.
+
+    The token id of gene i is `len(special_tokens) + i`, as in both of the original's vocabularies.
+
+    Attributes:
+      gene_ids: [G] str, Ensembl ids (any id is allowed), ascending and without repeats.
+      symbols: [G] str, "" where unknown.
+      medians: [G] float64, each gene's non-zero median of counts per 10,000 over a corpus.
+      special_tokens: names of tokens 0..S-1; `V1_SPECIAL_TOKENS` or `V2_SPECIAL_TOKENS`.
+      id_mapping: other id, alias or symbol in upper case -> gene id; may be empty.
+      species: of the gene ids, e.g. "human".
+    """
+
+    gene_ids: np.ndarray
+    symbols: np.ndarray
+    medians: np.ndarray
+    special_tokens: tuple[str, ...] = V1_SPECIAL_TOKENS
+    id_mapping: Mapping[str, str] = field(default_factory=dict)
+    species: str = "human"
+
+    def __post_init__(self):
+        for name in ("gene_ids", "symbols"):
+            # Plain unicode whatever came in (object, pandas strings).
+            object.__setattr__(self, name, np.asarray(getattr(self, name)).astype(np.str_))
+        object.__setattr__(self, "medians", np.asarray(self.medians, dtype=np.float64))
+        object.__setattr__(self, "special_tokens", tuple(self.special_tokens))
+        for array in (self.gene_ids, self.symbols, self.medians):
+            array.setflags(write=False)
+        self._check()
+
+    def _check(self) -> None:
+        ids = self.gene_ids
+        if not len(ids) == len(self.symbols) == len(self.medians):
+            raise InputError(
+                f"a vocabulary of {len(ids)} gene ids has {len(self.symbols)} symbols and "
+                f"{len(self.medians)} medians; there must be one of each per gene"
+            )
+        if len(ids) == 0:
+            raise InputError("a vocabulary without genes cannot be used; check the gene ids")
+        wrong = np.flatnonzero(ids[:-1] >= ids[1:])
+        if wrong.size:
+            raise InputError(
+                f'gene ids must ascend without repeats, but "{ids[wrong[0] + 1]}" follows '
+                f'"{ids[wrong[0]]}"; sort the genes and merge the repeated ones'
+            )
+        bad = np.flatnonzero(~(np.isfinite(self.medians) & (self.medians > 0)))
+        if bad.size:
+            raise InputError(
+                f'the median of "{ids[bad[0]]}" is {self.medians[bad[0]]}; medians must be '
+                "positive, leave such genes out"
+            )
+        if self.special_tokens not in (V1_SPECIAL_TOKENS, V2_SPECIAL_TOKENS):
+            raise InputError(
+                f"special tokens {list(self.special_tokens)} are not supported; they must be "
+                f"{list(V1_SPECIAL_TOKENS)} or {list(V2_SPECIAL_TOKENS)}"
+            )
+        if self.size - 1 > LARGEST_TOKEN:
+            raise InputError(
+                f"{self.size:,} tokens do not fit into 16 bits ({LARGEST_TOKEN + 1:,}); keep fewer "
+                "genes, for example by biotype or minimum number of cells"
+            )
+
+    @property
+    def size(self) -> int:
+        """Number of tokens: special tokens and genes."""
+        return len(self.special_tokens) + len(self.gene_ids)
+
+    @property
+    def pad_id(self) -> int:
+        """Token that fills up a row."""
+        return 0
+
+    @property
+    def mask_id(self) -> int:
+        """Token that hides a gene in pretraining."""
+        return 1
+
+    @property
+    def cls_id(self) -> int | None:
+        """Token in front of a V2 cell; None in a V1 vocabulary."""
+        return 2 if self.special_tokens == V2_SPECIAL_TOKENS else None
+
+    @property
+    def eos_id(self) -> int | None:
+        """Token behind a V2 cell; None in a V1 vocabulary."""
+        return 3 if self.special_tokens == V2_SPECIAL_TOKENS else None
+
+    @property
+    def first_gene_token(self) -> int:
+        """Token of the first gene; all tokens from here on are genes."""
+        return len(self.special_tokens)
+
+    @cached_property
+    def hash(self) -> str:
+        """SHA-256 of all that decides tokens: ids, medians, special tokens, mapping, species."""
+        digest = hashlib.sha256()
+        parts = (list(self.special_tokens), self.gene_ids.tolist(), sorted(self.id_mapping.items()))
+        digest.update(json.dumps([_FORMAT, self.species, *parts]).encode())
+        digest.update(self.medians.astype("<f8").tobytes())
+        return digest.hexdigest()
+
+    def tokens_of(self, gene_ids, symbols: str = "mapping") -> np.ndarray:
+        """Finds the tokens of gene ids as the original does, and of versioned Ensembl ids too.
+
+        An id is looked up, in upper case, in `id_mapping` first (as in the original), then among
+        the gene ids themselves; Ensembl ids also without their version.
+
+        Args:
+          gene_ids: [N] str; ids, aliases or symbols.
+          symbols: what is not an Ensembl id is looked up in: "mapping" the mapping (as the
+            original), "names" also `symbols` where a symbol stands for one gene only, "never" the
+            gene ids alone.
+
+        Returns:
+          [N] int32, -1 where the vocabulary has no such gene.
+        """
+        if symbols not in SYMBOL_POLICIES:
+            raise InputError(f'symbols "{symbols}" must be one of {", ".join(SYMBOL_POLICIES)}')
+        tables = (self._token_of_id, self._token_of_alias, self._token_of_symbol)
+        allowed = tables[: {"never": 1, "mapping": 2, "names": 3}[symbols]]
+        found = (self._token_of(str(each), allowed) for each in np.asarray(gene_ids).tolist())
+        return np.fromiter(found, dtype=np.int32, count=len(gene_ids))
+
+    def _token_of(self, gene_id: str, symbol_tables: tuple[Mapping[str, int], ...]) -> int:
+        plain = strip_version(gene_id)
+        # "A-923A4.1" is an alias and keeps its ending; an Ensembl id loses it in the second round.
+        for name in dict.fromkeys((gene_id.strip(), plain)):
+            upper = name.upper()
+            if is_ensembl_id(name):
+                token = self._token_of_alias.get(upper, self._token_of_id.get(upper))
+                if token is not None:
+                    return token
+            for table in symbol_tables:
+                token = table.get(name if table is self._token_of_id else upper)
+                if token is not None:
+                    return token
+        return -1
+
+    @cached_property
+    def _token_of_id(self) -> Mapping[str, int]:
+        return {gene: self.first_gene_token + i for i, gene in enumerate(self.gene_ids.tolist())}
+
+    @cached_property
+    def _token_of_alias(self) -> Mapping[str, int]:
+        known = self._token_of_id
+        return {other: known[gene] for other, gene in self.id_mapping.items() if gene in known}
+
+    @cached_property
+    def _token_of_symbol(self) -> Mapping[str, int]:
+        names = pd.Series(np.char.upper(self.symbols))
+        unique = names[(names != "") & ~names.duplicated(keep=False)]
+        return {name: self.first_gene_token + int(i) for i, name in unique.items()}
+
+    def gene_id_of(self, token: int) -> str:
+        """Returns the gene id (or special token's name) of a token.
+
+        Raises:
+          InputError: there is no such token.
+        """
+        if not 0 <= token < self.size:
+            raise InputError(f"token {token} is not in this vocabulary of {self.size:,} tokens")
+        if token < self.first_gene_token:
+            return self.special_tokens[token]
+        return str(self.gene_ids[token - self.first_gene_token])
+
+    def names_of(self, tokens) -> np.ndarray:
+        """Returns [N] str: symbols where known, else gene ids, of [N] tokens."""
+        tokens = np.asarray(tokens)
+        wrong = tokens[(tokens < 0) | (tokens >= self.size)]
+        if wrong.size:
+            raise InputError(f"token {wrong[0]} is not in this vocabulary of {self.size:,} tokens")
+        return self._names[tokens]
+
+    @cached_property
+    def _names(self) -> np.ndarray:
+        genes = np.where(self.symbols == "", self.gene_ids, self.symbols)
+        return np.concatenate([np.asarray(self.special_tokens), genes])
+
+    def save(self, folder: Path | str) -> None:
+        """Writes vocabulary.json, genes.parquet and id_mapping.parquet into a new folder.
+
+        Raises:
+          InputError: `folder` holds other files.
+        """
+        with write_aside(require_new_folder(folder)) as aside:
+            self.write_into(aside)
+
+    def write_into(self, folder: Path) -> None:
+        """Writes the three files into `folder`, for callers that write a whole folder aside."""
+        folder.mkdir(parents=True, exist_ok=True)
+        genes = {"gene_id": self.gene_ids, "symbol": self.symbols, "median": self.medians}
+        pd.DataFrame(genes).to_parquet(folder / _GENES, index=False)
+        mapping = {"other_id": list(self.id_mapping), "gene_id": list(self.id_mapping.values())}
+        pd.DataFrame(mapping, dtype=str).to_parquet(folder / _MAPPING, index=False)
+        description = {
+            "format": _FORMAT,
+            "species": self.species,
+            "special_tokens": list(self.special_tokens),
+            "genes": len(self.gene_ids),
+            "hash": self.hash,
+        }
+        (folder / _DESCRIPTION).write_text(json.dumps(description, indent=2) + "\n")
+
+    @classmethod
+    def load(cls, folder: Path | str) -> "GeneVocabulary":
+        """Reads a vocabulary written by `save` and checks its content hash.
+
+        Raises:
+          InputError: the folder is no vocabulary, or its content was changed or damaged.
+        """
+        folder = Path(folder)
+        if not (folder / _DESCRIPTION).is_file():
+            raise InputError(
+                f"{folder} is no vocabulary (it has no {_DESCRIPTION}); name a folder written by "
+                "build_vocabulary or convert"
+            )
+        try:
+            description = json.loads((folder / _DESCRIPTION).read_text())
+            genes = pd.read_parquet(folder / _GENES)
+            mapping = pd.read_parquet(folder / _MAPPING)
+            vocabulary = cls(
+                gene_ids=genes["gene_id"].to_numpy(),
+                symbols=genes["symbol"].to_numpy(),
+                medians=genes["median"].to_numpy(),
+                special_tokens=tuple(description["special_tokens"]),
+                id_mapping=dict(zip(mapping["other_id"], mapping["gene_id"], strict=True)),
+                species=description["species"],
+            )
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise InputError(
+                f"the vocabulary in {folder} cannot be read ({error}); write it anew"
+            ) from error
+        return vocabulary._verified(description.get("hash"), str(folder))
+
+    def _verified(self, expected: str | None, where: str) -> "GeneVocabulary":
+        if self.hash != expected:
+            raise InputError(
+                f"the vocabulary in {where} was changed after it was written (content hash "
+                f"{self.hash[:12]}, written down {str(expected)[:12]}); write it anew"
+            )
+        return self
+
+    def to_json(self) -> str:
+        """Returns the whole vocabulary as compact text; checkpoints carry this."""
+        content = {
+            "format": _FORMAT,
+            "species": self.species,
+            "special_tokens": list(self.special_tokens),
+            "gene_ids": self.gene_ids.tolist(),
+            "symbols": self.symbols.tolist(),
+            "medians": self.medians.tolist(),
+            "id_mapping": dict(self.id_mapping),
+            "hash": self.hash,
+        }
+        return json.dumps(content, separators=(",", ":"))
+
+    @classmethod
+    def from_json(cls, text: str) -> "GeneVocabulary":
+        """Reads what `to_json` wrote and checks its content hash.
+
+        Raises:
+          InputError: `text` is no vocabulary, or its content was changed.
+        """
+        try:
+            content = json.loads(text)
+            vocabulary = cls(
+                gene_ids=np.asarray(content["gene_ids"]),
+                symbols=np.asarray(content["symbols"]),
+                medians=np.asarray(content["medians"]),
+                special_tokens=tuple(content["special_tokens"]),
+                id_mapping=content["id_mapping"],
+                species=content["species"],
+            )
+        except (ValueError, KeyError, TypeError) as error:
+            raise InputError(f"this text is no vocabulary ({error}); write it anew") from error
+        return vocabulary._verified(content.get("hash"), "this text")

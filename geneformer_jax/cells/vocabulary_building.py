@@ -1,0 +1,200 @@
+"""A vocabulary from a corpus: which genes its cells express, and their non-zero medians."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from geneformer_jax.cells.counts import CountSource
+from geneformer_jax.cells.medians import DEFAULT_BYTES_FOR_EXACT, MedianAccumulator
+from geneformer_jax.cells.options import read_table
+from geneformer_jax.cells.tokenization import CELLS_PER_BATCH, Recipe, choose_cells
+from geneformer_jax.cells.vocabulary import GeneVocabulary, strip_version
+from geneformer_jax.common.errors import InputError, did_you_mean
+from geneformer_jax.common.progress import Progress
+
+_ID_COLUMNS = ("gene_id", "ensembl_id", "ensembl", "id")
+_SYMBOL_COLUMNS = ("symbol", "gene_symbol", "gene_name", "name")
+_BIOTYPE_COLUMNS = ("biotype", "gene_type", "gene_biotype")
+
+
+class GeneTable:
+    """Names and biotypes of genes, from a table with the columns gene_id, symbol and biotype."""
+
+    def __init__(self, path: Path | str):
+        """Reads a table; usual other names of the columns are known too.
+
+        Raises:
+          InputError: there is no such table, or it has no column of gene ids.
+        """
+        self._path = path
+        table = read_table(path)
+        lower = table.set_axis(table.columns.str.strip().str.lower(), axis=1)
+        ids = _column(lower, _ID_COLUMNS)
+        if ids is None:
+            raise InputError(
+                f'{path} has no column "gene_id" (it has {", ".join(table.columns[:8])}); name '
+                "the column of gene ids so"
+            )
+        self._genes = pd.DataFrame({"gene_id": ids.map(strip_version)})
+        self._genes["symbol"] = _column(lower, _SYMBOL_COLUMNS)
+        self._genes["biotype"] = _column(lower, _BIOTYPE_COLUMNS)
+        self._genes = self._genes.drop_duplicates("gene_id").set_index("gene_id")
+
+    def genes(self, biotypes: Sequence[str]) -> set[str]:
+        """Ids of the genes of these biotypes; of all genes if none is named.
+
+        Raises:
+          InputError: the table has no biotypes, or not this one.
+        """
+        if not biotypes:
+            return set(self._genes.index)
+        known = set(self._genes["biotype"].dropna())
+        for biotype in biotypes:
+            if biotype not in known:
+                raise InputError(
+                    f'{self._path} has no gene of biotype "{biotype}"'
+                    f"{did_you_mean(biotype, known)}; check --biotypes and its column biotype"
+                )
+        return set(self._genes.index[self._genes["biotype"].isin(biotypes)])
+
+    def symbols(self) -> dict[str, str]:
+        """Gene id -> symbol, where there is one."""
+        symbols = self._genes["symbol"].dropna()
+        return symbols[symbols != ""].to_dict()
+
+
+def _column(table: pd.DataFrame, names: Sequence[str]) -> pd.Series | None:
+    return next((table[name] for name in names if name in table.columns), None)
+
+
+@dataclass
+class CorpusGenes:
+    """What a corpus says of its genes.
+
+    Attributes:
+      gene_ids: [genes] str, ascending.
+      symbols: gene id -> symbol, from the sources.
+      medians: collector of the genes' medians.
+      cells: number of cells that counted.
+      counts: what was read and left out.
+    """
+
+    gene_ids: np.ndarray
+    symbols: dict[str, str]
+    medians: MedianAccumulator
+    counts: dict[str, object] = field(default_factory=dict)
+
+
+def measure_corpus(
+    sources: Sequence[CountSource],
+    wanted: set[str] | None,
+    recipe: Recipe,
+    bytes_for_exact: int = DEFAULT_BYTES_FOR_EXACT,
+) -> CorpusGenes:
+    """Collects the medians of all genes (or of the `wanted` ids) over the chosen cells of sources.
+
+    Args:
+      sources: open sources; each is read once.
+      wanted: gene ids to keep; None for all.
+      recipe: which cells to leave out.
+      bytes_for_exact: see `MedianAccumulator`.
+
+    Raises:
+      InputError: no gene is left, or a source's counts cannot be used.
+    """
+    ids = [np.array([strip_version(str(each)) for each in source.gene_ids]) for source in sources]
+    everything = np.unique(np.concatenate(ids))
+    everything = everything[everything != ""]
+    keep = everything if wanted is None else everything[np.isin(everything, list(wanted))]
+    if not len(keep):
+        raise InputError(
+            f"none of {len(everything):,} gene ids ({', '.join(everything[:3])}, ...) is in the "
+            "gene table; both must have the same kind of ids"
+        )
+    accumulator = MedianAccumulator(len(keep), bytes_for_exact)
+    counts = {
+        "cells_in_files": sum(source.n_cells for source in sources),
+        "columns_without_gene_id": int(sum((each == "").sum() for each in ids)),
+        "genes_in_files": len(everything),
+        "genes_not_in_table": len(everything) - len(keep),
+    }
+    with Progress(counts["cells_in_files"], "measuring", "cells") as progress:
+        for source, names in zip(sources, ids, strict=True):
+            dropped = _measure(source, names, keep, recipe, accumulator, progress)
+            for reason, cells in dropped.items():
+                counts[f"cells: {reason}"] = counts.get(f"cells: {reason}", 0) + cells
+    return CorpusGenes(keep, _symbols(sources, ids), accumulator, counts)
+
+
+def _measure(
+    source: CountSource,
+    ids: np.ndarray,
+    genes: np.ndarray,
+    recipe: Recipe,
+    accumulator: MedianAccumulator,
+    progress: Progress,
+) -> dict[str, int]:
+    place = np.searchsorted(genes, ids).clip(max=len(genes) - 1)
+    numbers = np.where(genes[place] == ids, place, -1)
+    choice = choose_cells(source, recipe)
+    for batch in source.batches(CELLS_PER_BATCH):
+        keep = choice.keep[batch.start : batch.start + batch.counts.shape[0]]
+        counts = batch.counts if keep.all() else batch.counts[keep]
+        accumulator.add(counts, batch.totals[keep], numbers)
+        progress.advance(len(keep), file=source.path.name)
+    return choice.dropped
+
+
+def _symbols(sources: Sequence[CountSource], ids: Sequence[np.ndarray]) -> dict[str, str]:
+    symbols: dict[str, str] = {}
+    for source, names in zip(sources, ids, strict=True):
+        if source.symbols is not None:
+            for gene, symbol in zip(names.tolist(), source.symbols.tolist(), strict=True):
+                if symbol:
+                    symbols.setdefault(gene, str(symbol))
+    return symbols
+
+
+def build_vocabulary(
+    corpus: CorpusGenes,
+    *,
+    symbols: dict[str, str],
+    special_tokens: tuple[str, ...],
+    species: str,
+    min_cells: int = 1,
+) -> GeneVocabulary:
+    """Makes a vocabulary of the genes that at least `min_cells` cells express.
+
+    Args:
+      corpus: see `measure_corpus`; `counts` gets what was left out.
+      symbols: gene id -> symbol; where it says nothing, the corpus's own symbols are taken.
+      special_tokens: `V1_SPECIAL_TOKENS` or `V2_SPECIAL_TOKENS`.
+      species: of the gene ids.
+      min_cells: fewest cells that must express a gene, at least 1.
+
+    Raises:
+      InputError: no gene is left.
+    """
+    detected = corpus.medians.detected
+    enough = detected >= max(1, min_cells)
+    corpus.counts["genes_not_detected"] = int((detected == 0).sum())
+    corpus.counts["genes_in_too_few_cells"] = int((~enough & (detected > 0)).sum())
+    corpus.counts["genes"] = int(enough.sum())
+    corpus.counts["medians"] = "exact" if corpus.medians.exact else "sketch"
+    if not enough.any():
+        raise InputError(
+            f"none of {len(detected):,} genes is expressed in {max(1, min_cells):,} cells or more; "
+            "lower --min_cells"
+        )
+    names = {**corpus.symbols, **symbols}
+    gene_ids = corpus.gene_ids[enough]
+    return GeneVocabulary(
+        gene_ids=gene_ids,
+        symbols=np.array([names.get(gene, "") for gene in gene_ids.tolist()]),
+        medians=corpus.medians.medians()[enough],
+        special_tokens=special_tokens,
+        species=species,
+    )

@@ -1,0 +1,101 @@
+"""Turns raw counts into a cell store: each cell's genes, ranked by their normalised expression.
+
+Example:
+  python -m geneformer_jax.tokenize --counts=data/*.h5ad --vocabulary=vocabulary --output=store
+
+Many files may be shared among processes or machines that see the same output folder: give each
+--shard=0/4 .. --shard=3/4, then join them with --finish. A killed run goes on where it was when the
+same command is given again, and more files may be added to a complete store.
+"""
+
+import sys
+from pathlib import Path
+
+from absl import flags
+
+from geneformer_jax.cells import store_building
+from geneformer_jax.cells.carried_columns import check_names
+from geneformer_jax.cells.cell_store import CellStore
+from geneformer_jax.cells.counts import expand_paths
+from geneformer_jax.cells.options import parse_exclusions, parse_share, read_orthologs
+from geneformer_jax.cells.tokenization import Recipe, check_max_length, default_max_length
+from geneformer_jax.cells.vocabulary import SYMBOL_POLICIES, GeneVocabulary
+from geneformer_jax.common import door
+from geneformer_jax.common.progress import Progress
+
+FLAGS = flags.FLAGS
+flags.DEFINE_string(
+    "counts", "", "Files of raw counts: files, folders or globs, separated by commas."
+)
+flags.DEFINE_string("vocabulary", "", "Folder written by build_vocabulary or convert.")
+flags.DEFINE_string("output", "", "Folder of the cell store.")
+flags.DEFINE_string("obs", "", "Per-cell columns to carry along, separated by commas.")
+flags.DEFINE_integer("max_length", 0, "Most tokens of a cell; 0: 2,048 for V1, 4,096 for V2.")
+flags.DEFINE_string("layer", "", 'Matrix with the raw counts; "" for the main one, or "raw".')
+flags.DEFINE_string("gene_column", "", "Column with the gene ids; found by itself if empty.")
+flags.DEFINE_string("filter_column", "", "Keep only cells whose value in this obs column is 1.")
+flags.DEFINE_multi_string("exclude", [], "column=value: leave these cells out. May be repeated.")
+flags.DEFINE_string("orthologs", "", "Table (TSV or CSV) of gene id and gene id of the vocabulary.")
+flags.DEFINE_enum(
+    "symbols", "mapping", SYMBOL_POLICIES, "Where ids that are no Ensembl ids are looked up: the "
+    "vocabulary's mapping (as the original), also its gene names, or never.",
+)  # fmt: skip
+flags.DEFINE_bool("prefix_cell_ids", False, 'Put "<file name>|" in front of each cell id.')
+flags.DEFINE_bool("skip_bad_files", False, "Go on without files that cannot be used.")
+flags.DEFINE_string("shard", "", "i/n: take only every n-th file, starting from i (0 .. n-1).")
+flags.DEFINE_bool("finish", False, "Join what --shard processes have written.")
+flags.DEFINE_bool("verify", False, "Only check the checksums of the store in --output.")
+
+
+def main() -> None:
+    """Builds, continues, joins or verifies a cell store."""
+    if FLAGS.verify:
+        _verify()
+        return
+    door.require("counts", "vocabulary", "output")
+    vocabulary = GeneVocabulary.load(FLAGS.vocabulary)
+    obs = door.split_list(FLAGS.obs)
+    check_names(obs)
+    share = parse_share(FLAGS.shard)
+    recipe = Recipe(
+        max_length=FLAGS.max_length or default_max_length(vocabulary),
+        symbols=FLAGS.symbols,
+        orthologs=read_orthologs(FLAGS.orthologs) if FLAGS.orthologs else None,
+        filter_column=FLAGS.filter_column or None,
+        exclude=parse_exclusions(FLAGS.exclude),
+    )
+    check_max_length(recipe.max_length, vocabulary)
+    reading = store_building.Reading(
+        FLAGS.layer or None, FLAGS.gene_column or None, FLAGS.prefix_cell_ids
+    )
+    paths = expand_paths(FLAGS.counts)
+    print(f"{len(paths)} files -> {FLAGS.output}; vocabulary {FLAGS.vocabulary}:")
+    print(f"  {len(vocabulary.gene_ids):,} genes of {vocabulary.species}, {vocabulary.hash[:12]}")
+    build = store_building.StoreBuild(Path(FLAGS.output), vocabulary, recipe, reading, obs)
+    build.survey(paths, FLAGS.skip_bad_files)
+    for line in build.describe():
+        print(line)
+    if build.is_complete():
+        print(f"{FLAGS.output} is complete and holds all of these files: nothing to do")
+        return
+    if not FLAGS.finish:
+        build.write(share, FLAGS.skip_bad_files)
+    if FLAGS.shard and not FLAGS.finish:
+        print(f"share {FLAGS.shard} is done; when all are, run the same command with --finish")
+        return
+    configuration = {flag.name: flag.value for flag in FLAGS.get_key_flags_for_module(sys.argv[0])}
+    for line in build.finish(configuration):
+        print(line)
+
+
+def _verify() -> None:
+    door.require("output")
+    store = CellStore.open(FLAGS.output)
+    with Progress(len(store.shards), "verifying", "shards") as progress:
+        for _ in store.verify():
+            progress.advance(1)
+    print(f"{FLAGS.output}: {len(store.shards)} shards with {len(store):,} cells are as written")
+
+
+if __name__ == "__main__":
+    door.run(main)
