@@ -13,9 +13,9 @@ from scipy import sparse
 from geneformer_jax.cells.count_matrix import (
     CompressedColumns,
     CompressedRows,
-    Dense,
     Pieces,
     Rows,
+    dense_matrix,
 )
 from geneformer_jax.cells.count_source import (
     MatrixSource,
@@ -32,7 +32,7 @@ from geneformer_jax.cells.stored_tables import (
 )
 from geneformer_jax.common.errors import InputError, did_you_mean
 
-_RAW = "raw"
+_MAIN, _RAW = "X", "raw"
 
 
 class AnnDataFileSource(MatrixSource):
@@ -54,7 +54,6 @@ class AnnDataFileSource(MatrixSource):
         self._layer = layer
         with reading(self.path, self.kind), self._root() as root:
             self.matrix_name = self._matrix_path(root)
-            self.remedy = _layer_remedy(_other_matrices(root, self.matrix_name))
             self.cell_ids = as_text(read_index(_member(root, "obs")))
             var = root["raw/var" if self.matrix_name == "raw/X" else "var"]
             self._set_genes(
@@ -79,15 +78,14 @@ class AnnDataFileSource(MatrixSource):
     def _matrix_path(self, root: h5py.Group | zarr.Group) -> str:
         for name in ("obs", "var"):
             _member(root, name)
-        wanted = "X" if self._layer is None else f"layers/{self._layer}"
-        if self._layer == _RAW and "raw/X" in root:
-            wanted = "raw/X"
-        if wanted not in root:
-            others = _other_matrices(root, wanted)
-            what = "no X" if self._layer is None else f'no layer "{self._layer}"'
-            near = did_you_mean(self._layer, others) if self._layer else ""
-            raise InputError(f"{self.path} has {what}{near}; {_layer_remedy(others)}")
-        return wanted
+        places = _matrix_places(root)
+        wanted = self._layer or _MAIN
+        others = [name for name in places if name != wanted]
+        self.remedy = _layer_remedy(others)
+        if wanted not in places:
+            what = f'no layer "{wanted}"' if self._layer else "no X"
+            raise InputError(f"{self.path} has {what}{did_you_mean(wanted, others)}; {self.remedy}")
+        return places[wanted]
 
     @contextlib.contextmanager
     def _matrix(self) -> Iterator[Rows | Pieces]:
@@ -123,18 +121,17 @@ class AnnDataSource(MatrixSource):
         """
         self.path = Path("AnnData")
         self._adata = adata
-        others = [*adata.layers] + ([_RAW] if adata.raw is not None else [])
+        tables = {_MAIN: adata, **dict.fromkeys(adata.layers, adata)}
+        values = {_MAIN: adata.X, **adata.layers}
+        if adata.raw is not None:
+            tables[_RAW], values[_RAW] = adata.raw, adata.raw.X
+        wanted = layer or _MAIN
+        others = [name for name in values if name != wanted]
         self.remedy = _layer_remedy(others)
-        if layer is None:
-            table, self._values = adata, adata.X
-        elif layer == _RAW and adata.raw is not None:
-            table, self._values, self.matrix_name = adata.raw, adata.raw.X, "raw/X"
-        elif layer in adata.layers:
-            table, self._values, self.matrix_name = adata, adata.layers[layer], f"layers/{layer}"
-        else:
-            raise InputError(
-                f'AnnData has no layer "{layer}"{did_you_mean(layer, others)}; {self.remedy}'
-            )
+        if wanted not in values:
+            near = did_you_mean(wanted, others)
+            raise InputError(f'AnnData has no layer "{layer}"{near}; {self.remedy}')
+        table, self._values, self.matrix_name = tables[wanted], values[wanted], wanted
         self.cell_ids = as_text(adata.obs_names)
         self._set_genes(
             [str(column) for column in table.var.columns],
@@ -147,7 +144,7 @@ class AnnDataSource(MatrixSource):
     def _in_memory(self) -> Rows | Pieces:
         values, name = self._values, f"AnnData ({self.matrix_name})"
         if isinstance(values, np.ndarray):
-            return Dense(values)
+            return dense_matrix(values)
         if sparse.issparse(values) and values.format == "csr":
             return CompressedRows(values.data, values.indices, values.indptr, values.shape, name)
         if sparse.issparse(values) and values.format == "csc":
@@ -177,17 +174,19 @@ def _member(root: h5py.Group | zarr.Group, name: str) -> h5py.Group | zarr.Group
     return root[name]
 
 
-def _other_matrices(root: h5py.Group | zarr.Group, wanted: str) -> list[str]:
-    """What --layer could name."""
-    names = [name for name in root.get("layers", {}) if f"layers/{name}" != wanted]
-    return names + ([_RAW] if "raw/X" in root and wanted != "raw/X" else [])
+def _matrix_places(root: h5py.Group | zarr.Group) -> dict[str, str]:
+    """Where the matrices are: X, the layers by name, and raw (which hides a layer of that name)."""
+    places = {_MAIN: _MAIN, **{name: f"layers/{name}" for name in root.get("layers", {})}}
+    if "raw/X" in root:
+        places[_RAW] = "raw/X"
+    return {name: place for name, place in places.items() if place in root}
 
 
 def _layer_remedy(others: list[str]) -> str:
     if not others:
         return "give a file with raw counts (this one has no other matrix)"
-    listed = ", ".join(f'"{name}"' for name in others)
-    return f"name the matrix with raw counts by --layer (this one also has {listed})"
+    listed = ", ".join("X without --layer" if name == _MAIN else f'"{name}"' for name in others)
+    return f"choose the matrix with raw counts by --layer (there is also: {listed})"
 
 
 def _open_matrix(node: Mapping | h5py.Dataset | zarr.Array, name: str) -> Rows | Pieces:
@@ -196,7 +195,7 @@ def _open_matrix(node: Mapping | h5py.Dataset | zarr.Array, name: str) -> Rows |
     if not hasattr(node, "keys"):
         if len(node.shape) != 2:
             raise InputError(f"{name}: has {len(node.shape)} dimensions, but a matrix has 2")
-        return Dense(node)
+        return dense_matrix(node)
     # AnnData before 0.7 wrote h5sparse_format and h5sparse_shape.
     encoding = str(node.attrs.get("encoding-type", node.attrs.get("h5sparse_format", "")))
     shape = node.attrs.get("shape", node.attrs.get("h5sparse_shape"))

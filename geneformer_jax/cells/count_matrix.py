@@ -19,6 +19,8 @@ _PIECE_ENTRIES = 1 << 22
 # Dense blocks hold mostly zeros and are turned sparse at once.
 _DENSE_BLOCK = 1 << 22
 _LARGEST_DENSE_BLOCK = 1 << 25
+# Share of values above zero in droplet data, to size the scratch of a dense matrix.
+_USUAL_DENSITY = 0.1
 
 
 class Piece(NamedTuple):
@@ -74,7 +76,7 @@ class CompressedRows(Rows):
         """Yields (first row, rows) in order, with values as stored."""
         for start, stop in _spans(self._indptr, cells_per_batch):
             first, last = int(self._indptr[start]), int(self._indptr[stop])
-            indices = _checked_indices(self._indices[first:last], self.shape[1], self._name)
+            indices = checked_indices(self._indices[first:last], self.shape[1], self._name)
             pointers = (self._indptr[start : stop + 1] - first).astype(np.int32)
             shape = (stop - start, self.shape[1])
             yield start, sparse.csr_matrix((self._data[first:last], indices, pointers), shape=shape)
@@ -99,38 +101,75 @@ class CompressedColumns(Pieces):
         every_gene = np.arange(self.shape[1], dtype=np.int32)
         for first in range(0, self.entries, _PIECE_ENTRIES):
             last = min(first + _PIECE_ENTRIES, self.entries)
-            cells = _checked_indices(self._indices[first:last], self.shape[0], self._name)
+            cells = checked_indices(self._indices[first:last], self.shape[0], self._name)
             per_gene = np.diff(np.clip(self._indptr, first, last))
             yield Piece(cells, np.repeat(every_gene, per_gene), self._data[first:last])
 
 
 class Dense(Rows):
-    """A dense matrix, [cells, genes] or (genes_first) [genes, cells], stored whole or in chunks."""
+    """A dense matrix, [cells, genes] or (genes_first) [genes, cells]."""
 
-    def __init__(self, array, *, genes_first: bool = False):
-        """Takes any array with shape, dtype and slicing."""
-        self._array, self._genes_first = array, genes_first
-        cells, genes = reversed(array.shape) if genes_first else array.shape
-        self.shape = (cells, genes)
+    def __init__(self, array, block: int, *, genes_first: bool = False):
+        """Takes any array with slicing, and how many cells to read at once."""
+        self._array, self._block, self._genes_first = array, block, genes_first
+        self.shape = _cells_and_genes(array, genes_first)
 
     def rows(self, cells_per_batch: int) -> Iterator[tuple[int, sparse.csr_matrix]]:
         """Yields (first row, rows) in order, with values as stored."""
-        step = min(self._cells_per_block(), cells_per_batch)
-        for start in range(0, self.shape[0], step):
-            yield start, sparse.csr_matrix(self._block(start, min(start + step, self.shape[0])))
+        for first in range(0, self.shape[0], self._block):
+            stop = min(first + self._block, self.shape[0])
+            cells = slice(first, stop)
+            dense = self._array[:, cells].T if self._genes_first else self._array[cells]
+            rows = sparse.csr_matrix(dense)
+            for start in range(0, stop - first, cells_per_batch):
+                yield first + start, rows[start : start + cells_per_batch]
 
-    def _block(self, start: int, stop: int) -> np.ndarray:
-        return self._array[:, start:stop].T if self._genes_first else self._array[start:stop]
 
-    def _cells_per_block(self) -> int:
-        """Cells that fit into a block, as whole chunks so that none is unpacked twice."""
-        fitting = max(_DENSE_BLOCK // self.shape[1], 1)
-        chunks = getattr(self._array, "chunks", None)
-        if chunks is None:
-            return fitting
-        cells_per_chunk = chunks[1] if self._genes_first else chunks[0]
-        whole = max(fitting // cells_per_chunk, 1) * cells_per_chunk
-        return whole if whole * self.shape[1] <= _LARGEST_DENSE_BLOCK else fitting
+class DenseTiles(Pieces):
+    """A dense matrix in compressed chunks so long that a block of cells would unpack most of it."""
+
+    def __init__(self, array, tile: tuple[int, int], *, genes_first: bool = False):
+        """Takes a chunked array and the size of a tile, (cells, genes), in whole chunks."""
+        self._array, self._tile, self._genes_first = array, tile, genes_first
+        self.shape = _cells_and_genes(array, genes_first)
+        self.entries = int(self.shape[0] * self.shape[1] * _USUAL_DENSITY)
+        self.dtype = array.dtype
+
+    def pieces(self) -> Iterator[Piece]:
+        """Yields every entry that is not zero once, tile after tile."""
+        for cell in range(0, self.shape[0], self._tile[0]):
+            for gene in range(0, self.shape[1], self._tile[1]):
+                cells, genes = slice(cell, cell + self._tile[0]), slice(gene, gene + self._tile[1])
+                tile = (
+                    self._array[genes, cells].T
+                    if self._genes_first
+                    else (self._array[cells, genes])
+                )
+                at_cell, at_gene = (at.astype(np.int32) for at in np.nonzero(tile))
+                yield Piece(at_cell + cell, at_gene + gene, tile[at_cell, at_gene])
+
+
+def dense_matrix(array, *, genes_first: bool = False) -> Rows | Pieces:
+    """A dense matrix [cells, genes] or (genes_first) [genes, cells], by how it is chunked.
+
+    Chunks are read whole, since reading a part unpacks all of it.
+    """
+    _, genes = _cells_and_genes(array, genes_first)
+    fitting = max(_DENSE_BLOCK // max(genes, 1), 1)
+    if getattr(array, "chunks", None) is None:
+        return Dense(array, fitting, genes_first=genes_first)
+    cells_per_chunk, genes_per_chunk = array.chunks[::-1] if genes_first else array.chunks
+    block = max(fitting // cells_per_chunk, 1) * cells_per_chunk
+    if block * genes <= _LARGEST_DENSE_BLOCK:
+        return Dense(array, block, genes_first=genes_first)
+    chunk = cells_per_chunk * genes_per_chunk
+    tile = (cells_per_chunk, max(_DENSE_BLOCK // chunk, 1) * genes_per_chunk)
+    return DenseTiles(array, tile, genes_first=genes_first)
+
+
+def _cells_and_genes(array, genes_first: bool) -> tuple[int, int]:
+    rows, columns = (int(length) for length in array.shape)
+    return (columns, rows) if genes_first else (rows, columns)
 
 
 def _spans(indptr: np.ndarray, most_rows: int) -> Iterator[tuple[int, int]]:
@@ -165,7 +204,8 @@ def _checked_pointers(data, indices, indptr, rows: int, name: str) -> np.ndarray
     return pointers
 
 
-def _checked_indices(indices: np.ndarray, below: int, name: str) -> np.ndarray:
+def checked_indices(indices: np.ndarray, below: int, name: str) -> np.ndarray:
+    """Returns int32 indices; raises InputError if one is not within 0 to `below` - 1."""
     if indices.size and (indices.min() < 0 or indices.max() >= below):
         wrong = indices[(indices < 0) | (indices >= below)][0]
         raise InputError(

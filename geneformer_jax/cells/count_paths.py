@@ -8,7 +8,7 @@ from geneformer_jax.common.errors import InputError, did_you_mean
 HDF5_SUFFIXES = (".h5ad", ".loom", ".h5")
 _ZARR_MARKS = (".zgroup", "zarr.json")
 _MTX_ENDINGS = ("matrix.mtx", "matrix.mtx.gz")
-_KINDS = "counts are .h5ad, .loom, .h5 (10x), zarr folders and 10x matrix.mtx folders"
+KINDS = "counts are .h5ad, .loom, .h5 (10x), zarr folders and 10x matrix.mtx folders"
 
 
 def is_zarr(path: Path) -> bool:
@@ -47,7 +47,7 @@ def expand_paths(paths: str) -> list[Path]:
     """
     parts = [part.strip() for part in paths.split(",") if part.strip()]
     if not parts:
-        raise InputError(f"no path to counts is given; {_KINDS}")
+        raise InputError(f"no path to counts is given; {KINDS}")
     found = [path for part in parts for path in _expand(part)]
     by_place = {path.resolve(): path for path in reversed(found)}
     return sorted(by_place.values(), key=found.index)
@@ -82,7 +82,7 @@ def _is_inside_store(path: Path) -> bool:
 def _nothing(what: str, folder: Path | None) -> list[Path]:
     holds = sorted(path.name for path in folder.iterdir())[:5] if folder else []
     listed = f" (it holds {', '.join(holds)})" if holds else ""
-    raise InputError(f"{what}{listed}; {_KINDS}")
+    raise InputError(f"{what}{listed}; {KINDS}")
 
 
 def _near(path: Path) -> str:

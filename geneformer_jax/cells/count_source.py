@@ -91,6 +91,7 @@ class MatrixSource(abc.ABC):
     matrix_name: str = "X"
     remedy: str = "give a file with raw counts"
     _totals: np.ndarray | None = None
+    _kept_columns: np.ndarray | None = None
     _scratch: RowScratch | None = None
 
     @abc.abstractmethod
@@ -142,6 +143,8 @@ class MatrixSource(abc.ABC):
         found = False
         with reading(self.path, self.kind):
             for start, rows in self._rows(cells_per_batch):
+                if self._kept_columns is not None:
+                    rows = rows[:, self._kept_columns]
                 place = Place(
                     f"{self.path} ({self.matrix_name})",
                     self.cell_ids[start : start + rows.shape[0]],
@@ -222,6 +225,14 @@ class MatrixSource(abc.ABC):
         self.n_cells = shape[0]
         if TOTAL_COLUMN in self._obs_columns():
             self._totals = self._valid_totals(self._read_obs([TOTAL_COLUMN])[TOTAL_COLUMN])
+
+    def _keep_columns(self, columns: np.ndarray) -> None:
+        """Leaves out all other columns of the matrix, from totals too."""
+        if not columns.size:
+            raise InputError(f"{self.path}: none of its features is a gene; give a file with genes")
+        self._kept_columns = columns
+        self.gene_ids = self.gene_ids[columns]
+        self.symbols = None if self.symbols is None else self.symbols[columns]
 
     def _valid_totals(self, values: object) -> np.ndarray:
         remedy = f"correct or remove obs column {TOTAL_COLUMN} (without it the totals are computed)"

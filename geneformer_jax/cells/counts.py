@@ -2,9 +2,21 @@
 
 from pathlib import Path
 
+import h5py
+
 from geneformer_jax.cells.anndata_counts import AnnDataFileSource, AnnDataSource
-from geneformer_jax.cells.count_paths import expand_paths
-from geneformer_jax.cells.count_source import CountBatch, CountSource
+from geneformer_jax.cells.count_paths import (
+    HDF5_SUFFIXES,
+    KINDS,
+    expand_paths,
+    is_mtx,
+    is_zarr,
+    mtx_files,
+)
+from geneformer_jax.cells.count_source import CountBatch, CountSource, MatrixSource
+from geneformer_jax.cells.loom_counts import LoomSource
+from geneformer_jax.cells.reading import reading
+from geneformer_jax.cells.tenx_counts import TenxH5Source, TenxMtxSource
 from geneformer_jax.common.errors import InputError
 
 __all__ = ["AnnDataSource", "CountBatch", "CountSource", "expand_paths", "open_counts"]
@@ -16,9 +28,9 @@ def open_counts(
     """Opens a file or folder of raw counts; reads its ids and totals, not its matrix.
 
     Args:
-      path: an .h5ad file or a zarr store of AnnData.
+      path: an .h5ad, .loom or 10x .h5 file, a zarr store of AnnData, or a 10x matrix.mtx folder.
       layer: the matrix with the raw counts: None for the main one (X), "raw" for AnnData's raw,
-        or the name of a layer.
+        the name of a layer, or the genome in a 10x .h5 of several.
       gene_column: column with the gene ids; None for `ensembl_id` where there is one, or else the
         index.
 
@@ -28,4 +40,19 @@ def open_counts(
     path = Path(path)
     if not path.exists():
         raise InputError(f"{path} does not exist; check the path")
-    return AnnDataFileSource(path, layer=layer, gene_column=gene_column)
+    return _source_type(path)(path, layer=layer, gene_column=gene_column)
+
+
+def _source_type(path: Path) -> type[MatrixSource]:
+    if is_zarr(path):
+        return AnnDataFileSource
+    if is_mtx(path) or mtx_files(path):
+        return TenxMtxSource
+    if path.is_dir() or path.suffix not in HDF5_SUFFIXES:
+        raise InputError(f"{path} is no count file or store; {KINDS}")
+    if path.suffix == ".loom":
+        return LoomSource
+    if path.suffix == ".h5ad":
+        return AnnDataFileSource
+    with reading(path, "10x h5"), h5py.File(path, "r") as root:
+        return AnnDataFileSource if "obs" in root and "var" in root else TenxH5Source

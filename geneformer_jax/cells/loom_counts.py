@@ -1,0 +1,93 @@
+"""Raw counts from .loom files, read with h5py alone."""
+
+import contextlib
+import html
+from collections.abc import Iterator
+from pathlib import Path
+
+import h5py
+import numpy as np
+
+from geneformer_jax.cells.count_matrix import Pieces, Rows, dense_matrix
+from geneformer_jax.cells.count_source import MatrixSource, as_text
+from geneformer_jax.cells.reading import reading
+from geneformer_jax.common.errors import InputError, did_you_mean
+
+_GENE_INDEX = ("Accession", "var_names", "Gene")
+_CELL_INDEX = ("CellID", "obs_names", "cell_id", "barcode")
+
+
+class LoomSource(MatrixSource):
+    """A loom file: one dense matrix [genes, cells] with attributes of rows (genes) and columns.
+
+    Gene ids are the row attribute `ensembl_id`, as in the original, or else Accession, var_names
+    or Gene. Cell ids are the column attribute CellID, obs_names, cell_id or barcode, or else the
+    cell's number.
+    """
+
+    kind = "loom"
+
+    def __init__(self, path: Path, *, layer: str | None = None, gene_column: str | None = None):
+        """Reads ids and totals.
+
+        Args:
+          path: a .loom file.
+          layer: None for the main matrix, or the name of a layer.
+          gene_column: row attribute with the gene ids; None for the usual ones.
+
+        Raises:
+          InputError: not a loom file, or the layer or attribute is not there.
+        """
+        self.path = path
+        with reading(path, self.kind), h5py.File(path, "r") as root:
+            layers = list(root["layers"]) if "layers" in root else []
+            if layer is not None and layer not in layers:
+                listed = f"its layers: {', '.join(layers) or 'none'}"
+                near = did_you_mean(layer, layers)
+                raise InputError(f'{path} has no layer "{layer}"{near}; {listed}')
+            self.matrix_name = "matrix" if layer is None else f"layers/{layer}"
+            self.remedy = "name the layer with raw counts by --layer, or give a file that has them"
+            genes = root["row_attrs"]
+            columns = [name for name in genes if genes[name].ndim == 1]
+            index = next((name for name in _GENE_INDEX if name in columns), None)
+            n_genes, n_cells = (int(length) for length in root[self.matrix_name].shape)
+            numbers = np.arange(n_genes).astype(str)
+            self._set_genes(
+                columns,
+                lambda name: _attribute(genes[name]),
+                index=_attribute(genes[index]).astype(str) if index else numbers,
+                gene_column=gene_column,
+            )
+            if index is None and self.gene_ids is numbers:
+                raise self._no_column("row_attrs", "ensembl_id", columns)
+            self.cell_ids = _cell_ids(root["col_attrs"], n_cells)
+            self._finish((n_cells, n_genes))
+
+    @contextlib.contextmanager
+    def _matrix(self) -> Iterator[Rows | Pieces]:
+        with h5py.File(self.path, "r") as root:
+            yield dense_matrix(root[self.matrix_name], genes_first=True)
+
+    def _obs_columns(self) -> list[str]:
+        with h5py.File(self.path, "r") as root:
+            cells = root["col_attrs"]
+            return [name for name in cells if cells[name].ndim == 1]
+
+    def _read_obs(self, columns: list[str]) -> dict[str, object]:
+        with h5py.File(self.path, "r") as root:
+            return {name: _attribute(root["col_attrs"][name]) for name in columns}
+
+
+def _cell_ids(cells: h5py.Group, n_cells: int) -> np.ndarray:
+    name = next((name for name in _CELL_INDEX if name in cells), None)
+    if name is None:
+        return as_text(np.arange(n_cells))
+    return as_text(_attribute(cells[name]))
+
+
+def _attribute(dataset: h5py.Dataset) -> np.ndarray:
+    """Values of an attribute; texts are unescaped, since loom before 3.0 kept them as ASCII."""
+    values = dataset[:]
+    if values.dtype.kind not in "SO":
+        return values
+    return np.array([html.unescape(text) for text in as_text(values)], dtype=object)
