@@ -17,6 +17,8 @@ import numpy as np
 
 from geneformer_jax.cells.vocabulary import GeneVocabulary
 from geneformer_jax.common.errors import InputError
+from geneformer_jax.common.files import require_new_folder, write_aside
+from geneformer_jax.common.provenance import describe_run, write_provenance
 
 TOKEN_PATTERN = "*token_dictionary*.pkl"
 _MEDIAN_PATTERN = "*gene_median_dictionary*.pkl"
@@ -192,6 +194,33 @@ def read_original_vocabulary(folder: Path | str, species: str = "human") -> Gene
         },
         species=species,
     )
+
+
+def import_vocabulary(
+    folder: Path | str, target: Path | str, species: str = "human"
+) -> GeneVocabulary:
+    """Writes the original's dictionaries as a vocabulary folder with its provenance.
+
+    Args:
+      folder: see `read_original_vocabulary`.
+      target: a new folder.
+      species: what the vocabulary is of.
+
+    Raises:
+      InputError: as `read_original_vocabulary`, or the target holds other files.
+    """
+    target = require_new_folder(target)
+    vocabulary = read_original_vocabulary(folder, species)
+    counts = {
+        "genes": len(vocabulary.gene_ids),
+        "without_symbol": int((vocabulary.symbols == "").sum()),
+        "other_ids": len(vocabulary.id_mapping),
+    }
+    configuration = {"source": folder, "target": target, "species": species}
+    with write_aside(target) as aside:
+        vocabulary.write_into(aside)
+        write_provenance(aside, describe_run("convert", configuration, [Path(folder)], counts))
+    return vocabulary
 
 
 def refuse_to_write_dictionaries(target: Path | str) -> NoReturn:

@@ -1,0 +1,115 @@
+"""Converts between other people's formats and ours; which way, the source and the target say.
+
+the original's dictionaries (a folder of pickles)  ->  vocabulary folder
+tokenised cells (.dataset folder or .parquet)      ->  cell store, with --vocabulary
+cell store                                         ->  NAME.dataset folder or NAME.parquet
+
+  python -m geneformer_jax.convert --source=PATH --target=PATH [--vocabulary=DIR]
+"""
+
+from pathlib import Path
+
+from absl import flags
+
+from geneformer_jax.cells.cell_store import STORE
+from geneformer_jax.cells.vocabulary import GeneVocabulary
+from geneformer_jax.common import door
+from geneformer_jax.common.errors import InputError
+from geneformer_jax.interop import original_files, store_exchange
+from geneformer_jax.interop.tokenized_datasets import is_tokenized_dataset
+
+_SOURCE = flags.DEFINE_string("source", None, "What to convert: a folder or file.")
+_TARGET = flags.DEFINE_string("target", None, "Where to write it; nothing is overwritten.")
+_VOCABULARY = flags.DEFINE_string(
+    "vocabulary",
+    None,
+    "The vocabulary that tokenised cells were made with: a vocabulary folder, or a folder of the "
+    "original's dictionaries.",
+)
+_SPECIES = flags.DEFINE_string("species", "human", "What the original's dictionaries are of.")
+_MAX_LENGTH = flags.DEFINE_integer(
+    "max_length",
+    None,
+    "Most tokens of a cell in a new cell store; 2,048 for a V1 vocabulary and 4,096 for V2 if not "
+    "given.",
+    lower_bound=1,
+)
+
+
+def main() -> None:
+    """Finds out what the source is and converts it."""
+    door.require("source", "target")
+    source, target = Path(_SOURCE.value), Path(_TARGET.value)
+    if not source.exists():
+        raise InputError(f"--source={source} does not exist; check the path")
+    if original_files.holds_original_dictionaries(source):
+        _convert_dictionaries(source, target)
+    elif is_tokenized_dataset(source):
+        _convert_dataset(source, target)
+    elif (source / STORE).is_file():
+        _convert_store(source, target)
+    else:
+        _refuse(source, target)
+
+
+def _convert_dictionaries(source: Path, target: Path) -> None:
+    _announce(source, "the original's dictionaries", target, "a vocabulary")
+    vocabulary = original_files.import_vocabulary(source, target, _SPECIES.value)
+    print(
+        f"wrote {len(vocabulary.gene_ids):,} genes, {len(vocabulary.id_mapping):,} other ids and "
+        f"{len(vocabulary.special_tokens)} special tokens to {target}"
+    )
+
+
+def _convert_dataset(source: Path, target: Path) -> None:
+    if not _VOCABULARY.value:
+        raise InputError(
+            f"--vocabulary must be given: the tokens in {source} mean nothing without the one they "
+            "were made with"
+        )
+    vocabulary = _vocabulary(Path(_VOCABULARY.value))
+    _announce(source, "tokenised cells", target, "a cell store")
+    counts = store_exchange.dataset_to_store(source, target, vocabulary, _MAX_LENGTH.value)
+    dropped = counts["dropped"]["no tokens"]
+    print(f"wrote {counts['cells']:,} cells to {target}; {dropped:,} without tokens left out")
+    _tell_columns(counts["columns_left_out"])
+
+
+def _convert_store(source: Path, target: Path) -> None:
+    if target.suffix not in (".dataset", ".parquet"):
+        raise InputError(
+            f"--target={target} must end in .dataset or .parquet, the formats that a cell store is "
+            "converted to"
+        )
+    _announce(source, "a cell store", target, "tokenised cells")
+    counts = store_exchange.store_to_dataset(source, target)
+    print(f"wrote {counts['cells']:,} cells to {target}")
+    _tell_columns(counts["columns_left_out"])
+
+
+def _vocabulary(folder: Path) -> GeneVocabulary:
+    if original_files.holds_original_dictionaries(folder):
+        return original_files.read_original_vocabulary(folder, _SPECIES.value)
+    return GeneVocabulary.load(folder)
+
+
+def _refuse(source: Path, target: Path) -> None:
+    if (source / "vocabulary.json").is_file():
+        original_files.refuse_to_write_dictionaries(target)
+    raise InputError(
+        f"--source={source} is none of the original's dictionaries, a .dataset folder, a .parquet "
+        "file or a cell store; check the path"
+    )
+
+
+def _announce(source: Path, kind: str, target: Path, result: str) -> None:
+    print(f"converting {source} ({kind}) to {target} ({result})", flush=True)
+
+
+def _tell_columns(names: list[str]) -> None:
+    if names:
+        print(f"columns left out: {', '.join(names)}")
+
+
+if __name__ == "__main__":
+    door.run(main)
