@@ -62,7 +62,7 @@ def _expand(part: str) -> list[Path]:
     if not glob.has_magic(part):
         raise InputError(f"{part} does not exist{_near(path)}; check the path")
     matches = [Path(match) for match in sorted(glob.glob(part, recursive=True))]
-    found = [each for each in matches if is_counts(each) and not _is_inside_store(each)]
+    found = [_outermost_store(each) for each in matches if is_counts(each)]
     searched = [each for each in matches if each.is_dir() and not is_counts(each)]
     # "data/*" means the folders in data too, but a glob that names files names only those.
     found += [] if found else [each for folder in searched for each in _search(folder)]
@@ -74,9 +74,9 @@ def _search(folder: Path) -> list[Path]:
     return [path for path in names if is_counts(path)]
 
 
-def _is_inside_store(path: Path) -> bool:
-    """The groups of a zarr store look like stores, and a folder's matrix.mtx is that folder."""
-    return any(is_counts(parent) for parent in path.parents)
+def _outermost_store(path: Path) -> Path:
+    """The store a path lies in: groups of a zarr store look like stores, too."""
+    return next((parent for parent in reversed(path.parents) if is_counts(parent)), path)
 
 
 def _nothing(what: str, folder: Path | None) -> list[Path]:

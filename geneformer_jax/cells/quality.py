@@ -1,0 +1,224 @@
+"""Which cells of a dataset are fit for a corpus: the paper's quality control, rule by rule.
+
+Two steps, since a rule compares each cell with all of its dataset: `measure` reads the counts once
+and keeps three numbers per cell, `judge` decides on those numbers alone.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+from scipy import sparse
+
+from geneformer_jax.cells.count_source import CountSource
+from geneformer_jax.common.errors import InputError
+
+# The 37 genes of the human mitochondrial genome: 13 proteins, 2 rRNAs, 22 tRNAs.
+# fmt: off
+HUMAN_MITOCHONDRIAL_IDS = frozenset(
+    f"ENSG00000{number}"
+    for number in (
+        198695, 198712, 198727, 198763, 198786, 198804, 198840, 198886, 198888,
+        198899, 198938, 209082, 210049, 210077, 210082, 210100, 210107, 210112,
+        210117, 210127, 210135, 210140, 210144, 210151, 210154, 210156, 210164,
+        210174, 210176, 210184, 210191, 210194, 210195, 210196, 211459, 212907,
+        228253,
+    )
+)
+# fmt: on
+_MITOCHONDRIAL_PREFIX = "MT-"
+NO_MITOCHONDRIAL_GENES = "no gene is known to be mitochondrial"
+
+
+@dataclass(frozen=True)
+class QualityRules:
+    """The rules, each of which None or empty switches off; the defaults are the paper's.
+
+    Attributes:
+      filter_column: obs column; cells whose value is not 1 are dropped (the original's
+        `filter_pass`).
+      exclude: obs column -> values; such cells are dropped (malignant cells, cell lines).
+      total_sd: most standard deviations between a cell's total and the mean of its dataset.
+      mitochondrial_sd: the same for the share of mitochondrial counts.
+      min_genes: fewest genes of the vocabulary with a count; with 7, masking 15 % of a cell's genes
+        masks at least one.
+    """
+
+    filter_column: str | None = None
+    exclude: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    total_sd: float | None = 3.0
+    mitochondrial_sd: float | None = 3.0
+    min_genes: int | None = 7
+
+    def __post_init__(self):
+        for name in ("total_sd", "mitochondrial_sd", "min_genes"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise InputError(
+                    f"{name} is {value}, but must be above 0, or None to switch it off"
+                )
+
+    @property
+    def obs_columns(self) -> list[str]:
+        """The per-cell columns that the rules look at."""
+        named = [self.filter_column] if self.filter_column else []
+        return list(dict.fromkeys([*named, *self.exclude]))
+
+    @property
+    def need_counts(self) -> bool:
+        """Whether any rule looks at counts, so that the source must be read for it."""
+        return any(
+            rule is not None for rule in (self.total_sd, self.mitochondrial_sd, self.min_genes)
+        )
+
+
+class CellMeasures(NamedTuple):
+    """What the rules need to know of each cell's counts.
+
+    Attributes:
+      totals: float64 [cells], counts over all genes of the source.
+      mitochondrial: float64 [cells], share of them from mitochondrial genes (0 for a cell without
+        counts); None where the source's mitochondrial genes are not known.
+      detected: int32 [cells], distinct genes of the vocabulary with a count.
+    """
+
+    totals: np.ndarray
+    mitochondrial: np.ndarray | None
+    detected: np.ndarray
+
+
+class Verdict(NamedTuple):
+    """Which cells pass.
+
+    Attributes:
+      keep: bool [cells].
+      dropped: reason -> number of cells; a cell counts for its first reason only.
+      skipped: rules that could not be applied, with the reason.
+    """
+
+    keep: np.ndarray
+    dropped: dict[str, int]
+    skipped: tuple[str, ...]
+
+
+def mitochondrial_columns(source: CountSource) -> np.ndarray:
+    """Bool [columns]: mitochondrial genes, by a symbol MT-... (mt-...) or a human Ensembl id."""
+    names = [source.gene_ids] if source.symbols is None else [source.gene_ids, source.symbols]
+    by_symbol = [np.char.startswith(np.char.upper(each), _MITOCHONDRIAL_PREFIX) for each in names]
+    unversioned = [name.partition(".")[0].upper() for name in source.gene_ids.tolist()]
+    by_id = [name in HUMAN_MITOCHONDRIAL_IDS for name in unversioned]
+    return np.logical_or.reduce([*by_symbol, by_id])
+
+
+def measure(
+    source: CountSource, tokens: np.ndarray, mitochondrial: np.ndarray | None = None
+) -> CellMeasures:
+    """Reads all counts of a source once, in bounded memory.
+
+    Args:
+      source: of raw counts.
+      tokens: int [columns], the token of each column's gene, -1 where the vocabulary has none;
+        columns of the same token are one gene.
+      mitochondrial: bool [columns]; None for `mitochondrial_columns`.
+
+    Raises:
+      InputError: as from `CountSource.batches`.
+    """
+    if mitochondrial is None:
+        mitochondrial = mitochondrial_columns(source)
+    known = np.flatnonzero(np.asarray(tokens) >= 0)
+    genes, gene_of_known = np.unique(np.asarray(tokens)[known], return_inverse=True)
+    columns_to_genes = sparse.csr_matrix(
+        (np.ones(len(known), np.int32), (known, gene_of_known)), shape=(len(tokens), len(genes))
+    )
+    totals, shares, detected = [], [], []
+    for batch in source.batches():
+        totals.append(batch.totals)
+        counts = batch.counts @ mitochondrial.astype(np.float64)
+        shares.append(counts / np.where(batch.totals > 0, batch.totals, 1))
+        detected.append(_distinct_genes(batch.counts, columns_to_genes))
+    return CellMeasures(
+        np.concatenate(totals),
+        np.concatenate(shares) if mitochondrial.any() else None,
+        np.concatenate(detected),
+    )
+
+
+def judge(rules: QualityRules, obs: pd.DataFrame, measures: CellMeasures | None = None) -> Verdict:
+    """Applies the rules to the cells of one dataset.
+
+    The filter column and the exclusions come first; means and standard deviations (of the
+    population, as `np.std`) are of the cells that they leave.
+
+    Args:
+      rules: to apply.
+      obs: [cells], at least the rules' `obs_columns`.
+      measures: of the same cells; may be None if no rule needs counts.
+
+    Raises:
+      InputError: the filter column is not made of numbers.
+    """
+    keep = np.ones(len(obs), dtype=bool)
+    dropped: dict[str, int] = {}
+    skipped = []
+
+    def drop(reason: str, cells: np.ndarray) -> None:
+        dropped[reason] = int((keep & cells).sum())
+        keep[cells] = False
+
+    if rules.filter_column:
+        drop(f"{rules.filter_column} is not 1", ~_passes(obs[rules.filter_column]))
+    for column, values in rules.exclude.items():
+        excluded = obs[column].astype(str).isin([str(value) for value in values])
+        drop(f"{column} is {' or '.join(map(str, values))}", excluded.to_numpy())
+    if not rules.need_counts:
+        return Verdict(keep, dropped, ())
+    candidates = keep.copy()
+    if rules.total_sd is not None:
+        reason = f"total is beyond {rules.total_sd:g} s.d. of the mean"
+        drop(reason, _outliers(measures.totals, candidates, rules.total_sd))
+    if rules.mitochondrial_sd is not None:
+        reason = f"mitochondrial share is beyond {rules.mitochondrial_sd:g} s.d. of the mean"
+        if measures.mitochondrial is None:
+            skipped.append(f"{reason}: {NO_MITOCHONDRIAL_GENES}")
+        else:
+            drop(reason, _outliers(measures.mitochondrial, candidates, rules.mitochondrial_sd))
+    if rules.min_genes is not None:
+        reason = f"fewer than {rules.min_genes} genes of the vocabulary"
+        drop(reason, measures.detected < rules.min_genes)
+    return Verdict(keep, dropped, tuple(skipped))
+
+
+def _distinct_genes(counts: sparse.csr_matrix, columns_to_genes: sparse.csr_matrix) -> np.ndarray:
+    """int32 [cells], distinct genes with a count."""
+    if columns_to_genes.shape[1] == columns_to_genes.nnz:
+        known = np.diff(columns_to_genes.indptr) > 0
+        ends = np.concatenate([[0], np.cumsum(known[counts.indices])])[counts.indptr]
+        return np.diff(ends).astype(np.int32)
+    present = sparse.csr_matrix(
+        (np.ones(counts.nnz, np.int32), counts.indices, counts.indptr), shape=counts.shape
+    )
+    return np.diff((present @ columns_to_genes).indptr).astype(np.int32)
+
+
+def _outliers(values: np.ndarray, candidates: np.ndarray, most_sd: float) -> np.ndarray:
+    """Bool [cells], further than `most_sd` standard deviations from the mean of the candidates."""
+    if not candidates.any():
+        return np.zeros(len(values), dtype=bool)
+    center, spread = values[candidates].mean(), values[candidates].std()
+    return np.abs(values - center) > most_sd * spread
+
+
+def _passes(column: pd.Series) -> np.ndarray:
+    """Bool [cells], equal to 1; a missing value is not."""
+    numbers = pd.to_numeric(column.astype(object), errors="coerce")
+    wrong = numbers.isna().to_numpy() & column.notna().to_numpy()
+    if wrong.any():
+        value = column[wrong].iloc[0]
+        raise InputError(
+            f'filter column "{column.name}" has the value "{value}", but cells are kept where it '
+            "is 1; name a column of numbers, or use --exclude"
+        )
+    return (numbers == 1).to_numpy()

@@ -1,0 +1,105 @@
+"""What a list of files, folders and globs stands for."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from geneformer_jax.cells.counts import expand_paths, open_counts
+from geneformer_jax.common.errors import InputError
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """Empty stand-ins, created in an order that is not sorted, in the working folder."""
+    for name in ("c.h5ad", "a.h5ad", "b.loom", "d.h5", "notes.txt", ".hidden.h5ad", "deep/e.h5ad"):
+        file = tmp_path / "data" / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.touch()
+    for store, mark in [
+        ("v2.zarr", ".zgroup"),
+        ("v3.zarr", "zarr.json"),
+        ("v3.zarr/X", "zarr.json"),
+    ]:
+        (tmp_path / "data" / store).mkdir()
+        (tmp_path / "data" / store / mark).touch()
+    for sample, matrix in [("s2", "matrix.mtx.gz"), ("s1", "matrix.mtx")]:
+        (tmp_path / "data" / sample).mkdir()
+        (tmp_path / "data" / sample / matrix).touch()
+    (tmp_path / "geo").mkdir()
+    for prefix in ("GSM2_", "GSM1_"):
+        (tmp_path / "geo" / f"{prefix}matrix.mtx.gz").touch()
+        (tmp_path / "geo" / f"{prefix}barcodes.tsv.gz").touch()
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def expand(paths):
+    return [str(path) for path in expand_paths(paths)]
+
+
+DATA = [
+    f"data/{n}" for n in ("a.h5ad", "b.loom", "c.h5ad", "d.h5", "s1", "s2", "v2.zarr", "v3.zarr")
+]
+
+
+@pytest.mark.parametrize(
+    ("paths", "expected"),
+    [
+        ("data/c.h5ad", ["data/c.h5ad"]),
+        ("data/c.h5ad, data/a.h5ad", ["data/c.h5ad", "data/a.h5ad"]),
+        ("data", DATA),
+        ("data/*", DATA),
+        ("data/*.h5ad", ["data/a.h5ad", "data/c.h5ad"]),
+        ("data/**/*.h5ad", ["data/a.h5ad", "data/c.h5ad", "data/deep/e.h5ad"]),
+        ("data/**", [*DATA[:4], "data/deep/e.h5ad", *DATA[4:]]),
+        ("data/d*", ["data/d.h5"]),
+        ("data/deep*", ["data/deep/e.h5ad"]),
+        ("data/v3.zarr", ["data/v3.zarr"]),
+        ("data/s1,data/s?", ["data/s1", "data/s2"]),
+        ("data/c.h5ad,data/*.h5ad,./data/c.h5ad", ["data/c.h5ad", "data/a.h5ad"]),
+        ("geo", ["geo/GSM1_matrix.mtx.gz", "geo/GSM2_matrix.mtx.gz"]),
+        ("geo/*.mtx.gz", ["geo/GSM1_matrix.mtx.gz", "geo/GSM2_matrix.mtx.gz"]),
+        ("data/s1/matrix.mtx", ["data/s1/matrix.mtx"]),
+        ("data/s1/*.mtx,data/v3.zarr/*", ["data/s1", "data/v3.zarr"]),
+    ],
+)
+def test_paths(paths, expected, folder):
+    assert expand(paths) == expected
+
+
+@pytest.mark.parametrize(
+    ("paths", "words"),
+    [
+        ("", "no path"),
+        (" , ", "no path"),
+        ("data/x.h5ad", "data/x.h5ad does not exist"),
+        ("data/c.h5da", 'did you mean "c.h5ad"'),
+        ("data/*.txt", "matches 1 paths, but no counts"),
+        ("data/*.zip", "matches 0 paths"),
+        ("empty", "holds no counts"),
+        ("data,nowhere/*", "nowhere/*"),
+    ],
+)
+def test_nothing_found_is_told(paths, words, folder):
+    (folder / "empty").mkdir()
+    with pytest.raises(InputError) as error:
+        expand_paths(paths)
+    assert words in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_links_to_the_same_file_count_once(folder):
+    os.symlink(folder / "data" / "a.h5ad", folder / "data" / "link.h5ad")
+    assert expand("data/a.h5ad,data/link.h5ad") == ["data/a.h5ad"]
+
+
+def test_a_file_named_as_what_it_is_not(folder):
+    with pytest.raises(InputError, match=r"notes\.txt is no count file"):
+        open_counts("data/notes.txt")
+    with pytest.raises(InputError, match="does not exist"):
+        open_counts(Path("data/none.h5ad"))
+    with pytest.raises(InputError, match="no count file"):
+        open_counts("data")
+    with pytest.raises(InputError, match="holds 2 matrices"):
+        open_counts("geo")
