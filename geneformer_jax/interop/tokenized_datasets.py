@@ -170,7 +170,7 @@ class TokenizedDataset:
     def _check_lengths(self, batch: pa.RecordBatch, lengths: np.ndarray, start: int) -> None:
         if LENGTH not in batch.schema.names:
             return
-        stated = batch.column(LENGTH).fill_null(-1).to_numpy()
+        stated = batch.column(LENGTH).cast(pa.int64()).fill_null(-1).to_numpy()
         wrong = np.flatnonzero(stated != lengths)
         if wrong.size:
             row = wrong[0]

@@ -1,3 +1,4 @@
+import itertools
 import json
 
 import datasets
@@ -16,6 +17,7 @@ from geneformer_jax.common.errors import InputError
 from geneformer_jax.interop.tokenized_datasets import TokenizedDataset, is_tokenized_dataset
 
 GENES = 60
+V1_CELLS = [[5, 6, 7], [8, 9]]
 LISTS = {
     "list of int16": pa.list_(pa.int16()),
     "list of int64": pa.list_(pa.int64()),
@@ -48,8 +50,7 @@ def read_all(dataset: TokenizedDataset, **options) -> list[list[int]]:
     cells = []
     for tokens, offsets in dataset.encodings(**options):
         assert tokens.dtype == np.uint16 and offsets[0] == 0
-        pairs = zip(offsets[:-1], offsets[1:], strict=True)
-        cells += [tokens[a:b].tolist() for a, b in pairs]
+        cells += [tokens[a:b].tolist() for a, b in itertools.pairwise(offsets)]
     return cells
 
 
@@ -132,6 +133,13 @@ def test_plain_columns_are_carried_and_others_are_named(tmp_path):
     np.testing.assert_array_equal(obs["age"], [1, np.nan, 3, 4])
 
 
+def test_lengths_of_any_whole_number_type_are_read(tmp_path):
+    for kind in (pa.uint16(), pa.uint64(), pa.int8()):
+        table = table_of(V1_CELLS).set_column(1, "length", pa.array([3, 2], kind))
+        pq.write_table(table, tmp_path / "cells.parquet")
+        assert read_all(TokenizedDataset(tmp_path / "cells.parquet", vocabulary())) == V1_CELLS
+
+
 def test_cells_without_tokens_are_read_as_such(tmp_path):
     cells = [[5, 6], [], [7]]
     path = tmp_path / "cells.parquet"
@@ -164,9 +172,6 @@ def test_the_original_tokens_of_both_versions_are_accepted(reference_dir):
     path = reference_dir / "tokens_v1.parquet"
     with pytest.raises(InputError, match=r"token \d+, but the vocabulary ends|is not <cls>"):
         read_all(TokenizedDataset(path, vocabulary(V2_SPECIAL_TOKENS, 20_271)))
-
-
-V1_CELLS = [[5, 6, 7], [8, 9]]
 
 
 @pytest.mark.parametrize(
