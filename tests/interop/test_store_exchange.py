@@ -1,0 +1,242 @@
+import json
+import subprocess
+import sys
+
+import datasets
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import tensorflow_datasets as tfds
+
+from geneformer_jax.cells.cell_store import CellStore
+from geneformer_jax.cells.vocabulary import (
+    V1_SPECIAL_TOKENS,
+    V2_SPECIAL_TOKENS,
+    GeneVocabulary,
+)
+from geneformer_jax.common.errors import InputError
+from geneformer_jax.interop import dataset_files, store_exchange
+from geneformer_jax.interop.original_files import read_original_vocabulary
+
+GENES = 50
+
+
+def vocabulary(special_tokens=V1_SPECIAL_TOKENS) -> GeneVocabulary:
+    ids = np.array([f"ENSG{number:011d}" for number in range(GENES)])
+    return GeneVocabulary(ids, np.full(GENES, ""), np.ones(GENES), special_tokens)
+
+
+def random_table(cells: int, special_tokens=V1_SPECIAL_TOKENS, token_type=None) -> pa.Table:
+    rng = np.random.default_rng(cells)
+    first = len(special_tokens)
+    rows = [(first + rng.permutation(GENES)[: rng.integers(1, 20)]).tolist() for _ in range(cells)]
+    if special_tokens == V2_SPECIAL_TOKENS:
+        rows = [[2, *row, 3] for row in rows]
+    return pa.table(
+        {
+            "input_ids": pa.array(rows, pa.list_(token_type or pa.int64())),
+            "cell_id": [f"cell-{number}" for number in range(cells)],
+            "tissue": [("heart", "lung", None)[number % 3] for number in range(cells)],
+            "donor": pa.array(range(cells), pa.int64()),
+            "score": pa.array(rng.random(cells)),
+            "kept": [number % 2 == 0 for number in range(cells)],
+            "length": pa.array([len(row) for row in rows], pa.int64()),
+        }
+    )
+
+
+@pytest.mark.parametrize("special_tokens", [V1_SPECIAL_TOKENS, V2_SPECIAL_TOKENS])
+@pytest.mark.parametrize("ending", [".dataset", ".parquet"])
+def test_dataset_to_store_and_back_is_the_same_dataset(tmp_path, special_tokens, ending):
+    kind = pa.int16() if special_tokens == V1_SPECIAL_TOKENS else pa.int64()
+    table = random_table(2345, special_tokens, kind)
+    source, store, back = (tmp_path / name for name in ("in" + ending, "store", "out" + ending))
+    if ending == ".dataset":
+        datasets.Dataset(table).save_to_disk(source, num_shards=2)
+    else:
+        pq.write_table(table, source)
+    counts = store_exchange.dataset_to_store(source, store, vocabulary(special_tokens))
+    assert counts["cells"] == counts["cells_in_files"] == 2345
+    assert counts["dropped"] == {"no tokens": 0} and counts["columns_left_out"] == []
+    store_exchange.store_to_dataset(store, back)
+    if ending == ".dataset":
+        found = datasets.load_from_disk(back)
+        assert found.features == datasets.Dataset(table).features
+        found = found.data.table.combine_chunks()
+    else:
+        found = pq.read_table(back)
+    assert found.to_pydict() == table.to_pydict()
+    assert found.schema.remove_metadata() == table.schema
+    assert list(CellStore.open(store).verify())
+
+
+def test_the_store_holds_what_the_dataset_held_and_tells_its_story(tmp_path):
+    table = random_table(300)
+    source, folder = tmp_path / "in.parquet", tmp_path / "store"
+    pq.write_table(table, source)
+    store_exchange.dataset_to_store(source, folder, vocabulary(), max_length=40)
+    store = CellStore.open(folder)
+    assert [cell.tolist() for cell in store.read(range(300))] == table["input_ids"].to_pylist()
+    assert store.lengths.tolist() == table["length"].to_pylist()
+    assert store.obs.index.tolist() == table["cell_id"].to_pylist()
+    assert store.max_length == 40
+    assert store.vocabulary.hash == vocabulary().hash
+    story = json.loads((folder / "provenance.json").read_text())
+    assert story["door"] == "convert" and story["counts"]["cells"] == 300
+    assert story["inputs"][0]["name"] == "in.parquet"
+    record = tfds.builder_from_directory(str(folder)).as_data_source(split="train")[7]
+    assert record["tokens"].tolist() == table["input_ids"][7].as_py()
+    assert record["cell_id"] == b"cell-7" and record["donor"] == 7
+
+
+def test_a_dataset_in_several_shards_loads_in_order(tmp_path):
+    table = random_table(2500)
+    pq.write_table(table, tmp_path / "in.parquet")
+    store_exchange.dataset_to_store(tmp_path / "in.parquet", tmp_path / "store", vocabulary())
+    schema = dataset_files.dataset_schema(pa.int16(), {})
+    rows = table.select(["input_ids", "cell_id", "length"]).cast(schema)
+
+    def read(first, last):
+        yield from rows.slice(first, last - first).to_batches(max_chunksize=300)
+
+    tokens = sum(table["length"].to_pylist())
+    folder = tmp_path / "out.dataset"
+    dataset_files.write_dataset_folder(folder, schema, read, 2500, tokens, shard_bytes=tokens // 3)
+    names = sorted(path.name for path in folder.glob("*.arrow"))
+    assert names == [f"data-{shard:05d}-of-00007.arrow" for shard in range(7)]
+    found = datasets.load_from_disk(folder)
+    assert found["input_ids"][:] == table["input_ids"].to_pylist()
+    assert found.select([2499])["cell_id"][0] == "cell-2499"
+
+
+def test_fingerprints_differ_where_only_tokens_differ(tmp_path):
+    schema = dataset_files.dataset_schema(pa.int16(), {})
+    fingerprints = set()
+    for number, tokens in enumerate([[5, 6], [6, 5], [5, 6]]):
+        rows = pa.table({"input_ids": [tokens], "cell_id": ["a"], "length": [2]}).cast(schema)
+        folder = tmp_path / str(number)
+        dataset_files.write_dataset_folder(
+            folder, schema, lambda first, last, rows=rows: iter(rows.to_batches()), 1, 2
+        )
+        fingerprints.add(json.loads((folder / "state.json").read_text())["_fingerprint"])
+    assert len(fingerprints) == 2
+
+
+@pytest.mark.reference_data
+@pytest.mark.parametrize(
+    ("name", "folder", "token_type"),
+    [("tokens_v1", "v1_gc30M", "int16"), ("tokens_v2", "v2_gc104M", "int64")],
+)
+def test_the_original_tokens_survive_the_way_through_a_store(
+    data_dir, reference_dir, tmp_path, name, folder, token_type
+):
+    original = read_original_vocabulary(data_dir / "dictionaries" / folder)
+    source = reference_dir / f"{name}.parquet"
+    counts = store_exchange.dataset_to_store(source, tmp_path / "store", original)
+    assert counts["columns_left_out"] == ["genes_beyond_cut", "values"]
+    store_exchange.store_to_dataset(tmp_path / "store", tmp_path / "out.dataset")
+    found = datasets.load_from_disk(tmp_path / "out.dataset")
+    expected = pd.read_parquet(source)
+    assert found["cell_id"][:] == expected["cell_id"].tolist()
+    assert found["label"][:] == expected["label"].tolist()
+    assert found["input_ids"][:] == [cell.tolist() for cell in expected["input_ids"]]
+    assert found.features["input_ids"].feature.dtype == token_type
+
+
+def test_what_is_left_out_is_counted(tmp_path):
+    table = pa.table(
+        {
+            "input_ids": [[5, 6], [], [7]],
+            "cell_id": ["a", "b", "c"],
+            "tokens": [1, 2, 3],
+            "counts": [[1.0], [], [2.0]],
+        }
+    )
+    pq.write_table(table, tmp_path / "in.parquet")
+    counts = store_exchange.dataset_to_store(
+        tmp_path / "in.parquet", tmp_path / "store", vocabulary()
+    )
+    assert counts["columns_left_out"] == ["counts", "tokens"]
+    assert counts["dropped"] == {"no tokens": 1}
+    assert CellStore.open(tmp_path / "store").obs.index.tolist() == ["a", "c"]
+
+
+def test_nothing_is_overwritten_and_nothing_half_written_stays(tmp_path):
+    pq.write_table(random_table(1500), tmp_path / "in.parquet")
+    wrong = random_table(1500).to_pydict()
+    wrong["input_ids"][1400][0] = 99
+    pq.write_table(pa.table(wrong), tmp_path / "wrong.parquet")
+    before = sorted(path.name for path in tmp_path.iterdir())
+    with pytest.raises(InputError, match=r'"cell-1400" \(row 1400\) has the token 99'):
+        store_exchange.dataset_to_store(
+            tmp_path / "wrong.parquet", tmp_path / "store", vocabulary()
+        )
+    with pytest.raises(InputError, match=r"tokens, more than the maximum length of 18; give"):
+        store_exchange.dataset_to_store(
+            tmp_path / "in.parquet", tmp_path / "store", vocabulary(), max_length=18
+        )
+    assert sorted(path.name for path in tmp_path.iterdir()) == before
+    store_exchange.dataset_to_store(tmp_path / "in.parquet", tmp_path / "store", vocabulary())
+    foreign = tmp_path / "foreign.dataset"
+    foreign.mkdir()
+    (foreign / "notes.txt").write_text("mine")
+    for target in (foreign, tmp_path / "in.parquet"):
+        with pytest.raises(InputError, match="nothing is overwritten"):
+            store_exchange.store_to_dataset(tmp_path / "store", target)
+    with pytest.raises(InputError, match="nothing is overwritten"):
+        store_exchange.dataset_to_store(tmp_path / "in.parquet", tmp_path / "store", vocabulary())
+    assert (foreign / "notes.txt").read_text() == "mine"
+
+
+def run_door(*flags):
+    command = [sys.executable, "-m", "geneformer_jax.convert", *flags]
+    return subprocess.run(command, capture_output=True, text=True)
+
+
+@pytest.mark.multiprocess
+def test_the_door_converts_by_what_source_and_target_are(tmp_path):
+    vocabulary(V2_SPECIAL_TOKENS).save(tmp_path / "vocabulary")
+    pq.write_table(random_table(50, V2_SPECIAL_TOKENS), tmp_path / "in.parquet")
+    source, store = f"--source={tmp_path}/in.parquet", tmp_path / "store"
+    done = run_door(source, f"--target={store}", f"--vocabulary={tmp_path}/vocabulary")
+    assert done.returncode == 0, done.stderr
+    assert "wrote 50 cells" in done.stdout
+    done = run_door(f"--source={store}", f"--target={tmp_path}/out.dataset")
+    assert done.returncode == 0, done.stderr
+    assert len(datasets.load_from_disk(tmp_path / "out.dataset")) == 50
+
+
+@pytest.mark.multiprocess
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--source={tmp}/in.parquet"], "--target must be given"),
+        (["--source={tmp}/gone", "--target={tmp}/x"], "does not exist"),
+        (["--source={tmp}/in.parquet", "--target={tmp}/x"], "--vocabulary must be given"),
+        (
+            ["--source={tmp}/vocabulary", "--target={tmp}/x"],
+            "are pickles, which this package never",
+        ),
+        (["--source={tmp}", "--target={tmp}/x"], "is none of the original's dictionaries"),
+    ],
+)
+def test_the_door_tells_bad_input_in_one_line(tmp_path, flags, words):
+    vocabulary().save(tmp_path / "vocabulary")
+    pq.write_table(random_table(5), tmp_path / "in.parquet")
+    done = run_door(*(flag.format(tmp=tmp_path) for flag in flags))
+    assert done.returncode == 1
+    assert words in done.stderr and done.stderr.count("\n") == 1
+
+
+@pytest.mark.multiprocess
+@pytest.mark.reference_data
+def test_the_door_converts_the_original_dictionaries(data_dir, tmp_path):
+    source = data_dir / "dictionaries" / "v2_gc104M"
+    done = run_door(f"--source={source}", f"--target={tmp_path}/vocabulary")
+    assert done.returncode == 0, done.stderr
+    found = GeneVocabulary.load(tmp_path / "vocabulary")
+    assert found.hash == read_original_vocabulary(source).hash
+    story = json.loads((tmp_path / "vocabulary" / "provenance.json").read_text())
+    assert story["counts"]["genes"] == 20_271
