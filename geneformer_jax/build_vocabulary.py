@@ -8,14 +8,13 @@ biotypes, as the original does (protein-coding and miRNA genes). Any gene id is 
 are the norm.
 """
 
-import sys
+import functools
 
 from absl import flags
 
 from geneformer_jax.cells.counts import expand_paths, open_counts
 from geneformer_jax.cells.medians import RELATIVE_ERROR
-from geneformer_jax.cells.options import parse_exclusions
-from geneformer_jax.cells.tokenization import V2_MAX_LENGTH, Recipe
+from geneformer_jax.cells.options import configuration, define_count_flags, quality_rules
 from geneformer_jax.cells.vocabulary import V1_SPECIAL_TOKENS, V2_SPECIAL_TOKENS
 from geneformer_jax.cells.vocabulary_building import GeneTable, build_vocabulary, measure_corpus
 from geneformer_jax.common import door
@@ -24,7 +23,7 @@ from geneformer_jax.common.files import require_new_folder, write_aside
 from geneformer_jax.common.provenance import describe_run, write_provenance
 
 FLAGS = flags.FLAGS
-flags.DEFINE_string("counts", "", "Raw counts: files, folders or globs, separated by commas.")
+define_count_flags()
 flags.DEFINE_string("output", "", "Folder of the new vocabulary.")
 flags.DEFINE_string("gene_table", "", "TSV or CSV with the columns gene_id, symbol, biotype.")
 flags.DEFINE_string("biotypes", "", "Biotypes of the gene table to keep; all if empty.")
@@ -33,10 +32,6 @@ flags.DEFINE_integer("min_cells", 1, "Fewest cells that must express a gene.", l
 flags.DEFINE_enum(
     "special_tokens", "v1", ("v1", "v2"), "v1: <pad> <mask>; v2: <pad> <mask> <cls> <eos>."
 )
-flags.DEFINE_string("layer", "", 'Matrix with the raw counts; "" for the main one, or "raw".')
-flags.DEFINE_string("gene_column", "", "Column with the gene ids; found by itself if empty.")
-flags.DEFINE_string("filter_column", "", "Count only cells whose value in this obs column is 1.")
-flags.DEFINE_multi_string("exclude", [], "column=value: leave these cells out. May be repeated.")
 
 
 def main() -> None:
@@ -48,17 +43,12 @@ def main() -> None:
     paths = expand_paths(FLAGS.counts)
     table = GeneTable(FLAGS.gene_table) if FLAGS.gene_table else None
     wanted = table.genes(door.split_list(FLAGS.biotypes)) if table else None
-    recipe = Recipe(
-        max_length=V2_MAX_LENGTH,
-        filter_column=FLAGS.filter_column or None,
-        exclude=parse_exclusions(FLAGS.exclude),
+    rules = quality_rules()
+    open_source = functools.partial(
+        open_counts, layer=FLAGS.layer or None, gene_column=FLAGS.gene_column or None
     )
-    layer, gene_column = FLAGS.layer or None, FLAGS.gene_column or None
-    sources = [open_counts(path, layer=layer, gene_column=gene_column) for path in paths]
-    print(f"{len(paths)} files -> {output}: medians of genes over their cells")
-    for source in sources:
-        print(f"  {source.path}: {source.n_cells:,} cells, {len(source.gene_ids):,} columns")
-    corpus = measure_corpus(sources, wanted, recipe)
+    print(f"medians of genes over the cells of {len(paths)} files -> {output}")
+    corpus = measure_corpus(paths, open_source, wanted, rules)
     vocabulary = build_vocabulary(
         corpus,
         symbols=table.symbols() if table else {},
@@ -67,8 +57,7 @@ def main() -> None:
         min_cells=FLAGS.min_cells,
     )
     inputs = [*paths, *([FLAGS.gene_table] if table else [])]
-    configuration = {flag.name: flag.value for flag in FLAGS.get_key_flags_for_module(sys.argv[0])}
-    story = describe_run("build_vocabulary", configuration, inputs, corpus.counts)
+    story = describe_run("build_vocabulary", configuration(), inputs, corpus.counts)
     with write_aside(output) as aside:
         vocabulary.write_into(aside)
         write_provenance(aside, story)

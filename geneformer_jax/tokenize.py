@@ -8,7 +8,6 @@ Many files may be shared among processes or machines that see the same output fo
 same command is given again, and more files may be added to a complete store.
 """
 
-import sys
 from pathlib import Path
 
 from absl import flags
@@ -17,24 +16,24 @@ from geneformer_jax.cells import store_building
 from geneformer_jax.cells.carried_columns import check_names
 from geneformer_jax.cells.cell_store import CellStore
 from geneformer_jax.cells.counts import expand_paths
-from geneformer_jax.cells.options import parse_exclusions, parse_share, read_orthologs
+from geneformer_jax.cells.options import (
+    configuration,
+    define_count_flags,
+    parse_share,
+    quality_rules,
+    read_orthologs,
+)
 from geneformer_jax.cells.tokenization import Recipe, check_max_length, default_max_length
 from geneformer_jax.cells.vocabulary import SYMBOL_POLICIES, GeneVocabulary
 from geneformer_jax.common import door
 from geneformer_jax.common.progress import Progress
 
 FLAGS = flags.FLAGS
-flags.DEFINE_string(
-    "counts", "", "Files of raw counts: files, folders or globs, separated by commas."
-)
+define_count_flags()
 flags.DEFINE_string("vocabulary", "", "Folder written by build_vocabulary or convert.")
 flags.DEFINE_string("output", "", "Folder of the cell store.")
 flags.DEFINE_string("obs", "", "Per-cell columns to carry along, separated by commas.")
 flags.DEFINE_integer("max_length", 0, "Most tokens of a cell; 0: 2,048 for V1, 4,096 for V2.")
-flags.DEFINE_string("layer", "", 'Matrix with the raw counts; "" for the main one, or "raw".')
-flags.DEFINE_string("gene_column", "", "Column with the gene ids; found by itself if empty.")
-flags.DEFINE_string("filter_column", "", "Keep only cells whose value in this obs column is 1.")
-flags.DEFINE_multi_string("exclude", [], "column=value: leave these cells out. May be repeated.")
 flags.DEFINE_string("orthologs", "", "Table (TSV or CSV) of gene id and gene id of the vocabulary.")
 flags.DEFINE_enum(
     "symbols", "mapping", SYMBOL_POLICIES, "Where ids that are no Ensembl ids are looked up: the "
@@ -61,8 +60,7 @@ def main() -> None:
         max_length=FLAGS.max_length or default_max_length(vocabulary),
         symbols=FLAGS.symbols,
         orthologs=read_orthologs(FLAGS.orthologs) if FLAGS.orthologs else None,
-        filter_column=FLAGS.filter_column or None,
-        exclude=parse_exclusions(FLAGS.exclude),
+        quality=quality_rules(),
     )
     check_max_length(recipe.max_length, vocabulary)
     reading = store_building.Reading(
@@ -83,8 +81,7 @@ def main() -> None:
     if FLAGS.shard and not FLAGS.finish:
         print(f"share {FLAGS.shard} is done; when all are, run the same command with --finish")
         return
-    configuration = {flag.name: flag.value for flag in FLAGS.get_key_flags_for_module(sys.argv[0])}
-    for line in build.finish(configuration):
+    for line in build.finish(configuration(), FLAGS.skip_bad_files):
         print(line)
 
 

@@ -59,7 +59,7 @@ def as_kind(column: pd.Series, kind: str) -> np.ndarray:
 
 
 def as_bytes(values: np.ndarray, kind: str) -> list[bytes]:
-    """Returns each value of a column (see `as_kind`) as a record keeps it; missing text is empty."""
+    """Returns each value of a column (see `as_kind`) as records keep it; missing text is empty."""
     if kind == "text":
         return [(value or "").encode() for value in values]
     width = values.itemsize

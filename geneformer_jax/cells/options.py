@@ -1,15 +1,60 @@
-"""What the doors of this room take as text: exclusions, ortholog tables, shares of the files."""
+"""What the doors of this room take alike: files, quality control, exclusions, tables, shares."""
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TypeVar
 
 import pandas as pd
+from absl import flags
 
+from geneformer_jax.cells.quality import QualityRules
 from geneformer_jax.cells.vocabulary import strip_version
 from geneformer_jax.common.errors import InputError
 
 T = TypeVar("T")
+# Flags defined here belong to the door that asks for them, and appear in its --help.
+flags.disclaim_key_flags()
+
+
+def define_count_flags() -> None:
+    """Defines the flags of a door that reads counts: which files, which matrix, which cells."""
+    flags.DEFINE_string("counts", "", "Raw counts: files, folders or globs, separated by commas.")
+    flags.DEFINE_string("layer", "", 'Matrix with the raw counts; "" for the main one, or "raw".')
+    flags.DEFINE_string("gene_column", "", "Column with the gene ids; found by itself if empty.")
+    flags.DEFINE_string("filter_column", "", "Keep only cells whose value in this obs column is 1.")
+    flags.DEFINE_multi_string("exclude", [], "column=value: leave such cells out; may be repeated.")
+    flags.DEFINE_enum(
+        "quality", "none", ("none", "paper"), "paper: total counts and mitochondrial share within "
+        "3 standard deviations of the file's mean, and at least 7 genes; none: keep all cells.",
+    )  # fmt: skip
+    help_sd = "Most standard deviations from the mean of %s; 0: no such rule. Default: --quality."
+    flags.DEFINE_float("total_sd", None, help_sd % "total counts", lower_bound=0)
+    flags.DEFINE_float("mitochondrial_sd", None, help_sd % "mitochondrial share", lower_bound=0)
+    flags.DEFINE_integer(
+        "min_genes", None, "Fewest genes per cell; 0: no such rule. Default: --quality.",
+        lower_bound=0,
+    )  # fmt: skip
+
+
+def quality_rules() -> QualityRules:
+    """The rules that the flags of `define_count_flags` ask for."""
+    values = flags.FLAGS
+    paper = QualityRules()
+    chosen = {}
+    for name in ("total_sd", "mitochondrial_sd", "min_genes"):
+        default = getattr(paper, name) if values.quality == "paper" else None
+        chosen[name] = default if values[name].value is None else values[name].value or None
+    return QualityRules(
+        filter_column=values.filter_column or None,
+        exclude=parse_exclusions(values.exclude),
+        **chosen,
+    )
+
+
+def configuration() -> dict[str, object]:
+    """The values of all flags of the running door, for its provenance."""
+    return {flag.name: flag.value for flag in flags.FLAGS.get_key_flags_for_module(sys.argv[0])}
 
 
 def parse_exclusions(values: Sequence[str]) -> dict[str, list[str]]:

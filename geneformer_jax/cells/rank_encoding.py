@@ -15,7 +15,7 @@ import numba
 import numpy as np
 from scipy import sparse
 
-from geneformer_jax.cells.vocabulary import GeneVocabulary
+from geneformer_jax.cells.vocabulary import LARGEST_TOKEN, GeneVocabulary
 
 TARGET_SUM = 10_000.0
 _DIGIT_BITS = 11
@@ -118,17 +118,21 @@ def encode_counts(
         counts = counts.copy()
         counts.sum_duplicates()
     cells = counts.shape[0]
+    # One kernel for all sources: what is not int32 already becomes float64.
+    data = counts.data if counts.data.dtype == np.int32 else counts.data.astype(np.float64)
+    indices, indptr = counts.indices.astype(np.int32, copy=False), counts.indptr.astype(np.int64)
+    genes = np.diff(indptr)
     special = (columns.cls_id >= 0) + (columns.eos_id >= 0)
-    room = np.minimum(np.diff(counts.indptr) + special, columns.max_length)
-    starts = _offsets(room)
+    starts = _offsets(np.minimum(genes + special, columns.max_length))
     wide = np.empty(starts[-1], dtype=np.uint16)
     lengths = np.zeros(cells, dtype=np.int64)
 
     def encode_block(first: int, last: int) -> None:
         _encode_cells(
-            counts.data, counts.indices, counts.indptr, totals, columns.tokens,
+            data, indices, indptr, np.asarray(totals, np.float64), columns.tokens,
             columns.inverse_medians, columns.repeated, columns.max_length, columns.cls_id,
             columns.eos_id, first, last, wide, starts, lengths,
+            _Scratch.of(int(genes[first:last].max(initial=0))),
         )  # fmt: skip
 
     _in_blocks(encode_block, cells, threads or len(os.sched_getaffinity(0)))
@@ -158,30 +162,53 @@ def compiled(function: Callable) -> Callable:
         return numba.njit(nogil=True)(function)
 
 
+class _Scratch(NamedTuple):
+    """One thread's working memory, for cells of up to `genes` genes."""
+
+    values: np.ndarray
+    factors: np.ndarray
+    tokens: np.ndarray
+    keys: np.ndarray
+    order: np.ndarray
+    spare_keys: np.ndarray
+    spare_order: np.ndarray
+    histogram: np.ndarray
+    place_of_token: np.ndarray
+
+    @classmethod
+    def of(cls, genes: int) -> "_Scratch":
+        return cls(
+            np.empty(genes),
+            np.empty(genes),
+            np.empty(genes, np.uint16),
+            np.empty(genes, np.uint64),
+            np.empty(genes, np.int32),
+            np.empty(genes, np.uint64),
+            np.empty(genes, np.int32),
+            np.empty(1 << _DIGIT_BITS, np.int64),
+            np.full(LARGEST_TOKEN + 1, -1, np.int32),
+        )
+
+
 @compiled
-def _radix_sort(keys, order, spare_keys, spare_order, n, first_digit):
-    """Sorts keys ascending with their order, stably, by digits from `first_digit` upwards."""
-    histogram = np.empty(1 << _DIGIT_BITS, np.int64)
+def _sort_by_digit(digit, keys, order, to_keys, to_order, histogram, n):
+    """Moves keys and their order to `to_keys`, `to_order`, stably by one digit of the keys."""
+    shift = np.uint64(digit * _DIGIT_BITS)
     mask = np.uint64((1 << _DIGIT_BITS) - 1)
-    for digit in range(first_digit, _DIGITS):
-        shift = np.uint64(digit * _DIGIT_BITS)
-        histogram[:] = 0
-        for i in range(n):
-            histogram[(keys[i] >> shift) & mask] += 1
-        if histogram[(keys[0] >> shift) & mask] == n:
-            continue
-        position = 0
-        for bucket in range(1 << _DIGIT_BITS):
-            count = histogram[bucket]
-            histogram[bucket] = position
-            position += count
-        for i in range(n):
-            bucket = (keys[i] >> shift) & mask
-            spare_keys[histogram[bucket]] = keys[i]
-            spare_order[histogram[bucket]] = order[i]
-            histogram[bucket] += 1
-        keys[:n] = spare_keys[:n]
-        order[:n] = spare_order[:n]
+    for bucket in range(1 << _DIGIT_BITS):
+        histogram[bucket] = 0
+    for i in range(n):
+        histogram[(keys[i] >> shift) & mask] += 1
+    position = 0
+    for bucket in range(1 << _DIGIT_BITS):
+        count = histogram[bucket]
+        histogram[bucket] = position
+        position += count
+    for i in range(n):
+        bucket = (keys[i] >> shift) & mask
+        to_keys[histogram[bucket]] = keys[i]
+        to_order[histogram[bucket]] = order[i]
+        histogram[bucket] += 1
 
 
 @compiled
@@ -189,12 +216,15 @@ def _insertion_sort(keys, order, n, most_moves):
     """Sorts nearly sorted keys stably; gives up and returns False after `most_moves`."""
     moves = 0
     for i in range(1, n):
-        key, tag = keys[i], order[i]
+        key = keys[i]
+        tag = order[i]
         j = i
         while j > 0 and keys[j - 1] > key:
-            keys[j], order[j] = keys[j - 1], order[j - 1]
+            keys[j] = keys[j - 1]
+            order[j] = order[j - 1]
             j -= 1
-        keys[j], order[j] = key, tag
+        keys[j] = key
+        order[j] = tag
         moves += i - j
         if moves > most_moves:
             return False
@@ -202,70 +232,77 @@ def _insertion_sort(keys, order, n, most_moves):
 
 
 @compiled
-def _rank(values, keys, order, spare_keys, spare_order, n):
-    """Fills `order` with the indices of the first n values, highest first, ties by index."""
-    # The bits of a positive float64 order as the value does; turned over, the highest comes first.
-    bits = values.view(np.uint64)
-    for i in range(n):
-        keys[i] = ~bits[i]
-        order[i] = i
-    _radix_sort(keys, order, spare_keys, spare_order, n, _FIRST_DIGIT_OF_SHORT_SORT)
-    if not _insertion_sort(keys, order, n, _MOVES_PER_GENE * n):
+def _rank(scratch, n):
+    """Returns the indices of the first n values, highest value first, equal ones by index."""
+    bits = scratch.values.view(np.uint64)
+    first_digit = _FIRST_DIGIT_OF_SHORT_SORT
+    while True:
+        keys, order = scratch.keys, scratch.order
+        spare_keys, spare_order = scratch.spare_keys, scratch.spare_order
         for i in range(n):
+            # The bits of a positive float64 order as the value does; turned over, highest first.
             keys[i] = ~bits[i]
             order[i] = i
-        _radix_sort(keys, order, spare_keys, spare_order, n, 0)
+        for digit in range(first_digit, _DIGITS):
+            _sort_by_digit(digit, keys, order, spare_keys, spare_order, scratch.histogram, n)
+            keys, spare_keys = spare_keys, keys
+            order, spare_order = spare_order, order
+        if first_digit == 0 or _insertion_sort(keys, order, n, _MOVES_PER_GENE * n):
+            return order
+        first_digit = 0
+
+
+@compiled
+def _gather(data, indices, start, stop, column_tokens, inverse_medians, repeated, scratch):
+    """Collects one cell's genes in column order, counts of one gene summed; returns how many."""
+    n = 0
+    place = scratch.place_of_token
+    for entry in range(start, stop):
+        column = indices[entry]
+        token = column_tokens[column]
+        if token < 0 or data[entry] == 0:
+            continue
+        if repeated:
+            if place[token] >= 0:
+                scratch.values[place[token]] += data[entry]
+                continue
+            place[token] = n
+        scratch.values[n] = data[entry]
+        scratch.factors[n] = inverse_medians[column]
+        scratch.tokens[n] = token
+        n += 1
+    if repeated:
+        for i in range(n):
+            place[scratch.tokens[i]] = -1
+    return n
 
 
 @compiled
 def _encode_cells(
     data, indices, indptr, totals, column_tokens, inverse_medians, repeated, max_length, cls_id,
-    eos_id, first, last, out, starts, lengths,
+    eos_id, first, last, out, starts, lengths, scratch,
 ):  # fmt: skip
     """Writes the tokens of cells first..last-1 into `out` from `starts` on, and their lengths."""
-    widest = 0
+    special = (cls_id >= 0) + (eos_id >= 0)
     for cell in range(first, last):
-        widest = max(widest, indptr[cell + 1] - indptr[cell])
-    values = np.empty(widest, np.float64)
-    tokens = np.empty(widest, np.uint16)
-    factors = np.empty(widest, np.float64)
-    keys, spare_keys = np.empty(widest, np.uint64), np.empty(widest, np.uint64)
-    order, spare_order = np.empty(widest, np.int32), np.empty(widest, np.int32)
-    place = np.full(65536 if repeated else 0, -1, np.int32)
-    for cell in range(first, last):
-        n = 0
-        for entry in range(indptr[cell], indptr[cell + 1]):
-            column = indices[entry]
-            token = column_tokens[column]
-            if token < 0 or data[entry] == 0:
-                continue
-            if repeated:
-                if place[token] >= 0:
-                    values[place[token]] += np.float64(data[entry])
-                    continue
-                place[token] = n
-            values[n] = np.float64(data[entry])
-            tokens[n] = token
-            factors[n] = inverse_medians[column]
-            n += 1
-        if repeated:
-            for i in range(n):
-                place[tokens[i]] = -1
+        n = _gather(
+            data, indices, indptr[cell], indptr[cell + 1], column_tokens, inverse_medians,
+            repeated, scratch,
+        )  # fmt: skip
         if n == 0:
             continue
         inverse_total = 1.0 / totals[cell]
         for i in range(n):
-            values[i] = values[i] * inverse_total * TARGET_SUM * factors[i]
-        _rank(values, keys, order, spare_keys, spare_order, n)
+            value = scratch.values[i] * inverse_total * TARGET_SUM
+            scratch.values[i] = value * scratch.factors[i]
+        order = _rank(scratch, n)
         at = starts[cell]
-        kept = n
         if cls_id >= 0:
             out[at] = cls_id
             at += 1
-            kept = min(n, max_length - 2)
-        kept = min(kept, max_length)
+        kept = min(n, max_length - special)
         for i in range(kept):
-            out[at + i] = tokens[order[i]]
+            out[at + i] = scratch.tokens[order[i]]
         at += kept
         if eos_id >= 0:
             out[at] = eos_id
@@ -277,5 +314,6 @@ def _encode_cells(
 def _pack(wide, starts, offsets, tokens):
     """Copies the used part of each cell's room to its place in `tokens`."""
     for cell in range(len(offsets) - 1):
-        n = offsets[cell + 1] - offsets[cell]
-        tokens[offsets[cell] : offsets[cell + 1]] = wide[starts[cell] : starts[cell] + n]
+        shift = starts[cell] - offsets[cell]
+        for i in range(offsets[cell], offsets[cell + 1]):
+            tokens[i] = wide[i + shift]

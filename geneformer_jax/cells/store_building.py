@@ -17,6 +17,7 @@ from geneformer_jax.cells import cell_store, store_writer
 from geneformer_jax.cells.carried_columns import common_kind, kind_of
 from geneformer_jax.cells.counts import CountSource, open_counts
 from geneformer_jax.cells.options import share_of
+from geneformer_jax.cells.repeated_ids import hash_ids, refuse_repeated_ids
 from geneformer_jax.cells.tokenization import (
     GeneMatch,
     Recipe,
@@ -65,14 +66,14 @@ class SurveyedSource:
     Attributes:
       path: where it is.
       key: name of its folder in the store, from its name and content.
-      cell_ids: as stored.
+      id_hashes: uint64 [cells], of the cell ids as stored.
       obs_kinds: carried column -> kind.
       match: which of its columns are genes.
     """
 
     path: Path
     key: str
-    cell_ids: np.ndarray
+    id_hashes: np.ndarray
     obs_kinds: Mapping[str, str]
     match: GeneMatch
 
@@ -126,8 +127,7 @@ class StoreBuild:
         if not self.sources:
             reason = next(iter(self.bad_files.values()))
             raise InputError(f"none of {len(paths)} files can be used; the first: {reason}")
-        ids = [source.cell_ids for source in self.sources]
-        store_writer.refuse_repeated_ids(ids, [str(source.path) for source in self.sources])
+        self._refuse_repeated_ids()
         kinds = {
             name: common_kind(source.obs_kinds[name] for source in self.sources)
             for name in self.obs
@@ -139,7 +139,7 @@ class StoreBuild:
         for source in self.sources:
             match = source.match
             yield (
-                f"  {source.path}: {len(source.cell_ids):,} cells, {match.matched:,} of "
+                f"  {source.path}: {len(source.id_hashes):,} cells, {match.matched:,} of "
                 f"{match.named:,} gene ids are in the vocabulary"
                 + (f" ({match.genes:,} genes)" if match.genes < match.matched else "")
             )
@@ -161,19 +161,28 @@ class StoreBuild:
         """
         done = store_writer.finished_sources(self.folder)
         mine = [source for source in share_of(self.sources, share) if source.key not in done]
-        total = sum(len(source.cell_ids) for source in mine)
+        total = sum(len(source.id_hashes) for source in mine)
         with Progress(total, "tokenizing", "cells") as progress:
             for source in mine:
                 with self._bad_file(source.path, skip_bad_files):
                     self._write_source(source, progress)
+                if str(source.path) in self.bad_files:
+                    reason = self.bad_files[str(source.path)]
+                    store_writer.note_bad_source(self.folder, source.key, reason)
 
-    def finish(self, configuration: Mapping[str, Any]) -> Iterator[str]:
+    def finish(
+        self, configuration: Mapping[str, Any], skip_bad_files: bool = False
+    ) -> Iterator[str]:
         """Joins the files to a complete store; yields what it holds and what was dropped.
 
         Raises:
           InputError: a file is not encoded yet, or no cell is left.
         """
         done = store_writer.finished_sources(self.folder)
+        if skip_bad_files:
+            bad = store_writer.bad_sources(self.folder)
+            late = {str(each.path): bad[each.key] for each in self.sources if each.key in bad}
+            self.bad_files.update(late)
         sources = [source for source in self.sources if str(source.path) not in self.bad_files]
         missing = [source.path for source in sources if source.key not in done]
         if missing:
@@ -189,6 +198,9 @@ class StoreBuild:
         yield f"{self.folder}: {counts['cells']:,} of {counts['cells_in_files']:,} cells"
         for reason, cells in counts["dropped"].items():
             yield f"  left out, {reason}: {cells:,}"
+        for source in counts["sources"]:
+            for rule in source["rules_not_applied"]:
+                yield f"  not applied to {source['path']}: {rule}"
         for path, reason in self.bad_files.items():
             yield f"  SKIPPED {path}: {reason}"
 
@@ -210,35 +222,51 @@ class StoreBuild:
         options = {"vocabulary": self.vocabulary.hash, **recipe}
         return {**options, **dataclasses.asdict(self.reading), "obs": self.obs}
 
+    def _refuse_repeated_ids(self) -> None:
+        """Compares the files with each other and with those that the store holds already."""
+        keys = {source.key for source in self.sources}
+        stored = [key for key in store_writer.joined_sources(self.folder) if key not in keys]
+
+        def ids(number: int) -> np.ndarray:
+            if number < len(self.sources):
+                return self.reading.cell_ids(self.reading.open(self.sources[number].path))
+            return store_writer.stored_cell_ids(self.folder, stored[number - len(self.sources)])
+
+        hashes = [source.id_hashes for source in self.sources]
+        hashes += [hash_ids(ids(len(self.sources) + number)) for number in range(len(stored))]
+        names = [str(source.path) for source in self.sources]
+        names += [f"{self.folder} ({key})" for key in stored]
+        refuse_repeated_ids(hashes, names, ids)
+
     def _survey(self, path: Path) -> SurveyedSource:
         source = self.reading.open(path)
         carried = source.obs(self.obs)
         return SurveyedSource(
             path=path,
             key=source_key(path),
-            cell_ids=self.reading.cell_ids(source),
+            id_hashes=hash_ids(self.reading.cell_ids(source)),
             obs_kinds={name: kind_of(carried[name]) for name in self.obs},
             match=match_genes(source, self.vocabulary, self.recipe),
         )
 
     def _write_source(self, surveyed: SurveyedSource, progress: Progress) -> None:
         source = self.reading.open(surveyed.path)
-        choice = choose_cells(source, self.recipe)
+        verdict = choose_cells(source, self.recipe.quality, surveyed.match.tokens)
         kinds = store_writer.obs_kinds(self.folder)
-        obs = source.obs(list(kinds))
+        obs, ids = source.obs(list(kinds)), self.reading.cell_ids(source)
         with store_writer.write_source(self.folder, surveyed.key, kinds) as writer:
             for batch in encode_source(
-                source, self.vocabulary, self.recipe, surveyed.match, choice
+                source, self.vocabulary, self.recipe, surveyed.match, verdict
             ):
-                ids = surveyed.cell_ids[batch.rows]
-                writer.write(batch.encodings, ids, obs.iloc[batch.rows])
+                writer.write(batch.encodings, ids[batch.rows], obs.iloc[batch.rows])
                 progress.advance(batch.read, file=surveyed.path.name)
             writer.finish(
                 {
                     "path": str(surveyed.path),
                     "fingerprint": fingerprint(surveyed.path),
                     "cells_in_file": source.n_cells,
-                    "dropped": choice.dropped,
+                    "dropped": verdict.dropped,
+                    "rules_not_applied": list(verdict.skipped),
                     "gene_ids": surveyed.match.named,
                     "matched_gene_ids": surveyed.match.matched,
                     "distinct_genes": surveyed.match.genes,
@@ -258,7 +286,6 @@ def summarise(store: Path, keys: Sequence[str], bad_files: Mapping[str, str]) ->
         "dropped": dict(dropped),
         "skipped_files": dict(bad_files),
         "sources": [
-            {name: value for name, value in story.items() if name not in ("shards", "fingerprint")}
-            for story in stories
+            {name: value for name, value in story.items() if name != "shards"} for story in stories
         ],
     }

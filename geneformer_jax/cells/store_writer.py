@@ -8,6 +8,7 @@ one.
 
 import contextlib
 import errno
+import io
 import json
 import os
 import uuid
@@ -34,6 +35,7 @@ from geneformer_jax.cells.carried_columns import (
 from geneformer_jax.cells.cell_store import checksum, shard_name
 from geneformer_jax.cells.rank_encoding import RankEncodings
 from geneformer_jax.cells.records import TOKENS, encode_record
+from geneformer_jax.cells.repeated_ids import hash_ids, refuse_repeated_ids
 from geneformer_jax.cells.vocabulary import GeneVocabulary
 from geneformer_jax.common.errors import InputError
 from geneformer_jax.common.files import (
@@ -49,6 +51,7 @@ SHARD_BYTES = 1 << 28
 _OPTIONS = "group_size:1,uncompressed"
 _ORDER = "order.json"
 _VERSION = "1.0.0"
+_BAD = ".skipped.json"
 _SYSTEM_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EROFS)
 
 
@@ -88,7 +91,7 @@ class SourceWriter:
         self._close_shard()
         self._obs.close()
         lengths = np.concatenate([np.empty(0, np.int32), *self._lengths])
-        np.save(self._folder / cell_store.LENGTHS, lengths)
+        _save_array(self._folder / cell_store.LENGTHS, lengths)
         story = {**story, "cells": len(lengths), "shards": self._shards}
         _write_json(self._folder / cell_store.SOURCE, story)
 
@@ -177,8 +180,8 @@ def begin_store(folder: Path, options: Mapping[str, Any], kinds: Mapping[str, st
         for name, known in obs_kinds(folder).items():
             if common_kind((known, kinds[name])) != known:
                 raise InputError(
-                    f'{folder} keeps the obs column "{name}" as {known}, but it is {kinds[name]} in '
-                    "these files; make the columns alike or build a new store of all files"
+                    f'{folder} keeps the obs column "{name}" as {known}, but these files have '
+                    f"{kinds[name]}; make the columns alike or build a new store of all files"
                 )
         return
     folder.mkdir(parents=True, exist_ok=True)
@@ -203,6 +206,23 @@ def _description(folder: Path) -> dict[str, Any]:
 def source_story(folder: Path, key: str) -> dict[str, Any]:
     """What `SourceWriter.finish` wrote down about a source."""
     return json.loads((folder / cell_store.SOURCES / key / cell_store.SOURCE).read_text())
+
+
+def stored_cell_ids(folder: Path, key: str) -> np.ndarray:
+    """The ids of a finished source's cells, [cells] str."""
+    return cell_store.read_cell_ids(folder / cell_store.SOURCES / key / cell_store.OBS)
+
+
+def note_bad_source(folder: Path, key: str, reason: str) -> None:
+    """Writes down why a source was skipped, for the process that joins the store."""
+    (folder / cell_store.SOURCES).mkdir(exist_ok=True)
+    _write_json(folder / cell_store.SOURCES / f"{key}{_BAD}", reason)
+
+
+def bad_sources(folder: Path) -> dict[str, str]:
+    """Key -> reason of the sources that were skipped while they were read."""
+    notes = (folder / cell_store.SOURCES).glob(f"*{_BAD}")
+    return {path.name.removesuffix(_BAD): json.loads(path.read_text()) for path in notes}
 
 
 def joined_sources(folder: Path) -> list[str]:
@@ -255,8 +275,9 @@ def _move_shards(folder: Path, order: list[str]) -> None:
 
 def _join_tables(folder: Path, order: list[str]) -> None:
     sources = [folder / cell_store.SOURCES / key for key in order]
-    with write_aside(folder / cell_store.LENGTHS) as aside, aside.open("wb") as file:
-        np.save(file, np.concatenate([np.load(each / cell_store.LENGTHS) for each in sources]))
+    lengths = [np.load(each / cell_store.LENGTHS) for each in sources]
+    with write_aside(folder / cell_store.LENGTHS) as aside:
+        _save_array(aside, np.concatenate(lengths))
     with write_aside(folder / cell_store.OBS) as aside:
         schema = pq.read_schema(sources[0] / cell_store.OBS)
         with pq.ParquetWriter(aside, schema) as table:
@@ -302,33 +323,18 @@ def _write_dataset_info(folder: Path, shards: list[dict[str, Any]]) -> None:
 
 
 def _refuse_repeated_ids(folder: Path, order: list[str]) -> None:
-    sources = [folder / cell_store.SOURCES / key for key in order]
-    ids = [cell_store.read_cell_ids(each / cell_store.OBS) for each in sources]
-    refuse_repeated_ids(ids, [source_story(folder, key)["path"] for key in order])
+    def ids(number: int) -> np.ndarray:
+        return stored_cell_ids(folder, order[number])
+
+    names = [source_story(folder, key)["path"] for key in order]
+    refuse_repeated_ids([hash_ids(ids(number)) for number in range(len(order))], names, ids)
 
 
-def refuse_repeated_ids(ids: list[np.ndarray], paths: list[str]) -> None:
-    """Raises InputError if a cell id occurs twice in one file or in two.
-
-    Args:
-      ids: the cell ids of each file, [cells] str.
-      paths: the files.
-    """
-    # Hashes first, so that tens of millions of ids need little memory; equal hashes are looked at.
-    hashes = [pd.util.hash_array(np.asarray(each, dtype=object)) for each in ids]
-    starts = np.cumsum([0, *map(len, ids)])
-    everything = np.concatenate([np.empty(0, np.uint64), *hashes])
-    rank = np.argsort(everything, kind="stable")
-    for pair in np.flatnonzero(np.diff(everything[rank]) == 0):
-        files = np.searchsorted(starts, rank[pair : pair + 2], side="right") - 1
-        first, second = (ids[f][rank[pair + k] - starts[f]] for k, f in enumerate(files))
-        if first == second:
-            where = f"{paths[files[0]]} and in {paths[files[1]]}"
-            twice = f"twice in {paths[files[0]]}" if files[0] == files[1] else f"in {where}"
-            raise InputError(
-                f'the cell id "{first}" is {twice}; cell ids must be distinct: use '
-                "--prefix_cell_ids, or make them so in the files"
-            )
+def _save_array(path: Path, array: np.ndarray) -> None:
+    # numpy's own way to a file does not say that the disk is full.
+    content = io.BytesIO()
+    np.save(content, array)
+    path.write_bytes(content.getbuffer())
 
 
 def _write_json(path: Path, content: object) -> None:

@@ -1,9 +1,7 @@
 """From a source of raw counts to rank value encodings, a batch of cells at a time."""
 
-import re
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import anndata
@@ -11,22 +9,22 @@ import numpy as np
 import pandas as pd
 
 from geneformer_jax.cells.counts import AnnDataSource, CountSource
+from geneformer_jax.cells.quality import QualityRules, Verdict, judge, measure
 from geneformer_jax.cells.rank_encoding import (
     RankEncodings,
     encode_counts,
     gene_columns,
     join_encodings,
 )
+from geneformer_jax.cells.species import refuse_mixed_species, species_of
 from geneformer_jax.cells.vocabulary import GeneVocabulary, strip_version
 from geneformer_jax.common.errors import InputError
 
 V1_MAX_LENGTH, V2_MAX_LENGTH = 2048, 4096
+NO_RULES = QualityRules(total_sd=None, mitochondrial_sd=None, min_genes=None)
 NO_GENE = "no gene of the vocabulary"
 CELLS_PER_BATCH = 4096
 _EXAMPLES = 3
-_ENSEMBL_SPECIES = re.compile(r"ENS([A-Z]*)GR?\d{6,}", re.IGNORECASE)
-_SPECIES = {"": "human", "MUS": "mouse", "RNO": "rat", "MMU": "macaque", "DAR": "zebrafish"}
-_SHARE_OF_A_SPECIES = 0.05
 
 
 @dataclass(frozen=True)
@@ -37,15 +35,13 @@ class Recipe:
       max_length: most tokens of a cell, special tokens included.
       symbols: see `GeneVocabulary.tokens_of`.
       orthologs: source gene id -> gene id of the vocabulary's species; None if not needed.
-      filter_column: obs column whose value must be 1 (the original's `filter_pass`), or None.
-      exclude: obs column -> values whose cells are left out.
+      quality: rules that decide which cells are kept; by default all are.
     """
 
     max_length: int
     symbols: str = "mapping"
     orthologs: Mapping[str, str] | None = None
-    filter_column: str | None = None
-    exclude: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    quality: QualityRules = NO_RULES
 
 
 def default_max_length(vocabulary: GeneVocabulary) -> int:
@@ -99,13 +95,15 @@ def match_genes(source: CountSource, vocabulary: GeneVocabulary, recipe: Recipe)
         genes=len(np.unique(tokens[known])),
     )
     if match.matched == 0:
+        by_name = int((vocabulary.tokens_of(ids, symbols="names") >= 0).sum())
+        hint = f"; {by_name:,} are gene names: use --symbols=names" if by_name else ""
         theirs = ", ".join(str(each) for each in source.gene_ids[:_EXAMPLES])
         ours = ", ".join(vocabulary.gene_ids[:_EXAMPLES])
         raise InputError(
             f"{source.path}: 0 of {match.named:,} gene ids are in the vocabulary of "
             f"{len(vocabulary.gene_ids):,} genes; the file has ids such as {theirs}, the "
             f"vocabulary such as {ours}; name the column of gene ids with --gene_column, or use a "
-            "vocabulary with such ids"
+            f"vocabulary with such ids{hint}"
         )
     return match
 
@@ -113,75 +111,29 @@ def match_genes(source: CountSource, vocabulary: GeneVocabulary, recipe: Recipe)
 def _refuse_other_species(
     source: CountSource, ids: Sequence[str], vocabulary: GeneVocabulary
 ) -> None:
-    theirs, ours = _species_codes(ids), _species_codes(vocabulary.gene_ids.tolist())
-    if not theirs or not ours:
-        return
-    largest = theirs.most_common(1)[0][0]
-    common = [code for code, n in theirs.items() if n > _SHARE_OF_A_SPECIES * theirs.total()]
-    if len(common) > 1:
-        parts = ", ".join(f"{theirs[code]:,} {_species(code)}" for code in common)
+    refuse_mixed_species(source.path, ids)
+    theirs, ours = species_of(ids), species_of(vocabulary.gene_ids.tolist())
+    if theirs and ours and theirs != ours:
         raise InputError(
-            f"{source.path} mixes the genes of several species ({parts}); a cell's total would mix "
-            "them too: split the file by species"
-        )
-    if largest not in ours:
-        raise InputError(
-            f"{source.path} has {_species(largest)} gene ids, but the vocabulary is of "
-            f"{vocabulary.species} ({vocabulary.gene_ids[0]}, ...); give a table with --orthologs "
-            "or use a vocabulary of that species"
+            f"{source.path} has {theirs} gene ids, but the vocabulary is of {vocabulary.species} "
+            f"({vocabulary.gene_ids[0]}, ...); give a table with --orthologs or use a vocabulary "
+            f"of {theirs}"
         )
 
 
-def _species_codes(ids: Sequence[str]) -> Counter[str]:
-    matches = (_ENSEMBL_SPECIES.match(each) for each in ids)
-    return Counter(match[1].upper() for match in matches if match)
+def choose_cells(source: CountSource, rules: QualityRules, tokens: np.ndarray) -> Verdict:
+    """Applies the rules of quality control, reading the counts once if a rule needs them.
 
-
-def _species(code: str) -> str:
-    return _SPECIES.get(code, f"ENS{code}G")
-
-
-class CellChoice(NamedTuple):
-    """Which cells of a source are encoded.
-
-    Attributes:
-      keep: bool [cells].
-      dropped: reason -> number of cells that it left out; a cell counts for its first reason.
-    """
-
-    keep: np.ndarray
-    dropped: dict[str, int]
-
-
-def choose_cells(source: CountSource, recipe: Recipe) -> CellChoice:
-    """Applies the filter column and the exclusions.
+    Args:
+      source: of raw counts.
+      rules: to apply.
+      tokens: int [columns], each column's gene, -1 where it is none.
 
     Raises:
-      InputError: the source has no such column.
+      InputError: the source has not the columns that the rules name, or no raw counts.
     """
-    keep = np.ones(source.n_cells, dtype=bool)
-    dropped: dict[str, int] = {}
-
-    def drop(reason: str, cells: np.ndarray) -> None:
-        dropped[reason] = int((keep & cells).sum())
-        keep[cells] = False
-
-    names = [recipe.filter_column] if recipe.filter_column else []
-    obs = (
-        source.obs(list(dict.fromkeys([*names, *recipe.exclude])))
-        if names or recipe.exclude
-        else None
-    )
-    if recipe.filter_column:
-        passes = pd.to_numeric(obs[recipe.filter_column], errors="coerce").to_numpy() == 1
-        drop(f"{recipe.filter_column} is not 1", ~passes)
-    for column, values in recipe.exclude.items():
-        values = list(values)
-        drop(
-            f"{column} is {' or '.join(values)}",
-            obs[column].astype(str).isin(values).to_numpy(),
-        )
-    return CellChoice(keep, dropped)
+    measures = measure(source, tokens) if rules.need_counts else None
+    return judge(rules, source.obs(rules.obs_columns), measures)
 
 
 class EncodedBatch(NamedTuple):
@@ -203,19 +155,19 @@ def encode_source(
     vocabulary: GeneVocabulary,
     recipe: Recipe,
     match: GeneMatch,
-    choice: CellChoice,
+    verdict: Verdict,
 ) -> Iterator[EncodedBatch]:
-    """Yields the source's chosen cells in order; counts in `choice.dropped` what has no gene."""
+    """Yields the source's chosen cells in order; counts in `verdict.dropped` what has no gene."""
     columns = gene_columns(match.tokens, vocabulary, recipe.max_length)
-    choice.dropped.setdefault(NO_GENE, 0)
+    verdict.dropped.setdefault(NO_GENE, 0)
     for batch in source.batches(CELLS_PER_BATCH):
         cells = batch.counts.shape[0]
-        keep = choice.keep[batch.start : batch.start + cells]
+        keep = verdict.keep[batch.start : batch.start + cells]
         rows = batch.start + np.flatnonzero(keep)
         counts = batch.counts if keep.all() else batch.counts[keep]
         encodings = encode_counts(counts, batch.totals[keep], columns)
         filled = encodings.lengths > 0
-        choice.dropped[NO_GENE] += int((~filled).sum())
+        verdict.dropped[NO_GENE] += int((~filled).sum())
         yield EncodedBatch(encodings.without_empty(), rows[filled], cells)
 
 
@@ -270,12 +222,12 @@ def tokenize_source(
     """
     check_max_length(recipe.max_length, vocabulary)
     match = match_genes(source, vocabulary, recipe)
-    choice = choose_cells(source, recipe)
-    batches = list(encode_source(source, vocabulary, recipe, match, choice))
+    verdict = choose_cells(source, recipe.quality, match.tokens)
+    batches = list(encode_source(source, vocabulary, recipe, match, verdict))
     rows = np.concatenate([batch.rows for batch in batches])
     if not len(rows):
         raise InputError(
-            f"{source.path}: none of {source.n_cells:,} cells is left ({choice.dropped}); check "
+            f"{source.path}: none of {source.n_cells:,} cells is left ({verdict.dropped}); check "
             "the filters and the gene ids"
         )
     return TokenizedCells(
@@ -284,7 +236,7 @@ def tokenize_source(
         obs=source.obs().iloc[rows],
         vocabulary=vocabulary,
         max_length=recipe.max_length,
-        dropped=dict(choice.dropped),
+        dropped=dict(verdict.dropped),
         match=match,
     )
 

@@ -1,6 +1,7 @@
 """A vocabulary from a corpus: which genes its cells express, and their non-zero medians."""
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -10,7 +11,9 @@ import pandas as pd
 from geneformer_jax.cells.counts import CountSource
 from geneformer_jax.cells.medians import DEFAULT_BYTES_FOR_EXACT, MedianAccumulator
 from geneformer_jax.cells.options import read_table
-from geneformer_jax.cells.tokenization import CELLS_PER_BATCH, Recipe, choose_cells
+from geneformer_jax.cells.quality import QualityRules
+from geneformer_jax.cells.species import refuse_mixed_species, species_of
+from geneformer_jax.cells.tokenization import CELLS_PER_BATCH, choose_cells
 from geneformer_jax.cells.vocabulary import GeneVocabulary, strip_version
 from geneformer_jax.common.errors import InputError, did_you_mean
 from geneformer_jax.common.progress import Progress
@@ -89,25 +92,33 @@ class CorpusGenes:
 
 
 def measure_corpus(
-    sources: Sequence[CountSource],
+    paths: Sequence[Path],
+    open_source: Callable[[Path], CountSource],
     wanted: set[str] | None,
-    recipe: Recipe,
+    rules: QualityRules,
     bytes_for_exact: int = DEFAULT_BYTES_FOR_EXACT,
 ) -> CorpusGenes:
-    """Collects the medians of all genes (or of the `wanted` ids) over the chosen cells of sources.
+    """Collects the medians of all genes (or of the `wanted` ids) over the chosen cells of files.
 
     Args:
-      sources: open sources; each is read once.
+      paths: of the files.
+      open_source: opens one; called twice for each, so that one is open at a time.
       wanted: gene ids to keep; None for all.
-      recipe: which cells to leave out.
+      rules: which cells to leave out.
       bytes_for_exact: see `MedianAccumulator`.
 
     Raises:
-      InputError: no gene is left, or a source's counts cannot be used.
+      InputError: no gene is left, or a file's counts cannot be used.
     """
-    ids = [np.array([strip_version(str(each)) for each in source.gene_ids]) for source in sources]
-    everything = np.unique(np.concatenate(ids))
-    everything = everything[everything != ""]
+    genes, symbols, cells, nameless = set(), {}, 0, 0
+    for path in paths:
+        source = open_source(path)
+        ids = _gene_ids(source)
+        refuse_mixed_species(path, ids.tolist())
+        genes.update(ids.tolist())
+        cells, nameless = cells + source.n_cells, nameless + int((ids == "").sum())
+        _add_symbols(symbols, source, ids)
+    everything = np.array(sorted(genes - {""}))
     keep = everything if wanted is None else everything[np.isin(everything, list(wanted))]
     if not len(keep):
         raise InputError(
@@ -115,47 +126,50 @@ def measure_corpus(
             "gene table; both must have the same kind of ids"
         )
     accumulator = MedianAccumulator(len(keep), bytes_for_exact)
+    dropped: Counter[str] = Counter()
+    with Progress(cells, "measuring", "cells") as progress:
+        for path in paths:
+            source = open_source(path)
+            dropped.update(_measure(source, keep, rules, accumulator, progress))
     counts = {
-        "cells_in_files": sum(source.n_cells for source in sources),
-        "columns_without_gene_id": int(sum((each == "").sum() for each in ids)),
+        "cells_in_files": cells,
+        **{f"cells: {reason}": number for reason, number in dropped.items()},
+        "columns_without_gene_id": nameless,
         "genes_in_files": len(everything),
         "genes_not_in_table": len(everything) - len(keep),
     }
-    with Progress(counts["cells_in_files"], "measuring", "cells") as progress:
-        for source, names in zip(sources, ids, strict=True):
-            dropped = _measure(source, names, keep, recipe, accumulator, progress)
-            for reason, cells in dropped.items():
-                counts[f"cells: {reason}"] = counts.get(f"cells: {reason}", 0) + cells
-    return CorpusGenes(keep, _symbols(sources, ids), accumulator, counts)
+    return CorpusGenes(keep, symbols, accumulator, counts)
+
+
+def _gene_ids(source: CountSource) -> np.ndarray:
+    return np.array([strip_version(str(each)) for each in source.gene_ids])
 
 
 def _measure(
     source: CountSource,
-    ids: np.ndarray,
     genes: np.ndarray,
-    recipe: Recipe,
+    rules: QualityRules,
     accumulator: MedianAccumulator,
     progress: Progress,
 ) -> dict[str, int]:
+    ids = _gene_ids(source)
     place = np.searchsorted(genes, ids).clip(max=len(genes) - 1)
     numbers = np.where(genes[place] == ids, place, -1)
-    choice = choose_cells(source, recipe)
+    verdict = choose_cells(source, rules, numbers)
     for batch in source.batches(CELLS_PER_BATCH):
-        keep = choice.keep[batch.start : batch.start + batch.counts.shape[0]]
+        keep = verdict.keep[batch.start : batch.start + batch.counts.shape[0]]
         counts = batch.counts if keep.all() else batch.counts[keep]
         accumulator.add(counts, batch.totals[keep], numbers)
         progress.advance(len(keep), file=source.path.name)
-    return choice.dropped
+    return verdict.dropped
 
 
-def _symbols(sources: Sequence[CountSource], ids: Sequence[np.ndarray]) -> dict[str, str]:
-    symbols: dict[str, str] = {}
-    for source, names in zip(sources, ids, strict=True):
-        if source.symbols is not None:
-            for gene, symbol in zip(names.tolist(), source.symbols.tolist(), strict=True):
-                if symbol:
-                    symbols.setdefault(gene, str(symbol))
-    return symbols
+def _add_symbols(symbols: dict[str, str], source: CountSource, ids: np.ndarray) -> None:
+    if source.symbols is None:
+        return
+    for gene, symbol in zip(ids.tolist(), source.symbols.tolist(), strict=True):
+        if symbol:
+            symbols.setdefault(gene, str(symbol))
 
 
 def build_vocabulary(
@@ -191,6 +205,12 @@ def build_vocabulary(
         )
     names = {**corpus.symbols, **symbols}
     gene_ids = corpus.gene_ids[enough]
+    found = species_of(gene_ids.tolist())
+    if found not in (None, species):
+        raise InputError(
+            f'the species is said to be "{species}", but the gene ids ({gene_ids[0]}, ...) are of '
+            f'{found}; give --species="{found}"'
+        )
     return GeneVocabulary(
         gene_ids=gene_ids,
         symbols=np.array([names.get(gene, "") for gene in gene_ids.tolist()]),

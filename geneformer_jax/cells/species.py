@@ -1,0 +1,45 @@
+"""Whose genes they are, as Ensembl ids tell it: ENSG is human, ENSMUSG mouse, and so on."""
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+from geneformer_jax.common.errors import InputError
+
+# Human ids have no letters for the species; ENSGR is a human gene on the Y chromosome's PAR.
+_ENSEMBL_GENE = re.compile(r"ENS([A-Z]*)GR?\d{6,}", re.IGNORECASE)
+_NAMES = {
+    "": "human",
+    "MUS": "mouse",
+    "RNO": "rat",
+    "MMU": "macaque",
+    "SSC": "pig",
+    "DAR": "zebrafish",
+}
+# Some pipelines add a few genes of a virus or a transgene; more than this share is another species.
+_LARGEST_STRAY_SHARE = 0.05
+
+
+def species_of(gene_ids: Sequence[str]) -> str | None:
+    """Returns the name of most ids' species ("ENSXXXG" if it has no name here), None if unknown."""
+    counts = _count(gene_ids)
+    return counts.most_common(1)[0][0] if counts else None
+
+
+def refuse_mixed_species(path: Path, gene_ids: Sequence[str]) -> None:
+    """Raises InputError if a file holds genes of several species."""
+    counts = _count(gene_ids)
+    common = {name: n for name, n in counts.items() if n > _LARGEST_STRAY_SHARE * counts.total()}
+    if len(common) > 1:
+        parts = ", ".join(f"{n:,} {name}" for name, n in common.items())
+        raise InputError(
+            f"{path} mixes the genes of several species ({parts}); a cell's total would mix them "
+            "too: split the file by species"
+        )
+
+
+def _count(gene_ids: Sequence[str]) -> Counter[str]:
+    matches = (_ENSEMBL_GENE.match(gene_id) for gene_id in gene_ids)
+    codes = (match[1].upper() for match in matches if match)
+    return Counter(_NAMES.get(code, f"ENS{code}G") for code in codes)
