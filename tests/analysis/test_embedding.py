@@ -1,0 +1,369 @@
+"""Embeddings: the original's own, a slow obvious version, and what they must not depend on."""
+
+import dataclasses
+
+import anndata as ad
+import jax
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import sparse
+
+from geneformer_jax.analysis import embedding
+from geneformer_jax.analysis.embedding import KEY, embed_cells
+from geneformer_jax.cells.tokenization import tokenize_cells
+from geneformer_jax.cells.vocabulary import V1_SPECIAL_TOKENS, V2_SPECIAL_TOKENS, GeneVocabulary
+from geneformer_jax.common.errors import InputError
+from geneformer_jax.interop.original_files import read_original_vocabulary
+from geneformer_jax.model.config import EncoderConfig
+from geneformer_jax.model.encoder import init_params
+from geneformer_jax.model.pretrained import PretrainedModel
+
+GENES = 60
+
+
+def vocabulary_of(special_tokens=V2_SPECIAL_TOKENS, genes=GENES) -> GeneVocabulary:
+    ids = [f"ENSG{number:011d}" for number in range(genes)]
+    return GeneVocabulary(
+        np.array(ids), np.array([""] * genes), np.linspace(0.5, 3, genes), special_tokens
+    )
+
+
+def model_of(vocabulary: GeneVocabulary, positions: int = 64) -> PretrainedModel:
+    config = EncoderConfig(
+        vocabulary_size=vocabulary.size,
+        layers=3,
+        width=16,
+        heads=2,
+        feed_forward=32,
+        positions=positions,
+        initializer_range=0.3,
+    )
+    return PretrainedModel(
+        config, init_params(config, jax.random.key(0)), vocabulary, source="test", step=0
+    )
+
+
+@pytest.fixture(scope="module")
+def v2_model() -> PretrainedModel:
+    return model_of(vocabulary_of())
+
+
+@pytest.fixture(scope="module")
+def v1_model() -> PretrainedModel:
+    return model_of(vocabulary_of(V1_SPECIAL_TOKENS))
+
+
+@pytest.fixture(scope="module")
+def adata() -> ad.AnnData:
+    """40 cells whose numbers of genes go up and down; cell 7 has no gene of the vocabulary."""
+    rng = np.random.default_rng(0)
+    counts = rng.poisson(3, size=(40, GENES + 1)) * (
+        rng.random((40, GENES + 1)) < rng.random((40, 1))
+    )
+    counts[:, 3] += 1
+    counts[7, :GENES] = 0
+    counts[7, GENES] = 5
+    ids = [*vocabulary_of().gene_ids, "unheard_of"]
+    obs = pd.DataFrame(
+        {"kind": pd.Categorical(rng.choice(["a", "b"], 40)), "number": np.arange(40)},
+        index=[f"cell {number}" for number in range(40)],
+    )
+    return ad.AnnData(
+        sparse.csr_matrix(counts.astype(np.float32)), obs=obs, var=pd.DataFrame(index=ids)
+    )
+
+
+def normalise(x: np.ndarray, norm: dict) -> np.ndarray:
+    centred = x - x.mean(axis=-1, keepdims=True)
+    scaled = centred / np.sqrt((centred**2).mean(axis=-1, keepdims=True) + 1e-12)
+    return scaled * np.asarray(norm["scale"]) + np.asarray(norm["bias"])
+
+
+def hidden_of(model: PretrainedModel, tokens: np.ndarray, layers: int) -> np.ndarray:
+    """Post-norm BERT in float64 numpy, for one cell, nothing padded; returns [T, D]."""
+    params = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), model.params)
+    tables, blocks = params["embeddings"], params["blocks"]
+    x = tables["word"]["embedding"][tokens]
+    x = x + tables["position"]["embedding"][: len(tokens)] + tables["token_type"]["embedding"][0]
+    x = normalise(x, tables["norm"])
+    for layer in range(layers):
+        at = jax.tree.map(lambda leaf, layer=layer: leaf[layer], blocks)
+        query, key, value = (
+            np.einsum("td,dnh->nth", x, at[name]["kernel"]) + at[name]["bias"][:, None]
+            for name in ("query", "key", "value")
+        )
+        scores = np.exp(query @ key.transpose(0, 2, 1) / np.sqrt(query.shape[-1]))
+        attended = scores / scores.sum(axis=-1, keepdims=True) @ value
+        out = at["attention_output"]
+        attended = np.einsum("nth,nhd->td", attended, out["kernel"]) + out["bias"]
+        x = normalise(x + attended, at["attention_norm"])
+        wide = np.maximum(x @ at["up"]["kernel"] + at["up"]["bias"], 0)
+        x = normalise(x + wide @ at["down"]["kernel"] + at["down"]["bias"], at["output_norm"])
+    return x
+
+
+def slow_embeddings(model, cells, mode, layer) -> np.ndarray:
+    """One cell at a time."""
+    rows = []
+    for (tokens,) in (cells.read([number]) for number in range(len(cells.lengths))):
+        hidden = hidden_of(model, tokens, model.config.layers + layer)
+        is_gene = tokens >= model.vocabulary.first_gene_token
+        rows.append(hidden[0] if mode == "cls" else hidden[is_gene].mean(axis=0))
+    return np.stack(rows)
+
+
+@pytest.mark.parametrize(
+    ("which", "mode", "layer"),
+    [
+        ("v2_model", "cell", -1),
+        ("v2_model", "cell", 0),
+        ("v2_model", "cls", -1),
+        ("v1_model", "cell", -3),
+    ],
+)
+def test_batches_give_what_one_cell_at_a_time_gives(request, adata, which, mode, layer):
+    model = request.getfixturevalue(which)
+    cells = tokenize_cells(adata, model.vocabulary)
+    embedded = embed_cells(model, cells, mode=mode, layer=layer)
+    expected = slow_embeddings(model, cells, mode, layer)
+    np.testing.assert_allclose(embedded.obsm[KEY], expected, atol=2e-5)
+
+
+def test_genes_are_averaged_over_the_cells_that_have_them(v2_model, adata):
+    cells = tokenize_cells(adata, v2_model.vocabulary)
+    vectors: dict[str, list[np.ndarray]] = {}
+    for (tokens,) in (cells.read([number]) for number in range(len(cells))):
+        for token, vector in zip(tokens, hidden_of(v2_model, tokens, layers=2), strict=True):
+            vectors.setdefault(v2_model.vocabulary.gene_id_of(int(token)), []).append(vector)
+    embedded = embed_cells(v2_model, cells, mode="gene")
+    assert set(embedded.obs_names) == set(vectors)
+    for name, vector, n_cells in zip(
+        embedded.obs_names, embedded.obsm[KEY], embedded.obs["n_cells"], strict=True
+    ):
+        assert n_cells == len(vectors[name])
+        np.testing.assert_allclose(vector, np.mean(vectors[name], axis=0), atol=2e-5)
+
+
+def test_cells_come_back_in_input_order_with_their_columns(v2_model, adata):
+    embedded = embed_cells(v2_model, adata)
+    kept = np.delete(np.arange(40), 7)
+    assert list(embedded.obs_names) == [f"cell {number}" for number in kept]
+    np.testing.assert_array_equal(embedded.obs["number"], kept)
+    assert list(embedded.obs["kind"]) == list(adata.obs["kind"].iloc[kept])
+    assert embedded.obsm[KEY].dtype == np.float32
+    assert sum(embedded.uns["geneformer"]["left_out"].values()) == 1
+    # A cell keeps its vector whatever stands before it.
+    turned = embed_cells(v2_model, adata[::-1].copy())
+    np.testing.assert_allclose(turned.obsm[KEY][::-1], embedded.obsm[KEY], atol=2e-6)
+
+
+def test_file_object_and_tokens_give_the_same(v2_model, adata, tmp_path):
+    path = tmp_path / "cells.h5ad"
+    adata.write_h5ad(path)
+    expected = embed_cells(v2_model, adata).obsm[KEY]
+    np.testing.assert_array_equal(embed_cells(v2_model, path).obsm[KEY], expected)
+    cells = tokenize_cells(adata, v2_model.vocabulary)
+    np.testing.assert_array_equal(embed_cells(v2_model, cells).obsm[KEY], expected)
+
+
+def test_the_input_is_left_as_it_was(v2_model, adata):
+    before = adata.copy()
+    embed_cells(v2_model, adata)
+    assert KEY not in adata.obsm
+    assert (adata.X != before.X).nnz == 0
+    pd.testing.assert_frame_equal(adata.obs, before.obs)
+
+
+def test_output_can_be_written_and_read(v2_model, adata, tmp_path):
+    embedded = embed_cells(v2_model, adata)
+    embedded.write_h5ad(tmp_path / "embedded.h5ad")
+    again = ad.read_h5ad(tmp_path / "embedded.h5ad")
+    np.testing.assert_array_equal(again.obsm[KEY], embedded.obsm[KEY])
+    assert again.uns["geneformer"]["vocabulary_hash"] == v2_model.vocabulary.hash
+
+
+def test_once_warm_nothing_compiles_and_nothing_moves_unasked(v2_model, adata, monkeypatch):
+    # Several batches in each bucket.
+    monkeypatch.setattr(embedding, "_TOKENS_PER_BATCH", 256)
+    cells = tokenize_cells(adata, v2_model.vocabulary)
+    expected = embed_cells(v2_model, cells)
+    compiled = embedding._pool._cache_size()
+    with jax.transfer_guard("disallow"):
+        again = embed_cells(v2_model, cells)
+    assert embedding._pool._cache_size() == compiled
+    np.testing.assert_array_equal(again.obsm[KEY], expected.obsm[KEY])
+
+
+def test_layers_above_the_asked_one_are_not_computed(v2_model, adata):
+    broken = jax.tree.map(np.array, v2_model.params)
+    for leaf in jax.tree.leaves(broken["blocks"]):
+        leaf[2] = np.nan
+    model = dataclasses.replace(v2_model, params=broken)
+    assert np.isfinite(embed_cells(model, adata, layer=-1).obsm[KEY]).all()
+    assert np.isnan(embed_cells(model, adata, layer=0).obsm[KEY]).any()
+
+
+def test_wrong_requests_are_told_in_one_line(v1_model, v2_model, adata):
+    def message(model, cells, **options) -> str:
+        with pytest.raises(InputError) as caught:
+            embed_cells(model, cells, **options)
+        assert "\n" not in str(caught.value)
+        return str(caught.value)
+
+    assert "did you mean" in message(v2_model, adata, mode="cel")
+    assert "layer -4 is not in this model of 3 layers" in message(v2_model, adata, layer=-4)
+    assert "layer 1 " in message(v2_model, adata, layer=1)
+    assert 'use mode "cell"' in message(v1_model, adata, mode="cls")
+    bare = dataclasses.replace(v2_model, vocabulary=None)
+    assert "--vocabulary" in message(bare, adata)
+    smaller = dataclasses.replace(v2_model, vocabulary=vocabulary_of(genes=50))
+    assert "54 tokens but the model of test 64" in message(smaller, adata)
+    other_cells = tokenize_cells(adata, v1_model.vocabulary)
+    assert "another gene" in message(v2_model, other_cells)
+    short = model_of(v2_model.vocabulary, positions=8)
+    cells = tokenize_cells(adata, v2_model.vocabulary)
+    assert "--max_length=8" in message(short, cells)
+    # Counts are cut to what the model takes instead.
+    assert embed_cells(short, adata).n_obs == 39
+
+
+def convert_weights(folder) -> dict:
+    """BERT weights of a Hugging Face file as this project's tree, written out by hand."""
+    from safetensors.numpy import load_file
+
+    tensors = load_file(folder / "model.safetensors")
+    width = tensors["bert.embeddings.LayerNorm.weight"].shape[0]
+    heads = width // 64
+    layers = sum("attention.self.query.weight" in name for name in tensors)
+
+    def stack(name, reshape=lambda x: x):
+        each = (tensors[f"bert.encoder.layer.{layer}.{name}"] for layer in range(layers))
+        return np.stack([reshape(tensor) for tensor in each])
+
+    def linear(name, kernel_shape, bias_shape):
+        return {
+            "kernel": stack(f"{name}.weight", lambda w: w.T.reshape(kernel_shape)),
+            "bias": stack(f"{name}.bias", lambda b: b.reshape(bias_shape)),
+        }
+
+    def norm(name):
+        return {"scale": stack(f"{name}.weight"), "bias": stack(f"{name}.bias")}
+
+    split, wide = (width, heads, 64), stack("intermediate.dense.bias").shape[1]
+    table = "bert.embeddings.{}_embeddings.weight"
+    return {
+        "embeddings": {
+            **{
+                name: {"embedding": tensors[table.format(name)]}
+                for name in ("word", "position", "token_type")
+            },
+            "norm": {
+                "scale": tensors["bert.embeddings.LayerNorm.weight"],
+                "bias": tensors["bert.embeddings.LayerNorm.bias"],
+            },
+        },
+        "blocks": {
+            **{
+                name: linear(f"attention.self.{name}", split, (heads, 64))
+                for name in ("query", "key", "value")
+            },
+            "attention_output": linear("attention.output.dense", (heads, 64, width), width),
+            "attention_norm": norm("attention.output.LayerNorm"),
+            "up": linear("intermediate.dense", (width, wide), wide),
+            "down": linear("output.dense", (wide, width), width),
+            "output_norm": norm("output.LayerNorm"),
+        },
+        "masked_gene_head": {
+            "transform": {
+                "kernel": tensors["cls.predictions.transform.dense.weight"].T,
+                "bias": tensors["cls.predictions.transform.dense.bias"],
+            },
+            "norm": {
+                "scale": tensors["cls.predictions.transform.LayerNorm.weight"],
+                "bias": tensors["cls.predictions.transform.LayerNorm.bias"],
+            },
+            "bias": tensors["cls.predictions.bias"],
+        },
+    }
+
+
+@dataclasses.dataclass
+class ReferenceCells:
+    """The original's own tokens, as something that can be embedded."""
+
+    tokens: list[np.ndarray]
+    obs: pd.DataFrame
+    vocabulary: GeneVocabulary
+
+    @property
+    def lengths(self) -> np.ndarray:
+        return np.array([len(tokens) for tokens in self.tokens], np.int32)
+
+    def read(self, indices) -> list[np.ndarray]:
+        return [self.tokens[index] for index in indices]
+
+
+@pytest.fixture(scope="module", params=["v1", "v2"])
+def original(request, data_dir, reference_dir):
+    """(name, model, cells in input order, embeddings) of the original package."""
+    name = request.param
+    dictionaries = {"v1": "v1_gc30M", "v2": "v2_gc104M"}[name]
+    vocabulary = read_original_vocabulary(data_dir / "dictionaries" / dictionaries)
+    params = convert_weights(reference_dir / "models" / f"{name}_tiny")
+    config = EncoderConfig(
+        vocabulary_size=vocabulary.size,
+        layers=3,
+        width=128,
+        heads=2,
+        feed_forward=params["blocks"]["up"]["kernel"].shape[-1],
+        positions=params["embeddings"]["position"]["embedding"].shape[0],
+    )
+    model = PretrainedModel(config, params, vocabulary, source=name, step=0)
+    expected = np.load(reference_dir / "embeddings.npz", allow_pickle=False)
+    ids = expected["input_order_cell_id"]
+    table = pd.read_parquet(reference_dir / f"tokens_{name}.parquet").set_index("cell_id")
+    cells = ReferenceCells(list(table.loc[ids, "input_ids"]), table.loc[ids, ["label"]], vocabulary)
+    return name, model, cells, expected
+
+
+def compare_with_original(original, layer: int, chosen: np.ndarray) -> None:
+    name, model, cells, expected = original
+    for mode in ("cell", "cls") if name == "v2" else ("cell",):
+        key = f"{name}_{mode}_layer{'m1' if layer else '0'}"
+        few = ReferenceCells(
+            [cells.tokens[index] for index in chosen], cells.obs.iloc[chosen], cells.vocabulary
+        )
+        embedded = embed_cells(model, few, mode=mode, layer=layer)
+        ids = expected["input_order_cell_id"][chosen]
+        assert list(embedded.obs_names) == list(ids)
+        theirs = pd.DataFrame(expected[key], index=expected[f"{key}_cell_id"]).loc[ids]
+        np.testing.assert_allclose(embedded.obsm[KEY], theirs, atol=5e-5)
+
+
+@pytest.mark.reference_data
+@pytest.mark.parametrize("layer", [-1, 0])
+def test_short_cells_are_embedded_as_by_the_original(original, layer):
+    shortest = np.argsort(original[2].lengths)[:10]
+    compare_with_original(original, layer, np.sort(shortest))
+
+
+@pytest.mark.slow
+@pytest.mark.reference_data
+@pytest.mark.parametrize("layer", [-1, 0])
+def test_all_cells_are_embedded_as_by_the_original(original, layer):
+    compare_with_original(original, layer, np.arange(40))
+
+
+@pytest.mark.slow
+@pytest.mark.reference_data
+@pytest.mark.parametrize("original", ["v2"], indirect=True)
+def test_genes_are_embedded_as_by_the_original(original):
+    _, model, cells, expected = original
+    embedded = embed_cells(model, cells, mode="gene", layer=-1)
+    ids = expected["v2_gene_layerm1_all_ensembl_id"]
+    assert set(embedded.obs_names) == set(ids)
+    norms = np.linalg.norm(embedded[ids].obsm[KEY], axis=1)
+    np.testing.assert_allclose(norms, expected["v2_gene_layerm1_all_norm"], rtol=1e-4)
+    sample = embedded[expected["v2_gene_layerm1_ensembl_id"]].obsm[KEY]
+    np.testing.assert_allclose(sample, expected["v2_gene_layerm1"], atol=5e-5)
