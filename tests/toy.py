@@ -1,0 +1,51 @@
+"""Small made-up cells with structure in them, and a store of them."""
+
+from pathlib import Path
+
+import anndata as ad
+import numpy as np
+import pandas as pd
+from scipy import sparse
+
+from geneformer_jax.cells.cell_store import CellStore
+from geneformer_jax.cells.store_building import Reading, StoreBuild
+from geneformer_jax.cells.tokenization import Recipe
+from geneformer_jax.cells.vocabulary import GeneVocabulary
+
+GENES = 150
+
+
+def toy_cells(cells: int = 240, seed: int = 0) -> ad.AnnData:
+    """Raw counts of two cell types that express different halves of the genes."""
+    rng = np.random.default_rng(seed)
+    kind = rng.integers(0, 2, cells)
+    base = rng.lognormal(-0.5, 1.0, GENES)
+    program = np.where(np.arange(GENES) < GENES // 2, 4.0, 0.3)
+    rates = base * np.where(kind[:, None] == 0, program, program[::-1])
+    counts = rng.poisson(rates * rng.lognormal(-0.5, 0.8, (cells, 1)))
+    counts[:, 0] += 1  # every cell has a gene
+    return ad.AnnData(
+        sparse.csr_matrix(counts.astype(np.int32)),
+        obs=pd.DataFrame({"kind": np.where(kind, "b", "a")}, index=[f"c{i}" for i in range(cells)]),
+        var=pd.DataFrame(index=[f"ENSG{i:011d}" for i in range(GENES)]),
+    )
+
+
+def toy_vocabulary(special_tokens: tuple[str, ...] = ("<pad>", "<mask>")) -> GeneVocabulary:
+    """A vocabulary of the toy genes."""
+    ids = np.array([f"ENSG{i:011d}" for i in range(GENES)])
+    medians = np.random.default_rng(1).lognormal(1.0, 0.5, GENES)
+    return GeneVocabulary(ids, np.full(GENES, ""), medians, special_tokens)
+
+
+def make_store(
+    folder: Path, adata: ad.AnnData, vocabulary: GeneVocabulary, obs: tuple[str, ...] = ()
+) -> CellStore:
+    """Tokenises `adata` into a store at `folder`."""
+    source = folder.with_name(folder.name + ".h5ad")
+    adata.write_h5ad(source)
+    build = StoreBuild(folder, vocabulary, Recipe(max_length=2_048), Reading(), obs)
+    build.survey([source])
+    build.write()
+    list(build.finish({}))
+    return CellStore.open(folder)
