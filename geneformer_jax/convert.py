@@ -70,8 +70,9 @@ def _convert_dataset(source: Path, target: Path) -> None:
     vocabulary = _vocabulary(Path(_VOCABULARY.value))
     _announce(source, "tokenised cells", target, "a cell store")
     counts = store_exchange.dataset_to_store(source, target, vocabulary, _MAX_LENGTH.value)
-    dropped = counts["dropped"]["no tokens"]
-    print(f"wrote {counts['cells']:,} cells to {target}; {dropped:,} without tokens left out")
+    print(f"wrote {counts['cells']:,} cells to {target}")
+    for reason, cells in counts["dropped"].items():
+        print(f"cells left out, {reason}: {cells:,}")
     _tell_columns(counts["columns_left_out"])
 
 

@@ -50,8 +50,8 @@ h2 { font-size: 1.25rem; margin: 40px 0 8px; padding-top: 12px; border-top: 1px 
 .summary { color: #4a5264; margin-top: 0; }
 figure { margin: 16px 0; }
 figure img { max-width: 100%; height: auto; }
-figcaption, caption { color: #4a5264; font-size: .9rem; text-align: left; padding: 4px 0; }
-.scroll { overflow: auto; max-height: 34rem; margin: 16px 0; }
+figcaption { color: #4a5264; font-size: .9rem; text-align: left; padding: 4px 0; }
+.scroll { overflow: auto; max-height: 34rem; }
 table { border-collapse: collapse; font-size: .92rem; }
 th, td { padding: 4px 14px 4px 0; text-align: left; border-bottom: 1px solid #e6e9ef; }
 td { vertical-align: top; }
@@ -144,8 +144,8 @@ class Report:
             "<tr>" + "".join(cells) + "</tr>\n" for cells in zip(*map(_cells, columns), strict=True)
         )
         self._parts.append(
-            f'<div class="scroll"><table><caption>{html.escape(caption)}</caption>'
-            f"<thead><tr>{headings}</tr></thead>\n<tbody>{rows}</tbody></table></div>"
+            f'<figure><figcaption>{html.escape(caption)}</figcaption><div class="scroll"><table>'
+            f"<thead><tr>{headings}</tr></thead>\n<tbody>{rows}</tbody></table></div></figure>"
         )
 
     def provenance(self, story: Mapping[str, Any]) -> None:

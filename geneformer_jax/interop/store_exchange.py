@@ -5,13 +5,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import pyarrow as pa
+import pyarrow.parquet as pq
 
-from geneformer_jax.cells import carried_columns, records, store_writer
-from geneformer_jax.cells.cell_store import CellStore
+from geneformer_jax.cells import records, store_writer
+from geneformer_jax.cells.cell_store import CELL_ID, OBS, CellStore
+from geneformer_jax.cells.rank_encoding import RankEncodings
 from geneformer_jax.cells.store_building import source_key, summarise
-from geneformer_jax.cells.tokenization import check_max_length, default_max_length
+from geneformer_jax.cells.tokenization import NO_GENE, check_max_length, default_max_length
 from geneformer_jax.cells.vocabulary import GeneVocabulary
 from geneformer_jax.common.errors import InputError
 from geneformer_jax.common.files import fingerprint, require_new_folder, write_aside
@@ -36,7 +37,7 @@ def dataset_to_store(
 ) -> dict[str, Any]:
     """Writes a tokenised dataset as a cell store.
 
-    Cells keep their order. Cells without tokens are left out and counted; columns that hold more
+    Cells keep their order. Cells without genes are left out and counted; columns that hold more
     than one value per cell are left out and named.
 
     Args:
@@ -57,17 +58,16 @@ def dataset_to_store(
     target = require_new_folder(target)
     dataset = TokenizedDataset(source, vocabulary)
     # The store's records have features of these names already.
-    taken = [name for name in dataset.obs if name in (records.TOKENS, carried_columns.CELL_ID)]
-    obs = dataset.obs.drop(columns=taken)
-    kinds = {name: carried_columns.kind_of(obs[name]) for name in obs}
+    taken = [name for name in dataset.obs_kinds if name in (records.TOKENS, CELL_ID)]
+    kinds = {name: kind for name, kind in dataset.obs_kinds.items() if name not in taken}
     options = {"max_length": max_length, "vocabulary": vocabulary.hash}
     with write_aside(target) as aside:
         store_writer.begin_store(aside, options, kinds)
         key = source_key(dataset.path)
         with store_writer.write_source(aside, key, kinds) as writer:
-            empty = _copy_cells(dataset, obs, writer, max_length)
+            empty = _copy_cells(dataset, writer, max_length)
             story = {"path": str(dataset.path), "fingerprint": fingerprint(dataset.path)}
-            story |= {"cells_in_file": len(dataset), "dropped": {"no tokens": empty}}
+            story |= {"cells_in_file": dataset.n_cells, "dropped": {NO_GENE: empty}}
             writer.finish(story)
         counts = summarise(aside, [key], {})
         counts["columns_left_out"] = dataset.left_out + taken
@@ -78,27 +78,33 @@ def dataset_to_store(
 
 
 def _copy_cells(
-    dataset: TokenizedDataset, obs: pd.DataFrame, writer: store_writer.SourceWriter, max_length: int
+    dataset: TokenizedDataset, writer: store_writer.SourceWriter, max_length: int
 ) -> int:
-    """Writes the cells that have tokens; returns how many have none."""
-    start = empty = 0
-    with Progress(len(dataset), "converting", "cells") as progress:
-        for encodings in dataset.encodings():
+    """Writes the cells that have genes; returns how many have none."""
+    empty = 0
+    special = 0 if dataset.vocabulary.cls_id is None else 2
+    with Progress(dataset.n_cells, "converting", "cells") as progress:
+        for encodings, cell_ids, obs in dataset.batches():
             lengths = encodings.lengths
             longest = int(lengths.argmax())
             if lengths[longest] > max_length:
                 raise InputError(
-                    f'{dataset.path}: cell "{obs.index[start + longest]}" has '
-                    f"{lengths[longest]:,} tokens, more than the maximum length of "
-                    f"{max_length:,}; give a larger --max_length"
+                    f'{dataset.path}: cell "{cell_ids[longest]}" has {lengths[longest]:,} tokens, '
+                    f"more than the maximum length of {max_length:,}; give a larger --max_length"
                 )
-            filled = lengths > 0
-            part = obs.iloc[start : start + len(lengths)][filled]
-            writer.write(encodings.without_empty(), part.index.to_numpy(), part)
-            start += len(lengths)
+            filled = lengths > special
+            writer.write(_chosen(encodings, filled), cell_ids[filled], obs[filled])
             empty += int((~filled).sum())
             progress.advance(len(lengths))
     return empty
+
+
+def _chosen(encodings: RankEncodings, cells: np.ndarray) -> RankEncodings:
+    if cells.all():
+        return encodings
+    lengths = np.diff(encodings.offsets)
+    offsets = np.concatenate([[0], np.cumsum(lengths[cells])])
+    return RankEncodings(encodings.tokens[np.repeat(cells, lengths)], offsets)
 
 
 def store_to_dataset(folder: Path | str, target: Path | str) -> dict[str, Any]:
@@ -125,49 +131,39 @@ def store_to_dataset(folder: Path | str, target: Path | str) -> dict[str, Any]:
         raise InputError(f"{target} exists and nothing is overwritten; name a new file")
     if not as_parquet:
         require_new_folder(target)
-    taken = [name for name in store.obs if name in (TOKENS, LENGTH)]
+    obs_file = store.folder / OBS
+    carried = pq.read_schema(obs_file)
+    taken = [name for name in carried.names if name in (TOKENS, LENGTH)]
+    obs_schema = pa.schema([field for field in carried if field.name not in taken])
+    schema = dataset_schema(_token_type(store.vocabulary), obs_schema)
     cells, tokens = len(store), int(store.lengths.sum(dtype=np.int64))
     counts = {"cells": cells, "tokens": tokens, "columns_left_out": taken}
     run = describe_run(_DOOR, {"source": store.folder, "target": target}, [store.folder], counts)
     with write_aside(target) as aside, Progress(cells, "converting", "cells") as progress:
-        rows = _StoreRows(store, store.obs.drop(columns=taken), progress)
+        batches = _record_batches(store, schema, obs_schema.names, progress)
         if as_parquet:
-            write_parquet_file(aside, rows.schema, rows.read, cells, run)
+            write_parquet_file(aside, schema, batches, run)
         else:
-            write_dataset_folder(aside, rows.schema, rows.read, cells, tokens)
+            write_dataset_folder(aside, schema, batches, cells, tokens)
             write_provenance(aside, run)
     return counts
 
 
-class _StoreRows:
-    """Reads a store as rows of a tokenised dataset."""
-
-    def __init__(self, store: CellStore, obs: pd.DataFrame, progress: Progress):
-        self._store, self._obs, self._progress = store, obs, progress
-        self._kinds = {name: carried_columns.kind_of(obs[name]) for name in obs}
-        self.schema = dataset_schema(_token_type(store.vocabulary), self._kinds)
-
-    def read(self, first: int, last: int) -> Iterator[pa.RecordBatch]:
-        for start in range(first, last, _CELLS_PER_BATCH):
-            stop = min(start + _CELLS_PER_BATCH, last)
-            yield self._batch(np.arange(start, stop))
-            self._progress.advance(stop - start)
-
-    def _batch(self, rows: np.ndarray) -> pa.RecordBatch:
-        cells, obs = self._store.read(rows), self._obs.iloc[rows]
+def _record_batches(
+    store: CellStore, schema: pa.Schema, obs_columns: list[str], progress: Progress
+) -> Iterator[pa.RecordBatch]:
+    token_type, start = schema.field(TOKENS).type.value_type, 0
+    obs_file = pq.ParquetFile(store.folder / OBS)
+    for obs in obs_file.iter_batches(_CELLS_PER_BATCH, columns=obs_columns):
+        cells = store.read(np.arange(start, start + obs.num_rows))
         lengths = np.array([len(cell) for cell in cells])
-        token_type = self.schema.field(TOKENS).type.value_type
+        offsets = pa.array(np.concatenate([[0], np.cumsum(lengths)]), pa.int32())
         tokens = np.concatenate(cells).astype(token_type.to_pandas_dtype())
-        offsets = np.concatenate([[0], np.cumsum(lengths)])
-        columns = {
-            TOKENS: pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), pa.array(tokens)),
-            carried_columns.CELL_ID: obs.index.to_numpy(),
-            LENGTH: lengths,
-        }
-        columns |= {
-            name: carried_columns.as_kind(obs[name], kind) for name, kind in self._kinds.items()
-        }
-        return pa.RecordBatch.from_pydict(columns, schema=self.schema)
+        columns = dict(zip(obs.schema.names, obs.columns, strict=True))
+        columns |= {TOKENS: pa.ListArray.from_arrays(offsets, pa.array(tokens)), LENGTH: lengths}
+        yield pa.RecordBatch.from_pydict(columns, schema=schema)
+        start += obs.num_rows
+        progress.advance(obs.num_rows)
 
 
 def _token_type(vocabulary: GeneVocabulary) -> pa.DataType:

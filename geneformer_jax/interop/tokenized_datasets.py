@@ -7,23 +7,27 @@ carried columns. Both kinds are read with pyarrow, tokens some cells at a time.
 
 import contextlib
 import json
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from geneformer_jax.cells.rank_encoding import RankEncodings
 from geneformer_jax.cells.vocabulary import GeneVocabulary
 from geneformer_jax.common.errors import InputError, did_you_mean
+from geneformer_jax.interop.token_checks import checked_encodings, looks_like_second_version
 
 TOKENS, LENGTH, CELL_ID = "input_ids", "length", "cell_id"
 STATE_FILE = "state.json"
 _SPLITS_FILE = "dataset_dict.json"
+_OWN_COLUMNS = (TOKENS, LENGTH, CELL_ID)
 _CELLS_PER_BATCH = 1000
+_ID_REMEDY = "every cell needs its own; rename the column, and cells are named by their row"
 # Arrow streams end with an empty message. Without this check a stream that was cut between two
 # messages reads as a shorter, whole one.
 _END_OF_STREAM = bytes(4)
@@ -37,8 +41,25 @@ def is_tokenized_dataset(path: Path | str) -> bool:
     return path.suffix == ".parquet" and path.is_file()
 
 
+class TokenizedBatch(NamedTuple):
+    """Some consecutive cells of a tokenised dataset.
+
+    Attributes:
+      encodings: their tokens; a cell may have none.
+      cell_ids: [cells] str.
+      obs: [cells] the carried columns.
+    """
+
+    encodings: RankEncodings
+    cell_ids: np.ndarray
+    obs: pd.DataFrame
+
+
 class TokenizedDataset:
-    """An open tokenised dataset; memory holds its carried columns and one batch of tokens.
+    """An open tokenised dataset; memory holds some cells at a time, and 8 bytes for each other.
+
+    Cells are named by the column `cell_id` or, where there is none, by file name and row
+    ("pbmc:17").
 
     Args:
       path: a `.dataset` folder or a parquet file.
@@ -46,8 +67,9 @@ class TokenizedDataset:
 
     Attributes:
       path: as given.
-      obs: [cells] the carried columns, indexed by cell id: the column `cell_id` or, without one,
-        name and row of the dataset ("pbmc:17").
+      vocabulary: as given.
+      n_cells: number of rows.
+      obs_kinds: carried column -> "text", "int", "float" or "bool" (see `cells.carried_columns`).
       left_out: names of the columns that are not carried, because they hold something else than a
         number, a text or a truth value per cell.
 
@@ -58,32 +80,33 @@ class TokenizedDataset:
 
     def __init__(self, path: Path | str, vocabulary: GeneVocabulary):
         self.path = Path(path)
-        self._vocabulary = vocabulary
+        self.vocabulary = vocabulary
         with _explained(self.path):
             self._files = _arrow_files(self.path) if self.path.is_dir() else None
             self._schema = self._read_schema()
             self._check_columns()
-            carried = [each for each in self._schema if each.name not in (TOKENS, LENGTH)]
+            carried = [each for each in self._schema if each.name not in _OWN_COLUMNS]
             plain = [each for each in carried if _is_plain(each.type)]
             self.left_out = [each.name for each in carried if each not in plain]
-            self.obs = self._read_obs(pa.schema(plain))
-        self._name_cells()
+            self.n_cells, missing = self._survey([each.name for each in plain])
+        self.obs_kinds = {each.name: _kind(each.type, missing[each.name] > 0) for each in plain}
 
-    def __len__(self) -> int:
-        return len(self.obs)
-
-    def encodings(self, cells_per_batch: int = _CELLS_PER_BATCH) -> Iterator[RankEncodings]:
-        """Yields the tokens of all cells in order, at most `cells_per_batch` cells at a time.
+    def batches(self, cells_per_batch: int = _CELLS_PER_BATCH) -> Iterator[TokenizedBatch]:
+        """Yields all cells in order, at most `cells_per_batch` at a time.
 
         Raises:
           InputError: a token is outside the vocabulary, special tokens are missing or misplaced,
             `length` disagrees with `input_ids`, or a file is damaged.
         """
         start = 0
-        columns = [name for name in (TOKENS, LENGTH) if name in self._schema.names]
+        own = [name for name in _OWN_COLUMNS if name in self._schema.names]
         with _explained(self.path):
-            for batch in self._record_batches(columns, cells_per_batch):
-                yield self._checked(batch, start)
+            for batch in self._record_batches([*own, *self.obs_kinds], cells_per_batch):
+                cell_ids = self._cell_ids(batch, start)
+                encodings = self._encodings(batch, cell_ids, start)
+                yield TokenizedBatch(
+                    encodings, cell_ids, batch.select(list(self.obs_kinds)).to_pandas()
+                )
                 start += batch.num_rows
 
     def _read_schema(self) -> pa.Schema:
@@ -130,107 +153,70 @@ class TokenizedDataset:
                 part.validate(full=True)
                 yield part
 
-    def _read_obs(self, schema: pa.Schema) -> pd.DataFrame:
-        cells, parts = 0, []
+    def _survey(self, columns: list[str]) -> tuple[int, Counter[str]]:
+        """Number of rows, and of missing values per column; raises InputError for bad cell ids."""
+        named = CELL_ID in self._schema.names
         # Tokens come along to count the rows of a dataset without any other column.
-        columns = schema.names or [TOKENS]
-        for part in self._record_batches(columns, _CELLS_PER_BATCH):
-            cells += part.num_rows
-            parts.append(part.select(schema.names))
+        read = [*columns, CELL_ID] if named else columns or [TOKENS]
+        missing: Counter[str] = Counter()
+        hashes, cells = [np.empty(0, np.uint64)], 0
+        for batch in self._record_batches(read, _CELLS_PER_BATCH):
+            missing.update({name: batch.column(name).null_count for name in read})
+            if named:
+                hashes.append(pd.util.hash_array(self._cell_ids(batch, cells)))
+            cells += batch.num_rows
         if cells == 0:
             raise InputError(f"{self.path} holds no cells; name another dataset")
-        table = pa.Table.from_batches(parts, schema) if schema.names else None
-        return pd.DataFrame(index=range(cells)) if table is None else table.to_pandas()
+        everything = np.sort(np.concatenate(hashes))
+        if (everything[1:] == everything[:-1]).any():
+            self._refuse_repeated_ids()
+        return cells, missing
 
-    def _name_cells(self) -> None:
-        if CELL_ID not in self.obs:
-            self.obs.index = pd.Index([f"{self.path.stem}:{row}" for row in range(len(self))])
-            return
-        ids = self.obs.pop(CELL_ID)
-        for wrong, fault in ((ids.isna(), "is missing"), (ids.duplicated(), "occurs before")):
-            if wrong.any():
-                row = int(wrong.to_numpy().argmax())
-                raise InputError(
-                    f'{self.path}: the {CELL_ID} "{ids.iloc[row]}" of row {row} {fault}; every '
-                    "cell needs its own, or rename the column, and cells are named by their row"
-                )
-        self.obs.index = pd.Index(ids.astype(str))
+    def _refuse_repeated_ids(self) -> None:
+        seen: set[str] = set()
+        for batch in self._record_batches([CELL_ID], _CELLS_PER_BATCH):
+            for cell_id in self._cell_ids(batch, len(seen)).tolist():
+                if cell_id in seen:
+                    raise InputError(
+                        f'{self.path}: the {CELL_ID} "{cell_id}" of row {len(seen)} occurs before; '
+                        f"{_ID_REMEDY}"
+                    )
+                seen.add(cell_id)
 
-    def _checked(self, batch: pa.RecordBatch, start: int) -> RankEncodings:
-        rows = batch.column(TOKENS)
-        if rows.null_count or rows.flatten().null_count:
-            raise InputError(f"{self.path} misses some {TOKENS} after cell {start}; fill the gaps")
-        lengths = pc.list_value_length(rows).to_numpy().astype(np.int64)
-        self._check_lengths(batch, lengths, start)
-        tokens = rows.flatten().to_numpy()
-        offsets = np.concatenate([[0], np.cumsum(lengths)])
-        self._check_tokens(tokens, offsets, start)
-        return RankEncodings(tokens.astype(np.uint16), offsets)
+    def _cell_ids(self, batch: pa.RecordBatch, start: int) -> np.ndarray:
+        if CELL_ID not in self._schema.names:
+            names = [f"{self.path.stem}:{row}" for row in range(start, start + batch.num_rows)]
+            return np.array(names, dtype=object)
+        ids = batch.column(CELL_ID)
+        if ids.null_count:
+            row = start + int(ids.is_null().to_numpy(zero_copy_only=False).argmax())
+            raise InputError(f"{self.path}: the {CELL_ID} of row {row} is missing; {_ID_REMEDY}")
+        return np.array([str(each) for each in ids.to_pylist()], dtype=object)
 
-    def _check_lengths(self, batch: pa.RecordBatch, lengths: np.ndarray, start: int) -> None:
-        if LENGTH not in batch.schema.names:
-            return
-        stated = batch.column(LENGTH).cast(pa.int64()).fill_null(-1).to_numpy()
-        wrong = np.flatnonzero(stated != lengths)
-        if wrong.size:
-            row = wrong[0]
-            raise InputError(
-                f"{self._cell(start + row)} has the {LENGTH} {stated[row]} but {lengths[row]} "
-                f"{TOKENS}; make them agree, or drop the column {LENGTH}"
-            )
+    def _encodings(self, batch: pa.RecordBatch, cell_ids: np.ndarray, start: int) -> RankEncodings:
+        stated = batch.column(LENGTH) if LENGTH in self._schema.names else None
 
-    def _check_tokens(self, tokens: np.ndarray, offsets: np.ndarray, start: int) -> None:
-        vocabulary = self._vocabulary
-        wrong = np.flatnonzero((tokens < 0) | (tokens >= vocabulary.size))
-        if wrong.size:
-            raise InputError(
-                f"{self._cell_at(wrong[0], offsets, start)} has the token {tokens[wrong[0]]}, but "
-                f"the vocabulary ends at {vocabulary.size - 1:,}; name the vocabulary that the "
-                "cells were tokenised with"
-            )
-        wrong = np.flatnonzero(tokens <= vocabulary.mask_id)
-        if wrong.size:
-            name = vocabulary.gene_id_of(int(tokens[wrong[0]]))
-            raise InputError(
-                f"{self._cell_at(wrong[0], offsets, start)} holds {name}; whole cells without "
-                "padding or masking are needed"
-            )
-        if vocabulary.cls_id is not None:
-            self._check_ends(tokens, offsets, start)
-        elif start == 0:
-            self._refuse_second_version(tokens, offsets)
+        def name(row: int) -> str:
+            return f'{self.path}: cell "{cell_ids[row]}" (row {start + row})'
 
-    def _check_ends(self, tokens: np.ndarray, offsets: np.ndarray, start: int) -> None:
-        """Raises InputError unless every cell with tokens is <cls>, genes, <eos>."""
-        vocabulary = self._vocabulary
-        filled = np.flatnonzero(np.diff(offsets))
-        expected = np.zeros(len(tokens), tokens.dtype)
-        expected[offsets[filled]] = vocabulary.cls_id
-        expected[offsets[filled + 1] - 1] = vocabulary.eos_id
-        found = np.where(tokens < vocabulary.first_gene_token, tokens, 0)
-        wrong = np.flatnonzero(found != expected)
-        if wrong.size:
-            raise InputError(
-                f"{self._cell_at(wrong[0], offsets, start)} is not <cls>, genes, <eos> as this "
-                "vocabulary has it; name the vocabulary that the cells were tokenised with"
-            )
-
-    def _refuse_second_version(self, tokens: np.ndarray, offsets: np.ndarray) -> None:
-        """Raises InputError if all cells have <cls> and <eos> of V2, which are genes of V1."""
-        filled = np.flatnonzero(np.diff(offsets))
-        if not filled.size:
-            return
-        if (tokens[offsets[filled]] == 2).all() and (tokens[offsets[filled + 1] - 1] == 3).all():
+        encodings = checked_encodings(batch.column(TOKENS), stated, self.vocabulary, name)
+        if start == 0 and self.vocabulary.cls_id is None and looks_like_second_version(encodings):
             raise InputError(
                 f"the cells of {self.path} begin with token 2 and end with token 3, as <cls> and "
                 "<eos> of a V2 vocabulary do, but this vocabulary has none; name theirs"
             )
+        return encodings
 
-    def _cell_at(self, position: int, offsets: np.ndarray, start: int) -> str:
-        return self._cell(start + int(np.searchsorted(offsets, position, side="right")) - 1)
 
-    def _cell(self, row: int) -> str:
-        return f'{self.path}: cell "{self.obs.index[row]}" (row {row})'
+def _kind(arrow_type: pa.DataType, missing: bool) -> str:
+    """How a column is carried, by the rules of `cells.carried_columns`."""
+    if pa.types.is_dictionary(arrow_type):
+        return _kind(arrow_type.value_type, missing)
+    if pa.types.is_boolean(arrow_type):
+        return "text" if missing else "bool"
+    if pa.types.is_integer(arrow_type):
+        return "float" if missing else "int"
+    return "float" if pa.types.is_floating(arrow_type) else "text"
 
 
 def _is_plain(kind: pa.DataType) -> bool:

@@ -11,6 +11,7 @@ import pytest
 import tensorflow_datasets as tfds
 
 from geneformer_jax.cells.cell_store import CellStore
+from geneformer_jax.cells.tokenization import NO_GENE
 from geneformer_jax.cells.vocabulary import (
     V1_SPECIAL_TOKENS,
     V2_SPECIAL_TOKENS,
@@ -59,7 +60,7 @@ def test_dataset_to_store_and_back_is_the_same_dataset(tmp_path, special_tokens,
         pq.write_table(table, source)
     counts = store_exchange.dataset_to_store(source, store, vocabulary(special_tokens))
     assert counts["cells"] == counts["cells_in_files"] == 2345
-    assert counts["dropped"] == {"no tokens": 0} and counts["columns_left_out"] == []
+    assert counts["dropped"] == {NO_GENE: 0} and counts["columns_left_out"] == []
     store_exchange.store_to_dataset(store, back)
     if ending == ".dataset":
         found = datasets.load_from_disk(back)
@@ -95,15 +96,15 @@ def test_a_dataset_in_several_shards_loads_in_order(tmp_path):
     table = random_table(2500)
     pq.write_table(table, tmp_path / "in.parquet")
     store_exchange.dataset_to_store(tmp_path / "in.parquet", tmp_path / "store", vocabulary())
-    schema = dataset_files.dataset_schema(pa.int16(), {})
+    schema = dataset_files.dataset_schema(pa.int16(), pa.schema([("cell_id", pa.string())]))
     rows = table.select(["input_ids", "cell_id", "length"]).cast(schema)
 
-    def read(first, last):
-        yield from rows.slice(first, last - first).to_batches(max_chunksize=300)
-
+    batches = rows.to_batches(max_chunksize=300)
     tokens = sum(table["length"].to_pylist())
     folder = tmp_path / "out.dataset"
-    dataset_files.write_dataset_folder(folder, schema, read, 2500, tokens, shard_bytes=tokens // 3)
+    dataset_files.write_dataset_folder(
+        folder, schema, batches, 2500, tokens, shard_bytes=tokens // 3
+    )
     names = sorted(path.name for path in folder.glob("*.arrow"))
     assert names == [f"data-{shard:05d}-of-00007.arrow" for shard in range(7)]
     found = datasets.load_from_disk(folder)
@@ -112,14 +113,12 @@ def test_a_dataset_in_several_shards_loads_in_order(tmp_path):
 
 
 def test_fingerprints_differ_where_only_tokens_differ(tmp_path):
-    schema = dataset_files.dataset_schema(pa.int16(), {})
+    schema = dataset_files.dataset_schema(pa.int16(), pa.schema([("cell_id", pa.string())]))
     fingerprints = set()
     for number, tokens in enumerate([[5, 6], [6, 5], [5, 6]]):
         rows = pa.table({"input_ids": [tokens], "cell_id": ["a"], "length": [2]}).cast(schema)
         folder = tmp_path / str(number)
-        dataset_files.write_dataset_folder(
-            folder, schema, lambda first, last, rows=rows: iter(rows.to_batches()), 1, 2
-        )
+        dataset_files.write_dataset_folder(folder, schema, rows.to_batches(), 1, 2)
         fingerprints.add(json.loads((folder / "state.json").read_text())["_fingerprint"])
     assert len(fingerprints) == 2
 
@@ -159,8 +158,20 @@ def test_what_is_left_out_is_counted(tmp_path):
         tmp_path / "in.parquet", tmp_path / "store", vocabulary()
     )
     assert counts["columns_left_out"] == ["counts", "tokens"]
-    assert counts["dropped"] == {"no tokens": 1}
+    assert counts["dropped"] == {NO_GENE: 1}
     assert CellStore.open(tmp_path / "store").obs.index.tolist() == ["a", "c"]
+
+
+def test_second_version_cells_of_special_tokens_alone_are_left_out(tmp_path):
+    table = pa.table({"input_ids": [[2, 3], [2, 9, 8, 3], [2, 3], []]})
+    pq.write_table(table, tmp_path / "in.parquet")
+    counts = store_exchange.dataset_to_store(
+        tmp_path / "in.parquet", tmp_path / "store", vocabulary(V2_SPECIAL_TOKENS)
+    )
+    assert counts["dropped"] == {NO_GENE: 3}
+    store = CellStore.open(tmp_path / "store")
+    assert store.obs.index.tolist() == ["in:1"]
+    assert store.read([0])[0].tolist() == [2, 9, 8, 3]
 
 
 def test_nothing_is_overwritten_and_nothing_half_written_stays(tmp_path):
@@ -212,8 +223,6 @@ def test_the_door_converts_by_what_source_and_target_are(tmp_path):
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
-        (["--source={tmp}/in.parquet"], "--target must be given"),
-        (["--source={tmp}/gone", "--target={tmp}/x"], "does not exist"),
         (["--source={tmp}/in.parquet", "--target={tmp}/x"], "--vocabulary must be given"),
         (
             ["--source={tmp}/vocabulary", "--target={tmp}/x"],

@@ -48,10 +48,14 @@ def table_of(cells, list_type=LISTS["list of int64"], **columns) -> pa.Table:
 
 def read_all(dataset: TokenizedDataset, **options) -> list[list[int]]:
     cells = []
-    for tokens, offsets in dataset.encodings(**options):
+    for (tokens, offsets), _, _ in dataset.batches(**options):
         assert tokens.dtype == np.uint16 and offsets[0] == 0
         cells += [tokens[a:b].tolist() for a, b in itertools.pairwise(offsets)]
     return cells
+
+
+def read_obs(dataset: TokenizedDataset) -> pd.DataFrame:
+    return pd.concat([obs.set_index(ids) for _, ids, obs in dataset.batches()])
 
 
 def save_with_datasets(table: pa.Table, folder, **options):
@@ -67,10 +71,10 @@ def test_reads_what_the_datasets_package_saved(tmp_path, list_type, shards):
     table = table_of(cells, list_type, cell_type=pa.array(labels))
     folder = save_with_datasets(table, tmp_path / "pbmc.dataset", num_shards=shards)
     dataset = TokenizedDataset(folder, vocabulary())
-    assert len(dataset) == 2500
+    assert dataset.n_cells == 2500
     assert read_all(dataset) == cells
-    assert dataset.obs["cell_type"].tolist() == labels
-    assert dataset.obs.index[17] == "pbmc:17"
+    assert read_obs(dataset)["cell_type"].tolist() == labels
+    assert read_obs(dataset).index[17] == "pbmc:17"
     assert dataset.left_out == []
 
 
@@ -91,7 +95,7 @@ def test_one_huge_record_batch_is_handed_out_in_small_ones(tmp_path):
     write_stream(folder / "data-00000-of-00001.arrow", table_of(cells))
     write_state(folder, ["data-00000-of-00001.arrow"])
     dataset = TokenizedDataset(folder, vocabulary())
-    sizes = [len(part.lengths) for part in dataset.encodings(cells_per_batch=300)]
+    sizes = [len(ids) for _, ids, _ in dataset.batches(cells_per_batch=300)]
     assert max(sizes) == 300 and sum(sizes) == 5000
     assert read_all(dataset) == cells
 
@@ -124,7 +128,9 @@ def test_plain_columns_are_carried_and_others_are_named(tmp_path):
     dataset = TokenizedDataset(path, vocabulary(V2_SPECIAL_TOKENS))
     assert read_all(dataset) == cells
     assert dataset.left_out == ["counts", "raw"]
-    obs = dataset.obs
+    kinds = {"tissue": "text", "age": "float", "donor": "int", "score": "float", "good": "bool"}
+    assert dataset.obs_kinds == kinds
+    obs = read_obs(dataset)
     assert obs.index.tolist() == ["a", "b", "c", "d"]
     assert obs.columns.tolist() == ["tissue", "age", "donor", "score", "good"]
     assert obs["tissue"].isna().tolist() == [False, True, False, False]
@@ -165,7 +171,7 @@ def test_the_original_tokens_of_both_versions_are_accepted(reference_dir):
         dataset = TokenizedDataset(path, vocabulary(special_tokens, genes))
         assert dataset.left_out == ["genes_beyond_cut", "values"]
         expected = pd.read_parquet(path).set_index("cell_id")
-        assert dataset.obs.index.tolist() == expected.index.tolist()
+        assert read_obs(dataset).index.tolist() == expected.index.tolist()
         assert read_all(dataset) == [cell.tolist() for cell in expected["input_ids"]]
     with pytest.raises(InputError, match=r"as <cls> and <eos> of a V2 vocabulary do"):
         read_all(TokenizedDataset(path, vocabulary(genes=25_424)))
@@ -187,11 +193,11 @@ def test_the_original_tokens_of_both_versions_are_accepted(reference_dir):
         (pa.table({"input_ids": V1_CELLS, "length": [3, 3]}), '"cells:1" .* length 3 but 2'),
         (pa.table({"input_ids": V1_CELLS, "length": [3, None]}), "length -1 but 2"),
         (pa.table({"input_ids": V1_CELLS, "length": ["3", "2"]}), "keeps length as string"),
-        (pa.table({"input_ids": [[5], None]}), "misses some input_ids"),
-        (pa.table({"input_ids": [[5, None]]}), "misses some input_ids"),
+        (pa.table({"input_ids": [[5], None]}), "misses tokens"),
+        (pa.table({"input_ids": [[5, None]]}), "misses tokens"),
         (table_of([]), "holds no cells"),
         (table_of(V1_CELLS, cell_id=pa.array(["a", "a"])), 'cell_id "a" of row 1 occurs before'),
-        (table_of(V1_CELLS, cell_id=pa.array(["a", None])), "of row 1 is missing"),
+        (table_of(V1_CELLS, cell_id=pa.array(["a", None])), "cell_id of row 1 is missing"),
         (pa.table([[[5]], [1], [2]], ["input_ids", "x", "x"]), 'two columns "x"'),
     ],
 )

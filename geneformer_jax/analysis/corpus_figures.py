@@ -1,0 +1,109 @@
+"""Figures of a corpus report."""
+
+import textwrap
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from geneformer_jax.analysis.corpus_summary import NO_VALUE, CorpusSummary
+from geneformer_jax.analysis.figures import MISSING_COLOUR, PALETTE
+
+_MAIN, _REFERENCE = PALETTE[11], PALETTE[8]
+_BARS = 25
+_LABEL_WIDTH = 36
+_LENGTH_BINS = 64
+# Genes found in more than so many cells of Genecorpus-30M.
+_GENECORPUS_DETECTIONS = {1: 25_424, 101: 22_735, 1_001: 21_167}
+
+
+def bar_figure(counts: pd.Series, unit: str = "cells") -> Figure:
+    """Draws counts (name -> number) as horizontal bars in their order, the first 25 by name.
+
+    The others are put together in one grey bar, as is `NO_VALUE`.
+    """
+    shown = counts.head(_BARS)
+    rest = counts.iloc[_BARS:]
+    if len(rest):
+        shown = pd.concat([shown, pd.Series({f"{len(rest):,} others": rest.sum()})])
+    labels = [_wrapped(str(name)) for name in shown.index]
+    grey = [name == NO_VALUE or i >= _BARS for i, name in enumerate(shown.index)]
+    figure, axes = _new_axes(7.2, 0.9 + 0.3 * len(shown))
+    positions = np.arange(len(shown))
+    colours = [MISSING_COLOUR if each else _MAIN for each in grey]
+    bars = axes.barh(positions, shown.to_numpy(), color=colours, height=0.72)
+    share = shown / max(counts.sum(), 1)
+    axes.bar_label(bars, [f"{n:,} ({s:.1%})" for n, s in zip(shown, share, strict=True)], padding=4)
+    axes.set_yticks(positions, labels)
+    axes.invert_yaxis()
+    axes.margins(x=0.25, y=0.01)
+    axes.set_xlim(left=0)
+    axes.xaxis.set_major_formatter("{x:,.0f}")
+    axes.set_xlabel(unit)
+    axes.tick_params(axis="y", length=0)
+    return figure
+
+
+def length_figure(summary: CorpusSummary) -> Figure:
+    """Draws how many cells have how many tokens; cells at the limit are a bar of their own."""
+    counts, limit = summary.length_counts, summary.max_length
+    edges = np.unique(np.linspace(0, limit, _LENGTH_BINS + 1).round().astype(int))
+    below = np.add.reduceat(counts[:limit], edges[:-1])
+    median = int(np.searchsorted(np.cumsum(counts), counts.sum() / 2))
+    figure, axes = _new_axes(7.2, 3.8)
+    axes.bar(edges[:-1], below, width=np.diff(edges), align="edge", color=_MAIN)
+    axes.bar(
+        limit,
+        counts[limit],
+        width=limit / _LENGTH_BINS,
+        align="edge",
+        color=_REFERENCE,
+        label=f"at the limit of {limit:,} ({1 - summary.covered:.1%} of cells)",
+    )
+    axes.axvline(median, color="#222222", lw=1.2, ls="--", label=f"median {median:,}")
+    axes.set(xlabel="tokens in a cell", ylabel="cells", xlim=(0, limit * 1.04))
+    axes.xaxis.set_major_formatter("{x:,.0f}")
+    axes.yaxis.set_major_formatter("{x:,.0f}")
+    axes.legend(frameon=False)
+    return figure
+
+
+def detection_figure(summary: CorpusSummary) -> Figure:
+    """Draws how many genes are found in at least so many cells, beside Genecorpus-30M."""
+    found = np.sort(summary.cells_per_gene[summary.cells_per_gene > 0])
+    cells, first = np.unique(found, return_index=True)
+    genes = len(found) - first
+    # A short run-up to the first step, which would otherwise begin as a bare vertical line.
+    cells, genes = np.append(0.7, cells), np.append(len(found), genes)
+    figure, axes = _new_axes(7.2, 3.8)
+    axes.step(cells, genes, where="pre", color=_MAIN, lw=2, label="this corpus")
+    axes.plot(
+        *zip(*_GENECORPUS_DETECTIONS.items(), strict=True),
+        marker="D",
+        ls="",
+        ms=7,
+        color=_REFERENCE,
+        label="Genecorpus-30M (27.4 million cells)",
+    )
+    axes.set_xscale("log")
+    axes.set(xlabel="cells", ylabel="genes found in at least so many cells", ylim=(0, None))
+    axes.xaxis.set_major_formatter("{x:,.0f}")
+    axes.yaxis.set_major_formatter("{x:,.0f}")
+    axes.grid(axis="y", color="#e3e6ec", lw=0.8)
+    axes.set_axisbelow(True)
+    axes.legend(frameon=False)
+    return figure
+
+
+def _wrapped(label: str) -> str:
+    return textwrap.fill(label, _LABEL_WIDTH, max_lines=2, placeholder=" …")
+
+
+def _new_axes(width: float, height: float) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(width, height), layout="constrained", facecolor="white")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure, axes

@@ -1,0 +1,167 @@
+"""A report of what a corpus of tokenised cells holds, beside the corpus of the paper."""
+
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+from geneformer_jax.analysis import corpus_figures
+from geneformer_jax.analysis.corpus_summary import (
+    CorpusSummary,
+    store_story,
+    summarise_corpus,
+)
+from geneformer_jax.analysis.figures import save_figure
+from geneformer_jax.analysis.report import Report
+from geneformer_jax.cells.cell_store import CellStore
+from geneformer_jax.cells.vocabulary import GeneVocabulary
+from geneformer_jax.common.files import require_new_folder, write_aside
+from geneformer_jax.common.provenance import describe_run, write_provenance
+
+REPORT, GENES, FIGURES = "report.html", "genes.parquet", "figures"
+
+# Nature 2023, "Assembly of Genecorpus-30M"; the numbers of genes found in more than 100 and 1,000
+# cells come from the authors' notebook of gene detections.
+GENECORPUS_30M = {
+    "files (datasets)": "561",
+    "cells before quality control": "29,900,531",
+    "cells": "27,406,217",
+    "cells that quality control left out": "8.3%",
+    "cells fully covered by the context": "93% (of 2,048)",
+    "genes found in any cell": "25,424",
+    "genes found in more than 100 cells": "22,735",
+    "genes found in more than 1,000 cells": "21,167",
+    "cells that a gene is found in (median)": "173,152",
+}
+
+Show = Callable[[str, Figure, str], None]
+
+
+def write_corpus_report(
+    folder: Path | str, output: Path | str, group_by: Sequence[str] = ()
+) -> CorpusSummary:
+    """Writes what a cell store holds as a folder with report.html, figures and a table of genes.
+
+    The folder holds `report.html` (self-contained), `figures/*.png` and `.pdf`, `genes.parquet`
+    (gene_id, symbol, cells) and `provenance.json`.
+
+    Args:
+      folder: a complete cell store.
+      output: a new folder.
+      group_by: obs columns to show the cells by, such as "tissue".
+
+    Raises:
+      InputError: as `summarise_corpus`, or `output` holds other files.
+    """
+    output = require_new_folder(output)
+    store = CellStore.open(folder)
+    summary = summarise_corpus(folder, group_by)
+    genes = _gene_table(summary, store.vocabulary)
+    configuration = {"store": store.folder, "output": output, "group_by": list(group_by)}
+    counts = {"cells": summary.cells, "genes_found": int((genes["cells"] > 0).sum())}
+    story = describe_run("corpus_report", configuration, [store.folder], counts)
+    with write_aside(output) as aside:
+        (aside / FIGURES).mkdir(parents=True)
+        genes.to_parquet(aside / GENES, index=False)
+        report = _build_report(summary, genes, store, aside / FIGURES)
+        report.provenance({"report": story, "store": store_story(store)})
+        report.write(aside / REPORT)
+        write_provenance(aside, story)
+    return summary
+
+
+def comparison_table(summary: CorpusSummary) -> pd.DataFrame:
+    """The corpus beside Genecorpus-30M: columns measure, this corpus, Genecorpus-30M."""
+    found = summary.cells_per_gene
+    lost = 1 - summary.cells / summary.cells_in_files
+    ours = [
+        f"{len(summary.sources):,}",
+        f"{summary.cells_in_files:,}",
+        f"{summary.cells:,}",
+        f"{lost:.1%}",
+        f"at least {summary.covered:.1%} (of {summary.max_length:,})",
+        *(f"{(found > least).sum():,}" for least in (0, 100, 1000)),
+        f"{summary.median_detection:,.0f}",
+    ]
+    table = {"measure": list(GENECORPUS_30M), "this corpus": ours}
+    return pd.DataFrame({**table, "Genecorpus-30M": list(GENECORPUS_30M.values())})
+
+
+def _gene_table(summary: CorpusSummary, vocabulary: GeneVocabulary) -> pd.DataFrame:
+    table = pd.DataFrame(
+        {
+            "gene_id": vocabulary.gene_ids,
+            "symbol": vocabulary.symbols,
+            "cells": summary.cells_per_gene,
+        }
+    )
+    return table.sort_values("cells", ascending=False, kind="stable", ignore_index=True)
+
+
+def _build_report(
+    summary: CorpusSummary, genes: pd.DataFrame, store: CellStore, figures: Path
+) -> Report:
+    report = Report(
+        f"Corpus {store.folder.name}",
+        f"{summary.cells:,} cells of {len(summary.sources):,} files, tokenised with the "
+        f"{len(store.vocabulary.gene_ids):,} {store.vocabulary.species} genes of vocabulary "
+        f"{store.vocabulary.hash[:12]}.",
+    )
+
+    def show(name: str, figure: Figure, caption: str) -> None:
+        save_figure(figure, figures / name)
+        report.figure(figure, caption)
+
+    report.section("Beside Genecorpus-30M")
+    report.table(comparison_table(summary), "This corpus beside the one of the paper.")
+    _show_cells(report, show, summary)
+    _show_lengths(report, show, summary)
+    _show_genes(report, show, summary, genes)
+    return report
+
+
+def _show_cells(report: Report, show: Show, summary: CorpusSummary) -> None:
+    report.section("Cells")
+    sources = summary.sources.sort_values("cells", ascending=False, kind="stable")
+    counts = pd.Series(sources["cells"].to_numpy(), [Path(path).name for path in sources["path"]])
+    show("cells_per_file", corpus_figures.bar_figure(counts), "Cells of each file.")
+    headings = {"cells_in_file": "cells in file", "cells": "cells kept", "dropped": "left out"}
+    report.table(sources.rename(columns=headings), "Cells of each file, in numbers.")
+    for name, values in summary.groups.items():
+        caption = f"Cells by {name}."
+        show(f"cells_per_{_file_name(name)}", corpus_figures.bar_figure(values), caption)
+        table = pd.DataFrame({name: values.index, "cells": values.to_numpy()})
+        table["share (%)"] = 100 * table["cells"] / summary.cells
+        report.table(table, f"Cells by {name}, in numbers.")
+    report.section("Quality control")
+    lost = pd.Series({"kept": summary.cells, **summary.dropped})
+    caption = f"What became of the {summary.cells_in_files:,} cells in the files."
+    show("quality_control", corpus_figures.bar_figure(lost), caption)
+
+
+def _show_lengths(report: Report, show: Show, summary: CorpusSummary) -> None:
+    report.section(
+        "Lengths",
+        f"{summary.covered:.2%} of the cells have fewer than {summary.max_length:,} tokens, so the "
+        "context covers all their genes. Cells at the limit have at least as many genes as fit; "
+        "nearly all of them have more.",
+    )
+    show("lengths", corpus_figures.length_figure(summary), "Cells by number of tokens.")
+
+
+def _show_genes(report: Report, show: Show, summary: CorpusSummary, genes: pd.DataFrame) -> None:
+    missing = int((genes["cells"] == 0).sum())
+    report.section(
+        "Genes",
+        f"A gene counts as found in a cell if it is among the cell's {summary.max_length:,} "
+        f"highest-ranked tokens. {missing:,} of {len(genes):,} genes are found in no cell.",
+    )
+    caption = "Genes found in at least so many cells."
+    show("genes_by_cells", corpus_figures.detection_figure(summary), caption)
+    report.table(genes, "Genes by the number of cells they are found in.", whole_in=GENES)
+
+
+def _file_name(name: str) -> str:
+    return re.sub(r"[^A-Za-z0-9_-]+", "_", name)

@@ -1,0 +1,150 @@
+"""What a corpus of tokenised cells holds, counted in bounded memory."""
+
+import json
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow.parquet as pq
+
+from geneformer_jax.cells.cell_store import OBS, CellStore
+from geneformer_jax.cells.rank_encoding import compiled
+from geneformer_jax.common.errors import InputError, did_you_mean
+from geneformer_jax.common.progress import Progress
+from geneformer_jax.common.provenance import FILE_NAME
+
+NO_VALUE = "no value"
+_CELLS_PER_BATCH = 4096
+
+
+@dataclass(frozen=True, eq=False)
+class CorpusSummary:
+    """The counts behind a corpus report.
+
+    Attributes:
+      cells: number of cells in the store.
+      cells_in_files: number of cells in the files it was made of.
+      dropped: reason -> number of cells that were left out.
+      sources: one row per file: path, cells_in_file, cells, dropped.
+      length_counts: int64 [max_length + 1], number of cells of each number of tokens.
+      cells_per_gene: int64 [G], number of cells with the gene among their tokens, in the order of
+        the vocabulary's genes. Genes beyond the context of a cell are not in the store.
+      groups: column -> number of cells of each value, largest first; `NO_VALUE` for none.
+    """
+
+    cells: int
+    cells_in_files: int
+    dropped: dict[str, int]
+    sources: pd.DataFrame
+    length_counts: np.ndarray
+    cells_per_gene: np.ndarray
+    groups: dict[str, pd.Series]
+
+    @property
+    def max_length(self) -> int:
+        """Most tokens that a cell of this corpus can have."""
+        return len(self.length_counts) - 1
+
+    @property
+    def covered(self) -> float:
+        """Share of cells below the limit, which are fully covered by the context.
+
+        Of cells at the limit the store does not know whether they were cut, so the share of fully
+        covered cells can be larger, by the few that have just as many genes as fit.
+        """
+        return 1 - self.length_counts[-1] / self.cells
+
+    @property
+    def median_detection(self) -> float:
+        """Median number of cells that a gene is found in, over the genes found at all."""
+        found = self.cells_per_gene[self.cells_per_gene > 0]
+        return float(np.median(found))
+
+
+def summarise_corpus(folder: Path | str, group_by: Sequence[str] = ()) -> CorpusSummary:
+    """Counts what a cell store holds; memory does not grow with the number of cells.
+
+    Args:
+      folder: a complete cell store.
+      group_by: obs columns to count the values of, such as "tissue".
+
+    Raises:
+      InputError: no complete store, or it does not carry a column of `group_by`.
+    """
+    store = CellStore.open(folder)
+    _require_columns(store, group_by)
+    story = store_story(store)["counts"]
+    sources = [
+        (source["path"], source["cells_in_file"], source["cells"], sum(source["dropped"].values()))
+        for source in story["sources"]
+    ]
+    return CorpusSummary(
+        cells=len(store),
+        cells_in_files=story["cells_in_files"],
+        dropped=story["dropped"],
+        sources=pd.DataFrame(sources, columns=["path", "cells_in_file", "cells", "dropped"]),
+        length_counts=np.bincount(store.lengths, minlength=store.max_length + 1),
+        cells_per_gene=_count_cells_per_gene(store),
+        groups={name: _count_values(store, name) for name in group_by},
+    )
+
+
+def store_story(store: CellStore) -> dict[str, Any]:
+    """How a store came to be; see `common.provenance`."""
+    return json.loads((store.folder / FILE_NAME).read_text())
+
+
+def _require_columns(store: CellStore, names: Sequence[str]) -> None:
+    carried = [name for name in pq.read_schema(store.folder / OBS).names if name != "cell_id"]
+    for name in names:
+        if name not in carried:
+            listed = ", ".join(carried) or "none"
+            raise InputError(
+                f'{store.folder} carries no column "{name}"{did_you_mean(name, carried)}; it '
+                f"carries {listed}; name one of them, or tokenise again with --obs={name}"
+            )
+
+
+def _count_values(store: CellStore, name: str) -> pd.Series:
+    """Number of cells of each value of an obs column, largest first."""
+    counts: Counter[str] = Counter()
+    for batch in pq.ParquetFile(store.folder / OBS).iter_batches(columns=[name]):
+        for pair in batch.column(0).value_counts().to_pylist():
+            value = NO_VALUE if _is_missing(pair["values"]) else str(pair["values"])
+            counts[value] += pair["counts"]
+    ordered = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+    return pd.Series(dict(ordered), name=name, dtype=np.int64)
+
+
+def _is_missing(value: Any) -> bool:
+    return value is None or value == "" or value != value
+
+
+def _count_cells_per_gene(store: CellStore) -> np.ndarray:
+    first_gene, cells = store.vocabulary.first_gene_token, len(store)
+    counts = np.zeros(store.vocabulary.size, np.int64)
+    last_cell = np.full(store.vocabulary.size, -1, np.int64)
+    with Progress(cells, "counting genes", "cells") as progress:
+        for start in range(0, cells, _CELLS_PER_BATCH):
+            batch = store.read(np.arange(start, min(start + _CELLS_PER_BATCH, cells)))
+            lengths = np.array([len(cell) for cell in batch])
+            cell_of_token = np.repeat(np.arange(start, start + len(batch)), lengths)
+            _count_new(np.concatenate(batch), cell_of_token, last_cell, counts)
+            progress.advance(len(batch))
+    return counts[first_gene:]
+
+
+@compiled
+def _count_new(
+    tokens: np.ndarray, cell_of_token: np.ndarray, last_cell: np.ndarray, counts: np.ndarray
+) -> None:
+    """Counts each token once per cell: in datasets of the original a cell may repeat one."""
+    for position in range(len(tokens)):
+        token, cell = tokens[position], cell_of_token[position]
+        if last_cell[token] != cell:
+            last_cell[token] = cell
+            counts[token] += 1
