@@ -2,13 +2,13 @@
 
 import importlib.util
 import sys
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 import scanpy
 from absl import flags
-from conftest import PROJECT
 from scipy import sparse
 
 from geneformer_jax.common.errors import InputError
@@ -17,7 +17,7 @@ from geneformer_jax.common.errors import InputError
 @pytest.fixture(scope="module")
 def quickstart():
     """launch/quickstart.py as a module; its flags are taken away again."""
-    path = PROJECT / "launch" / "quickstart.py"
+    path = Path(__file__).resolve().parents[1] / "launch" / "quickstart.py"
     spec = importlib.util.spec_from_file_location("quickstart_script", path)
     module = importlib.util.module_from_spec(spec)
     sys.modules["quickstart_script"] = module

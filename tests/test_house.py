@@ -1,0 +1,169 @@
+"""The rules of the house: who may import whom, and who may touch files."""
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+PROJECT = Path(__file__).resolve().parents[1]
+PACKAGE = "geneformer_jax"
+# A room stands on the rooms of the rows above its own, and on nothing beside it.
+FLOORS = (
+    ("common",),
+    ("cells",),
+    ("batches", "model"),
+    ("training", "interop"),
+    ("analysis",),
+)
+FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
+JAX_LIBRARIES = {"jax", "jaxlib", "flax", "optax", "orbax"}
+FILE_LIBRARIES = {"h5py", "io", "os", "pathlib", "pyarrow", "safetensors", "shutil", "zarr"}
+PURE = (
+    "batches/plan",
+    "batches/masking",
+    "cells/rank_encoding",
+    "analysis/shift_statistics",
+)
+
+
+class Import(NamedTuple):
+    """One imported module, with all its dots."""
+
+    file: str
+    line: int
+    module: str
+
+    @property
+    def top(self) -> str:
+        return self.module.partition(".")[0]
+
+    @property
+    def room(self) -> str:
+        """Room or door of ours, '' if it is someone else's."""
+        parts = self.module.split(".")
+        return parts[1] if parts[0] == PACKAGE and len(parts) > 1 else ""
+
+
+def imports_of(source: str, file: str) -> Iterator[Import]:
+    """Every import of a module, also those inside functions."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                yield Import(file, node.lineno, alias.name)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{file}:{node.lineno}: import by full name"
+            for alias in node.names:
+                yield Import(file, node.lineno, f"{node.module}.{alias.name}")
+
+
+def breaches_of_floors(file: str, imports: list[Import]) -> list[Import]:
+    """Imports of a room's module that its place in the house does not allow."""
+    room = file.split("/")[0]
+    return [
+        each
+        for each in imports
+        if each.room
+        and each.room != room
+        and FLOOR_OF.get(each.room, len(FLOORS)) >= FLOOR_OF[room]
+    ]
+
+
+SOURCES = {
+    path.relative_to(PROJECT / PACKAGE).as_posix(): path.read_text()
+    for path in sorted((PROJECT / PACKAGE).rglob("*.py"))
+}
+IMPORTS = {file: list(imports_of(source, file)) for file, source in SOURCES.items()}
+ROOM_FILES = [file for file in SOURCES if "/" in file]
+DOORS = [Path(file).stem for file in SOURCES if "/" not in file and file != "__init__.py"]
+
+
+def test_every_room_is_known():
+    assert {file.split("/")[0] for file in ROOM_FILES} == set(FLOOR_OF)
+
+
+@pytest.mark.parametrize("file", ROOM_FILES)
+def test_rooms_import_only_rooms_below_them(file):
+    assert breaches_of_floors(file, IMPORTS[file]) == []
+
+
+def test_the_rule_of_floors_finds_a_breach():
+    source = (
+        "import geneformer_jax.common.errors\n"
+        "def f():\n"
+        "    from geneformer_jax.training import loop\n"
+        "    from geneformer_jax import embed\n"
+        "    from geneformer_jax.batches import plan\n"
+    )
+    file = "model/example.py"
+    breaches = breaches_of_floors(file, list(imports_of(source, file)))
+    assert [each.line for each in breaches] == [3, 4, 5]
+
+
+def test_nothing_imports_a_door():
+    assert [each for imports in IMPORTS.values() for each in imports if each.room in DOORS] == []
+
+
+@pytest.mark.parametrize("room", ["cells", "common"])
+def test_the_lowest_rooms_import_no_jax(room):
+    found = [
+        each
+        for file in ROOM_FILES
+        if file.startswith(f"{room}/")
+        for each in IMPORTS[file]
+        if each.top in JAX_LIBRARIES
+    ]
+    assert found == []
+
+
+def test_only_original_files_reads_pickles():
+    readers = {
+        each.file
+        for imports in IMPORTS.values()
+        for each in imports
+        if each.top
+        in {"pickle", "pickletools", "_pickle", "dill", "cloudpickle", "joblib", "shelve"}
+    }
+    assert readers <= {"interop/original_files.py"}
+    allowing = [file for file, source in SOURCES.items() if "allow_pickle=True" in source]
+    assert allowing == []
+
+
+def test_the_model_touches_no_files():
+    files = [file for file in ROOM_FILES if file.startswith("model/")]
+    for file in set(files) - {"model/pretrained.py"}:
+        assert [each for each in IMPORTS[file] if each.top in FILE_LIBRARIES] == []
+        assert calls_of(SOURCES[file], {"open", "print", "read_text", "write_text"}) == []
+
+
+@pytest.mark.parametrize("name", PURE)
+def test_pure_modules_touch_no_files_and_hold_no_clock(name):
+    file = f"{name}.py"
+    if file not in SOURCES:
+        pytest.skip(f"{name} is not built yet")
+    impure = FILE_LIBRARIES - {"os"} | {"time", "datetime", "random"}
+    assert [each for each in IMPORTS[file] if each.top in impure] == []
+    assert calls_of(SOURCES[file], {"open", "print", "now"}) == []
+
+
+def test_every_room_and_module_says_what_it_is_for():
+    silent = [file for file, source in SOURCES.items() if not ast.get_docstring(ast.parse(source))]
+    assert silent == []
+
+
+def calls_of(source: str, names: set[str]) -> list[int]:
+    """Lines that call a function or method of one of these names."""
+    calls = (node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Call))
+    return [
+        call.lineno
+        for call in calls
+        if getattr(call.func, "id", getattr(call.func, "attr", None)) in names
+    ]
+
+
+def test_no_machine_is_named():
+    """Sources name no home folder, no temporary folder and no package index."""
+    for file, source in SOURCES.items():
+        for word in ("/home/", "/root", "/tmp", "/Users/", "pypi.org", "index-url"):
+            assert word not in source, f"{file} names {word}"
