@@ -145,8 +145,8 @@ def _show_lengths(report: Report, show: Show, summary: CorpusSummary) -> None:
     report.section(
         "Lengths",
         f"{summary.covered:.2%} of the cells have fewer than {summary.max_length:,} tokens, so the "
-        "context covers all their genes. Cells at the limit have at least as many genes as fit; "
-        "nearly all of them have more.",
+        "context covers all their genes. Cells at the limit have as many genes as fit, "
+        "or more that were cut off.",
     )
     show("lengths", corpus_figures.length_figure(summary), "Cells by number of tokens.")
 

@@ -1,0 +1,130 @@
+import base64
+import io
+import json
+import re
+from html.parser import HTMLParser
+
+import matplotlib.image
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib.figure import Figure
+
+from geneformer_jax.analysis.report import Report
+
+VOID = {"meta", "img"}
+
+
+class Page(HTMLParser):
+    """Checks that elements are nested properly; collects rows, images and addresses."""
+
+    def __init__(self, content: str):
+        super().__init__()
+        self.open, self.rows, self.images, self.addresses = [], [], [], []
+        self.texts: dict[str, list[str]] = {}
+        self.headings, self.values = [], []
+        self.feed(content)
+        assert self.open == []
+
+    def handle_starttag(self, tag, attributes):
+        attributes = dict(attributes)
+        self.addresses += [
+            attributes[name] for name in ("src", "href", "data") if name in attributes
+        ]
+        if tag == "img":
+            self.images.append(attributes)
+        if tag == "tr":
+            self.rows.append([])
+        if tag == "th":
+            self.headings.append(attributes.get("class"))
+        if tag in ("td", "th"):
+            self.rows[-1].append("")
+            self.values.append(attributes.get("data-value"))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        if self.open:
+            self.texts.setdefault(self.open[-1], []).append(data)
+        if "td" in self.open or "th" in self.open:
+            self.rows[-1][-1] += data
+
+
+def write(report: Report, tmp_path) -> Page:
+    report.write(tmp_path / "report.html")
+    return Page((tmp_path / "report.html").read_text(encoding="utf-8"))
+
+
+def test_a_page_holds_all_it_needs_and_asks_for_nothing(tmp_path):
+    report = Report("Shifts", "Two <cells> & more.")
+    figure = Figure(figsize=(4, 3))
+    figure.add_subplot().plot([1, 2])
+    report.section("Results", "What was found.")
+    report.figure(figure, 'A "line".')
+    report.table(pd.DataFrame({"gene": ["A"], "shift": [0.5]}), "Shifts.")
+    report.provenance({"door": "perturb", "counts": {"cells": 3}})
+    page = write(report, tmp_path)
+    assert page.texts["title"] == page.texts["h1"] == ["Shifts"]
+    assert "".join(page.texts["p"]).startswith("Two <cells> & more.")
+    assert page.texts["h2"] == ["Results", "How this came to be"]
+    (image,) = page.images
+    assert image["alt"] == 'A "line".'
+    kind, content = image["src"].split(",", 1)
+    assert kind == "data:image/png;base64"
+    pixels = matplotlib.image.imread(io.BytesIO(base64.b64decode(content)))
+    assert pixels.shape[1] > 400 and np.ptp(pixels[..., :3]) > 0.5
+    assert all(address.startswith("data:") for address in page.addresses)
+    assert json.loads("".join(page.texts["pre"])) == {"door": "perturb", "counts": {"cells": 3}}
+    whole = (tmp_path / "report.html").read_text()
+    assert "default-src 'none'" in whole and not re.search(r"https?://|@import|url\(", whole)
+
+
+def test_tables_keep_exact_values_for_sorting_and_show_readable_ones(tmp_path):
+    report = Report("t", "s")
+    table = pd.DataFrame(
+        {
+            "gene": ["B<b>", "A", None],
+            "cells": [12345, 7, 0],
+            "shift": [-0.123456789, np.nan, 1234.5],
+            "limit": [np.inf, 0.0, -np.inf],
+            "found": [True, False, True],
+            "maybe": pd.array([1, None, 3], "Int64"),
+        }
+    )
+    report.table(table, "Genes.")
+    page = write(report, tmp_path)
+    assert page.rows[0] == list(table.columns)
+    assert page.rows[1] == ["B<b>", "12,345", "-0.1235", "inf", "True", "1"]
+    assert page.rows[2] == ["A", "7", "", "0", "False", ""]
+    assert page.rows[3] == ["", "0", "1,234", "-inf", "True", "3"]
+    assert page.headings == [None, "number", "number", "number", None, "number"]
+    assert page.values[6:12] == [None, "12345.0", "-0.123456789", "Infinity", None, "1.0"]
+
+
+def test_two_columns_of_one_name_are_both_shown(tmp_path):
+    report = Report("t", "s")
+    report.table(pd.DataFrame([[1, "x"]], columns=["a", "a"]), "Same.")
+    page = write(report, tmp_path)
+    assert page.rows == [["a", "a"], ["1", "x"]]
+
+
+@pytest.mark.parametrize("rows", [1000, 1001])
+def test_long_tables_are_cut_and_say_so(tmp_path, rows):
+    report = Report("t", "s")
+    report.table(pd.DataFrame({"n": range(rows)}), "Numbers.", whole_in="numbers.parquet")
+    page = write(report, tmp_path)
+    assert len(page.rows) == 1001
+    cut = "Numbers. The first 1,000 of 1,001 rows; all are in numbers.parquet."
+    assert page.texts["figcaption"] == ["Numbers." if rows == 1000 else cut]
+
+
+def test_a_report_that_cannot_be_written_leaves_the_old_one(tmp_path, monkeypatch):
+    Report("old", "s").write(tmp_path / "report.html")
+    report = Report("new", "lone surrogate \ud800")
+    with pytest.raises(UnicodeEncodeError):
+        report.write(tmp_path / "report.html")
+    assert "old" in (tmp_path / "report.html").read_text()
+    assert [path.name for path in tmp_path.iterdir()] == ["report.html"]
