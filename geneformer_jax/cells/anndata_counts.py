@@ -54,7 +54,7 @@ class AnnDataFileSource(MatrixSource):
         self._layer = layer
         with reading(self.path, self.kind), self._root() as root:
             self.matrix_name = self._matrix_path(root)
-            self.cell_ids = as_text(read_index(_member(root, "obs")))
+            self.cell_ids = as_text(read_index(root["obs"]))
             var = root["raw/var" if self.matrix_name == "raw/X" else "var"]
             self._set_genes(
                 table_columns(var),
@@ -77,7 +77,11 @@ class AnnDataFileSource(MatrixSource):
 
     def _matrix_path(self, root: h5py.Group | zarr.Group) -> str:
         for name in ("obs", "var"):
-            _member(root, name)
+            if name not in root:
+                raise InputError(
+                    f'{self.path} has no "{name}": it is not an AnnData; give a file or '
+                    "store that AnnData wrote"
+                )
         places = _matrix_places(root)
         wanted = self._layer or _MAIN
         others = [name for name in places if name != wanted]
@@ -163,15 +167,6 @@ class AnnDataSource(MatrixSource):
 
     def _read_obs(self, columns: list[str]) -> dict[str, object]:
         return {column: self._adata.obs[column].array for column in columns}
-
-
-def _member(root: h5py.Group | zarr.Group, name: str) -> h5py.Group | zarr.Group:
-    if name not in root:
-        raise InputError(
-            f'{root.name or "/"} has no "{name}": this is not an AnnData; give an .h5ad file or '
-            "zarr store written by AnnData"
-        )
-    return root[name]
 
 
 def _matrix_places(root: h5py.Group | zarr.Group) -> dict[str, str]:

@@ -155,7 +155,9 @@ class MatrixSource(abc.ABC):
                 found = found or counts.nnz > 0
                 yield CountBatch(counts, self._batch_totals(counts, start), start)
         if not found:
-            raise InputError(f"{self.path} ({self.matrix_name}): no cell has a count above 0")
+            raise InputError(
+                f"{self.path} ({self.matrix_name}): no cell has a count above 0; {self.remedy}"
+            )
 
     def _rows(self, cells_per_batch: int) -> Iterator[tuple[int, sparse.csr_matrix]]:
         if self._scratch is None:

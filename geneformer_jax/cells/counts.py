@@ -4,6 +4,7 @@ from pathlib import Path
 
 import h5py
 
+from geneformer_jax.cells import hdf5_probe
 from geneformer_jax.cells.anndata_counts import AnnDataFileSource, AnnDataSource
 from geneformer_jax.cells.count_paths import (
     HDF5_SUFFIXES,
@@ -40,6 +41,11 @@ def open_counts(
     path = Path(path)
     if not path.exists():
         raise InputError(f"{path} does not exist; check the path")
+    if path.is_file() and path.suffix in HDF5_SUFFIXES and not hdf5_probe.survives(path):
+        raise InputError(
+            f"{path} cannot be read: the HDF5 library crashes or never ends on it; it is damaged: "
+            "copy or write it again"
+        )
     return _source_type(path)(path, layer=layer, gene_column=gene_column)
 
 

@@ -33,12 +33,20 @@ def read_column(table: Group, name: str) -> np.ndarray | pd.api.extensions.Exten
     """One column: an array, a pandas array with missing values, or a categorical."""
     column = table[name]
     refuse_pickle(column, f"{table.name}/{name}")
-    values = read_elem(column)
+    values = _read_element(column)
     if isinstance(column, h5py.Dataset) and "categories" in column.attrs:
         # AnnData before 0.8 kept codes in the column and a reference to their categories.
-        categories = read_elem(column.file[column.attrs["categories"]])
+        categories = _read_element(column.file[column.attrs["categories"]])
         return pd.Categorical.from_codes(values, categories)
     return values
+
+
+def _read_element(node: Group | h5py.Dataset | zarr.Array) -> object:
+    try:
+        return read_elem(node)
+    except Exception as error:
+        # What anndata raises on an unknown encoding has no public name and no base but Exception.
+        raise ValueError(str(error)) from error
 
 
 def refuse_pickle(node: Group | h5py.Dataset | zarr.Array, name: str) -> None:

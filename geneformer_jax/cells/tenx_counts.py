@@ -25,6 +25,14 @@ from geneformer_jax.common.errors import InputError, did_you_mean
 
 _GENES = "Gene Expression"
 _ID, _NAME, _TYPE = "gene_ids", "gene_name", "feature_types"
+_OTHER_FEATURES = (
+    "Antibody Capture",
+    "Antigen Capture",
+    "CRISPR Guide Capture",
+    "Custom",
+    "Multiplexing Capture",
+    "Peaks",
+)
 _LINES_PER_PIECE = 1 << 21
 
 
@@ -43,8 +51,18 @@ class _TenxSource(MatrixSource):
             list(features), features.__getitem__, index=features[_ID], gene_column=gene_column
         )
         self._finish(shape)
-        if _TYPE in features and not np.all(features[_TYPE] == _GENES):
-            self._keep_columns(np.flatnonzero(features[_TYPE] == _GENES))
+        types = features.get(_TYPE)
+        # A third column of other words is not Cell Ranger's type of feature.
+        if types is None or not np.isin(types, (_GENES, *_OTHER_FEATURES)).any():
+            return
+        unknown = types[~np.isin(types, (_GENES, *_OTHER_FEATURES))]
+        if unknown.size:
+            raise InputError(
+                f'{self.path}: feature type "{unknown[0]}" is not known; give each feature one of '
+                f"{', '.join((_GENES, *_OTHER_FEATURES))}"
+            )
+        if not np.all(types == _GENES):
+            self._keep_columns(np.flatnonzero(types == _GENES))
 
     def _obs_columns(self) -> list[str]:
         return []
@@ -107,7 +125,9 @@ class TenxMtxSource(_TenxSource):
         """
         self.path = path
         if layer is not None:
-            raise InputError(f'{path} has no layer "{layer}": 10x folders have one matrix')
+            raise InputError(
+                f'{path} has no layer "{layer}": 10x folders have one matrix; leave --layer out'
+            )
         with reading(path, self.kind):
             self._file = _the_matrix(path)
             prefix = self._file.name.partition("matrix.mtx")[0]
@@ -177,7 +197,10 @@ def _mtx_header(file: BinaryIO, path: Path) -> tuple[int, int, int, np.dtype]:
             f"{path}: is not a Matrix Market file of general coordinates; give a 10x matrix.mtx"
         )
     if words[3] not in ("integer", "real"):
-        raise InputError(f'{path}: holds "{words[3]}" values, but counts are integer or real')
+        raise InputError(
+            f'{path}: holds "{words[3]}" values, but counts are integer or real; give a matrix of '
+            "counts"
+        )
     line = file.readline()
     while line.startswith(b"%"):
         line = file.readline()
@@ -231,7 +254,9 @@ def _sister(folder: Path, names: list[str]) -> Path:
         for file in (folder / name, folder / f"{name}.gz"):
             if file.is_file():
                 return file
-    raise InputError(f"{folder} holds no {' or '.join(names)} (or .gz) beside its matrix.mtx")
+    raise InputError(
+        f"{folder} holds no {' or '.join(names)} (or .gz) beside matrix.mtx; copy it there"
+    )
 
 
 def _open(path: Path) -> BinaryIO:
@@ -239,5 +264,5 @@ def _open(path: Path) -> BinaryIO:
 
 
 def _tsv(path: Path) -> list[list[str]]:
-    with _open(path) as file:
+    with reading(path, "tab-separated text"), _open(path) as file:
         return [line.rstrip("\n\r").split("\t") for line in file.read().decode().splitlines()]

@@ -196,11 +196,12 @@ def test_missing_gene_ids_are_empty(tmp_path):
 
 def test_features_that_are_not_genes_are_left_out(tmp_path):
     adata = example_cells()
-    types = np.full(adata.n_vars, b"Gene Expression")
-    types[[0, 5, 80]] = b"Antibody Capt."
+    types = np.full(adata.n_vars, b"Gene Expression").astype("S20")
+    types[[0, 5, 80]] = b"Antibody Capture"
     path = WRITERS["10x h5 version 3"](adata, tmp_path)
     with h5py.File(path, "r+") as root:
-        root["matrix/features/feature_type"][:] = types
+        del root["matrix/features/feature_type"]
+        root["matrix/features/feature_type"] = types
     kept = np.delete(np.arange(adata.n_vars), [0, 5, 80])
     source = open_counts(path)
     counts, totals = read_whole(source)

@@ -1,0 +1,99 @@
+"""A look at an HDF5 file in a process of its own, before it is trusted.
+
+The HDF5 library never returns from some damaged files (a stretch of zeros in a heap of texts, as a
+full disk or a crash leaves it, is enough) and dies on others. Nothing in the same process can catch
+that, so everything but the bulk of the counts is read once in a child with a limit on its
+processor time. One child serves all files, since starting it takes far longer than a look. This
+file is also that child: `python hdf5_probe.py` reads a path and seconds a line, and answers a line.
+"""
+
+import contextlib
+import functools
+import json
+import os
+import resource
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import h5py
+
+_SECONDS = 10
+_BYTES_PER_SECOND = 1 << 28
+_one_at_a_time = threading.Lock()
+
+
+def survives(path: Path) -> bool:
+    """Whether the HDF5 library comes to an end on this file, with or without an error.
+
+    Each state of a file (by size and time of change) is looked at once per process. Where no child
+    can be started, files are trusted.
+    """
+    stat = path.stat()
+    return _survives(str(path.resolve()), stat.st_size, stat.st_mtime_ns)
+
+
+@functools.lru_cache(maxsize=1 << 14)
+def _survives(path: str, size: int, _changed: int) -> bool:
+    with _one_at_a_time:
+        child = _child(os.getpid())
+        if child is None:
+            return True
+        question = json.dumps([path, _SECONDS + size // _BYTES_PER_SECOND])
+        with contextlib.suppress(BrokenPipeError):
+            child.stdin.write(question + "\n")
+            child.stdin.flush()
+        if child.stdout.readline():
+            return True
+        child.communicate()
+        _child.cache_clear()
+        return False
+
+
+@functools.lru_cache(maxsize=1)
+def _child(_parent: int) -> subprocess.Popen | None:
+    """Starts the child of this process; None if it does not come up."""
+    # -P keeps this folder, whose modules have common names, out of the child's import path; the
+    # session of its own keeps Ctrl-C for the parent. The child ends when its input does.
+    child = subprocess.Popen(
+        [sys.executable, "-P", __file__],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+        text=True,
+    )
+    return child if child.stdout.readline() else None
+
+
+def _serve() -> None:
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    print("ready", flush=True)
+    for line in sys.stdin:
+        path, seconds = json.loads(line)
+        usage = resource.getrusage(resource.RUSAGE_SELF)
+        limit = int(usage.ru_utime + usage.ru_stime) + 1 + seconds
+        resource.setrlimit(resource.RLIMIT_CPU, (limit, resource.RLIM_INFINITY))
+        # Any error will be met again, and told, where the file is read.
+        with contextlib.suppress(Exception), h5py.File(path, "r") as root:
+            _visit(root)
+        print("done", flush=True)
+
+
+def _visit(group: h5py.Group) -> None:
+    """Reads all attributes and texts below a group, and two corners of every other dataset."""
+    for node in (group, *(group[name] for name in group)):
+        for name in node.attrs:
+            node.attrs.get(name)
+        if isinstance(node, h5py.Dataset) and node.size:
+            # Texts live in heaps; of numbers, the corners show whether the chunks can be found.
+            is_text = h5py.check_string_dtype(node.dtype) is not None and node.ndim == 1
+            node[...] if is_text else (node[(0,) * node.ndim], node[(-1,) * node.ndim])
+    for name in group:
+        if isinstance(group[name], h5py.Group):
+            _visit(group[name])
+
+
+if __name__ == "__main__":
+    _serve()
