@@ -10,8 +10,8 @@ Names are imported when first used, so that `import geneformer_jax` is quick and
 """
 
 import importlib
-import importlib.metadata
 
+__version__ = "0.1.0"
 _HOME = {
     "InputError": "geneformer_jax.common.errors",
     "embed_cells": "geneformer_jax.analysis.embedding",
@@ -22,13 +22,9 @@ __all__ = [*_HOME, "__version__"]
 
 
 def __getattr__(name: str) -> object:
-    if name == "__version__":
-        value: object = importlib.metadata.version("geneformer_jax")
-    elif name in _HOME:
-        value = getattr(importlib.import_module(_HOME[name]), name)
-    else:
+    if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    globals()[name] = value
+    value = globals()[name] = getattr(importlib.import_module(_HOME[name]), name)
     return value
 
 

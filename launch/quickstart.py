@@ -163,14 +163,13 @@ def main() -> None:
     counts, folder, label = prepare()
     vocabulary, store, model = folder / "vocabulary", folder / "cells", folder / "model"
     embeddings = folder / "embeddings.h5ad"
-    # These two write their folder whole or not at all: one that is there is complete.
+    # A vocabulary folder appears whole; the other doors find out themselves what is left to do.
     if not vocabulary.exists():
         run_door("build_vocabulary", counts=counts, output=vocabulary)
-    if not store.exists():
-        run_door("tokenize", counts=counts, vocabulary=vocabulary, output=store)
-    pretrain = {"config": CONFIG, "config.data.store": store, "workdir": model}
-    run_door("pretrain", **pretrain)
-    options = {"color": label} if label else {}
+    carried = {"obs": label} if label else {}
+    run_door("tokenize", counts=counts, vocabulary=vocabulary, output=store, **carried)
+    run_door("pretrain", **{"config": CONFIG, "config.data.store": store, "workdir": model})
+    coloured = {"color": label} if label else {}
     run_door(
         "embed",
         checkpoint=model,
@@ -178,7 +177,7 @@ def main() -> None:
         counts=counts,
         output=embeddings,
         figures="true",
-        **options,
+        **coloured,
     )
     print(f"\nEverything is in {folder}:")
     for path in sorted(folder.iterdir()):

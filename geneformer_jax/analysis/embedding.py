@@ -24,8 +24,10 @@ from geneformer_jax.cells.tokenization import Recipe, default_max_length, tokeni
 from geneformer_jax.cells.vocabulary import GeneVocabulary
 from geneformer_jax.common.errors import InputError, did_you_mean
 from geneformer_jax.common.progress import Progress
+from geneformer_jax.model.attention import choose_attention
 from geneformer_jax.model.config import EncoderConfig
 from geneformer_jax.model.encoder import Params, Runtime, encode
+from geneformer_jax.model.precision import precision_preset
 from geneformer_jax.model.pretrained import PretrainedModel
 
 KEY = "X_geneformer"
@@ -106,14 +108,13 @@ def embed_cells(
       InputError: there is no such mode or layer, the model has no vocabulary or no `<cls>`, the
         cells were tokenised with another vocabulary or are longer than the model's positions.
     """
-    vocabulary = _check_model(model, mode, layer)
-    encoded = _open_cells(cells, model)
-    _check_cells(encoded, model)
+    _check_options(model, mode, layer)
+    encoded = open_cells(cells, model)
     pooling = _Pooling(
         config=model.config,
         runtime=runtime or Runtime(),
         layers=model.config.layers + layer,
-        first_gene_token=vocabulary.first_gene_token,
+        first_gene_token=encoded.vocabulary.first_gene_token,
         mode=mode,
     )
     embedded = (_embed_genes if mode == "gene" else _embed_rows)(model, encoded, pooling)
@@ -121,12 +122,67 @@ def embed_cells(
         "mode": mode,
         "layer": layer,
         "checkpoint": model.source,
-        "vocabulary_hash": vocabulary.hash,
+        "vocabulary_hash": encoded.vocabulary.hash,
         "precision": pooling.runtime.precision.name,
         "cells": len(encoded.lengths),
         "left_out": dict(getattr(encoded, "dropped", {})),
     }
     return embedded
+
+
+def open_cells(
+    cells: EncodedCells | ad.AnnData | Path | str, model: PretrainedModel
+) -> EncodedCells:
+    """Opens a cell store, or tokenises counts with the model's vocabulary.
+
+    Raises:
+      InputError: the cells cannot be read or do not fit the model.
+    """
+    _check_vocabulary(model)
+    if isinstance(cells, ad.AnnData):
+        source = AnnDataSource(cells)
+    elif isinstance(cells, str | Path) and (Path(cells).is_file() or is_counts(Path(cells))):
+        source = open_counts(cells)
+    else:
+        encoded = CellStore.open(cells) if isinstance(cells, str | Path) else cells
+        _check_cells(encoded, model)
+        return encoded
+    longest = min(default_max_length(model.vocabulary), model.config.positions)
+    return tokenize_source(source, model.vocabulary, Recipe(max_length=longest))
+
+
+def inference_runtime(
+    config: EncoderConfig, precision: str = "float32", attention: str = "auto"
+) -> tuple[Runtime, str]:
+    """Chooses how to compute on this machine.
+
+    Args:
+      config: shape of the model.
+      precision: name of a precision preset.
+      attention: name of an attention implementation, or "auto".
+
+    Returns:
+      (the runtime, a line that says what was chosen and why).
+
+    Raises:
+      InputError: there is no such precision or attention, or it cannot run here.
+    """
+    preset = precision_preset(precision)
+    device = jax.local_devices()[0]
+    choice = choose_attention(
+        attention,
+        platform=device.platform,
+        compute_dtype=preset.compute,
+        head_size=config.head_size,
+        dropout_rate=0.0,
+        packed=False,
+        positions=config.positions,
+    )
+    line = (
+        f"device: {device.device_kind}; precision {precision}; "
+        f"attention {choice.implementation} ({choice.reason})"
+    )
+    return Runtime(precision=preset, attention=choice.implementation), line
 
 
 def token_batches(cells: EncodedCells, positions: int, pad_token: int) -> Iterator[TokenBatch]:
@@ -159,7 +215,7 @@ def token_batches(cells: EncodedCells, positions: int, pad_token: int) -> Iterat
         yield TokenBatch(real, *jax.device_put((tokens_BT, lengths_B)))
 
 
-def _check_model(model: PretrainedModel, mode: str, layer: int) -> GeneVocabulary:
+def _check_options(model: PretrainedModel, mode: str, layer: int) -> None:
     if mode not in MODES:
         known = ", ".join(MODES)
         raise InputError(
@@ -170,6 +226,14 @@ def _check_model(model: PretrainedModel, mode: str, layer: int) -> GeneVocabular
             f"layer {layer} is not in this model of {model.config.layers} layers; give 0 (the last "
             f"one) down to -{model.config.layers} (the embeddings below the first)"
         )
+    if mode == "cls" and model.vocabulary is not None and model.vocabulary.cls_id is None:
+        raise InputError(
+            'mode "cls" needs a <cls> token, which this model has not (V1 models have none); '
+            'use mode "cell"'
+        )
+
+
+def _check_vocabulary(model: PretrainedModel) -> None:
     vocabulary = model.vocabulary
     if vocabulary is None:
         raise InputError(
@@ -180,28 +244,6 @@ def _check_model(model: PretrainedModel, mode: str, layer: int) -> GeneVocabular
             f"the vocabulary has {vocabulary.size:,} tokens but the model of {model.source} "
             f"{model.config.vocabulary_size:,}; give the vocabulary it was trained with"
         )
-    if mode == "cls" and vocabulary.cls_id is None:
-        raise InputError(
-            'mode "cls" needs a <cls> token, which this model has not (V1 models have none); '
-            'use mode "cell"'
-        )
-    return vocabulary
-
-
-def _open_cells(
-    cells: EncodedCells | ad.AnnData | Path | str, model: PretrainedModel
-) -> EncodedCells:
-    """Opens a store, or tokenises counts with the model's vocabulary."""
-    if isinstance(cells, ad.AnnData):
-        source = AnnDataSource(cells)
-    elif isinstance(cells, str | Path):
-        if Path(cells).is_dir() and not is_counts(Path(cells)):
-            return CellStore.open(cells)
-        source = open_counts(cells)
-    else:
-        return cells
-    longest = min(default_max_length(model.vocabulary), model.config.positions)
-    return tokenize_source(source, model.vocabulary, Recipe(max_length=longest))
 
 
 def _check_cells(cells: EncodedCells, model: PretrainedModel) -> None:

@@ -6,6 +6,7 @@ without arguments, and ends with `door.run(main)`.
 
 import errno
 import os
+import runpy
 import sys
 import textwrap
 from collections.abc import Callable, Sequence
@@ -75,6 +76,9 @@ def _parse(argv: Sequence[str]) -> None:
     if any(argument in ("--help", "-h", "-help", "--helpfull") for argument in argv[1:]):
         print(_help())
         sys.exit(0)
+    config = _config_file(argv)
+    if config and "config" in flags.FLAGS and not os.path.isfile(config):
+        raise InputError(f"--config={config} is no file; name one, such as configs/quickstart.py")
     try:
         rest = flags.FLAGS(argv)
     except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:
@@ -87,7 +91,7 @@ def _parse(argv: Sequence[str]) -> None:
 
 def _flag_mistake(argv: Sequence[str], error: Exception) -> str:
     """Says which flag is wrong; for config keys, which key it may have meant."""
-    known = _config_keys()
+    known = _config_keys(argv)
     for argument in argv[1:]:
         name, _, value = argument.partition("=")
         if not name.startswith(_CONFIG_PREFIX) or not known:
@@ -102,11 +106,24 @@ def _flag_mistake(argv: Sequence[str], error: Exception) -> str:
     return f"{error}; see --help"
 
 
-def _config_keys() -> dict[str, object]:
-    """Dotted names and values of the configuration file named by --config, empty if it has none."""
-    if "config" not in flags.FLAGS:
+def _config_file(argv: Sequence[str]) -> str:
+    """The value of --config on the command line, '' if it is not there."""
+    for argument, following in zip(argv, [*argv[1:], ""], strict=True):
+        if argument == "--config":
+            return following
+        if argument.startswith("--config="):
+            return argument.removeprefix("--config=")
+    return ""
+
+
+def _config_keys(argv: Sequence[str]) -> dict[str, object]:
+    """Dotted names and values of the configuration file named by --config, empty if it has none.
+
+    The file is run anew: a wrong key leaves the door's own flag without a value.
+    """
+    if "config" not in flags.FLAGS or not _config_file(argv):
         return {}
-    config = flags.FLAGS["config"].value
+    config = runpy.run_path(_config_file(argv))["get_config"]()
     keys: dict[str, object] = {}
 
     def walk(prefix: str, node: object) -> None:
@@ -116,8 +133,7 @@ def _config_keys() -> dict[str, object]:
             else:
                 keys[prefix + name] = value
 
-    if hasattr(config, "items"):
-        walk("", config)
+    walk("", config)
     return keys
 
 

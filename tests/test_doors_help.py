@@ -1,0 +1,132 @@
+"""Every door: a help text for newcomers, and one line for what is mistyped."""
+
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from absl import flags
+
+PROJECT = Path(__file__).resolve().parents[1]
+DOORS = sorted(
+    path.stem for path in (PROJECT / "geneformer_jax").glob("*.py") if path.name != "__init__.py"
+)
+CONFIG = PROJECT / "configs" / "quickstart.py"
+
+
+def run_door(name: str, arguments: list[str], monkeypatch, capsys) -> tuple[int, str, str]:
+    """Runs a door in this process; returns (exit status, standard output, standard error)."""
+    module = f"geneformer_jax.{name}"
+    monkeypatch.setattr(sys, "argv", [module, *arguments])
+    before = set(flags.FLAGS)
+    was_parsed = flags.FLAGS.is_parsed()
+    try:
+        with pytest.raises(SystemExit) as ended:
+            runpy.run_module(module, run_name="__main__", alter_sys=True)
+    finally:
+        for flag in set(flags.FLAGS) - before:
+            delattr(flags.FLAGS, flag)
+        if not was_parsed:
+            flags.FLAGS.unparse_flags()
+    output, error = capsys.readouterr()
+    return ended.value.code, output, error
+
+
+@pytest.mark.parametrize("name", DOORS)
+def test_help_tells_what_the_door_does_and_each_flag(name, monkeypatch, capsys):
+    status, output, _ = run_door(name, ["--help"], monkeypatch, capsys)
+    assert status == 0
+    assert f"python -m geneformer_jax.{name} " in output, "no example command"
+    source = (PROJECT / "geneformer_jax" / f"{name}.py").read_text()
+    defined = [
+        line.split('"')[1]
+        for line in source.replace("(\n    ", "(").splitlines()
+        if "DEFINE_" in line and '"' in line
+    ]
+    assert defined
+    for flag in defined:
+        assert f"--{flag}" in output
+    # Each flag's name is followed by what it means.
+    lines = output[output.index("Flags:") :].splitlines()[1:]
+    for line, following in zip(lines, [*lines[1:], ""], strict=True):
+        if line.startswith("  --"):
+            assert following.startswith("      ") and following.strip()
+
+
+def assert_one_line(error: str) -> None:
+    lines = [line for line in error.splitlines() if line.strip()]
+    assert len(lines) == 1, error
+    assert lines[0].startswith("error: ")
+
+
+@pytest.mark.parametrize("name", DOORS)
+def test_an_unknown_flag_ends_with_one_line(name, monkeypatch, capsys):
+    status, _, error = run_door(name, ["--no_such_flag=1"], monkeypatch, capsys)
+    assert status == 1
+    assert_one_line(error)
+    assert "no_such_flag" in error
+
+
+@pytest.mark.parametrize("name", DOORS)
+def test_a_missing_flag_ends_with_one_line(name, monkeypatch, capsys):
+    status, _, error = run_door(name, [], monkeypatch, capsys)
+    assert status == 1
+    assert_one_line(error)
+    assert "must be given; see --help" in error
+
+
+@pytest.mark.parametrize(
+    ("argument", "words"),
+    [
+        ("--config.optimizer.learning_rat=1", 'did you mean "optimizer.learning_rate"'),
+        ("--config.stepz=1", 'did you mean "steps"'),
+        ("--config.steps=many", "must be of type int"),
+    ],
+)
+def test_a_wrong_config_key_ends_with_one_line(argument, words, monkeypatch, capsys):
+    arguments = [f"--config={CONFIG}", argument, "--workdir=nowhere"]
+    status, _, error = run_door("pretrain", arguments, monkeypatch, capsys)
+    assert status == 1
+    assert_one_line(error)
+    assert words in error
+
+
+def test_a_missing_config_file_ends_with_one_line(monkeypatch, capsys, tmp_path):
+    arguments = [f"--config={tmp_path / 'none.py'}", f"--workdir={tmp_path / 'run'}"]
+    status, _, error = run_door("pretrain", arguments, monkeypatch, capsys)
+    assert status == 1
+    assert_one_line(error)
+
+
+def test_a_door_is_a_command():
+    """Once as users run it: a process of its own, its exit status and its streams."""
+    done = subprocess.run(
+        [sys.executable, "-m", "geneformer_jax.embed", "--nonsense"],
+        cwd=PROJECT, capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert done.stdout == ""
+    assert_one_line(done.stderr)
+
+
+def test_importing_the_package_starts_no_jax():
+    code = (
+        "import sys, geneformer_jax as gf; print(gf.__version__);"
+        "print([name for name in ('jax', 'numpy', 'pandas') if name in sys.modules])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=PROJECT, capture_output=True, text=True, timeout=120
+    )
+    version, heavy = done.stdout.splitlines()
+    assert version.count(".") == 2
+    assert heavy == "[]"
+
+
+def test_the_package_offers_what_it_names():
+    import geneformer_jax as gf
+
+    for name in gf.__all__:
+        assert getattr(gf, name) is not None
+    with pytest.raises(AttributeError, match="no_such_name"):
+        _ = gf.no_such_name
