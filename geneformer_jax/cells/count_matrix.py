@@ -206,7 +206,8 @@ def _checked_pointers(data, indices, indptr, rows: int, name: str) -> np.ndarray
 
 def checked_indices(indices: np.ndarray, below: int, name: str) -> np.ndarray:
     """Returns int32 indices; raises InputError if one is not within 0 to `below` - 1."""
-    if indices.size and (indices.min() < 0 or indices.max() >= below):
+    # Seen as unsigned, a negative index is a huge one.
+    if indices.size and indices.view(f"u{indices.itemsize}").max() >= below:
         wrong = indices[(indices < 0) | (indices >= below)][0]
         raise InputError(
             f"{name}: index {wrong} is not within 0 to {below - 1}; the matrix is damaged: "

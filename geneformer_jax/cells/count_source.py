@@ -125,9 +125,9 @@ class MatrixSource(abc.ABC):
             values = self._read_obs(columns)
         index = pd.Index(self.cell_ids, name="cell_id")
         for column, value in values.items():
-            if len(value) != self.n_cells:
+            if np.shape(value) != (self.n_cells,):
                 raise InputError(
-                    f'{self.path}: obs column "{column}" has {len(value)} values for '
+                    f'{self.path}: obs column "{column}" has shape {np.shape(value)} for '
                     f"{self.n_cells} cells; write the file again"
                 )
         return pd.DataFrame(values, index=index, columns=columns)
@@ -169,7 +169,7 @@ class MatrixSource(abc.ABC):
         yield from self._scratch.rows(cells_per_batch)
 
     def _batch_totals(self, counts: sparse.csr_matrix, start: int) -> np.ndarray:
-        summed = counts @ np.ones(counts.shape[1])
+        summed = _sums(counts)
         if self._totals is None:
             return summed
         given = self._totals[start : start + len(summed)]
@@ -263,6 +263,15 @@ class MatrixSource(abc.ABC):
             f'{self.path}: {table} has no column "{column}"{did_you_mean(column, known)}; '
             f"its columns: {listed or 'none'}"
         )
+
+
+def _sums(counts: sparse.csr_matrix) -> np.ndarray:
+    """float64 [cells], exact; several times faster than a product with a vector of ones."""
+    sums = np.zeros(counts.shape[0])
+    filled = np.flatnonzero(np.diff(counts.indptr))
+    if filled.size:
+        sums[filled] = np.add.reduceat(counts.data, counts.indptr[filled], dtype=np.int64)
+    return sums
 
 
 def as_text(values: object) -> np.ndarray:

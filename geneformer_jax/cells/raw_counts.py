@@ -46,7 +46,7 @@ def as_raw_counts(rows: sparse.csr_matrix, place: Place) -> sparse.csr_matrix:
         raise InputError(f"{place.matrix}: holds {data.dtype}, but raw counts are numbers")
     with np.errstate(invalid="ignore"):
         whole = data.astype(np.int32)
-        sound = bool(np.array_equal(whole.astype(data.dtype, copy=False), data))
+    sound = np.can_cast(data.dtype, np.int32) or bool(np.all(whole.astype(data.dtype) == data))
     if not sound or (whole.size and whole.min() < 0):
         raise _not_raw(rows, place)
     counts = sparse.csr_matrix((whole, rows.indices, rows.indptr), shape=rows.shape)

@@ -1,0 +1,112 @@
+"""Shows that reading counts takes memory that does not grow with the file: a JSON line per case.
+
+    python benchmarks/read_memory.py [--megabytes=300,1500] [--limit=700] [--folder=/tmp]
+
+Each file is generated, read by a process of its own that may take no more than --limit MB of
+address space on top of what its imports took, and deleted. `peak_mb` is the growth of the largest
+resident set during reading. `seconds` is our reading, `plain_seconds` is the file's three arrays
+read with h5py alone in the same slices, in the same process, afterwards.
+"""
+
+import json
+import multiprocessing
+import resource
+import tempfile
+import time
+from pathlib import Path
+
+import anndata
+import h5py
+import numpy as np
+import pandas as pd
+from absl import app, flags
+from anndata.io import write_elem
+
+from geneformer_jax.cells.counts import open_counts
+
+MEGABYTES = flags.DEFINE_list("megabytes", ["300", "1500"], "sizes of the files")
+LIMIT = flags.DEFINE_integer("limit", 700, "MB that reading may add")
+FOLDER = flags.DEFINE_string("folder", tempfile.gettempdir(), "where files are generated")
+GENES, GENES_PER_CELL = 20_000, 2_000
+BYTES_PER_ENTRY = 8
+SLICE = 1 << 23
+
+
+def generate(path: Path, layout: str, megabytes: int) -> None:
+    """Writes a sparse h5ad of int32 counts, major axis by major axis, without holding it."""
+    cells = megabytes * 1_000_000 // (GENES_PER_CELL * BYTES_PER_ENTRY)
+    major, minor = (cells, GENES) if layout == "csr" else (GENES, cells)
+    per_major = GENES_PER_CELL * cells // major
+    rng = np.random.default_rng(0)
+    anndata.AnnData(
+        obs=pd.DataFrame(index=[f"cell{n}" for n in range(cells)]),
+        var=pd.DataFrame(index=[f"ENSG{n:011d}" for n in range(GENES)]),
+    ).write_h5ad(path)
+    with h5py.File(path, "r+") as root:
+        group = root.create_group("X")
+        group.attrs.update(
+            {"encoding-type": f"{layout}_matrix", "encoding-version": "0.1.0"},
+            shape=np.array([cells, GENES]),
+        )
+        options = {"shape": (major * per_major,), "dtype": np.int32, "chunks": (1 << 16,)}
+        data = group.create_dataset("data", **options)
+        indices = group.create_dataset("indices", **options)
+        write_elem(group, "indptr", np.arange(major + 1, dtype=np.int64) * per_major)
+        step = max(SLICE // per_major, 1)
+        for start in range(0, major, step):
+            n = min(step, major - start)
+            # Distinct and ascending: one index in each of `per_major` equal strides.
+            stride = minor // per_major
+            drawn = rng.integers(0, stride, (n, per_major)) + np.arange(per_major) * stride
+            at = slice(start * per_major, (start + n) * per_major)
+            indices[at] = drawn.ravel()
+            data[at] = rng.integers(1, 20, n * per_major)
+
+
+def peak_mb() -> float:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
+
+
+def read(path: Path, limit_mb: int, answer: multiprocessing.Queue) -> None:
+    source = open_counts(path)
+    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    limit = used + limit_mb * 1_000_000
+    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+    before, began = peak_mb(), time.perf_counter()
+    counts = entries = 0
+    for batch in source.batches():
+        counts += float(batch.totals.sum())
+        entries += batch.counts.nnz
+    result = {
+        "cells": source.n_cells,
+        "entries": entries,
+        "counts": counts,
+        "peak_mb": round(peak_mb() - before),
+        "seconds": round(time.perf_counter() - began, 2),
+    }
+    began = time.perf_counter()
+    with h5py.File(path, "r") as root:
+        for start in range(0, root["X/data"].shape[0], SLICE):
+            for name in ("X/data", "X/indices"):
+                root[name][start : start + SLICE]
+    answer.put({**result, "plain_seconds": round(time.perf_counter() - began, 2)})
+
+
+def main(_: list[str]) -> None:
+    processes = multiprocessing.get_context("spawn")
+    for megabytes in map(int, MEGABYTES.value):
+        for layout in ("csr", "csc"):
+            with tempfile.TemporaryDirectory(dir=FOLDER.value) as folder:
+                path = Path(folder) / "counts.h5ad"
+                generate(path, layout, megabytes)
+                answer = processes.Queue()
+                reader = processes.Process(target=read, args=(path, LIMIT.value, answer))
+                reader.start()
+                reader.join()
+                case = {"layout": layout, "file_mb": round(path.stat().st_size / 1e6)}
+                done = answer.get() if reader.exitcode == 0 else {"failed": reader.exitcode}
+                print(json.dumps({**case, "limit_mb": LIMIT.value, **done}), flush=True)
+
+
+if __name__ == "__main__":
+    app.run(main)
