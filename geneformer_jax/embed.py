@@ -60,7 +60,9 @@ def main() -> None:
     cells = embedding.open_cells(FLAGS.cells, model)
     embedding_report.check_columns(cells.obs, columns)
     counts = _counts()
-    runtime, chosen = embedding.inference_runtime(model.config, FLAGS.precision, FLAGS.attention)
+    runtime, chosen = embedding.inference_runtime(
+        model.config, int(cells.lengths.max()), FLAGS.precision, FLAGS.attention
+    )
     print(f"{len(cells.lengths):,} cells, model {model.source}\n{chosen}", flush=True)
     embedded = embedding.embed_cells(
         model, cells, mode=FLAGS.mode, layer=FLAGS.layer, runtime=runtime

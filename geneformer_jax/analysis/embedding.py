@@ -152,12 +152,13 @@ def open_cells(
 
 
 def inference_runtime(
-    config: EncoderConfig, precision: str = "float32", attention: str = "auto"
+    config: EncoderConfig, longest: int, precision: str = "float32", attention: str = "auto"
 ) -> tuple[Runtime, str]:
     """Chooses how to compute on this machine.
 
     Args:
       config: shape of the model.
+      longest: tokens of the longest cell to come.
       precision: name of a precision preset.
       attention: name of an attention implementation, or "auto".
 
@@ -176,7 +177,7 @@ def inference_runtime(
         head_size=config.head_size,
         dropout_rate=0.0,
         packed=False,
-        positions=config.positions,
+        positions=longest,
     )
     line = (
         f"device: {device.device_kind}; precision {precision}; "

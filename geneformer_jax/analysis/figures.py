@@ -208,8 +208,11 @@ def _scatter_categories(axes: Any, positions: np.ndarray, values: pd.Series, siz
 
 
 def _categories(values: pd.Series) -> tuple[np.ndarray, Sequence[str]]:
-    """Returns (category of each cell, -1 where it has none; names in their own or sorted order)."""
+    """Returns (category of each cell, -1 where it has none; names, sorted if they have no order)."""
     values = values.astype("category")
+    if not values.cat.ordered:
+        values = values.cat.reorder_categories(sorted(values.cat.categories, key=str))
+    values = values.cat.remove_unused_categories()
     names = [str(name) for name in values.cat.categories]
     if len(names) > _MAX_CATEGORIES:
         raise InputError(

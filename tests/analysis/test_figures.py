@@ -76,7 +76,8 @@ def rgb(colour: str) -> tuple:
 
 def test_umap_figure_puts_each_category_where_its_cells_are():
     positions = np.arange(12, dtype=float).reshape(6, 2)
-    values = pd.Series(["B", "A", None, "B", "A", "B"], name="kind")
+    kinds = pd.Categorical(["B", "A", None, "B", "A", "B"], ["B", "A"])
+    values = pd.Series(kinds, name="kind")
     figure = umap_figure(positions, values, "six cells")
     drawn = points_of(figure)
     np.testing.assert_array_equal(drawn[rgb(PALETTE[0])], positions[[1, 4]])
@@ -88,6 +89,13 @@ def test_umap_figure_puts_each_category_where_its_cells_are():
     assert axes.get_legend().get_title().get_text() == "kind"
     assert (axes.get_xlabel(), axes.get_ylabel()) == ("UMAP 1", "UMAP 2")
     assert axes.get_title() == "six cells"
+
+
+def test_an_order_of_categories_is_kept_and_empty_ones_are_not_listed():
+    stages = pd.Categorical(["early", "late"], ["late", "middle", "early"], ordered=True)
+    figure = umap_figure(np.eye(2), pd.Series(stages, name="stage"))
+    labels = [text.get_text() for text in figure.axes[0].get_legend().get_texts()]
+    assert labels == ["late (1)", "early (1)"]
 
 
 def test_categories_beyond_the_palette_get_another_marker():
