@@ -9,6 +9,7 @@ from types import TracebackType
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from orbax.checkpoint import v1 as ocp
 
 from geneformer_jax.common.errors import InputError
@@ -60,7 +61,8 @@ class Checkpoints:
         items = {
             "params": state.params,
             "optimizer": state.optimizer,
-            "meta": self._description,
+            # An array among the texts: orbax warns of an item that has none.
+            "meta": {**self._description, "step": np.int64(step)},
         }
         self._checkpointer.save_checkpointables_async(step, items)
 

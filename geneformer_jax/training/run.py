@@ -136,7 +136,7 @@ def prepare_run(config: PretrainConfig, store: CellStore) -> Run:
     )
     share = _share(mesh)
     steps = config.steps or config.epochs * recipe.make(store.lengths).steps_per_epoch
-    runtime, notes = _runtime(config, encoder, mesh)
+    runtime, notes = _runtime(config, encoder, mesh, shape.buckets[-1])
     return Run(
         config=config,
         store=store,
@@ -209,7 +209,7 @@ def _held_out(
 
 
 def _runtime(
-    config: PretrainConfig, encoder: EncoderConfig, mesh: Mesh
+    config: PretrainConfig, encoder: EncoderConfig, mesh: Mesh, longest: int
 ) -> tuple[Runtime, tuple[str, ...]]:
     precision = precision_preset(config.runtime.precision)
     if precision.scaled_loss:
@@ -224,7 +224,7 @@ def _runtime(
         head_size=encoder.head_size,
         dropout_rate=encoder.attention_dropout,
         packed=False,
-        positions=encoder.positions,
+        positions=longest,
     )
     activations = NamedSharding(mesh, PartitionSpec(("data", "fsdp"), None, None))
     runtime = Runtime(

@@ -83,8 +83,8 @@ def train_step(
         accuracy=sums.correct / jnp.maximum(sums.genes, 1.0),
         masked_genes=sums.genes,
         tokens=batch.lengths_B.sum().astype(jnp.float32),
-        gradient_norm=optax.global_norm(gradients),
-        parameter_norm=optax.global_norm(state.params),
+        gradient_norm=optax.tree.norm(gradients),
+        parameter_norm=optax.tree.norm(state.params),
     )
     params = optax.apply_updates(state.params, updates)
     return TrainState(state.step + 1, params, optimizer_state), metrics

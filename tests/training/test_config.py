@@ -1,0 +1,128 @@
+"""Configurations: what is refused, and that every shipped one can be built."""
+
+import importlib.util
+import json
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from geneformer_jax.batches.loader import Batch
+from geneformer_jax.batches.masking import masked_capacity
+from geneformer_jax.common.errors import InputError
+from geneformer_jax.model.config import EncoderConfig
+from geneformer_jax.model.encoder import Runtime
+from geneformer_jax.training.config import PretrainConfig, pretrain_config, typed_config
+from geneformer_jax.training.optimizer import make_optimizer
+from geneformer_jax.training.run import prepare_run
+from geneformer_jax.training.state import init_state, train_step
+
+CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.py"))
+
+
+def load(path: Path) -> PretrainConfig:
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return typed_config(module.get_config())
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_every_shipped_configuration_evaluates_its_shapes(path):
+    config = load(path)
+    encoder = config.encoder(config.model["vocabulary_size"] or 1_000)
+    optimizer = make_optimizer(config.optimizer, 100)
+    B, T = 4, encoder.positions
+    M = masked_capacity(T)
+
+    def array(*shape: int, dtype=np.int32) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(shape, dtype)
+
+    batch = Batch(
+        array(B, T), array(B), array(B, M), array(B, M), array(B, M, dtype=np.float32), array(B)
+    )
+    state = jax.eval_shape(lambda: init_state(encoder, optimizer, config.seed))
+    after, metrics = jax.eval_shape(
+        lambda state, batch: train_step(
+            state, batch, config=encoder, optimizer=optimizer, runtime=Runtime(), seed=0
+        ),
+        state,
+        batch,
+    )
+    assert jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), after) == jax.tree.map(
+        lambda leaf: (leaf.shape, leaf.dtype), state
+    )
+    assert metrics.loss.shape == ()
+    weights = sum(leaf.size for leaf in jax.tree.leaves(state.params))
+    assert weights == encoder.parameters
+
+
+def test_a_configuration_survives_json():
+    config = pretrain_config("v1_10m").to_dict()
+    assert typed_config(json.loads(json.dumps(config))) == typed_config(config)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "words"),
+    [
+        ("optimizer.learning_rat", 1, 'did you mean "optimizer.learning_rate"|did you mean'),
+        ("optimizer.learning_rate", 0.0, "learning_rate is 0.0"),
+        ("optimizer.schedule", "step", "linear, cosine, constant"),
+        ("runtime.precision", "float8", "float32, bfloat16, float16"),
+        ("runtime.remat", "all", "none, full, dots"),
+        ("mesh.fsdp", 0, "mesh.fsdp is 0"),
+        ("checkpoint.keep", 0, "checkpoint.keep is 0"),
+        ("steps", -1, "steps is -1"),
+        ("model.depth", 3, 'no key "model.depth"'),
+    ],
+)
+def test_values_that_cannot_be_are_refused(key, value, words):
+    config = pretrain_config("v1_10m").to_dict()
+    *folders, name = key.split(".")
+    node = config
+    for folder in folders:
+        node = node[folder]
+    node[name] = value
+    with pytest.raises(InputError, match=words):
+        typed_config(config)
+
+
+def toy_config(store, **changes) -> PretrainConfig:
+    """A run that the toy store can feed, with some fields changed: {"data.workers": 1}."""
+    model = EncoderConfig(1, 2, 32, 4, 64, 256, dropout=0.1, attention_dropout=0.1)
+    config = pretrain_config(model, vocabulary_size=0)
+    config.data.store = str(store.folder)
+    config.data.cells_per_batch = 8
+    config.data.most_buckets = 2
+    config.evaluation.held_out_cells = 24
+    config.update_from_flattened_dict(changes)
+    return typed_config(config)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"model.vocabulary_size": 99}, "99 but the store's vocabulary has 152"),
+        ({"model.positions": 16}, "longest cell has"),
+        ({"mesh.tensor": 3}, "exactly the 8 devices"),
+        ({"mesh.tensor": 8}, "heads 4 is not divisible by --config.mesh.tensor 8"),
+        ({"data.cells_per_batch": 12}, "not divisible by the 8 devices"),
+        ({"data.tokens_per_batch": 64}, "exactly one"),
+        ({"evaluation.held_out_cells": 240}, "the store has 240 cells"),
+        ({"runtime.attention": "cudnn"}, "needs an NVIDIA GPU"),
+        ({"runtime.precision": "float16"}, "loss scaling"),
+    ],
+)
+def test_runs_that_cannot_start_are_refused_before_anything_compiles(toy_store, changes, words):
+    with pytest.raises(InputError, match=words):
+        prepare_run(toy_config(toy_store, **changes), toy_store)
+
+
+def test_a_run_says_what_it_will_do(toy_store):
+    run = prepare_run(toy_config(toy_store), toy_store)
+    text = "\n".join(run.summary())
+    assert "216 to train on, 24 held out" in text
+    assert "data 8 x fsdp 1 x tensor 1" in text
+    assert "attention: xla" in text
+    assert run.steps == 3 * run.steps_per_epoch

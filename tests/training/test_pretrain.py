@@ -1,0 +1,192 @@
+"""Pretraining from end to end: it learns, it survives kills, it refuses what it should."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from geneformer_jax.common.errors import InputError
+from geneformer_jax.model.pretrained import CHECKPOINTS, find_checkpoint, load_model
+from geneformer_jax.training.config import PretrainConfig, pretrain_config, typed_config
+from geneformer_jax.training.loop import pretrain
+from geneformer_jax.training.telemetry import read_metrics
+from tests.toy import make_store, toy_cells, toy_vocabulary
+
+PROJECT = Path(__file__).parents[2]
+CONFIG = """
+from geneformer_jax.model.config import EncoderConfig
+from geneformer_jax.training.config import pretrain_config
+
+def get_config():
+    model = EncoderConfig(1, 2, 32, 4, 64, 256, dropout=0.1, attention_dropout=0.1)
+    config = pretrain_config(model, vocabulary_size=0)
+    config.data.cells_per_batch = 8
+    config.data.most_buckets = 1
+    config.steps = 12
+    config.optimizer.warmup_steps = 4
+    config.checkpoint.every_steps = 3
+    config.evaluation.held_out_cells = 24
+    config.evaluation.every_steps = 6
+    config.log_every_steps = 2
+    return config
+"""
+
+
+def config_of(store, **changes) -> PretrainConfig:
+    space: dict = {}
+    exec(CONFIG, space)
+    config = space["get_config"]()
+    config.data.store = str(store.folder)
+    config.update_from_flattened_dict(changes)
+    return typed_config(config)
+
+
+@pytest.fixture(scope="module")
+def finished(toy_store, tmp_path_factory):
+    """An undisturbed run of 12 steps on one device: (workdir, result)."""
+    workdir = tmp_path_factory.mktemp("undisturbed") / "run"
+    with jax.default_device(jax.devices()[0]):
+        return workdir, pretrain(config_of(toy_store), workdir)
+
+
+def parameters(workdir: Path) -> dict:
+    return jax.device_get(load_model(workdir).params)
+
+
+def assert_identical(one: dict, other: dict) -> None:
+    jax.tree.map(np.testing.assert_array_equal, one, other)
+
+
+def test_a_run_leaves_weights_metrics_and_its_story(finished, toy_store):
+    workdir, result = finished
+    model = load_model(workdir)
+    assert model.step == 12
+    assert model.vocabulary.hash == toy_store.vocabulary.hash
+    assert model.config.vocabulary_size == toy_store.vocabulary.size
+    assert_identical(jax.device_get(result.state.params), jax.device_get(model.params))
+    rows = read_metrics(workdir)
+    assert [row["step"] for row in rows if "loss" in row] == [2, 3, 4, 6, 8, 9, 10, 12]
+    assert [row["step"] for row in rows if "held_out_loss" in row] == [6, 12]
+    assert rows[-1]["held_out_loss"] == result.held_out.loss
+    story = json.loads((workdir / "provenance.json").read_text())
+    assert story["configuration"]["optimizer"]["warmup_steps"] == 4
+    assert story["inputs"][0]["files"] > 3
+    assert len(list((workdir / CHECKPOINTS).glob("[0-9]*"))) == 3
+
+
+def test_held_out_scores_stand_beside_both_baselines(finished):
+    _, result = finished
+    assert set(result.baselines) == {"gene_frequency", "gene_at_rank"}
+    assert result.baselines["gene_at_rank"].loss < result.baselines["gene_frequency"].loss
+    assert result.held_out.perplexity == pytest.approx(np.exp(result.held_out.loss))
+    assert result.held_out.masked_genes > 100
+    report = "\n".join(result.report())
+    assert "does NOT beat the gene at rank baseline" in report, "12 steps cannot have learnt it"
+
+
+@pytest.mark.slow
+def test_a_longer_run_beats_both_baselines(toy_store, tmp_path):
+    changes = {"steps": 600, "optimizer.learning_rate": 3e-3, "checkpoint.every_steps": 600}
+    result = pretrain(config_of(toy_store, **changes), tmp_path / "run")
+    assert result.held_out.loss < min(score.loss for score in result.baselines.values())
+
+
+@pytest.mark.multiprocess
+def test_killed_between_checkpoints_and_resumed_ends_with_the_same_weights(toy_store, tmp_path):
+    config = tmp_path / "config.py"
+    config.write_text(CONFIG)
+
+    def start(workdir: Path) -> subprocess.Popen:
+        environment = {**os.environ, "XLA_FLAGS": "", "JAX_PLATFORMS": "cpu"}
+        command = [sys.executable, "-m", "geneformer_jax.pretrain", f"--config={config}"]
+        command += [f"--config.data.store={toy_store.folder}", f"--workdir={workdir}"]
+        return subprocess.Popen(
+            command, cwd=PROJECT, env=environment, stderr=subprocess.PIPE, text=True
+        )
+
+    undisturbed, disturbed = tmp_path / "undisturbed", tmp_path / "disturbed"
+    process = start(undisturbed)
+    assert process.wait() == 0, process.stderr.read()
+
+    process = start(disturbed)
+    deadline = time.monotonic() + 300
+    while not (disturbed / CHECKPOINTS / "3" / "commit_success.txt").exists():
+        assert process.poll() is None and time.monotonic() < deadline, "ended before the kill"
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert load_model(disturbed).step < 12
+    process = start(disturbed)
+    assert process.wait() == 0, process.stderr.read()
+
+    assert_identical(parameters(undisturbed), parameters(disturbed))
+    kept = [row for row in read_metrics(disturbed) if "loss" in row]
+    expected = [row for row in read_metrics(undisturbed) if "loss" in row]
+    assert [row["step"] for row in kept] == [row["step"] for row in expected]
+    assert [row["loss"] for row in kept] == [row["loss"] for row in expected]
+
+
+def test_running_a_finished_run_again_changes_nothing(finished, toy_store, capsys):
+    workdir, result = finished
+    before = parameters(workdir)
+    again = pretrain(config_of(toy_store), workdir)
+    assert "going on from the checkpoint at step 12" in capsys.readouterr().out
+    assert again.held_out == result.held_out
+    assert_identical(before, parameters(workdir))
+
+
+def test_a_workdir_of_another_run_is_refused(finished, toy_store, tmp_path):
+    workdir, _ = finished
+    with pytest.raises(InputError, match=r"optimizer.learning_rate = 0.001, not 0.5"):
+        pretrain(config_of(toy_store, **{"optimizer.learning_rate": 0.5}), workdir)
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(InputError, match="already holds other files"):
+        pretrain(config_of(toy_store), tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
+
+
+def test_a_store_with_another_vocabulary_is_refused(finished, tmp_path):
+    workdir, _ = finished
+    vocabulary = toy_vocabulary(("<pad>", "<mask>", "<cls>", "<eos>"))
+    other = make_store(tmp_path / "other", toy_cells(60), vocabulary)
+    with pytest.raises(InputError, match=r"data.store = .* name a new --workdir"):
+        pretrain(config_of(other), workdir)
+
+
+def test_a_loss_that_is_not_finite_names_the_step_and_the_cells(toy_store, tmp_path):
+    changes = {"optimizer.learning_rate": 1e30, "optimizer.clip_norm": 0.0}
+    with pytest.raises(InputError, match=r"loss of step \d+ .* holds cells c\d+, c\d+"):
+        pretrain(config_of(toy_store, **changes), tmp_path / "run")
+
+
+def test_damaged_and_missing_checkpoints_are_told_in_one_line(finished, tmp_path):
+    with pytest.raises(InputError, match="not a folder"):
+        load_model(tmp_path / "nowhere")
+    with pytest.raises(InputError, match="no checkpoint in"):
+        load_model(tmp_path)
+    workdir, _ = finished
+    broken = tmp_path / "12"
+    shutil.copytree(find_checkpoint(workdir), broken)
+    for path in (broken / "params").rglob("*"):
+        if path.is_file():
+            path.write_bytes(b"")
+    with pytest.raises(InputError, match="cannot be read"):
+        load_model(broken)
+
+
+def test_defaults_are_the_originals_recipe():
+    config = typed_config(pretrain_config("v1_10m"))
+    optimizer = config.optimizer
+    recipe = (optimizer.learning_rate, optimizer.schedule, optimizer.warmup_steps)
+    assert recipe == (1e-3, "linear", 10_000)
+    assert (optimizer.weight_decay, optimizer.b1, optimizer.b2) == (0.001, 0.9, 0.999)
+    assert (optimizer.eps, optimizer.clip_norm, config.epochs, config.seed) == (1e-8, 1.0, 3, 42)
+    assert config.masking.selected_share == 0.15
