@@ -3,13 +3,15 @@
 The original keeps its vocabulary in four pickled dictionaries: token dictionary, gene medians, id
 mapping and gene names. A pickle can name any function to be called while it is read. The reader
 here looks up no name at all: the two numpy names that those files hold get stand-ins of ours, every
-other name is refused, so nothing outside this file is ever called.
+other name is refused, so nothing but the stand-ins is ever called. PyTorch's weights (torch_files)
+are read by the same reader with other stand-ins.
 """
 
+import dataclasses
 import io
 import pickle
 import pickletools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -80,25 +82,63 @@ _STAND_INS = {
 }
 
 
-class _PlainUnpickler(pickle.Unpickler):
-    """Reads dictionaries of text and numbers; refuses everything else by name."""
+class _RestrictedUnpickler(pickle.Unpickler):
+    """Looks up stand-ins only; refuses every other name."""
 
-    def __init__(self, path: Path):
-        content = path.read_bytes()
+    def __init__(self, content: bytes, source: "PickleSource"):
         _check_memo(content)
         super().__init__(io.BytesIO(content))
-        self._path = path
+        self._source = source
 
     def find_class(self, module: str, name: str) -> Any:
-        stand_in = _STAND_INS.get((module, name))
+        stand_in = self._source.stand_ins.get((module, name))
         if stand_in is None:
             wanted = f"{_one_line(module)}.{_one_line(name)}"
             raise InputError(
-                f"{self._path} is refused: it asks for {wanted}, but a dictionary of the original "
-                "holds text and numbers only; nothing was executed, get the file anew from its "
-                "source"
+                f"{self._source.path} is refused: it asks for {wanted}, but {self._source.holds} "
+                "only; nothing was executed, get the file anew from its source"
             )
         return stand_in
+
+    def persistent_load(self, pid: Any) -> Any:
+        if self._source.persistent_load is None:
+            raise pickle.UnpicklingError("a persistent id")
+        return self._source.persistent_load(pid)
+
+
+@dataclasses.dataclass(frozen=True)
+class PickleSource:
+    """Where a pickle comes from, and what it may hold.
+
+    Attributes:
+      path: the file, for messages.
+      holds: who holds what, for messages: "a dictionary of the original holds text and numbers".
+      stand_ins: what is used for the names (module, name) that the pickle may mention. A stand-in
+        must have no attributes, so that a pickle cannot leave anything behind on it.
+      persistent_load: turns the persistent ids in the pickle into objects; None allows none.
+    """
+
+    path: Path
+    holds: str
+    stand_ins: Mapping[tuple[str, str], Any]
+    persistent_load: Callable[[Any], Any] | None = None
+
+
+def read_pickle(content: bytes, source: PickleSource) -> Any:
+    """Returns what a pickle holds, calling nothing but the stand-ins.
+
+    Raises:
+      InputError: it mentions another name, or is no whole pickle.
+    """
+    try:
+        return _RestrictedUnpickler(content, source).load()
+    except InputError:
+        raise
+    except _BROKEN as error:
+        raise InputError(
+            f"{source.path} is no readable pickle ({type(error).__name__}: "
+            f"{_one_line(str(error))}); get the file anew from its source"
+        ) from error
 
 
 def _one_line(words: str) -> str:
@@ -129,15 +169,8 @@ def read_dictionary(path: Path | str) -> dict[str, Any]:
         raise InputError(
             f"{path} is larger than 64 MiB, no dictionary of the original is; check it"
         )
-    try:
-        found = _PlainUnpickler(path).load()
-    except InputError:
-        raise
-    except _BROKEN as error:
-        raise InputError(
-            f"{path} is no readable pickle ({type(error).__name__}: {_one_line(str(error))}); "
-            "get the file anew from its source"
-        ) from error
+    holds = "a dictionary of the original holds text and numbers"
+    found = read_pickle(path.read_bytes(), PickleSource(path, holds, _STAND_INS))
     if not isinstance(found, dict) or not found:
         raise InputError(f"{path} holds no dictionary with entries; name a dictionary file")
     for key, value in found.items():
