@@ -7,7 +7,7 @@ which the layers are stacked along a leading axis L and scanned:
   embeddings/{word,position,token_type}/embedding, embeddings/norm/{scale,bias}
   blocks/{query,key,value,attention_output,up,down}/{kernel,bias}
   blocks/{attention_norm,output_norm}/{scale,bias}
-  masked_gene_head/...                                         (see heads.py)
+  masked_gene_head/..., or a classifier's cell_classifier/... or gene_classifier/... (see heads.py)
 """
 
 import dataclasses
@@ -160,10 +160,13 @@ def _definition(config: EncoderConfig, dtype: Any) -> tuple[nnx.GraphDef, nnx.St
 
 
 def module(config: EncoderConfig, params: Params, precision: Precision) -> Encoder:
-    """Returns the NNX modules holding `params`, computing in the given precision."""
+    """Returns the NNX modules holding `params`, computing in the given precision.
+
+    A classifier's weights have a head of another kind (see heads.py), which is left out here.
+    """
     graph, abstract = _definition(config, precision.compute)
     state = jax.tree.map(lambda leaf: leaf, abstract)
-    nnx.replace_by_pure_dict(state, params)
+    nnx.replace_by_pure_dict(state, {name: params[name] for name in abstract if name in params})
     return nnx.merge(graph, state)
 
 

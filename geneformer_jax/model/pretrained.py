@@ -1,21 +1,28 @@
-"""Pretrained weights from disk: the only part of this room that reads files."""
+"""Pretrained weights on disk: the only part of this room that reads and writes files."""
 
 import dataclasses
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import SingleDeviceSharding
 from orbax.checkpoint import v1 as ocp
 
 from geneformer_jax.cells.vocabulary import GeneVocabulary
 from geneformer_jax.common.errors import InputError
+from geneformer_jax.common.files import require_new_folder, write_aside
+from geneformer_jax.common.provenance import write_provenance
 from geneformer_jax.model.config import EncoderConfig
 from geneformer_jax.model.encoder import Params, abstract_params
+from geneformer_jax.model.heads import HeadConfig, init_head
 
 CHECKPOINTS = "checkpoints"
 _STEP_FILE = "_CHECKPOINT_METADATA"
 _REMEDY = "name a checkpoint, or the --workdir of a pretraining run"
+_KNOWN_SIZES = {25_426: " (V1)", 20_275: " (V2)"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,7 +34,8 @@ class PretrainedModel:
       params: float32 weights, see model.encoder.
       vocabulary: genes and medians it was trained with; None only for a bare weights folder.
       source: where it was read from.
-      step: updates it was trained for.
+      step: updates it was trained for, 0 where unknown.
+      head: the classification head that `params` holds; None for the masked-gene head.
     """
 
     config: EncoderConfig
@@ -35,14 +43,90 @@ class PretrainedModel:
     vocabulary: GeneVocabulary | None
     source: str
     step: int
+    head: HeadConfig | None = None
 
 
-def describe_model(config: EncoderConfig, vocabulary: GeneVocabulary) -> dict[str, str]:
+def describe_model(
+    config: EncoderConfig, vocabulary: GeneVocabulary, head: HeadConfig | None = None
+) -> dict[str, str]:
     """Returns what a checkpoint must say of itself beside its weights, as JSON texts."""
-    return {
+    described = {
         "model": json.dumps(dataclasses.asdict(config)),
         "vocabulary": vocabulary.to_json(),
     }
+    if head is not None:
+        described["head"] = json.dumps(dataclasses.asdict(head))
+    return described
+
+
+def abstract_weights(config: EncoderConfig, head: HeadConfig | None) -> Params:
+    """Returns shapes and types of a model's weights with its head, as `PretrainedModel` has them.
+
+    Args:
+      config: shape of the encoder.
+      head: a classification head, which stands in the place of the masked-gene head, or None.
+    """
+    params = abstract_params(config)
+    if head is not None:
+        del params["masked_gene_head"]
+        params[head.kind] = jax.eval_shape(lambda key: init_head(config, head, key), jax.random.key(0))
+    return params
+
+
+def with_vocabulary(model: PretrainedModel, vocabulary: GeneVocabulary) -> PretrainedModel:
+    """Returns the model with a vocabulary for one that carries none.
+
+    Raises:
+      InputError: the vocabulary has another number of tokens than the model, or is not the one
+        that the model carries.
+    """
+    size, wanted = vocabulary.size, model.config.vocabulary_size
+    if size != wanted:
+        raise InputError(
+            f"the model of {model.source} has {wanted:,} tokens{_KNOWN_SIZES.get(wanted, '')}, but "
+            f"the vocabulary has {size:,}{_KNOWN_SIZES.get(size, '')}: every token would mean "
+            "another gene; give the vocabulary that the model was trained with"
+        )
+    if model.vocabulary is not None and model.vocabulary.hash != vocabulary.hash:
+        raise InputError(
+            f"the model of {model.source} carries vocabulary {model.vocabulary.hash[:12]}, but "
+            f"{vocabulary.hash[:12]} was given; leave the vocabulary out"
+        )
+    return dataclasses.replace(model, vocabulary=vocabulary)
+
+
+def save_model(model: PretrainedModel, target: Path | str, story: Mapping[str, Any]) -> Path:
+    """Writes a model as a checkpoint without optimizer state, which `load_model` reads.
+
+    Args:
+      model: with its vocabulary: a checkpoint always carries one.
+      target: a new folder; the checkpoint is `target`/checkpoints/STEP, as in a run's workdir.
+      story: for provenance.json, see common.provenance.describe_run.
+
+    Raises:
+      InputError: the target holds other files, or the model has no vocabulary.
+    """
+    target = require_new_folder(target)
+    if model.vocabulary is None:
+        raise InputError(
+            f"the model of {model.source} carries no vocabulary, without which its tokens mean "
+            "nothing; give the one it was trained with"
+        )
+    context = ocp.Context()
+    # Float weights hardly shrink, and compressing them takes as much memory again as they do.
+    context.array.saving.use_compression = False
+    items = {
+        # Orbax copies numpy arrays, all at once, before it writes them.
+        "params": jax.tree.map(jnp.asarray, model.params),
+        "meta": describe_model(model.config, model.vocabulary, model.head),
+    }
+    with write_aside(target) as aside:
+        folder = aside.resolve() / CHECKPOINTS
+        folder.mkdir(parents=True)
+        with context:
+            ocp.save_checkpointables(folder / str(model.step), items)
+        write_provenance(aside, story)
+    return target / CHECKPOINTS / str(model.step)
 
 
 def load_model(path: Path | str) -> PretrainedModel:
@@ -58,10 +142,11 @@ def load_model(path: Path | str) -> PretrainedModel:
     try:
         meta = ocp.load_checkpointables(checkpoint, {"meta": None})["meta"]
         config = EncoderConfig(**json.loads(meta["model"]))
+        head = HeadConfig(**json.loads(meta["head"])) if "head" in meta else None
         sharding = SingleDeviceSharding(jax.local_devices()[0])
         abstract = jax.tree.map(
             lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
-            abstract_params(config),
+            abstract_weights(config, head),
         )
         params = ocp.load_checkpointables(checkpoint, {"params": abstract})["params"]
     except (OSError, KeyError, TypeError, ValueError) as error:
@@ -75,6 +160,7 @@ def load_model(path: Path | str) -> PretrainedModel:
         vocabulary=GeneVocabulary.from_json(meta["vocabulary"]),
         source=str(checkpoint),
         step=int(checkpoint.name),
+        head=head,
     )
 
 
