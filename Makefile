@@ -38,11 +38,13 @@ lint: $(TEST)
 
 # The stamps make repeated calls quick; a change of the package metadata installs again.
 $(DEMO): $(METADATA) | $(CREATED)
-	$(BIN)/python -m pip install --quiet --editable ".[demo]"
+	@echo "Installing the project and what it needs; this takes a few minutes the first time."
+	@$(BIN)/python -m pip install --quiet --editable ".[demo]"
 	@touch $@
 
 $(TEST): $(METADATA) | $(CREATED)
-	$(BIN)/python -m pip install --quiet --editable ".[test,parity]"
+	@echo "Installing the project and what its tests need; this takes a few minutes the first time."
+	@$(BIN)/python -m pip install --quiet --editable ".[test,parity]"
 	@touch $(DEMO) $@
 
 # Safe to repeat: `venv` completes a folder that an interrupted run left half made.

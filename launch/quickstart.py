@@ -31,6 +31,8 @@ _DECIMALS = 3
 _ROUNDING = 0.5 * 10.0**-_DECIMALS
 _FLOAT32_ROOM = 1e-6
 _MOST_LABELS = 50
+# The highest ranked genes say most, and attention over longer cells is slow on a laptop.
+_MAX_LENGTH = 512
 
 _COUNTS = flags.DEFINE_string("counts", "", "Raw-count h5ad file; empty for the demonstration.")
 _LABEL = flags.DEFINE_string(
@@ -167,7 +169,14 @@ def main() -> None:
     if not vocabulary.exists():
         run_door("build_vocabulary", counts=counts, output=vocabulary)
     carried = {"obs": label} if label else {}
-    run_door("tokenize", counts=counts, vocabulary=vocabulary, output=store, **carried)
+    run_door(
+        "tokenize",
+        counts=counts,
+        vocabulary=vocabulary,
+        output=store,
+        max_length=_MAX_LENGTH,
+        **carried,
+    )
     run_door("pretrain", **{"config": CONFIG, "config.data.store": store, "workdir": model})
     coloured = {"color": label} if label else {}
     run_door(

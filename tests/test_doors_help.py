@@ -1,36 +1,18 @@
 """Every door: a help text for newcomers, and one line for what is mistyped."""
 
-import runpy
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from absl import flags
+
+from tests.doors import assert_one_line, run_door
 
 PROJECT = Path(__file__).resolve().parents[1]
 DOORS = sorted(
     path.stem for path in (PROJECT / "geneformer_jax").glob("*.py") if path.name != "__init__.py"
 )
 CONFIG = PROJECT / "configs" / "quickstart.py"
-
-
-def run_door(name: str, arguments: list[str], monkeypatch, capsys) -> tuple[int, str, str]:
-    """Runs a door in this process; returns (exit status, standard output, standard error)."""
-    module = f"geneformer_jax.{name}"
-    monkeypatch.setattr(sys, "argv", [module, *arguments])
-    before = set(flags.FLAGS)
-    was_parsed = flags.FLAGS.is_parsed()
-    try:
-        with pytest.raises(SystemExit) as ended:
-            runpy.run_module(module, run_name="__main__", alter_sys=True)
-    finally:
-        for flag in set(flags.FLAGS) - before:
-            delattr(flags.FLAGS, flag)
-        if not was_parsed:
-            flags.FLAGS.unparse_flags()
-    output, error = capsys.readouterr()
-    return ended.value.code, output, error
 
 
 @pytest.mark.parametrize("name", DOORS)
@@ -52,12 +34,6 @@ def test_help_tells_what_the_door_does_and_each_flag(name, monkeypatch, capsys):
     for line, following in zip(lines, [*lines[1:], ""], strict=True):
         if line.startswith("  --"):
             assert following.startswith("      ") and following.strip()
-
-
-def assert_one_line(error: str) -> None:
-    lines = [line for line in error.splitlines() if line.strip()]
-    assert len(lines) == 1, error
-    assert lines[0].startswith("error: ")
 
 
 @pytest.mark.parametrize("name", DOORS)

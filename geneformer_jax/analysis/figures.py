@@ -208,7 +208,7 @@ def _scatter_categories(axes: Any, positions: np.ndarray, values: pd.Series, siz
 
 
 def _categories(values: pd.Series) -> tuple[np.ndarray, Sequence[str]]:
-    """Returns (category of each cell, -1 where it has none; names, sorted if they have no order)."""
+    """Returns (category of each cell, -1 where it has none; names in their order, or sorted)."""
     values = values.astype("category")
     if not values.cat.ordered:
         values = values.cat.reorder_categories(sorted(values.cat.categories, key=str))

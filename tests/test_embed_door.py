@@ -1,0 +1,131 @@
+"""The embed door: what it writes, and what it refuses."""
+
+import json
+
+import anndata as ad
+import jax
+import numpy as np
+import pytest
+
+from geneformer_jax.analysis.embedding import KEY, embed_cells
+from geneformer_jax.model import pretrained
+from geneformer_jax.model.config import EncoderConfig
+from geneformer_jax.model.encoder import init_params
+from tests.doors import assert_one_line, run_door
+from tests.toy import toy_cells, toy_vocabulary
+
+
+@pytest.fixture(scope="module")
+def model() -> pretrained.PretrainedModel:
+    vocabulary = toy_vocabulary()
+    config = EncoderConfig(
+        vocabulary_size=vocabulary.size,
+        layers=2,
+        width=16,
+        heads=2,
+        feed_forward=32,
+        positions=256,
+    )
+    params = init_params(config, jax.random.key(0))
+    return pretrained.PretrainedModel(config, params, vocabulary, source="toy", step=0)
+
+
+@pytest.fixture
+def embed(model, toy_store, tmp_path, monkeypatch, capsys):
+    """Runs the door with a toy model; returns (exit status, output, error)."""
+    monkeypatch.setattr(pretrained, "load_model", lambda path: model)
+
+    def run(*arguments: str) -> tuple[int, str, str]:
+        defaults = {
+            "--checkpoint": "toy",
+            "--cells": str(toy_store.folder),
+            "--output": str(tmp_path / "out.h5ad"),
+        }
+        given = [argument.partition("=")[0] for argument in arguments]
+        defaults = [f"{name}={value}" for name, value in defaults.items() if name not in given]
+        return run_door("embed", [*defaults, *arguments], monkeypatch, capsys)
+
+    return run
+
+
+def test_embeddings_accuracies_and_story_are_written(embed, model, toy_store, tmp_path):
+    counts = tmp_path / "counts.h5ad"
+    toy_cells().write_h5ad(counts)
+    status, output, error = embed("--color=kind", f"--counts={counts}")
+    assert status == 0, error
+    written = ad.read_h5ad(tmp_path / "out.h5ad")
+    assert list(written.obs_names) == list(toy_store.cell_ids)
+    np.testing.assert_array_equal(written.obsm[KEY], embed_cells(model, toy_store).obsm[KEY])
+    story = json.loads((tmp_path / "out.provenance.json").read_text())
+    assert json.loads(written.uns["geneformer"]["provenance"]) == story
+    accuracies = story["counts"]["label_accuracy"]["kind"]
+    # Two cell types that express different genes: the counts tell them apart.
+    assert accuracies["PCA(50) of log counts"]["accuracy"] > 0.9
+    for name, result in accuracies.items():
+        assert f"{name:<26} {result['accuracy']:.3f}" in output
+    assert sorted(path.name for path in tmp_path.glob("out*")) == [
+        "out.h5ad",
+        "out.provenance.json",
+    ]
+
+
+def test_the_same_command_may_be_given_again_and_another_may_not(embed, tmp_path):
+    assert embed()[0] == 0
+    before = ad.read_h5ad(tmp_path / "out.h5ad").obsm[KEY]
+    assert embed()[0] == 0
+    np.testing.assert_array_equal(ad.read_h5ad(tmp_path / "out.h5ad").obsm[KEY], before)
+    status, _, error = embed("--layer=0")
+    assert status == 1
+    assert_one_line(error)
+    assert "was not written by this command" in error
+    np.testing.assert_array_equal(ad.read_h5ad(tmp_path / "out.h5ad").obsm[KEY], before)
+
+
+def test_genes_are_written_under_their_ids(embed, tmp_path):
+    assert embed("--mode=gene")[0] == 0
+    written = ad.read_h5ad(tmp_path / "out.h5ad")
+    assert written.obs_names[0].startswith("ENSG")
+    assert (written.obs["n_cells"] > 0).all()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--output=out.txt"], "must end in .h5ad"),
+        (["--color=kin"], 'no obs column "kin" (did you mean "kind"?)'),
+        (["--layer=-3"], "layer -3 is not in this model of 2 layers"),
+        (["--mode=cls"], "needs a <cls> token"),
+        (["--mode=gene", "--color=kind"], "--mode=gene embeds genes"),
+        (["--cells=nowhere"], "nowhere"),
+        (["--precision=float31"], 'did you mean "float32"'),
+        (["--attention=xlaa"], "xla"),
+        (["--vocabulary=nowhere"], "nowhere"),
+        (["--counts=nowhere.h5ad"], "nowhere.h5ad does not exist"),
+    ],
+)
+def test_bad_input_ends_with_one_line_and_no_file(embed, tmp_path, arguments, words):
+    status, _, error = embed(*arguments)
+    assert status == 1
+    assert_one_line(error)
+    assert words in error
+    assert list(tmp_path.glob("out*")) == []
+
+
+def test_a_file_of_someone_else_is_kept(embed, tmp_path):
+    (tmp_path / "out.h5ad").write_text("precious")
+    status, _, error = embed()
+    assert status == 1
+    assert_one_line(error)
+    assert (tmp_path / "out.h5ad").read_text() == "precious"
+    toy_cells(cells=5).write_h5ad(tmp_path / "out.h5ad")
+    assert embed()[0] == 1
+    assert ad.read_h5ad(tmp_path / "out.h5ad").n_obs == 5
+
+
+@pytest.mark.slow
+def test_figures_are_drawn(embed, tmp_path):
+    status, _, error = embed("--color=kind", "--figures")
+    assert status == 0, error
+    for suffix in ("png", "pdf"):
+        assert (tmp_path / f"out_umap_kind.{suffix}").stat().st_size > 5_000
+    assert ad.read_h5ad(tmp_path / "out.h5ad").obsm["X_umap"].shape == (240, 2)
