@@ -1,6 +1,7 @@
 """Pretrained weights on disk: the only part of this room that reads and writes files."""
 
 import dataclasses
+import functools
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -69,7 +70,8 @@ def abstract_weights(config: EncoderConfig, head: HeadConfig | None) -> Params:
     params = abstract_params(config)
     if head is not None:
         del params["masked_gene_head"]
-        params[head.kind] = jax.eval_shape(lambda key: init_head(config, head, key), jax.random.key(0))
+        draw = functools.partial(init_head, config, head)
+        params[head.kind] = jax.eval_shape(draw, jax.random.key(0))
     return params
 
 
