@@ -2,6 +2,7 @@
 
 import contextlib
 from collections.abc import Iterator, Mapping
+from operator import index
 from pathlib import Path
 
 import anndata
@@ -198,7 +199,7 @@ def _open_matrix(node: Mapping | h5py.Dataset | zarr.Array, name: str) -> Rows |
         raise InputError(
             f'{name}: encoding "{encoding}" is not known; CSR, CSC and dense matrices can be read'
         )
-    cells, genes = (int(length) for length in shape)
+    cells, genes = (index(length) for length in shape)
     require_chunks(node, name, genes)
     layout = CompressedRows if encoding[:3] == "csr" else CompressedColumns
     return layout(node["data"], node["indices"], node["indptr"], (cells, genes), name)

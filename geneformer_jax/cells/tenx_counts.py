@@ -4,6 +4,7 @@ import contextlib
 import csv
 import gzip
 from collections.abc import Iterator
+from operator import index
 from pathlib import Path
 from typing import BinaryIO
 
@@ -92,14 +93,14 @@ class TenxH5Source(_TenxSource):
             self.matrix_name = _pick_genome(root, path, layer)
             group = root[self.matrix_name]
             self.cell_ids = as_text(group["barcodes"][:])
-            shape = tuple(int(length) for length in group["shape"][:][::-1])
+            shape = tuple(index(length) for length in group["shape"][:][::-1])
             self._set_features(_h5_features(group), shape, gene_column)
 
     @contextlib.contextmanager
     def _matrix(self) -> Iterator[Rows | Pieces]:
         with h5py.File(self.path, "r") as root:
             group = root[self.matrix_name]
-            shape = tuple(int(length) for length in group["shape"][:][::-1])
+            shape = tuple(index(length) for length in group["shape"][:][::-1])
             # Stored as CSC of [genes, cells], which is CSR of [cells, genes].
             yield CompressedRows(
                 group["data"], group["indices"], group["indptr"], shape, str(self.path)
