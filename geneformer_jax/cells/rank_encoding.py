@@ -18,12 +18,12 @@ from scipy import sparse
 from geneformer_jax.cells.vocabulary import LARGEST_TOKEN, GeneVocabulary
 
 TARGET_SUM = 10_000.0
+# An entry of the sort: the key above, the index of the value below.
+_KEY_SHIFT = np.uint64(32)
+_INDEX_MASK = np.uint64((1 << 32) - 1)
 _DIGIT_BITS = 11
-_DIGITS = 6
-# Three digits hold a value's sign, exponent and 19 bits of its mantissa, which order nearly all
-# pairs; an insertion pass then puts the rest right, unless there turn out to be too many of them.
-_FIRST_DIGIT_OF_SHORT_SORT = 3
-_MOVES_PER_GENE = 4
+_DIGIT_BITS_OF_FEW = 8
+_FEW_GENES = 1000
 _BLOCKS_PER_THREAD = 4
 _SMALLEST_BLOCK = 16
 
@@ -168,11 +168,10 @@ class _Scratch(NamedTuple):
     values: np.ndarray
     factors: np.ndarray
     tokens: np.ndarray
-    keys: np.ndarray
-    order: np.ndarray
-    spare_keys: np.ndarray
-    spare_order: np.ndarray
-    histogram: np.ndarray
+    entries: np.ndarray
+    spare_entries: np.ndarray
+    high_counts: np.ndarray
+    low_counts: np.ndarray
     place_of_token: np.ndarray
 
     @classmethod
@@ -182,74 +181,102 @@ class _Scratch(NamedTuple):
             np.empty(genes),
             np.empty(genes, np.uint16),
             np.empty(genes, np.uint64),
-            np.empty(genes, np.int32),
             np.empty(genes, np.uint64),
-            np.empty(genes, np.int32),
+            np.empty(1 << _DIGIT_BITS, np.int64),
             np.empty(1 << _DIGIT_BITS, np.int64),
             np.full(LARGEST_TOKEN + 1, -1, np.int32),
         )
 
 
 @compiled
-def _sort_by_digit(digit, keys, order, to_keys, to_order, histogram, n):
-    """Moves keys and their order to `to_keys`, `to_order`, stably by one digit of the keys."""
-    shift = np.uint64(digit * _DIGIT_BITS)
-    mask = np.uint64((1 << _DIGIT_BITS) - 1)
-    for bucket in range(1 << _DIGIT_BITS):
-        histogram[bucket] = 0
-    for i in range(n):
-        histogram[(keys[i] >> shift) & mask] += 1
-    position = 0
-    for bucket in range(1 << _DIGIT_BITS):
-        count = histogram[bucket]
-        histogram[bucket] = position
-        position += count
-    for i in range(n):
-        bucket = (keys[i] >> shift) & mask
-        to_keys[histogram[bucket]] = keys[i]
-        to_order[histogram[bucket]] = order[i]
-        histogram[bucket] += 1
-
-
-@compiled
-def _insertion_sort(keys, order, n, most_moves):
-    """Sorts nearly sorted keys stably; gives up and returns False after `most_moves`."""
-    moves = 0
+def _shift_to(values, n, key_bits):
+    """Returns the bits of the highest value, and how far to shift for keys of `key_bits` bits."""
+    # The bits of a positive float64, read as a whole number, order as the value does.
+    bits = values.view(np.uint64)
+    highest = bits[0]
+    lowest = bits[0]
     for i in range(1, n):
-        key = keys[i]
-        tag = order[i]
-        j = i
-        while j > 0 and keys[j - 1] > key:
-            keys[j] = keys[j - 1]
-            order[j] = order[j - 1]
-            j -= 1
-        keys[j] = key
-        order[j] = tag
-        moves += i - j
-        if moves > most_moves:
-            return False
-    return True
+        highest = max(highest, bits[i])
+        lowest = min(lowest, bits[i])
+    shift = np.uint64(0)
+    while (highest - lowest) >> shift >= np.uint64(1 << key_bits):
+        shift += np.uint64(1)
+    return highest, shift
 
 
 @compiled
-def _rank(scratch, n):
-    """Returns the indices of the first n values, highest value first, equal ones by index."""
+def _running_sums(counts, size):
+    """Turns the counts of buckets into the positions where the buckets start."""
+    position = 0
+    for bucket in range(size):
+        count = counts[bucket]
+        counts[bucket] = position
+        position += count
+
+
+@compiled
+def _scatter(entries, into, starts, n, shift, mask):
+    """Moves entries to the buckets of one digit of their keys, stably."""
+    for i in range(n):
+        bucket = (entries[i] >> shift) & mask
+        into[starts[bucket]] = entries[i]
+        starts[bucket] += 1
+
+
+@compiled
+def _sort_runs(entries, values, n):
+    """Puts entries of the same key in order of their values, stably."""
+    for i in range(1, n):
+        entry = entries[i]
+        j = i
+        while (
+            j > 0
+            and entries[j - 1] >> _KEY_SHIFT == entry >> _KEY_SHIFT
+            and values[entries[j - 1] & _INDEX_MASK] < values[entry & _INDEX_MASK]
+        ):
+            entries[j] = entries[j - 1]
+            j -= 1
+        entries[j] = entry
+
+
+@compiled
+def _rank(scratch, n, wanted):
+    """Returns entries whose lower half is the index of a value, the `wanted` highest first.
+
+    Equal values stay in order. Two digits of a key that spans just the range of the values order
+    nearly all of them (a radix sort, low digit first); those that share a key are sorted by value.
+    """
+    digit_bits = _DIGIT_BITS if n > _FEW_GENES else _DIGIT_BITS_OF_FEW
+    size = 1 << digit_bits
+    mask = np.uint64(size - 1)
+    low, high = _KEY_SHIFT, _KEY_SHIFT + np.uint64(digit_bits)
+    highest, shift = _shift_to(scratch.values, n, 2 * digit_bits)
     bits = scratch.values.view(np.uint64)
-    first_digit = _FIRST_DIGIT_OF_SHORT_SORT
-    while True:
-        keys, order = scratch.keys, scratch.order
-        spare_keys, spare_order = scratch.spare_keys, scratch.spare_order
-        for i in range(n):
-            # The bits of a positive float64 order as the value does; turned over, highest first.
-            keys[i] = ~bits[i]
-            order[i] = i
-        for digit in range(first_digit, _DIGITS):
-            _sort_by_digit(digit, keys, order, spare_keys, spare_order, scratch.histogram, n)
-            keys, spare_keys = spare_keys, keys
-            order, spare_order = spare_order, order
-        if first_digit == 0 or _insertion_sort(keys, order, n, _MOVES_PER_GENE * n):
-            return order
-        first_digit = 0
+    entries, spare = scratch.entries, scratch.spare_entries
+    for bucket in range(size):
+        scratch.high_counts[bucket] = 0
+        scratch.low_counts[bucket] = 0
+    for i in range(n):
+        # Distance from the highest value, so that it comes first.
+        entries[i] = ((highest - bits[i]) >> shift) << _KEY_SHIFT | np.uint64(i)
+        scratch.high_counts[entries[i] >> high] += 1
+    # What lies in higher buckets than the last wanted gene need not be sorted at all.
+    last, covered = 0, scratch.high_counts[0]
+    while covered < wanted:
+        last += 1
+        covered += scratch.high_counts[last]
+    kept = 0
+    for i in range(n):
+        if entries[i] >> high <= last:
+            entries[kept] = entries[i]
+            scratch.low_counts[(entries[i] >> low) & mask] += 1
+            kept += 1
+    _running_sums(scratch.low_counts, size)
+    _running_sums(scratch.high_counts, last + 1)
+    _scatter(entries, spare, scratch.low_counts, kept, low, mask)
+    _scatter(spare, entries, scratch.high_counts, kept, high, mask)
+    _sort_runs(entries, scratch.values, kept)
+    return entries
 
 
 @compiled
@@ -295,14 +322,14 @@ def _encode_cells(
         for i in range(n):
             value = scratch.values[i] * inverse_total * TARGET_SUM
             scratch.values[i] = value * scratch.factors[i]
-        order = _rank(scratch, n)
+        kept = min(n, max_length - special)
+        entries = _rank(scratch, n, kept)
         at = starts[cell]
         if cls_id >= 0:
             out[at] = cls_id
             at += 1
-        kept = min(n, max_length - special)
         for i in range(kept):
-            out[at + i] = scratch.tokens[order[i]]
+            out[at + i] = scratch.tokens[entries[i] & _INDEX_MASK]
         at += kept
         if eos_id >= 0:
             out[at] = eos_id

@@ -85,16 +85,31 @@ def test_threads_do_not_change_the_result(threads):
     assert rows_of(result) == slow_encoding(dense, totals, columns.tokens, vocabulary, 2048)
 
 
-def test_values_that_differ_in_the_last_bit_only_are_ranked():
-    # The short sort sees them as equal, and there are too many for the insertion pass.
+@pytest.mark.parametrize("n_genes", [300, 3000])
+@pytest.mark.parametrize("outlier", [1.0, 1e-30, 1e30])
+@pytest.mark.parametrize("max_length", [7, 150, 3000])
+def test_values_that_differ_in_the_last_bits_only_are_ranked(n_genes, outlier, max_length):
+    # With an outlier, all other values share one key of the sort.
     rng = np.random.default_rng(2)
-    medians = 1.0 + rng.permutation(3000) * 2.0**-52
+    medians = 1.0 + rng.permutation(n_genes) * 2.0**-52
+    medians[n_genes // 2] = outlier
     vocabulary = vocabulary_of(medians)
-    counts = sparse.csr_matrix(np.ones((2, 3000), np.int32))
-    columns = gene_columns(np.arange(3000) + 2, vocabulary, 3000)
+    counts = sparse.csr_matrix(np.ones((2, n_genes), np.int32))
+    columns = gene_columns(np.arange(n_genes) + 2, vocabulary, max_length)
     totals = np.array([10_000.0, 777.0])
-    expected = slow_encoding(counts.toarray(), totals, columns.tokens, vocabulary, 3000)
+    expected = slow_encoding(counts.toarray(), totals, columns.tokens, vocabulary, max_length)
     assert rows_of(encode_counts(counts, totals, columns)) == expected
+
+
+@pytest.mark.parametrize("n_genes", [999, 1000, 1001, 1002, 9000])
+def test_many_and_few_genes(n_genes):
+    rng = np.random.default_rng(n_genes)
+    vocabulary = vocabulary_of(rng.lognormal(size=n_genes).round(2) + 0.01)
+    dense = rng.poisson(3.0, (3, n_genes)) + 1
+    columns = gene_columns(np.arange(n_genes) + 2, vocabulary, 1000)
+    totals = dense.sum(1).astype(float)
+    expected = slow_encoding(dense, totals, columns.tokens, vocabulary, 1000)
+    assert rows_of(encode_counts(sparse.csr_matrix(dense), totals, columns)) == expected
 
 
 @pytest.mark.parametrize("scale", [1e-300, 1e-12, 1.0, 1e12, 1e300])
