@@ -75,24 +75,38 @@ def _serve() -> None:
         usage = resource.getrusage(resource.RUSAGE_SELF)
         limit = int(usage.ru_utime + usage.ru_stime) + 1 + seconds
         resource.setrlimit(resource.RLIMIT_CPU, (limit, resource.RLIM_INFINITY))
-        # Any error will be met again, and told, where the file is read.
-        with contextlib.suppress(Exception), h5py.File(path, "r") as root:
+        with _unless_damaged(), h5py.File(path, "r") as root:
             _visit(root)
         print("done", flush=True)
 
 
-def _visit(group: h5py.Group) -> None:
-    """Reads all attributes and texts below a group, and two corners of every other dataset."""
-    for node in (group, *(group[name] for name in group)):
-        for name in node.attrs:
-            node.attrs.get(name)
-        if isinstance(node, h5py.Dataset) and node.size:
-            # Texts live in heaps; of numbers, the corners show whether the chunks can be found.
-            is_text = h5py.check_string_dtype(node.dtype) is not None and node.ndim == 1
-            node[...] if is_text else (node[(0,) * node.ndim], node[(-1,) * node.ndim])
-    for name in group:
-        if isinstance(group[name], h5py.Group):
-            _visit(group[name])
+def _unless_damaged() -> contextlib.AbstractContextManager[None]:
+    """Goes on after any error: it will be met again, and told, where the file is read."""
+    return contextlib.suppress(Exception)
+
+
+def _visit(node: h5py.Group | h5py.Dataset) -> None:
+    """Reads all attributes and texts below a node, and two corners of every other dataset."""
+    for name in _names(node.attrs):
+        with _unless_damaged():
+            node.attrs[name]
+    if isinstance(node, h5py.Group):
+        for name in _names(node):
+            with _unless_damaged():
+                _visit(node[name])
+        return
+    # Texts live in heaps; of numbers, the corners show whether the chunks can be found.
+    is_text = h5py.check_string_dtype(node.dtype) is not None and node.ndim == 1
+    for corner in [...] if is_text else [(0,) * node.ndim, (-1,) * node.ndim]:
+        with _unless_damaged():
+            node[corner]
+
+
+def _names(holder: h5py.Group | h5py.AttributeManager) -> list[str]:
+    names: list[str] = []
+    with _unless_damaged():
+        names.extend(holder)
+    return names
 
 
 if __name__ == "__main__":
