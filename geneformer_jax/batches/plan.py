@@ -93,7 +93,7 @@ def shape_batches(
       tokens_per_batch: as many cells as fit this number of padded tokens, so that every step costs
         about the same; or
       cells_per_batch: the same number of cells in each batch, as the original does.
-      divisor: cells are a multiple of it (the devices that share a batch).
+      divisor: cells are a multiple of it (devices that share a batch, times micro-batches).
 
     Raises:
       InputError: both or neither are given, or not even `divisor` cells fit.
@@ -106,15 +106,15 @@ def shape_batches(
     if cells_per_batch:
         if cells_per_batch % divisor:
             raise InputError(
-                f"data.cells_per_batch {cells_per_batch} is not divisible by the {divisor} devices "
-                "of the mesh's data and fsdp axes; choose a multiple"
+                f"data.cells_per_batch {cells_per_batch} is not divisible by {divisor} (devices of "
+                "the mesh's data and fsdp axes x micro-batches); choose a multiple"
             )
         return BatchShape(buckets, (cells_per_batch,) * len(buckets))
     cells = tuple(tokens_per_batch // bucket // divisor * divisor for bucket in buckets)
     if not all(cells):
         raise InputError(
             f"data.tokens_per_batch {tokens_per_batch} does not hold {divisor} cells of "
-            f"{buckets[-1]} tokens, one for each device of the mesh's data and fsdp axes; "
+            f"{buckets[-1]} tokens (devices of the mesh's data and fsdp axes x micro-batches); "
             f"set it to at least {divisor * buckets[-1]}"
         )
     return BatchShape(buckets, cells)

@@ -62,8 +62,10 @@ class Checkpoints:
             "params": state.params,
             "optimizer": state.optimizer,
             # An array among the texts: orbax warns of an item that has none.
-            "meta": {**self._description, "step": np.int64(step)},
+            "meta": {**self._description, "step": np.asarray(step)},
         }
+        if state.loss_scale is not None:
+            items["loss_scale"] = state.loss_scale
         self._checkpointer.save_checkpointables_async(step, items)
 
     def restore(self, step: int, target: TrainState) -> TrainState:
@@ -74,9 +76,11 @@ class Checkpoints:
         """
         self._require_shapes(step, target)
         items = {"params": target.params, "optimizer": target.optimizer}
+        if target.loss_scale is not None:
+            items["loss_scale"] = target.loss_scale
         loaded = self._checkpointer.load_checkpointables(step, items)
         count = jax.device_put(jnp.asarray(step, jnp.int32), target.step.sharding)
-        return TrainState(count, loaded["params"], loaded["optimizer"])
+        return TrainState(step=count, **loaded)
 
     def _require_shapes(self, step: int, target: TrainState) -> None:
         metadata = self._checkpointer.checkpointables_metadata(step)

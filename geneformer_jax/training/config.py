@@ -114,13 +114,20 @@ class MeshConfig:
 
 @dataclasses.dataclass(frozen=True)
 class RuntimeConfig:
-    """How to compute: see model.encoder.Runtime."""
+    """How to compute.
+
+    Attributes:
+      precision, attention, remat: see model.encoder.Runtime.
+      micro_batches: parts into which each batch is cut to save memory (gradient accumulation).
+    """
 
     precision: str = "float32"
     attention: str = "auto"
     remat: str = "none"
+    micro_batches: int = 1
 
     def __post_init__(self):
+        _require(self.micro_batches >= 1, "runtime.micro_batches", self.micro_batches, "at least 1")
         _one_of("runtime.precision", self.precision, PRECISIONS)
         _one_of("runtime.remat", self.remat, tuple(REMAT_POLICIES))
 

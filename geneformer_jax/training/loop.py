@@ -4,7 +4,7 @@ import dataclasses
 import json
 import math
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 
@@ -83,8 +83,8 @@ def pretrain(config: PretrainConfig, workdir: Path) -> PretrainResult:
     if not config.data.store:
         raise InputError("--config.data.store is not set; name a folder written by tokenize")
     store = CellStore.open(config.data.store)
-    _claim_workdir(config, store, workdir)
     run = prepare_run(config, store)
+    _claim_workdir(run, workdir)
     for line in run.summary():
         print(line, flush=True)
     description = describe_model(run.encoder, store.vocabulary)
@@ -101,40 +101,33 @@ def pretrain(config: PretrainConfig, workdir: Path) -> PretrainResult:
     return PretrainResult(state, held_out, baselines, workdir / CHECKPOINTS / str(run.steps))
 
 
-def _claim_workdir(config: PretrainConfig, store: CellStore, workdir: Path) -> None:
+def _claim_workdir(run: Run, workdir: Path) -> None:
     """Writes what the run is, or checks that the folder is of the same run."""
-    # Where the store lies may change between two parts of a run; what is in it may not.
-    told = json.loads(json.dumps(dataclasses.asdict(config)))
-    told["data"]["store"] = store.vocabulary.hash
+    told = run.identity()
     path = workdir / CONFIG
     if path.is_file():
         before = json.loads(path.read_text())
-        changed = [key for key in _flat(told) if _flat(before).get(key) != _flat(told)[key]]
+        changed = [key for key in told if before.get(key) != told[key]]
         if changed:
             key = changed[0]
             raise InputError(
-                f"{workdir} is of a run with {key} = {_flat(before).get(key)!r}, not "
-                f"{_flat(told)[key]!r}; name a new --workdir, or the same configuration to resume"
+                f"{workdir} is of a run with {key} = {before.get(key)!r}, not {told[key]!r}; "
+                "name a new --workdir, or the same configuration to resume"
             )
         return
     require_new_folder(workdir, remedy="name a new --workdir")
-    counts = {"cells": len(store), "held_out_cells": config.evaluation.held_out_cells}
-    story = describe_run("pretrain", dataclasses.asdict(config), [store.folder], counts)
+    configuration = dataclasses.asdict(run.config)
+    counts = {
+        "training_cells": len(run.training_cells),
+        "held_out_cells": run.config.evaluation.held_out_cells,
+        "steps": run.steps,
+    }
+    story = describe_run("pretrain", configuration, [run.store.folder], counts)
     # As one folder, so that a run killed here leaves nothing that would be refused next time.
     with write_aside(workdir) as aside:
         aside.mkdir()
         write_provenance(aside, story)
         (aside / CONFIG).write_text(json.dumps(told, indent=2) + "\n")
-
-
-def _flat(nested: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat = {}
-    for name, value in nested.items():
-        if isinstance(value, dict):
-            flat |= _flat(value, f"{prefix}{name}.")
-        else:
-            flat[prefix + name] = value
-    return flat
 
 
 def _first_state(run: Run, checkpoints: Checkpoints) -> TrainState:

@@ -2,9 +2,12 @@
 
 import dataclasses
 import functools
+import hashlib
+from typing import Any
 
 import jax
-import optax
+import numpy as np
+from flax import traverse_util
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from geneformer_jax.batches.loader import MaskedBatches, Share
@@ -26,6 +29,7 @@ from geneformer_jax.training.config import PretrainConfig
 from geneformer_jax.training.mesh import BATCH, batch_divisor, make_mesh
 from geneformer_jax.training.optimizer import make_optimizer
 from geneformer_jax.training.state import (
+    Recipe,
     TrainState,
     TrainStep,
     abstract_state,
@@ -68,27 +72,48 @@ class Run:
         return self.batches.plan.steps_per_epoch
 
     @functools.cached_property
-    def training_cells(self):
+    def training_cells(self) -> np.ndarray:
         """Numbers of the cells that are trained on."""
         held_out = self.config.evaluation.held_out_cells
         return split_cells(len(self.store), held_out, self.config.seed)[0]
 
     @functools.cached_property
-    def optimizer(self) -> optax.GradientTransformation:
-        """Clipping and AdamW with the run's schedule."""
-        return make_optimizer(self.config.optimizer, self.steps)
+    def recipe(self) -> Recipe:
+        """What every step has in common."""
+        return Recipe(
+            config=self.encoder,
+            optimizer=make_optimizer(self.config.optimizer, self.steps),
+            runtime=self.runtime,
+            seed=self.config.seed,
+            micro_batches=self.config.runtime.micro_batches,
+        )
 
     @functools.cached_property
     def abstract_state(self) -> TrainState:
         """Shapes, types and shardings of the train state."""
-        return abstract_state(self.encoder, self.optimizer, self.mesh)
+        return abstract_state(self.recipe, self.mesh)
 
     @functools.cached_property
     def train_step(self) -> TrainStep:
         """The jitted step, one program per bucket."""
-        return jit_train_step(
-            self.encoder, self.optimizer, self.runtime, self.mesh, self.config.seed
-        )
+        return jit_train_step(self.recipe, self.mesh)
+
+    def identity(self) -> dict[str, Any]:
+        """Returns what decides the result, by dotted name: all parts of a run must share it.
+
+        Devices, workers, number formats and the times of saving are not in it: a run may go on with
+        others.
+        """
+        told = dataclasses.asdict(self.config)
+        for name in ("mesh", "runtime", "checkpoint", "log_every_steps"):
+            del told[name]
+        del told["data"]["workers"], told["evaluation"]["every_steps"]
+        # The store may be moved between two parts of a run; what is in it may not change.
+        content = hashlib.sha256(self.store.vocabulary.hash.encode())
+        for shard in self.store.shards:
+            content.update(shard.sha256.encode())
+        told["data"]["store"] = content.hexdigest()[:16]
+        return traverse_util.flatten_dict(told, sep=".")
 
     def summary(self) -> list[str]:
         """Lines that say what the run will do."""
@@ -154,10 +179,7 @@ def prepare_run(config: PretrainConfig, store: CellStore) -> Run:
 def start_state(run: Run) -> TrainState:
     """Draws the initial state, each device only its own part."""
     placed = jax.tree.map(lambda leaf: leaf.sharding, run.abstract_state)
-    init = jax.jit(
-        lambda: init_state(run.encoder, run.optimizer, run.config.seed), out_shardings=placed
-    )
-    return init()
+    return jax.jit(lambda: init_state(run.recipe), out_shardings=placed)()
 
 
 def _require_divisible(encoder: EncoderConfig, mesh: Mesh) -> None:
@@ -188,7 +210,7 @@ def _shape(
         buckets,
         tokens_per_batch=config.data.tokens_per_batch,
         cells_per_batch=config.data.cells_per_batch,
-        divisor=batch_divisor(mesh),
+        divisor=batch_divisor(mesh) * config.runtime.micro_batches,
     )
 
 
@@ -212,11 +234,6 @@ def _runtime(
     config: PretrainConfig, encoder: EncoderConfig, mesh: Mesh, longest: int
 ) -> tuple[Runtime, tuple[str, ...]]:
     precision = precision_preset(config.runtime.precision)
-    if precision.scaled_loss:
-        raise InputError(
-            f"--config.runtime.precision={precision.name} needs dynamic loss scaling, which "
-            "pretraining does not have yet; choose float32 or bfloat16"
-        )
     choice = choose_attention(
         config.runtime.attention,
         platform=jax.default_backend(),

@@ -1,7 +1,9 @@
 """The train state and one optimizer step."""
 
+import dataclasses
+import functools
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +13,12 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from geneformer_jax.batches.loader import Batch
 from geneformer_jax.model.config import EncoderConfig
 from geneformer_jax.model.encoder import Params, Runtime, init_params
+from geneformer_jax.training.loss_scale import (
+    LossScale,
+    all_finite,
+    initial_loss_scale,
+    next_loss_scale,
+)
 from geneformer_jax.training.mesh import BATCH, shardings
 from geneformer_jax.training.objectives import MaskedGeneSums, masked_gene_sums
 
@@ -19,14 +27,16 @@ class TrainState(NamedTuple):
     """All that a step changes.
 
     Attributes:
-      step: int32 scalar, updates made so far.
+      step: int32 scalar, batches seen so far.
       params: float32 weights, see model.encoder.
       optimizer: state of the optax chain; its moments are shaped like `params`.
+      loss_scale: dynamic loss scaling; None where the precision needs none.
     """
 
     step: jax.Array
     params: Params
     optimizer: optax.OptState
+    loss_scale: LossScale | None = None
 
 
 class StepMetrics(NamedTuple):
@@ -39,6 +49,8 @@ class StepMetrics(NamedTuple):
       tokens: real tokens in the batch.
       gradient_norm: global norm before clipping.
       parameter_norm: global norm of the weights before the update.
+      loss_scale: by which the loss was multiplied, 1 without loss scaling.
+      skipped_updates: updates left out because a gradient overflowed, since the run began.
     """
 
     loss: jax.Array
@@ -47,54 +59,121 @@ class StepMetrics(NamedTuple):
     tokens: jax.Array
     gradient_norm: jax.Array
     parameter_norm: jax.Array
+    loss_scale: jax.Array
+    skipped_updates: jax.Array
 
 
 TrainStep = Callable[[TrainState, Batch], tuple[TrainState, StepMetrics]]
 
 
-def init_state(
-    config: EncoderConfig, optimizer: optax.GradientTransformation, seed: int
-) -> TrainState:
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """What every step of a run has in common.
+
+    Attributes:
+      config: shape of the model.
+      optimizer: clipping and AdamW.
+      runtime: how to compute.
+      seed: of initial weights and dropout.
+      micro_batches: parts into which a batch is cut to save memory; their gradients are added.
+    """
+
+    config: EncoderConfig
+    optimizer: optax.GradientTransformation
+    runtime: Runtime
+    seed: int
+    micro_batches: int = 1
+
+
+def init_state(recipe: Recipe) -> TrainState:
     """Draws initial weights and the optimizer's zero state."""
-    params = init_params(config, jax.random.key(seed))
-    return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params))
+    params = init_params(recipe.config, jax.random.key(recipe.seed))
+    scaled = recipe.runtime.precision.scaled_loss
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        params=params,
+        optimizer=recipe.optimizer.init(params),
+        loss_scale=initial_loss_scale() if scaled else None,
+    )
 
 
 def train_step(
-    state: TrainState,
-    batch: Batch,
-    *,
-    config: EncoderConfig,
-    optimizer: optax.GradientTransformation,
-    runtime: Runtime,
-    seed: int,
+    state: TrainState, batch: Batch, *, recipe: Recipe
 ) -> tuple[TrainState, StepMetrics]:
     """One update; a pure function of state and batch. Dropout depends on (seed, step) alone."""
-    dropout_key = jax.random.fold_in(jax.random.key(seed), state.step)
-
-    def loss(params: Params) -> tuple[jax.Array, MaskedGeneSums]:
-        sums = masked_gene_sums(config, params, batch, runtime, dropout_key)
-        return sums.loss / jnp.maximum(sums.genes, 1.0), sums
-
-    (value, sums), gradients = jax.value_and_grad(loss, has_aux=True)(state.params)
-    updates, optimizer_state = optimizer.update(gradients, state.optimizer, state.params)
+    scale = jnp.ones(()) if state.loss_scale is None else state.loss_scale.scale
+    sums, gradients = _gradients(state, batch, recipe, scale)
+    genes = jnp.maximum(sums.genes, 1.0)
+    after = _update(state, gradients, recipe.optimizer)
+    skipped = 0 if after.loss_scale is None else after.loss_scale.skipped
     metrics = StepMetrics(
-        loss=value,
-        accuracy=sums.correct / jnp.maximum(sums.genes, 1.0),
+        loss=sums.loss / genes,
+        accuracy=sums.correct / genes,
         masked_genes=sums.genes,
         tokens=batch.lengths_B.sum().astype(jnp.float32),
         gradient_norm=optax.tree.norm(gradients),
         parameter_norm=optax.tree.norm(state.params),
+        loss_scale=scale,
+        skipped_updates=jnp.asarray(skipped, jnp.float32),
     )
-    params = optax.apply_updates(state.params, updates)
-    return TrainState(state.step + 1, params, optimizer_state), metrics
+    return after, metrics
 
 
-def abstract_state(
-    config: EncoderConfig, optimizer: optax.GradientTransformation, mesh: Mesh
+def _gradients(
+    state: TrainState, batch: Batch, recipe: Recipe, scale: jax.Array
+) -> tuple[MaskedGeneSums, Params]:
+    """Returns the batch's sums and the gradients of its mean loss, unscaled again."""
+    genes = jnp.maximum(batch.weights_BM.sum(), 1.0)
+    dropout_key = jax.random.fold_in(jax.random.key(recipe.seed), state.step)
+
+    def loss(params: Params, part: Batch, key: jax.Array) -> tuple[jax.Array, MaskedGeneSums]:
+        sums = masked_gene_sums(recipe.config, params, part, recipe.runtime, key)
+        return sums.loss * scale / genes, sums
+
+    differentiate = jax.grad(loss, has_aux=True)
+    k = recipe.micro_batches
+    if k == 1:
+        gradients, sums = differentiate(state.params, batch, dropout_key)
+    else:
+        # Every k-th row, so that each part lies on all devices as the whole batch does.
+        parts = jax.tree.map(
+            lambda rows: jnp.swapaxes(rows.reshape(-1, k, *rows.shape[1:]), 0, 1), batch
+        )
+
+        def add(total: Any, scanned: Any) -> tuple[Any, None]:
+            part, key = scanned
+            return jax.tree.map(jnp.add, total, differentiate(state.params, part, key)), None
+
+        zeros = jax.tree.map(jnp.zeros_like, state.params)
+        zero = jnp.zeros(())
+        keys = jax.random.split(dropout_key, k)
+        start = (zeros, MaskedGeneSums(zero, zero, zero))
+        (gradients, sums), _ = jax.lax.scan(add, start, (parts, keys))
+    return sums, jax.tree.map(lambda gradient: gradient / scale, gradients)
+
+
+def _update(
+    state: TrainState, gradients: Params, optimizer: optax.GradientTransformation
 ) -> TrainState:
+    """Applies gradients; under loss scaling, only if all of them are finite."""
+    updates, optimizer_state = optimizer.update(gradients, state.optimizer, state.params)
+    params = optax.apply_updates(state.params, updates)
+    if state.loss_scale is None:
+        return TrainState(state.step + 1, params, optimizer_state)
+    finite = all_finite(gradients)
+    params, optimizer_state = jax.tree.map(
+        lambda new, old: jnp.where(finite, new, old),
+        (params, optimizer_state),
+        (state.params, state.optimizer),
+    )
+    return TrainState(
+        state.step + 1, params, optimizer_state, next_loss_scale(state.loss_scale, finite)
+    )
+
+
+def abstract_state(recipe: Recipe, mesh: Mesh) -> TrainState:
     """Returns shapes, types and shardings of the train state; builds no arrays."""
-    shapes = jax.eval_shape(lambda: init_state(config, optimizer, 0))
+    shapes = jax.eval_shape(lambda: init_state(recipe))
     return jax.tree.map(
         lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
         shapes,
@@ -102,23 +181,11 @@ def abstract_state(
     )
 
 
-def jit_train_step(
-    config: EncoderConfig,
-    optimizer: optax.GradientTransformation,
-    runtime: Runtime,
-    mesh: Mesh,
-    seed: int,
-) -> TrainStep:
+def jit_train_step(recipe: Recipe, mesh: Mesh) -> TrainStep:
     """Compiles `train_step` for a mesh, once per bucket length; reuses the old state's memory."""
-    placed = jax.tree.map(lambda leaf: leaf.sharding, abstract_state(config, optimizer, mesh))
-
-    def step(state: TrainState, batch: Batch) -> tuple[TrainState, StepMetrics]:
-        return train_step(
-            state, batch, config=config, optimizer=optimizer, runtime=runtime, seed=seed
-        )
-
+    placed = jax.tree.map(lambda leaf: leaf.sharding, abstract_state(recipe, mesh))
     return jax.jit(
-        step,
+        functools.partial(train_step, recipe=recipe),
         donate_argnums=0,
         in_shardings=(placed, NamedSharding(mesh, BATCH)),
         out_shardings=(placed, NamedSharding(mesh, PartitionSpec())),

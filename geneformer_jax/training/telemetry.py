@@ -101,6 +101,8 @@ class Window:
             "learning_rate": float(self._schedule(step - 1)),
             "gradient_norm": float(steps.gradient_norm.mean()),
             "parameter_norm": float(steps.parameter_norm[-1]),
+            "loss_scale": float(steps.loss_scale[-1]),
+            "skipped_updates": int(steps.skipped_updates[-1]),
             "cells_per_s": self._cells / seconds,
             "tokens_per_s": tokens / seconds,
             "padding": 1 - tokens / self._padded,

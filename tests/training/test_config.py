@@ -1,5 +1,6 @@
 """Configurations: what is refused, and that every shipped one can be built."""
 
+import functools
 import importlib.util
 import json
 from pathlib import Path
@@ -13,10 +14,11 @@ from geneformer_jax.batches.masking import masked_capacity
 from geneformer_jax.common.errors import InputError
 from geneformer_jax.model.config import EncoderConfig
 from geneformer_jax.model.encoder import Runtime
+from geneformer_jax.model.precision import precision_preset
 from geneformer_jax.training.config import PretrainConfig, pretrain_config, typed_config
 from geneformer_jax.training.optimizer import make_optimizer
 from geneformer_jax.training.run import prepare_run
-from geneformer_jax.training.state import init_state, train_step
+from geneformer_jax.training.state import Recipe, init_state, train_step
 
 CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.py"))
 
@@ -32,8 +34,14 @@ def load(path: Path) -> PretrainConfig:
 def test_every_shipped_configuration_evaluates_its_shapes(path):
     config = load(path)
     encoder = config.encoder(config.model["vocabulary_size"] or 1_000)
-    optimizer = make_optimizer(config.optimizer, 100)
-    B, T = 4, encoder.positions
+    recipe = Recipe(
+        encoder,
+        make_optimizer(config.optimizer, 100),
+        Runtime(precision=precision_preset(config.runtime.precision)),
+        config.seed,
+        config.runtime.micro_batches,
+    )
+    B, T = 4 * recipe.micro_batches, encoder.positions
     M = masked_capacity(T)
 
     def array(*shape: int, dtype=np.int32) -> jax.ShapeDtypeStruct:
@@ -42,14 +50,8 @@ def test_every_shipped_configuration_evaluates_its_shapes(path):
     batch = Batch(
         array(B, T), array(B), array(B, M), array(B, M), array(B, M, dtype=np.float32), array(B)
     )
-    state = jax.eval_shape(lambda: init_state(encoder, optimizer, config.seed))
-    after, metrics = jax.eval_shape(
-        lambda state, batch: train_step(
-            state, batch, config=encoder, optimizer=optimizer, runtime=Runtime(), seed=0
-        ),
-        state,
-        batch,
-    )
+    state = jax.eval_shape(lambda: init_state(recipe))
+    after, metrics = jax.eval_shape(functools.partial(train_step, recipe=recipe), state, batch)
     assert jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), after) == jax.tree.map(
         lambda leaf: (leaf.shape, leaf.dtype), state
     )
@@ -107,11 +109,11 @@ def toy_config(store, **changes) -> PretrainConfig:
         ({"model.positions": 16}, "longest cell has"),
         ({"mesh.tensor": 3}, "exactly the 8 devices"),
         ({"mesh.tensor": 8}, "heads 4 is not divisible by --config.mesh.tensor 8"),
-        ({"data.cells_per_batch": 12}, "not divisible by the 8 devices"),
+        ({"data.cells_per_batch": 12}, "not divisible by 8"),
         ({"data.tokens_per_batch": 64}, "exactly one"),
         ({"evaluation.held_out_cells": 240}, "the store has 240 cells"),
         ({"runtime.attention": "cudnn"}, "needs an NVIDIA GPU"),
-        ({"runtime.precision": "float16"}, "loss scaling"),
+        ({"data.cells_per_batch": 24, "runtime.micro_batches": 2}, "not divisible by 16"),
     ],
 )
 def test_runs_that_cannot_start_are_refused_before_anything_compiles(toy_store, changes, words):

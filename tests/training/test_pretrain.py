@@ -51,10 +51,9 @@ def config_of(store, **changes) -> PretrainConfig:
 
 @pytest.fixture(scope="module")
 def finished(toy_store, tmp_path_factory):
-    """An undisturbed run of 12 steps on one device: (workdir, result)."""
+    """An undisturbed run of 12 steps on the eight devices: (workdir, result)."""
     workdir = tmp_path_factory.mktemp("undisturbed") / "run"
-    with jax.default_device(jax.devices()[0]):
-        return workdir, pretrain(config_of(toy_store), workdir)
+    return workdir, pretrain(config_of(toy_store), workdir)
 
 
 def parameters(workdir: Path) -> dict:
@@ -143,6 +142,22 @@ def test_running_a_finished_run_again_changes_nothing(finished, toy_store, capsy
     assert_identical(before, parameters(workdir))
 
 
+def test_a_run_goes_on_with_other_devices(finished, toy_store):
+    workdir, result = finished
+    changes = {"mesh.fsdp": 2, "mesh.tensor": 2, "evaluation.every_steps": 12}
+    again = pretrain(config_of(toy_store, **changes), workdir)
+    assert again.held_out.loss == pytest.approx(result.held_out.loss, rel=1e-5)
+    kernel = again.state.params["blocks"]["up"]["kernel"]
+    assert tuple(kernel.sharding.spec) == (None, "fsdp", "tensor")
+    np.testing.assert_array_equal(kernel, result.state.params["blocks"]["up"]["kernel"])
+
+
+def test_a_run_that_cannot_start_leaves_nothing(toy_store, tmp_path):
+    with pytest.raises(InputError, match="positions"):
+        pretrain(config_of(toy_store, **{"model.positions": 8}), tmp_path / "run")
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_workdir_of_another_run_is_refused(finished, toy_store, tmp_path):
     workdir, _ = finished
     with pytest.raises(InputError, match=r"optimizer.learning_rate = 0.001, not 0.5"):
@@ -153,10 +168,12 @@ def test_a_workdir_of_another_run_is_refused(finished, toy_store, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
 
 
-def test_a_store_with_another_vocabulary_is_refused(finished, tmp_path):
+@pytest.mark.parametrize(
+    "special_tokens", [("<pad>", "<mask>"), ("<pad>", "<mask>", "<cls>", "<eos>")]
+)
+def test_another_store_is_refused(finished, tmp_path, special_tokens):
     workdir, _ = finished
-    vocabulary = toy_vocabulary(("<pad>", "<mask>", "<cls>", "<eos>"))
-    other = make_store(tmp_path / "other", toy_cells(60), vocabulary)
+    other = make_store(tmp_path / "other", toy_cells(60), toy_vocabulary(special_tokens))
     with pytest.raises(InputError, match=r"data.store = .* name a new --workdir"):
         pretrain(config_of(other), workdir)
 

@@ -12,11 +12,18 @@ import pytest
 from geneformer_jax.batches.loader import Batch
 from geneformer_jax.batches.masking import MaskingRule, mask_cells
 from geneformer_jax.model.config import EncoderConfig
-from geneformer_jax.model.encoder import Runtime
+from geneformer_jax.model.encoder import Runtime, init_params
+from geneformer_jax.model.precision import precision_preset
 from geneformer_jax.training.config import MeshConfig, OptimizerConfig
+from geneformer_jax.training.loss_scale import (
+    GROWTH_PERIOD,
+    initial_loss_scale,
+    next_loss_scale,
+)
 from geneformer_jax.training.mesh import make_mesh, put_batch, shardings
 from geneformer_jax.training.optimizer import decayed, learning_rate, make_optimizer
 from geneformer_jax.training.state import (
+    Recipe,
     abstract_state,
     init_state,
     jit_train_step,
@@ -46,16 +53,20 @@ def masked_batch(B: int = 8, T: int = 32) -> Batch:
     return Batch(masked.tokens_BT, lengths_B, *masked[1:], cells_B=np.arange(B, dtype=np.int32))
 
 
+def recipe_of(config: EncoderConfig = TINY, **changes) -> Recipe:
+    return Recipe(config, make_optimizer(OPTIMIZER, 10), Runtime(), seed=0, **changes)
+
+
 @functools.cache
-def one_step(mesh_config: MeshConfig | None, config: EncoderConfig = TINY, steps: int = 2):
+def one_step(mesh_config: MeshConfig | None, recipe: Recipe | None = None, steps: int = 2):
     """Returns the state and metrics after some steps, on a mesh or on one device."""
+    recipe = recipe or recipe_of()
     devices = None if mesh_config else jax.devices()[:1]
     mesh = make_mesh(mesh_config or MeshConfig(), devices)
-    optimizer = make_optimizer(OPTIMIZER, 10)
-    placed = jax.tree.map(lambda leaf: leaf.sharding, abstract_state(config, optimizer, mesh))
+    placed = jax.tree.map(lambda leaf: leaf.sharding, abstract_state(recipe, mesh))
     with jax.set_mesh(mesh):
-        state = jax.jit(lambda: init_state(config, optimizer, 0), out_shardings=placed)()
-        step = jit_train_step(config, optimizer, Runtime(), mesh, seed=0)
+        state = jax.jit(lambda: init_state(recipe), out_shardings=placed)()
+        step = jit_train_step(recipe, mesh)
         for _ in range(steps):
             state, metrics = step(state, put_batch(masked_batch(), mesh))
     return jax.device_get(state), jax.device_get(metrics)
@@ -68,6 +79,8 @@ GOLDEN = {
     "tokens": 127,
     "gradient_norm": 2.5898514,
     "parameter_norm": 14.1497965,
+    "loss_scale": 1,
+    "skipped_updates": 0,
 }
 
 
@@ -95,7 +108,7 @@ def test_every_mesh_gives_what_one_device_gives(shape):
 
 def test_state_is_sharded_as_the_tables_say():
     mesh = make_mesh(MeshConfig(2, 2, 2))
-    state = abstract_state(TINY, make_optimizer(OPTIMIZER, 10), mesh)
+    state = abstract_state(recipe_of(), mesh)
     specs = {
         "query": state.params["blocks"]["query"]["kernel"],
         "up": state.params["blocks"]["up"]["kernel"],
@@ -123,11 +136,9 @@ def test_filler_rows_and_padding_change_nothing():
     garbage = filled._replace(
         tokens_BT=np.where(np.arange(32) < filled.lengths_B[:, None], filled.tokens_BT, 17)
     )
-    optimizer = make_optimizer(OPTIMIZER, 10)
-    run = jax.jit(
-        functools.partial(train_step, config=TINY, optimizer=optimizer, runtime=Runtime(), seed=0)
-    )
-    state = init_state(TINY, optimizer, 0)
+    recipe = recipe_of()
+    run = jax.jit(functools.partial(train_step, recipe=recipe))
+    state = init_state(recipe)
     expected = run(state, batch)[0].optimizer
     for other in (filled, garbage):
         got = run(state, other)[0].optimizer
@@ -136,16 +147,67 @@ def test_filler_rows_and_padding_change_nothing():
 
 def test_dropout_is_drawn_anew_at_each_step():
     config = dataclasses.replace(TINY, dropout=0.3, attention_dropout=0.3)
-    optimizer = make_optimizer(OPTIMIZER, 10)
-    run = jax.jit(
-        functools.partial(train_step, config=config, optimizer=optimizer, runtime=Runtime(), seed=0)
-    )
-    state = init_state(config, optimizer, 0)
+    recipe = recipe_of(config)
+    run = jax.jit(functools.partial(train_step, recipe=recipe))
+    state = init_state(recipe)
     losses = [
         float(run(state._replace(step=jnp.asarray(step)), masked_batch())[1].loss)
         for step in (0, 0, 1)
     ]
     assert losses[0] == losses[1] != losses[2]
+
+
+def test_micro_batches_add_up_to_the_batch():
+    expected, expected_metrics = one_step(None)
+    for mesh, parts in ((None, 4), (MeshConfig(2, 2, 2), 2)):
+        state, metrics = one_step(mesh, recipe_of(micro_batches=parts))
+        np.testing.assert_allclose(metrics.loss, expected_metrics.loss, rtol=1e-5)
+        assert metrics.masked_genes == expected_metrics.masked_genes
+        moments = [jax.tree.leaves(each.optimizer[1][0].mu) for each in (expected, state)]
+        for one, other in zip(*moments, strict=True):
+            np.testing.assert_allclose(other, one, atol=2e-6)
+
+
+def test_an_overflow_halves_the_scale_and_skips_the_update():
+    recipe = dataclasses.replace(
+        recipe_of(), runtime=Runtime(precision=precision_preset("float16"))
+    )
+    state = init_state(recipe)
+    run = jax.jit(functools.partial(train_step, recipe=recipe))
+    good, metrics = run(state, masked_batch())
+    assert np.isfinite(metrics.gradient_norm)
+    assert metrics.loss_scale == 2**15
+    assert good.loss_scale.good_steps == 1
+    assert not np.array_equal(
+        good.params["blocks"]["up"]["kernel"], state.params["blocks"]["up"]["kernel"]
+    )
+
+    huge = state._replace(loss_scale=state.loss_scale._replace(scale=jnp.float32(2.0**100)))
+    skipped, metrics = run(huge, masked_batch())
+    assert np.isfinite(metrics.loss)
+    assert skipped.loss_scale.scale == 2.0**99
+    assert metrics.skipped_updates == skipped.loss_scale.skipped == 1
+    assert skipped.step == 1, "the batch is used up"
+    kept = (skipped.params, skipped.optimizer), (state.params, state.optimizer)
+    jax.tree.map(np.testing.assert_array_equal, *kept)
+
+
+def test_the_scale_doubles_after_a_run_of_good_steps_and_has_a_floor():
+    state = initial_loss_scale()._replace(good_steps=jnp.int32(GROWTH_PERIOD - 1))
+    grown = next_loss_scale(state, jnp.asarray(True))
+    assert (grown.scale, grown.good_steps) == (2 * state.scale, 0)
+    lowest = next_loss_scale(state._replace(scale=jnp.float32(1.0)), jnp.asarray(False))
+    assert (lowest.scale, lowest.skipped) == (1.0, 1)
+
+
+def test_scaling_by_itself_changes_no_gradient():
+    expected, _ = one_step(None, steps=1)
+    recipe = recipe_of()
+    state = init_state(recipe)._replace(loss_scale=initial_loss_scale())
+    scaled, _ = jax.jit(functools.partial(train_step, recipe=recipe))(state, masked_batch())
+    moments = [jax.tree.leaves(each.optimizer[1][0].mu) for each in (expected, scaled)]
+    for one, other in zip(*moments, strict=True):
+        np.testing.assert_allclose(other, one, atol=1e-6)
 
 
 def test_schedules_are_the_originals():
@@ -169,7 +231,7 @@ def test_schedules_are_the_originals():
 
 
 def test_biases_and_norms_do_not_decay():
-    params = init_state(TINY, optax.identity(), 0).params
+    params = init_params(TINY, jax.random.key(0))
     flat = jax.tree_util.tree_leaves_with_path(decayed(params))
     names = {jax.tree_util.keystr(path): decays for path, decays in flat}
     assert {name for name, decays in names.items() if not decays} == {
