@@ -126,8 +126,10 @@ class AnnDataSource(MatrixSource):
         """
         self.path = Path("AnnData")
         self._adata = adata
-        tables = {_MAIN: adata, **dict.fromkeys(adata.layers, adata)}
-        values = {_MAIN: adata.X, **adata.layers}
+        # From anndata 0.13 on, X is also the layer None.
+        layers = {name: values for name, values in adata.layers.items() if name is not None}
+        tables = {_MAIN: adata, **dict.fromkeys(layers, adata)}
+        values = {_MAIN: adata.X, **layers}
         if adata.raw is not None:
             tables[_RAW], values[_RAW] = adata.raw, adata.raw.X
         wanted = layer or _MAIN
