@@ -15,7 +15,7 @@ __version__ = "0.1.0"
 _HOME = {
     "InputError": "geneformer_jax.common.errors",
     "embed_cells": "geneformer_jax.analysis.embedding",
-    "load_model": "geneformer_jax.model.pretrained",
+    "load_model": "geneformer_jax.interop.load",
     "tokenize_cells": "geneformer_jax.cells.tokenization",
 }
 __all__ = [*_HOME, "__version__"]

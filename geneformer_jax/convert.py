@@ -3,6 +3,8 @@
 the original's dictionaries (a folder of pickles)  ->  vocabulary folder
 tokenised cells (.dataset folder or .parquet)      ->  cell store, with --vocabulary
 cell store                                         ->  NAME.dataset folder or NAME.parquet
+a model saved by transformers (a directory)        ->  checkpoint, with --vocabulary
+checkpoint, or the workdir of a training run       ->  a directory that transformers loads
 
   python -m geneformer_jax.convert --source=PATH --target=PATH [--vocabulary=DIR]
 """
@@ -17,14 +19,15 @@ from geneformer_jax.common import door
 from geneformer_jax.common.errors import InputError
 from geneformer_jax.interop import original_files, store_exchange
 from geneformer_jax.interop.tokenized_datasets import is_tokenized_dataset
+from geneformer_jax.interop.weight_files import is_huggingface_model
 
 _SOURCE = flags.DEFINE_string("source", None, "What to convert: a folder or file.")
 _TARGET = flags.DEFINE_string("target", None, "Where to write it; nothing is overwritten.")
 _VOCABULARY = flags.DEFINE_string(
     "vocabulary",
     None,
-    "The vocabulary that tokenised cells were made with: a vocabulary folder, or a folder of the "
-    "original's dictionaries.",
+    "The vocabulary that tokenised cells were made with, or a model was trained with: a vocabulary "
+    "folder, or a folder of the original's dictionaries.",
 )
 _SPECIES = flags.DEFINE_string("species", "human", "What the original's dictionaries are of.")
 _MAX_LENGTH = flags.DEFINE_integer(
@@ -42,14 +45,20 @@ def main() -> None:
     source, target = Path(_SOURCE.value), Path(_TARGET.value)
     if not source.exists():
         raise InputError(f"--source={source} does not exist; check the path")
-    if original_files.holds_original_dictionaries(source):
+    if is_huggingface_model(source):
+        _convert_model(source, target)
+    elif original_files.holds_original_dictionaries(source):
         _convert_dictionaries(source, target)
     elif is_tokenized_dataset(source):
         _convert_dataset(source, target)
     elif (source / STORE).is_file():
         _convert_store(source, target)
+    elif (source / "vocabulary.json").is_file():
+        original_files.refuse_to_write_dictionaries(target)
+    elif source.is_dir():
+        _convert_checkpoint(source, target)
     else:
-        _refuse(source, target)
+        raise InputError(_unknown(source))
 
 
 def _convert_dictionaries(source: Path, target: Path) -> None:
@@ -88,18 +97,45 @@ def _convert_store(source: Path, target: Path) -> None:
     _tell_columns(counts["columns_left_out"])
 
 
+def _convert_model(source: Path, target: Path) -> None:
+    # JAX takes seconds to import, which nothing else here should have to wait for.
+    from geneformer_jax.interop import huggingface
+
+    if not _VOCABULARY.value and not (source / huggingface.VOCABULARY).is_dir():
+        raise InputError(
+            f"--vocabulary must be given: a checkpoint carries the vocabulary it was trained with, "
+            f"and {source} has none; name a vocabulary folder or the original's dictionaries"
+        )
+    vocabulary = _vocabulary(Path(_VOCABULARY.value)) if _VOCABULARY.value else None
+    _announce(source, "a model saved by transformers", target, "a checkpoint")
+    counts = huggingface.import_model(source, target, vocabulary)
+    print(f"{counts['architecture']}, released model: {counts['official']}")
+    print(f"wrote {counts['weights']:,} weights from {counts['tensors']} tensors to {target}")
+    if counts["ignored"]:
+        print(f"tensors left out, which change nothing: {', '.join(counts['ignored'])}")
+
+
+def _convert_checkpoint(source: Path, target: Path) -> None:
+    from geneformer_jax.interop import huggingface
+    from geneformer_jax.model.pretrained import holds_checkpoint
+
+    if not holds_checkpoint(source):
+        raise InputError(_unknown(source))
+    _announce(source, "a checkpoint", target, "a model for transformers")
+    counts = huggingface.export_model(source, target)
+    print(f"wrote {counts['weights']:,} weights as {counts['architecture']} to {target}")
+
+
 def _vocabulary(folder: Path) -> GeneVocabulary:
     if original_files.holds_original_dictionaries(folder):
         return original_files.read_original_vocabulary(folder, _SPECIES.value)
     return GeneVocabulary.load(folder)
 
 
-def _refuse(source: Path, target: Path) -> None:
-    if (source / "vocabulary.json").is_file():
-        original_files.refuse_to_write_dictionaries(target)
-    raise InputError(
+def _unknown(source: Path) -> str:
+    return (
         f"--source={source} is none of the original's dictionaries, a .dataset folder, a .parquet "
-        "file or a cell store; check the path"
+        "file, a cell store, a model saved by transformers or a checkpoint; check the path"
     )
 
 

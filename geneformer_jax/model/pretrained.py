@@ -166,6 +166,15 @@ def load_model(path: Path | str) -> PretrainedModel:
     )
 
 
+def holds_checkpoint(path: Path) -> bool:
+    """Whether `load_model` finds a checkpoint at `path`."""
+    try:
+        find_checkpoint(path)
+    except InputError:
+        return False
+    return True
+
+
 def find_checkpoint(path: Path) -> Path:
     """Returns the checkpoint that `path` names: itself, or the newest one in it.
 

@@ -1,0 +1,255 @@
+"""How BERT's tensors and settings are named in Hugging Face files, and where they stand in ours.
+
+One table serves both directions: reading and writing cannot drift apart.
+"""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from geneformer_jax.common.errors import InputError
+from geneformer_jax.model.config import EncoderConfig
+from geneformer_jax.model.heads import HeadConfig
+
+ARCHITECTURES = {
+    "BertForMaskedLM": None,
+    "BertForSequenceClassification": "cell_classifier",
+    "BertForTokenClassification": "gene_classifier",
+}
+# A second name of the same weights: BERT's decoder is its word embedding.
+TIED = {
+    "bert.embeddings.word_embeddings.weight": "cls.predictions.decoder.weight",
+    "cls.predictions.bias": "cls.predictions.decoder.bias",
+}
+# What may lie in a file and changes nothing: positions are always 0, 1, 2..., token types always 0,
+# and only a cell classifier has a use for the pooler.
+POSITION_IDS = "bert.embeddings.position_ids"
+UNUSED = (
+    POSITION_IDS,
+    "bert.embeddings.token_type_ids",
+    "bert.pooler.dense.weight",
+    "bert.pooler.dense.bias",
+)
+
+# Attribute of EncoderConfig -> setting, with BERT's default where it has one.
+_SIZES = {
+    "vocabulary_size": "vocab_size",
+    "layers": "num_hidden_layers",
+    "width": "hidden_size",
+    "heads": "num_attention_heads",
+    "feed_forward": "intermediate_size",
+    "positions": "max_position_embeddings",
+}
+_OPTIONAL = {
+    "dropout": ("hidden_dropout_prob", 0.1),
+    "attention_dropout": ("attention_probs_dropout_prob", 0.1),
+    "initializer_range": ("initializer_range", 0.02),
+    "layer_norm_eps": ("layer_norm_eps", 1e-12),
+    "pad_token": ("pad_token_id", 0),
+    "token_types": ("type_vocab_size", 2),
+}
+# Setting -> (the one value whose mathematics is implemented here, what BERT takes without it).
+_IMPLEMENTED = {
+    "model_type": ("bert", None),
+    "hidden_act": ("relu", "gelu"),
+    "position_embedding_type": ("absolute", "absolute"),
+    "is_decoder": (False, False),
+    "is_encoder_decoder": (False, False),
+    "add_cross_attention": (False, False),
+    "quantization_config": (None, None),
+    "pruned_heads": ({}, {}),
+}
+
+
+class Place(NamedTuple):
+    """One tensor of BERT's and where it stands in our weights.
+
+    Attributes:
+      name: in a Hugging Face file.
+      shape: there; matrices are [out, in].
+      path: of the leaf in our weights.
+      layer: row of the leaf, None for leaves that are not stacked.
+      transposed: whether our leaf is the matrix the other way round.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    path: tuple[str, ...]
+    layer: int | None = None
+    transposed: bool = False
+
+    def put(self, value: np.ndarray, leaf: np.ndarray) -> None:
+        """Writes BERT's tensor into its place in the leaf."""
+        part = leaf if self.layer is None else leaf[self.layer]
+        part[...] = (value.T if self.transposed else value).reshape(part.shape)
+
+    def take(self, leaf: np.ndarray) -> np.ndarray:
+        """Returns BERT's tensor out of the leaf."""
+        part = leaf if self.layer is None else leaf[self.layer]
+        return part.reshape(self.shape[::-1]).T if self.transposed else part.reshape(self.shape)
+
+
+def architecture_of(head: HeadConfig | None) -> str:
+    """Returns the name of BERT's class with this head."""
+    kinds = {kind: name for name, kind in ARCHITECTURES.items()}
+    return kinds[None if head is None else head.kind]
+
+
+def places(config: EncoderConfig, head: HeadConfig | None) -> list[Place]:
+    """Returns every tensor of a model, those of one leaf one after another."""
+    D = config.width
+    found = [
+        *_tables(config),
+        *_norm("bert.embeddings.LayerNorm", D, ("embeddings", "norm")),
+        *_blocks(config),
+    ]
+    if head is None:
+        transform = "cls.predictions.transform"
+        ours = "masked_gene_head"
+        found += _dense(f"{transform}.dense", (D, D), (ours, "transform"))
+        found += _norm(f"{transform}.LayerNorm", D, (ours, "norm"))
+        found.append(Place("cls.predictions.bias", (config.vocabulary_size,), (ours, "bias")))
+    else:
+        if head.kind == "cell_classifier":
+            found += _dense("bert.pooler.dense", (D, D), (head.kind, "pooler"))
+        found += _dense("classifier", (len(head.labels), D), (head.kind, "classifier"))
+    return found
+
+
+def _tables(config: EncoderConfig) -> list[Place]:
+    rows = {
+        "word": config.vocabulary_size,
+        "position": config.positions,
+        "token_type": config.token_types,
+    }
+    return [
+        Place(
+            f"bert.embeddings.{kind}_embeddings.weight",
+            (size, config.width),
+            ("embeddings", kind, "embedding"),
+        )
+        for kind, size in rows.items()
+    ]
+
+
+def _blocks(config: EncoderConfig) -> list[Place]:
+    D, F = config.width, config.feed_forward
+    parts = {
+        "query": ("attention.self.query", (D, D)),
+        "key": ("attention.self.key", (D, D)),
+        "value": ("attention.self.value", (D, D)),
+        "attention_output": ("attention.output.dense", (D, D)),
+        "up": ("intermediate.dense", (F, D)),
+        "down": ("output.dense", (D, F)),
+    }
+    norms = {"attention_norm": "attention.output.LayerNorm", "output_norm": "output.LayerNorm"}
+    found = []
+    for i in range(config.layers):
+        layer = f"bert.encoder.layer.{i}."
+        for ours, (name, shape) in parts.items():
+            found += _dense(layer + name, shape, ("blocks", ours), i)
+        for ours, name in norms.items():
+            found += _norm(layer + name, D, ("blocks", ours), i)
+    return sorted(found, key=lambda place: (place.path, place.layer))
+
+
+def _dense(
+    name: str, shape: tuple[int, int], path: tuple[str, ...], layer: int | None = None
+) -> list[Place]:
+    return [
+        Place(f"{name}.weight", shape, (*path, "kernel"), layer, transposed=True),
+        Place(f"{name}.bias", shape[:1], (*path, "bias"), layer),
+    ]
+
+
+def _norm(name: str, width: int, path: tuple[str, ...], layer: int | None = None) -> list[Place]:
+    return [
+        Place(f"{name}.weight", (width,), (*path, "scale"), layer),
+        Place(f"{name}.bias", (width,), (*path, "bias"), layer),
+    ]
+
+
+def read_settings(told: Mapping[str, Any], where: str) -> tuple[EncoderConfig, HeadConfig | None]:
+    """Reads the content of a config.json.
+
+    Args:
+      told: the JSON object.
+      where: the file, for messages.
+
+    Raises:
+      InputError: it is of another model, or asks for what is not implemented.
+    """
+    kind = _head_kind(told, where)
+    for name, (implemented, default) in _IMPLEMENTED.items():
+        if (value := told.get(name, default)) != implemented:
+            raise InputError(
+                f'{where} has {name} "{value}", but only "{implemented}", as in every published '
+                "Geneformer, is implemented; convert such a model"
+            )
+    settings = {ours: _number(told, name, int, where) for ours, name in _SIZES.items()}
+    for ours, (name, default) in _OPTIONAL.items():
+        settings[ours] = _number({name: default} | dict(told), name, type(default), where)
+    config = EncoderConfig(**settings)
+    if kind is None:
+        return config, None
+    return config, HeadConfig(kind, _labels(told, where), _head_dropout(told, config, where))
+
+
+def _head_kind(told: Mapping[str, Any], where: str) -> str | None:
+    names = told.get("architectures")
+    if isinstance(names, list) and len(names) == 1 and names[0] in ARCHITECTURES:
+        return ARCHITECTURES[names[0]]
+    raise InputError(
+        f"{where} has architectures {names}; it must name one of {', '.join(ARCHITECTURES)}"
+    )
+
+
+def _number(told: Mapping[str, Any], name: str, kind: type, where: str) -> Any:
+    value = told.get(name)
+    right = (int, float) if kind is float else (int,)
+    if type(value) not in right:
+        raise InputError(
+            f"{where} has {name} {value!r}; it must be {'a' if kind is float else 'a whole'} number"
+        )
+    return kind(value)
+
+
+def _head_dropout(told: Mapping[str, Any], config: EncoderConfig, where: str) -> float:
+    if told.get("classifier_dropout") is None:
+        return config.dropout
+    return _number(told, "classifier_dropout", float, where)
+
+
+def _labels(told: Mapping[str, Any], where: str) -> tuple[str, ...]:
+    """Names of the classes; without any, transformers takes two classes LABEL_0 and LABEL_1."""
+    names = told.get("id2label")
+    if names is None:
+        count = _number({"num_labels": 2} | dict(told), "num_labels", int, where)
+        names = {i: f"LABEL_{i}" for i in range(count)}
+    try:
+        by_number = {int(number): str(label) for number, label in names.items()}
+    except (AttributeError, TypeError, ValueError):
+        by_number = {}
+    if not by_number or sorted(by_number) != list(range(len(by_number))):
+        raise InputError(f"{where} has id2label {names}; it must number the classes 0, 1, 2...")
+    return tuple(by_number[number] for number in sorted(by_number))
+
+
+def write_settings(config: EncoderConfig, head: HeadConfig | None) -> dict[str, Any]:
+    """Returns the content of a config.json that transformers reads."""
+    told: dict[str, Any] = {
+        "architectures": [architecture_of(head)],
+        "model_type": "bert",
+        "hidden_act": "relu",
+        "position_embedding_type": "absolute",
+        "tie_word_embeddings": True,
+        "torch_dtype": "float32",
+    }
+    told |= {name: getattr(config, ours) for ours, name in _SIZES.items()}
+    told |= {name: getattr(config, ours) for ours, (name, _) in _OPTIONAL.items()}
+    if head is not None:
+        told["classifier_dropout"] = head.dropout
+        told["id2label"] = {str(i): label for i, label in enumerate(head.labels)}
+        told["label2id"] = {label: i for i, label in enumerate(head.labels)}
+    return told

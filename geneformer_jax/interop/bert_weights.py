@@ -1,0 +1,173 @@
+"""BERT's tensors into our weights: every one is used, or named as unused, or refused."""
+
+import itertools
+from collections.abc import Iterable, Iterator, Mapping
+from typing import NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+
+from geneformer_jax.common.errors import InputError
+from geneformer_jax.interop.bert_layout import POSITION_IDS, TIED, UNUSED, Place, places
+from geneformer_jax.interop.stored_tensor import FLOAT_TYPES, StoredTensor
+from geneformer_jax.model.config import EncoderConfig
+from geneformer_jax.model.encoder import Params
+from geneformer_jax.model.heads import HeadConfig
+from geneformer_jax.model.pretrained import abstract_weights
+
+_MOST_NAMES = 4
+_OLD_ENDINGS = {"LayerNorm.gamma": "LayerNorm.weight", "LayerNorm.beta": "LayerNorm.bias"}
+
+
+class MatchedTensors(NamedTuple):
+    """What a file's tensors are for.
+
+    Attributes:
+      used: each place with the tensor that fills it, in the order of `places`.
+      ignored: names of tensors that change nothing.
+    """
+
+    used: list[tuple[Place, StoredTensor]]
+    ignored: list[str]
+
+
+def match_tensors(
+    tensors: Mapping[str, StoredTensor], config: EncoderConfig, head: HeadConfig | None, where: str
+) -> MatchedTensors:
+    """Finds the tensor for each of a model's weights; reads only those that must equal others.
+
+    Norms may have their old names gamma and beta, and the decoder may be there or not; where it is,
+    it must equal the word embedding.
+
+    Args:
+      tensors: of a file, by name.
+      config: shape of the model.
+      head: its classification head, None for the masked-gene head.
+      where: the folder, for messages.
+
+    Raises:
+      InputError: naming all tensors that are missing, unexpected, of another shape, no floats, or
+        different from what they must equal.
+    """
+    named = _with_new_names(tensors, where)
+    tied = TIED if head is None else {}
+    used, missing, wrong = [], [], []
+    for place in places(config, head):
+        names = [name for name in (place.name, tied.get(place.name)) if name in named]
+        wrong += [
+            f"{name} {problem}" for name in names if (problem := _misfit(named[name], place.shape))
+        ]
+        if names:
+            used.append((place, named[names[0]]))
+        else:
+            missing.append(place.name)
+    wanted = {place.name for place, _ in used}
+    wanted |= {tied[name] for name in wanted & set(tied)}
+    ignored = sorted(set(named) & set(UNUSED) - wanted)
+    unexpected = sorted(set(named) - wanted - set(ignored))
+    _report({"missing": missing, "unexpected": unexpected, "wrong": wrong}, where)
+    _check_copies(named, tied, where)
+    _check_positions(named, config, where)
+    return MatchedTensors(used, ignored)
+
+
+def fill_params(
+    matched: MatchedTensors, config: EncoderConfig, head: HeadConfig | None, where: str
+) -> Params:
+    """Reads the tensors, one after another, into float32 weights on the default device.
+
+    Raises:
+      InputError: a tensor cannot be read, or holds NaN or infinite values.
+    """
+    shapes = abstract_weights(config, head)
+    params: Params = {}
+    for path, of_leaf in itertools.groupby(matched.used, key=lambda pair: pair[0].path):
+        # Rows of a stack may be read before the whole of it fits on a device: it is built here.
+        leaf = np.empty(leaf_at(shapes, path).shape, np.float32)
+        for place, tensor in of_leaf:
+            value = tensor.read().astype(np.float32, copy=False)
+            if not np.isfinite(value).all():
+                raise InputError(
+                    f"{place.name} in {where} holds NaN or infinite values, with which no model "
+                    "computes; take an earlier save of it"
+                )
+            place.put(value, leaf)
+        node = params
+        for name in path[:-1]:
+            node = node.setdefault(name, {})
+        node[path[-1]] = jnp.asarray(leaf)
+    return params
+
+
+def bert_values(wanted: Iterable[Place], params: Params) -> Iterator[np.ndarray]:
+    """Yields BERT's tensors out of our weights, in the order of `wanted`."""
+    for path, of_leaf in itertools.groupby(wanted, key=lambda place: place.path):
+        leaf = np.asarray(leaf_at(params, path))
+        for place in of_leaf:
+            yield place.take(leaf)
+
+
+def leaf_at(tree: Params, path: tuple[str, ...]):
+    """Returns the leaf of a nested dict at a path."""
+    for name in path:
+        tree = tree[name]
+    return tree
+
+
+def _with_new_names(tensors: Mapping[str, StoredTensor], where: str) -> dict[str, StoredTensor]:
+    """Returns the tensors under their present names; old BERT called norms gamma and beta."""
+    named = {}
+    for name, tensor in tensors.items():
+        new = name
+        for old, now in _OLD_ENDINGS.items():
+            new = new.removesuffix(old) + now if new.endswith(old) else new
+        if new in named or (new != name and new in tensors):
+            raise InputError(f"{where} holds {new} under its old and its new name; remove one")
+        named[new] = tensor
+    return named
+
+
+def _misfit(tensor: StoredTensor, shape: tuple[int, ...]) -> str:
+    """Says what is wrong with a tensor, '' if nothing is."""
+    if tensor.shape != shape:
+        return f"is {list(tensor.shape)}, not {list(shape)}"
+    if tensor.number_type not in FLOAT_TYPES:
+        return f"holds {tensor.number_type}, not floats"
+    return ""
+
+
+def _report(problems: Mapping[str, list[str]], where: str) -> None:
+    told = []
+    for kind, names in problems.items():
+        if names:
+            more = len(names) - _MOST_NAMES
+            listed = ", ".join(names[:_MOST_NAMES]) + (f" and {more} more" if more > 0 else "")
+            told.append(f"{len(names)} {kind} ({listed})")
+    if told:
+        raise InputError(
+            f"the tensors in {where} do not fit its config.json: {'; '.join(told)}; get "
+            "both of one model"
+        )
+
+
+def _check_copies(named: Mapping[str, StoredTensor], tied: Mapping[str, str], where: str) -> None:
+    for name, copy in tied.items():
+        if name in named and copy in named:
+            one, other = named[name].read(), named[copy].read()
+            if not np.array_equal(one, other):
+                raise InputError(
+                    f"{copy} in {where} differs from {name}: this decoder is not tied to the "
+                    "embedding, as it is in every published Geneformer, and cannot be represented; "
+                    "train it tied"
+                )
+
+
+def _check_positions(named: Mapping[str, StoredTensor], config: EncoderConfig, where: str) -> None:
+    ids = named.get(POSITION_IDS)
+    if ids is None:
+        return
+    if ids.shape != (1, config.positions) or (ids.read()[0] != np.arange(config.positions)).any():
+        raise InputError(
+            f"{POSITION_IDS} in {where} is not 0 to {config.positions - 1}, the only positions "
+            "that are implemented; get config.json and weights of one model"
+        )

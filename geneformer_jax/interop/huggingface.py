@@ -1,0 +1,156 @@
+"""Geneformer as Hugging Face directories: config.json with safetensors or PyTorch weights."""
+
+import hashlib
+import json
+import math
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from geneformer_jax.cells.vocabulary import GeneVocabulary
+from geneformer_jax.common.files import require_new_folder, write_aside
+from geneformer_jax.common.provenance import describe_run, write_provenance
+from geneformer_jax.interop.bert_layout import (
+    architecture_of,
+    places,
+    read_settings,
+    write_settings,
+)
+from geneformer_jax.interop.bert_weights import bert_values, fill_params, match_tensors
+from geneformer_jax.interop.safetensors_files import Tensor, write_tensors
+from geneformer_jax.interop.weight_files import CONFIG, WEIGHT_FILES, open_weights, read_json
+from geneformer_jax.model.pretrained import (
+    PretrainedModel,
+    load_model,
+    save_model,
+    with_vocabulary,
+)
+
+VOCABULARY = "vocabulary"
+# Of the released model.safetensors: size in bytes -> (name, SHA-256).
+OFFICIAL = {
+    41_183_536: ("V1-10M", "a5e33a757431643b3697de7ef6127950cdc49e06e58d4266b3a3ab191b683f14"),
+    417_571_156: ("V2-104M", "fff5cba29ddd8792991fa77b4872246fbe548a178cebda3775cdc72b67780e7f"),
+    1_265_455_076: ("V2-316M", "965ceccea81953d362081ef3843560a0e4fef88d396c28017881f1e94b1246f3"),
+}
+
+
+class ImportedModel(NamedTuple):
+    """A model that transformers saved, and what became of its files.
+
+    Attributes:
+      model: its vocabulary is None where the folder has none; its step is 0.
+      files: of the weights.
+      tensors: how many they hold.
+      ignored: names of those that change nothing.
+    """
+
+    model: PretrainedModel
+    files: list[Path]
+    tensors: int
+    ignored: list[str]
+
+
+def read_model(folder: Path | str) -> ImportedModel:
+    """Reads a model that transformers saved; all weights become float32.
+
+    Reads BertForMaskedLM, BertForSequenceClassification and BertForTokenClassification from
+    model.safetensors or pytorch_model.bin, whole or in parts. Besides the model, one stacked weight
+    is held in memory at a time.
+
+    Args:
+      folder: holds config.json, the weights and, if this package wrote it, `vocabulary`.
+
+    Raises:
+      InputError: a file is missing or damaged, the settings ask for what is not implemented, or
+        tensors are missing, unexpected or of a wrong shape (all are named together).
+    """
+    folder = Path(folder)
+    config, head = read_settings(read_json(folder / CONFIG), str(folder / CONFIG))
+    tensors, files = open_weights(folder)
+    matched = match_tensors(tensors, config, head, str(folder))
+    params = fill_params(matched, config, head, str(folder))
+    model = PretrainedModel(config, params, None, source=str(folder), step=0, head=head)
+    if (folder / VOCABULARY).is_dir():
+        model = with_vocabulary(model, GeneVocabulary.load(folder / VOCABULARY))
+    return ImportedModel(model, files, len(tensors), matched.ignored)
+
+
+def import_model(
+    folder: Path | str, target: Path | str, vocabulary: GeneVocabulary | None = None
+) -> dict[str, Any]:
+    """Writes a model that transformers saved as a checkpoint, with its vocabulary.
+
+    Args:
+      folder: see `read_model`.
+      target: a new folder.
+      vocabulary: what its tokens mean; None only if the folder has it.
+
+    Returns:
+      Counts for a report: weights, tensors, those ignored by name, and which of the released
+      models this is ("none" if it is another).
+
+    Raises:
+      InputError: as `read_model`; no vocabulary, or one of another size; the target holds files.
+    """
+    folder, target = Path(folder), require_new_folder(target)
+    model, files, tensors, ignored = read_model(folder)
+    if vocabulary is not None:
+        model = with_vocabulary(model, vocabulary)
+    counts = _count(model) | {
+        "tensors": tensors,
+        "ignored": ignored,
+        "official": _official_name(files),
+    }
+    configuration = {"source": folder, "target": target}
+    story = describe_run("convert", configuration, [folder / CONFIG, *files], counts)
+    save_model(model, target, story)
+    return counts
+
+
+def export_model(source: Path | str, target: Path | str) -> dict[str, Any]:
+    """Writes a checkpoint as a directory that transformers reads, with its vocabulary beside.
+
+    Args:
+      source: a checkpoint or training workdir, see model.pretrained.load_model.
+      target: a new folder: config.json, model.safetensors (float32), vocabulary, provenance.json.
+
+    Returns:
+      Counts for a report.
+
+    Raises:
+      InputError: there is no checkpoint, or the target holds files.
+    """
+    target = require_new_folder(target)
+    model = load_model(source)
+    wanted = places(model.config, model.head)
+    counts = _count(model) | {"tensors": len(wanted)}
+    configuration = {"source": source, "target": target}
+    with write_aside(target) as aside:
+        aside.mkdir()
+        settings = write_settings(model.config, model.head)
+        (aside / CONFIG).write_text(json.dumps(settings, indent=2) + "\n")
+        listed = [Tensor(place.name, place.shape) for place in wanted]
+        write_tensors(aside / WEIGHT_FILES[0], listed, bert_values(wanted, model.params))
+        if model.vocabulary is not None:
+            model.vocabulary.write_into(aside / VOCABULARY)
+        story = describe_run("convert", configuration, [Path(model.source)], counts)
+        write_provenance(aside, story)
+    return counts
+
+
+def _count(model: PretrainedModel) -> dict[str, Any]:
+    wanted = places(model.config, model.head)
+    return {
+        "architecture": architecture_of(model.head),
+        "weights": sum(math.prod(place.shape) for place in wanted),
+    }
+
+
+def _official_name(files: list[Path]) -> str:
+    """Which of the released models a file is; hashes only files of the right size."""
+    name, expected = OFFICIAL.get(files[0].stat().st_size, ("none", ""))
+    if len(files) != 1 or not expected:
+        return "none"
+    with files[0].open("rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+    return name if found == expected else f"none (of the size of {name}, but with other content)"

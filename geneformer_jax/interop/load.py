@@ -1,0 +1,94 @@
+"""A model from wherever it is: a checkpoint, a Hugging Face directory, or the hub."""
+
+import re
+from pathlib import Path
+
+from geneformer_jax.cells.vocabulary import GeneVocabulary
+from geneformer_jax.common.errors import InputError
+from geneformer_jax.interop import huggingface
+from geneformer_jax.interop.weight_files import CONFIG, WEIGHT_FILES, is_huggingface_model
+from geneformer_jax.model import pretrained
+from geneformer_jax.model.pretrained import PretrainedModel, with_vocabulary
+
+_HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*){1,2}", re.ASCII)
+# The weights, their index and the parts of a model in several files: the first format there is.
+_FORMATS = (
+    (*WEIGHT_FILES[:2], "model-*.safetensors"),
+    (*WEIGHT_FILES[2:], "pytorch_model-*.bin"),
+)
+_REMEDY = (
+    "a local directory works without a network: gf.load_model(DIRECTORY), or "
+    "python -m geneformer_jax.convert --source=DIRECTORY --target=CHECKPOINT"
+)
+
+
+def load_model(
+    path: Path | str, vocabulary: GeneVocabulary | Path | str | None = None
+) -> PretrainedModel:
+    """Loads a model.
+
+    Args:
+      path: a checkpoint, the workdir of a training run (its newest checkpoint), a directory that
+        transformers saved, or the name of one on the Hugging Face hub: "org/name", or
+        "org/name/folder" for a folder in it.
+      vocabulary: what the model's tokens mean, or its folder; for a model that carries none, as
+        what transformers saved.
+
+    Returns:
+      The model, on the first local device. Its vocabulary is None if it carries none and none is
+      given.
+
+    Raises:
+      InputError: there is no such model, it cannot be read or fetched, or the vocabulary is not
+        its own.
+    """
+    folder = Path(path)
+    if not folder.exists() and _HUB_NAME.fullmatch(str(path)):
+        folder = _fetch(str(path))
+    if is_huggingface_model(folder):
+        model = huggingface.read_model(folder).model
+    else:
+        model = pretrained.load_model(folder)
+    if vocabulary is None:
+        return model
+    if not isinstance(vocabulary, GeneVocabulary):
+        vocabulary = GeneVocabulary.load(vocabulary)
+    return with_vocabulary(model, vocabulary)
+
+
+def _fetch(name: str) -> Path:
+    """Downloads a model into the hub client's cache, or finds it there; returns its folder."""
+    try:
+        import huggingface_hub
+    except ModuleNotFoundError as error:
+        raise InputError(
+            f'there is no folder {name}, and to look for "{name}" on the Hugging Face hub its '
+            f"client is needed: pip install huggingface_hub; {_REMEDY}"
+        ) from error
+    org, model, *inside = name.split("/")
+    prefix = "".join(f"{part}/" for part in inside)
+    for files in _FORMATS:
+        patterns = [prefix + each for each in (CONFIG, *files)]
+        try:
+            fetched = huggingface_hub.snapshot_download(f"{org}/{model}", allow_patterns=patterns)
+        except (OSError, ValueError, huggingface_hub.errors.HfHubHTTPError) as error:
+            raise InputError(_why_not(name, error)) from error
+        folder = Path(fetched, *inside)
+        if any((folder / each).exists() for each in WEIGHT_FILES):
+            return folder
+    raise InputError(
+        f'"{name}" on the Hugging Face hub holds no weights of a model there; name a folder in it '
+        "that does, as org/name/folder"
+    )
+
+
+def _why_not(name: str, error: Exception) -> str:
+    from huggingface_hub import errors
+
+    unreached = (errors.LocalEntryNotFoundError, ConnectionError, TimeoutError)
+    reason = next(iter(str(error).strip().splitlines()), type(error).__name__)[:120]
+    if isinstance(error, unreached):
+        trouble = f"the Hugging Face hub cannot be reached, is there no network? ({reason})"
+    else:
+        trouble = f'the Hugging Face hub does not give "{name}" ({reason}); check the name'
+    return f"there is no folder {name}, and {trouble}; {_REMEDY}"

@@ -1,0 +1,436 @@
+"""Models that transformers saved, in and out: every tensor, every file format, every refusal."""
+
+import dataclasses
+import json
+
+import ml_dtypes
+import numpy as np
+import pytest
+from bert_folders import (
+    CLASSES,
+    D,
+    F,
+    L,
+    T,
+    V,
+    settings,
+    tensors,
+    write_folder,
+    write_torch_file,
+)
+from safetensors.numpy import load_file, save_file
+
+import geneformer_jax as gf
+from geneformer_jax.common.errors import InputError
+from geneformer_jax.interop import huggingface
+from geneformer_jax.model import pretrained
+from tests.toy import toy_vocabulary
+
+ARCHITECTURES = ("BertForMaskedLM", *CLASSES)
+WORD = "bert.embeddings.word_embeddings.weight"
+
+
+def read(folder):
+    return huggingface.read_model(folder).model
+
+
+def refusal(folder) -> str:
+    """The one line with which a folder is refused."""
+    with pytest.raises(InputError) as raised:
+        huggingface.read_model(folder)
+    message = str(raised.value)
+    assert "\n" not in message
+    return message
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_weights_return_byte_for_byte_with_their_settings(tmp_path, architecture):
+    source = write_folder(tmp_path / "hf", architecture=architecture)
+    counts = huggingface.import_model(source, tmp_path / "checkpoint", toy_vocabulary())
+    told = huggingface.export_model(tmp_path / "checkpoint", tmp_path / "back")
+    assert counts["architecture"] == told["architecture"] == architecture
+    before, after = tensors(architecture), load_file(tmp_path / "back" / "model.safetensors")
+    assert set(after) == set(before)
+    assert counts["tensors"] == told["tensors"] == len(before)
+    assert counts["weights"] == sum(value.size for value in before.values())
+    for name, value in before.items():
+        assert after[name].dtype == np.float32
+        assert after[name].shape == value.shape
+        assert after[name].tobytes() == value.tobytes(), name
+    written = json.loads((tmp_path / "back" / "config.json").read_text())
+    wanted = settings(architecture)
+    assert {name: written[name] for name in wanted} == wanted
+    for folder in ("checkpoint", "back"):
+        assert (tmp_path / folder / "provenance.json").is_file()
+
+
+def test_weights_stand_where_their_names_say(tmp_path):
+    params = read(write_folder(tmp_path / "hf")).params
+    given = tensors()
+    for i in range(L):
+        layer = f"bert.encoder.layer.{i}"
+        kernels = {
+            "query": f"{layer}.attention.self.query",
+            "key": f"{layer}.attention.self.key",
+            "value": f"{layer}.attention.self.value",
+            "attention_output": f"{layer}.attention.output.dense",
+            "up": f"{layer}.intermediate.dense",
+            "down": f"{layer}.output.dense",
+        }
+        x = np.random.default_rng(i).normal(size=D).astype(np.float32)
+        for ours, name in kernels.items():
+            kernel = np.asarray(params["blocks"][ours]["kernel"])[i]
+            given_matrix = given[f"{name}.weight"]
+            inputs = np.resize(x, given_matrix.shape[1])
+            outputs = inputs @ kernel.reshape(given_matrix.shape[::-1])
+            np.testing.assert_allclose(outputs, given_matrix @ inputs, atol=1e-6)
+            bias = np.asarray(params["blocks"][ours]["bias"])[i]
+            np.testing.assert_array_equal(bias.ravel(), given[f"{name}.bias"])
+        assert params["blocks"]["up"]["kernel"].shape == (L, D, F)
+        for ours, name in (
+            ("attention_norm", "attention.output.LayerNorm"),
+            ("output_norm", "output.LayerNorm"),
+        ):
+            norm = params["blocks"][ours]
+            np.testing.assert_array_equal(norm["scale"][i], given[f"{layer}.{name}.weight"])
+            np.testing.assert_array_equal(norm["bias"][i], given[f"{layer}.{name}.bias"])
+
+
+def test_a_classifier_keeps_its_labels_and_its_dropout(tmp_path):
+    source = write_folder(
+        tmp_path / "hf", architecture="BertForSequenceClassification", classifier_dropout=0.3
+    )
+    huggingface.import_model(source, tmp_path / "checkpoint", toy_vocabulary())
+    model = pretrained.load_model(tmp_path / "checkpoint")
+    assert model.head.kind == "cell_classifier"
+    assert model.head.labels == ("healthy", "dilated", "hypertrophic")
+    assert model.head.dropout == 0.3
+    genes = read(write_folder(tmp_path / "genes", architecture="BertForTokenClassification"))
+    assert genes.head.labels == ("LABEL_0", "LABEL_1")
+    assert genes.head.dropout == 0.02
+
+
+def equal_params(one, other) -> bool:
+    import jax
+
+    return all(jax.tree.leaves(jax.tree.map(np.array_equal, one, other)))
+
+
+def test_weights_in_parts_equal_the_whole(tmp_path):
+    whole = read(write_folder(tmp_path / "whole"))
+    for ending, write in (("safetensors", save_file), ("bin", None)):
+        folder = write_folder(tmp_path / ending)
+        (folder / "model.safetensors").unlink()
+        names = sorted(tensors())
+        places = {}
+        for part, chosen in enumerate((names[::2], names[1::2])):
+            file = f"model-{part}.{ending}"
+            values = {name: tensors()[name] for name in chosen}
+            write(values, folder / file) if write else write_torch_file(folder / file, values)
+            places |= dict.fromkeys(chosen, file)
+        stem = "model.safetensors" if ending == "safetensors" else "pytorch_model.bin"
+        index = folder / f"{stem}.index.json"
+        index.write_text(json.dumps({"metadata": {}, "weight_map": places}))
+        assert equal_params(read(folder).params, whole.params)
+
+
+def test_a_pytorch_file_equals_safetensors(tmp_path):
+    whole = read(write_folder(tmp_path / "whole"))
+    folder = write_folder(tmp_path / "bin")
+    (folder / "model.safetensors").unlink()
+    write_torch_file(folder / "pytorch_model.bin", tensors())
+    assert equal_params(read(folder).params, whole.params)
+
+
+@pytest.mark.parametrize("kind", [np.float16, ml_dtypes.bfloat16, np.float64])
+def test_other_floats_become_float32(tmp_path, kind):
+    folder = write_folder(tmp_path / "hf")
+    short = {name: value.astype(kind) for name, value in tensors().items()}
+    save_file_of_any_type(folder / "model.safetensors", short)
+    got = np.asarray(read(folder).params["embeddings"]["word"]["embedding"])
+    assert got.dtype == np.float32
+    np.testing.assert_array_equal(got, short[WORD].astype(np.float32))
+
+
+def save_file_of_any_type(path, values):
+    """Writes safetensors by hand: the library writes no bfloat16 from numpy."""
+    codes = {"float16": "F16", "bfloat16": "BF16", "float64": "F64", "int64": "I64"}
+    header, data = {}, b""
+    for name, value in values.items():
+        start, data = len(data), data + value.tobytes()
+        header[name] = {
+            "dtype": codes[value.dtype.name],
+            "shape": value.shape,
+            "data_offsets": [start, len(data)],
+        }
+    text = json.dumps(header).encode()
+    path.write_bytes(len(text).to_bytes(8, "little") + text + data)
+
+
+def test_old_names_spare_copies_and_unused_tensors_change_nothing(tmp_path):
+    plain = read(write_folder(tmp_path / "plain"))
+    old = {
+        name.replace("LayerNorm.weight", "LayerNorm.gamma").replace(
+            "LayerNorm.bias", "LayerNorm.beta"
+        ): value
+        for name, value in tensors().items()
+    }
+    old["bert.embeddings.position_ids"] = np.arange(T)[None]
+    old["bert.pooler.dense.weight"] = np.ones((D, D), np.float32)
+    old["bert.pooler.dense.bias"] = np.ones(D, np.float32)
+    old["cls.predictions.decoder.weight"] = old[WORD].copy()
+    old["cls.predictions.decoder.bias"] = old["cls.predictions.bias"].copy()
+    imported = huggingface.read_model(write_folder(tmp_path / "old", old))
+    assert equal_params(imported.model.params, plain.params)
+    assert imported.ignored == [
+        "bert.embeddings.position_ids",
+        "bert.pooler.dense.bias",
+        "bert.pooler.dense.weight",
+    ]
+
+
+def test_a_decoder_alone_is_the_embedding(tmp_path):
+    weights = tensors()
+    weights["cls.predictions.decoder.weight"] = weights.pop(WORD)
+    weights["cls.predictions.decoder.bias"] = weights.pop("cls.predictions.bias")
+    plain = read(write_folder(tmp_path / "plain"))
+    assert equal_params(read(write_folder(tmp_path / "hf", weights)).params, plain.params)
+
+
+def test_an_untied_decoder_is_refused(tmp_path):
+    weights = tensors() | {"cls.predictions.decoder.weight": tensors(seed=1)[WORD]}
+    assert "is not tied" in refusal(write_folder(tmp_path / "hf", weights))
+
+
+def test_all_misfits_are_told_together(tmp_path):
+    weights = tensors()
+    del weights["bert.encoder.layer.1.output.dense.bias"], weights["cls.predictions.bias"]
+    weights["bert.encoder.layer.2.output.dense.bias"] = np.zeros(D, np.float32)
+    weights["bert.embeddings.LayerNorm.bias"] = np.zeros(D + 1, np.float32)
+    weights["bert.embeddings.LayerNorm.weight"] = np.zeros(D, np.int32)
+    message = refusal(write_folder(tmp_path / "hf", weights))
+    for words in (
+        "2 missing (bert.encoder.layer.1.output.dense.bias, cls.predictions.bias)",
+        "1 unexpected (bert.encoder.layer.2.output.dense.bias)",
+        "2 wrong (",
+        f"bert.embeddings.LayerNorm.bias is [{D + 1}], not [{D}]",
+        "bert.embeddings.LayerNorm.weight holds I32, not floats",
+    ):
+        assert words in message
+
+
+def test_the_head_of_another_architecture_is_unexpected(tmp_path):
+    weights = tensors("BertForTokenClassification") | tensors()
+    message = refusal(
+        write_folder(tmp_path / "hf", weights, architecture="BertForTokenClassification")
+    )
+    assert "5 unexpected (cls.predictions.bias" in message
+    message = refusal(write_folder(tmp_path / "bare", tensors("BertForTokenClassification")))
+    assert "5 missing (cls.predictions." in message
+    assert "2 unexpected (classifier.bias, classifier.weight)" in message
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"hidden_act": "gelu"}, 'hidden_act "gelu", but only "relu"'),
+        ({"position_embedding_type": "relative_key"}, "position_embedding_type"),
+        ({"is_decoder": True}, 'is_decoder "True"'),
+        ({"add_cross_attention": True}, "add_cross_attention"),
+        ({"model_type": "roberta"}, 'model_type "roberta"'),
+        ({"pruned_heads": {"0": [1]}}, "pruned_heads"),
+        ({"quantization_config": {"load_in_8bit": True}}, "quantization_config"),
+        ({"architectures": ["BertModel"]}, "BertForMaskedLM"),
+        ({"architectures": None}, "architectures None"),
+        ({"hidden_size": "16"}, "hidden_size '16'"),
+        ({"num_hidden_layers": True}, "num_hidden_layers True"),
+        ({"hidden_size": 15}, "not divisible"),
+        ({"hidden_dropout_prob": 1.5}, "must be in [0, 1)"),
+        ({"vocab_size": V + 1}, f"is [{V}, {D}], not [{V + 1}, {D}]"),
+    ],
+)
+def test_settings_that_are_not_implemented_are_refused(tmp_path, changes, words):
+    assert words in refusal(write_folder(tmp_path / "hf", **changes))
+
+
+def test_an_absent_activation_is_berts_and_refused(tmp_path):
+    folder = write_folder(tmp_path / "hf")
+    told = settings()
+    del told["hidden_act"]
+    (folder / "config.json").write_text(json.dumps(told))
+    assert '"gelu"' in refusal(folder)
+
+
+@pytest.mark.parametrize("names", [{"0": "a", "2": "b"}, {}, ["a", "b"], {"x": "a"}])
+def test_classes_must_be_numbered(tmp_path, names):
+    folder = write_folder(
+        tmp_path / "hf", architecture="BertForSequenceClassification", id2label=names
+    )
+    assert "must number the classes" in refusal(folder)
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "words"),
+    [
+        ("config.json", None, "is missing"),
+        ("config.json", b"{", "is no JSON"),
+        ("config.json", b"[1]", "no JSON object"),
+        ("model.safetensors", None, "holds no weights"),
+        ("model.safetensors", b"version https://git-lfs.github.com/spec/v1\noid", "git lfs pull"),
+        ("model.safetensors", b"\x00" * 20, "no whole safetensors file"),
+        ("model.safetensors", "half", "no whole safetensors file"),
+        ("pytorch_model.bin", b"\x80\x02}q\x00.", "no file of PyTorch 1.6"),
+        ("model.safetensors.index.json", b'{"weight_map": {"a": "../b.safetensors"}}', "beside it"),
+        ("model.safetensors.index.json", b'{"weight_map": {"a": "b.safetensors"}}', "not there"),
+        ("model.safetensors.index.json", b'{"weight_map": {"a": 3}}', "beside it"),
+        ("model.safetensors.index.json", b'{"weight_map": {}}', "beside it"),
+    ],
+)
+def test_missing_and_damaged_files_are_told_in_one_line(tmp_path, file, content, words):
+    folder = write_folder(tmp_path / "hf")
+    whole = (folder / "model.safetensors").read_bytes()
+    if file != "config.json":
+        (folder / "model.safetensors").unlink()
+    if content is None:
+        (folder / file).unlink(missing_ok=True)
+    else:
+        (folder / file).write_bytes(whole[: len(whole) // 2] if content == "half" else content)
+    assert words in refusal(folder)
+
+
+def test_weights_that_are_no_numbers_are_refused(tmp_path):
+    weights = tensors()
+    weights[WORD][3, 3] = np.nan
+    assert "NaN or infinite" in refusal(write_folder(tmp_path / "hf", weights))
+
+
+def test_other_positions_than_0_1_2_are_refused(tmp_path):
+    weights = tensors() | {"bert.embeddings.position_ids": np.arange(T)[None] + 1}
+    assert "position_ids" in refusal(write_folder(tmp_path / "hf", weights))
+
+
+@pytest.mark.parametrize(
+    ("lies", "words"),
+    [
+        ({"storage": "os\nsystem"}, "asks for os.system"),
+        ({"storage": "torch.nn.modules\nLinear"}, "asks for torch.nn.modules.Linear"),
+        ({"storage": "collections\nOrderedDict"}, "no readable pickle"),
+        ({"offset": 1}, "beyond its storage"),
+        ({"offset": -1}, "no known way"),
+        ({"strides": (10**12, 10**12)}, "no readable pickle"),
+        ({"size": 10**6}, "bytes, not"),
+        ({"size": -5}, "no readable pickle"),
+    ],
+)
+def test_pytorch_files_that_lie_are_refused(tmp_path, lies, words):
+    folder = write_folder(tmp_path / "hf")
+    (folder / "model.safetensors").unlink()
+    write_torch_file(folder / "pytorch_model.bin", tensors(), **lies)
+    assert words in refusal(folder)
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize("kind", ["float32", "bfloat16", "float16"])
+def test_pytorchs_own_files_are_read(tmp_path, torch, kind):
+    folder = write_folder(tmp_path / "hf")
+    (folder / "model.safetensors").unlink()
+    weights = {
+        name: torch.from_numpy(value).to(getattr(torch, kind)) for name, value in tensors().items()
+    }
+    # A view of a larger storage, a transposed matrix, a parameter and a shared storage.
+    name = "bert.encoder.layer.0.output.dense.weight"
+    weights[name] = weights[name].T.contiguous().T
+    name = "bert.encoder.layer.0.output.dense.bias"
+    weights[name] = torch.cat([weights[name], weights[name]])[D:]
+    weights["bert.embeddings.LayerNorm.bias"] = torch.nn.Parameter(
+        weights["bert.embeddings.LayerNorm.bias"]
+    )
+    weights["cls.predictions.decoder.weight"] = weights[WORD]
+    torch.save(weights, folder / "pytorch_model.bin")
+    expected = {name: value.detach().float().numpy() for name, value in weights.items()}
+    plain = read(write_folder(tmp_path / "plain", {k: v.copy() for k, v in expected.items()}))
+    assert equal_params(read(folder).params, plain.params)
+
+
+@pytest.mark.parity
+def test_an_old_pytorch_file_is_refused(tmp_path, torch):
+    folder = write_folder(tmp_path / "hf")
+    (folder / "model.safetensors").unlink()
+    torch.save(
+        {"a": torch.ones(2)}, folder / "pytorch_model.bin", _use_new_zipfile_serialization=False
+    )
+    assert "save the model again" in refusal(folder)
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_transformers_loads_what_is_written(tmp_path, torch, architecture):
+    import transformers
+
+    source = write_folder(tmp_path / "hf", architecture=architecture)
+    huggingface.import_model(source, tmp_path / "checkpoint", toy_vocabulary())
+    huggingface.export_model(tmp_path / "checkpoint", tmp_path / "back")
+    model, told = getattr(transformers, architecture).from_pretrained(
+        tmp_path / "back", output_loading_info=True
+    )
+    for problem in ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs"):
+        assert not told[problem], problem
+    state = model.state_dict()
+    for name, value in tensors(architecture).items():
+        np.testing.assert_array_equal(state[name].numpy(), value)
+    assert model.config.hidden_act == "relu"
+
+
+def test_an_imported_model_carries_its_vocabulary_both_ways(tmp_path):
+    vocabulary = toy_vocabulary()
+    source = write_folder(tmp_path / "hf")
+    assert gf.load_model(source).vocabulary is None
+    assert gf.load_model(source, vocabulary).vocabulary.hash == vocabulary.hash
+    huggingface.import_model(source, tmp_path / "checkpoint", vocabulary)
+    assert gf.load_model(tmp_path / "checkpoint").vocabulary.hash == vocabulary.hash
+    huggingface.export_model(tmp_path / "checkpoint", tmp_path / "back")
+    assert gf.load_model(str(tmp_path / "back")).vocabulary.hash == vocabulary.hash
+    huggingface.import_model(tmp_path / "back", tmp_path / "again")
+    assert gf.load_model(tmp_path / "again").vocabulary.hash == vocabulary.hash
+
+
+def test_another_vocabulary_is_refused(tmp_path):
+    source = write_folder(tmp_path / "hf")
+    larger = toy_vocabulary(("<pad>", "<mask>", "<cls>", "<eos>"))
+    with pytest.raises(InputError, match="has 152 tokens, but the vocabulary has 154"):
+        huggingface.import_model(source, tmp_path / "checkpoint", larger)
+    with pytest.raises(InputError, match="carries no vocabulary"):
+        huggingface.import_model(source, tmp_path / "checkpoint")
+    assert not (tmp_path / "checkpoint").exists()
+    huggingface.import_model(source, tmp_path / "checkpoint", toy_vocabulary())
+    other = dataclasses.replace(toy_vocabulary(), species="mouse")
+    with pytest.raises(InputError, match="carries vocabulary"):
+        gf.load_model(tmp_path / "checkpoint", other)
+
+
+def test_released_models_are_recognised_by_their_hash(tmp_path, monkeypatch):
+    import hashlib
+
+    source = write_folder(tmp_path / "hf")
+    content = (source / "model.safetensors").read_bytes()
+    digest = hashlib.sha256(content).hexdigest()
+
+    def official(name: str, table: dict) -> str:
+        monkeypatch.setattr(huggingface, "OFFICIAL", table)
+        huggingface.import_model(source, tmp_path / name, toy_vocabulary())
+        story = json.loads((tmp_path / name / "provenance.json").read_text())
+        return story["counts"]["official"]
+
+    assert official("other", huggingface.OFFICIAL) == "none"
+    assert official("same", {len(content): ("V1-10M", digest)}) == "V1-10M"
+    changed = official("changed", {len(content): ("V1-10M", "0" * 64)})
+    assert changed.startswith("none") and "V1-10M" in changed
+
+
+def test_nothing_is_overwritten(tmp_path):
+    source = write_folder(tmp_path / "hf")
+    huggingface.import_model(source, tmp_path / "checkpoint", toy_vocabulary())
+    with pytest.raises(InputError, match="already holds"):
+        huggingface.import_model(source, tmp_path / "checkpoint", toy_vocabulary())
+    with pytest.raises(InputError, match="already holds"):
+        huggingface.export_model(tmp_path / "checkpoint", source)
