@@ -161,6 +161,8 @@ class StoreBuild:
         """
         done = store_writer.finished_sources(self.folder)
         mine = [source for source in share_of(self.sources, share) if source.key not in done]
+        if not mine:
+            return
         total = sum(len(source.id_hashes) for source in mine)
         with Progress(total, "tokenizing", "cells") as progress:
             for source in mine:
@@ -255,9 +257,8 @@ class StoreBuild:
         kinds = store_writer.obs_kinds(self.folder)
         obs, ids = source.obs(list(kinds)), self.reading.cell_ids(source)
         with store_writer.write_source(self.folder, surveyed.key, kinds) as writer:
-            for batch in encode_source(
-                source, self.vocabulary, self.recipe, surveyed.match, verdict
-            ):
+            encoded = encode_source(source, self.vocabulary, self.recipe, surveyed.match, verdict)
+            for batch in encoded:
                 writer.write(batch.encodings, ids[batch.rows], obs.iloc[batch.rows])
                 progress.advance(batch.read, file=surveyed.path.name)
             writer.finish(

@@ -80,10 +80,11 @@ class SourceWriter:
         self._obs.write_table(pa.table(columns, schema=self._schema))
         values = [as_bytes(columns[name], kinds[name]) for name in kinds]
         tokens, offsets = encodings.tokens.astype("<u2").tobytes(), encodings.offsets.tolist()
-        for i, others in enumerate(zip(*values, strict=True)):
-            features = {TOKENS: tokens[2 * offsets[i] : 2 * offsets[i + 1]]}
-            features.update(zip(kinds, others, strict=True))
-            self._write_record(encode_record(features))
+        with _system_errors(self._folder):
+            for i, others in enumerate(zip(*values, strict=True)):
+                features = {TOKENS: tokens[2 * offsets[i] : 2 * offsets[i + 1]]}
+                features.update(zip(kinds, others, strict=True))
+                self._write_record(encode_record(features))
         self._lengths.append(encodings.lengths)
 
     def finish(self, story: Mapping[str, Any]) -> None:
@@ -99,8 +100,7 @@ class SourceWriter:
         if self._writer is None:
             path = self._folder / shard_name(len(self._shards))
             self._writer = ArrayRecordWriter(str(path), _OPTIONS)
-        with _system_errors(self._folder):
-            self._writer.write(record)
+        self._writer.write(record)
         self._in_shard += 1
         self._bytes_in_shard += len(record)
         if self._bytes_in_shard >= self._shard_bytes:

@@ -166,6 +166,9 @@ class GeneVocabulary:
         return np.fromiter(found, dtype=np.int32, count=len(gene_ids))
 
     def _token_of(self, gene_id: str, symbol_tables: tuple[Mapping[str, int], ...]) -> int:
+        token = self._token_of_usual_id.get(gene_id)
+        if token is not None:
+            return token
         plain = strip_version(gene_id)
         # "A-923A4.1" is an alias and keeps its ending; an Ensembl id loses it in the second round.
         for name in dict.fromkeys((gene_id.strip(), plain)):
@@ -183,6 +186,13 @@ class GeneVocabulary:
     @cached_property
     def _token_of_id(self) -> Mapping[str, int]:
         return {gene: self.first_gene_token + i for i, gene in enumerate(self.gene_ids.tolist())}
+
+    @cached_property
+    def _token_of_usual_id(self) -> Mapping[str, int]:
+        """Most ids of a source are gene ids as they stand: found without a second look."""
+        remapped = self._token_of_alias
+        return {gene: remapped.get(gene.upper(), t) for gene, t in self._token_of_id.items()
+                if is_ensembl_id(gene)}  # fmt: skip
 
     @cached_property
     def _token_of_alias(self) -> Mapping[str, int]:
