@@ -60,18 +60,21 @@ def _fetch(name: str) -> Path:
     """Downloads a model into the hub client's cache, or finds it there; returns its folder."""
     try:
         import huggingface_hub
+        from huggingface_hub import errors
     except ModuleNotFoundError as error:
         raise InputError(
             f'there is no folder {name}, and to look for "{name}" on the Hugging Face hub its '
             f"client is needed: pip install huggingface_hub; {_REMEDY}"
         ) from error
+    # Its errors stand on those of the library it talks through, another one in each version.
+    troubles = (OSError, ValueError, *errors.HfHubHTTPError.__bases__)
     org, model, *inside = name.split("/")
     prefix = "".join(f"{part}/" for part in inside)
     for files in _FORMATS:
         patterns = [prefix + each for each in (CONFIG, *files)]
         try:
             fetched = huggingface_hub.snapshot_download(f"{org}/{model}", allow_patterns=patterns)
-        except (OSError, ValueError, huggingface_hub.errors.HfHubHTTPError) as error:
+        except troubles as error:
             raise InputError(_why_not(name, error)) from error
         folder = Path(fetched, *inside)
         if any((folder / each).exists() for each in WEIGHT_FILES):
@@ -85,10 +88,10 @@ def _fetch(name: str) -> Path:
 def _why_not(name: str, error: Exception) -> str:
     from huggingface_hub import errors
 
-    unreached = (errors.LocalEntryNotFoundError, ConnectionError, TimeoutError)
+    answered = (errors.HfHubHTTPError, errors.HFValidationError)
     reason = next(iter(str(error).strip().splitlines()), type(error).__name__)[:120]
-    if isinstance(error, unreached):
-        trouble = f"the Hugging Face hub cannot be reached, is there no network? ({reason})"
-    else:
+    if isinstance(error, answered):
         trouble = f'the Hugging Face hub does not give "{name}" ({reason}); check the name'
+    else:
+        trouble = f"the Hugging Face hub cannot be reached, is there no network? ({reason})"
     return f"there is no folder {name}, and {trouble}; {_REMEDY}"
