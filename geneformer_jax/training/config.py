@@ -97,7 +97,8 @@ class MeshConfig:
     """Devices along each mesh axis.
 
     Attributes:
-      data: copies of the model; 0 takes all devices that the other axes leave.
+      data: copies of the model; 0 takes all devices that the other axes leave, another number
+        only so many.
       fsdp: devices over which weights and optimizer state are sharded (and batches too).
       tensor: devices over which heads and feed-forward are split.
     """

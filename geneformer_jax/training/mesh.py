@@ -45,22 +45,31 @@ _MESH_AXES = {
 
 
 def make_mesh(config: MeshConfig, devices: list[jax.Device] | None = None) -> Mesh:
-    """Returns a mesh with axes ("data", "fsdp", "tensor") over all devices.
+    """Returns a mesh with axes ("data", "fsdp", "tensor").
+
+    With `config.data` 0 it takes all devices; otherwise the first data x fsdp x tensor of them.
 
     Raises:
-      InputError: the devices cannot be laid out so.
+      InputError: there are too few devices, or some cannot be used.
     """
     devices = jax.devices() if devices is None else devices
     inner = config.fsdp * config.tensor
-    data = config.data or max(len(devices) // inner, 1)
-    if data * inner != len(devices):
+    data = config.data or len(devices) // inner
+    needed, at_hand = data * inner, len(devices)
+    if not 0 < needed <= at_hand or (needed < at_hand and not config.data):
         raise InputError(
-            f"--config.mesh data {config.data} x fsdp {config.fsdp} x tensor {config.tensor} does "
-            f"not use exactly the {len(devices)} devices at hand; make the product {len(devices)}, "
-            "or set data to 0 and let fsdp x tensor divide it"
+            f"--config.mesh data {config.data or 'rest'} x fsdp {config.fsdp} x tensor "
+            f"{config.tensor} cannot be laid out on the {at_hand} devices at hand; choose fsdp x "
+            f"tensor that divides {at_hand}, or a product of at most {at_hand}"
+        )
+    if needed < at_hand and jax.process_count() > 1:
+        raise InputError(
+            f"--config.mesh uses {needed} of {at_hand} devices, but a run of several processes "
+            "must use all; set mesh.data to 0"
         )
     shape = (data, config.fsdp, config.tensor)
-    return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
+    types = (AxisType.Auto,) * 3
+    return jax.make_mesh(shape, AXES, axis_types=types, devices=devices[:needed])
 
 
 def batch_divisor(mesh: Mesh) -> int:

@@ -107,7 +107,8 @@ def toy_config(store, **changes) -> PretrainConfig:
     [
         ({"model.vocabulary_size": 99}, "99 but the store's vocabulary has 152"),
         ({"model.positions": 16}, "longest cell has"),
-        ({"mesh.tensor": 3}, "exactly the 8 devices"),
+        ({"mesh.tensor": 3}, "divides 8, or a product of at most 8"),
+        ({"mesh.data": 3, "mesh.fsdp": 3}, "cannot be laid out on the 8 devices"),
         ({"mesh.tensor": 8}, "heads 4 is not divisible by --config.mesh.tensor 8"),
         ({"data.cells_per_batch": 12}, "not divisible by 8"),
         ({"data.tokens_per_batch": 64}, "exactly one"),

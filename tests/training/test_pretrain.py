@@ -28,6 +28,7 @@ from geneformer_jax.training.config import pretrain_config
 def get_config():
     model = EncoderConfig(1, 2, 32, 4, 64, 256, dropout=0.1, attention_dropout=0.1)
     config = pretrain_config(model, vocabulary_size=0)
+    config.mesh.data = 1
     config.data.cells_per_batch = 8
     config.data.most_buckets = 1
     config.steps = 12
@@ -51,7 +52,7 @@ def config_of(store, **changes) -> PretrainConfig:
 
 @pytest.fixture(scope="module")
 def finished(toy_store, tmp_path_factory):
-    """An undisturbed run of 12 steps on the eight devices: (workdir, result)."""
+    """An undisturbed run of 12 steps on one device: (workdir, result)."""
     workdir = tmp_path_factory.mktemp("undisturbed") / "run"
     return workdir, pretrain(config_of(toy_store), workdir)
 
