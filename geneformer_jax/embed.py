@@ -3,25 +3,26 @@
 Examples:
   python -m geneformer_jax.embed --checkpoint=RUN --cells=STORE --output=embeddings.h5ad
   python -m geneformer_jax.embed --checkpoint=RUN --cells=cells.h5ad --output=embeddings.h5ad \\
-      --color=cell_type --figures
+      --color=cell_type --quality=cell_type --figures
+  python -m geneformer_jax.embed --checkpoint=RUN --cells=STORE --output=embeddings.parquet \\
+      --filter="disease:healthy|mild" --cells_at_most=100000 --states=disease
 
 --cells is a store written by `tokenize`, or a file of raw counts, which is tokenised with the
 model's vocabulary. The output is AnnData with `.obsm["X_geneformer"]`, cells in input order under
-their ids, with all their obs columns. For each column of labels in --color the accuracy of nearest
-neighbours is printed, beside that of principal components of the counts and beside chance.
+their ids, with all their obs columns; or, for more cells than fit in memory, a .parquet table or a
+.npy array. Interrupted, the same command goes on where it stopped. For each column of labels in
+--color the accuracy of nearest neighbours is printed, beside that of principal components of the
+counts and beside chance; --quality measures more, beside a model with random weights too.
 """
 
-import dataclasses
 import json
 from pathlib import Path
 from typing import Any
 
-import h5py
 from absl import flags
 
 from geneformer_jax.cells.counts import CountSource, open_counts
 from geneformer_jax.cells.options import configuration
-from geneformer_jax.cells.vocabulary import GeneVocabulary
 from geneformer_jax.common import door
 from geneformer_jax.common.errors import InputError
 from geneformer_jax.common.files import write_aside
@@ -30,88 +31,102 @@ from geneformer_jax.common.provenance import describe_run
 FLAGS = flags.FLAGS
 flags.DEFINE_string("checkpoint", "", "Checkpoint, or workdir of a training run (its newest).")
 flags.DEFINE_string("cells", "", "Cell store, or file of raw counts.")
-flags.DEFINE_string("output", "", "File to write, ending in .h5ad.")
+flags.DEFINE_string("output", "", "File to write: .h5ad, .parquet or .npy.")
 flags.DEFINE_enum(
-    "mode", "cell", ("cell", "cls", "gene"),
+    "mode", "cell", ("cell", "cls", "gene", "occurrence"),
     "cell: mean over a cell's genes; cls: its <cls> token (V2 models); gene: each gene's mean over "
-    "the cells that have it.",
+    "the cells that have it; occurrence: each gene of each cell.",
 )  # fmt: skip
-flags.DEFINE_integer("layer", -1, "Hidden state, from the last (0); -1 is the one before it.")
+flags.DEFINE_string(
+    "layer", "-1", "Hidden state, from the last (0); -1 is the one before it. Several, as in "
+    "-1,0, are read off one pass; figures and measures are of the first.",
+)  # fmt: skip
 flags.DEFINE_string("vocabulary", "", "Vocabulary folder, for a checkpoint that carries none.")
+flags.DEFINE_multi_string(
+    "filter", [], "column:value|value: only cells with such a value; if repeated, all must pass."
+)
+flags.DEFINE_integer("cells_at_most", None, "Draw so many of the cells at random.", lower_bound=1)
+flags.DEFINE_integer("seed", 42, "Of the draw; 42 draws the cells that the original keeps.")
+flags.DEFINE_string(
+    "states", "", "obs column: also write the mean, medians and quantiles of each of its values "
+    "to NAME.states.parquet, for perturb.",
+)  # fmt: skip
+flags.DEFINE_string("quantiles", "0.25,0.75", "Of the states, separated by commas.")
 flags.DEFINE_string("color", "", "obs columns for accuracies and figures, separated by commas.")
-flags.DEFINE_bool("figures", False, "Draw a UMAP for each --color (PNG and PDF) beside --output.")
+flags.DEFINE_string("quality", "", "obs columns of labels to measure, separated by commas.")
+flags.DEFINE_string("batch", "", "obs column that should not show, for --quality (scIB).")
+flags.DEFINE_bool(
+    "figures", False, "Draw (PNG and PDF) beside --output: UMAP and heat map for each --color; "
+    "for --mode=gene the similarity of --genes.",
+)  # fmt: skip
+flags.DEFINE_string("genes", "", "Genes for the figure, ids or symbols; default: the commonest.")
 flags.DEFINE_string("counts", "", "Raw counts of a store's cells, to compare with their PCA.")
 flags.DEFINE_string("precision", "float32", "float32, bfloat16 or float16.")
 flags.DEFINE_string("attention", "auto", "Attention implementation; auto chooses for the device.")
+flags.DEFINE_integer(
+    "tokens_per_device", None, "Padded tokens in a batch; default 16,384 on CPUs and 131,072 on "
+    "accelerators. Fewer take less memory.", lower_bound=1,
+)  # fmt: skip
 
 
 def main() -> None:
     """Embeds, reports and writes."""
     door.require("checkpoint", "cells", "output")
     # JAX takes seconds to import, which --help and a mistyped flag should not have to wait for.
-    from geneformer_jax.analysis import embedding, embedding_report
-    from geneformer_jax.model.pretrained import load_model
+    from geneformer_jax.analysis import cell_selection, embedder, embedding_batches, embedding_files
+    from geneformer_jax.interop.load import load_model
 
-    output, columns = Path(FLAGS.output), door.split_list(FLAGS.color)
-    _check_request(output)
-    model = load_model(FLAGS.checkpoint)
-    if FLAGS.vocabulary:
-        model = _with_vocabulary(model)
-    cells = embedding.open_cells(FLAGS.cells, model)
-    embedding_report.check_columns(cells.obs, columns)
+    output, layers = Path(FLAGS.output), _numbers("layer", int)
+    embedding_files.check_output(output, configuration())
+    filters, extras = cell_selection.parse_filters(FLAGS.filter), _extras()
+    model = load_model(FLAGS.checkpoint, FLAGS.vocabulary or None)
+    embedder.check_options(model, FLAGS.mode, layers)
+    cells = cell_selection.select_cells(
+        cell_selection.open_cells(FLAGS.cells, model), filters, FLAGS.cells_at_most, FLAGS.seed
+    )
     counts = _counts()
-    runtime, chosen = embedding.inference_runtime(
+    extras.check_cells(cells, counts)
+    runtime, chosen = embedding_batches.inference_runtime(
         model.config, int(cells.lengths.max()), FLAGS.precision, FLAGS.attention
     )
     print(f"{len(cells.lengths):,} cells, model {model.source}\n{chosen}", flush=True)
-    embedded = embedding.embed_cells(
-        model, cells, mode=FLAGS.mode, layer=FLAGS.layer, runtime=runtime
+    worker = embedder.Embedder(
+        model, cells, FLAGS.mode, layers, runtime, tokens_per_device=FLAGS.tokens_per_device
     )
-    story: dict[str, Any] = {"cells": len(cells.lengths), **embedded.uns["geneformer"]}
-    if FLAGS.mode != "gene":
-        accuracies = embedding_report.compare_accuracies(embedded, columns, counts)
-        print("\n".join(embedding_report.describe_accuracies(accuracies)), flush=True)
-        story["label_accuracy"] = {
-            column: {name: result._asdict() for name, result in results.items()}
-            for column, results in accuracies.items()
-        }
-    if FLAGS.figures:
-        stem = output.with_suffix("")
-        for path in embedding_report.draw_umaps(embedded, columns, cells.lengths, stem):
-            print(f"figure: {path}")
-    _write(embedded, output, story, [FLAGS.cells, *([FLAGS.counts] if FLAGS.counts else [])])
-    print(f"embeddings: {output} (.obsm['{embedding.KEY}'], {embedded.n_obs:,} rows)")
+    parts = embedding_files.Parts(output, worker, {"command": configuration()})
+    embedded = parts.embed()
+    print(worker.throughput.describe(), flush=True)
+    told, arrays = extras.run(worker, embedded, counts, output.with_suffix(""))
+    story = {"throughput": vars(worker.throughput), **embedded.facts, **told}
+    _write(embedded, output, story, arrays)
+    parts.remove()
+    print(f"embeddings: {output} ({', '.join(embedded.by_key())}; {len(embedded.table):,} rows)")
 
 
-def _check_request(output: Path) -> None:
-    """Refuses what could only fail after long work."""
-    if output.suffix != ".h5ad":
-        raise InputError(f"--output={output} must end in .h5ad")
-    if output.exists() and _story_of(output).get("configuration") != configuration():
+def _extras() -> Any:
+    from geneformer_jax.analysis.embedding_extras import Extras
+
+    extras = Extras(
+        states=FLAGS.states,
+        quantiles=tuple(_numbers("quantiles", float)),
+        color=tuple(door.split_list(FLAGS.color)),
+        quality=tuple(door.split_list(FLAGS.quality)),
+        batch=FLAGS.batch,
+        figures=FLAGS.figures,
+        genes=tuple(door.split_list(FLAGS.genes)),
+    )
+    extras.check_mode(FLAGS.mode)
+    return extras
+
+
+def _numbers(name: str, kind: type) -> list[Any]:
+    """The values of a flag that lists numbers."""
+    try:
+        return [kind(text) for text in door.split_list(FLAGS[name].value)]
+    except ValueError:
         raise InputError(
-            f"{output} is there and was not written by this command; remove it or name another file"
-        )
-    if FLAGS.mode == "gene" and (FLAGS.color or FLAGS.figures or FLAGS.counts):
-        raise InputError("--mode=gene embeds genes: --color, --figures and --counts are for cells")
-
-
-def _story_of(output: Path) -> dict[str, Any]:
-    """Provenance in an earlier output; empty if the file is something else."""
-    if not h5py.is_hdf5(output):
-        return {}
-    with h5py.File(output) as file:
-        story = file.get("uns/geneformer/provenance")
-        return {} if story is None else json.loads(story.asstr()[()])
-
-
-def _with_vocabulary(model: Any) -> Any:
-    vocabulary = GeneVocabulary.load(FLAGS.vocabulary)
-    if model.vocabulary is not None and model.vocabulary.hash != vocabulary.hash:
-        raise InputError(
-            f"the checkpoint carries vocabulary {model.vocabulary.hash[:12]}, not the "
-            f"{vocabulary.hash[:12]} of {FLAGS.vocabulary}; leave --vocabulary out"
-        )
-    return dataclasses.replace(model, vocabulary=vocabulary)
+            f"--{name}={FLAGS[name].value} must list numbers, separated by commas"
+        ) from None
 
 
 def _counts() -> CountSource | None:
@@ -121,14 +136,14 @@ def _counts() -> CountSource | None:
     return open_counts(FLAGS.cells) if Path(FLAGS.cells).is_file() else None
 
 
-def _write(embedded: Any, output: Path, counts: dict[str, Any], inputs: list[str]) -> None:
-    story = describe_run("embed", configuration(), inputs, counts)
-    text = json.dumps(story, indent=2, default=str)
-    embedded.uns["geneformer"]["provenance"] = text
+def _write(embedded: Any, output: Path, counts: dict[str, Any], arrays: dict[str, Any]) -> None:
+    from geneformer_jax.analysis.embedding_files import write_output
+
+    inputs = [FLAGS.cells, *([FLAGS.counts] if FLAGS.counts else [])]
+    text = json.dumps(describe_run("embed", configuration(), inputs, counts), indent=2, default=str)
     with write_aside(output.with_suffix(".provenance.json")) as aside:
         aside.write_text(text + "\n")
-    with write_aside(output) as aside:
-        embedded.write_h5ad(aside)
+    write_output(embedded, output, text, **arrays)
 
 
 if __name__ == "__main__":

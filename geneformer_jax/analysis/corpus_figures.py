@@ -2,14 +2,14 @@
 
 import textwrap
 
+import matplotlib
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from geneformer_jax.analysis.corpus_summary import NO_VALUE, CorpusSummary
-from geneformer_jax.analysis.figures import MISSING_COLOUR, PALETTE
+from geneformer_jax.analysis.figures import MISSING_COLOUR, PALETTE, STYLE, new_figure
 
 _MAIN, _REFERENCE = PALETTE[11], PALETTE[8]
 _BARS = 25
@@ -102,8 +102,6 @@ def _wrapped(label: str) -> str:
 
 
 def _new_axes(width: float, height: float) -> tuple[Figure, Axes]:
-    figure = Figure(figsize=(width, height), layout="constrained", facecolor="white")
-    FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
-    axes.spines[["top", "right"]].set_visible(False)
-    return figure, axes
+    with matplotlib.rc_context(STYLE):
+        figure = new_figure(width, height)
+        return figure, figure.add_subplot()

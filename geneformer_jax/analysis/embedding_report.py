@@ -3,12 +3,25 @@
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-import anndata as ad
 import numpy as np
 import pandas as pd
 
-from geneformer_jax.analysis.embedding import KEY
-from geneformer_jax.analysis.figures import save_figure, umap_figure, umap_positions
+from geneformer_jax.analysis.cell_selection import ChosenCells, is_number
+from geneformer_jax.analysis.embedder import KEY, Embedded, Embedder
+from geneformer_jax.analysis.embedding_figures import (
+    cell_heatmap_figure,
+    choose_genes,
+    gene_similarity_figure,
+    quality_figure,
+)
+from geneformer_jax.analysis.embedding_quality import (
+    MODEL,
+    MOST_CELLS,
+    RANDOM,
+    measure_quality,
+    random_model,
+)
+from geneformer_jax.analysis.figures import PALETTE, save_figure, umap_figure, umap_positions
 from geneformer_jax.analysis.label_accuracy import (
     FOLDS,
     NEIGHBOURS,
@@ -18,51 +31,51 @@ from geneformer_jax.analysis.label_accuracy import (
     log_count_components,
 )
 from geneformer_jax.cells.counts import CountSource
-from geneformer_jax.common.errors import InputError, did_you_mean
 
 UMAP_KEY = "X_umap"
 COMPONENTS = 50
-# Nearest neighbours of more cells take long and say no more.
-MOST_CELLS = 20_000
+# Nearest neighbours and layouts of more cells take long and say no more.
+_MOST_CELLS = 20_000
+_MOST_HEATMAP_CELLS = 1_000
 
 
-def check_columns(obs: pd.DataFrame, columns: Iterable[str]) -> None:
-    """Raises InputError if a column is not in `obs`."""
-    for column in columns:
-        if column not in obs:
-            known = ", ".join(map(str, obs.columns)) or "none"
-            raise InputError(
-                f'the cells have no obs column "{column}"{did_you_mean(column, obs.columns)}; '
-                f"they carry {known} (tokenize carries the columns named by --obs)"
-            )
+def draw_rows(rows: int, most: int) -> np.ndarray:
+    """Returns at most `most` row numbers, ascending, drawn at random but always the same."""
+    if rows <= most:
+        return np.arange(rows)
+    return np.sort(np.random.default_rng(0).choice(rows, most, replace=False))
+
+
+def count_components(source: CountSource, cell_ids: pd.Index) -> dict[str, np.ndarray]:
+    """Returns the name and values of the first principal components of the cells' log counts."""
+    components = log_count_components(*counts_of(source, cell_ids), COMPONENTS)
+    return {f"PCA({components.shape[1]}) of log counts": components}
 
 
 def compare_accuracies(
-    embedded: ad.AnnData, columns: Sequence[str], source: CountSource | None
+    embedded: Embedded, columns: Sequence[str], source: CountSource | None
 ) -> dict[str, dict[str, LabelAccuracy]]:
     """Measures how well embeddings, and components of the counts, tell labels apart.
 
     Args:
-      embedded: cells with their embeddings.
+      embedded: cells with their embeddings, of which the first layer is taken.
       columns: obs columns; those of numbers are passed over.
       source: raw counts of the cells, or None.
 
     Returns:
       Column -> name of a representation -> its accuracy, of at most 20,000 cells drawn at random.
     """
-    labels = [name for name in columns if not is_number(embedded.obs[name])]
+    labels = [name for name in columns if not is_number(embedded.table[name])]
     if not labels:
         return {}
-    if embedded.n_obs > MOST_CELLS:
-        chosen = np.random.default_rng(0).choice(embedded.n_obs, MOST_CELLS, replace=False)
-        embedded = embedded[np.sort(chosen)]
-    representations = {KEY: np.asarray(embedded.obsm[KEY])}
+    drawn = draw_rows(len(embedded.table), _MOST_CELLS)
+    obs = embedded.table.iloc[drawn]
+    representations = {KEY: np.asarray(embedded.rows[drawn, 0])}
     if source is not None:
-        components = log_count_components(*counts_of(source, embedded.obs_names), COMPONENTS)
-        representations[f"PCA({components.shape[1]}) of log counts"] = components
+        representations |= count_components(source, obs.index)
     return {
         column: {
-            name: label_accuracy(features, embedded.obs[column])
+            name: label_accuracy(features, obs[column])
             for name, features in representations.items()
         }
         for column in labels
@@ -85,35 +98,109 @@ def describe_accuracies(accuracies: dict[str, dict[str, LabelAccuracy]]) -> list
     return lines
 
 
-def draw_umaps(
-    embedded: ad.AnnData, columns: Sequence[str], lengths: np.ndarray, stem: Path
-) -> list[Path]:
-    """Draws a UMAP for each column, or one coloured by the cells' tokens if there is none.
-
-    The layout is kept in `.obsm["X_umap"]`.
+def compare_quality(
+    embedder: Embedder,
+    embedded: Embedded,
+    columns: Iterable[str],
+    batch: str,
+    source: CountSource | None,
+) -> dict[str, pd.DataFrame]:
+    """Measures embeddings beside a random model's and components of the counts.
 
     Args:
-      embedded: cells with their embeddings.
+      embedder: that made the embeddings; the random model is run in the same way.
+      embedded: cells with their embeddings, of which the first layer is taken.
+      columns: obs columns.
+      batch: obs column of batches, "" for none.
+      source: raw counts of the cells, or None.
+
+    Returns:
+      Column -> table of `measure_quality`, of at most 5,000 cells drawn at random.
+    """
+    drawn = draw_rows(len(embedded.table), MOST_CELLS)
+    obs = embedded.table.iloc[drawn]
+    representations = {
+        MODEL: np.asarray(embedded.rows[drawn, 0]),
+        RANDOM: _random_embeddings(embedder, drawn),
+    }
+    if source is not None:
+        representations |= count_components(source, obs.index)
+    return {column: measure_quality(representations, obs, column, batch) for column in columns}
+
+
+def draw_quality(table: pd.DataFrame, column: str, cells: int, stem: Path) -> list[Path]:
+    """Draws one table of `compare_quality`; returns the written files."""
+    title = f"How well {column} shows, {min(cells, MOST_CELLS):,} cells"
+    return save_figure(quality_figure(table, title), f"{stem}_quality_{_as_name(column)}")
+
+
+def draw_umaps(
+    embedded: Embedded, columns: Sequence[str], lengths: np.ndarray, stem: Path
+) -> tuple[list[Path], np.ndarray | None]:
+    """Draws a UMAP for each column, or one coloured by the cells' tokens if there is none.
+
+    Args:
+      embedded: cells with their embeddings, of which the first layer is taken.
       columns: obs columns that colour the cells.
       lengths: [cells] tokens of each cell.
       stem: where to write: stem_umap_<column>.png and .pdf.
 
     Returns:
-      The written files.
+      (the written files; the layout [cells, 2], or None where only 20,000 cells of more are drawn).
     """
-    embedded.obsm[UMAP_KEY] = umap_positions(embedded.obsm[KEY])
-    values = [embedded.obs[column] for column in columns]
-    values = values or [pd.Series(np.asarray(lengths), name="tokens")]
-    written = []
+    drawn = draw_rows(len(embedded.table), _MOST_CELLS)
+    whole = len(drawn) == len(embedded.table)
+    positions = umap_positions(np.asarray(embedded.rows[drawn, 0]))
+    title = "Cell embeddings" if whole else f"Cell embeddings, {len(drawn):,} cells drawn at random"
+    values = [embedded.table[column].iloc[drawn] for column in columns]
+    values = values or [pd.Series(np.asarray(lengths)[drawn], name="tokens")]
+    written: list[Path] = []
     for each in values:
-        figure = umap_figure(embedded.obsm[UMAP_KEY], each, "Cell embeddings")
-        name = "".join(
-            letter if letter.isalnum() or letter in "-_." else "_" for letter in each.name
-        )
-        written += save_figure(figure, f"{stem}_umap_{name}")
+        figure = umap_figure(positions, each, title)
+        written += save_figure(figure, f"{stem}_umap_{_as_name(each.name)}")
+    return written, positions if whole else None
+
+
+def draw_heatmaps(embedded: Embedded, columns: Sequence[str], stem: Path) -> list[Path]:
+    """Draws a clustered heat map for each column of at most 12 labels; returns the files."""
+    drawn = draw_rows(len(embedded.table), _MOST_HEATMAP_CELLS)
+    if len(drawn) < 3:
+        return []
+    title = "Cell embeddings"
+    if len(drawn) < len(embedded.table):
+        title += f", {len(drawn):,} of {len(embedded.table):,} cells drawn at random"
+    written: list[Path] = []
+    for column in columns:
+        labels = embedded.table[column].iloc[drawn]
+        if not is_number(labels) and labels.nunique() <= len(PALETTE):
+            figure = cell_heatmap_figure(np.asarray(embedded.rows[drawn, 0]), labels, title)
+            written += save_figure(figure, f"{stem}_heatmap_{_as_name(column)}")
     return written
 
 
-def is_number(values: pd.Series) -> bool:
-    """Whether a column holds numbers and not labels."""
-    return pd.api.types.is_numeric_dtype(values) and not pd.api.types.is_bool_dtype(values)
+def draw_genes(embedded: Embedded, wanted: Sequence[str], stem: Path) -> list[Path]:
+    """Draws the similarity of named genes, or of the commonest; returns the written files."""
+    rows, names = choose_genes(embedded.table, wanted)
+    which = "" if wanted else f", the {len(names)} genes of most cells"
+    figure = gene_similarity_figure(
+        np.asarray(embedded.rows[rows, 0]), names, f"Similarity of gene embeddings{which}"
+    )
+    return save_figure(figure, f"{stem}_gene_similarity")
+
+
+def _random_embeddings(embedder: Embedder, drawn: np.ndarray) -> np.ndarray:
+    random = Embedder(
+        random_model(embedder.model),
+        ChosenCells(embedder.cells, drawn, {}),
+        embedder.pass_.mode,
+        embedder.layers[0],
+        embedder.pass_.runtime,
+        devices=list(embedder.pass_.mesh.devices.flat),
+    )
+    with random.progress() as progress:
+        return random.rows(0, len(drawn), progress)[:, 0]
+
+
+def _as_name(text: object) -> str:
+    """A text as part of a file name."""
+    return "".join(letter if letter.isalnum() or letter in "-_." else "_" for letter in str(text))

@@ -39,7 +39,7 @@ MARKERS = ("o", "^", "s", "D", "P", "X")
 MISSING_COLOUR = "#b8b8b8"
 _MAX_CATEGORIES = len(PALETTE) * len(MARKERS)
 
-_STYLE = {
+STYLE = {
     "font.size": 11,
     "axes.titlesize": 12,
     "axes.labelsize": 11,
@@ -54,6 +54,13 @@ _STYLE = {
 }
 
 
+def new_figure(width: float, height: float) -> Figure:
+    """Returns an empty figure of so many inches; make it within `rc_context(STYLE)`."""
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
 def save_figure(figure: Figure, stem: Path | str) -> list[Path]:
     """Writes `figure` as stem.png (200 dots per inch) and stem.pdf, each whole or not at all."""
     written = []
@@ -61,7 +68,7 @@ def save_figure(figure: Figure, stem: Path | str) -> list[Path]:
         path = Path(f"{stem}.{suffix}")
         # A PDF without a date is the same file each time it is drawn.
         metadata = {"CreationDate": None} if suffix == "pdf" else None
-        with matplotlib.rc_context(_STYLE), write_aside(path) as aside:
+        with matplotlib.rc_context(STYLE), write_aside(path) as aside:
             figure.savefig(aside, format=suffix, dpi=200, metadata=metadata)
         written.append(path)
     return written
@@ -103,8 +110,8 @@ def umap_figure(positions: np.ndarray, values: pd.Series, title: str = "") -> Fi
     """
     if len(values) != len(positions):
         raise InputError(f"{len(values)} values for {len(positions)} cells; they must match")
-    with matplotlib.rc_context(_STYLE):
-        figure = _new_figure(7.2, 4.8)
+    with matplotlib.rc_context(STYLE):
+        figure = new_figure(7.2, 4.8)
         axes = figure.add_subplot()
         size = float(np.clip(20_000 / max(len(positions), 1), 2, 22))
         if pd.api.types.is_numeric_dtype(values) and not pd.api.types.is_bool_dtype(values):
@@ -129,8 +136,8 @@ def loss_curve_figure(
     rows = list(metrics)
     training = [(row["step"], row["loss"]) for row in rows if "loss" in row]
     held_out = [(row["step"], row["held_out_loss"]) for row in rows if "held_out_loss" in row]
-    with matplotlib.rc_context(_STYLE):
-        figure = _new_figure(7.2, 4.2)
+    with matplotlib.rc_context(STYLE):
+        figure = new_figure(7.2, 4.2)
         axes = figure.add_subplot()
         if training:
             axes.plot(
@@ -151,12 +158,6 @@ def loss_curve_figure(
         axes.set(xlabel="training step", ylabel="masked-gene loss (nats)")
         if axes.get_legend_handles_labels()[0]:
             axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1.0))
-    return figure
-
-
-def _new_figure(width: float, height: float) -> Figure:
-    figure = Figure(figsize=(width, height), layout="constrained")
-    FigureCanvasAgg(figure)
     return figure
 
 

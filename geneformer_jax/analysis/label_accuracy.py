@@ -83,8 +83,8 @@ def label_accuracy(features: np.ndarray, labels: pd.Series, seed: int = 0) -> La
     )
 
 
-def counts_of(source: CountSource, cell_ids: pd.Index) -> tuple[sparse.csr_matrix, np.ndarray]:
-    """Returns (raw counts [cells, genes], totals [cells]) of the named cells, in their order.
+def rows_of(source: CountSource, cell_ids: pd.Index) -> np.ndarray:
+    """Returns int64 [cells] the rows of the named cells in a source of counts.
 
     Raises:
       InputError: the source lacks a cell, or has two of one id.
@@ -99,6 +99,16 @@ def counts_of(source: CountSource, cell_ids: pd.Index) -> tuple[sparse.csr_matri
         raise InputError(
             f'{source.path} has no cell "{missing}"; name the file that the cells came from'
         )
+    return rows
+
+
+def counts_of(source: CountSource, cell_ids: pd.Index) -> tuple[sparse.csr_matrix, np.ndarray]:
+    """Returns (raw counts [cells, genes], totals [cells]) of the named cells, in their order.
+
+    Raises:
+      InputError: the source lacks a cell, or has two of one id.
+    """
+    rows = rows_of(source, cell_ids)
     counts, totals = [], []
     for batch in source.batches():
         wanted = np.sort(rows[(rows >= batch.start) & (rows < batch.start + len(batch.totals))])

@@ -9,8 +9,10 @@ import pandas as pd
 import pytest
 from scipy import sparse
 
-from geneformer_jax.analysis import embedding
+from geneformer_jax.analysis.cell_selection import select_cells
+from geneformer_jax.analysis.embedder import Embedder
 from geneformer_jax.analysis.embedding import KEY, embed_cells
+from geneformer_jax.analysis.embedding_passes import take_states
 from geneformer_jax.cells.tokenization import tokenize_cells
 from geneformer_jax.cells.vocabulary import V1_SPECIAL_TOKENS, V2_SPECIAL_TOKENS, GeneVocabulary
 from geneformer_jax.common.errors import InputError
@@ -18,6 +20,7 @@ from geneformer_jax.interop.original_files import read_original_vocabulary
 from geneformer_jax.model.config import EncoderConfig
 from geneformer_jax.model.encoder import init_params
 from geneformer_jax.model.pretrained import PretrainedModel
+from tests.model.test_encoder import bert_weights
 
 GENES = 60
 
@@ -142,7 +145,11 @@ def test_genes_are_averaged_over_the_cells_that_have_them(v2_model, adata):
         embedded.obs_names, embedded.obsm[KEY], embedded.obs["n_cells"], strict=True
     ):
         assert n_cells == len(vectors[name])
-        np.testing.assert_allclose(vector, np.mean(vectors[name], axis=0), atol=2e-5)
+        mean = np.mean(vectors[name], axis=0)
+        np.testing.assert_allclose(vector, mean, atol=2e-5)
+        apart = np.linalg.norm(np.array(vectors[name]) - mean, axis=1)
+        spread = embedded.obs.loc[name, "spread"]
+        np.testing.assert_allclose(spread, np.sqrt(np.mean(apart**2)), atol=1e-4)
 
 
 def test_cells_come_back_in_input_order_with_their_columns(v2_model, adata):
@@ -183,16 +190,77 @@ def test_output_can_be_written_and_read(v2_model, adata, tmp_path):
     assert again.uns["geneformer"]["vocabulary_hash"] == v2_model.vocabulary.hash
 
 
-def test_once_warm_nothing_compiles_and_nothing_moves_unasked(v2_model, adata, monkeypatch):
-    # Several batches in each bucket.
-    monkeypatch.setattr(embedding, "_TOKENS_PER_BATCH", 256)
+def test_once_warm_nothing_compiles_and_nothing_moves_unasked(v2_model, adata):
     cells = tokenize_cells(adata, v2_model.vocabulary)
-    expected = embed_cells(v2_model, cells)
-    compiled = embedding._pool._cache_size()
-    with jax.transfer_guard("disallow"):
-        again = embed_cells(v2_model, cells)
-    assert embedding._pool._cache_size() == compiled
-    np.testing.assert_array_equal(again.obsm[KEY], expected.obsm[KEY])
+    # Several batches in each bucket.
+    embedder = Embedder(v2_model, cells, devices=jax.devices()[:2], tokens_per_device=256)
+    with embedder.progress() as progress:
+        expected = embedder.rows(0, len(cells), progress)
+        compiled = take_states._cache_size()
+        with jax.transfer_guard("disallow"):
+            again = embedder.rows(0, len(cells), progress)
+    assert take_states._cache_size() == compiled
+    np.testing.assert_array_equal(again, expected)
+
+
+def test_padding_and_work_are_counted(v2_model, adata):
+    cells = tokenize_cells(adata, v2_model.vocabulary)
+    embedder = Embedder(v2_model, cells, devices=jax.devices()[:2], tokens_per_device=256)
+    with embedder.progress() as progress:
+        embedder.rows(0, len(cells), progress)
+    counted = embedder.throughput
+    assert counted.cells == len(cells) == 39
+    assert counted.tokens == cells.lengths.sum()
+    # 64 tokens, 8 rows a batch: 39 cells take 5 batches.
+    assert counted.padded == 5 * 8 * 64
+    assert f"padding {1 - counted.tokens / 2560:.1%}" in counted.describe()
+
+
+@pytest.mark.parametrize("mode", ["cell", "gene"])
+def test_eight_devices_give_what_one_gives(v2_model, adata, mode):
+    cells = tokenize_cells(adata, v2_model.vocabulary)
+    one = embed_cells(v2_model, cells, mode=mode, devices=jax.devices()[:1])
+    eight = embed_cells(v2_model, cells, mode=mode, devices=jax.devices())
+    assert len(jax.devices()) == 8
+    pd.testing.assert_frame_equal(one.obs, eight.obs, rtol=1e-5)
+    np.testing.assert_allclose(eight.obsm[KEY], one.obsm[KEY], atol=2e-6)
+
+
+def test_several_layers_are_what_each_is_alone(v2_model, adata):
+    cells = tokenize_cells(adata, v2_model.vocabulary)
+    both = embed_cells(v2_model, cells, layer=[0, -3])
+    assert set(both.obsm) == {f"{KEY}_layer0", f"{KEY}_layer-3"}
+    for layer in (0, -3):
+        alone = embed_cells(v2_model, cells, layer=layer).obsm[KEY]
+        np.testing.assert_allclose(both.obsm[f"{KEY}_layer{layer}"], alone, atol=2e-6)
+
+
+def test_every_occurrence_is_a_row(v2_model, adata):
+    cells = tokenize_cells(adata[:12].copy(), v2_model.vocabulary)
+    embedded = embed_cells(v2_model, cells, mode="occurrence")
+    assert embedded.n_obs == cells.lengths.sum()
+    for number, cell_id in enumerate(cells.cell_ids):
+        (tokens,) = cells.read([number])
+        rows = embedded[(embedded.obs["cell_id"] == cell_id).to_numpy()]
+        np.testing.assert_array_equal(rows.obs["rank"], np.arange(len(tokens)))
+        ids = [v2_model.vocabulary.gene_id_of(int(token)) for token in tokens]
+        assert list(rows.obs["gene_id"]) == ids
+        expected = hidden_of(v2_model, tokens, layers=2)
+        np.testing.assert_allclose(rows.obsm[KEY], expected, atol=2e-5)
+
+
+def test_filtered_and_drawn_cells_keep_order_and_vectors(v2_model, adata):
+    cells = tokenize_cells(adata, v2_model.vocabulary)
+    every = embed_cells(v2_model, cells)
+    some = embed_cells(v2_model, cells, filters={"kind": ["a"]}, at_most=9, seed=3)
+    of_kind = np.flatnonzero(every.obs["kind"] == "a")
+    drawn = np.sort(of_kind[np.random.default_rng(3).permutation(len(of_kind))[:9]])
+    assert list(some.obs_names) == list(every.obs_names[drawn])
+    np.testing.assert_allclose(some.obsm[KEY], every.obsm[KEY][drawn], atol=2e-6)
+    left_out = some.uns["geneformer"]["left_out"]
+    assert left_out["filtered out"] == 39 - len(of_kind)
+    assert left_out["not drawn"] == len(of_kind) - 9
+    assert sum(left_out.values()) == 40 - 9
 
 
 def test_layers_above_the_asked_one_are_not_computed(v2_model, adata):
@@ -214,6 +282,14 @@ def test_wrong_requests_are_told_in_one_line(v1_model, v2_model, adata):
     assert "did you mean" in message(v2_model, adata, mode="cel")
     assert "layer -4 is not in this model of 3 layers" in message(v2_model, adata, layer=-4)
     assert "layer 1 " in message(v2_model, adata, layer=1)
+    assert "name each layer once" in message(v2_model, adata, layer=[0, 0])
+    assert "name each layer once" in message(v2_model, adata, layer=[])
+    assert 'did you mean "kind"' in message(v2_model, adata, filters={"kin": ["a"]})
+    assert 'has no value "c"; it has a, b' in message(v2_model, adata, filters={"kind": ["c"]})
+    no_cell = {"kind": ["a"], "number": ["7"]}
+    assert 'column "number" has no value' in message(v2_model, adata, filters=no_cell)
+    assert "holds numbers" in message(v2_model, adata, filters={"number": ["few"]})
+    assert "at least 1" in message(v2_model, adata, at_most=0)
     assert 'use mode "cell"' in message(v1_model, adata, mode="cls")
     bare = dataclasses.replace(v2_model, vocabulary=None)
     assert "--vocabulary" in message(bare, adata)
@@ -226,66 +302,6 @@ def test_wrong_requests_are_told_in_one_line(v1_model, v2_model, adata):
     assert "--max_length=8" in message(short, cells)
     # Counts are cut to what the model takes instead.
     assert embed_cells(short, adata).n_obs == 39
-
-
-def convert_weights(folder) -> dict:
-    """BERT weights of a Hugging Face file as this project's tree, written out by hand."""
-    from safetensors.numpy import load_file
-
-    tensors = load_file(folder / "model.safetensors")
-    width = tensors["bert.embeddings.LayerNorm.weight"].shape[0]
-    heads = width // 64
-    layers = sum("attention.self.query.weight" in name for name in tensors)
-
-    def stack(name, reshape=lambda x: x):
-        each = (tensors[f"bert.encoder.layer.{layer}.{name}"] for layer in range(layers))
-        return np.stack([reshape(tensor) for tensor in each])
-
-    def linear(name, kernel_shape, bias_shape):
-        return {
-            "kernel": stack(f"{name}.weight", lambda w: w.T.reshape(kernel_shape)),
-            "bias": stack(f"{name}.bias", lambda b: b.reshape(bias_shape)),
-        }
-
-    def norm(name):
-        return {"scale": stack(f"{name}.weight"), "bias": stack(f"{name}.bias")}
-
-    split, wide = (width, heads, 64), stack("intermediate.dense.bias").shape[1]
-    table = "bert.embeddings.{}_embeddings.weight"
-    return {
-        "embeddings": {
-            **{
-                name: {"embedding": tensors[table.format(name)]}
-                for name in ("word", "position", "token_type")
-            },
-            "norm": {
-                "scale": tensors["bert.embeddings.LayerNorm.weight"],
-                "bias": tensors["bert.embeddings.LayerNorm.bias"],
-            },
-        },
-        "blocks": {
-            **{
-                name: linear(f"attention.self.{name}", split, (heads, 64))
-                for name in ("query", "key", "value")
-            },
-            "attention_output": linear("attention.output.dense", (heads, 64, width), width),
-            "attention_norm": norm("attention.output.LayerNorm"),
-            "up": linear("intermediate.dense", (width, wide), wide),
-            "down": linear("output.dense", (wide, width), width),
-            "output_norm": norm("output.LayerNorm"),
-        },
-        "masked_gene_head": {
-            "transform": {
-                "kernel": tensors["cls.predictions.transform.dense.weight"].T,
-                "bias": tensors["cls.predictions.transform.dense.bias"],
-            },
-            "norm": {
-                "scale": tensors["cls.predictions.transform.LayerNorm.weight"],
-                "bias": tensors["cls.predictions.transform.LayerNorm.bias"],
-            },
-            "bias": tensors["cls.predictions.bias"],
-        },
-    }
 
 
 @dataclasses.dataclass
@@ -304,66 +320,54 @@ class ReferenceCells:
         return [self.tokens[index] for index in indices]
 
 
-@pytest.fixture(scope="module", params=["v1", "v2"])
-def original(request, data_dir, reference_dir):
-    """(name, model, cells in input order, embeddings) of the original package."""
-    name = request.param
+def original(name, data_dir, reference_dir):
+    """(model, cells in input order, embeddings) of the original package."""
     dictionaries = {"v1": "v1_gc30M", "v2": "v2_gc104M"}[name]
     vocabulary = read_original_vocabulary(data_dir / "dictionaries" / dictionaries)
-    params = convert_weights(reference_dir / "models" / f"{name}_tiny")
-    config = EncoderConfig(
-        vocabulary_size=vocabulary.size,
-        layers=3,
-        width=128,
-        heads=2,
-        feed_forward=params["blocks"]["up"]["kernel"].shape[-1],
-        positions=params["embeddings"]["position"]["embedding"].shape[0],
-    )
+    config, params = bert_weights(reference_dir / "models" / f"{name}_tiny")
     model = PretrainedModel(config, params, vocabulary, source=name, step=0)
     expected = np.load(reference_dir / "embeddings.npz", allow_pickle=False)
-    ids = expected["input_order_cell_id"]
     table = pd.read_parquet(reference_dir / f"tokens_{name}.parquet").set_index("cell_id")
-    cells = ReferenceCells(list(table.loc[ids, "input_ids"]), table.loc[ids, ["label"]], vocabulary)
-    return name, model, cells, expected
-
-
-def compare_with_original(original, layer: int, chosen: np.ndarray) -> None:
-    name, model, cells, expected = original
-    for mode in ("cell", "cls") if name == "v2" else ("cell",):
-        key = f"{name}_{mode}_layer{'m1' if layer else '0'}"
-        few = ReferenceCells(
-            [cells.tokens[index] for index in chosen], cells.obs.iloc[chosen], cells.vocabulary
-        )
-        embedded = embed_cells(model, few, mode=mode, layer=layer)
-        ids = expected["input_order_cell_id"][chosen]
-        assert list(embedded.obs_names) == list(ids)
-        theirs = pd.DataFrame(expected[key], index=expected[f"{key}_cell_id"]).loc[ids]
-        np.testing.assert_allclose(embedded.obsm[KEY], theirs, atol=5e-5)
-
-
-@pytest.mark.reference_data
-@pytest.mark.parametrize("layer", [-1, 0])
-def test_short_cells_are_embedded_as_by_the_original(original, layer):
-    shortest = np.argsort(original[2].lengths)[:10]
-    compare_with_original(original, layer, np.sort(shortest))
+    table = table.loc[expected["input_order_cell_id"]]
+    cells = ReferenceCells(list(table["input_ids"]), table[["label"]], vocabulary)
+    return model, cells, expected
 
 
 @pytest.mark.slow
 @pytest.mark.reference_data
-@pytest.mark.parametrize("layer", [-1, 0])
-def test_all_cells_are_embedded_as_by_the_original(original, layer):
-    compare_with_original(original, layer, np.arange(40))
+@pytest.mark.parametrize(("name", "mode"), [("v1", "cell"), ("v2", "cell"), ("v2", "cls")])
+def test_cells_are_embedded_as_by_the_original(data_dir, reference_dir, name, mode):
+    model, cells, expected = original(name, data_dir, reference_dir)
+    embedded = embed_cells(model, cells, mode=mode, layer=[-1, 0], devices=jax.devices()[:1])
+    assert list(embedded.obs_names) == list(expected["input_order_cell_id"])
+    for layer, told in ((-1, "m1"), (0, "0")):
+        key = f"{name}_{mode}_layer{told}"
+        theirs = pd.DataFrame(expected[key], index=expected[f"{key}_cell_id"])
+        ours = embedded.obsm[f"{KEY}_layer{layer}"]
+        np.testing.assert_allclose(ours, theirs.loc[embedded.obs_names], rtol=0, atol=5e-5)
 
 
 @pytest.mark.slow
 @pytest.mark.reference_data
-@pytest.mark.parametrize("original", ["v2"], indirect=True)
-def test_genes_are_embedded_as_by_the_original(original):
-    _, model, cells, expected = original
-    embedded = embed_cells(model, cells, mode="gene", layer=-1)
-    ids = expected["v2_gene_layerm1_all_ensembl_id"]
-    assert set(embedded.obs_names) == set(ids)
-    norms = np.linalg.norm(embedded[ids].obsm[KEY], axis=1)
-    np.testing.assert_allclose(norms, expected["v2_gene_layerm1_all_norm"], rtol=1e-4)
-    sample = embedded[expected["v2_gene_layerm1_ensembl_id"]].obsm[KEY]
-    np.testing.assert_allclose(sample, expected["v2_gene_layerm1"], atol=5e-5)
+def test_genes_are_embedded_as_by_the_original(data_dir, reference_dir):
+    model, cells, expected = original("v2", data_dir, reference_dir)
+    layers = {layer: f"v2_gene_layer{told}" for layer, told in ((-1, "m1"), (0, "0"))}
+    embedded = embed_cells(model, cells, mode="gene", layer=list(layers))
+    for layer, key in layers.items():
+        name = f"{KEY}_layer{layer}"
+        ids = expected[f"{key}_all_ensembl_id"]
+        assert set(embedded.obs_names) == set(ids)
+        norms = np.linalg.norm(embedded[ids].obsm[name], axis=1)
+        np.testing.assert_allclose(norms, expected[f"{key}_all_norm"], rtol=1e-4)
+        sample = embedded[expected[f"{key}_ensembl_id"]].obsm[name]
+        np.testing.assert_allclose(sample, expected[key], rtol=0, atol=5e-5)
+
+
+@pytest.mark.reference_data
+def test_the_default_seed_draws_the_cells_that_the_original_keeps(data_dir, reference_dir):
+    _, cells, expected = original("v1", data_dir, reference_dir)
+    kept = select_cells(cells, at_most=15)
+    assert set(kept.obs.index) == set(expected["v1_max_ncells_15_cell_id"])
+    # They stay in input order, where the original sorts them by length.
+    places = pd.Index(expected["input_order_cell_id"]).get_indexer(kept.obs.index)
+    assert (np.diff(places) > 0).all()

@@ -1,0 +1,289 @@
+"""Embeds ranges of cells, for results in memory and for files that are written as they come."""
+
+import contextlib
+import functools
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import anndata as ad
+import jax
+import numpy as np
+import pandas as pd
+from jax.sharding import NamedSharding
+
+from geneformer_jax.analysis.cell_selection import EncodedCells
+from geneformer_jax.analysis.embedding_batches import (
+    TokenBatch,
+    inference_mesh,
+    lay_out,
+    token_batches,
+)
+from geneformer_jax.analysis.embedding_passes import REPLICATED, Pass, add_genes, take_states
+from geneformer_jax.analysis.gene_totals import GeneTotals, zero_totals
+from geneformer_jax.common.errors import InputError, did_you_mean
+from geneformer_jax.common.progress import Progress
+from geneformer_jax.model.encoder import Runtime
+from geneformer_jax.model.pretrained import PretrainedModel
+from geneformer_jax.training.mesh import BATCH
+
+KEY = "X_geneformer"
+MODES = ("cell", "cls", "gene", "occurrence")
+
+
+@dataclass
+class Throughput:
+    """What was computed, and in what time.
+
+    Attributes:
+      cells: embedded cells.
+      tokens: their tokens.
+      padded: tokens with padding and filler rows.
+      seconds: of the whole, reading included, but without `compiling`.
+      compiling: seconds until the first batch of each bucket was under way.
+    """
+
+    cells: int = 0
+    tokens: int = 0
+    padded: int = 0
+    seconds: float = 0.0
+    compiling: float = 0.0
+
+    def describe(self) -> str:
+        """Returns one line for the user."""
+        seconds = max(self.seconds, 1e-9)
+        return (
+            f"{self.cells:,} cells, {self.tokens:,} tokens in {self.seconds:,.1f} s "
+            f"({self.cells / seconds:,.1f} cells/s, {self.tokens / seconds:,.0f} tokens/s), after "
+            f"{self.compiling:,.1f} s of compiling; padding "
+            f"{1 - self.tokens / max(self.padded, 1):.1%} of tokens"
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class Embedded:
+    """Embeddings with what their rows are.
+
+    Attributes:
+      rows: float32 [rows, K, D], in each of K layers; may lie in a file.
+      table: [rows] what each row is: a cell's obs, or a gene with its counts.
+      layers: the K layers, counted back from the last.
+      facts: how they came to be.
+    """
+
+    rows: np.ndarray
+    table: pd.DataFrame
+    layers: tuple[int, ...]
+    facts: Mapping[str, object] = field(default_factory=dict)
+
+    def key(self, layer: int) -> str:
+        """Name of a layer's embeddings: X_geneformer, with the layer where there are several."""
+        return KEY if len(self.layers) == 1 else f"{KEY}_layer{layer}"
+
+    def by_key(self) -> dict[str, np.ndarray]:
+        """Returns name -> float32 [rows, D] for each layer."""
+        return {self.key(layer): np.asarray(self.rows[:, k]) for k, layer in enumerate(self.layers)}
+
+    def to_anndata(self) -> ad.AnnData:
+        """Returns AnnData without X: `table` as obs, embeddings in obsm, facts in uns."""
+        table = self.table.copy(deep=False)
+        table.index = table.index.astype(str)
+        return ad.AnnData(obs=table, obsm=self.by_key(), uns={"geneformer": dict(self.facts)})
+
+
+class Embedder:
+    """Embeds ranges of cells, all with the same compiled programs.
+
+    Attributes:
+      layers: K layers, counted back from the last.
+      offsets: int64 [cells + 1] first row of each cell.
+      throughput: of all work so far.
+    """
+
+    def __init__(
+        self,
+        model: PretrainedModel,
+        cells: EncodedCells,
+        mode: str = "cell",
+        layer: int | Sequence[int] = -1,
+        runtime: Runtime | None = None,
+        *,
+        devices: list[jax.Device] | None = None,
+        tokens_per_device: int | None = None,
+    ):
+        """Lays out the batches and puts the weights on the devices; see `embed_cells`."""
+        check_options(model, mode, layer)
+        self.model, self.cells = model, cells
+        self.layers = as_layers(layer)
+        mesh = inference_mesh(devices)
+        self.pass_ = Pass(
+            config=model.config,
+            runtime=runtime or Runtime(),
+            mesh=mesh,
+            layers=tuple(model.config.layers + each for each in self.layers),
+            first_gene_token=cells.vocabulary.first_gene_token,
+            mode=mode,
+        )
+        lengths = np.asarray(cells.lengths)
+        self.layout = lay_out(lengths, model.config, mesh, tokens_per_device)
+        self.throughput = Throughput()
+        per_cell = lengths if mode == "occurrence" else np.ones(len(lengths), np.int64)
+        self.offsets = np.concatenate([[0], np.cumsum(per_cell, dtype=np.int64)])
+        encoder = {name: model.params[name] for name in ("embeddings", "blocks")}
+        self._params = jax.device_put(encoder, NamedSharding(mesh, REPLICATED))
+        self._compiled: set[tuple[int, ...]] = set()
+
+    def progress(self) -> Progress:
+        """Returns a progress bar over all cells."""
+        return Progress(len(self.cells.lengths), "embed", "cells")
+
+    def rows(self, start: int, stop: int, progress: Progress) -> np.ndarray:
+        """Returns the embeddings of cells `start` to before `stop`, float32 [rows, K, D]."""
+        first, last = self.offsets[[start, stop]]
+        shape = (last - first, len(self.layers), self.model.config.width)
+        rows = np.empty(shape, np.float32)
+        with self._clock():
+            for batch, taken in self._ahead(start, stop, progress):
+                if self.pass_.mode != "occurrence":
+                    rows[batch.cells - start] = taken[: len(batch.cells)]
+                    continue
+                for cell, states_TKD in zip(batch.cells, taken, strict=False):
+                    begin, end = self.offsets[[cell, cell + 1]] - first
+                    rows[begin:end] = states_TKD[: end - begin]
+        return rows
+
+    def genes(self, start: int, stop: int, progress: Progress) -> GeneTotals:
+        """Returns what cells `start` to before `stop` tell of each token."""
+        sizes = len(self.layers), self.model.config.vocabulary_size, self.model.config.width
+        mesh = self.pass_.mesh
+        sharing = jax.tree.map(lambda leaf: np.stack([leaf] * mesh.size), zero_totals(*sizes))
+        totals = jax.device_put(sharing, NamedSharding(mesh, BATCH))
+        with self._clock():
+            for batch in token_batches(self.cells, self.layout, start, stop):
+                add = functools.partial(add_genes, self.pass_, totals)
+                totals = self._start(batch, add, progress)
+            parts = jax.device_get(totals)
+        merged = GeneTotals.empty(*sizes)
+        for device in range(mesh.size):
+            part = GeneTotals(*(leaf[device].astype(np.float64) for leaf in parts))
+            merged = merged.merged(part._replace(cells=part.cells.astype(np.int64)))
+        return merged
+
+    def gene_table(self, totals: GeneTotals) -> Embedded:
+        """Returns one row for each token that occurs."""
+        vocabulary = self.cells.vocabulary
+        tokens = np.flatnonzero(totals.cells)
+        columns = {"symbol": vocabulary.names_of(tokens), "n_cells": totals.cells[tokens]}
+        for layer, spread in zip(self.layers, totals.spread(), strict=True):
+            name = "spread" if len(self.layers) == 1 else f"spread_layer{layer}"
+            columns[name] = spread[tokens].astype(np.float32)
+        ids = [vocabulary.gene_id_of(int(token)) for token in tokens]
+        table = pd.DataFrame(columns, index=pd.Index(ids, name="gene_id"))
+        rows = totals.means[:, tokens].swapaxes(0, 1).astype(np.float32)
+        return Embedded(rows, table, self.layers, self.facts())
+
+    def table(self) -> pd.DataFrame:
+        """Returns what each row is, for modes other than "gene"."""
+        if self.pass_.mode != "occurrence":
+            return self.cells.obs
+        return _occurrences(self.cells)
+
+    def facts(self) -> dict[str, object]:
+        """Returns how these embeddings are made."""
+        return {
+            "mode": self.pass_.mode,
+            "layer": list(self.layers),
+            "checkpoint": self.model.source,
+            "vocabulary_hash": self.cells.vocabulary.hash,
+            "precision": self.pass_.runtime.precision.name,
+            "attention": self.pass_.runtime.attention,
+            "cells": len(self.cells.lengths),
+            "left_out": dict(getattr(self.cells, "dropped", {})),
+        }
+
+    def _ahead(
+        self, start: int, stop: int, progress: Progress
+    ) -> Iterator[tuple[TokenBatch, np.ndarray]]:
+        """Yields batches with their results on the host.
+
+        One batch behind, so that the devices compute while the next batch is read.
+        """
+        waiting = None
+        for batch in token_batches(self.cells, self.layout, start, stop):
+            taken = self._start(batch, functools.partial(take_states, self.pass_), progress)
+            if waiting is not None:
+                yield waiting[0], jax.device_get(waiting[1])
+            waiting = batch, taken
+        if waiting is not None:
+            yield waiting[0], jax.device_get(waiting[1])
+
+    def _start(self, batch: TokenBatch, run: Callable[..., Any], progress: Progress) -> Any:
+        """Starts a pass over a batch and counts it; the first of each shape compiles meanwhile."""
+        began = time.perf_counter()
+        result = run(self._params, batch.tokens_BT, batch.lengths_B)
+        counted = self.throughput
+        if batch.tokens_BT.shape not in self._compiled:
+            self._compiled.add(batch.tokens_BT.shape)
+            counted.compiling += time.perf_counter() - began
+        counted.cells += len(batch.cells)
+        counted.tokens += int(np.asarray(self.cells.lengths)[batch.cells].sum())
+        counted.padded += batch.tokens_BT.size
+        progress.advance(len(batch.cells))
+        return result
+
+    @contextlib.contextmanager
+    def _clock(self) -> Iterator[None]:
+        counted = self.throughput
+        began, compiled = time.perf_counter(), counted.compiling
+        yield
+        counted.seconds += time.perf_counter() - began - (counted.compiling - compiled)
+
+
+def as_layers(layer: int | Sequence[int]) -> tuple[int, ...]:
+    """Returns one or several layers as a tuple."""
+    return (layer,) if isinstance(layer, int) else tuple(layer)
+
+
+def check_options(model: PretrainedModel, mode: str, layer: int | Sequence[int]) -> None:
+    """Raises InputError if the model has not such a mode or layer."""
+    if mode not in MODES:
+        known = ", ".join(MODES)
+        raise InputError(
+            f'there is no mode "{mode}"{did_you_mean(mode, MODES)}; use one of {known}'
+        )
+    layers = as_layers(layer)
+    if not layers or len(set(layers)) < len(layers):
+        raise InputError(f"layers {layers} name none, or one twice; name each layer once")
+    for each in layers:
+        if not isinstance(each, int) or not -model.config.layers <= each <= 0:
+            raise InputError(
+                f"layer {each} is not in this model of {model.config.layers} layers; give 0 (the "
+                f"last one) down to -{model.config.layers} (the embeddings below the first)"
+            )
+    if mode == "cls" and model.vocabulary is not None and model.vocabulary.cls_id is None:
+        raise InputError(
+            'mode "cls" needs a <cls> token, which this model has not (V1 models have none); '
+            'use mode "cell"'
+        )
+
+
+def _occurrences(cells: EncodedCells) -> pd.DataFrame:
+    """Returns which gene of which cell each row is."""
+    lengths = np.asarray(cells.lengths, np.int64)
+    tokens = np.concatenate(cells.read(np.arange(len(lengths)))).astype(np.int64)
+    cell = np.repeat(np.arange(len(lengths)), lengths)
+    starts = np.cumsum(lengths) - lengths
+    vocabulary = cells.vocabulary
+    present, of_token = np.unique(tokens, return_inverse=True)
+    ids = np.array([vocabulary.gene_id_of(int(token)) for token in present], object)
+    names = np.asarray(vocabulary.names_of(present), object)
+    cell_ids = cells.obs.index.to_numpy()
+    return pd.DataFrame(
+        {
+            "cell_id": cell_ids[cell],
+            "gene_id": ids[of_token],
+            "symbol": names[of_token],
+            "rank": (np.arange(len(tokens)) - starts[cell]).astype(np.int32),
+        }
+    ).astype({"cell_id": "category", "gene_id": "category", "symbol": "category"})

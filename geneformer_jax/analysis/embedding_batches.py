@@ -1,0 +1,147 @@
+"""Cells as padded batches for inference on all devices at once, in buckets of like length."""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from geneformer_jax.analysis.cell_selection import EncodedCells
+from geneformer_jax.batches.loader import pad_cells
+from geneformer_jax.batches.plan import BatchPlan, BatchShape, choose_buckets
+from geneformer_jax.common.errors import InputError
+from geneformer_jax.model.attention import choose_attention
+from geneformer_jax.model.config import EncoderConfig
+from geneformer_jax.model.encoder import Runtime
+from geneformer_jax.model.precision import precision_preset
+from geneformer_jax.training.config import MeshConfig
+from geneformer_jax.training.mesh import batch_divisor, make_mesh, put_batch
+
+# A CPU core's caches hold small batches; an accelerator idles on them.
+_TOKENS_PER_DEVICE = {"cpu": 16_384}
+_TOKENS_PER_ACCELERATOR = 131_072
+# A bucket is one more program to compile, which only enough cells repay.
+_MOST_BUCKETS, _CELLS_PER_BUCKET = 8, 32
+
+
+class TokenBatch(NamedTuple):
+    """Padded cells of one bucket.
+
+    Attributes:
+      cells: int64 [real cells] their numbers in the input; rows beyond them are filler.
+      tokens_BT: int32 token ids, padded on the right.
+      lengths_B: int32 real tokens in each row; 0 for filler rows.
+    """
+
+    cells: np.ndarray
+    tokens_BT: jax.Array
+    lengths_B: jax.Array
+
+
+class BatchLayout(NamedTuple):
+    """How cells are laid out in batches.
+
+    Attributes:
+      shape: padded lengths, and the cells in a batch of each.
+      mesh: devices that share the cells of a batch.
+      pad_token: id of `<pad>`.
+    """
+
+    shape: BatchShape
+    mesh: Mesh
+    pad_token: int
+
+
+def inference_mesh(devices: list[jax.Device] | None = None) -> Mesh:
+    """Returns the mesh that shares cells between devices, all of this process by default."""
+    return make_mesh(MeshConfig(), jax.local_devices() if devices is None else devices)
+
+
+def inference_runtime(
+    config: EncoderConfig, longest: int, precision: str = "float32", attention: str = "auto"
+) -> tuple[Runtime, str]:
+    """Chooses how to compute on this machine.
+
+    Args:
+      config: shape of the model.
+      longest: tokens of the longest cell to come.
+      precision: name of a precision preset.
+      attention: name of an attention implementation, or "auto".
+
+    Returns:
+      (the runtime, a line that says what was chosen and why).
+
+    Raises:
+      InputError: there is no such precision or attention, or it cannot run here.
+    """
+    preset = precision_preset(precision)
+    devices = jax.local_devices()
+    choice = choose_attention(
+        attention,
+        platform=devices[0].platform,
+        compute_dtype=preset.compute,
+        head_size=config.head_size,
+        dropout_rate=0.0,
+        packed=False,
+        positions=longest,
+    )
+    line = (
+        f"devices: {len(devices)} x {devices[0].device_kind}; precision {precision}; "
+        f"attention {choice.implementation} ({choice.reason})"
+    )
+    return Runtime(precision=preset, attention=choice.implementation), line
+
+
+def lay_out(
+    lengths: np.ndarray,
+    config: EncoderConfig,
+    mesh: Mesh,
+    tokens_per_device: int | None = None,
+) -> BatchLayout:
+    """Chooses the buckets of these cells, and how many cells of each form a batch.
+
+    Each bucket has one batch shape, so that each compiles once.
+
+    Args:
+      lengths: [cells] tokens of each cell.
+      config: shape of the model; no bucket is longer than its positions.
+      mesh: devices; cells in a batch are a multiple of their number.
+      tokens_per_device: padded tokens of a batch on each device, at least one cell; by default
+        16,384 on CPUs and 131,072 on accelerators.
+
+    Raises:
+      InputError: `tokens_per_device` is below 1.
+    """
+    if tokens_per_device is None:
+        platform = mesh.devices.flat[0].platform
+        tokens_per_device = _TOKENS_PER_DEVICE.get(platform, _TOKENS_PER_ACCELERATOR)
+    if tokens_per_device < 1:
+        raise InputError(f"tokens_per_device is {tokens_per_device}; it must be at least 1")
+    lengths = np.asarray(lengths)
+    found = choose_buckets(lengths, min(_MOST_BUCKETS, -(-len(lengths) // _CELLS_PER_BUCKET)))
+    buckets = tuple(sorted({min(bucket, config.positions) for bucket in found}))
+    in_bucket = np.bincount(np.searchsorted(buckets, lengths), minlength=len(buckets))
+    sharing = batch_divisor(mesh)
+    cells = tuple(
+        sharing * int(np.clip(tokens_per_device // bucket, 1, max(-(-count // sharing), 1)))
+        for bucket, count in zip(buckets, in_bucket, strict=True)
+    )
+    return BatchLayout(BatchShape(buckets, cells), mesh, config.pad_token)
+
+
+def token_batches(
+    cells: EncodedCells, layout: BatchLayout, start: int = 0, stop: int | None = None
+) -> Iterator[TokenBatch]:
+    """Yields every cell from `start` to before `stop` once, in batches placed on the devices."""
+    lengths = np.asarray(cells.lengths)
+    chosen = np.arange(start, len(lengths) if stop is None else stop)
+    plan = BatchPlan(lengths, layout.shape, seed=0, cells=chosen)
+    for step in range(plan.steps_per_epoch):
+        rows, bucket = plan.step(step)
+        real = rows[rows >= 0]
+        tokens_BT = np.full((len(rows), bucket), layout.pad_token, np.int32)
+        tokens_BT[: len(real)] = pad_cells(cells.read(real), bucket, layout.pad_token)
+        lengths_B = np.zeros(len(rows), np.int32)
+        lengths_B[: len(real)] = lengths[real]
+        yield TokenBatch(real, *put_batch((tokens_BT, lengths_B), layout.mesh))

@@ -1,0 +1,164 @@
+"""How much of what is known about cells their embeddings tell, beside simple baselines.
+
+Zero-shot embeddings of Geneformer are known to lose to simple baselines on many data sets
+(Kedzierska et al. 2025), so each measure is also taken of the principal components of the counts
+and of a model of the same shape with random weights: only what lies above both was learned.
+"""
+
+import dataclasses
+import importlib.util
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+import pandas as pd
+from sklearn.cluster import KMeans
+from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score, silhouette_score
+from sklearn.neighbors import NearestNeighbors
+
+from geneformer_jax.analysis.label_accuracy import NEIGHBOURS, label_accuracy
+from geneformer_jax.common.errors import InputError
+from geneformer_jax.model.encoder import init_params
+from geneformer_jax.model.pretrained import PretrainedModel
+
+MODEL, RANDOM = "model", "random weights"
+MOST_CELLS = 5_000
+ACCURACY = f"accuracy of {NEIGHBOURS} neighbours"
+# Neighbours in scIB's graphs.
+_GRAPH_NEIGHBOURS = 90
+# Differences below this are no more than what another draw of cells would change.
+_LEVEL = 0.01
+
+
+def random_model(model: PretrainedModel, seed: int = 0) -> PretrainedModel:
+    """Returns a model of the same shape and vocabulary with weights as before any training."""
+    draw = jax.jit(init_params, static_argnums=0)
+    params = draw(model.config, jax.random.key(seed))
+    return dataclasses.replace(model, params=params, source=RANDOM, step=0, head=None)
+
+
+def check_labels(obs: pd.DataFrame, column: str, batch: str = "") -> None:
+    """Raises InputError if `measure_quality` would, before any cell is embedded."""
+    known = _known(obs, column, batch)
+    if obs.loc[known, column].nunique() < 2:
+        raise InputError(
+            f'column "{column}" has fewer than two different values with two cells or more; '
+            "quality needs two"
+        )
+    if batch and obs.loc[known, batch].nunique() < 2:
+        raise InputError(f'batch column "{batch}" has fewer than two different values')
+
+
+def measure_quality(
+    representations: Mapping[str, np.ndarray], obs: pd.DataFrame, column: str, batch: str = ""
+) -> pd.DataFrame:
+    """Measures how well representations of the same cells keep what a column says.
+
+    Always: cross-validated accuracy of nearest neighbours; silhouette, rescaled to 0..1; normalised
+    mutual information (NMI) and adjusted Rand index (ARI) between the column and as many k-means
+    clusters as it has values. With the package scib-metrics also scIB's cLISI and the NMI and ARI
+    of its Leiden clusters, and, if a batch column is named, its isolated labels, iLISI, graph
+    connectivity, silhouette of batches and kBET, which reward mixed batches.
+
+    Args:
+      representations: name -> [cells, D].
+      obs: [cells].
+      column: labels; cells without one or alone with theirs are left out.
+      batch: labels that should not show, such as donors; "" for none.
+
+    Returns:
+      Float table [representations, measures], each from 0 (bad) to 1 (good); ARI may fall below 0.
+
+    Raises:
+      InputError: too few labels.
+    """
+    check_labels(obs, column, batch)
+    known = _known(obs, column, batch)
+    labels = obs.loc[known, column].astype(str)
+    batches = obs.loc[known, batch].astype(str).to_numpy() if batch else None
+    table = {}
+    for name, features in representations.items():
+        features = np.ascontiguousarray(np.asarray(features)[known], np.float32)
+        measures = _simple_measures(features, labels)
+        if importlib.util.find_spec("scib_metrics"):
+            measures |= _scib_measures(features, labels.to_numpy(), batches)
+        table[name] = measures
+    return pd.DataFrame(table).T
+
+
+def describe_quality(table: pd.DataFrame, column: str) -> list[str]:
+    """Returns lines that tell the table and say plainly where the model wins and loses."""
+    lines = [f"{column}: quality of representations, 0 (bad) to 1 (good)"]
+    lines += table.T.round(3).to_string().splitlines()
+    for measure in table.columns:
+        ours = table.loc[MODEL, measure]
+        others = table.drop(index=MODEL)[measure]
+        best, value = str(others.index[np.argmax(others.fillna(-np.inf))]), others.max()
+        if np.isnan([ours, value]).any():
+            verdict = "cannot be measured on these cells"
+        elif ours > value + _LEVEL:
+            verdict = f"the model is above every baseline ({ours:.3f}; {best} {value:.3f})"
+        elif ours < value - _LEVEL:
+            verdict = f"the model LOSES to {best} ({ours:.3f} against {value:.3f})"
+        else:
+            verdict = f"the model is level with {best} ({ours:.3f} and {value:.3f})"
+        lines.append(f"  {measure}: {verdict}")
+    return lines
+
+
+def _simple_measures(features: np.ndarray, labels: pd.Series) -> dict[str, float]:
+    classes = labels.nunique()
+    clusters = KMeans(classes, n_init=4, random_state=0).fit_predict(features)
+    return {
+        ACCURACY: label_accuracy(features, labels).accuracy,
+        "silhouette": (float(silhouette_score(features, labels)) + 1) / 2,
+        "NMI of k-means": float(normalized_mutual_info_score(labels, clusters)),
+        "ARI of k-means": float(adjusted_rand_score(labels, clusters)),
+    }
+
+
+def _scib_measures(
+    features: np.ndarray, labels: np.ndarray, batches: np.ndarray | None
+) -> dict[str, float]:
+    # Imported here: it is an optional package.
+    import scib_metrics
+
+    graph = _neighbours(features)
+    leiden = scib_metrics.nmi_ari_cluster_labels_leiden(graph, labels)
+    measures: dict[str, Any] = {
+        "scIB: cLISI": scib_metrics.clisi_knn(graph, labels),
+        "scIB: NMI of Leiden": leiden["nmi"],
+        "scIB: ARI of Leiden": leiden["ari"],
+    }
+    if batches is not None:
+        measures |= {
+            "scIB: isolated labels": scib_metrics.isolated_labels(features, labels, batches),
+            "scIB: iLISI": scib_metrics.ilisi_knn(graph, batches),
+            "scIB: graph connectivity": scib_metrics.graph_connectivity(graph, labels),
+            "scIB: batch silhouette": scib_metrics.silhouette_batch(features, labels, batches),
+            "scIB: kBET": scib_metrics.kbet_per_label(graph, batches, labels),
+        }
+    return {name: float(value) for name, value in measures.items()}
+
+
+def _neighbours(features: np.ndarray) -> Any:
+    from scib_metrics.nearest_neighbors import NeighborsResults
+
+    count = min(_GRAPH_NEIGHBOURS, len(features))
+    distances, indices = NearestNeighbors(n_neighbors=count - 1).fit(features).kneighbors()
+    # scIB counts a cell as its own first neighbour.
+    own = np.arange(len(features))[:, None]
+    return NeighborsResults(
+        indices=np.hstack([own, indices]), distances=np.hstack([np.zeros(own.shape), distances])
+    )
+
+
+def _known(obs: pd.DataFrame, column: str, batch: str) -> np.ndarray:
+    """Which cells have a label that another cell has too, and a batch."""
+    known = obs[column].notna()
+    if batch:
+        known &= obs[batch].notna()
+    sizes = obs.loc[known, column].astype(str).value_counts()
+    shared = sizes.index[sizes > 1]
+    return (known & obs[column].astype(str).isin(shared)).to_numpy()
