@@ -50,12 +50,11 @@ SHAPES = {
     "V1": Shape(97, 3, 32, 2, 64, 40, (17, 3, 29, 8), 31),
     "V2": Shape(89, 3, 48, 3, 192, 37, (37, 9, 20), 37, V2_SPECIAL),
 }
+# Shape, our attention, PyTorch's attention.
 CASES = [
-    *((name, "xla", "sdpa") for name in SHAPES),
-    ("V1", "xla", "eager"),
+    *((name, "xla", "eager" if name == "V1" else "sdpa") for name in SHAPES),
     ("V1", "chunked", "sdpa"),
-    ("V2", "chunked", "eager"),
-    ("V2", "splash", "sdpa"),
+    ("V2", "splash", "eager"),
 ]
 
 
@@ -112,10 +111,9 @@ def random_bert(torch, shape: Shape, architecture: str, attention: str, seed: in
     model = getattr(transformers, architecture)(config).eval()
     with torch.no_grad():
         for name, weight in model.named_parameters():
-            one = "LayerNorm.weight" in name
-            weight.normal_(
-                1.0 if one else 0.0, 0.1 if weight.ndim == 1 else 0.15, generator=generator
-            )
+            mean = float(name.endswith("LayerNorm.weight"))
+            spread = 0.1 if weight.ndim == 1 else 0.15
+            weight.normal_(mean, spread, generator=generator)
     return model
 
 
@@ -167,16 +165,16 @@ def assert_gradients(model, gradients, parameters) -> None:
     assert largest > 1e-3
     for place, got in zip(wanted, bert_values(wanted, gradients), strict=True):
         expected = parameters[place.name].grad.numpy()
-        # The bias of the keys moves no softmax: both are rounding noise around zero there.
-        np.testing.assert_allclose(
-            got, expected, rtol=1e-4, atol=2e-5 * largest, err_msg=place.name
-        )
+        # Measured against the largest: the bias of the keys moves no softmax, so that both sides
+        # are nothing but rounding there.
+        atol = 2e-5 * largest
+        np.testing.assert_allclose(got, expected, rtol=1e-4, atol=atol, err_msg=place.name)
 
 
 @pytest.mark.parametrize(
-    "architecture", ["BertForSequenceClassification", "BertForTokenClassification"]
+    ("name", "architecture"),
+    [("V2", "BertForSequenceClassification"), ("V1", "BertForTokenClassification")],
 )
-@pytest.mark.parametrize("name", ["V1", "V2"])
 def test_classifiers_give_the_same_logits_and_gradients(torch, tmp_path, name, architecture):
     shape = SHAPES[name]
     bert = random_bert(torch, shape, architecture, "sdpa", seed=3, num_labels=3)

@@ -1,0 +1,108 @@
+"""Classification heads: what they see, what dropout does, and models saved with them."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from geneformer_jax.common.errors import InputError
+from geneformer_jax.model.config import EncoderConfig
+from geneformer_jax.model.encoder import encode, init_params
+from geneformer_jax.model.heads import HeadConfig, head_module, init_head
+from geneformer_jax.model.precision import precision_preset
+from geneformer_jax.model.pretrained import (
+    PretrainedModel,
+    abstract_weights,
+    load_model,
+    save_model,
+)
+from tests.toy import toy_vocabulary
+
+CONFIG = EncoderConfig(152, 1, 16, 2, 24, 12)
+HEADS = {
+    kind: HeadConfig(kind, ("a", "b", "c"), dropout=0.5)
+    for kind in ("cell_classifier", "gene_classifier")
+}
+
+
+@functools.partial(jax.jit, static_argnums=(0, 3))
+def classify(head, weights, hidden_BTD, precision, dropout_key=None):
+    return head_module(CONFIG, head, weights, precision)(hidden_BTD, dropout_key)
+
+
+def hidden_states() -> np.ndarray:
+    return np.random.default_rng(0).normal(size=(2, 5, 16)).astype(np.float32)
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16", "float16"])
+def test_a_cell_is_classified_by_its_first_position(precision):
+    head = HEADS["cell_classifier"]
+    weights = init_head(CONFIG, head, jax.random.key(1))
+    x = hidden_states()
+    logits = classify(head, weights, x, precision_preset(precision))
+    pooled = np.tanh(x[:, 0] @ weights["pooler"]["kernel"] + weights["pooler"]["bias"])
+    expected = pooled @ weights["classifier"]["kernel"] + weights["classifier"]["bias"]
+    assert logits.dtype == jnp.float32
+    atol = {"float32": 1e-6, "bfloat16": 2e-3, "float16": 2e-4}[precision]
+    np.testing.assert_allclose(logits, expected, rtol=0, atol=atol)
+
+
+def test_every_gene_is_classified_by_its_own_position():
+    head = HEADS["gene_classifier"]
+    weights = init_head(CONFIG, head, jax.random.key(1))
+    x = hidden_states()
+    logits = classify(head, weights, x, precision_preset("float32"))
+    expected = x @ weights["classifier"]["kernel"] + weights["classifier"]["bias"]
+    assert logits.shape == (2, 5, 3)
+    np.testing.assert_allclose(logits, expected, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", HEADS)
+def test_dropout_keeps_the_mean_and_comes_only_with_a_key(kind):
+    head = HEADS[kind]
+    weights = init_head(CONFIG, head, jax.random.key(1))
+    precision = precision_preset("float32")
+    many = np.repeat(hidden_states()[:1], 4000, axis=0)
+    plain = np.asarray(classify(head, weights, many, precision))
+    dropped = np.asarray(classify(head, weights, many, precision, jax.random.key(2)))
+    spread = dropped.std(axis=0).max()
+    assert spread > 1e-3
+    bound = 5 * spread / np.sqrt(len(many))
+    np.testing.assert_allclose(dropped.mean(axis=0), plain[0], rtol=0, atol=bound)
+
+
+@pytest.mark.parametrize("kind", HEADS)
+def test_a_classifier_returns_from_its_checkpoint_and_still_encodes(tmp_path, kind):
+    head = HEADS[kind]
+    params = jax.jit(functools.partial(init_params, CONFIG))(jax.random.key(0))
+    with_masked_genes = dict(params)
+    del params["masked_gene_head"]
+    params[kind] = init_head(CONFIG, head, jax.random.key(1))
+    shapes = jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), params)
+    abstract = abstract_weights(CONFIG, head)
+    assert shapes == jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), abstract)
+    model = PretrainedModel(CONFIG, params, toy_vocabulary(), "here", step=12, head=head)
+    save_model(model, tmp_path / "checkpoint", {"door": "test"})
+    loaded = load_model(tmp_path / "checkpoint")
+    assert (loaded.head, loaded.step, loaded.config) == (head, 12, CONFIG)
+    jax.tree.map(np.testing.assert_array_equal, loaded.params, params)
+    run = jax.jit(functools.partial(encode, CONFIG))
+    tokens_BT, lengths_B = jnp.array([[5, 6, 7, 0]]), jnp.array([3])
+    np.testing.assert_array_equal(
+        run(loaded.params, tokens_BT, lengths_B), run(with_masked_genes, tokens_BT, lengths_B)
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("cell_clasifier", ("a",), 0.1), 'did you mean "cell_classifier"'),
+        (("cell_classifier", (), 0.1), "without labels"),
+        (("cell_classifier", ("a",), 1.0), "must be in"),
+    ],
+)
+def test_impossible_heads_are_refused(arguments, words):
+    with pytest.raises(InputError, match=words):
+        HeadConfig(*arguments)
