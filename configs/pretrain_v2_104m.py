@@ -20,7 +20,8 @@ def get_config() -> ConfigDict:
     config.data.tokens_per_batch = 8 * 18 * 4096  # 18 cells of full length on each of 8 devices
     config.optimizer.learning_rate = 2e-4
     config.optimizer.schedule = "cosine"
-    config.optimizer.warmup_steps = 10_000
+    config.optimizer.warmup_steps = 0
+    config.optimizer.warmup_ratio = 0.007
     config.runtime.precision = "bfloat16"
     config.runtime.remat = "dots"
     config.evaluation.held_out_cells = 10_000

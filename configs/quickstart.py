@@ -20,20 +20,20 @@ def get_config() -> ConfigDict:
         width=128,
         heads=2,
         feed_forward=256,
-        positions=2048,
+        positions=512,
         dropout=0.1,
         attention_dropout=0.0,
     )
     config = pretrain_config(model, vocabulary_size=0)  # 0: that of the store
-    config.data.cells_per_batch = 16
-    config.data.most_buckets = 4
-    config.steps = 1_000
-    config.optimizer.learning_rate = 1e-3
+    config.data.cells_per_batch = 8
+    config.data.most_buckets = 3
+    config.steps = 600
+    config.optimizer.learning_rate = 2e-3
     config.optimizer.schedule = "cosine"
-    config.optimizer.warmup_steps = 100
+    config.optimizer.warmup_steps = 60
     config.optimizer.weight_decay = 0.01
     config.evaluation.held_out_cells = 70
-    config.evaluation.every_steps = 100
+    config.evaluation.every_steps = 200
     config.checkpoint.every_steps = 200
     config.log_every_steps = 20
     return config

@@ -84,6 +84,10 @@ class MaskedBatches:
     def __getstate__(self) -> dict[str, object]:
         return {name: value for name, value in vars(self).items() if name != "plan"}
 
+    def whole(self) -> "MaskedBatches":
+        """Returns the same batches with all of their rows."""
+        return MaskedBatches(self._store, self._recipe, self._rule, self._steps)
+
     @functools.cached_property
     def plan(self) -> BatchPlan:
         """The plan, laid out when first needed."""

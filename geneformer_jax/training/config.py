@@ -68,6 +68,7 @@ class OptimizerConfig:
       learning_rate: peak.
       schedule: after warmup: linear or half-cosine to 0, or constant.
       warmup_steps: steps of linear warmup from 0.
+      warmup_ratio: warmup as a share of all steps, rounded up; used where warmup_steps is 0.
       weight_decay: decoupled; not applied to biases and layer norms.
       b1, b2, eps: of Adam.
       clip_norm: largest global gradient norm; 0 switches clipping off.
@@ -76,6 +77,7 @@ class OptimizerConfig:
     learning_rate: float = 1e-3
     schedule: str = "linear"
     warmup_steps: int = 10_000
+    warmup_ratio: float = 0.0
     weight_decay: float = 0.001
     b1: float = 0.9
     b2: float = 0.999
@@ -86,6 +88,9 @@ class OptimizerConfig:
         _one_of("optimizer.schedule", self.schedule, SCHEDULES)
         _require(
             self.learning_rate > 0, "optimizer.learning_rate", self.learning_rate, "it must be > 0"
+        )
+        _require(
+            0 <= self.warmup_ratio < 1, "optimizer.warmup_ratio", self.warmup_ratio, "in [0, 1)"
         )
         for name in ("warmup_steps", "weight_decay", "clip_norm"):
             value = getattr(self, name)
@@ -135,10 +140,17 @@ class RuntimeConfig:
 
 @dataclasses.dataclass(frozen=True)
 class CheckpointConfig:
-    """When to save: every `every_steps` steps and at the end; the newest `keep` stay."""
+    """When to save, and what stays.
+
+    Attributes:
+      every_steps: steps between checkpoints; there is always one at the end.
+      keep: newest checkpoints that stay.
+      keep_every_steps: checkpoints at multiples of this stay for good; 0 for none.
+    """
 
     every_steps: int = 1_000
     keep: int = 3
+    keep_every_steps: int = 0
 
     def __post_init__(self):
         for name in ("every_steps", "keep"):

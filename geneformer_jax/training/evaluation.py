@@ -64,8 +64,9 @@ class Evaluator:
     def score_baselines(self, baselines: Baselines) -> dict[str, BaselineScore]:
         """Returns the scores of both baselines on the same masked genes."""
         targets, positions = [], []
-        for step in range(len(self._batches)):
-            batch = self._batches[step]
+        whole = self._batches.whole()
+        for step in range(len(whole)):
+            batch = whole[step]
             chosen = batch.weights_BM > 0
             targets.append(batch.targets_BM[chosen])
             positions.append(batch.positions_BM[chosen])

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import jax
+from jax.experimental import multihost_utils
 
 from geneformer_jax.batches.loader import read_ahead
 from geneformer_jax.cells.cell_store import CellStore
@@ -22,6 +23,7 @@ from geneformer_jax.training.evaluation import Evaluation, Evaluator
 from geneformer_jax.training.mesh import put_batch
 from geneformer_jax.training.run import Run, prepare_run, start_state
 from geneformer_jax.training.state import TrainState
+from geneformer_jax.training.stopping import Stopped, StopRequest
 from geneformer_jax.training.telemetry import MetricsLog, Window
 
 CONFIG = "config.json"
@@ -79,22 +81,23 @@ def pretrain(config: PretrainConfig, workdir: Path) -> PretrainResult:
     Raises:
       InputError: the configuration cannot run, `workdir` holds something else, or the loss is no
         longer finite.
+      Stopped: SIGTERM came; the state is saved. Ends the program with exit status 143.
     """
     if not config.data.store:
         raise InputError("--config.data.store is not set; name a folder written by tokenize")
     store = CellStore.open(config.data.store)
     run = prepare_run(config, store)
-    _claim_workdir(run, workdir)
-    for line in run.summary():
-        print(line, flush=True)
+    if jax.process_index() == 0:
+        _claim_workdir(run, workdir)
+        print("\n".join(run.summary()), flush=True)
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices("workdir claimed")
     description = describe_model(run.encoder, store.vocabulary)
     with (
         jax.set_mesh(run.mesh),
-        Checkpoints(
-            workdir / CHECKPOINTS, keep=config.checkpoint.keep, description=description
-        ) as checkpoints,
+        Checkpoints(workdir / CHECKPOINTS, config.checkpoint, description) as checkpoints,
     ):
-        state = _first_state(run, checkpoints)
+        state = checkpoints.restore_newest(run.abstract_state) or start_state(run)
         evaluator, baselines = _prepare_evaluation(run)
         state = _train(run, state, checkpoints, evaluator, MetricsLog(workdir, int(state.step)))
         held_out = evaluator(state.params) if evaluator else None
@@ -130,13 +133,6 @@ def _claim_workdir(run: Run, workdir: Path) -> None:
         (aside / CONFIG).write_text(json.dumps(told, indent=2) + "\n")
 
 
-def _first_state(run: Run, checkpoints: Checkpoints) -> TrainState:
-    if checkpoints.newest is None:
-        return start_state(run)
-    print(f"going on from the checkpoint at step {checkpoints.newest:,}", flush=True)
-    return checkpoints.restore(checkpoints.newest, run.abstract_state)
-
-
 def _prepare_evaluation(run: Run) -> tuple[Evaluator | None, dict[str, BaselineScore]]:
     if not run.config.evaluation.held_out_cells:
         return None, {}
@@ -156,13 +152,13 @@ def _train(
     config, first = run.config, int(state.step)
     batches = read_ahead(run.batches, first, config.data.workers)
     window = Window(run, first)
-    with Progress(run.steps, "pretrain", "steps", initial=first) as progress:
+    with Progress(run.steps, "pretrain", "steps", initial=first) as progress, StopRequest() as stop:
         for step in range(first + 1, run.steps + 1):
             batch = window.wait_for(batches)
             state, metrics = run.train_step(state, put_batch(batch, run.mesh))
-            window.add(metrics, batch)
-            last = step == run.steps
-            save = step % config.checkpoint.every_steps == 0 or last
+            window.add(metrics, step)
+            last, stopping = step == run.steps, stop.asked(step)
+            save = step % config.checkpoint.every_steps == 0 or last or stopping
             notes = {}
             if step % config.log_every_steps == 0 or save:
                 row = window.close(step)
@@ -174,6 +170,9 @@ def _train(
             if save:
                 checkpoints.save(step, state)
             progress.advance(1, **notes)
+            if stopping and not last:
+                checkpoints.wait()
+                raise Stopped
     return state
 
 

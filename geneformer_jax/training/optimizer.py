@@ -1,5 +1,7 @@
 """AdamW with the original's decay groups and learning rate schedules."""
 
+import math
+
 import jax
 import optax
 
@@ -15,7 +17,8 @@ def learning_rate(config: OptimizerConfig, steps: int) -> optax.Schedule:
     As the original's scheduler: linear warmup from 0 (the first update has rate 0 if there is any
     warmup), then linear or half-cosine to 0 at `steps`, or constant.
     """
-    peak, warmup = config.learning_rate, config.warmup_steps
+    peak = config.learning_rate
+    warmup = config.warmup_steps or math.ceil(config.warmup_ratio * steps)
     rest = max(steps - warmup, 1)
     after = {
         "linear": optax.linear_schedule(peak, 0.0, rest),

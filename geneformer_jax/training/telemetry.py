@@ -20,17 +20,25 @@ METRICS = "metrics.jsonl"
 
 
 class MetricsLog:
-    """The metrics file of a run; lines of steps that are run again are replaced, not doubled."""
+    """The metrics file of a run; lines of steps that are run again are replaced, not doubled.
+
+    In a run of several processes the first one writes.
+    """
 
     def __init__(self, workdir: Path, first_step: int):
         """Opens the log, dropping lines beyond `first_step` that an interrupted run left."""
         self._path = workdir / METRICS
+        self._writes = jax.process_index() == 0
+        if not self._writes:
+            return
         rows = [row for row in read_metrics(workdir) if row["step"] <= first_step]
         with write_aside(self._path) as aside:
             aside.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
     def write(self, row: dict[str, Any]) -> None:
         """Appends one line; `row` holds at least `step`."""
+        if not self._writes:
+            return
         with self._path.open("a") as file:
             file.write(json.dumps(row) + "\n")
 
@@ -75,11 +83,12 @@ class Window:
         self._waited += time.monotonic() - before
         return batch
 
-    def add(self, metrics: StepMetrics, batch: Batch) -> None:
-        """Adds a step that was dispatched; its numbers are fetched when the window closes."""
+    def add(self, metrics: StepMetrics, step: int) -> None:
+        """Adds `step`, which was dispatched; its numbers are fetched when the window closes."""
         self._metrics.append(metrics)
-        self._cells += int((batch.cells_B >= 0).sum()) * jax.process_count()
-        self._padded += batch.tokens_BT.size * jax.process_count()
+        cells, bucket = self._run.batches.plan.step(step - 1)
+        self._cells += int((cells >= 0).sum())
+        self._padded += len(cells) * bucket
 
     def close(self, step: int) -> dict[str, float]:
         """Returns the window's line of metrics, and begins a new window after `step`.

@@ -21,6 +21,8 @@ from geneformer_jax.training.telemetry import read_metrics
 from tests.toy import make_store, toy_cells, toy_vocabulary
 
 PROJECT = Path(__file__).parents[2]
+# As in this process, so that both compute the same bits.
+XLA_FLAGS = "--xla_backend_optimization_level=0"
 CONFIG = """
 from geneformer_jax.model.config import EncoderConfig
 from geneformer_jax.training.config import pretrain_config
@@ -55,6 +57,24 @@ def finished(toy_store, tmp_path_factory):
     """An undisturbed run of 12 steps on one device: (workdir, result)."""
     workdir = tmp_path_factory.mktemp("undisturbed") / "run"
     return workdir, pretrain(config_of(toy_store), workdir)
+
+
+def start_pretraining(config: Path, store, workdir: Path) -> subprocess.Popen:
+    environment = {**os.environ, "XLA_FLAGS": XLA_FLAGS, "JAX_PLATFORMS": "cpu"}
+    command = [sys.executable, "-m", "geneformer_jax.pretrain", f"--config={config}"]
+    command += [f"--config.data.store={store.folder}", f"--workdir={workdir}"]
+    return subprocess.Popen(
+        command, cwd=PROJECT, env=environment, stderr=subprocess.PIPE, text=True
+    )
+
+
+def wait_for(path: Path, process: subprocess.Popen, lines: int = 0) -> None:
+    """Waits until a file is there, with at least so many lines, while the process runs."""
+    deadline = time.monotonic() + 300
+    while not path.exists() or len(path.read_text().splitlines()) < lines:
+        assert process.poll() is None, f"ended too early: {process.stderr.read()}"
+        assert time.monotonic() < deadline, f"no {path} after 5 minutes"
+        time.sleep(0.01)
 
 
 def parameters(workdir: Path) -> dict:
@@ -104,27 +124,16 @@ def test_killed_between_checkpoints_and_resumed_ends_with_the_same_weights(toy_s
     config = tmp_path / "config.py"
     config.write_text(CONFIG)
 
-    def start(workdir: Path) -> subprocess.Popen:
-        environment = {**os.environ, "XLA_FLAGS": "", "JAX_PLATFORMS": "cpu"}
-        command = [sys.executable, "-m", "geneformer_jax.pretrain", f"--config={config}"]
-        command += [f"--config.data.store={toy_store.folder}", f"--workdir={workdir}"]
-        return subprocess.Popen(
-            command, cwd=PROJECT, env=environment, stderr=subprocess.PIPE, text=True
-        )
-
     undisturbed, disturbed = tmp_path / "undisturbed", tmp_path / "disturbed"
-    process = start(undisturbed)
+    process = start_pretraining(config, toy_store, undisturbed)
     assert process.wait() == 0, process.stderr.read()
 
-    process = start(disturbed)
-    deadline = time.monotonic() + 300
-    while not (disturbed / CHECKPOINTS / "3" / "commit_success.txt").exists():
-        assert process.poll() is None and time.monotonic() < deadline, "ended before the kill"
-        time.sleep(0.01)
+    process = start_pretraining(config, toy_store, disturbed)
+    wait_for(disturbed / CHECKPOINTS / "3" / "commit_success.txt", process)
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert load_model(disturbed).step < 12
-    process = start(disturbed)
+    process = start_pretraining(config, toy_store, disturbed)
     assert process.wait() == 0, process.stderr.read()
 
     assert_identical(parameters(undisturbed), parameters(disturbed))
@@ -132,6 +141,33 @@ def test_killed_between_checkpoints_and_resumed_ends_with_the_same_weights(toy_s
     expected = [row for row in read_metrics(undisturbed) if "loss" in row]
     assert [row["step"] for row in kept] == [row["step"] for row in expected]
     assert [row["loss"] for row in kept] == [row["loss"] for row in expected]
+
+
+@pytest.mark.multiprocess
+def test_sigterm_saves_the_state_and_ends_with_its_status(toy_store, tmp_path):
+    config, workdir = tmp_path / "config.py", tmp_path / "run"
+    config.write_text(CONFIG.replace("steps = 12", "steps = 100_000").replace("= 3", "= 99_999"))
+    process = start_pretraining(config, toy_store, workdir)
+    wait_for(workdir / "metrics.jsonl", process, lines=1)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait() == 143
+    assert load_model(workdir).step == read_metrics(workdir)[-1]["step"] > 0
+
+
+def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(
+    finished, toy_store, tmp_path, capsys
+):
+    workdir, _ = finished
+    copy = tmp_path / "run"
+    shutil.copytree(workdir, copy)
+    for path in (copy / CHECKPOINTS / "12" / "optimizer").rglob("*"):
+        if path.is_file():
+            path.write_bytes(b"")
+    pretrain(config_of(toy_store), copy)
+    output = capsys.readouterr().out
+    assert "checkpoint 12 is damaged" in output
+    assert "going on from the checkpoint at step 9" in output
+    assert_identical(parameters(copy), parameters(workdir))
 
 
 def test_running_a_finished_run_again_changes_nothing(finished, toy_store, capsys):

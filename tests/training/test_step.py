@@ -230,6 +230,13 @@ def test_schedules_are_the_originals():
         np.testing.assert_allclose(rates("constant", warmup), constant, atol=1e-6)
 
 
+def test_warmup_as_a_ratio_is_rounded_up():
+    by_ratio = OptimizerConfig(learning_rate=1.0, warmup_steps=0, warmup_ratio=0.25)
+    by_steps = OptimizerConfig(learning_rate=1.0, warmup_steps=4)
+    rates = [[float(learning_rate(c, 14)(t)) for t in range(15)] for c in (by_ratio, by_steps)]
+    assert rates[0] == rates[1]
+
+
 def test_biases_and_norms_do_not_decay():
     params = init_params(TINY, jax.random.key(0))
     flat = jax.tree_util.tree_leaves_with_path(decayed(params))
