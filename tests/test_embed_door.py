@@ -5,9 +5,13 @@ import json
 import anndata as ad
 import jax
 import numpy as np
+import pandas as pd
 import pytest
 
+from geneformer_jax.analysis import embedding_files, embedding_quality
+from geneformer_jax.analysis.embedder import Embedder
 from geneformer_jax.analysis.embedding import KEY, embed_cells
+from geneformer_jax.analysis.state_embeddings import StateEmbeddings
 from geneformer_jax.model import pretrained
 from geneformer_jax.model.config import EncoderConfig
 from geneformer_jax.model.encoder import init_params
@@ -134,10 +138,80 @@ def test_a_file_of_someone_else_is_kept(embed, tmp_path):
     assert ad.read_h5ad(tmp_path / "out.h5ad").n_obs == 5
 
 
+def test_filtered_states_go_to_a_table_for_perturb(embed, model, toy_store, tmp_path):
+    arguments = ("--filter=kind:a|b", "--cells_at_most=60", "--states=kind", "--quantiles=0.9")
+    status, output, error = embed(f"--output={tmp_path / 'out.parquet'}", *arguments)
+    assert status == 0, error
+    table = pd.read_parquet(tmp_path / "out.parquet")
+    # The cells that the original's max_ncells=60 keeps.
+    kept = np.sort(np.random.default_rng(42).permutation(240)[:60])
+    assert list(table.index) == list(toy_store.cell_ids[kept])
+    expected = embed_cells(model, toy_store).obsm[KEY][kept]
+    np.testing.assert_allclose(np.stack(table[KEY]), expected, atol=2e-6)
+    states = StateEmbeddings.load(tmp_path / "out.states.parquet")
+    is_a = (toy_store.obs["kind"].iloc[kept] == "a").to_numpy()
+    np.testing.assert_allclose(states.vectors("mean")["a"], expected[is_a].mean(axis=0), atol=2e-6)
+    assert states.facts["vocabulary_hash"] == model.vocabulary.hash
+    assert set(states.table["statistic"]) >= {"median", "lower_median", "quantile_0.9"}
+    story = json.loads((tmp_path / "out.provenance.json").read_text())
+    assert story["counts"]["left_out"] == {"not drawn": 180}
+    assert "cells/s" in output and "padding" in output
+
+
+def test_a_killed_command_goes_on_and_leaves_nothing_behind(embed, tmp_path, monkeypatch):
+    monkeypatch.setattr(embedding_files, "_CELLS_PER_PART", 100)
+    assert embed(f"--output={tmp_path / 'whole.npy'}")[0] == 0
+    rows, calls = Embedder.rows, []
+
+    def dying(self, start, stop, progress):
+        calls.append(start)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return rows(self, start, stop, progress)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Embedder, "rows", dying)
+        status, _, error = embed(f"--output={tmp_path / 'out.npy'}")
+    assert status == 130
+    assert_one_line(error.replace("embed: 100 of 240 cells\n", ""))
+    assert sorted(path.name for path in tmp_path.glob("out*")) == ["out.npy.parts"]
+    monkeypatch.setattr(Embedder, "rows", lambda *given: (calls.append(given[1]), rows(*given))[1])
+    assert embed(f"--output={tmp_path / 'out.npy'}")[0] == 0
+    assert calls == [0, 100, 100, 200]
+    whole, resumed = (np.load(tmp_path / f"{name}.npy") for name in ("whole", "out"))
+    np.testing.assert_array_equal(resumed, whole)
+    assert not (tmp_path / "out.npy.parts").exists()
+
+
+def test_quality_is_measured_beside_baselines(embed, tmp_path, monkeypatch):
+    monkeypatch.setattr(embedding_quality, "has_scib", lambda: False)
+    counts = tmp_path / "counts.h5ad"
+    toy_cells().write_h5ad(counts)
+    status, output, error = embed("--quality=kind", f"--counts={counts}")
+    assert status == 0, error
+    story = json.loads((tmp_path / "out.provenance.json").read_text())
+    measured = story["counts"]["quality"]["kind"]
+    assert set(measured) == {"model", "random weights", "PCA(50) of log counts"}
+    # The weights of this model are random too.
+    accuracy = embedding_quality.ACCURACY
+    assert abs(measured["model"][accuracy] - measured["random weights"][accuracy]) < 0.1
+    assert measured["PCA(50) of log counts"][accuracy] > 0.9
+    assert "the model" in output
+    assert (tmp_path / "out_quality_kind.png").stat().st_size > 5_000
+
+
 @pytest.mark.slow
 def test_figures_are_drawn(embed, tmp_path):
     status, _, error = embed("--color=kind", "--figures")
     assert status == 0, error
     for suffix in ("png", "pdf"):
-        assert (tmp_path / f"out_umap_kind.{suffix}").stat().st_size > 5_000
+        for name in ("umap", "heatmap"):
+            assert (tmp_path / f"out_{name}_kind.{suffix}").stat().st_size > 5_000
     assert ad.read_h5ad(tmp_path / "out.h5ad").obsm["X_umap"].shape == (240, 2)
+
+
+def test_similarity_of_genes_is_drawn(embed, tmp_path):
+    genes = "--genes=ENSG00000000003,ENSG00000000140,ENSG00000000004"
+    status, _, error = embed("--mode=gene", "--figures", genes)
+    assert status == 0, error
+    assert (tmp_path / "out_gene_similarity.png").stat().st_size > 5_000

@@ -94,7 +94,7 @@ class Parts:
         damaged = InputError(f"{path} is damaged; remove {self.folder} to begin anew")
         try:
             rows = np.load(path, mmap_mode="r+")
-        except ValueError:
+        except (ValueError, EOFError):
             raise damaged from None
         if rows.shape != self._shape() or rows.dtype != np.float32:
             raise damaged

@@ -38,6 +38,11 @@ def random_model(model: PretrainedModel, seed: int = 0) -> PretrainedModel:
     return dataclasses.replace(model, params=params, source=RANDOM, step=0, head=None)
 
 
+def has_scib() -> bool:
+    """Whether the optional package scib-metrics is installed."""
+    return importlib.util.find_spec("scib_metrics") is not None
+
+
 def check_labels(obs: pd.DataFrame, column: str, batch: str = "") -> None:
     """Raises InputError if `measure_quality` would, before any cell is embedded."""
     known = _known(obs, column, batch)
@@ -81,7 +86,7 @@ def measure_quality(
     for name, features in representations.items():
         features = np.ascontiguousarray(np.asarray(features)[known], np.float32)
         measures = _simple_measures(features, labels)
-        if importlib.util.find_spec("scib_metrics"):
+        if has_scib():
             measures |= _scib_measures(features, labels.to_numpy(), batches)
         table[name] = measures
     return pd.DataFrame(table).T

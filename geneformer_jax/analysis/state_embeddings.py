@@ -114,7 +114,7 @@ def state_embeddings(
     `mean`; `median`, the usual one, halfway between the two middle values of an even number of
     cells; `lower_median`, the lower of these, which is the original's (torch.median); and
     `quantile_q`, by linear interpolation. All are exact and computed in float64. Cells without a
-    value are left out.
+    value are left out and counted in the facts.
 
     Args:
       embedded: one row per cell (modes "cell" and "cls").
@@ -134,7 +134,8 @@ def state_embeddings(
             for statistic, vector in _summaries(vectors, quantiles).items():
                 records.append((state, len(rows), layer, statistic, vector.astype(np.float32)))
     table = pd.DataFrame(records, columns=["state", "cells", "layer", "statistic", "embedding"])
-    return StateEmbeddings(column, table, dict(embedded.facts))
+    facts = {**embedded.facts, "cells_without_state": int(labels.isna().sum())}
+    return StateEmbeddings(column, table, facts)
 
 
 def check_states(obs: pd.DataFrame, column: str, quantiles: Sequence[float] = QUANTILES) -> None:

@@ -1,0 +1,169 @@
+"""Embeddings in files: killed and taken up again, and the same in every format."""
+
+import dataclasses
+import json
+
+import anndata as ad
+import jax
+import numpy as np
+import pandas as pd
+import pytest
+
+from geneformer_jax.analysis import embedding_files
+from geneformer_jax.analysis.cell_selection import select_cells
+from geneformer_jax.analysis.embedder import KEY, Embedder
+from geneformer_jax.analysis.embedding_files import Parts, parts_folder, table_path, write_output
+from geneformer_jax.common.errors import InputError
+from geneformer_jax.model.config import EncoderConfig
+from geneformer_jax.model.encoder import init_params
+from geneformer_jax.model.pretrained import PretrainedModel
+from tests.toy import toy_vocabulary
+
+STORY = json.dumps({"door": "embed", "configuration": {"seed": 1}})
+
+
+@pytest.fixture(scope="module")
+def model() -> PretrainedModel:
+    vocabulary = toy_vocabulary()
+    config = EncoderConfig(vocabulary.size, 2, 16, 2, 32, 256)
+    return PretrainedModel(config, init_params(config, jax.random.key(0)), vocabulary, "toy", 0)
+
+
+@pytest.fixture
+def small_parts(monkeypatch):
+    monkeypatch.setattr(embedding_files, "_CELLS_PER_PART", 50)
+    monkeypatch.setattr(embedding_files, "_ROWS_PER_PART", 1_000)
+
+
+@pytest.fixture
+def embedder_of(model, toy_store):
+    def make(mode: str = "cell", layer=-1, model=model) -> Embedder:
+        cells = select_cells(toy_store, at_most=120)
+        return Embedder(
+            model, cells, mode, layer, devices=jax.devices()[:1], tokens_per_device=1_024
+        )
+
+    return make
+
+
+def kill_after(embedder: Embedder, name: str, parts: int) -> None:
+    """Makes the embedder die in the middle of a later part."""
+    work, calls = getattr(embedder, name), []
+
+    def dying(*arguments):
+        calls.append(arguments)
+        if len(calls) > parts:
+            raise KeyboardInterrupt
+        return work(*arguments)
+
+    setattr(embedder, name, dying)
+
+
+@pytest.mark.parametrize("mode", ["cell", "occurrence", "gene"])
+def test_a_killed_run_goes_on_to_the_same_result(embedder_of, small_parts, tmp_path, mode):
+    whole = Parts(tmp_path / "whole.npy", embedder_of(mode), {}).embed()
+    method = "genes" if mode == "gene" else "rows"
+    first = embedder_of(mode)
+    kill_after(first, method, parts=1)
+    parts = Parts(tmp_path / "out.npy", first, {})
+    assert len(parts.ranges) > 2
+    with pytest.raises(KeyboardInterrupt):
+        parts.embed()
+    again = embedder_of(mode)
+    resumed = Parts(tmp_path / "out.npy", again, {}).embed()
+    assert again.throughput.cells == parts.ranges[-1][1] - parts.ranges[0][1], "began anew"
+    np.testing.assert_array_equal(np.asarray(resumed.rows), np.asarray(whole.rows))
+    pd.testing.assert_frame_equal(resumed.table, whole.table)
+
+
+def test_parts_give_what_one_pass_gives(embedder_of, small_parts, tmp_path):
+    embedder = embedder_of()
+    with embedder.progress() as progress:
+        expected = embedder.rows(0, 120, progress)
+    rows = Parts(tmp_path / "out.npy", embedder, {}).embed().rows
+    np.testing.assert_allclose(rows, expected, atol=2e-6)
+
+
+def test_a_damaged_part_is_computed_again(embedder_of, small_parts, tmp_path):
+    output = tmp_path / "out.npy"
+    expected = np.array(Parts(output, embedder_of(), {}).embed().rows)
+    kept = np.load(parts_folder(output) / "rows.npy", mmap_mode="r+")
+    kept[60, 0, 3] += 1
+    kept.flush()
+    again = embedder_of()
+    rows = Parts(output, again, {}).embed().rows
+    np.testing.assert_array_equal(rows, expected)
+    assert again.throughput.cells == 50
+
+
+@pytest.mark.parametrize("mode", ["cell", "gene"])
+def test_damaged_files_are_told_in_one_line(embedder_of, small_parts, tmp_path, mode):
+    output = tmp_path / "out.npy"
+    Parts(output, embedder_of(mode), {}).embed()
+    kept = parts_folder(output) / ("totals.npz" if mode == "gene" else "rows.npy")
+    whole = kept.read_bytes()
+    for damaged in (b"", whole[:100], b"?" * len(whole)):
+        kept.write_bytes(damaged)
+        with pytest.raises(InputError, match="is damaged; remove") as caught:
+            Parts(output, embedder_of(mode), {}).embed()
+        assert "\n" not in str(caught.value)
+
+
+def test_parts_of_another_run_are_refused(embedder_of, model, small_parts, tmp_path):
+    output = tmp_path / "out.npy"
+    Parts(output, embedder_of(), {"command": "this"})
+    with pytest.raises(InputError, match="unfinished run with another layer"):
+        Parts(output, embedder_of(layer=0), {"command": "this"})
+    with pytest.raises(InputError, match="with another command"):
+        Parts(output, embedder_of(), {"command": "that"})
+    params = jax.tree.map(lambda leaf: leaf * 1.01, model.params)
+    trained_on = dataclasses.replace(model, params=params)
+    with pytest.raises(InputError, match="with another weights"):
+        Parts(output, embedder_of(model=trained_on), {"command": "this"})
+
+
+def test_all_formats_hold_the_same(embedder_of, tmp_path):
+    embedder = embedder_of(layer=[-1, 0])
+    embedded = Parts(tmp_path / "any.npy", embedder, {}).embed()
+    for suffix in embedding_files.SUFFIXES:
+        write_output(embedded, tmp_path / f"out{suffix}", STORY)
+    adata = ad.read_h5ad(tmp_path / "out.h5ad")
+    table = pd.read_parquet(tmp_path / "out.parquet")
+    rows = np.load(tmp_path / "out.npy")
+    rows_table = pd.read_parquet(table_path(tmp_path / "out.npy"))
+    assert rows.shape == (120, 2, 16)
+    for k, layer in enumerate((-1, 0)):
+        key = f"{KEY}_layer{layer}"
+        np.testing.assert_array_equal(adata.obsm[key], rows[:, k])
+        np.testing.assert_array_equal(np.stack(table[key]), rows[:, k])
+    assert list(adata.obs_names) == list(table.index) == list(rows_table.index)
+    assert list(adata.obs["kind"]) == list(table["kind"]) == list(rows_table["kind"])
+    assert list(adata.obs_names) == list(embedder.cells.obs.index)
+
+
+def test_one_layer_is_a_plain_array_and_groups_of_rows_join(embedder_of, tmp_path, monkeypatch):
+    monkeypatch.setattr(embedding_files, "_ROWS_PER_GROUP", 7)
+    embedded = Parts(tmp_path / "any.npy", embedder_of(), {}).embed()
+    for suffix in (".npy", ".parquet"):
+        write_output(embedded, tmp_path / f"out{suffix}", STORY)
+    rows = np.load(tmp_path / "out.npy")
+    assert rows.shape == (120, 16)
+    np.testing.assert_array_equal(rows, embedded.rows[:, 0])
+    table = pd.read_parquet(tmp_path / "out.parquet")
+    np.testing.assert_array_equal(np.stack(table[KEY]), rows)
+    pd.testing.assert_frame_equal(table.drop(columns=KEY), embedded.table)
+
+
+@pytest.mark.parametrize("suffix", embedding_files.SUFFIXES)
+def test_only_what_the_same_command_wrote_is_written_over(embedder_of, tmp_path, suffix):
+    output = tmp_path / f"out{suffix}"
+    embedded = Parts(tmp_path / "any.npy", embedder_of(), {}).embed()
+    embedding_files.check_output(output, {"seed": 1})
+    write_output(embedded, output, STORY)
+    embedding_files.check_output(output, {"seed": 1})
+    with pytest.raises(InputError, match="was not written by this command"):
+        embedding_files.check_output(output, {"seed": 2})
+    output.write_text("precious")
+    table_path(output).unlink(missing_ok=True)
+    with pytest.raises(InputError, match="was not written by this command"):
+        embedding_files.check_output(output, {"seed": 1})
