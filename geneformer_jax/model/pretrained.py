@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import json
+import textwrap
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -153,8 +154,8 @@ def load_model(path: Path | str) -> PretrainedModel:
         params = ocp.load_checkpointables(checkpoint, {"params": abstract})["params"]
     except (OSError, KeyError, TypeError, ValueError) as error:
         raise InputError(
-            f"checkpoint {checkpoint} cannot be read ({type(error).__name__}: {error}); "
-            "it may be damaged: name an earlier one"
+            f"checkpoint {checkpoint} cannot be read ({type(error).__name__}: "
+            f"{_shortened(error)}); it may be damaged: name an earlier one"
         ) from error
     return PretrainedModel(
         config=config,
@@ -164,6 +165,11 @@ def load_model(path: Path | str) -> PretrainedModel:
         step=int(checkpoint.name),
         head=head,
     )
+
+
+def _shortened(error: Exception) -> str:
+    """An error on one line; Orbax quotes whole trees of weights."""
+    return textwrap.shorten(str(error), 200)
 
 
 def holds_checkpoint(path: Path) -> bool:

@@ -106,3 +106,14 @@ def test_a_classifier_returns_from_its_checkpoint_and_still_encodes(tmp_path, ki
 def test_impossible_heads_are_refused(arguments, words):
     with pytest.raises(InputError, match=words):
         HeadConfig(*arguments)
+
+
+def test_a_damaged_checkpoint_is_told_in_one_short_line(tmp_path):
+    head = HEADS["gene_classifier"]
+    params = {"embeddings": {"word": {"embedding": jnp.zeros((3, 2))}}}
+    model = PretrainedModel(CONFIG, params, toy_vocabulary(), "here", step=0, head=head)
+    save_model(model, tmp_path / "checkpoint", {"door": "test"})
+    with pytest.raises(InputError, match="cannot be read") as raised:
+        load_model(tmp_path / "checkpoint")
+    assert "\n" not in str(raised.value)
+    assert len(str(raised.value)) < 600

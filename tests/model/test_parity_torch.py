@@ -136,7 +136,7 @@ def test_outputs_loss_and_all_gradients_of_a_step(torch, tmp_path, name, attenti
     @jax.jit
     def step(params, batch):
         def loss(params):
-            sums = masked_gene_sums(model.config, params, batch, runtime, jax.random.key(0))
+            sums = masked_gene_sums(model.config, params, batch, runtime)
             return sums.loss / sums.genes
 
         hidden = encode_all_layers(
@@ -197,7 +197,7 @@ def test_classifiers_give_the_same_logits_and_gradients(torch, tmp_path, name, a
             batch = cells.batch
             hidden = encode(model.config, params, batch.tokens_BT, batch.lengths_B)
             head = head_module(model.config, model.head, params[model.head.kind], FLOAT32)
-            logits = head(hidden, jax.random.key(0))
+            logits = head(hidden)
             return (logits * weight).sum(), logits
 
         (_, logits), gradients = jax.value_and_grad(weighed, has_aux=True)(params)
