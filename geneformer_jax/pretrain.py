@@ -21,6 +21,9 @@ _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "Configuration file, e.g. configs/quickstart.py.", lock_config=True
 )
 _WORKDIR = flags.DEFINE_string("workdir", "", "Folder of the run: a new one, or one to resume.")
+_DRY_RUN = flags.DEFINE_bool(
+    "dry_run", False, "Check everything, say what the run would do and cost, and stop."
+)
 _PROCESSES = flags.DEFINE_integer(
     "processes", 1, "Processes of this run; 0 takes what Slurm or the TPU slice tells."
 )
@@ -32,16 +35,19 @@ _COORDINATOR = flags.DEFINE_string(
 
 def main() -> None:
     """Pretrains as the flags say, then reports and draws the loss."""
-    door.require("config", "workdir")
+    door.require("config", *([] if _DRY_RUN.value else ["workdir"]))
     # What imports JAX's heavier companions waits until the flags are known to be right.
     _join_processes()
     from geneformer_jax.analysis.figures import loss_curve_figure, save_figure
     from geneformer_jax.training.config import typed_config
-    from geneformer_jax.training.loop import pretrain
+    from geneformer_jax.training.loop import describe_pretraining, pretrain
     from geneformer_jax.training.telemetry import read_metrics
 
-    workdir = Path(_WORKDIR.value)
-    result = pretrain(typed_config(_CONFIG.value), workdir)
+    config, workdir = typed_config(_CONFIG.value), Path(_WORKDIR.value)
+    if _DRY_RUN.value:
+        print("\n".join(describe_pretraining(config)))
+        return
+    result = pretrain(config, workdir)
     if jax.process_index():
         return
     print("\n".join(result.report()))

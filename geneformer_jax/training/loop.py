@@ -68,6 +68,15 @@ class PretrainResult(NamedTuple):
         return lines
 
 
+def describe_pretraining(config: PretrainConfig) -> list[str]:
+    """Returns lines on what `pretrain` would do and cost, having checked all that can be checked.
+
+    Raises:
+      InputError: the configuration cannot run.
+    """
+    return prepare_run(config, _open_store(config)).summary()
+
+
 def pretrain(config: PretrainConfig, workdir: Path) -> PretrainResult:
     """Pretrains a model, going on from the newest checkpoint in `workdir` if there is one.
 
@@ -83,16 +92,13 @@ def pretrain(config: PretrainConfig, workdir: Path) -> PretrainResult:
         longer finite.
       Stopped: SIGTERM came; the state is saved. Ends the program with exit status 143.
     """
-    if not config.data.store:
-        raise InputError("--config.data.store is not set; name a folder written by tokenize")
-    store = CellStore.open(config.data.store)
-    run = prepare_run(config, store)
+    run = prepare_run(config, _open_store(config))
     if jax.process_index() == 0:
         _claim_workdir(run, workdir)
         print("\n".join(run.summary()), flush=True)
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices("workdir claimed")
-    description = describe_model(run.encoder, store.vocabulary)
+    description = describe_model(run.encoder, run.store.vocabulary)
     with (
         jax.set_mesh(run.mesh),
         Checkpoints(workdir / CHECKPOINTS, config.checkpoint, description) as checkpoints,
@@ -102,6 +108,12 @@ def pretrain(config: PretrainConfig, workdir: Path) -> PretrainResult:
         state = _train(run, state, checkpoints, evaluator, MetricsLog(workdir, int(state.step)))
         held_out = evaluator(state.params) if evaluator else None
     return PretrainResult(state, held_out, baselines, workdir / CHECKPOINTS / str(run.steps))
+
+
+def _open_store(config: PretrainConfig) -> CellStore:
+    if not config.data.store:
+        raise InputError("--config.data.store is not set; name a folder written by tokenize")
+    return CellStore.open(config.data.store)
 
 
 def _claim_workdir(run: Run, workdir: Path) -> None:

@@ -26,6 +26,7 @@ from geneformer_jax.model.config import EncoderConfig
 from geneformer_jax.model.encoder import Runtime
 from geneformer_jax.model.precision import precision_preset
 from geneformer_jax.training.config import PretrainConfig
+from geneformer_jax.training.estimate import bytes_per_device, peak_flops, step_flops
 from geneformer_jax.training.mesh import BATCH, batch_divisor, make_mesh
 from geneformer_jax.training.optimizer import make_optimizer
 from geneformer_jax.training.state import (
@@ -133,6 +134,25 @@ class Run:
             f"devices: {axes} on {jax.devices()[0].device_kind}; "
             f"precision {self.config.runtime.precision}",
             *self.notes,
+            *self._costs(),
+        ]
+
+    def _costs(self) -> list[str]:
+        """Lines on memory and arithmetic, from shapes alone."""
+        state = self.abstract_state
+        gib = [bytes_per_device(part) / 2**30 for part in (state.params, state.optimizer)]
+        lengths = self.store.lengths[self.training_cells]
+        masked = self.config.masking.selected_share * lengths.sum(dtype=np.int64)
+        flops = step_flops(self.encoder, lengths, masked) / self.steps_per_epoch
+        line = f"cost: {flops:.3g} FLOP a step, {flops * self.steps:.3g} in all"
+        device = self.mesh.devices.flat[0]
+        if peak := peak_flops(device, self.config.runtime.precision):
+            hours = flops * self.steps / (peak * self.mesh.size) / 3600
+            line += f"; {hours:.3g} hours at the full peak of {self.mesh.size} {device.device_kind}"
+        return [
+            f"on each device: weights {gib[0]:.3f} GiB, optimizer state {gib[1]:.3f} GiB, "
+            f"gradients {gib[0]:.3f} GiB, and activations",
+            line,
         ]
 
 

@@ -12,6 +12,7 @@ import numpy as np
 from geneformer_jax.batches.loader import Batch
 from geneformer_jax.common.errors import InputError
 from geneformer_jax.common.files import write_aside
+from geneformer_jax.training.estimate import peak_flops, step_flops
 from geneformer_jax.training.optimizer import learning_rate
 from geneformer_jax.training.run import Run
 from geneformer_jax.training.state import StepMetrics
@@ -69,6 +70,7 @@ class Window:
     def _empty(self) -> None:
         self._metrics: list[StepMetrics] = []
         self._cells = self._padded = 0
+        self._flops = 0.0
         self._waited = 0.0
         self._started = time.monotonic()
 
@@ -87,8 +89,12 @@ class Window:
         """Adds `step`, which was dispatched; its numbers are fetched when the window closes."""
         self._metrics.append(metrics)
         cells, bucket = self._run.batches.plan.step(step - 1)
-        self._cells += int((cells >= 0).sum())
+        cells_read = cells[cells >= 0]
+        self._cells += len(cells_read)
         self._padded += len(cells) * bucket
+        lengths = self._run.store.lengths[cells_read]
+        share = self._run.config.masking.selected_share
+        self._flops += step_flops(self._run.encoder, lengths, share * lengths.sum())
 
     def close(self, step: int) -> dict[str, float]:
         """Returns the window's line of metrics, and begins a new window after `step`.
@@ -114,13 +120,26 @@ class Window:
             "skipped_updates": int(steps.skipped_updates[-1]),
             "cells_per_s": self._cells / seconds,
             "tokens_per_s": tokens / seconds,
+            "padded_tokens_per_s": self._padded / seconds,
             "padding": 1 - tokens / self._padded,
+            "model_flops_per_s": self._flops / seconds,
+            **self._utilisation(seconds),
             "data_wait": min(self._waited / seconds, 1.0),
             "step_s": seconds / len(self._metrics),
         }
         self._step = step
         self._empty()
         return row
+
+    def _utilisation(self, seconds: float) -> dict[str, float]:
+        """Share of the devices' peak that was used, and memory at its fullest, where known."""
+        devices = self._run.mesh.devices.flatten()
+        known = {}
+        if peak := peak_flops(devices[0], self._run.config.runtime.precision):
+            known["mfu"] = self._flops / seconds / (peak * len(devices))
+        if memory := jax.local_devices()[0].memory_stats():
+            known["device_memory_gib"] = memory["peak_bytes_in_use"] / 2**30
+        return known
 
     def _explain(self, bad: int, step: int) -> str:
         cells = self._run.batches.plan.step(bad - 1).cells

@@ -13,9 +13,11 @@ from geneformer_jax.batches.loader import Batch
 from geneformer_jax.batches.masking import masked_capacity
 from geneformer_jax.common.errors import InputError
 from geneformer_jax.model.config import EncoderConfig
-from geneformer_jax.model.encoder import Runtime
+from geneformer_jax.model.encoder import Runtime, abstract_params
 from geneformer_jax.model.precision import precision_preset
 from geneformer_jax.training.config import PretrainConfig, pretrain_config, typed_config
+from geneformer_jax.training.estimate import bytes_per_device, step_flops
+from geneformer_jax.training.objectives import masked_gene_sums
 from geneformer_jax.training.optimizer import make_optimizer
 from geneformer_jax.training.run import prepare_run
 from geneformer_jax.training.state import Recipe, init_state, train_step
@@ -90,6 +92,27 @@ def test_values_that_cannot_be_are_refused(key, value, words):
         typed_config(config)
 
 
+def test_flops_are_those_xla_counts():
+    encoder = EncoderConfig(512, 1, 64, 2, 256, 64, dropout=0.0, attention_dropout=0.0)
+    B, T, M = 4, 64, 16
+    batch = Batch(
+        np.ones((B, T), np.int32),
+        np.full(B, T, np.int32),
+        np.zeros((B, M), np.int32),
+        np.zeros((B, M), np.int32),
+        np.ones((B, M), np.float32),
+        np.arange(B, dtype=np.int32),
+    )
+
+    def loss(params):
+        return masked_gene_sums(encoder, params, batch, Runtime()).loss
+
+    gradient = jax.jit(jax.grad(loss)).lower(abstract_params(encoder)).compile()
+    counted = gradient.cost_analysis()["flops"]
+    # XLA also counts norms, softmax and the like, which are of lower order but small models show.
+    assert step_flops(encoder, batch.lengths_B, B * M) == pytest.approx(counted, rel=0.1)
+
+
 def toy_config(store, **changes) -> PretrainConfig:
     """A run that the toy store can feed, with some fields changed: {"data.workers": 1}."""
     model = EncoderConfig(1, 2, 32, 4, 64, 256, dropout=0.1, attention_dropout=0.1)
@@ -128,4 +151,8 @@ def test_a_run_says_what_it_will_do(toy_store):
     assert "216 to train on, 24 held out" in text
     assert "data 8 x fsdp 1 x tensor 1" in text
     assert "attention: xla" in text
+    # 31,544 weights in float32, and two moments of each.
+    state = run.abstract_state
+    assert bytes_per_device(state.params) == 4 * run.encoder.parameters
+    assert bytes_per_device(state.optimizer) == 8 * run.encoder.parameters + 8
     assert run.steps == 3 * run.steps_per_epoch
