@@ -11,7 +11,7 @@ import pandas as pd
 import pyarrow as pa
 import tensorflow_datasets as tfds
 
-from geneformer_jax.cells.records import TOKENS
+from geneformer_jax.cells.records import TOKENS, ByteRows
 from geneformer_jax.common.errors import InputError
 
 CELL_ID = "cell_id"
@@ -58,13 +58,13 @@ def as_kind(column: pd.Series, kind: str) -> np.ndarray:
     return column.to_numpy(dtype=_NUMPY[kind])
 
 
-def as_bytes(values: np.ndarray, kind: str) -> list[bytes]:
-    """Returns each value of a column (see `as_kind`) as records keep it; missing text is empty."""
-    if kind == "text":
-        return [(value or "").encode() for value in values]
-    width = values.itemsize
-    content = values.astype(values.dtype.newbyteorder("<")).tobytes()
-    return [content[start : start + width] for start in range(0, len(content), width)]
+def as_bytes(column: pa.Array, kind: str) -> ByteRows:
+    """Returns a column of the obs table as records keep it; missing text is empty."""
+    if kind != "text":
+        return ByteRows.of_numbers(column.to_numpy(zero_copy_only=False))
+    _, offsets, content = column.buffers()
+    bounds = np.frombuffer(offsets, np.int32)[column.offset : column.offset + len(column) + 1]
+    return ByteRows(np.frombuffer(content or b"", np.uint8), bounds.astype(np.int64))
 
 
 def arrow_schema(kinds: Mapping[str, str]) -> pa.Schema:

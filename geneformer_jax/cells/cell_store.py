@@ -1,8 +1,9 @@
 """The cell store: tokenised cells with their lengths, labels, vocabulary and story, in a folder.
 
 A store is a TFDS dataset in ArrayRecord shards that `tfds.builder_from_directory(folder)` opens
-without TensorFlow. Beside the shards lie `lengths.npy`, `obs.parquet`, `vocabulary/` and
-`provenance.json`. `dataset_info.json` is written last: a folder without it is no store yet.
+without TensorFlow. Beside the shards lie `lengths.npy`, `n_genes.npy`, `obs.parquet`,
+`vocabulary/` and `provenance.json`. `dataset_info.json` is written last: a folder without it is no
+store yet.
 """
 
 import hashlib
@@ -24,9 +25,10 @@ from geneformer_jax.cells.vocabulary import GeneVocabulary
 from geneformer_jax.common.errors import InputError
 
 DATASET_INFO = "dataset_info.json"
-STORE, LENGTHS, OBS, VOCABULARY, SOURCES = (
+STORE, LENGTHS, N_GENES, OBS, VOCABULARY, SOURCES = (
     "store.json",
     "lengths.npy",
+    "n_genes.npy",
     "obs.parquet",
     "vocabulary",
     "sources",
@@ -123,6 +125,15 @@ class CellStore:
     def lengths(self) -> np.ndarray:
         """Number of tokens of each cell; int32 [cells], read-only."""
         return np.load(self.folder / LENGTHS, mmap_mode="r")
+
+    @cached_property
+    def n_genes(self) -> np.ndarray | None:
+        """Number of genes of each cell, those that were cut off included; int32 [cells], read-only.
+
+        None where only the tokens were known, as in a store converted from a dataset.
+        """
+        path = self.folder / N_GENES
+        return np.load(path, mmap_mode="r") if path.is_file() else None
 
     @cached_property
     def vocabulary(self) -> GeneVocabulary:

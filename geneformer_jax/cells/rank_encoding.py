@@ -34,10 +34,13 @@ class RankEncodings(NamedTuple):
     Attributes:
       tokens: uint16 [sum of lengths], cell after cell.
       offsets: int64 [cells + 1]; cell i has tokens[offsets[i]:offsets[i + 1]].
+      genes: int32 [cells], how many genes of the vocabulary each cell expresses, those beyond the
+        longest length included; None where that is not known.
     """
 
     tokens: np.ndarray
     offsets: np.ndarray
+    genes: np.ndarray | None = None
 
     @property
     def lengths(self) -> np.ndarray:
@@ -47,7 +50,9 @@ class RankEncodings(NamedTuple):
     def without_empty(self) -> "RankEncodings":
         """Returns the same without the cells that have no token."""
         lengths = np.diff(self.offsets)
-        return RankEncodings(self.tokens, _offsets(lengths[lengths > 0]))
+        filled = lengths > 0
+        genes = None if self.genes is None else self.genes[filled]
+        return RankEncodings(self.tokens, _offsets(lengths[filled]), genes)
 
 
 def _offsets(lengths: np.ndarray) -> np.ndarray:
@@ -57,7 +62,12 @@ def _offsets(lengths: np.ndarray) -> np.ndarray:
 def join_encodings(parts: list[RankEncodings]) -> RankEncodings:
     """Puts the cells of one or more encodings one after another."""
     lengths = np.concatenate([np.diff(part.offsets) for part in parts])
-    return RankEncodings(np.concatenate([part.tokens for part in parts]), _offsets(lengths))
+    known = all(part.genes is not None for part in parts)
+    return RankEncodings(
+        np.concatenate([part.tokens for part in parts]),
+        _offsets(lengths),
+        np.concatenate([part.genes for part in parts]) if known else None,
+    )
 
 
 class GeneColumns(NamedTuple):
@@ -121,25 +131,26 @@ def encode_counts(
     # One kernel for all sources: what is not int32 already becomes float64.
     data = counts.data if counts.data.dtype == np.int32 else counts.data.astype(np.float64)
     indices, indptr = counts.indices.astype(np.int32, copy=False), counts.indptr.astype(np.int64)
-    genes = np.diff(indptr)
+    entries = np.diff(indptr)
     special = (columns.cls_id >= 0) + (columns.eos_id >= 0)
-    starts = _offsets(np.minimum(genes + special, columns.max_length))
+    starts = _offsets(np.minimum(entries + special, columns.max_length))
     wide = np.empty(starts[-1], dtype=np.uint16)
     lengths = np.zeros(cells, dtype=np.int64)
+    genes = np.zeros(cells, dtype=np.int32)
 
     def encode_block(first: int, last: int) -> None:
         _encode_cells(
             data, indices, indptr, np.asarray(totals, np.float64), columns.tokens,
             columns.inverse_medians, columns.repeated, columns.max_length, columns.cls_id,
-            columns.eos_id, first, last, wide, starts, lengths,
-            _Scratch.of(int(genes[first:last].max(initial=0))),
+            columns.eos_id, first, last, wide, starts, lengths, genes,
+            _Scratch.of(int(entries[first:last].max(initial=0))),
         )  # fmt: skip
 
     _in_blocks(encode_block, cells, threads or len(os.sched_getaffinity(0)))
     offsets = _offsets(lengths)
     tokens = np.empty(offsets[-1], dtype=np.uint16)
     _pack(wide, starts, offsets, tokens)
-    return RankEncodings(tokens, offsets)
+    return RankEncodings(tokens, offsets, genes)
 
 
 def _in_blocks(work: Callable[[int, int], None], cells: int, threads: int) -> None:
@@ -307,15 +318,16 @@ def _gather(data, indices, start, stop, column_tokens, inverse_medians, repeated
 @compiled
 def _encode_cells(
     data, indices, indptr, totals, column_tokens, inverse_medians, repeated, max_length, cls_id,
-    eos_id, first, last, out, starts, lengths, scratch,
+    eos_id, first, last, out, starts, lengths, genes, scratch,
 ):  # fmt: skip
-    """Writes the tokens of cells first..last-1 into `out` from `starts` on, and their lengths."""
+    """Writes the tokens of cells first..last-1 into `out` from `starts` on, and their numbers."""
     special = (cls_id >= 0) + (eos_id >= 0)
     for cell in range(first, last):
         n = _gather(
             data, indices, indptr[cell], indptr[cell + 1], column_tokens, inverse_medians,
             repeated, scratch,
         )  # fmt: skip
+        genes[cell] = n
         if n == 0:
             continue
         inverse_total = 1.0 / totals[cell]

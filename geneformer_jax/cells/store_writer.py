@@ -34,7 +34,7 @@ from geneformer_jax.cells.carried_columns import (
 )
 from geneformer_jax.cells.cell_store import checksum, shard_name
 from geneformer_jax.cells.rank_encoding import RankEncodings
-from geneformer_jax.cells.records import TOKENS, encode_record
+from geneformer_jax.cells.records import TOKENS, ByteRows, encode_records
 from geneformer_jax.cells.repeated_ids import hash_ids, refuse_repeated_ids
 from geneformer_jax.cells.vocabulary import GeneVocabulary
 from geneformer_jax.common.errors import InputError
@@ -64,6 +64,7 @@ class SourceWriter:
         self._writer: ArrayRecordWriter | None = None
         self._in_shard = self._bytes_in_shard = 0
         self._lengths: list[np.ndarray] = []
+        self._genes: list[np.ndarray | None] = []
         self._schema = arrow_schema(self._kinds)
         self._obs = pq.ParquetWriter(folder / cell_store.OBS, self._schema)
 
@@ -77,15 +78,15 @@ class SourceWriter:
         kinds = {CELL_ID: "text", **self._kinds}
         columns = {CELL_ID: np.asarray(cell_ids, dtype=object)}
         columns |= {name: as_kind(obs[name], kind) for name, kind in self._kinds.items()}
-        self._obs.write_table(pa.table(columns, schema=self._schema))
-        values = [as_bytes(columns[name], kinds[name]) for name in kinds]
-        tokens, offsets = encodings.tokens.astype("<u2").tobytes(), encodings.offsets.tolist()
+        table = pa.record_batch(columns, schema=self._schema)
+        self._obs.write_batch(table)
+        features = {TOKENS: ByteRows.of_tokens(encodings.tokens, encodings.offsets)}
+        features |= {name: as_bytes(table[name], kind) for name, kind in kinds.items()}
         with _system_errors(self._folder):
-            for i, others in enumerate(zip(*values, strict=True)):
-                features = {TOKENS: tokens[2 * offsets[i] : 2 * offsets[i + 1]]}
-                features.update(zip(kinds, others, strict=True))
-                self._write_record(encode_record(features))
+            for record in encode_records(features):
+                self._write_record(record)
         self._lengths.append(encodings.lengths)
+        self._genes.append(encodings.genes)
 
     def finish(self, story: Mapping[str, Any]) -> None:
         """Closes the files and writes down what they hold."""
@@ -93,6 +94,9 @@ class SourceWriter:
         self._obs.close()
         lengths = np.concatenate([np.empty(0, np.int32), *self._lengths])
         _save_array(self._folder / cell_store.LENGTHS, lengths)
+        if all(each is not None for each in self._genes):
+            genes = np.concatenate([np.empty(0, np.int32), *self._genes])
+            _save_array(self._folder / cell_store.N_GENES, genes)
         story = {**story, "cells": len(lengths), "shards": self._shards}
         _write_json(self._folder / cell_store.SOURCE, story)
 
@@ -275,9 +279,10 @@ def _move_shards(folder: Path, order: list[str]) -> None:
 
 def _join_tables(folder: Path, order: list[str]) -> None:
     sources = [folder / cell_store.SOURCES / key for key in order]
-    lengths = [np.load(each / cell_store.LENGTHS) for each in sources]
-    with write_aside(folder / cell_store.LENGTHS) as aside:
-        _save_array(aside, np.concatenate(lengths))
+    for name in (cell_store.LENGTHS, cell_store.N_GENES):
+        if all((each / name).is_file() for each in sources):
+            with write_aside(folder / name) as aside:
+                _save_array(aside, np.concatenate([np.load(each / name) for each in sources]))
     with write_aside(folder / cell_store.OBS) as aside:
         schema = pq.read_schema(sources[0] / cell_store.OBS)
         with pq.ParquetWriter(aside, schema) as table:

@@ -209,7 +209,7 @@ class TokenizedCells:
 
     def read(self, indices: Sequence[int] | np.ndarray) -> list[np.ndarray]:
         """Returns the tokens (uint16 arrays) of cells, in the order of `indices`."""
-        tokens, offsets = self.encodings
+        tokens, offsets = self.encodings.tokens, self.encodings.offsets
         return [tokens[offsets[i] : offsets[i + 1]] for i in indices]
 
 

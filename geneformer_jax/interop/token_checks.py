@@ -48,7 +48,7 @@ def checked_encodings(
 
 def looks_like_second_version(encodings: RankEncodings) -> bool:
     """Whether all cells begin with 2 and end with 3, as with <cls> and <eos> of a V2 vocabulary."""
-    tokens, offsets = encodings
+    tokens, offsets = encodings.tokens, encodings.offsets
     filled = np.flatnonzero(np.diff(offsets))
     first, last = tokens[offsets[filled]], tokens[offsets[filled + 1] - 1]
     return bool(filled.size and (first == 2).all() and (last == 3).all())

@@ -15,7 +15,7 @@ from geneformer_jax.cells import cell_store, store_writer
 from geneformer_jax.cells.carried_columns import common_kind, kind_of
 from geneformer_jax.cells.cell_store import CellStore
 from geneformer_jax.cells.rank_encoding import RankEncodings
-from geneformer_jax.cells.records import decode_tokens, encode_record
+from geneformer_jax.cells.records import ByteRows, decode_tokens, encode_records
 from geneformer_jax.cells.store_writer import begin_store, join_sources, store_order, write_source
 from geneformer_jax.cells.vocabulary import GeneVocabulary
 from geneformer_jax.common.errors import InputError
@@ -137,16 +137,20 @@ def test_a_pickled_store_is_small_and_reads_the_same(store):
     np.testing.assert_array_equal(pickle.loads(content).read([3])[0], store.read([3])[0])
 
 
-def test_a_record_of_any_size_is_decoded():
-    for length in (0, 1, 63, 64, 127, 128, 8191, 8192, 65_000):
-        tokens = np.arange(length, dtype=np.uint16)
-        for features in (
-            {"tokens": tokens.tobytes()},
-            {"a": b"x" * 300, "tokens": tokens.tobytes()},
-        ):
-            np.testing.assert_array_equal(decode_tokens(encode_record(features)), tokens)
+def test_records_of_any_size_are_decoded():
+    lengths = np.array([0, 1, 63, 64, 127, 128, 8191, 8192, 65_000])
+    rows = [np.arange(length, dtype=np.uint16) for length in lengths]
+    tokens = ByteRows.of_tokens(np.concatenate(rows), np.concatenate([[0], np.cumsum(lengths)]))
+    other = ByteRows(np.full(300 * 9, 120, np.uint8), np.arange(10) * 300)
+    numbers = ByteRows.of_numbers(np.arange(9.0))
+    for features in (
+        {"tokens": tokens},
+        {"a": other, "tokens": tokens, "b": numbers},
+    ):
+        for record, row in zip(encode_records(features), rows, strict=True):
+            np.testing.assert_array_equal(decode_tokens(record), row)
     with pytest.raises(ValueError, match="no feature"):
-        decode_tokens(encode_record({"token": b""}))
+        decode_tokens(encode_records({"token": other})[0])
 
 
 def test_verify_finds_changed_and_missing_shards(store):
