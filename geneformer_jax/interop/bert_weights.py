@@ -49,6 +49,11 @@ def match_tensors(
       InputError: naming all tensors that are missing, unexpected, of another shape, no floats, or
         different from what they must equal.
     """
+    if config.layers > len(tensors):
+        raise InputError(
+            f"config.json in {where} tells of {config.layers:,} layers, but the weights are only "
+            f"{len(tensors):,} tensors; get both of one model"
+        )
     named = _with_new_names(tensors, where)
     tied = TIED if head is None else {}
     used, missing, wrong = [], [], []

@@ -5,10 +5,13 @@ member of raw bytes for each storage. The pickle is read by original_files with 
 few names it needs; they do nothing but note down what they are given.
 """
 
+import contextlib
 import functools
 import re
+import struct
 import zipfile
-from collections.abc import Mapping
+import zlib
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,6 +22,17 @@ from geneformer_jax.interop.original_files import PickleSource, read_pickle
 from geneformer_jax.interop.stored_tensor import NUMBER_TYPES, StoredTensor
 
 _LARGEST_PICKLE = 64 << 20
+# What zipfile raises on archives that are not whole or of a kind it does not read.
+_BROKEN = (
+    zipfile.BadZipFile,
+    zlib.error,
+    struct.error,
+    EOFError,
+    NotImplementedError,
+    OSError,
+    RuntimeError,
+    ValueError,
+)
 _STORAGE_KEY = re.compile(r"\w+")
 _STORAGE_TYPES = {
     "DoubleStorage": "F64",
@@ -130,12 +144,9 @@ def list_tensors(path: Path) -> dict[str, StoredTensor]:
             f"{path} is no file of PyTorch 1.6 or later, which are the ones that are read; save "
             "the model again with a newer version, best as safetensors"
         )
-    try:
-        with zipfile.ZipFile(path) as archive:
-            root = _root(path, archive)
-            content = _stored_bytes(path, archive, f"{root}/data.pkl", _LARGEST_PICKLE)
-    except zipfile.BadZipFile as error:
-        raise _damaged(path, error) from error
+    with _opened(path) as archive:
+        root = _root(path, archive)
+        content = _stored_bytes(path, archive, f"{root}/data.pkl", _LARGEST_PICKLE)
     holds = "a file of weights holds tensors"
     found = read_pickle(content, PickleSource(path, holds, _STAND_INS, _find_storage))
     if not isinstance(found, dict) or not all(
@@ -148,6 +159,18 @@ def list_tensors(path: Path) -> dict[str, StoredTensor]:
         )
         for name, placed in found.items()
     }
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[zipfile.ZipFile]:
+    """Opens an archive; whatever goes wrong in it is told as damage."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            yield archive
+    except InputError:
+        raise
+    except _BROKEN as error:
+        raise _damaged(path, f"{type(error).__name__}: {error}") from error
 
 
 def _root(path: Path, archive: zipfile.ZipFile) -> str:
@@ -172,12 +195,9 @@ def _stored_bytes(path: Path, archive: zipfile.ZipFile, member: str, most: int) 
 def _read(path: Path, root: str, placed: _Placed) -> np.ndarray:
     number_type = np.dtype(NUMBER_TYPES[placed.storage.number_type])
     size = placed.storage.size * number_type.itemsize
-    try:
-        with zipfile.ZipFile(path) as archive:
-            member = f"{root}/data/{placed.storage.key}"
-            content = _stored_bytes(path, archive, member, size)
-    except zipfile.BadZipFile as error:
-        raise _damaged(path, error) from error
+    member = f"{root}/data/{placed.storage.key}"
+    with _opened(path) as archive:
+        content = _stored_bytes(path, archive, member, size)
     if len(content) != size:
         raise _damaged(path, f"{member} has {len(content)} bytes, not {size}")
     storage = np.frombuffer(content, number_type)

@@ -245,6 +245,7 @@ def test_the_head_of_another_architecture_is_unexpected(tmp_path):
         ({"hidden_size": "16"}, "hidden_size '16'"),
         ({"num_hidden_layers": True}, "num_hidden_layers True"),
         ({"hidden_size": 15}, "not divisible"),
+        ({"num_hidden_layers": 10**12}, "layers, but the weights are only"),
         ({"hidden_dropout_prob": 1.5}, "must be in [0, 1)"),
         ({"vocab_size": V + 1}, f"is [{V}, {D}], not [{V + 1}, {D}]"),
     ],
@@ -327,6 +328,27 @@ def test_pytorch_files_that_lie_are_refused(tmp_path, lies, words):
     (folder / "model.safetensors").unlink()
     write_torch_file(folder / "pytorch_model.bin", tensors(), **lies)
     assert words in refusal(folder)
+
+
+def test_damaged_pytorch_files_are_told_in_one_line(tmp_path):
+    folder = write_folder(tmp_path / "hf")
+    (folder / "model.safetensors").unlink()
+    file = write_torch_file(folder / "pytorch_model.bin", tensors())
+    whole = file.read_bytes()
+    rng = np.random.default_rng(0)
+    refused = 0
+    for _ in range(150):
+        damaged = bytearray(whole)
+        # The pickle at the start and the list of members at the end are where damage misleads.
+        for at in rng.integers(0, 8_000, 3) - rng.choice([0, 8_000]):
+            damaged[at] = rng.integers(256)
+        file.write_bytes(damaged if rng.random() < 0.8 else damaged[: rng.integers(len(whole))])
+        try:
+            huggingface.read_model(folder)
+        except InputError as error:
+            assert "\n" not in str(error)
+            refused += 1
+    assert refused > 100
 
 
 @pytest.mark.parity
