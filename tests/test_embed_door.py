@@ -159,7 +159,8 @@ def test_filtered_states_go_to_a_table_for_perturb(embed, model, toy_store, tmp_
 
 
 def test_a_killed_command_goes_on_and_leaves_nothing_behind(embed, tmp_path, monkeypatch):
-    monkeypatch.setattr(embedding_files, "_CELLS_PER_PART", 100)
+    # The parts are for eight devices.
+    monkeypatch.setattr(embedding_files, "_CELLS_PER_PART", {"cpu": 13})
     assert embed(f"--output={tmp_path / 'whole.npy'}")[0] == 0
     rows, calls = Embedder.rows, []
 
@@ -173,11 +174,11 @@ def test_a_killed_command_goes_on_and_leaves_nothing_behind(embed, tmp_path, mon
         patch.setattr(Embedder, "rows", dying)
         status, _, error = embed(f"--output={tmp_path / 'out.npy'}")
     assert status == 130
-    assert_one_line(error.replace("embed: 100 of 240 cells\n", ""))
+    assert_one_line(error.replace("embed: 104 of 240 cells\n", ""))
     assert sorted(path.name for path in tmp_path.glob("out*")) == ["out.npy.parts"]
     monkeypatch.setattr(Embedder, "rows", lambda *given: (calls.append(given[1]), rows(*given))[1])
     assert embed(f"--output={tmp_path / 'out.npy'}")[0] == 0
-    assert calls == [0, 100, 100, 200]
+    assert calls == [0, 104, 104, 208]
     whole, resumed = (np.load(tmp_path / f"{name}.npy") for name in ("whole", "out"))
     np.testing.assert_array_equal(resumed, whole)
     assert not (tmp_path / "out.npy.parts").exists()

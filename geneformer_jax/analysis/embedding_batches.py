@@ -9,7 +9,7 @@ from jax.sharding import Mesh
 
 from geneformer_jax.analysis.cell_selection import EncodedCells
 from geneformer_jax.batches.loader import pad_cells
-from geneformer_jax.batches.plan import BatchPlan, BatchShape, choose_buckets
+from geneformer_jax.batches.plan import FINE_MULTIPLE, BatchPlan, BatchShape, choose_buckets
 from geneformer_jax.common.errors import InputError
 from geneformer_jax.model.attention import choose_attention
 from geneformer_jax.model.config import EncoderConfig
@@ -21,8 +21,11 @@ from geneformer_jax.training.mesh import batch_divisor, make_mesh, put_batch
 # A CPU core's caches hold small batches; an accelerator idles on them.
 _TOKENS_PER_DEVICE = {"cpu": 16_384}
 _TOKENS_PER_ACCELERATOR = 131_072
-# A bucket is one more program to compile, which only enough cells repay.
-_MOST_BUCKETS, _CELLS_PER_BUCKET = 8, 32
+# A bucket is one more program to compile, which only enough cells repay: a device that computes
+# fast needs more of them.
+_MOST_BUCKETS = 16
+_CELLS_PER_BUCKET = {"cpu": 192}
+_CELLS_PER_ACCELERATOR_BUCKET = 2_048
 
 
 class TokenBatch(NamedTuple):
@@ -113,21 +116,27 @@ def lay_out(
     Raises:
       InputError: `tokens_per_device` is below 1.
     """
+    platform = mesh.devices.flat[0].platform
     if tokens_per_device is None:
-        platform = mesh.devices.flat[0].platform
         tokens_per_device = _TOKENS_PER_DEVICE.get(platform, _TOKENS_PER_ACCELERATOR)
     if tokens_per_device < 1:
         raise InputError(f"tokens_per_device is {tokens_per_device}; it must be at least 1")
     lengths = np.asarray(lengths)
-    found = choose_buckets(lengths, min(_MOST_BUCKETS, -(-len(lengths) // _CELLS_PER_BUCKET)))
+    worth = -(-len(lengths) // _CELLS_PER_BUCKET.get(platform, _CELLS_PER_ACCELERATOR_BUCKET))
+    found = choose_buckets(lengths, min(_MOST_BUCKETS, worth), FINE_MULTIPLE)
     buckets = tuple(sorted({min(bucket, config.positions) for bucket in found}))
     in_bucket = np.bincount(np.searchsorted(buckets, lengths), minlength=len(buckets))
     sharing = batch_divisor(mesh)
     cells = tuple(
-        sharing * int(np.clip(tokens_per_device // bucket, 1, max(-(-count // sharing), 1)))
+        sharing * _even_share(-(-int(count) // sharing), max(tokens_per_device // bucket, 1))
         for bucket, count in zip(buckets, in_bucket, strict=True)
     )
     return BatchLayout(BatchShape(buckets, cells), mesh, config.pad_token)
+
+
+def _even_share(cells: int, most: int) -> int:
+    """Cells in each of the fewest batches of at most `most`, so that the last is not half empty."""
+    return -(-cells // max(-(-cells // most), 1)) if cells else 1
 
 
 def token_batches(

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from scipy.cluster import hierarchy
 
-from geneformer_jax.analysis.figures import MISSING_COLOUR, PALETTE, STYLE, new_figure
+from geneformer_jax.analysis.figures import MISSING_COLOUR, PALETTE, STYLE, categories, new_figure
 from geneformer_jax.common.errors import InputError, did_you_mean
 
 COMMONEST_GENES = 40
@@ -172,14 +172,14 @@ def choose_genes(table: pd.DataFrame, wanted: Sequence[str] = ()) -> tuple[np.nd
 
 
 def _classes(labels: pd.Series) -> tuple[list[str], np.ndarray]:
-    values = labels.astype("category").cat.remove_unused_categories()
-    names = [str(name) for name in values.cat.categories]
+    """Returns (names, class of each cell), in the order and so the colours of the UMAP."""
+    codes, names = categories(labels)
     if len(names) > len(PALETTE):
         raise InputError(
             f"column {labels.name} has {len(names):,} different values, but a heat map can show "
             f"{len(PALETTE)}; name another column"
         )
-    return names, values.cat.codes.to_numpy()
+    return list(names), codes
 
 
 def _draw_tree(axes: Axes, tree: np.ndarray) -> None:

@@ -27,11 +27,15 @@ from geneformer_jax.common.files import remove, write_aside
 
 SUFFIXES = (".h5ad", ".parquet", ".npy")
 PROVENANCE = "provenance"
-_CELLS_PER_PART = 8_192
+# A part ends with batches that are not full, so it holds many more cells than a batch: some minutes
+# of work on a CPU, half a minute on an accelerator.
+_CELLS_PER_PART = {"cpu": 8_192}
+_CELLS_PER_ACCELERATOR_PART = 131_072
 # Every occurrence of a gene is a row: some hundred megabytes in a part.
 _ROWS_PER_PART = 262_144
 _ROWS_PER_GROUP = 16_384
 _PLAN, _ROWS, _TOTALS = "plan.json", "rows.npy", "totals.npz"
+_PART_SIZE = "cells in a part"
 
 
 class Parts:
@@ -50,12 +54,13 @@ class Parts:
         """
         self.folder = parts_folder(output)
         self._embedder = embedder
-        self.ranges = list(_ranges(embedder))
         plan = _plan(embedder, identity)
-        if (self.folder / _PLAN).is_file():
+        kept = self.folder / _PLAN
+        if kept.is_file():
             _refuse_other_plan(self.folder, plan)
         else:
-            self._begin(plan)
+            self._begin({_PART_SIZE: _cells_per_part(embedder), **plan})
+        self.ranges = list(_ranges(embedder, json.loads(kept.read_text())[_PART_SIZE]))
 
     def embed(self) -> Embedded:
         """Embeds what is missing; returns all rows, those of modes other than "gene" on disk."""
@@ -252,14 +257,20 @@ def _story_of_parquet(path: Path) -> dict[str, Any]:
     return json.loads(metadata.get(PROVENANCE.encode(), b"{}"))
 
 
-def _ranges(embedder: Embedder) -> Iterator[tuple[int, int]]:
+def _cells_per_part(embedder: Embedder) -> int:
+    mesh = embedder.pass_.mesh
+    platform = mesh.devices.flat[0].platform
+    return mesh.size * _CELLS_PER_PART.get(platform, _CELLS_PER_ACCELERATOR_PART)
+
+
+def _ranges(embedder: Embedder, most: int) -> Iterator[tuple[int, int]]:
     """Yields the cells of each part: as many as fit, at least one."""
     start, cells = 0, len(embedder.offsets) - 1
     while start < cells:
         fitting = (
             np.searchsorted(embedder.offsets, embedder.offsets[start] + _ROWS_PER_PART, "right") - 1
         )
-        stop = min(max(int(fitting), start + 1), start + _CELLS_PER_PART)
+        stop = min(max(int(fitting), start + 1), start + most)
         yield start, stop
         start = stop
 
@@ -283,6 +294,8 @@ def _plan(embedder: Embedder, identity: Mapping[str, Any]) -> dict[str, Any]:
 def _refuse_other_plan(folder: Path, plan: Mapping[str, Any]) -> None:
     kept = json.loads((folder / _PLAN).read_text())
     names = [name for name in {**kept, **plan} if kept.get(name) != plan.get(name)]
+    # The parts stay as they were begun, whatever devices go on with them.
+    names = [name for name in names if name != _PART_SIZE]
     if names:
         raise InputError(
             f"{folder} holds an unfinished run with another {', '.join(names)}; give its command "

@@ -97,19 +97,23 @@ def describe_quality(table: pd.DataFrame, column: str) -> list[str]:
     lines = [f"{column}: quality of representations, 0 (bad) to 1 (good)"]
     lines += table.T.round(3).to_string().splitlines()
     for measure in table.columns:
-        ours = table.loc[MODEL, measure]
-        others = table.drop(index=MODEL)[measure]
-        best, value = str(others.index[np.argmax(others.fillna(-np.inf))]), others.max()
-        if np.isnan([ours, value]).any():
+        ours, others = table.loc[MODEL, measure], table[measure].drop(index=MODEL)
+        above = others[others > ours + _LEVEL].sort_values(ascending=False)
+        level = others[(others - ours).abs() <= _LEVEL]
+        if np.isnan(ours) or others.isna().all():
             verdict = "cannot be measured on these cells"
-        elif ours > value + _LEVEL:
-            verdict = f"the model is above every baseline ({ours:.3f}; {best} {value:.3f})"
-        elif ours < value - _LEVEL:
-            verdict = f"the model LOSES to {best} ({ours:.3f} against {value:.3f})"
+        elif len(above):
+            verdict = f"the model LOSES to {_listed(above)}: it has {ours:.3f}"
+        elif len(level):
+            verdict = f"the model is level with {_listed(level)}: it has {ours:.3f}"
         else:
-            verdict = f"the model is level with {best} ({ours:.3f} and {value:.3f})"
+            verdict = f"the model is above every baseline: it has {ours:.3f}"
         lines.append(f"  {measure}: {verdict}")
     return lines
+
+
+def _listed(values: pd.Series) -> str:
+    return " and ".join(f"{name} ({value:.3f})" for name, value in values.items())
 
 
 def _simple_measures(features: np.ndarray, labels: pd.Series) -> dict[str, float]:

@@ -174,7 +174,7 @@ def _scatter_numbers(
 
 
 def _scatter_categories(axes: Any, positions: np.ndarray, values: pd.Series, size: float) -> None:
-    codes, names = _categories(values)
+    codes, names = categories(values)
     handles = []
     for code, (name, (marker, colour)) in enumerate(zip(names, _looks(), strict=False)):
         chosen = codes == code
@@ -208,7 +208,7 @@ def _scatter_categories(axes: Any, positions: np.ndarray, values: pd.Series, siz
     )
 
 
-def _categories(values: pd.Series) -> tuple[np.ndarray, Sequence[str]]:
+def categories(values: pd.Series) -> tuple[np.ndarray, Sequence[str]]:
     """Returns (category of each cell, -1 where it has none; names in their order, or sorted)."""
     values = values.astype("category")
     if not values.cat.ordered:

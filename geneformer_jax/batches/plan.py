@@ -45,19 +45,23 @@ class StepCells(NamedTuple):
     bucket: int
 
 
-def choose_buckets(lengths: np.ndarray, most: int = 16) -> tuple[int, ...]:
+def choose_buckets(
+    lengths: np.ndarray, most: int = 16, coarse_multiple: int = COARSE_MULTIPLE
+) -> tuple[int, ...]:
     """Chooses at most `most` padded lengths that waste the least padding on these cells.
 
-    Candidates are multiples of 64 up to 512 and of 128 beyond: attention kernels want multiples of
-    128, and short cells are worth a finer grid. Exact, by dynamic programming over the candidates.
+    Candidates are multiples of 64 up to 512 and of `coarse_multiple` beyond: attention kernels want
+    multiples of 128, and short cells are worth a finer grid. Exact, by dynamic programming over the
+    candidates.
 
     Args:
       lengths: [cells] tokens in each cell.
       most: every bucket is one more compiled program.
+      coarse_multiple: 64 or 128.
     """
     longest = int(lengths.max())
     fine = np.arange(FINE_MULTIPLE, min(longest, COARSE_FROM) + FINE_MULTIPLE, FINE_MULTIPLE)
-    coarse = np.arange(COARSE_FROM, longest + COARSE_MULTIPLE, COARSE_MULTIPLE)
+    coarse = np.arange(COARSE_FROM, longest + coarse_multiple, coarse_multiple)
     grid = np.unique(np.concatenate([fine, coarse]))
     grid = grid[: np.searchsorted(grid, longest) + 1]
     cells_up_to = np.searchsorted(np.sort(lengths), grid, side="right")

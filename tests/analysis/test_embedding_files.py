@@ -31,7 +31,7 @@ def model() -> PretrainedModel:
 
 @pytest.fixture
 def small_parts(monkeypatch):
-    monkeypatch.setattr(embedding_files, "_CELLS_PER_PART", 50)
+    monkeypatch.setattr(embedding_files, "_CELLS_PER_PART", {"cpu": 50})
     monkeypatch.setattr(embedding_files, "_ROWS_PER_PART", 1_000)
 
 
@@ -82,6 +82,19 @@ def test_parts_give_what_one_pass_gives(embedder_of, small_parts, tmp_path):
         expected = embedder.rows(0, 120, progress)
     rows = Parts(tmp_path / "out.npy", embedder, {}).embed().rows
     np.testing.assert_allclose(rows, expected, atol=2e-6)
+
+
+def test_other_devices_go_on_with_the_same_parts(embedder_of, small_parts, tmp_path):
+    output = tmp_path / "out.npy"
+    first = embedder_of()
+    kill_after(first, "rows", parts=1)
+    with pytest.raises(KeyboardInterrupt):
+        Parts(output, first, {}).embed()
+    again = Embedder(first.model, first.cells, devices=jax.devices()[:2])
+    rows = Parts(output, again, {}).embed().rows
+    assert again.throughput.cells == 70
+    with again.progress() as progress:
+        np.testing.assert_allclose(rows, again.rows(0, 120, progress), atol=2e-6)
 
 
 def test_a_damaged_part_is_computed_again(embedder_of, small_parts, tmp_path):
