@@ -125,12 +125,14 @@ class RuntimeConfig:
     Attributes:
       precision, attention, remat: see model.encoder.Runtime.
       micro_batches: parts into which each batch is cut to save memory (gradient accumulation).
+      optimizer_on_host: keep the optimizer's state in host memory between steps.
     """
 
     precision: str = "float32"
     attention: str = "auto"
     remat: str = "none"
     micro_batches: int = 1
+    optimizer_on_host: bool = False
 
     def __post_init__(self):
         _require(self.micro_batches >= 1, "runtime.micro_batches", self.micro_batches, "at least 1")

@@ -87,6 +87,7 @@ class Run:
             runtime=self.runtime,
             seed=self.config.seed,
             micro_batches=self.config.runtime.micro_batches,
+            optimizer_on_host=self.config.runtime.optimizer_on_host,
         )
 
     @functools.cached_property

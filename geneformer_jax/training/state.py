@@ -1,7 +1,6 @@
 """The train state and one optimizer step."""
 
 import dataclasses
-import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -76,6 +75,8 @@ class Recipe:
       runtime: how to compute.
       seed: of initial weights and dropout.
       micro_batches: parts into which a batch is cut to save memory; their gradients are added.
+      optimizer_on_host: keep Adam's moments in the host's pinned memory between steps (the place of
+        ZeRO-Offload); slower, for models whose optimizer state does not fit the devices.
     """
 
     config: EncoderConfig
@@ -83,6 +84,7 @@ class Recipe:
     runtime: Runtime
     seed: int
     micro_batches: int = 1
+    optimizer_on_host: bool = False
 
 
 def init_state(recipe: Recipe) -> TrainState:
@@ -174,18 +176,38 @@ def _update(
 def abstract_state(recipe: Recipe, mesh: Mesh) -> TrainState:
     """Returns shapes, types and shardings of the train state; builds no arrays."""
     shapes = jax.eval_shape(lambda: init_state(recipe))
+    placed = shardings(mesh, shapes)
+    if recipe.optimizer_on_host:
+        placed = placed._replace(optimizer=_on_host(placed.optimizer, shapes.optimizer))
     return jax.tree.map(
         lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
         shapes,
-        shardings(mesh, shapes),
+        placed,
+    )
+
+
+def _on_host(placed: Any, shapes: Any) -> Any:
+    # Scalars stay on the device, where the schedule reads them.
+    return jax.tree.map(
+        lambda sharding, leaf: sharding.with_memory_kind("pinned_host") if leaf.ndim else sharding,
+        placed,
+        shapes,
     )
 
 
 def jit_train_step(recipe: Recipe, mesh: Mesh) -> TrainStep:
     """Compiles `train_step` for a mesh, once per bucket length; reuses the old state's memory."""
-    placed = jax.tree.map(lambda leaf: leaf.sharding, abstract_state(recipe, mesh))
+    abstract = abstract_state(recipe, mesh)
+    placed = jax.tree.map(lambda leaf: leaf.sharding, abstract)
+    at_work = shardings(mesh, abstract.optimizer)
+
+    def step(state: TrainState, batch: Batch) -> tuple[TrainState, StepMetrics]:
+        if recipe.optimizer_on_host:
+            state = state._replace(optimizer=jax.device_put(state.optimizer, at_work))
+        return train_step(state, batch, recipe=recipe)
+
     return jax.jit(
-        functools.partial(train_step, recipe=recipe),
+        step,
         donate_argnums=0,
         in_shardings=(placed, NamedSharding(mesh, BATCH)),
         out_shardings=(placed, NamedSharding(mesh, PartitionSpec())),

@@ -168,6 +168,18 @@ def test_micro_batches_add_up_to_the_batch():
             np.testing.assert_allclose(other, one, atol=2e-6)
 
 
+def test_the_optimizers_state_may_live_in_host_memory():
+    mesh, recipe = MeshConfig(1, 2, 1), recipe_of(optimizer_on_host=True)
+    placed = abstract_state(recipe, make_mesh(mesh)).optimizer[1][0]
+    kinds = {leaf.sharding.memory_kind for leaf in jax.tree.leaves(placed.mu)}
+    assert kinds == {"pinned_host"}
+    expected, _ = one_step(None)
+    state, _ = one_step(mesh, recipe)
+    moments = [jax.tree.leaves(each.optimizer[1][0].mu) for each in (expected, state)]
+    for one, other in zip(*moments, strict=True):
+        np.testing.assert_allclose(other, one, atol=2e-6)
+
+
 def test_an_overflow_halves_the_scale_and_skips_the_update():
     recipe = dataclasses.replace(
         recipe_of(), runtime=Runtime(precision=precision_preset("float16"))
