@@ -186,6 +186,8 @@ class PretrainConfig:
 
     Attributes:
       model: fields of EncoderConfig. vocabulary_size 0 takes the size of the store's vocabulary.
+      initial: checkpoint or workdir of another run whose weights this one begins with (continual
+        pretraining); empty to draw them. A checkpoint in the run's own workdir goes before it.
       epochs: passes over the training cells, used where steps is 0.
       steps: optimizer steps.
       seed: of initial weights, split, shuffle, masks and dropout.
@@ -193,6 +195,7 @@ class PretrainConfig:
     """
 
     model: dict[str, Any]
+    initial: str = ""
     data: DataConfig = DataConfig()
     masking: MaskingConfig = MaskingConfig()
     optimizer: OptimizerConfig = OptimizerConfig()

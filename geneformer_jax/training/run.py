@@ -25,6 +25,7 @@ from geneformer_jax.model.attention import choose_attention
 from geneformer_jax.model.config import EncoderConfig
 from geneformer_jax.model.encoder import Runtime
 from geneformer_jax.model.precision import precision_preset
+from geneformer_jax.model.pretrained import load_model
 from geneformer_jax.training.config import PretrainConfig
 from geneformer_jax.training.estimate import bytes_per_device, peak_flops, step_flops
 from geneformer_jax.training.mesh import BATCH, batch_divisor, make_mesh
@@ -198,9 +199,32 @@ def prepare_run(config: PretrainConfig, store: CellStore) -> Run:
 
 
 def start_state(run: Run) -> TrainState:
-    """Draws the initial state, each device only its own part."""
+    """Returns the state before the first step: weights drawn, or those of `config.initial`.
+
+    Raises:
+      InputError: the initial checkpoint is of another shape of model, or another vocabulary.
+    """
     placed = jax.tree.map(lambda leaf: leaf.sharding, run.abstract_state)
-    return jax.jit(lambda: init_state(run.recipe), out_shardings=placed)()
+    # Each device draws only its own part.
+    state = jax.jit(lambda: init_state(run.recipe), out_shardings=placed)()
+    if not run.config.initial:
+        return state
+    model = load_model(run.config.initial)
+    if model.vocabulary.hash != run.store.vocabulary.hash:
+        raise InputError(
+            f"the store was tokenised with vocabulary {run.store.vocabulary.hash[:12]}, but "
+            f"--config.initial {model.source} was trained with {model.vocabulary.hash[:12]}; "
+            "tokenize with that checkpoint's vocabulary"
+        )
+    # Dropout is no property of the weights.
+    rates = {"dropout": 0.0, "attention_dropout": 0.0}
+    theirs, ours = (dataclasses.replace(each, **rates) for each in (model.config, run.encoder))
+    if model.head is not None or theirs != ours:
+        raise InputError(
+            f"--config.initial {model.source} holds another model ({model.config}) than "
+            f"--config.model asks for ({run.encoder}); set --config.model to its shape"
+        )
+    return state._replace(params=jax.device_put(model.params, placed.params))
 
 
 def _require_divisible(encoder: EncoderConfig, mesh: Mesh) -> None:

@@ -189,6 +189,18 @@ def test_a_run_goes_on_with_other_devices(finished, toy_store):
     np.testing.assert_array_equal(kernel, result.state.params["blocks"]["up"]["kernel"])
 
 
+def test_a_run_may_begin_with_the_weights_of_another(finished, toy_store, tmp_path):
+    workdir, result = finished
+    # A learning rate this small leaves the weights where they began.
+    changes = {"initial": str(workdir), "steps": 1, "optimizer.learning_rate": 1e-30}
+    more = {"optimizer.weight_decay": 0.0, "model.dropout": 0.0, "mesh.fsdp": 2}
+    again = pretrain(config_of(toy_store, **changes, **more), tmp_path / "run")
+    assert again.held_out.loss == pytest.approx(result.held_out.loss, rel=1e-5)
+    with pytest.raises(InputError, match=r"another model .* set --config.model"):
+        changes["model.feed_forward"] = 96
+        pretrain(config_of(toy_store, **changes), tmp_path / "other")
+
+
 def test_a_run_that_cannot_start_leaves_nothing(toy_store, tmp_path):
     with pytest.raises(InputError, match="positions"):
         pretrain(config_of(toy_store, **{"model.positions": 8}), tmp_path / "run")
