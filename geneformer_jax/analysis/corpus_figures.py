@@ -60,7 +60,7 @@ def length_figure(summary: CorpusSummary) -> Figure:
         width=limit / _LENGTH_BINS,
         align="edge",
         color=_REFERENCE,
-        label=f"at the limit of {limit:,} ({1 - summary.covered:.1%} of cells)",
+        label=f"at the limit of {limit:,} ({counts[limit] / summary.cells:.1%} of cells)",
     )
     axes.axvline(median, color="#222222", lw=1.2, ls="--", label=f"median {median:,}")
     axes.set(xlabel="tokens in a cell", ylabel="cells", xlim=(0, limit * 1.04))

@@ -81,12 +81,16 @@ def comparison_table(summary: CorpusSummary) -> pd.DataFrame:
         f"{summary.cells_in_files:,}",
         f"{summary.cells:,}",
         f"{lost:.1%}",
-        f"at least {summary.covered:.1%} (of {summary.max_length:,})",
+        f"{_at_least(summary)}{summary.covered:.1%} (of {summary.max_length:,})",
         *(f"{(found > least).sum():,}" for least in (0, 100, 1000)),
         f"{summary.median_detection:,.0f}",
     ]
     table = {"measure": list(GENECORPUS_30M), "this corpus": ours}
     return pd.DataFrame({**table, "Genecorpus-30M": list(GENECORPUS_30M.values())})
+
+
+def _at_least(summary: CorpusSummary) -> str:
+    return "" if summary.covered_exactly else "at least "
 
 
 def _gene_table(summary: CorpusSummary, vocabulary: GeneVocabulary) -> pd.DataFrame:
@@ -142,12 +146,17 @@ def _show_cells(report: Report, show: Show, summary: CorpusSummary) -> None:
 
 
 def _show_lengths(report: Report, show: Show, summary: CorpusSummary) -> None:
-    report.section(
-        "Lengths",
-        f"{summary.covered:.2%} of the cells have fewer than {summary.max_length:,} tokens, so the "
-        "context covers all their genes. Cells at the limit have as many genes as fit, "
-        "or more that were cut off.",
+    text = (
+        f"{summary.covered:.2%} of the cells have no more genes than fit into "
+        f"{summary.max_length:,} tokens, so the context covers them fully."
     )
+    if not summary.covered_exactly:
+        text = (
+            f"{summary.covered:.2%} of the cells have fewer than {summary.max_length:,} tokens, so "
+            "the context covers all their genes. Cells at the limit have as many genes as fit, or "
+            "more that were cut off: this store does not know."
+        )
+    report.section("Lengths", text)
     show("lengths", corpus_figures.length_figure(summary), "Cells by number of tokens.")
 
 

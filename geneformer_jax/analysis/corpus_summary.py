@@ -31,6 +31,9 @@ class CorpusSummary:
       dropped: reason -> number of cells that were left out.
       sources: one row per file: path, cells_in_file, cells, dropped.
       length_counts: int64 [max_length + 1], number of cells of each number of tokens.
+      covered_cells: number of cells all of whose genes fit into the context.
+      covered_exactly: False where the store does not know how many genes were cut off; then only
+        cells below the limit count as covered, and a few at the limit may be covered too.
       cells_per_gene: int64 [G], number of cells with the gene among their tokens, in the order of
         the vocabulary's genes. Genes beyond the context of a cell are not in the store.
       groups: column -> number of cells of each value, largest first; `NO_VALUE` for none.
@@ -41,6 +44,8 @@ class CorpusSummary:
     dropped: dict[str, int]
     sources: pd.DataFrame
     length_counts: np.ndarray
+    covered_cells: int
+    covered_exactly: bool
     cells_per_gene: np.ndarray
     groups: dict[str, pd.Series]
 
@@ -51,12 +56,8 @@ class CorpusSummary:
 
     @property
     def covered(self) -> float:
-        """Share of cells below the limit, which are fully covered by the context.
-
-        Of cells at the limit the store does not know whether they were cut, so the share of fully
-        covered cells can be larger, by the few that have just as many genes as fit.
-        """
-        return 1 - self.length_counts[-1] / self.cells
+        """Share of cells all of whose genes fit into the context; see `covered_exactly`."""
+        return self.covered_cells / self.cells
 
     @property
     def median_detection(self) -> float:
@@ -82,12 +83,19 @@ def summarise_corpus(folder: Path | str, group_by: Sequence[str] = ()) -> Corpus
         (source["path"], source["cells_in_file"], source["cells"], sum(source["dropped"].values()))
         for source in story["sources"]
     ]
+    length_counts = np.bincount(store.lengths, minlength=store.max_length + 1)
+    covered = int(length_counts[:-1].sum())
+    if store.n_genes is not None:
+        room = store.max_length - store.vocabulary.special_per_cell
+        covered = int((store.n_genes <= room).sum())
     return CorpusSummary(
         cells=len(store),
         cells_in_files=story["cells_in_files"],
         dropped=story["dropped"],
         sources=pd.DataFrame(sources, columns=["path", "cells_in_file", "cells", "dropped"]),
-        length_counts=np.bincount(store.lengths, minlength=store.max_length + 1),
+        length_counts=length_counts,
+        covered_cells=covered,
+        covered_exactly=store.n_genes is not None,
         cells_per_gene=_count_cells_per_gene(store),
         groups={name: _count_values(store, name) for name in group_by},
     )

@@ -13,8 +13,8 @@ from scipy import sparse
 
 from geneformer_jax.common.errors import InputError
 
-# Most stored values in one batch or piece: with indices about 130 MB, however large the file.
-MOST_ENTRIES = 1 << 24
+# Most stored values in one batch or piece: with indices about 70 MB, however large the file.
+MOST_ENTRIES = 1 << 23
 _PIECE_ENTRIES = 1 << 22
 # Dense blocks hold mostly zeros and are turned sparse at once.
 _DENSE_BLOCK = 1 << 22

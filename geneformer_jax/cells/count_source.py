@@ -151,9 +151,9 @@ class MatrixSource(abc.ABC):
                     self.gene_ids,
                     self.remedy,
                 )
-                counts = as_raw_counts(rows, place)
+                counts, sums = as_raw_counts(rows, place)
                 found = found or counts.nnz > 0
-                yield CountBatch(counts, self._batch_totals(counts, start), start)
+                yield CountBatch(counts, self._batch_totals(sums, start), start)
         if not found:
             raise InputError(
                 f"{self.path} ({self.matrix_name}): no cell has a count above 0; {self.remedy}"
@@ -168,8 +168,7 @@ class MatrixSource(abc.ABC):
                 self._scratch = RowScratch.filled(matrix)
         yield from self._scratch.rows(cells_per_batch)
 
-    def _batch_totals(self, counts: sparse.csr_matrix, start: int) -> np.ndarray:
-        summed = _sums(counts)
+    def _batch_totals(self, summed: np.ndarray, start: int) -> np.ndarray:
         if self._totals is None:
             return summed
         given = self._totals[start : start + len(summed)]
@@ -265,18 +264,12 @@ class MatrixSource(abc.ABC):
         )
 
 
-def _sums(counts: sparse.csr_matrix) -> np.ndarray:
-    """float64 [cells], exact; several times faster than a product with a vector of ones."""
-    sums = np.zeros(counts.shape[0])
-    filled = np.flatnonzero(np.diff(counts.indptr))
-    if filled.size:
-        sums[filled] = np.add.reduceat(counts.data, counts.indptr[filled], dtype=np.int64)
-    return sums
-
-
 def as_text(values: object) -> np.ndarray:
     """[n] str (dtype object) of texts, bytes, numbers or categories; '' where missing."""
-    series = pd.Series(np.asarray(values, dtype=object))
+    values = np.asarray(values, dtype=object)
+    if pd.api.types.infer_dtype(values, skipna=False) == "string":
+        return values
+    series = pd.Series(values)
     missing = series.isna().to_numpy()
     texts = [v.decode() if isinstance(v, bytes) else str(v) for v in series]
     result = np.array(texts, dtype=object)

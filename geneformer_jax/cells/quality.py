@@ -13,6 +13,7 @@ import pandas as pd
 from scipy import sparse
 
 from geneformer_jax.cells.count_source import CountSource
+from geneformer_jax.cells.read_ahead import read_ahead
 from geneformer_jax.common.errors import InputError
 
 # The 37 genes of the human mitochondrial genome: 13 proteins, 2 rRNAs, 22 tRNAs.
@@ -134,7 +135,7 @@ def measure(
         (np.ones(len(known), np.int32), (known, gene_of_known)), shape=(len(tokens), len(genes))
     )
     totals, shares, detected = [], [], []
-    for batch in source.batches():
+    for batch in read_ahead(source.batches()):
         totals.append(batch.totals)
         counts = batch.counts @ mitochondrial.astype(np.float64)
         shares.append(counts / np.where(batch.totals > 0, batch.totals, 1))

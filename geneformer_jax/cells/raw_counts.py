@@ -5,6 +5,7 @@ from typing import NamedTuple
 import numpy as np
 from scipy import sparse
 
+from geneformer_jax.cells.rank_encoding import compiled
 from geneformer_jax.common.errors import InputError
 
 _MOST = np.iinfo(np.int32).max
@@ -29,8 +30,20 @@ class Place(NamedTuple):
     remedy: str
 
 
-def as_raw_counts(rows: sparse.csr_matrix, place: Place) -> sparse.csr_matrix:
-    """Returns int32 counts with sorted distinct indices and no stored zero.
+class RawCounts(NamedTuple):
+    """Checked rows of a matrix.
+
+    Attributes:
+      counts: [cells, genes] int32, indices sorted and distinct within a cell, no stored zero.
+      sums: float64 [cells], exact sums of the counts.
+    """
+
+    counts: sparse.csr_matrix
+    sums: np.ndarray
+
+
+def as_raw_counts(rows: sparse.csr_matrix, place: Place) -> RawCounts:
+    """Checks rows of a matrix and brings them into one form.
 
     Entries that a file holds twice for one cell and gene are added, as in every sparse matrix.
 
@@ -41,22 +54,55 @@ def as_raw_counts(rows: sparse.csr_matrix, place: Place) -> sparse.csr_matrix:
     Raises:
       InputError: a value is negative, not a whole number, not finite or beyond int32.
     """
-    data = rows.data
-    if data.dtype.kind not in "iufb":
-        raise InputError(f"{place.matrix}: holds {data.dtype}, but raw counts are numbers")
-    with np.errstate(invalid="ignore"):
-        whole = data.astype(np.int32)
-    sound = np.can_cast(data.dtype, np.int32) or bool(np.all(whole.astype(data.dtype) == data))
-    if not sound or (whole.size and whole.min() < 0):
+    if rows.data.dtype.kind not in "iufb":
+        raise InputError(f"{place.matrix}: holds {rows.data.dtype}, but raw counts are numbers")
+    data = _in_a_common_type(rows.data)
+    indices, indptr = (each.astype(np.int32, copy=False) for each in (rows.indices, rows.indptr))
+    whole, sums = np.empty(len(data), np.int32), np.zeros(rows.shape[0])
+    sound, in_order, zeros = _check(data, indices, indptr, whole, sums)
+    if not sound:
         raise _not_raw(rows, place)
-    counts = sparse.csr_matrix((whole, rows.indices, rows.indptr), shape=rows.shape)
-    if not counts.has_canonical_format:
+    counts = sparse.csr_matrix((whole, indices, indptr), shape=rows.shape)
+    counts.has_canonical_format = in_order
+    if not in_order:
         counts = _add_duplicates(counts, place)
-    if np.count_nonzero(counts.data) < counts.nnz:
+    if zeros:
         # A copy, because the index arrays may be those of an AnnData in memory.
         counts = counts.copy()
         counts.eliminate_zeros()
-    return counts
+    return RawCounts(counts, sums)
+
+
+def _in_a_common_type(data: np.ndarray) -> np.ndarray:
+    """Values as one of the few types that `_check` is compiled for, none of them changed."""
+    if data.dtype.isnative and data.dtype.type in (np.int32, np.int64, np.float32, np.float64):
+        return data
+    if np.can_cast(data.dtype, np.int32):
+        return data.astype(np.int32)
+    # uint64 beyond what int64 holds is rounded, and too large to be a count either way.
+    return data.astype(np.int64 if np.can_cast(data.dtype, np.int64) else np.float64)
+
+
+@compiled
+def _check(data, indices, indptr, whole, sums):
+    """Fills `whole` and `sums`; says whether all is sound, canonical, and how many are zero."""
+    in_order, zeros = True, 0
+    for row in range(len(sums)):
+        total, last = np.int64(0), np.int32(-1)
+        for entry in range(indptr[row], indptr[row + 1]):
+            value = data[entry]
+            if not (value >= 0 and value <= _MOST):
+                return False, in_order, zeros
+            count = np.int32(value)
+            if count != value:
+                return False, in_order, zeros
+            whole[entry] = count
+            total += count
+            zeros += count == 0
+            in_order &= indices[entry] > last
+            last = indices[entry]
+        sums[row] = total
+    return True, in_order, zeros
 
 
 def _add_duplicates(counts: sparse.csr_matrix, place: Place) -> sparse.csr_matrix:

@@ -8,7 +8,7 @@ from pathlib import Path
 from geneformer_jax.common.errors import InputError
 
 # Human ids have no letters for the species; ENSGR is a human gene on the Y chromosome's PAR.
-_ENSEMBL_GENE = re.compile(r"ENS([A-Z]*)GR?\d{6,}", re.IGNORECASE)
+_ENSEMBL_GENE = re.compile(r"^ENS([A-Z]*)GR?\d{6,}", re.IGNORECASE | re.MULTILINE)
 _NAMES = {
     "": "human",
     "MUS": "mouse",
@@ -40,6 +40,9 @@ def refuse_mixed_species(path: Path, gene_ids: Sequence[str]) -> None:
 
 
 def _count(gene_ids: Sequence[str]) -> Counter[str]:
-    matches = (_ENSEMBL_GENE.match(gene_id) for gene_id in gene_ids)
-    codes = (match[1].upper() for match in matches if match)
-    return Counter(_NAMES.get(code, f"ENS{code}G") for code in codes)
+    # One search over all ids takes a fraction of the time of one match for each.
+    codes = Counter(_ENSEMBL_GENE.findall("\n".join(gene_ids)))
+    names: Counter[str] = Counter()
+    for code, number in codes.items():
+        names[_NAMES.get(code.upper(), f"ENS{code.upper()}G")] += number
+    return names

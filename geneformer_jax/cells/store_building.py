@@ -111,6 +111,7 @@ class StoreBuild:
         self.folder, self.vocabulary = folder, vocabulary
         self.recipe, self.reading, self.obs = recipe, reading, list(obs)
         self.sources: list[SurveyedSource] = []
+        self._last_opened: tuple[Path, CountSource] | None = None
         self.bad_files: dict[str, str] = {}
 
     def survey(self, paths: Sequence[Path], skip_bad_files: bool = False) -> None:
@@ -240,8 +241,14 @@ class StoreBuild:
         names += [f"{self.folder} ({key})" for key in stored]
         refuse_repeated_ids(hashes, names, ids)
 
+    def _open(self, path: Path) -> CountSource:
+        """Opens a file; the one opened last is kept, since a run often has but one."""
+        if self._last_opened is None or self._last_opened[0] != path:
+            self._last_opened = path, self.reading.open(path)
+        return self._last_opened[1]
+
     def _survey(self, path: Path) -> SurveyedSource:
-        source = self.reading.open(path)
+        source = self._open(path)
         carried = source.obs(self.obs)
         return SurveyedSource(
             path=path,
@@ -252,7 +259,7 @@ class StoreBuild:
         )
 
     def _write_source(self, surveyed: SurveyedSource, progress: Progress) -> None:
-        source = self.reading.open(surveyed.path)
+        source = self._open(surveyed.path)
         verdict = choose_cells(source, self.recipe.quality, surveyed.match.tokens)
         kinds = store_writer.obs_kinds(self.folder)
         obs, ids = source.obs(list(kinds)), self.reading.cell_ids(source)

@@ -83,8 +83,7 @@ class SourceWriter:
         features = {TOKENS: ByteRows.of_tokens(encodings.tokens, encodings.offsets)}
         features |= {name: as_bytes(table[name], kind) for name, kind in kinds.items()}
         with _system_errors(self._folder):
-            for record in encode_records(features):
-                self._write_record(record)
+            self._write_records(encode_records(features))
         self._lengths.append(encodings.lengths)
         self._genes.append(encodings.genes)
 
@@ -100,15 +99,23 @@ class SourceWriter:
         story = {**story, "cells": len(lengths), "shards": self._shards}
         _write_json(self._folder / cell_store.SOURCE, story)
 
-    def _write_record(self, record: bytes) -> None:
-        if self._writer is None:
-            path = self._folder / shard_name(len(self._shards))
-            self._writer = ArrayRecordWriter(str(path), _OPTIONS)
-        self._writer.write(record)
-        self._in_shard += 1
-        self._bytes_in_shard += len(record)
-        if self._bytes_in_shard >= self._shard_bytes:
-            self._close_shard()
+    def _write_records(self, records: list[bytes]) -> None:
+        ends = np.cumsum([len(record) for record in records])
+        start = written = 0
+        while start < len(records):
+            if self._writer is None:
+                path = self._folder / shard_name(len(self._shards))
+                self._writer = ArrayRecordWriter(str(path), _OPTIONS)
+            # Up to the record with which the shard is full.
+            room = self._shard_bytes - self._bytes_in_shard
+            stop = min(int(np.searchsorted(ends, written + room)) + 1, len(records))
+            for record in records[start:stop]:
+                self._writer.write(record)
+            self._in_shard += stop - start
+            self._bytes_in_shard += int(ends[stop - 1]) - written
+            start, written = stop, int(ends[stop - 1])
+            if self._bytes_in_shard >= self._shard_bytes:
+                self._close_shard()
 
     def _close_shard(self) -> None:
         if self._writer is None:

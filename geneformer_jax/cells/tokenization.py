@@ -16,6 +16,7 @@ from geneformer_jax.cells.rank_encoding import (
     gene_columns,
     join_encodings,
 )
+from geneformer_jax.cells.read_ahead import read_ahead
 from geneformer_jax.cells.species import refuse_mixed_species, species_of
 from geneformer_jax.cells.vocabulary import GeneVocabulary, strip_version
 from geneformer_jax.common.errors import InputError
@@ -52,11 +53,10 @@ def default_max_length(vocabulary: GeneVocabulary) -> int:
 
 def check_max_length(max_length: int, vocabulary: GeneVocabulary) -> None:
     """Raises InputError if no gene would fit into a cell of `max_length` tokens."""
-    special = sum(token is not None for token in (vocabulary.cls_id, vocabulary.eos_id))
-    if max_length <= special:
+    if max_length <= vocabulary.special_per_cell:
         raise InputError(
-            f"a maximum length of {max_length} leaves no room for a gene beside {special} special "
-            "tokens; give a larger one"
+            f"a maximum length of {max_length} leaves no room for a gene beside "
+            f"{vocabulary.special_per_cell} special tokens; give a larger one"
         )
 
 
@@ -82,7 +82,7 @@ def match_genes(source: CountSource, vocabulary: GeneVocabulary, recipe: Recipe)
     Raises:
       InputError: no gene id is known, or the source's genes are of another or of several species.
     """
-    ids = [str(each).strip() for each in source.gene_ids]
+    ids = np.char.strip(source.gene_ids).tolist()
     if recipe.orthologs is not None:
         ids = [recipe.orthologs.get(strip_version(each).upper(), "") for each in ids]
     else:
@@ -92,7 +92,7 @@ def match_genes(source: CountSource, vocabulary: GeneVocabulary, recipe: Recipe)
     match = GeneMatch(
         tokens=tokens,
         matched=int(known.sum()),
-        named=sum(bool(each) for each in source.gene_ids),
+        named=int(np.count_nonzero(source.gene_ids != "")),
         genes=len(np.unique(tokens[known])),
     )
     if match.matched == 0:
@@ -161,7 +161,7 @@ def encode_source(
     """Yields the source's chosen cells in order; counts in `verdict.dropped` what has no gene."""
     columns = gene_columns(match.tokens, vocabulary, recipe.max_length)
     verdict.dropped.setdefault(NO_GENE, 0)
-    for batch in source.batches(CELLS_PER_BATCH):
+    for batch in read_ahead(source.batches(CELLS_PER_BATCH)):
         cells = batch.counts.shape[0]
         keep = verdict.keep[batch.start : batch.start + cells]
         rows = batch.start + np.flatnonzero(keep)

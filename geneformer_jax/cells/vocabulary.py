@@ -22,6 +22,7 @@ LARGEST_TOKEN = np.iinfo(np.uint16).max
 _FORMAT = 1
 _DESCRIPTION, _GENES, _MAPPING = "vocabulary.json", "genes.parquet", "id_mapping.parquet"
 _ENSEMBL_ID = re.compile(r"ENS[A-Z]*\d{6,}(_PAR_Y)?", re.IGNORECASE)
+_PLAIN_ENSEMBL_ID = re.compile(r"ENS[A-Z]*\d{6,}", re.IGNORECASE).fullmatch
 _VERSIONED_ENSEMBL_ID = re.compile(r"(ENS[A-Z]*\d{6,})\.\d+(_PAR_Y)?", re.IGNORECASE)
 
 
@@ -130,6 +131,11 @@ class GeneVocabulary:
         return 3 if self.special_tokens == V2_SPECIAL_TOKENS else None
 
     @property
+    def special_per_cell(self) -> int:
+        """How many tokens of a cell are no genes: 2 in V2, which frames each cell, else 0."""
+        return sum(token is not None for token in (self.cls_id, self.eos_id))
+
+    @property
     def first_gene_token(self) -> int:
         """Token of the first gene; all tokens from here on are genes."""
         return len(self.special_tokens)
@@ -150,7 +156,7 @@ class GeneVocabulary:
         the gene ids themselves; Ensembl ids also without their version.
 
         Args:
-          gene_ids: [N] str; ids, aliases or symbols.
+          gene_ids: [N] str, a list or an array; ids, aliases or symbols.
           symbols: what is not an Ensembl id is looked up in: "mapping" the mapping (as the
             original), "names" also `symbols` where a symbol stands for one gene only, "never" the
             gene ids alone.
@@ -162,13 +168,15 @@ class GeneVocabulary:
             raise InputError(f'symbols "{symbols}" must be one of {", ".join(SYMBOL_POLICIES)}')
         tables = (self._token_of_id, self._token_of_alias, self._token_of_symbol)
         allowed = tables[: {"never": 1, "mapping": 2, "names": 3}[symbols]]
-        found = (self._token_of(str(each), allowed) for each in np.asarray(gene_ids).tolist())
-        return np.fromiter(found, dtype=np.int32, count=len(gene_ids))
+        ids = [str(each) for each in gene_ids]
+        found = [self._token_of_usual_id.get(each) for each in ids]
+        # Most ids are gene ids as they stand; only the others need a second look.
+        for i, token in enumerate(found):
+            if token is None:
+                found[i] = self._token_of(ids[i], allowed)
+        return np.array(found, dtype=np.int32)
 
     def _token_of(self, gene_id: str, symbol_tables: tuple[Mapping[str, int], ...]) -> int:
-        token = self._token_of_usual_id.get(gene_id)
-        if token is not None:
-            return token
         plain = strip_version(gene_id)
         # "A-923A4.1" is an alias and keeps its ending; an Ensembl id loses it in the second round.
         for name in dict.fromkeys((gene_id.strip(), plain)):
@@ -185,14 +193,16 @@ class GeneVocabulary:
 
     @cached_property
     def _token_of_id(self) -> Mapping[str, int]:
-        return {gene: self.first_gene_token + i for i, gene in enumerate(self.gene_ids.tolist())}
+        return dict(zip(self.gene_ids.tolist(), range(self.first_gene_token, self.size)))  # noqa: B905
 
     @cached_property
     def _token_of_usual_id(self) -> Mapping[str, int]:
         """Most ids of a source are gene ids as they stand: found without a second look."""
+        plain = filter(_PLAIN_ENSEMBL_ID, self._token_of_id)
+        if not self._token_of_alias:
+            return {gene: self._token_of_id[gene] for gene in plain}
         remapped = self._token_of_alias
-        return {gene: remapped.get(gene.upper(), t) for gene, t in self._token_of_id.items()
-                if is_ensembl_id(gene)}  # fmt: skip
+        return {gene: remapped.get(gene.upper(), self._token_of_id[gene]) for gene in plain}
 
     @cached_property
     def _token_of_alias(self) -> Mapping[str, int]:

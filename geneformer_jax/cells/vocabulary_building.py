@@ -12,6 +12,7 @@ from geneformer_jax.cells.counts import CountSource
 from geneformer_jax.cells.medians import DEFAULT_BYTES_FOR_EXACT, MedianAccumulator
 from geneformer_jax.cells.options import read_table
 from geneformer_jax.cells.quality import QualityRules
+from geneformer_jax.cells.read_ahead import read_ahead
 from geneformer_jax.cells.species import refuse_mixed_species, species_of
 from geneformer_jax.cells.tokenization import CELLS_PER_BATCH, choose_cells
 from geneformer_jax.cells.vocabulary import GeneVocabulary, strip_version
@@ -156,7 +157,7 @@ def _measure(
     place = np.searchsorted(genes, ids).clip(max=len(genes) - 1)
     numbers = np.where(genes[place] == ids, place, -1)
     verdict = choose_cells(source, rules, numbers)
-    for batch in source.batches(CELLS_PER_BATCH):
+    for batch in read_ahead(source.batches(CELLS_PER_BATCH)):
         keep = verdict.keep[batch.start : batch.start + batch.counts.shape[0]]
         counts = batch.counts if keep.all() else batch.counts[keep]
         accumulator.add(counts, batch.totals[keep], numbers)

@@ -82,7 +82,6 @@ def _copy_cells(
 ) -> int:
     """Writes the cells that have genes; returns how many have none."""
     empty = 0
-    special = 0 if dataset.vocabulary.cls_id is None else 2
     with Progress(dataset.n_cells, "converting", "cells") as progress:
         for encodings, cell_ids, obs in dataset.batches():
             lengths = encodings.lengths
@@ -92,7 +91,7 @@ def _copy_cells(
                     f'{dataset.path}: cell "{cell_ids[longest]}" has {lengths[longest]:,} tokens, '
                     f"more than the maximum length of {max_length:,}; give a larger --max_length"
                 )
-            filled = lengths > special
+            filled = lengths > dataset.vocabulary.special_per_cell
             writer.write(_chosen(encodings, filled), cell_ids[filled], obs[filled])
             empty += int((~filled).sum())
             progress.advance(len(lengths))

@@ -73,8 +73,9 @@ def test_the_summary_counts_what_a_slow_count_finds(corpus):
     assert summary.sources["cells_in_file"].tolist() == [300, 110]
     lengths = np.minimum(np.concatenate(list(kept.values())) + 2, LIMIT)
     assert summary.length_counts.tolist() == [(lengths == n).sum() for n in range(LIMIT + 1)]
-    assert summary.covered == pytest.approx((lengths < LIMIT).mean())
-    assert 0.1 < summary.covered < 0.9
+    fitting = np.concatenate(list(kept.values())) <= LIMIT - 2
+    assert summary.covered_exactly and summary.covered == pytest.approx(fitting.mean())
+    assert (lengths < LIMIT).mean() < summary.covered < 0.9
     values = {"heart": 0, "no value": 0, "lung": 0}
     for name, tissues in TISSUES.items():
         for row in np.flatnonzero(genes[name] >= 3):
@@ -90,7 +91,10 @@ def test_genes_count_once_per_cell_even_where_a_dataset_repeats_them(tmp_path):
     summary = summarise_corpus(tmp_path / "store")
     assert summary.cells_per_gene.tolist() == [1, 2, 1] + [0] * (GENES - 3)
     assert summary.median_detection == 1
-    assert summary.covered == 1
+    assert summary.covered == 1 and not summary.covered_exactly
+    table = comparison_table(summary).set_index("measure")
+    measure = "cells fully covered by the context"
+    assert table.loc[measure, "this corpus"] == "at least 100.0% (of 20)"
 
 
 def test_cells_per_gene_are_those_of_the_stored_tokens(corpus):
