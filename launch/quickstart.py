@@ -6,6 +6,7 @@ run again, it goes on where it stopped.
 """
 
 import json
+import math
 import shlex
 import subprocess
 import sys
@@ -31,6 +32,8 @@ _DECIMALS = 3
 _ROUNDING = 0.5 * 10.0**-_DECIMALS
 _FLOAT32_ROOM = 1e-6
 _MOST_LABELS = 50
+# In the few minutes of this run a model cannot learn genes that it hardly ever meets.
+_RARE_SHARE = 0.03
 # The highest ranked genes say most, and attention over longer cells is slow on a laptop.
 _MAX_LENGTH = 512
 
@@ -167,7 +170,8 @@ def main() -> None:
     embeddings = folder / "embeddings.h5ad"
     # A vocabulary folder appears whole; the other doors find out themselves what is left to do.
     if not vocabulary.exists():
-        run_door("build_vocabulary", counts=counts, output=vocabulary)
+        seldom = math.ceil(_RARE_SHARE * open_counts(counts).n_cells)
+        run_door("build_vocabulary", counts=counts, output=vocabulary, min_cells=seldom)
     carried = {"obs": label} if label else {}
     run_door(
         "tokenize",
