@@ -23,9 +23,9 @@ _TOKENS_PER_DEVICE = {"cpu": 16_384}
 _TOKENS_PER_ACCELERATOR = 131_072
 # A bucket is one more program to compile, which only enough cells repay: a device that computes
 # fast needs more of them.
-_MOST_BUCKETS = 16
-_CELLS_PER_BUCKET = {"cpu": 192}
-_CELLS_PER_ACCELERATOR_BUCKET = 2_048
+_MOST_BUCKETS = 24
+_CELLS_PER_BUCKET = {"cpu": 12}
+_CELLS_PER_ACCELERATOR_BUCKET = 512
 
 
 class TokenBatch(NamedTuple):
