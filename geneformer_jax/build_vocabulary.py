@@ -6,20 +6,43 @@ Example:
 Genes are those with at least --min_cells expressing cells; a --gene_table can restrict them to
 biotypes, as the original does (protein-coding and miRNA genes). Any gene id is allowed, Ensembl ids
 are the norm.
+
+Many files may be shared among processes or machines that see the same output folder: give each
+--shard=0/4 .. --shard=3/4, then join them with --finish.
 """
 
 import functools
+from collections.abc import Sequence
+from pathlib import Path
 
 from absl import flags
 
 from geneformer_jax.cells.counts import expand_paths, open_counts
+from geneformer_jax.cells.median_shares import (
+    join_shares,
+    save_share,
+    shares_folder,
+    work_key,
+)
 from geneformer_jax.cells.medians import RELATIVE_ERROR
-from geneformer_jax.cells.options import configuration, define_count_flags, quality_rules
+from geneformer_jax.cells.options import (
+    configuration,
+    define_count_flags,
+    parse_share,
+    quality_rules,
+    share_of,
+)
 from geneformer_jax.cells.vocabulary import V1_SPECIAL_TOKENS, V2_SPECIAL_TOKENS
-from geneformer_jax.cells.vocabulary_building import GeneTable, build_vocabulary, measure_corpus
+from geneformer_jax.cells.vocabulary_building import (
+    CorpusGenes,
+    GeneTable,
+    build_vocabulary,
+    measure_files,
+    survey_corpus,
+)
 from geneformer_jax.common import door
 from geneformer_jax.common.errors import InputError
-from geneformer_jax.common.files import require_new_folder, write_aside
+from geneformer_jax.common.files import remove, require_new_folder, write_aside
 from geneformer_jax.common.provenance import describe_run, write_provenance
 
 FLAGS = flags.FLAGS
@@ -32,6 +55,8 @@ flags.DEFINE_integer("min_cells", 1, "Fewest cells that must express a gene.", l
 flags.DEFINE_enum(
     "special_tokens", "v1", ("v1", "v2"), "v1: <pad> <mask>; v2: <pad> <mask> <cls> <eos>."
 )
+flags.DEFINE_string("shard", "", "i/n: take only every n-th file, starting from i (0 .. n-1).")
+flags.DEFINE_bool("finish", False, "Join what --shard processes have measured.")
 
 
 def main() -> None:
@@ -48,7 +73,26 @@ def main() -> None:
         open_counts, layer=FLAGS.layer or None, gene_column=FLAGS.gene_column or None
     )
     print(f"medians of genes over the cells of {len(paths)} files -> {output}")
-    corpus = measure_corpus(paths, open_source, wanted, rules)
+    corpus = survey_corpus(paths, open_source, wanted)
+    shares = shares_folder(output)
+    key = work_key(corpus, paths, rules, f"{FLAGS.layer}, {FLAGS.gene_column}")
+    if FLAGS.finish:
+        join_shares(shares, key, corpus)
+    else:
+        mine = share_of(paths, parse_share(FLAGS.shard))
+        dropped = measure_files(corpus, mine, open_source, rules)
+        if FLAGS.shard:
+            save_share(shares, parse_share(FLAGS.shard), key, corpus, dropped)
+            print(f"share {FLAGS.shard} is done; when all are, run the same with --finish instead")
+            return
+        corpus.add_dropped(dropped)
+    _write(corpus, table, output, paths)
+    remove(shares)
+
+
+def _write(
+    corpus: CorpusGenes, table: GeneTable | None, output: Path, paths: Sequence[Path]
+) -> None:
     vocabulary = build_vocabulary(
         corpus,
         symbols=table.symbols() if table else {},

@@ -26,6 +26,7 @@ from geneformer_jax.cells.options import (
 from geneformer_jax.cells.tokenization import Recipe, check_max_length, default_max_length
 from geneformer_jax.cells.vocabulary import SYMBOL_POLICIES, GeneVocabulary
 from geneformer_jax.common import door
+from geneformer_jax.common.files import require_new_folder
 from geneformer_jax.common.progress import Progress
 
 FLAGS = flags.FLAGS
@@ -43,6 +44,7 @@ flags.DEFINE_bool("prefix_cell_ids", False, 'Put "<file name>|" in front of each
 flags.DEFINE_bool("skip_bad_files", False, "Go on without files that cannot be used.")
 flags.DEFINE_string("shard", "", "i/n: take only every n-th file, starting from i (0 .. n-1).")
 flags.DEFINE_bool("finish", False, "Join what --shard processes have written.")
+flags.DEFINE_string("report", "", "New folder for a report on the store.")
 flags.DEFINE_bool("verify", False, "Only check the checksums of the store in --output.")
 
 
@@ -55,6 +57,8 @@ def main() -> None:
     vocabulary = GeneVocabulary.load(FLAGS.vocabulary)
     obs = door.split_list(FLAGS.obs)
     check_names(obs)
+    if FLAGS.report:
+        require_new_folder(FLAGS.report)
     share = parse_share(FLAGS.shard)
     recipe = Recipe(
         max_length=FLAGS.max_length or default_max_length(vocabulary),
@@ -75,6 +79,7 @@ def main() -> None:
         print(line)
     if build.is_complete():
         print(f"{FLAGS.output} is complete and holds all of these files: nothing to do")
+        _report(obs)
         return
     if not FLAGS.finish:
         build.write(share, FLAGS.skip_bad_files)
@@ -83,6 +88,17 @@ def main() -> None:
         return
     for line in build.finish(configuration(), FLAGS.skip_bad_files):
         print(line)
+    _report(obs)
+
+
+def _report(obs: list[str]) -> None:
+    if not FLAGS.report:
+        return
+    # matplotlib takes a second to import, which only a report should have to wait for.
+    from geneformer_jax.analysis.corpus_report import write_corpus_report
+
+    write_corpus_report(FLAGS.output, FLAGS.report, obs)
+    print(f"{FLAGS.report}: report on the store, in report.html")
 
 
 def _verify() -> None:

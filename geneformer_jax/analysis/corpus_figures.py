@@ -41,6 +41,7 @@ def bar_figure(counts: pd.Series, unit: str = "cells") -> Figure:
     axes.margins(x=0.25, y=0.01)
     axes.set_xlim(left=0)
     axes.xaxis.set_major_formatter("{x:,.0f}")
+    axes.locator_params(axis="x", nbins=4)
     axes.set_xlabel(unit)
     axes.tick_params(axis="y", length=0)
     return figure

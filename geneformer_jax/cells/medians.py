@@ -7,6 +7,7 @@ is within `RELATIVE_ERROR` of the exact one and does not depend on the order of 
 """
 
 import math
+from collections.abc import Mapping
 
 import numba
 import numpy as np
@@ -79,15 +80,32 @@ class MedianAccumulator:
         for genes, values in zip(other._kept_genes, other._kept_values, strict=True):
             self._take(genes, values)
         if other._bins is not None:
-            self._fold()
-            self._cover(other._first_bin, other._first_bin + other._bins.shape[1] - 1)
-            self._count_detected(other._bins.sum(axis=1, dtype=np.int64))
-            start = other._first_bin - self._first_bin
-            self._bins[:, start : start + other._bins.shape[1]] += other._bins
+            self._merge_bins(other._bins, other._first_bin)
+
+    def to_arrays(self) -> dict[str, np.ndarray]:
+        """Everything collected so far, to be kept in a file; see `merge_arrays`."""
+        if self._bins is not None:
+            return {"bins": self._bins, "first_bin": np.array(self._first_bin)}
+        genes = [np.empty(0, np.int32), *self._kept_genes]
+        return {"genes": np.concatenate(genes), "values": np.concatenate([[], *self._kept_values])}
+
+    def merge_arrays(self, arrays: Mapping[str, np.ndarray]) -> None:
+        """Takes over what `to_arrays` of another accumulator of the same genes returned."""
+        if "bins" in arrays:
+            self._merge_bins(arrays["bins"], int(arrays["first_bin"]))
+        else:
+            self._take(arrays["genes"], arrays["values"])
 
     def medians(self) -> np.ndarray:
         """Returns [genes] float64, NaN for genes that no cell expresses."""
         return self._exact_medians() if self._bins is None else self._histogram_medians()
+
+    def _merge_bins(self, bins: np.ndarray, first_bin: int) -> None:
+        self._fold()
+        self._cover(first_bin, first_bin + bins.shape[1] - 1)
+        self._count_detected(bins.sum(axis=1, dtype=np.int64))
+        start = first_bin - self._first_bin
+        self._bins[:, start : start + bins.shape[1]] += bins
 
     def _take(self, genes: np.ndarray, values: np.ndarray) -> None:
         self._count_detected(np.bincount(genes, minlength=self.n_genes))

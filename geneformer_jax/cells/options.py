@@ -111,11 +111,11 @@ def read_table(path: Path | str) -> pd.DataFrame:
 def read_orthologs(path: Path | str) -> dict[str, str]:
     """Reads a table whose first two columns are a gene id and its ortholog in the vocabulary.
 
-    A gene with several orthologs is left out, for its counts cannot be divided among them; several
-    genes with the same ortholog are kept, and their counts are summed.
+    A gene with several orthologs has none here, for its counts cannot be divided among them;
+    several genes with the same ortholog are kept, and their counts are summed.
 
     Returns:
-      Gene id in upper case, without version -> ortholog.
+      Gene id in upper case, without version -> ortholog; "" for a gene with several.
 
     Raises:
       InputError: the table has fewer than two columns, or no pair.
@@ -130,7 +130,7 @@ def read_orthologs(path: Path | str) -> dict[str, str]:
     pairs = pairs.map(strip_version)
     pairs["gene"] = pairs["gene"].str.upper()
     pairs = pairs[(pairs["gene"] != "") & (pairs["ortholog"] != "")].drop_duplicates()
-    pairs = pairs.drop_duplicates("gene", keep=False)
-    if pairs.empty:
+    pairs.loc[pairs["gene"].duplicated(keep=False), "ortholog"] = ""
+    if not (pairs["ortholog"] != "").any():
         raise InputError(f"{path} has no gene with exactly one ortholog; check its two columns")
     return dict(zip(pairs["gene"], pairs["ortholog"], strict=True))

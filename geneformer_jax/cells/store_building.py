@@ -143,6 +143,7 @@ class StoreBuild:
                 f"  {source.path}: {len(source.id_hashes):,} cells, {match.matched:,} of "
                 f"{match.named:,} gene ids are in the vocabulary"
                 + (f" ({match.genes:,} genes)" if match.genes < match.matched else "")
+                + (f"; {match.ambiguous:,} have several orthologs" if match.ambiguous else "")
             )
         for path, reason in self.bad_files.items():
             yield f"  SKIPPED {path}: {reason}"
@@ -278,6 +279,7 @@ class StoreBuild:
                     "gene_ids": surveyed.match.named,
                     "matched_gene_ids": surveyed.match.matched,
                     "distinct_genes": surveyed.match.genes,
+                    "gene_ids_with_several_orthologs": surveyed.match.ambiguous,
                 }
             )
 

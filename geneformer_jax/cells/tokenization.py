@@ -36,7 +36,8 @@ class Recipe:
     Attributes:
       max_length: most tokens of a cell, special tokens included.
       symbols: see `GeneVocabulary.tokens_of`.
-      orthologs: source gene id -> gene id of the vocabulary's species; None if not needed.
+      orthologs: source gene id -> gene id of the vocabulary's species, "" for a gene that has
+        several and is left out; None if not needed.
       quality: rules that decide which cells are kept; by default all are.
     """
 
@@ -68,12 +69,14 @@ class GeneMatch(NamedTuple):
       matched: number of columns with a gene.
       named: number of columns with an id at all.
       genes: number of distinct genes; fewer than `matched` where counts are summed.
+      ambiguous: number of columns left out because their gene has several orthologs.
     """
 
     tokens: np.ndarray
     matched: int
     named: int
     genes: int
+    ambiguous: int
 
 
 def match_genes(source: CountSource, vocabulary: GeneVocabulary, recipe: Recipe) -> GeneMatch:
@@ -83,8 +86,10 @@ def match_genes(source: CountSource, vocabulary: GeneVocabulary, recipe: Recipe)
       InputError: no gene id is known, or the source's genes are of another or of several species.
     """
     ids = np.char.strip(source.gene_ids).tolist()
+    ambiguous = 0
     if recipe.orthologs is not None:
-        ids = [recipe.orthologs.get(strip_version(each).upper(), "") for each in ids]
+        found = [recipe.orthologs.get(strip_version(each).upper()) for each in ids]
+        ambiguous, ids = found.count(""), [each or "" for each in found]
     else:
         _refuse_other_species(source, ids, vocabulary)
     tokens = vocabulary.tokens_of(ids, symbols=recipe.symbols)
@@ -94,6 +99,7 @@ def match_genes(source: CountSource, vocabulary: GeneVocabulary, recipe: Recipe)
         matched=int(known.sum()),
         named=int(np.count_nonzero(source.gene_ids != "")),
         genes=len(np.unique(tokens[known])),
+        ambiguous=ambiguous,
     )
     if match.matched == 0:
         by_name = int((vocabulary.tokens_of(ids, symbols="names") >= 0).sum())

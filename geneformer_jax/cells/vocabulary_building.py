@@ -1,7 +1,7 @@
 """A vocabulary from a corpus: which genes its cells express, and their non-zero medians."""
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -82,14 +82,21 @@ class CorpusGenes:
       gene_ids: [genes] str, ascending.
       symbols: gene id -> symbol, from the sources.
       medians: collector of the genes' medians.
-      cells: number of cells that counted.
+      cells: number of cells of each file.
       counts: what was read and left out.
     """
 
     gene_ids: np.ndarray
     symbols: dict[str, str]
     medians: MedianAccumulator
+    cells: dict[Path, int]
     counts: dict[str, object] = field(default_factory=dict)
+
+    def add_dropped(self, dropped: Mapping[str, int]) -> None:
+        """Adds numbers of cells that were left out, by reason."""
+        for reason, number in dropped.items():
+            name = f"cells: {reason}"
+            self.counts[name] = self.counts.get(name, 0) + number
 
 
 def measure_corpus(
@@ -101,23 +108,41 @@ def measure_corpus(
 ) -> CorpusGenes:
     """Collects the medians of all genes (or of the `wanted` ids) over the chosen cells of files.
 
-    Args:
-      paths: of the files.
-      open_source: opens one; called twice for each, so that one is open at a time.
-      wanted: gene ids to keep; None for all.
-      rules: which cells to leave out.
-      bytes_for_exact: see `MedianAccumulator`.
+    Args: as of `survey_corpus` and `measure_files`.
 
     Raises:
       InputError: no gene is left, or a file's counts cannot be used.
     """
-    genes, symbols, cells, nameless = set(), {}, 0, 0
+    corpus = survey_corpus(paths, open_source, wanted, bytes_for_exact)
+    corpus.add_dropped(measure_files(corpus, paths, open_source, rules))
+    return corpus
+
+
+def survey_corpus(
+    paths: Sequence[Path],
+    open_source: Callable[[Path], CountSource],
+    wanted: set[str] | None,
+    bytes_for_exact: int = DEFAULT_BYTES_FOR_EXACT,
+) -> CorpusGenes:
+    """Finds the genes of all files, so that each process numbers them alike; reads no counts.
+
+    Args:
+      paths: of the files.
+      open_source: opens one.
+      wanted: gene ids to keep; None for all.
+      bytes_for_exact: see `MedianAccumulator`.
+
+    Raises:
+      InputError: no gene is left, or a file cannot be used.
+    """
+    genes, symbols, cells, nameless = set(), {}, {}, 0
     for path in paths:
         source = open_source(path)
         ids = _gene_ids(source)
         refuse_mixed_species(path, ids.tolist())
         genes.update(ids.tolist())
-        cells, nameless = cells + source.n_cells, nameless + int((ids == "").sum())
+        cells[path] = source.n_cells
+        nameless += int((ids == "").sum())
         _add_symbols(symbols, source, ids)
     everything = np.array(sorted(genes - {""}))
     keep = everything if wanted is None else everything[np.isin(everything, list(wanted))]
@@ -126,20 +151,42 @@ def measure_corpus(
             f"none of {len(everything):,} gene ids ({', '.join(everything[:3])}, ...) is in the "
             "gene table; both must have the same kind of ids"
         )
-    accumulator = MedianAccumulator(len(keep), bytes_for_exact)
-    dropped: Counter[str] = Counter()
-    with Progress(cells, "measuring", "cells") as progress:
-        for path in paths:
-            source = open_source(path)
-            dropped.update(_measure(source, keep, rules, accumulator, progress))
     counts = {
-        "cells_in_files": cells,
-        **{f"cells: {reason}": number for reason, number in dropped.items()},
+        "cells_in_files": sum(cells.values()),
         "columns_without_gene_id": nameless,
         "genes_in_files": len(everything),
         "genes_not_in_table": len(everything) - len(keep),
     }
-    return CorpusGenes(keep, symbols, accumulator, counts)
+    medians = MedianAccumulator(len(keep), bytes_for_exact)
+    return CorpusGenes(keep, symbols, medians, cells, counts)
+
+
+def measure_files(
+    corpus: CorpusGenes,
+    paths: Sequence[Path],
+    open_source: Callable[[Path], CountSource],
+    rules: QualityRules,
+) -> Counter[str]:
+    """Adds the chosen cells of some of the surveyed files to the corpus's medians.
+
+    Args:
+      corpus: from `survey_corpus`.
+      paths: of these files.
+      open_source: opens one.
+      rules: which cells to leave out.
+
+    Returns:
+      Reason -> number of cells left out.
+
+    Raises:
+      InputError: a file's counts cannot be used.
+    """
+    dropped: Counter[str] = Counter()
+    cells = sum(corpus.cells[path] for path in paths)
+    with Progress(cells, "measuring", "cells") as progress:
+        for path in paths:
+            dropped.update(_measure(open_source(path), corpus, rules, progress))
+    return dropped
 
 
 def _gene_ids(source: CountSource) -> np.ndarray:
@@ -148,19 +195,18 @@ def _gene_ids(source: CountSource) -> np.ndarray:
 
 def _measure(
     source: CountSource,
-    genes: np.ndarray,
+    corpus: CorpusGenes,
     rules: QualityRules,
-    accumulator: MedianAccumulator,
     progress: Progress,
 ) -> dict[str, int]:
-    ids = _gene_ids(source)
+    ids, genes = _gene_ids(source), corpus.gene_ids
     place = np.searchsorted(genes, ids).clip(max=len(genes) - 1)
     numbers = np.where(genes[place] == ids, place, -1)
     verdict = choose_cells(source, rules, numbers)
     for batch in read_ahead(source.batches(CELLS_PER_BATCH)):
         keep = verdict.keep[batch.start : batch.start + batch.counts.shape[0]]
         counts = batch.counts if keep.all() else batch.counts[keep]
-        accumulator.add(counts, batch.totals[keep], numbers)
+        corpus.medians.add(counts, batch.totals[keep], numbers)
         progress.advance(len(keep), file=source.path.name)
     return verdict.dropped
 

@@ -1,4 +1,4 @@
-"""The doors build_vocabulary and tokenize, and the pipeline between counts and cell store."""
+"""The doors build_vocabulary and tokenize, many files and many processes."""
 
 import json
 import os
@@ -10,111 +10,56 @@ from pathlib import Path
 
 import anndata
 import numpy as np
-import pandas as pd
 import pytest
 import tensorflow_datasets as tfds
-from count_files import example_cells
-from scipy import sparse
+from small_stores import build, cells, same_stores, slow_tokens
 
 from geneformer_jax.cells.cell_store import CellStore
-from geneformer_jax.cells.counts import open_counts
 from geneformer_jax.cells.options import (
     parse_exclusions,
     parse_share,
-    read_orthologs,
     share_of,
 )
-from geneformer_jax.cells.quality import QualityRules
 from geneformer_jax.cells.store_building import Reading, StoreBuild
 from geneformer_jax.cells.tokenization import (
     NO_GENE,
-    NO_RULES,
     Recipe,
-    check_max_length,
-    tokenize_cells,
 )
-from geneformer_jax.cells.vocabulary import V1_SPECIAL_TOKENS, V2_SPECIAL_TOKENS, GeneVocabulary
-from geneformer_jax.cells.vocabulary_building import GeneTable, build_vocabulary, measure_corpus
+from geneformer_jax.cells.vocabulary import GeneVocabulary
 from geneformer_jax.common.errors import InputError
+from tests.doors import run_door
 
 PROJECT = Path(__file__).resolve().parents[2]
 
 
-def cells(seed=0, name="c", **options):
-    adata = example_cells(seed=seed, **options)
-    adata.obs_names = [f"{name}{n}" for n in range(adata.n_obs)]
-    return adata
-
-
 @pytest.fixture
-def files(tmp_path):
-    """Three files of other sizes with the same genes; the empty cell in the middle of each."""
-    folder = tmp_path / "counts"
-    folder.mkdir()
-    for seed, name in enumerate("abc"):
-        cells(seed, name, n_cells=20 + 9 * seed).write_h5ad(folder / f"{name}.h5ad")
-    return sorted(folder.iterdir())
+def door(tmp_path, monkeypatch, capsys):
+    """Runs a door in a folder of the test; gives what it prints, or its one line of complaint."""
+    monkeypatch.chdir(tmp_path)
 
+    def run(name, *arguments, fails=False):
+        status, output, error = run_door(name, list(arguments), monkeypatch, capsys)
+        assert status == (1 if fails else 0), error
+        if not fails:
+            return output
+        *progress, last = error.splitlines()
+        assert last.startswith("error: ")
+        assert all(" of " in line for line in progress), error
+        return last
 
-@pytest.fixture
-def vocabulary(files):
-    corpus = measure_corpus(files, open_counts, None, NO_RULES)
-    return build_vocabulary(corpus, symbols={}, special_tokens=V1_SPECIAL_TOKENS, species="human")
-
-
-def build(folder, paths, vocabulary, obs=(), share=(0, 1), skip=False, finish=True, **options):
-    """What the door does, without a process of its own."""
-    reading = Reading(prefix_cell_ids=options.pop("prefix_cell_ids", False))
-    recipe = Recipe(max_length=options.pop("max_length", 2048), **options)
-    run = StoreBuild(folder, vocabulary, recipe, reading, list(obs))
-    run.survey(paths, skip)
-    run.write(share, skip)
-    said = list(run.finish({}, skip)) if finish else []
-    return CellStore.open(folder) if finish else None, said
-
-
-def door(name, *arguments, cwd):
-    command = [sys.executable, "-m", f"geneformer_jax.{name}", *arguments]
-    path = os.pathsep.join([str(PROJECT), os.environ.get("PYTHONPATH", "")])
-    environment = {**os.environ, "PYTHONPATH": path}
-    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True)
-
-
-def same_stores(one, other):
-    assert one.cell_ids.tolist() == other.cell_ids.tolist()
-    pd.testing.assert_frame_equal(one.obs, other.obs)
-    for a, b in zip(one.read(range(len(one))), other.read(range(len(other))), strict=True):
-        np.testing.assert_array_equal(a, b)
-    assert [shard.sha256 for shard in one.shards] == [shard.sha256 for shard in other.shards]
-
-
-def slow_tokens(adata, vocabulary):
-    """Each cell's tokens, the obvious way (no repeated ids)."""
-    tokens = vocabulary.tokens_of(adata.var["ensembl_id"])
-    rows = []
-    for counts, total in zip(adata.X.toarray(), adata.obs["n_counts"], strict=True):
-        known = [c for c in np.flatnonzero(counts) if tokens[c] >= 0]
-        medians = [vocabulary.medians[tokens[c] - vocabulary.first_gene_token] for c in known]
-        value = {
-            c: counts[c] * (1 / total) * 10_000 * (1 / m)
-            for c, m in zip(known, medians, strict=True)
-        }
-        rows.append([int(tokens[c]) for c in sorted(known, key=lambda c: -value[c])])
-    return rows
+    return run
 
 
 # The doors themselves
 
 
-def test_from_counts_to_a_store_that_tfds_reads(files, tmp_path):
+def test_from_counts_to_a_store_that_tfds_reads(files, tmp_path, door):
     counts = str(files[0].parent)
-    said = door("build_vocabulary", f"--counts={counts}", "--output=vocabulary", cwd=tmp_path)
-    assert said.returncode == 0, said.stderr
+    door("build_vocabulary", f"--counts={counts}", "--output=vocabulary")
     arguments = (f"--counts={counts}", "--vocabulary=vocabulary", "--output=store")
-    first = door("tokenize", *arguments, "--obs=cell_type,filter_pass", cwd=tmp_path)
-    assert first.returncode == 0, first.stderr
-    assert "left out, no gene of the vocabulary: 3" in first.stdout
-    assert "84 of 87 cells" in first.stdout
+    first = door("tokenize", *arguments, "--obs=cell_type,filter_pass")
+    assert "left out, no gene of the vocabulary: 3" in first
+    assert "84 of 87 cells" in first
     store = CellStore.open(tmp_path / "store")
     expected = {}
     for path in files:
@@ -130,10 +75,74 @@ def test_from_counts_to_a_store_that_tfds_reads(files, tmp_path):
     story = json.loads((store.folder / "provenance.json").read_text())
     assert story["counts"]["dropped"] == {NO_GENE: 3}
     assert [source["matched_gene_ids"] for source in story["counts"]["sources"]] == [83, 83, 83]
-    again = door("tokenize", *arguments, "--obs=cell_type,filter_pass", cwd=tmp_path)
-    assert again.returncode == 0 and "is complete" in again.stdout
-    verified = door("tokenize", "--output=store", "--verify", cwd=tmp_path)
-    assert verified.returncode == 0 and "84 cells are as written" in verified.stdout
+    found = [anndata.read_h5ad(path).X for path in files]
+    genes = np.concatenate([np.asarray((counts > 0).sum(1)).ravel() for counts in found])
+    assert store.n_genes.tolist() == genes[genes > 0].tolist()
+    assert "84 cells are as written" in door("tokenize", "--output=store", "--verify")
+    reported = (*arguments, "--obs=cell_type,filter_pass", "--report=report")
+    assert "is complete" in door("tokenize", *reported)
+    assert "Cells by cell_type" in (tmp_path / "report" / "report.html").read_text()
+    assert "nothing is overwritten" in door("tokenize", *reported, fails=True)
+
+
+def test_a_report_with_the_first_run(files, tmp_path, door, vocabulary):
+    vocabulary.save(tmp_path / "vocabulary")
+    arguments = ("--counts=counts/b.h5ad", "--vocabulary=vocabulary", "--output=store")
+    said = door("tokenize", *arguments, "--report=report")
+    assert "report: report on the store" in said
+    assert "28 cells of 1 files" in (tmp_path / "report" / "report.html").read_text()
+
+
+def test_cells_are_chosen_by_columns(files, tmp_path, door, vocabulary):
+    vocabulary.save(tmp_path / "vocabulary")
+    arguments = ("--counts=counts/c.h5ad", "--vocabulary=vocabulary", "--output=store")
+    chosen = ("--filter_column=filter_pass", "--exclude=cell_type=B", "--exclude=donor=d2")
+    adata = anndata.read_h5ad(files[2])
+    keep = (adata.obs["filter_pass"] == 1) & (adata.obs["cell_type"] != "B")
+    keep &= adata.obs["donor"].astype(str) != "d2"
+    keep &= np.asarray(adata.X.sum(1)).ravel() > 0
+    said = door("tokenize", *arguments, *chosen)
+    assert f"{keep.sum()} of 38 cells" in said
+    assert 0 < keep.sum() < 30
+    assert CellStore.open("store").cell_ids.tolist() == adata.obs_names[keep].tolist()
+    dropped = json.loads(Path("store/provenance.json").read_text())["counts"]["dropped"]
+    assert sum(dropped.values()) == 38 - keep.sum()
+    assert min(list(dropped.values())[:3]) > 0
+
+
+def test_a_total_of_zero(files, tmp_path, door, vocabulary):
+    """Goes with a cell without counts, which is left out and counted; else it is refused."""
+    vocabulary.save(tmp_path / "vocabulary")
+    arguments = ("--vocabulary=vocabulary", "--output=store")
+    adata = anndata.read_h5ad(files[0])
+    empty = int(np.flatnonzero(np.asarray(adata.X.sum(1)).ravel() == 0)[0])
+    assert adata.obs["n_counts"].iloc[empty] == 0
+    adata.obs.loc[adata.obs_names[empty - 1], "n_counts"] = 0
+    adata.write_h5ad(tmp_path / "zero.h5ad")
+    said = door("tokenize", "--counts=zero.h5ad", *arguments, fails=True)
+    assert f'cell "{adata.obs_names[empty - 1]}" has n_counts 0, less than' in said
+    said = door("tokenize", "--counts=counts/a.h5ad", *arguments)
+    assert "left out, no gene of the vocabulary: 1" in said
+
+
+def test_a_vocabulary_measured_in_shares_is_the_same(files, tmp_path, door):
+    arguments = ("--counts=counts", "--quality=paper")
+    whole = door("build_vocabulary", *arguments, "--output=whole")
+    shared = (*arguments, "--output=shared")
+    said = door("build_vocabulary", *shared, "--finish", fails=True)
+    assert "holds no share" in said
+    door("build_vocabulary", *shared, "--shard=1/2")
+    said = door("build_vocabulary", *shared, "--finish", fails=True)
+    assert "1 of 2 shares are not measured yet; run --shard=0/2" in said
+    door("build_vocabulary", "--counts=counts", "--output=shared", "--shard=0/2")
+    said = door("build_vocabulary", *shared, "--finish", fails=True)
+    assert "0-of-2.npz was measured on other files or with other options" in said
+    assert not (tmp_path / "shared").exists()
+    door("build_vocabulary", *shared, "--shard=0/2")
+    joined = door("build_vocabulary", *shared, "--finish")
+    assert joined.splitlines()[1:-1] == whole.splitlines()[1:-1]
+    assert GeneVocabulary.load("shared").hash == GeneVocabulary.load("whole").hash
+    assert not (tmp_path / "shared.shares").exists()
 
 
 @pytest.mark.parametrize(
@@ -144,10 +153,8 @@ def test_from_counts_to_a_store_that_tfds_reads(files, tmp_path):
         ("tokenize", ["--counts=counts", "--vocabulary=counts", "--output=s"], "no vocabulary"),
     ],
 )
-def test_bad_flags_end_in_one_line(files, tmp_path, name, arguments, message):
-    said = door(name, *arguments, cwd=tmp_path)
-    assert said.returncode == 1 and message in said.stderr
-    assert "Traceback" not in said.stderr and len(said.stderr.splitlines()) == 1
+def test_bad_flags_end_in_one_line(files, tmp_path, door, name, arguments, message):
+    assert message in door(name, *arguments, fails=True)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["counts"]
 
 
@@ -273,225 +280,6 @@ def test_columns_of_other_types_are_kept_in_a_common_one(tmp_path, files, vocabu
     assert store.obs["score"].dtype == np.float64 and store.obs["score"].isna().sum() == 65
     with pytest.raises(InputError, match="colour"):
         build(tmp_path / "other", files, vocabulary, ["colour"])
-
-
-# Genes
-
-
-def write(adata, path):
-    adata.write_h5ad(path)
-    return path
-
-
-def with_ids(adata, ids):
-    copy = adata.copy()
-    copy.var = pd.DataFrame(index=ids)
-    return copy
-
-
-def test_nothing_matches(tmp_path, vocabulary):
-    path = write(with_ids(cells(), [f"probe{n}" for n in range(83)]), tmp_path / "x.h5ad")
-    with pytest.raises(InputError, match="0 of 83 gene ids") as raised:
-        build(tmp_path / "store", [path], vocabulary)
-    message = str(raised.value)
-    assert "probe0, probe1, probe2" in message and vocabulary.gene_ids[2] in message
-    assert "\n" not in message and not (tmp_path / "store").exists()
-
-
-def test_names_instead_of_ids_are_found_if_asked(tmp_path, files, vocabulary):
-    by_name = anndata.read_h5ad(files[0])
-    by_name.var = pd.DataFrame(index=by_name.var["gene_symbol"].to_numpy())
-    path = write(by_name, tmp_path / "names.h5ad")
-    with pytest.raises(InputError, match="are gene names: use --symbols=names"):
-        build(tmp_path / "store", [path], vocabulary)
-    named, _ = build(tmp_path / "store", [path], vocabulary, symbols="names")
-    by_id, _ = build(tmp_path / "ids", [files[0]], vocabulary)
-    for a, b in zip(named.read(range(19)), by_id.read(range(19)), strict=True):
-        np.testing.assert_array_equal(a, b)
-
-
-def test_other_and_mixed_species_are_refused(tmp_path, vocabulary):
-    mouse = [f"ENSMUSG{n:011d}" for n in range(83)]
-    path = write(with_ids(cells(), mouse), tmp_path / "mouse.h5ad")
-    with pytest.raises(InputError, match=r"has mouse gene ids, but the vocabulary is of human"):
-        build(tmp_path / "store", [path], vocabulary)
-    mixed = write(with_ids(cells(), [*vocabulary.gene_ids[:60], *mouse[:23]]), tmp_path / "m.h5ad")
-    with pytest.raises(InputError, match=r"several species \(60 human, 23 mouse\)"):
-        build(tmp_path / "store", [mixed], vocabulary)
-    with pytest.raises(InputError, match='give --species="mouse"'):
-        corpus = measure_corpus([path], open_counts, None, NO_RULES)
-        build_vocabulary(corpus, symbols={}, special_tokens=V1_SPECIAL_TOKENS, species="human")
-
-
-def test_orthologs(tmp_path, files, vocabulary):
-    human = anndata.read_h5ad(files[0])
-    mouse = with_ids(human, [f"ENSMUSG{n:011d}.3" for n in range(83)])
-    path = write(mouse, tmp_path / "mouse.h5ad")
-    pairs = [f"ENSMUSG{n:011d}\t{gene}" for n, gene in enumerate(human.var["ensembl_id"])]
-    (tmp_path / "pairs.tsv").write_text("mouse\thuman\n" + "\n".join(pairs) + "\n")
-    orthologs = read_orthologs(tmp_path / "pairs.tsv")
-    translated, _ = build(tmp_path / "store", [path], vocabulary, orthologs=orthologs)
-    direct, _ = build(tmp_path / "human", [files[0]], vocabulary)
-    for a, b in zip(translated.read(range(19)), direct.read(range(19)), strict=True):
-        np.testing.assert_array_equal(a, b)
-
-
-def test_an_ortholog_table(tmp_path):
-    path = tmp_path / "pairs.csv"
-    gene = "ENSMUSG0000000000"
-    pairs = [(f"{gene}1.2", "H1"), ("m2", "H1"), ("M3", "H2"), ("M3", "H3"), ("M4", ""), ("", "H5")]
-    pairs.append((f"{gene}1", "H1"))
-    path.write_text("mouse,human\n" + "".join(f"{a},{b}\n" for a, b in pairs))
-    assert read_orthologs(path) == {f"{gene}1": "H1", "M2": "H1"}
-    path.write_text("mouse,human\nM3,H2\nM3,H3\n")
-    with pytest.raises(InputError, match="exactly one ortholog"):
-        read_orthologs(path)
-    path.write_text("mouse\nM3\n")
-    with pytest.raises(InputError, match="has 1 column"):
-        read_orthologs(path)
-    path.write_bytes(b"\xff\xfe\x00bad")
-    with pytest.raises(InputError, match="no table"):
-        read_orthologs(path)
-    with pytest.raises(InputError, match="does not exist"):
-        read_orthologs(tmp_path / "nothing.tsv")
-
-
-# Which cells, and in memory
-
-
-def test_rules_drop_cells_and_say_how_many(tmp_path, files, vocabulary):
-    adata = anndata.read_h5ad(files[2])
-    rules = QualityRules("filter_pass", {"cell_type": ["B"]}, None, None, 20)
-    store, said = build(tmp_path / "store", [files[2]], vocabulary, quality=rules)
-    passes = (adata.obs["filter_pass"] == 1) & (adata.obs["cell_type"] != "B")
-    enough = np.asarray((adata.X > 0).sum(1)).ravel() >= 20
-    assert store.cell_ids.tolist() == adata.obs_names[passes & enough].tolist()
-    dropped = json.loads((store.folder / "provenance.json").read_text())["counts"]["dropped"]
-    assert sum(dropped.values()) == adata.n_obs - len(store) and len(dropped) == 4
-    assert any("filter_pass is not 1" in line for line in said)
-
-
-@pytest.mark.parametrize("special_tokens", [V1_SPECIAL_TOKENS, V2_SPECIAL_TOKENS])
-def test_cells_in_memory(vocabulary, special_tokens):
-    vocabulary = GeneVocabulary(
-        vocabulary.gene_ids, vocabulary.symbols, vocabulary.medians, special_tokens
-    )
-    adata = cells(5, "m")
-    before = adata.copy()
-    tokenized = tokenize_cells(adata, vocabulary, max_length=12)
-    special = len(special_tokens) - 2
-    expected = [row[: 12 - special] for row in slow_tokens(adata, vocabulary)]
-    rows = [row.tolist() for row in tokenized.read(range(len(tokenized)))]
-    if special:
-        assert all(row[0] == vocabulary.cls_id and row[-1] == vocabulary.eos_id for row in rows)
-        rows = [row[1:-1] for row in rows]
-    assert rows == [row for row in expected if row]
-    assert tokenized.rows.tolist() == [n for n, row in enumerate(expected) if row]
-    assert tokenized.cell_ids.tolist() == adata.obs_names[tokenized.rows].tolist()
-    assert tokenized.lengths.tolist() == [len(row) + special for row in rows]
-    assert tokenized.dropped == {NO_GENE: 1} and tokenized.max_length == 12
-    assert (adata.X != before.X).nnz == 0 and adata.obs.equals(before.obs)
-
-
-def test_no_cell_is_left(vocabulary):
-    adata = cells()[[57 // 2]].copy()
-    with pytest.raises(InputError):
-        tokenize_cells(adata, vocabulary)
-
-
-def test_no_room_for_a_gene(vocabulary):
-    with pytest.raises(InputError, match="leaves no room"):
-        tokenize_cells(cells(), vocabulary, max_length=-1)
-    v2 = GeneVocabulary(np.array(["G"]), [""], np.ones(1), V2_SPECIAL_TOKENS)
-    check_max_length(3, v2)
-    with pytest.raises(InputError, match="leaves no room"):
-        check_max_length(2, v2)
-
-
-def test_repeated_gene_ids_are_summed(vocabulary):
-    adata = cells(6)
-    split = sparse.hstack([adata.X, adata.X[:, :10]]).tocsr().astype(np.int32)
-    ids = [*adata.var["ensembl_id"], *(f"{gene}.7" for gene in adata.var["ensembl_id"][:10])]
-    adata.obs["n_counts"] *= 2
-    obs = adata.obs[["n_counts"]]
-    twice = anndata.AnnData(split, obs=obs, var=pd.DataFrame({"ensembl_id": ids}))
-    summed = adata.copy()
-    dense = summed.X.toarray()
-    dense[:, :10] *= 2
-    summed.X = sparse.csr_matrix(dense)
-    a, b = (tokenize_cells(each, vocabulary) for each in (twice, summed))
-    for one, other in zip(a.read(range(len(a))), b.read(range(len(b))), strict=True):
-        np.testing.assert_array_equal(one, other)
-    assert a.match.matched > a.match.genes == b.match.genes
-
-
-# The vocabulary's door
-
-
-def test_vocabulary_of_a_corpus(files, tmp_path):
-    table = tmp_path / "genes.tsv"
-    adatas = [anndata.read_h5ad(path) for path in files]
-    ids = sorted(adatas[0].var["ensembl_id"])
-    lines = [
-        f"{gene}.4\tN{n}\t{'protein_coding' if n % 2 else 'miRNA'}" for n, gene in enumerate(ids)
-    ]
-    table.write_text("gene_id\tsymbol\tbiotype\n" + "\n".join(lines[:-3]) + "\n")
-    genes = GeneTable(table)
-    with pytest.raises(InputError, match='did you mean "miRNA"'):
-        genes.genes(["miRNAs"])
-    wanted = genes.genes(["protein_coding"])
-    corpus = measure_corpus(files, open_counts, wanted, NO_RULES)
-    vocabulary = build_vocabulary(
-        corpus,
-        symbols=genes.symbols(),
-        special_tokens=V2_SPECIAL_TOKENS,
-        species="human",
-        min_cells=30,
-    )
-    values = {}
-    for adata in adatas:
-        scaled = adata.X.toarray() / np.maximum(adata.obs["n_counts"], 1).to_numpy()[:, None] * 1e4
-        for column, gene in enumerate(adata.var["ensembl_id"]):
-            values.setdefault(gene, []).extend(scaled[scaled[:, column] > 0, column])
-    expected = [gene for gene in ids[1:-3:2] if len(values[gene]) >= 30]
-    assert vocabulary.gene_ids.tolist() == expected and 0 < len(expected) < 40
-    medians = [np.median(values[gene]) for gene in expected]
-    np.testing.assert_allclose(vocabulary.medians, medians, rtol=1e-14)
-    assert vocabulary.symbols.tolist() == [f"N{ids.index(gene)}" for gene in expected]
-    assert corpus.counts["genes_not_in_table"] == 83 - 40
-    few = corpus.counts["genes_in_too_few_cells"] + corpus.counts["genes_not_detected"]
-    assert few == 40 - len(expected)
-    with pytest.raises(InputError, match="lower --min_cells"):
-        build_vocabulary(
-            corpus, symbols={}, special_tokens=V1_SPECIAL_TOKENS, species="human", min_cells=999
-        )
-    with pytest.raises(InputError, match="is in the gene table"):
-        measure_corpus(files, open_counts, {"other"}, NO_RULES)
-
-
-def test_symbols_come_from_the_source_and_may_be_the_ids(tmp_path, files, vocabulary):
-    adata = anndata.read_h5ad(files[0])
-    names = dict(zip(adata.var["ensembl_id"], adata.var["gene_symbol"], strict=True))
-    assert vocabulary.symbols.tolist() == [names[gene] for gene in vocabulary.gene_ids]
-    by_name = with_ids(adata, adata.var["gene_symbol"].to_numpy())
-    path = write(by_name, tmp_path / "names.h5ad")
-    corpus = measure_corpus([path], open_counts, None, NO_RULES)
-    named = build_vocabulary(corpus, symbols={}, special_tokens=V1_SPECIAL_TOKENS, species="human")
-    store, _ = build(tmp_path / "store", [path], named)
-    adata.var["ensembl_id"] = adata.var["gene_symbol"]
-    assert [r for r in slow_tokens(adata, named) if r] == [
-        r.tolist() for r in store.read(range(19))
-    ]
-
-
-def test_quality_rules_choose_the_cells_of_the_medians(files):
-    rules = QualityRules("filter_pass", {}, None, None, None)
-    corpus = measure_corpus(files, open_counts, None, rules)
-    adatas = [anndata.read_h5ad(path) for path in files]
-    kept = sum(int((adata.obs["filter_pass"] == 1).sum()) for adata in adatas)
-    assert corpus.counts["cells: filter_pass is not 1"] == 87 - kept
-    expected = sum((a.X[(a.obs["filter_pass"] == 1).to_numpy()] > 0).sum() for a in adatas)
-    assert corpus.medians.detected.sum() == expected
 
 
 # What flags mean

@@ -1,6 +1,4 @@
 import json
-import subprocess
-import sys
 
 import datasets
 import numpy as np
@@ -20,6 +18,7 @@ from geneformer_jax.cells.vocabulary import (
 from geneformer_jax.common.errors import InputError
 from geneformer_jax.interop import dataset_files, store_exchange
 from geneformer_jax.interop.original_files import read_original_vocabulary
+from tests.doors import assert_one_line, run_door
 
 GENES = 50
 
@@ -201,25 +200,26 @@ def test_nothing_is_overwritten_and_nothing_half_written_stays(tmp_path):
     assert (foreign / "notes.txt").read_text() == "mine"
 
 
-def run_door(*flags):
-    command = [sys.executable, "-m", "geneformer_jax.convert", *flags]
-    return subprocess.run(command, capture_output=True, text=True)
+@pytest.fixture
+def convert(monkeypatch, capsys):
+    """Runs the door; returns (exit status, standard output, standard error)."""
+    return lambda *flags: run_door("convert", list(flags), monkeypatch, capsys)
 
 
-@pytest.mark.multiprocess
-def test_the_door_converts_by_what_source_and_target_are(tmp_path):
+def test_the_door_converts_by_what_source_and_target_are(tmp_path, convert):
     vocabulary(V2_SPECIAL_TOKENS).save(tmp_path / "vocabulary")
     pq.write_table(random_table(50, V2_SPECIAL_TOKENS), tmp_path / "in.parquet")
     source, store = f"--source={tmp_path}/in.parquet", tmp_path / "store"
-    done = run_door(source, f"--target={store}", f"--vocabulary={tmp_path}/vocabulary")
-    assert done.returncode == 0, done.stderr
-    assert "wrote 50 cells" in done.stdout
-    done = run_door(f"--source={store}", f"--target={tmp_path}/out.dataset")
-    assert done.returncode == 0, done.stderr
+    status, said, error = convert(
+        source, f"--target={store}", f"--vocabulary={tmp_path}/vocabulary"
+    )
+    assert status == 0, error
+    assert "wrote 50 cells" in said
+    status, _, error = convert(f"--source={store}", f"--target={tmp_path}/out.dataset")
+    assert status == 0, error
     assert len(datasets.load_from_disk(tmp_path / "out.dataset")) == 50
 
 
-@pytest.mark.multiprocess
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
@@ -231,20 +231,19 @@ def test_the_door_converts_by_what_source_and_target_are(tmp_path):
         (["--source={tmp}", "--target={tmp}/x"], "is none of the original's dictionaries"),
     ],
 )
-def test_the_door_tells_bad_input_in_one_line(tmp_path, flags, words):
+def test_the_door_tells_bad_input_in_one_line(tmp_path, convert, flags, words):
     vocabulary().save(tmp_path / "vocabulary")
     pq.write_table(random_table(5), tmp_path / "in.parquet")
-    done = run_door(*(flag.format(tmp=tmp_path) for flag in flags))
-    assert done.returncode == 1
-    assert words in done.stderr and done.stderr.count("\n") == 1
+    status, _, error = convert(*(flag.format(tmp=tmp_path) for flag in flags))
+    assert status == 1 and words in error
+    assert_one_line(error)
 
 
-@pytest.mark.multiprocess
 @pytest.mark.reference_data
-def test_the_door_converts_the_original_dictionaries(data_dir, tmp_path):
+def test_the_door_converts_the_original_dictionaries(data_dir, tmp_path, convert):
     source = data_dir / "dictionaries" / "v2_gc104M"
-    done = run_door(f"--source={source}", f"--target={tmp_path}/vocabulary")
-    assert done.returncode == 0, done.stderr
+    status, _, error = convert(f"--source={source}", f"--target={tmp_path}/vocabulary")
+    assert status == 0, error
     found = GeneVocabulary.load(tmp_path / "vocabulary")
     assert found.hash == read_original_vocabulary(source).hash
     story = json.loads((tmp_path / "vocabulary" / "provenance.json").read_text())

@@ -1,0 +1,62 @@
+"""Small files of counts, and stores made of them."""
+
+import numpy as np
+import pandas as pd
+from count_files import example_cells
+
+from geneformer_jax.cells.cell_store import CellStore
+from geneformer_jax.cells.store_building import Reading, StoreBuild
+from geneformer_jax.cells.tokenization import (
+    Recipe,
+)
+
+
+def cells(seed=0, name="c", **options):
+    adata = example_cells(seed=seed, **options)
+    adata.obs_names = [f"{name}{n}" for n in range(adata.n_obs)]
+    return adata
+
+
+def build(folder, paths, vocabulary, obs=(), share=(0, 1), skip=False, finish=True, **options):
+    """What the door does, without a process of its own."""
+    reading = Reading(prefix_cell_ids=options.pop("prefix_cell_ids", False))
+    recipe = Recipe(max_length=options.pop("max_length", 2048), **options)
+    run = StoreBuild(folder, vocabulary, recipe, reading, list(obs))
+    run.survey(paths, skip)
+    run.write(share, skip)
+    said = list(run.finish({}, skip)) if finish else []
+    return CellStore.open(folder) if finish else None, said
+
+
+def same_stores(one, other):
+    assert one.cell_ids.tolist() == other.cell_ids.tolist()
+    pd.testing.assert_frame_equal(one.obs, other.obs)
+    for a, b in zip(one.read(range(len(one))), other.read(range(len(other))), strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert [shard.sha256 for shard in one.shards] == [shard.sha256 for shard in other.shards]
+
+
+def slow_tokens(adata, vocabulary):
+    """Each cell's tokens, the obvious way (no repeated ids)."""
+    tokens = vocabulary.tokens_of(adata.var["ensembl_id"])
+    rows = []
+    for counts, total in zip(adata.X.toarray(), adata.obs["n_counts"], strict=True):
+        known = [c for c in np.flatnonzero(counts) if tokens[c] >= 0]
+        medians = [vocabulary.medians[tokens[c] - vocabulary.first_gene_token] for c in known]
+        value = {
+            c: counts[c] * (1 / total) * 10_000 * (1 / m)
+            for c, m in zip(known, medians, strict=True)
+        }
+        rows.append([int(tokens[c]) for c in sorted(known, key=lambda c: -value[c])])
+    return rows
+
+
+def write(adata, path):
+    adata.write_h5ad(path)
+    return path
+
+
+def with_ids(adata, ids):
+    copy = adata.copy()
+    copy.var = pd.DataFrame(index=ids)
+    return copy
