@@ -135,7 +135,7 @@ def test_a_recipe_plans_training_or_held_out_cells():
     [
         (lambda: shape_batches((128,)), "exactly one"),
         (lambda: shape_batches((128,), tokens_per_batch=1, cells_per_batch=1), "exactly one"),
-        (lambda: shape_batches((128,), cells_per_batch=6, divisor=4), "not divisible by the 4"),
+        (lambda: shape_batches((128,), cells_per_batch=6, divisor=4), "not divisible by 4 "),
         (lambda: shape_batches((128, 2048), tokens_per_batch=2_000), "at least 2048"),
         (lambda: split_cells(10, 10, 0), "held_out_cells is 10"),
         (lambda: BatchPlan(np.array([300]), BatchShape((128,), (4,)), seed=0), "300 tokens"),
