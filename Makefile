@@ -27,7 +27,7 @@ quickstart: $(DEMO)
 	  $(if $(COUNTS),--counts="$(COUNTS)") $(if $(LABEL),--label="$(LABEL)")
 
 test: lint
-	$(BIN)/python -m pytest -m "not slow and not gpu and not tpu" $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile -m "not slow and not gpu and not tpu" $(PYTEST_ARGS)
 
 slow: $(TEST)
 	$(BIN)/python -m pytest -m "slow and not gpu and not tpu" $(PYTEST_ARGS)
