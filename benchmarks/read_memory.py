@@ -1,11 +1,11 @@
-"""Shows that reading counts takes memory that does not grow with the file: a JSON line per case.
+"""Shows that memory does not grow with the file of counts: a JSON line per case.
 
     python benchmarks/read_memory.py [--megabytes=300,1500] [--limit=700] [--folder=/tmp]
 
-Each file is generated, read by a process of its own that may take no more than --limit MB of
-address space on top of what its imports took, and deleted. `peak_mb` is the growth of the largest
-resident set during reading. `seconds` is our reading, `plain_seconds` is the file's three arrays
-read with h5py alone in the same slices, in the same process, afterwards.
+Each file is generated, read (or tokenised: way "door") by a process of its own that may take no
+more than --limit MB of address space on top of what its imports took, and deleted. `peak_mb` is the
+growth of the largest resident set meanwhile. `seconds` is our time, `plain_seconds` is the file's
+arrays read with h5py alone in the same slices, in the same process, afterwards.
 """
 
 import json
@@ -23,6 +23,9 @@ from absl import app, flags
 from anndata.io import write_elem
 
 from geneformer_jax.cells.counts import open_counts
+from geneformer_jax.cells.store_building import Reading, StoreBuild
+from geneformer_jax.cells.tokenization import Recipe
+from geneformer_jax.cells.vocabulary import GeneVocabulary
 
 MEGABYTES = flags.DEFINE_list("megabytes", ["300", "1500"], "sizes of the files")
 LIMIT = flags.DEFINE_integer("limit", 700, "MB that reading may add")
@@ -72,22 +75,33 @@ def resident_mb(which: str) -> float:
     raise KeyError(which)
 
 
-def read(path: Path, limit_mb: int, answer: multiprocessing.Queue) -> None:
+def read(path: Path) -> dict[str, float]:
     source = open_counts(path)
+    counts = entries = 0
+    for batch in source.batches():
+        counts += float(batch.totals.sum())
+        entries += batch.counts.nnz
+    return {"cells": source.n_cells, "entries": entries, "counts": counts}
+
+
+def tokenize(path: Path) -> dict[str, float]:
+    ids = np.array([f"ENSG{n:011d}" for n in range(GENES)])
+    vocabulary = GeneVocabulary(ids, np.full(GENES, ""), np.ones(GENES))
+    build = StoreBuild(path.with_name("store"), vocabulary, Recipe(2048), Reading(), [])
+    build.survey([path])
+    build.write()
+    return {"said": next(iter(list(build.finish({}))))}
+
+
+def within(limit_mb: int, way: str, path: Path, answer: multiprocessing.Queue) -> None:
     used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     limit = used + limit_mb * 1_000_000
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
     # Makes VmHWM start again from what is resident now.
     Path("/proc/self/clear_refs").write_text("5")
     before, began = resident_mb("VmRSS"), time.perf_counter()
-    counts = entries = 0
-    for batch in source.batches():
-        counts += float(batch.totals.sum())
-        entries += batch.counts.nnz
     result = {
-        "cells": source.n_cells,
-        "entries": entries,
-        "counts": counts,
+        **(tokenize if way == "door" else read)(path),
         "peak_mb": round(resident_mb("VmHWM") - before),
         "seconds": round(time.perf_counter() - began, 2),
     }
@@ -102,15 +116,16 @@ def read(path: Path, limit_mb: int, answer: multiprocessing.Queue) -> None:
 def main(_: list[str]) -> None:
     processes = multiprocessing.get_context("spawn")
     for megabytes in map(int, MEGABYTES.value):
-        for layout in ("csr", "csc"):
+        for layout, way in (("csr", "read"), ("csc", "read"), ("csr", "door")):
             with tempfile.TemporaryDirectory(dir=FOLDER.value) as folder:
                 path = Path(folder) / "counts.h5ad"
                 generate(path, layout, megabytes)
                 answer = processes.Queue()
-                reader = processes.Process(target=read, args=(path, LIMIT.value, answer))
+                arguments = (LIMIT.value, way, path, answer)
+                reader = processes.Process(target=within, args=arguments)
                 reader.start()
                 reader.join()
-                case = {"layout": layout, "file_mb": round(path.stat().st_size / 1e6)}
+                case = {"layout": layout, "way": way, "file_mb": round(path.stat().st_size / 1e6)}
                 done = answer.get() if reader.exitcode == 0 else {"failed": reader.exitcode}
                 print(json.dumps({**case, "limit_mb": LIMIT.value, **done}), flush=True)
 

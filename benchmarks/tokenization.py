@@ -1,19 +1,25 @@
 """Times tokenising side by side with the original's way: one JSON line per case.
 
     python benchmarks/tokenization.py [--cells=200000] [--repeats=5] [--folder=DIR]
+        [--real=pbmc3k.h5ad --dictionaries=DIR,DIR]
 
-(Not tokenize.py: a script of that name would hide the standard library module from its neighbours.)
+Not called tokenize.py on purpose: a script of that name would hide the standard library's module
+from all that runs beside it.
 
-Three groups of cases:
+Five groups of cases:
   encode  the encoding alone, against the original's way (per cell: normalise, nonzero, argsort,
           map; 512 cells at a time), for cells of several sizes; tokens are compared
-  door    reading, encoding and writing a whole file, against merely reading the same file's arrays
-          with h5py; each in a process of its own, with its peak memory
   store   records written and read per second
+  real    the whole door on real cells (--real, with obs column n_counts), with the original's
+          vocabularies, against the original's whole way; each in a process of its own
+  door    reading, encoding and writing a whole file, against merely reading the same file's arrays
+          with h5py; each in a process of its own, with its peak memory, on all cores and on one
+  workers two files shared by one or by two processes (--shard), then joined
 Times are medians over interleaved repeats: wall clock, and CPU seconds of all threads.
 """
 
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -24,6 +30,7 @@ from pathlib import Path
 import anndata
 import h5py
 import numpy as np
+import original_tokenizer
 import pandas as pd
 from absl import app, flags
 from scipy import sparse
@@ -32,15 +39,18 @@ from geneformer_jax.cells.cell_store import CellStore
 from geneformer_jax.cells.rank_encoding import RankEncodings, encode_counts, gene_columns
 from geneformer_jax.cells.store_building import Reading, StoreBuild
 from geneformer_jax.cells.store_writer import begin_store, join_sources, write_source
-from geneformer_jax.cells.tokenization import Recipe
+from geneformer_jax.cells.tokenization import Recipe, default_max_length
 from geneformer_jax.cells.vocabulary import GeneVocabulary
+from geneformer_jax.interop.original_files import read_original_vocabulary
 
 CELLS = flags.DEFINE_integer("cells", 200_000, "cells of the large generated file")
 REPEATS = flags.DEFINE_integer("repeats", 5, "measurements of each case", lower_bound=1)
 FOLDER = flags.DEFINE_string("folder", "", "where files are written; a temporary folder if empty")
+GROUPS = flags.DEFINE_list("groups", ["encode", "store", "real", "door", "workers"], "what to time")
+REAL = flags.DEFINE_string("real", "", "an .h5ad file of real cells with obs column n_counts")
+DICTIONARIES = flags.DEFINE_list("dictionaries", [], "folders of the original's dictionaries")
 GENES = 20_000
 MAX_LENGTH = 2048
-CHUNK = 512
 # genes per cell: cells
 CELL_SIZES = {500: 4000, 2000: 2000, 20_000: 100}
 
@@ -64,19 +74,6 @@ def make_counts(rng, cells, genes_per_cell):
     return sparse.csr_matrix((data, indices, indptr), shape=(cells, GENES))
 
 
-def encode_originals_way(counts, totals, tokens, medians):
-    """The published method in numpy: scaled in chunks, each cell's non-zero values sorted."""
-    rows = []
-    for start in range(0, counts.shape[0], CHUNK):
-        part = counts[start : start + CHUNK]
-        part = part.multiply(1 / totals[start : start + CHUNK, None]).tocsr() * 10_000
-        part = part.multiply(1 / medians[None]).tocsr()
-        for cell in range(part.shape[0]):
-            row = part[cell]
-            rows.append(tokens[row.indices[np.argsort(-row.data)]][:MAX_LENGTH])
-    return rows
-
-
 def measure(function, repeats):
     """Median wall and CPU seconds of functions by name, interleaved."""
     seconds = {name: ([], []) for name in function}
@@ -96,16 +93,15 @@ def encode_cases(vocabulary):
     for genes, cells in CELL_SIZES.items():
         counts = make_counts(rng, cells, genes)
         totals = np.asarray(counts.sum(1), dtype=float).ravel()
-        original = encode_originals_way(counts, totals, tokens, vocabulary.medians)
+        originals = (tokens, vocabulary.medians, MAX_LENGTH)
+        original = original_tokenizer.encode(counts, totals, *originals)
         ours = encode_counts(counts, totals, columns)
         same = [
             np.array_equal(ours.tokens[start:stop], row)
             for row, start, stop in zip(original, ours.offsets, ours.offsets[1:], strict=False)
         ]
         functions = {
-            "original": lambda c=counts, t=totals: encode_originals_way(
-                c, t, tokens, vocabulary.medians
-            ),
+            "original": lambda c=counts, t=totals, o=originals: original_tokenizer.encode(c, t, *o),
             "1 thread": lambda c=counts, t=totals: encode_counts(c, t, columns, threads=1),
             "2 threads": lambda c=counts, t=totals: encode_counts(c, t, columns, threads=2),
         }
@@ -123,12 +119,12 @@ def encode_cases(vocabulary):
             }
 
 
-def write_file(path, cells, genes_per_cell, compression):
+def write_file(path, cells, genes_per_cell, compression, name="cell"):
     rng = np.random.default_rng(2)
     # A few thousand distinct cells, repeated: making them takes longer than tokenising them.
     block = make_counts(rng, min(cells, 4000), genes_per_cell)
     counts = sparse.vstack([block] * -(-cells // block.shape[0])).tocsr()[:cells]
-    obs = pd.DataFrame(index=[f"cell{n}" for n in range(cells)])
+    obs = pd.DataFrame(index=[f"{name}{n}" for n in range(cells)])
     obs["n_counts"] = np.asarray(counts.sum(1), dtype=float).ravel()
     var = pd.DataFrame(index=[f"ENSG{n:011d}" for n in range(GENES)])
     anndata.AnnData(counts, obs=obs, var=var).write_h5ad(path, compression=compression)
@@ -143,13 +139,14 @@ def read_arrays(path):
             file["X/data"][first:last], file["X/indices"][first:last]
 
 
-def tokenize_file(path, vocabulary_folder, output):
-    build = StoreBuild(
-        output, GeneVocabulary.load(vocabulary_folder), Recipe(MAX_LENGTH), Reading(), []
-    )
-    build.survey([path])
-    build.write()
-    list(build.finish({}))
+def tokenize_files(paths, vocabulary_folder, output, share=(0, 1), join=True):
+    vocabulary = GeneVocabulary.load(vocabulary_folder)
+    recipe = Recipe(default_max_length(vocabulary))
+    build = StoreBuild(output, vocabulary, recipe, Reading(), [])
+    build.survey(paths)
+    build.write(share)
+    if join:
+        list(build.finish({}))
 
 
 def peak_mib():
@@ -159,41 +156,108 @@ def peak_mib():
     return int(line.split()[1]) / 1024
 
 
-def one_door_run(way, path, vocabulary_folder, output):
+def run_once(way, cores, vocabulary, output, *paths):
     """Runs in a process of its own; a first small file compiles what needs compiling."""
-    work = {
-        "read": lambda file, _: read_arrays(file),
-        "door": lambda file, store: tokenize_file(file, vocabulary_folder, store),
-    }[way]
-    work(path.with_name("warmup.h5ad"), output.with_name(output.name + "-warmup"))
+    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: int(cores)])
+    paths, output, vocabulary = [Path(path) for path in paths], Path(output), Path(vocabulary)
+
+    def work(paths, output):
+        if way == "read":
+            read_arrays(paths[0])
+        elif way == "original":
+            known = GeneVocabulary.load(vocabulary)
+            most = default_max_length(known)
+            original_tokenizer.tokenize_file(paths[0], known, most, output)
+        elif way.startswith("share"):
+            tokenize_files(paths, vocabulary, output, (int(way[-1]), 2), join=False)
+        else:
+            tokenize_files(paths, vocabulary, output)
+
+    work([vocabulary.with_name("warmup.h5ad")], output.with_name(f"{output.name}-{way}-warmup"))
     wall, cpu = time.perf_counter(), time.process_time()
-    work(path, output)
-    result = {
-        "wall": time.perf_counter() - wall,
-        "cpu": time.process_time() - cpu,
-        "peak_mib": peak_mib(),
+    work(paths, output)
+    wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
+    print(json.dumps({"wall": wall, "cpu": cpu, "peak_mib": peak_mib()}))
+
+
+def start(way, cores, vocabulary, output, *paths):
+    command = [sys.executable, __file__, "--once", way, str(cores), vocabulary, output, *paths]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+
+
+def result_of(process):
+    said = process.communicate()[0]
+    if process.returncode:
+        raise RuntimeError(f"{process.args} ended with {process.returncode}")
+    return json.loads(said.splitlines()[-1])
+
+
+def interleaved(ways, folder, vocabulary, path):
+    """Median wall and CPU seconds and peak of each (way, cores)."""
+    runs = {way: [] for way in ways}
+    with tempfile.TemporaryDirectory(dir=folder) as outputs:
+        for repeat in range(REPEATS.value):
+            for (way, cores), results in runs.items():
+                output = Path(outputs) / f"{way}-{cores}-{repeat}"
+                results.append(result_of(start(way, cores, vocabulary, output, path)))
+    return {
+        way: {key: statistics.median(run[key] for run in results) for key in results[0]}
+        for way, results in runs.items()
     }
-    print(json.dumps(result))
+
+
+def described(medians, cells):
+    return {
+        "cells_per_s": round(cells / medians["wall"]),
+        "wall_s": round(medians["wall"], 3),
+        "cpu_s": round(medians["cpu"], 3),
+        "peak_mib": round(medians["peak_mib"]),
+    }
+
+
+def real_cases(folder, _):
+    if not REAL.value:
+        return
+    cells = anndata.read_h5ad(REAL.value, backed="r").n_obs
+    for dictionaries in DICTIONARIES.value:
+        vocabulary = folder / Path(dictionaries).name
+        read_original_vocabulary(Path(dictionaries)).save(vocabulary)
+        write_warmup(folder, GeneVocabulary.load(vocabulary).gene_ids[:GENES])
+        ways = [("original", 2), ("door", 2), ("door", 1), ("read", 1)]
+        medians = interleaved(ways, folder, vocabulary, REAL.value)
+        for (way, cores), result in medians.items():
+            yield {
+                "case": "real",
+                "file": Path(REAL.value).name,
+                "vocabulary": vocabulary.name,
+                "way": way,
+                "cores": cores,
+                **described(result, cells),
+                "times_original_wall": round(medians["original", 2]["wall"] / result["wall"], 1),
+                "times_original_cpu": round(medians["original", 2]["cpu"] / result["cpu"], 1),
+            }
+
+
+def write_warmup(folder, gene_ids):
+    counts = make_counts(np.random.default_rng(4), 20, 100)[:, : len(gene_ids)]
+    obs = pd.DataFrame(index=[f"cell{n}" for n in range(20)])
+    obs["n_counts"] = np.asarray(counts.sum(1), dtype=float).ravel()
+    adata = anndata.AnnData(counts.tocsr(), obs=obs, var=pd.DataFrame(index=gene_ids))
+    adata.write_h5ad(folder / "warmup.h5ad")
 
 
 def door_cases(folder, vocabulary):
     vocabulary.save(folder / "vocabulary")
-    write_file(folder / "warmup.h5ad", 20, 100, None)
+    write_warmup(folder, vocabulary.gene_ids)
     sizes = [(3000, 500), (3000, 2000), (300, 20_000), (CELLS.value, 500)]
     for cells, genes in sizes:
         for compression in (None, "gzip"):
             path = folder / "counts.h5ad"
             write_file(path, cells, genes, compression)
-            runs = {"read": [], "door": []}
-            for repeat in range(REPEATS.value):
-                for way, results in runs.items():
-                    output = folder / f"store-{cells}-{genes}-{compression}-{repeat}"
-                    command = [sys.executable, __file__, "--one", way, path, output]
-                    done = subprocess.run(command, check=True, capture_output=True, text=True)
-                    results.append(json.loads(done.stdout.splitlines()[-1]))
-            read = statistics.median(run["wall"] for run in runs["read"])
-            for way, results in runs.items():
-                wall = statistics.median(run["wall"] for run in results)
+            ways = [("read", 1), ("door", 1), ("door", 2)]
+            medians = interleaved(ways, folder, folder / "vocabulary", path)
+            reading = medians["read", 1]
+            for (way, cores), result in medians.items():
                 yield {
                     "case": "door",
                     "cells": cells,
@@ -201,11 +265,45 @@ def door_cases(folder, vocabulary):
                     "compression": compression,
                     "file_mib": round(path.stat().st_size / 2**20, 1),
                     "way": way,
-                    "cells_per_s": round(cells / wall),
-                    "cpu_s": round(statistics.median(run["cpu"] for run in results), 3),
-                    "share_of_reading_speed": round(read / wall, 3),
-                    "peak_mib": round(statistics.median(run["peak_mib"] for run in results)),
+                    "cores": cores,
+                    **described(result, cells),
+                    "share_of_reading_speed_wall": round(reading["wall"] / result["wall"], 3),
+                    "share_of_reading_speed_cpu": round(reading["cpu"] / result["cpu"], 3),
                 }
+            path.unlink()
+
+
+def worker_cases(folder, vocabulary):
+    """Each worker on a core of its own takes one of two files."""
+    known = folder / "vocabulary-of-workers"
+    vocabulary.save(known)
+    write_warmup(folder, vocabulary.gene_ids)
+    cells = CELLS.value // 4
+    paths = [folder / "first.h5ad", folder / "second.h5ad"]
+    for n, path in enumerate(paths):
+        write_file(path, cells, 500, "gzip", name=f"file{n}-cell")
+    for workers in (1, 2):
+        walls, peaks = [], []
+        ways = ["door"] if workers == 1 else ["share0", "share1"]
+        for repeat in range(REPEATS.value):
+            output = folder / f"workers-{workers}-{repeat}"
+            processes = [start(way, 1, known, output, *paths) for way in ways]
+            results = [result_of(process) for process in processes]
+            walls.append(max(result["wall"] for result in results))
+            peaks.append(max(result["peak_mib"] for result in results))
+            if workers == 2:
+                joining = time.perf_counter()
+                tokenize_files(paths, known, output)
+                walls[-1] += time.perf_counter() - joining
+        yield {
+            "case": "workers",
+            "cells": 2 * cells,
+            "genes_per_cell": 500,
+            "compression": "gzip",
+            "workers": workers,
+            "cells_per_s": round(2 * cells / statistics.median(walls)),
+            "peak_mib_of_each": round(statistics.median(peaks)),
+        }
 
 
 def store_cases(folder, vocabulary):
@@ -240,18 +338,20 @@ def store_cases(folder, vocabulary):
 def main(_):
     vocabulary = make_vocabulary()
     with tempfile.TemporaryDirectory(dir=FOLDER.value or None) as folder:
-        for cases in (
-            encode_cases(vocabulary),
-            store_cases(Path(folder), vocabulary),
-            door_cases(Path(folder), vocabulary),
-        ):
-            for case in cases:
+        groups = {
+            "encode": lambda: encode_cases(vocabulary),
+            "store": lambda: store_cases(Path(folder), vocabulary),
+            "real": lambda: real_cases(Path(folder), vocabulary),
+            "door": lambda: door_cases(Path(folder), vocabulary),
+            "workers": lambda: worker_cases(Path(folder), vocabulary),
+        }
+        for name in GROUPS.value:
+            for case in groups[name]():
                 print(json.dumps(case), flush=True)
 
 
 if __name__ == "__main__":
-    if "--one" in sys.argv:
-        way, path, output = sys.argv[-3:]
-        one_door_run(way, Path(path), Path(path).with_name("vocabulary"), Path(output))
+    if "--once" in sys.argv:
+        run_once(*sys.argv[sys.argv.index("--once") + 1 :])
     else:
         app.run(main)

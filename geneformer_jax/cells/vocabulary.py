@@ -3,7 +3,7 @@
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -166,8 +166,11 @@ class GeneVocabulary:
         """
         if symbols not in SYMBOL_POLICIES:
             raise InputError(f'symbols "{symbols}" must be one of {", ".join(SYMBOL_POLICIES)}')
-        tables = (self._token_of_id, self._token_of_alias, self._token_of_symbol)
-        allowed = tables[: {"never": 1, "mapping": 2, "names": 3}[symbols]]
+        allowed = [self._token_of_id]
+        if symbols != "never":
+            allowed.append(self._token_of_alias)
+        if symbols == "names":
+            allowed.append(self._token_of_symbol)
         ids = [str(each) for each in gene_ids]
         found = [self._token_of_usual_id.get(each) for each in ids]
         # Most ids are gene ids as they stand; only the others need a second look.
@@ -176,12 +179,13 @@ class GeneVocabulary:
                 found[i] = self._token_of(ids[i], allowed)
         return np.array(found, dtype=np.int32)
 
-    def _token_of(self, gene_id: str, symbol_tables: tuple[Mapping[str, int], ...]) -> int:
+    def _token_of(self, gene_id: str, symbol_tables: Sequence[Mapping[str, int]]) -> int:
         plain = strip_version(gene_id)
+        is_ensembl = _ENSEMBL_ID.fullmatch(plain) is not None
         # "A-923A4.1" is an alias and keeps its ending; an Ensembl id loses it in the second round.
         for name in dict.fromkeys((gene_id.strip(), plain)):
             upper = name.upper()
-            if is_ensembl_id(name):
+            if is_ensembl:
                 token = self._token_of_alias.get(upper, self._token_of_id.get(upper))
                 if token is not None:
                     return token
