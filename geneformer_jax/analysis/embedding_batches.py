@@ -18,14 +18,14 @@ from geneformer_jax.model.precision import precision_preset
 from geneformer_jax.training.config import MeshConfig
 from geneformer_jax.training.mesh import batch_divisor, make_mesh, put_batch
 
-# A CPU core's caches hold small batches; an accelerator idles on them.
-_TOKENS_PER_DEVICE = {"cpu": 16_384}
+# A CPU's caches hold small batches (4,096 tokens took half the time of 20,000); an accelerator
+# idles on them.
+_TOKENS_PER_DEVICE = {"cpu": 4_096}
 _TOKENS_PER_ACCELERATOR = 131_072
-# A bucket is one more program to compile, which only enough cells repay: a device that computes
-# fast needs more of them.
+# Floating point operations per second, roughly, to weigh computing padding against compiling.
+_SPEED = {"cpu": 1e11}
+_ACCELERATOR_SPEED = 1e14
 _MOST_BUCKETS = 24
-_CELLS_PER_BUCKET = {"cpu": 12}
-_CELLS_PER_ACCELERATOR_BUCKET = 512
 
 
 class TokenBatch(NamedTuple):
@@ -111,7 +111,7 @@ def lay_out(
       config: shape of the model; no bucket is longer than its positions.
       mesh: devices; cells in a batch are a multiple of their number.
       tokens_per_device: padded tokens of a batch on each device, at least one cell; by default
-        16,384 on CPUs and 131,072 on accelerators.
+        4,096 on CPUs and 131,072 on accelerators.
 
     Raises:
       InputError: `tokens_per_device` is below 1.
@@ -122,8 +122,7 @@ def lay_out(
     if tokens_per_device < 1:
         raise InputError(f"tokens_per_device is {tokens_per_device}; it must be at least 1")
     lengths = np.asarray(lengths)
-    worth = -(-len(lengths) // _CELLS_PER_BUCKET.get(platform, _CELLS_PER_ACCELERATOR_BUCKET))
-    found = choose_buckets(lengths, min(_MOST_BUCKETS, worth), FINE_MULTIPLE)
+    found = choose_buckets(lengths, _worthwhile_buckets(lengths, config, platform), FINE_MULTIPLE)
     buckets = tuple(sorted({min(bucket, config.positions) for bucket in found}))
     in_bucket = np.bincount(np.searchsorted(buckets, lengths), minlength=len(buckets))
     sharing = batch_divisor(mesh)
@@ -132,6 +131,20 @@ def lay_out(
         for bucket, count in zip(buckets, in_bucket, strict=True)
     )
     return BatchLayout(BatchShape(buckets, cells), mesh, config.pad_token)
+
+
+def _worthwhile_buckets(lengths: np.ndarray, config: EncoderConfig, platform: str) -> int:
+    """Number of buckets at which padding and compiling together take the least time.
+
+    With K buckets about 1/K of the tokens is padding and each takes about a second to compile; the
+    sum of both is least where K is the square root of the seconds of work.
+    """
+    D, F = config.width, config.feed_forward
+    lengths = lengths.astype(np.float64)
+    weights = 2 * config.layers * (4 * D * D + 2 * D * F) * lengths.sum()
+    attention = 4 * config.layers * D * (lengths**2).sum()
+    seconds = (weights + attention) / _SPEED.get(platform, _ACCELERATOR_SPEED)
+    return int(np.clip(np.ceil(np.sqrt(seconds)), 1, _MOST_BUCKETS))
 
 
 def _even_share(cells: int, most: int) -> int:
