@@ -165,9 +165,18 @@ class StoreBuild:
         mine = [source for source in share_of(self.sources, share) if source.key not in done]
         if not mine:
             return
-        total = sum(len(source.id_hashes) for source in mine)
+        try:
+            self._write_each(mine, skip_bad_files)
+        except InputError:
+            # Other processes may be at work on their shares; alone, a failure leaves no trace.
+            if share == (0, 1):
+                store_writer.drop_if_nothing_in_it(self.folder)
+            raise
+
+    def _write_each(self, sources: Sequence[SurveyedSource], skip_bad_files: bool) -> None:
+        total = sum(len(source.id_hashes) for source in sources)
         with Progress(total, "tokenizing", "cells") as progress:
-            for source in mine:
+            for source in sources:
                 with self._bad_file(source.path, skip_bad_files):
                     self._write_source(source, progress)
                 if str(source.path) in self.bad_files:

@@ -199,6 +199,12 @@ def begin_store(folder: Path, options: Mapping[str, Any], kinds: Mapping[str, st
     _write_json(folder / cell_store.STORE, {"options": options, "obs": kinds})
 
 
+def drop_if_nothing_in_it(folder: Path) -> None:
+    """Removes a store that was begun but holds no whole source."""
+    if not finished_sources(folder):
+        remove(folder)
+
+
 def finished_sources(folder: Path) -> set[str]:
     """Keys of the sources of a growing or complete store that are whole."""
     folders = {path.parent for path in (folder / cell_store.SOURCES).glob(f"*/{cell_store.SOURCE}")}

@@ -1,0 +1,47 @@
+"""A run that fails on its counts leaves no folder behind, unless it holds finished sources."""
+
+import numpy as np
+import pytest
+
+from geneformer_jax.cells.store_building import Reading, StoreBuild
+from geneformer_jax.cells.tokenization import Recipe
+from geneformer_jax.common.errors import InputError
+from tests.toy import toy_cells, toy_vocabulary
+
+
+def build(folder):
+    return StoreBuild(folder, toy_vocabulary(), Recipe(max_length=2_048), Reading(), [])
+
+
+@pytest.fixture
+def files(tmp_path):
+    """A file of raw counts, and one that turns out log-transformed when its counts are read."""
+    good, bad = tmp_path / "good.h5ad", tmp_path / "worse.h5ad"
+    toy_cells(20).write_h5ad(good)
+    logged = toy_cells(20)
+    logged.obs_names = [f"d{i}" for i in range(20)]
+    logged.X = np.log1p(logged.X.astype(np.float32))
+    logged.write_h5ad(bad)
+    return good, bad
+
+
+def test_nothing_is_left_where_no_source_is_whole(files, tmp_path):
+    _, bad = files
+    started = build(tmp_path / "store")
+    started.survey([bad])
+    with pytest.raises(InputError, match="looks log-transformed"):
+        started.write()
+    assert not (tmp_path / "store").exists()
+
+
+def test_finished_sources_are_kept(files, tmp_path):
+    good, bad = files
+    started = build(tmp_path / "store")
+    started.survey([good, bad])
+    with pytest.raises(InputError, match="looks log-transformed"):
+        started.write()
+    again = build(tmp_path / "store")
+    again.survey([good])
+    again.write()
+    summary, *_ = again.finish({})
+    assert summary.endswith("20 of 20 cells")
