@@ -48,7 +48,8 @@ def table_of(cells, list_type=LISTS["list of int64"], **columns) -> pa.Table:
 
 def read_all(dataset: TokenizedDataset, **options) -> list[list[int]]:
     cells = []
-    for (tokens, offsets), _, _ in dataset.batches(**options):
+    for encodings, _, _ in dataset.batches(**options):
+        tokens, offsets = encodings.tokens, encodings.offsets
         assert tokens.dtype == np.uint16 and offsets[0] == 0
         cells += [tokens[a:b].tolist() for a, b in itertools.pairwise(offsets)]
     return cells
