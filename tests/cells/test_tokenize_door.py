@@ -85,12 +85,19 @@ def test_from_counts_to_a_store_that_tfds_reads(files, tmp_path, door):
     assert "nothing is overwritten" in door("tokenize", *reported, fails=True)
 
 
-def test_a_report_with_the_first_run(files, tmp_path, door, vocabulary):
+def test_a_report_with_the_first_run(files, tmp_path, door, vocabulary, monkeypatch):
+    """Asked for when the store is complete; what it says is tested with the report."""
     vocabulary.save(tmp_path / "vocabulary")
+    asked = []
+
+    def report(store, output, columns):
+        asked.append((len(CellStore.open(store)), output, columns))
+
+    monkeypatch.setattr("geneformer_jax.analysis.corpus_report.write_corpus_report", report)
     arguments = ("--counts=counts/b.h5ad", "--vocabulary=vocabulary", "--output=store")
-    said = door("tokenize", *arguments, "--report=report")
+    said = door("tokenize", *arguments, "--obs=donor", "--report=report")
     assert "report: report on the store" in said
-    assert "28 cells of 1 files" in (tmp_path / "report" / "report.html").read_text()
+    assert asked == [(28, "report", ["donor"])]
 
 
 def test_cells_are_chosen_by_columns(files, tmp_path, door, vocabulary):
