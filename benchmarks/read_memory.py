@@ -2,10 +2,12 @@
 
     python benchmarks/read_memory.py [--megabytes=300,1500] [--limit=700] [--folder=/tmp]
 
-Each file is generated, read (or tokenised: way "door") by a process of its own that may take no
-more than --limit MB of address space on top of what its imports took, and deleted. `peak_mb` is the
-growth of the largest resident set meanwhile. `seconds` is our time, `plain_seconds` is the file's
-arrays read with h5py alone in the same slices, in the same process, afterwards.
+Each file is generated, read (or tokenised: way "door") by a process of its own, and deleted. One
+that reads may take no more than --limit MB of address space on top of what its imports took; the
+ArrayRecord library waits for ever where address space ends, so that of the door only the peak is
+told. `peak_mb` is the growth of the largest resident set meanwhile. `seconds` is our time,
+`plain_seconds` is the file's arrays read with h5py alone in the same slices, in the same process,
+afterwards.
 """
 
 import json
@@ -28,7 +30,8 @@ from geneformer_jax.cells.tokenization import Recipe
 from geneformer_jax.cells.vocabulary import GeneVocabulary
 
 MEGABYTES = flags.DEFINE_list("megabytes", ["300", "1500"], "sizes of the files")
-LIMIT = flags.DEFINE_integer("limit", 700, "MB that reading may add")
+LIMIT = flags.DEFINE_integer("limit", 700, "MB of address space that reading may add")
+CASES = flags.DEFINE_list("cases", ["csr-read", "csc-read", "csr-door"], "layout and way")
 FOLDER = flags.DEFINE_string("folder", tempfile.gettempdir(), "where files are generated")
 GENES, GENES_PER_CELL = 20_000, 2_000
 BYTES_PER_ENTRY = 8
@@ -96,7 +99,8 @@ def tokenize(path: Path) -> dict[str, float]:
 def within(limit_mb: int, way: str, path: Path, answer: multiprocessing.Queue) -> None:
     used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     limit = used + limit_mb * 1_000_000
-    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+    if way == "read":
+        resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
     # Makes VmHWM start again from what is resident now.
     Path("/proc/self/clear_refs").write_text("5")
     before, began = resident_mb("VmRSS"), time.perf_counter()
@@ -116,7 +120,7 @@ def within(limit_mb: int, way: str, path: Path, answer: multiprocessing.Queue) -
 def main(_: list[str]) -> None:
     processes = multiprocessing.get_context("spawn")
     for megabytes in map(int, MEGABYTES.value):
-        for layout, way in (("csr", "read"), ("csc", "read"), ("csr", "door")):
+        for layout, way in [case.split("-") for case in CASES.value]:
             with tempfile.TemporaryDirectory(dir=FOLDER.value) as folder:
                 path = Path(folder) / "counts.h5ad"
                 generate(path, layout, megabytes)
