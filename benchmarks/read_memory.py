@@ -1,6 +1,6 @@
 """Shows that memory does not grow with the file of counts: a JSON line per case.
 
-    python benchmarks/read_memory.py [--megabytes=300,1500] [--limit=700] [--folder=/tmp]
+    python benchmarks/read_memory.py [--megabytes=300,1500] [--limit=700] [--folder=DIR]
 
 Each file is generated, read (or tokenised: way "door") by a process of its own, and deleted. One
 that reads may take no more than --limit MB of address space on top of what its imports took; the
