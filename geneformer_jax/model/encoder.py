@@ -12,6 +12,7 @@ which the layers are stacked along a leading axis L and scanned:
 
 import dataclasses
 import functools
+import operator
 from collections.abc import Callable
 from typing import Any
 
@@ -22,7 +23,7 @@ from flax import nnx
 from geneformer_jax.common.errors import InputError
 from geneformer_jax.model.attention import attend
 from geneformer_jax.model.config import EncoderConfig
-from geneformer_jax.model.heads import MaskedGeneHead
+from geneformer_jax.model.masked_gene_head import MaskedGeneHead
 from geneformer_jax.model.precision import Precision, precision_preset
 
 Params = dict[str, Any]
@@ -118,19 +119,31 @@ class Block(nnx.Module):
         """Returns the block's hidden states [B, T, D]; arguments as in `encode`."""
         keys = (None,) * 3 if dropout_key is None else jax.random.split(dropout_key, 3)
         attended_BTNH = attend(
-            self.query(x_BTD),
-            self.key(x_BTD),
-            self.value(x_BTD),
+            *self.project(x_BTD),
             lengths_B,
             segments_BT=segments_BT,
             implementation=attention,
             dropout_rate=0.0 if dropout_key is None else self.attention_dropout,
             dropout_key=keys[0],
         )
-        attended_BTD = _drop(self.dropout, self.attention_output(attended_BTNH), keys[1])
+        return self.finish(x_BTD, attended_BTNH, *keys[1:])
+
+    def project(self, x_BTD: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """Returns queries, keys and values, [B, T, N, H] each."""
+        return self.query(x_BTD), self.key(x_BTD), self.value(x_BTD)
+
+    def finish(
+        self,
+        x_BTD: jax.Array,
+        attended_BTNH: jax.Array,
+        attention_key: jax.Array | None = None,
+        output_key: jax.Array | None = None,
+    ) -> jax.Array:
+        """Returns the block's hidden states, given what its heads attended; keys are of dropout."""
+        attended_BTD = _drop(self.dropout, self.attention_output(attended_BTNH), attention_key)
         x_BTD = self.attention_norm(x_BTD + attended_BTD)
         forward_BTD = self.down(jax.nn.relu(self.up(x_BTD)))
-        return self.output_norm(x_BTD + _drop(self.dropout, forward_BTD, keys[2]))
+        return self.output_norm(x_BTD + _drop(self.dropout, forward_BTD, output_key))
 
 
 class Encoder(nnx.Module):
@@ -192,6 +205,7 @@ def encode(
     dropout_key: jax.Array | None = None,
     positions_BT: jax.Array | None = None,
     segments_BT: jax.Array | None = None,
+    constant_layers: int = 0,
 ) -> jax.Array:
     """Runs the embeddings and the first `layers` blocks.
 
@@ -207,6 +221,7 @@ def encode(
       positions_BT: rank positions, 0..T-1 by default.
       segments_BT: for rows that hold several cells, 1, 2, ... for the cell a token belongs to and 0
         for padding; attention stays within a cell.
+      constant_layers: the lowest blocks whose weights take no gradient; none is computed.
 
     Returns:
       Hidden states [B, T, D] in the compute type. Rows at or beyond a cell's length are meaningless
@@ -215,8 +230,17 @@ def encode(
     runtime = runtime or Runtime()
     inputs = (tokens_BT, lengths_B, positions_BT, segments_BT)
     body, x_BTD, scanned = _prepare(config, params, *inputs, layers, runtime, dropout_key)
-    x_BTD, _ = jax.lax.scan(lambda x, s: (body(x, s), None), x_BTD, scanned)
-    return x_BTD
+
+    def run(x_BTD: jax.Array, scanned: Any) -> jax.Array:
+        return jax.lax.scan(lambda x, s: (body(x, s), None), x_BTD, scanned)[0]
+
+    if not constant_layers:
+        return run(x_BTD, scanned)
+    lower, upper = (
+        jax.tree.map(operator.itemgetter(part), scanned)
+        for part in (slice(constant_layers), slice(constant_layers, None))
+    )
+    return run(run(x_BTD, (jax.lax.stop_gradient(lower[0]), lower[1])), upper)
 
 
 def encode_all_layers(

@@ -1,4 +1,10 @@
-"""Heads on top of the encoder."""
+"""Heads on top of the encoder that tell cells or genes apart, or give numbers for them.
+
+The original's two are the default: a tanh pooler on position 0, dropout and a linear layer for
+cells; dropout and a linear layer for genes. Options: cells pooled by a mean or by learned
+attention, one more transformer layer below the head, regression, and several tasks at once, whose
+outputs stand side by side in one linear layer.
+"""
 
 import dataclasses
 import functools
@@ -10,133 +16,210 @@ from flax import nnx
 
 from geneformer_jax.common.errors import InputError, did_you_mean
 from geneformer_jax.model.config import EncoderConfig
+from geneformer_jax.model.encoder import Block
 from geneformer_jax.model.precision import Precision
 
+POOLINGS = ("first", "mean", "attention")
+CELLS, GENES = "cell_classifier", "gene_classifier"
+KINDS = (CELLS, GENES)
+_MASKED = -1e30
 
-class MaskedGeneHead(nnx.Module):
-    """Predicts masked genes as BERT does: dense, ReLU, norm, then the tied embedding and a bias."""
 
-    def __init__(self, config: EncoderConfig, dtype: Any, rngs: nnx.Rngs):
-        self.transform = nnx.Linear(
-            config.width,
-            config.width,
-            kernel_init=nnx.initializers.normal(config.initializer_range),
-            dtype=dtype,
-            rngs=rngs,
-        )
-        self.norm = nnx.LayerNorm(
-            config.width,
-            epsilon=config.layer_norm_eps,
-            dtype=dtype,
-            use_fast_variance=False,
-            rngs=rngs,
-        )
-        self.bias = nnx.Param(jnp.zeros(config.vocabulary_size))
+@dataclasses.dataclass(frozen=True)
+class HeadTask:
+    """One thing that a head tells.
 
-    def __call__(self, hidden_BMD: jax.Array, embedding_VD: jax.Array) -> jax.Array:
-        """Returns float32 logits [B, M, V] for hidden states [B, M, D]."""
-        x_BMD = self.norm(jax.nn.relu(self.transform(hidden_BMD)))
-        logits_BMV = jnp.einsum(
-            "bmd,vd->bmv",
-            x_BMD,
-            embedding_VD.astype(x_BMD.dtype),
-            preferred_element_type=jnp.float32,
-        )
-        return logits_BMV + self.bias[...]
+    Attributes:
+      name: such as the obs column that it was learned from.
+      labels: names of the C classes, in the order of the logits; for a regression its one name.
+      weight: share in the loss of several tasks; they are scaled to sum to 1.
+      regression: a number instead of a class.
+      center, scale: of the numbers that were learned: the output is (number - center) / scale.
+    """
+
+    name: str
+    labels: tuple[str, ...]
+    weight: float = 1.0
+    regression: bool = False
+    center: float = 0.0
+    scale: float = 1.0
+
+    def __post_init__(self):
+        object.__setattr__(self, "labels", tuple(self.labels))
+        if self.regression and len(self.labels) != 1:
+            raise InputError(f'the regression "{self.name}" has {len(self.labels)} outputs; it is 1')
+        if self.weight <= 0 or self.scale <= 0:
+            raise InputError(
+                f'task "{self.name}" has weight {self.weight} and scale {self.scale}; both must be '
+                "above 0"
+            )
 
 
 @dataclasses.dataclass(frozen=True)
 class HeadConfig:
-    """What a classification head tells apart.
+    """What a head tells, and how.
 
     Attributes:
-      kind: a key of HEADS, and of the weights: "cell_classifier" or "gene_classifier".
-      labels: names of the C classes, in the order of the logits.
-      dropout: rate on what the classifier sees.
+      kind: "cell_classifier" or "gene_classifier"; also its name among the weights.
+      labels: names of all outputs, in the order of the logits: the C classes of the only task, or
+        those of one task after another.
+      dropout: rate on what the last linear layer sees.
+      pooling: what stands for a cell: "first" (the original's position 0), "mean" over all its
+        tokens, or "attention" (a learned weighting of them).
+      extra_layer: one more transformer layer between encoder and head.
+      tasks: what the outputs are; by default one classification.
     """
 
     kind: str
     labels: tuple[str, ...]
     dropout: float
+    pooling: str = "first"
+    extra_layer: bool = False
+    tasks: tuple[HeadTask, ...] = ()
 
     def __post_init__(self):
+        # Read back from JSON, tuples are lists and tasks are dicts.
+        tasks = (each if isinstance(each, HeadTask) else HeadTask(**each) for each in self.tasks)
+        object.__setattr__(self, "tasks", tuple(tasks))
         object.__setattr__(self, "labels", tuple(self.labels))
-        if self.kind not in HEADS:
-            known = ", ".join(HEADS)
-            raise InputError(f'no head "{self.kind}"{did_you_mean(self.kind, HEADS)}; use {known}')
+        for name, value, known in (
+            ("head", self.kind, KINDS),
+            ("pooling", self.pooling, POOLINGS),
+        ):
+            if value not in known:
+                hint = did_you_mean(value, known)
+                raise InputError(f'no {name} "{value}"{hint}; use {", ".join(known)}')
         if not self.labels:
             raise InputError(f"a {self.kind} without labels tells nothing apart; give two or more")
+        if self.tasks and self.labels != sum((task.labels for task in self.tasks), ()):
+            raise InputError(f"the outputs {self.labels} are not those of the tasks {self.tasks}")
         if not 0 <= self.dropout < 1:
             raise InputError(f"the head's dropout is {self.dropout}; it must be in [0, 1)")
 
+    @property
+    def outputs(self) -> tuple[HeadTask, ...]:
+        """The tasks, the only one too."""
+        return self.tasks or (HeadTask("label", self.labels),)
 
-def _classifier(config: EncoderConfig, classes: int, dtype: Any, rngs: nnx.Rngs) -> nnx.Linear:
-    return nnx.Linear(
-        config.width,
-        classes,
-        kernel_init=nnx.initializers.normal(config.initializer_range),
-        dtype=dtype,
-        preferred_element_type=jnp.float32,
-        rngs=rngs,
-    )
+    @property
+    def as_original(self) -> bool:
+        """Whether BERT has a class for it: one classification, and no option."""
+        return not (self.tasks or self.extra_layer or self.pooling != "first")
 
 
-class CellClassifierHead(nnx.Module):
-    """Classifies cells as the original does: tanh pooler on position 0, dropout, linear.
+def head_of_tasks(kind: str, tasks: tuple[HeadTask, ...], dropout: float, **options) -> HeadConfig:
+    """Returns the head of some tasks; a single classification is the plain head of its labels."""
+    labels = sum((task.labels for task in tasks), ())
+    if len(tasks) == 1 and not tasks[0].regression:
+        tasks = ()
+    return HeadConfig(kind, labels, dropout, tasks=tasks, **options)
+
+
+def _linear(config: EncoderConfig, outputs: int, dtype: Any, rngs: nnx.Rngs, **options):
+    init = nnx.initializers.normal(config.initializer_range)
+    return nnx.Linear(config.width, outputs, kernel_init=init, dtype=dtype, rngs=rngs, **options)
+
+
+class Head(nnx.Module):
+    """What both kinds share: perhaps one more layer, dropout, and a linear layer."""
+
+    def __init__(self, config: EncoderConfig, head: HeadConfig, dtype: Any, rngs: nnx.Rngs):
+        if head.extra_layer:
+            self.extra_layer = Block(config, dtype, rngs)
+        self.pooling = head.pooling
+        self._build(config, dtype, rngs)
+        self.dropout = nnx.Dropout(head.dropout)
+        self.classifier = _linear(
+            config, len(head.labels), dtype, rngs, preferred_element_type=jnp.float32
+        )
+
+    def _build(self, config: EncoderConfig, dtype: Any, rngs: nnx.Rngs) -> None:
+        """Builds what only this kind has."""
+
+    def select(self, hidden_BTD: jax.Array, lengths_B: jax.Array) -> jax.Array:
+        """Returns what the linear layer is to see, [B, D] or [B, T, D]."""
+        raise NotImplementedError
+
+    def __call__(
+        self,
+        hidden_BTD: jax.Array,
+        lengths_B: jax.Array | None = None,
+        *,
+        dropout_key: jax.Array | None = None,
+        attention: str = "xla",
+    ) -> jax.Array:
+        """Returns float32 logits [B, C], or [B, T, C] for genes.
+
+        Args:
+          hidden_BTD: the encoder's last hidden state.
+          lengths_B: real tokens of each row; None: all of them.
+          dropout_key: a key switches dropout on.
+          attention: implementation of the extra layer's attention.
+        """
+        if lengths_B is None:
+            lengths_B = jnp.full(len(hidden_BTD), hidden_BTD.shape[1], jnp.int32)
+        keys = (None, None) if dropout_key is None else jax.random.split(dropout_key)
+        if hasattr(self, "extra_layer"):
+            hidden_BTD = self.extra_layer(hidden_BTD, lengths_B, None, attention, keys[1])
+        selected = self.select(hidden_BTD, lengths_B)
+        if keys[0] is not None:
+            selected = self.dropout(selected, deterministic=False, rngs=keys[0])
+        return self.classifier(selected)
+
+
+class CellHead(Head):
+    """Classifies cells: pooled, then a tanh layer, as the original does on position 0.
 
     Position 0 is `<cls>` in a V2 cell; a V1 cell has none, there it is the top-ranked gene.
     """
 
-    def __init__(self, config: EncoderConfig, head: HeadConfig, dtype: Any, rngs: nnx.Rngs):
-        self.pooler = nnx.Linear(
-            config.width,
-            config.width,
-            kernel_init=nnx.initializers.normal(config.initializer_range),
-            dtype=dtype,
-            rngs=rngs,
-        )
-        self.dropout = nnx.Dropout(head.dropout)
-        self.classifier = _classifier(config, len(head.labels), dtype, rngs)
+    def _build(self, config: EncoderConfig, dtype: Any, rngs: nnx.Rngs) -> None:
+        self.pooler = _linear(config, config.width, dtype, rngs)
+        if self.pooling == "attention":
+            float32 = {"use_bias": False, "preferred_element_type": jnp.float32}
+            self.scores = _linear(config, 1, dtype, rngs, **float32)
 
-    def pool(self, hidden_BTD: jax.Array) -> jax.Array:
+    def select(self, hidden_BTD: jax.Array, lengths_B: jax.Array) -> jax.Array:
         """Returns what stands for each cell [B, D]."""
-        return jnp.tanh(self.pooler(hidden_BTD[:, 0]))
+        return jnp.tanh(self.pooler(self._pool(hidden_BTD, lengths_B)))
 
-    def __call__(self, hidden_BTD: jax.Array, dropout_key: jax.Array | None = None) -> jax.Array:
-        """Returns float32 logits [B, C] of the last hidden state; a key switches dropout on."""
-        return self.classifier(_drop(self.dropout, self.pool(hidden_BTD), dropout_key))
-
-
-class GeneClassifierHead(nnx.Module):
-    """Classifies each gene of a cell as the original does: dropout and linear, no pooler."""
-
-    def __init__(self, config: EncoderConfig, head: HeadConfig, dtype: Any, rngs: nnx.Rngs):
-        self.dropout = nnx.Dropout(head.dropout)
-        self.classifier = _classifier(config, len(head.labels), dtype, rngs)
-
-    def __call__(self, hidden_BTD: jax.Array, dropout_key: jax.Array | None = None) -> jax.Array:
-        """Returns float32 logits [B, T, C] of the last hidden state; a key switches dropout on."""
-        return self.classifier(_drop(self.dropout, hidden_BTD, dropout_key))
+    def _pool(self, hidden_BTD: jax.Array, lengths_B: jax.Array) -> jax.Array:
+        if self.pooling == "first":
+            return hidden_BTD[:, 0]
+        real_BT = jnp.arange(hidden_BTD.shape[1]) < lengths_B[:, None]
+        if self.pooling == "mean":
+            weights_BT = real_BT / jnp.maximum(lengths_B, 1)[:, None]
+        else:
+            scores_BT = self.scores(hidden_BTD)[..., 0]
+            weights_BT = jax.nn.softmax(jnp.where(real_BT, scores_BT, _MASKED), axis=-1)
+        pooled_BD = jnp.einsum(
+            "bt,btd->bd", weights_BT, hidden_BTD, preferred_element_type=jnp.float32
+        )
+        return pooled_BD.astype(hidden_BTD.dtype)
 
 
-HEADS = {"cell_classifier": CellClassifierHead, "gene_classifier": GeneClassifierHead}
+class GeneHead(Head):
+    """Classifies each gene of a cell by its own hidden state, as the original does."""
+
+    def select(self, hidden_BTD: jax.Array, lengths_B: jax.Array) -> jax.Array:
+        """Returns every gene's hidden state [B, T, D]."""
+        return hidden_BTD
 
 
-def _drop(dropout: nnx.Dropout, x: jax.Array, key: jax.Array | None) -> jax.Array:
-    return x if key is None else dropout(x, deterministic=False, rngs=key)
+_HEADS = {CELLS: CellHead, GENES: GeneHead}
 
 
 def init_head(config: EncoderConfig, head: HeadConfig, key: jax.Array) -> dict[str, Any]:
     """Draws a head's initial weights as BERT does: normal(0, initializer_range), zero biases."""
-    built = HEADS[head.kind](config, head, jnp.float32, nnx.Rngs(key))
+    built = _HEADS[head.kind](config, head, jnp.float32, nnx.Rngs(key))
     return nnx.to_pure_dict(nnx.state(built, nnx.Param))
 
 
 def head_module(
     config: EncoderConfig, head: HeadConfig, weights: dict[str, Any], precision: Precision
-) -> CellClassifierHead | GeneClassifierHead:
+) -> CellHead | GeneHead:
     """Returns the head holding `weights`, which are `params[head.kind]` of a model."""
-    build = functools.partial(HEADS[head.kind], config, head, precision.compute)
+    build = functools.partial(_HEADS[head.kind], config, head, precision.compute)
     graph, state = nnx.split(nnx.eval_shape(lambda: build(nnx.Rngs(0))))
     nnx.replace_by_pure_dict(state, weights)
     return nnx.merge(graph, state)

@@ -29,7 +29,7 @@ HEADS = {
 
 @functools.partial(jax.jit, static_argnums=(0, 3))
 def classify(head, weights, hidden_BTD, precision, dropout_key=None):
-    return head_module(CONFIG, head, weights, precision)(hidden_BTD, dropout_key)
+    return head_module(CONFIG, head, weights, precision)(hidden_BTD, dropout_key=dropout_key)
 
 
 def hidden_states() -> np.ndarray:

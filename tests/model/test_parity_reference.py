@@ -175,7 +175,7 @@ def run_head(model: PretrainedModel, hidden: np.ndarray, method: str = "__call__
     @jax.jit
     def run(weights, hidden_BTD):
         head = head_module(model.config, model.head, weights, FLOAT32)
-        return getattr(head, method)(hidden_BTD)
+        return getattr(head, method)(hidden_BTD, None)
 
     return np.asarray(run(model.params[model.head.kind], hidden))
 
@@ -192,7 +192,7 @@ def test_cell_classes_are_the_originals(reference_dir, tmp_path, attention):
     assert same_encoder(model, encoder)
     found = outputs(reference_dir, "v1_tiny", attention, ALL)
     first = np.stack([found[cell].hidden[-1, :1] for cell in range(8)])
-    pooled = run_head(model, first, "pool")
+    pooled = run_head(model, first, "select")
     np.testing.assert_allclose(pooled, expected["cell_classifier_pooled"], rtol=0, atol=ATOL)
     logits = run_head(model, first)
     np.testing.assert_allclose(logits, expected["cell_classifier_logits"], rtol=0, atol=ATOL)
