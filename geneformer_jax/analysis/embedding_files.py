@@ -6,7 +6,6 @@ run that is given again checks the records and computes what is missing, in the 
 it had never been stopped, so the result is the same.
 """
 
-import hashlib
 import json
 import zipfile
 from collections.abc import Iterator, Mapping
@@ -14,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import h5py
-import jax
 import numpy as np
 import pandas as pd
 import pyarrow as pa
@@ -22,6 +20,14 @@ import pyarrow.parquet as pq
 
 from geneformer_jax.analysis.embedder import Embedded, Embedder
 from geneformer_jax.analysis.gene_totals import GeneTotals
+from geneformer_jax.analysis.unfinished import (
+    PLAN,
+    as_json,
+    identity_of,
+    parts_folder,
+    refuse_other_plan,
+    sha256,
+)
 from geneformer_jax.common.errors import InputError
 from geneformer_jax.common.files import remove, write_aside
 
@@ -34,7 +40,7 @@ _CELLS_PER_ACCELERATOR_PART = 131_072
 # Every occurrence of a gene is a row: some hundred megabytes in a part.
 _ROWS_PER_PART = 262_144
 _ROWS_PER_GROUP = 16_384
-_PLAN, _ROWS, _TOTALS = "plan.json", "rows.npy", "totals.npz"
+_ROWS, _TOTALS = "rows.npy", "totals.npz"
 _PART_SIZE = "cells in a part"
 
 
@@ -55,9 +61,10 @@ class Parts:
         self.folder = parts_folder(output)
         self._embedder = embedder
         plan = _plan(embedder, identity)
-        kept = self.folder / _PLAN
+        kept = self.folder / PLAN
         if kept.is_file():
-            _refuse_other_plan(self.folder, plan)
+            # The parts stay as they were begun, whatever devices go on with them.
+            refuse_other_plan(self.folder, plan, apart_from=[_PART_SIZE])
         else:
             self._begin({_PART_SIZE: _cells_per_part(embedder), **plan})
         self.ranges = list(_ranges(embedder, json.loads(kept.read_text())[_PART_SIZE]))
@@ -89,7 +96,7 @@ class Parts:
             raise InputError(f"{self.folder} holds other files; remove it or name another output")
         with write_aside(self.folder) as aside:
             aside.mkdir()
-            (aside / _PLAN).write_text(json.dumps(plan, indent=2) + "\n")
+            (aside / PLAN).write_text(json.dumps(plan, indent=2) + "\n")
             if embedder.pass_.mode != "gene":
                 rows = aside / _ROWS
                 np.lib.format.open_memmap(rows, "w+", np.float32, self._shape()).flush()
@@ -114,13 +121,13 @@ class Parts:
 
     def _record(self, part: int, rows: np.ndarray) -> None:
         with write_aside(self._record_of(part)) as aside:
-            aside.write_text(_sha256(rows) + "\n")
+            aside.write_text(sha256(rows) + "\n")
 
     def _is_done(self, part: int, rows: np.ndarray) -> bool:
         record = self._record_of(part)
         if not record.is_file():
             return False
-        return record.read_text().strip() == _sha256(rows)
+        return record.read_text().strip() == sha256(rows)
 
     def _gene_totals(self) -> GeneTotals:
         """Gathers the genes part by part, keeping the totals so far."""
@@ -148,11 +155,6 @@ class Parts:
             raise InputError(f"{path} is damaged; remove {self.folder} to begin anew") from None
 
 
-def parts_folder(output: Path) -> Path:
-    """Where the parts of an unfinished output lie."""
-    return output.with_name(output.name + ".parts")
-
-
 def check_output(output: Path, configuration: Mapping[str, Any]) -> None:
     """Refuses an output of another format, or in the place of a file of someone else.
 
@@ -163,7 +165,7 @@ def check_output(output: Path, configuration: Mapping[str, Any]) -> None:
         raise InputError(f"--output={output} must end in {', '.join(SUFFIXES)}")
     written = [output, table_path(output)] if output.suffix == ".npy" else [output]
     for path in written:
-        if path.exists() and _story_of(path).get("configuration") != _as_json(configuration):
+        if path.exists() and _story_of(path).get("configuration") != as_json(configuration):
             raise InputError(
                 f"{path} is there and was not written by this command; remove it or name another "
                 "file"
@@ -278,48 +280,13 @@ def _ranges(embedder: Embedder, most: int) -> Iterator[tuple[int, int]]:
 def _plan(embedder: Embedder, identity: Mapping[str, Any]) -> dict[str, Any]:
     """What the parts must agree in. Devices may change: they only round differently."""
     facts = embedder.facts()
-    lengths = np.asarray(embedder.cells.lengths, np.int64)
     plan = {
         **{name: facts[name] for name in ("mode", "layer", "precision", "attention")},
-        "vocabulary": facts["vocabulary_hash"],
-        "weights": _weights_sha256(embedder),
-        "cells": len(lengths),
-        "lengths": _sha256(lengths),
-        "cell ids": _sha256("\0".join(map(str, embedder.cells.obs.index)).encode()),
+        **identity_of(embedder.model, embedder.cells),
         **identity,
     }
-    return _as_json(plan)
-
-
-def _refuse_other_plan(folder: Path, plan: Mapping[str, Any]) -> None:
-    kept = json.loads((folder / _PLAN).read_text())
-    names = [name for name in {**kept, **plan} if kept.get(name) != plan.get(name)]
-    # The parts stay as they were begun, whatever devices go on with them.
-    names = [name for name in names if name != _PART_SIZE]
-    if names:
-        raise InputError(
-            f"{folder} holds an unfinished run with another {', '.join(names)}; give its command "
-            "again, or remove the folder to begin anew"
-        )
-
-
-def _as_json(value: Any) -> Any:
-    return json.loads(json.dumps(value, default=str))
+    return as_json(plan)
 
 
 def _width(embedder: Embedder) -> int:
     return embedder.model.config.width
-
-
-def _sha256(data: np.ndarray | bytes) -> str:
-    return hashlib.sha256(
-        data if isinstance(data, bytes) else np.ascontiguousarray(data)
-    ).hexdigest()
-
-
-def _weights_sha256(embedder: Embedder) -> str:
-    digest = hashlib.sha256()
-    params = embedder.model.params
-    for leaf in jax.tree.leaves({name: params[name] for name in ("embeddings", "blocks")}):
-        digest.update(np.ascontiguousarray(jax.device_get(leaf)))
-    return digest.hexdigest()

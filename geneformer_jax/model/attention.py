@@ -71,7 +71,7 @@ def choose_attention(
     if requested not in ("auto", *IMPLEMENTATIONS):
         raise InputError(_unknown(requested, ("auto", *IMPLEMENTATIONS)))
     if compute_capability is None and platform in ("gpu", "cuda"):
-        compute_capability = _local_compute_capability()
+        compute_capability = compute_capability_of(jax.local_devices()[0])
     situation = _Situation(
         platform, jnp.dtype(compute_dtype), head_size, dropout_rate, packed, compute_capability
     )
@@ -137,10 +137,10 @@ def _refuse(implementation: str, obstacle: str | None):
         )
 
 
-def _local_compute_capability() -> float | None:
-    """Returns the compute capability of the first local device, None where it is no NVIDIA GPU."""
+def compute_capability_of(device: jax.Device) -> float | None:
+    """Returns a device's compute capability, such as 9.0; None where it is no NVIDIA GPU."""
     try:
-        return float(getattr(jax.local_devices()[0], "compute_capability", ""))
+        return float(getattr(device, "compute_capability", ""))
     except ValueError:
         return None
 

@@ -47,7 +47,8 @@ class HeadTask:
     def __post_init__(self):
         object.__setattr__(self, "labels", tuple(self.labels))
         if self.regression and len(self.labels) != 1:
-            raise InputError(f'the regression "{self.name}" has {len(self.labels)} outputs; it is 1')
+            count = len(self.labels)
+            raise InputError(f'the regression "{self.name}" has {count} outputs; it must be 1')
         if self.weight <= 0 or self.scale <= 0:
             raise InputError(
                 f'task "{self.name}" has weight {self.weight} and scale {self.scale}; both must be '

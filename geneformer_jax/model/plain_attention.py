@@ -16,12 +16,17 @@ MASKED = -1e30
 CHUNK = 256
 
 
-def softmax_weights(q_BTNH, k_BSNH, q_segments_BT, k_segments_BS):
-    """Returns softmax(q k^T / sqrt(H)) within each segment, float32 [B, N, T, S]."""
+def attention_scores(q_BTNH, k_BSNH, q_segments_BT, k_segments_BS):
+    """Returns q k^T / sqrt(H) within each segment and `MASKED` elsewhere, float32 [B, N, T, S]."""
     scale = q_BTNH.shape[-1] ** -0.5
     scores_BNTS = scale * einsum_f32("btnh,bsnh->bnts", q_BTNH, k_BSNH)
     same_BTS = q_segments_BT[:, :, None] == k_segments_BS[:, None, :]
-    return jax.nn.softmax(jnp.where(same_BTS[:, None], scores_BNTS, MASKED), axis=-1)
+    return jnp.where(same_BTS[:, None], scores_BNTS, MASKED)
+
+
+def softmax_weights(q_BTNH, k_BSNH, q_segments_BT, k_segments_BS):
+    """Returns softmax(q k^T / sqrt(H)) within each segment, float32 [B, N, T, S]."""
+    return jax.nn.softmax(attention_scores(q_BTNH, k_BSNH, q_segments_BT, k_segments_BS), axis=-1)
 
 
 def attend_plain(q_BTNH, k_BSNH, v_BSNH, q_segments_BT, k_segments_BS, rate, key):
@@ -44,16 +49,19 @@ def attend_chunked(q_BTNH, k_BTNH, v_BTNH, segments_BT, rate, key, chunk=CHUNK):
     and only [B, N, chunk, T] scores exist at a time. Chunk i drops weights by `fold_in(key, i)`.
     """
     positions = q_BTNH.shape[1]
-    chunks = -(-positions // chunk)
-    size = -(-positions // chunks)
-    queries = _split(q_BTNH, chunks, size), _split(segments_BT, chunks, size)
+    queries = split_positions(q_BTNH, chunk), split_positions(segments_BT, chunk)
     out_ABTNH = _scan_chunks(rate, *queries, k_BTNH, v_BTNH, segments_BT, key)
     out_BTNH = jnp.moveaxis(out_ABTNH, 0, 1).reshape(len(q_BTNH), -1, *q_BTNH.shape[2:])
     return out_BTNH[:, :positions]
 
 
-def _split(x_BT, chunks, size):
-    """Returns [A chunks, B, size, ...], the end padded with zeros: pad positions of segment 0."""
+def split_positions(x_BT, chunk=CHUNK):
+    """Returns [A, B, size, ...]: the fewest even chunks of at most `chunk` positions.
+
+    The end is padded with zeros: pad positions of segment 0.
+    """
+    chunks = -(-x_BT.shape[1] // chunk)
+    size = -(-x_BT.shape[1] // chunks)
     padding = [(0, 0)] * x_BT.ndim
     padding[1] = (0, chunks * size - x_BT.shape[1])
     x_BT = jnp.pad(x_BT, padding)
