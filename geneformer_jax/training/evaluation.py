@@ -12,7 +12,7 @@ from geneformer_jax.model.config import EncoderConfig
 from geneformer_jax.model.encoder import Params, Runtime
 from geneformer_jax.training.baselines import Baselines, BaselineScore
 from geneformer_jax.training.mesh import put_batch
-from geneformer_jax.training.objectives import MaskedGeneSums, masked_gene_sums
+from geneformer_jax.training.objectives import LossSums, masked_gene_sums
 
 
 class Evaluation(NamedTuple):
@@ -45,7 +45,7 @@ class Evaluator:
         """
         self._batches, self._mesh = batches, mesh
 
-        def sums(params: Params, batch: Batch) -> MaskedGeneSums:
+        def sums(params: Params, batch: Batch) -> LossSums:
             return masked_gene_sums(config, params, batch, runtime)
 
         self._sums = jax.jit(sums, out_shardings=NamedSharding(mesh, PartitionSpec()))

@@ -10,18 +10,18 @@ from geneformer_jax.model.config import EncoderConfig
 from geneformer_jax.model.encoder import Params, Runtime, encode, masked_gene_logits
 
 
-class MaskedGeneSums(NamedTuple):
-    """Float32 sums over the masked genes of a batch, to be divided by `genes`.
+class LossSums(NamedTuple):
+    """Float32 sums over what a batch asks for, to be divided by `targets`.
 
     Attributes:
       loss: cross-entropy in nats.
-      correct: genes ranked first.
-      genes: number of masked genes.
+      correct: those ranked first.
+      targets: how many there are: masked genes, or labelled cells or genes.
     """
 
     loss: jax.Array
     correct: jax.Array
-    genes: jax.Array
+    targets: jax.Array
 
 
 def masked_gene_sums(
@@ -30,7 +30,7 @@ def masked_gene_sums(
     batch: Batch,
     runtime: Runtime,
     dropout_key: jax.Array | None = None,
-) -> MaskedGeneSums:
+) -> LossSums:
     """Masked gene prediction, the paper's pretraining objective, on a batch of masked cells."""
     hidden_BTD = encode(
         config,
@@ -45,8 +45,8 @@ def masked_gene_sums(
     )
     losses_BM = optax.softmax_cross_entropy_with_integer_labels(logits_BMV, batch.targets_BM)
     correct_BM = logits_BMV.argmax(axis=-1) == batch.targets_BM
-    return MaskedGeneSums(
+    return LossSums(
         loss=(losses_BM * batch.weights_BM).sum(),
         correct=(correct_BM * batch.weights_BM).sum(),
-        genes=batch.weights_BM.sum(),
+        targets=batch.weights_BM.sum(),
     )

@@ -19,7 +19,7 @@ from geneformer_jax.training.loss_scale import (
     next_loss_scale,
 )
 from geneformer_jax.training.mesh import BATCH, shardings
-from geneformer_jax.training.objectives import MaskedGeneSums, masked_gene_sums
+from geneformer_jax.training.objectives import LossSums, masked_gene_sums
 
 
 class TrainState(NamedTuple):
@@ -42,9 +42,9 @@ class StepMetrics(NamedTuple):
     """Float32 scalars of one step, over the whole batch.
 
     Attributes:
-      loss: mean cross-entropy of the masked genes, nats.
-      accuracy: share of masked genes ranked first.
-      masked_genes: number of masked genes.
+      loss: mean over the targets, for classes the cross-entropy in nats.
+      accuracy: share of the targets whose class was ranked first.
+      targets: masked genes, or labelled cells or genes.
       tokens: real tokens in the batch.
       gradient_norm: global norm before clipping.
       parameter_norm: global norm of the weights before the update.
@@ -54,7 +54,7 @@ class StepMetrics(NamedTuple):
 
     loss: jax.Array
     accuracy: jax.Array
-    masked_genes: jax.Array
+    targets: jax.Array
     tokens: jax.Array
     gradient_norm: jax.Array
     parameter_norm: jax.Array
@@ -86,10 +86,25 @@ class Recipe:
     micro_batches: int = 1
     optimizer_on_host: bool = False
 
+    def draw(self) -> Params:
+        """Draws initial weights."""
+        return init_params(self.config, jax.random.key(self.seed))
+
+    def size(self, batch: Batch) -> Any:
+        """Returns what a whole batch's losses are divided by."""
+        return jnp.maximum(batch.weights_BM.sum(), 1.0)
+
+    def loss(
+        self, params: Params, part: Batch, size: Any, key: jax.Array
+    ) -> tuple[jax.Array, LossSums]:
+        """Returns a part's share in the mean loss of its batch, and its sums."""
+        sums = masked_gene_sums(self.config, params, part, self.runtime, key)
+        return sums.loss / size, sums
+
 
 def init_state(recipe: Recipe) -> TrainState:
     """Draws initial weights and the optimizer's zero state."""
-    params = init_params(recipe.config, jax.random.key(recipe.seed))
+    params = recipe.draw()
     scaled = recipe.runtime.precision.scaled_loss
     return TrainState(
         step=jnp.zeros((), jnp.int32),
@@ -105,13 +120,13 @@ def train_step(
     """One update; a pure function of state and batch. Dropout depends on (seed, step) alone."""
     scale = jnp.ones(()) if state.loss_scale is None else state.loss_scale.scale
     sums, gradients = _gradients(state, batch, recipe, scale)
-    genes = jnp.maximum(sums.genes, 1.0)
+    targets = jnp.maximum(sums.targets, 1.0)
     after = _update(state, gradients, recipe.optimizer)
     skipped = 0 if after.loss_scale is None else after.loss_scale.skipped
     metrics = StepMetrics(
-        loss=sums.loss / genes,
-        accuracy=sums.correct / genes,
-        masked_genes=sums.genes,
+        loss=sums.loss / targets,
+        accuracy=sums.correct / targets,
+        targets=sums.targets,
         tokens=batch.lengths_B.sum().astype(jnp.float32),
         gradient_norm=optax.tree.norm(gradients),
         parameter_norm=optax.tree.norm(state.params),
@@ -123,14 +138,14 @@ def train_step(
 
 def _gradients(
     state: TrainState, batch: Batch, recipe: Recipe, scale: jax.Array
-) -> tuple[MaskedGeneSums, Params]:
+) -> tuple[LossSums, Params]:
     """Returns the batch's sums and the gradients of its mean loss, unscaled again."""
-    genes = jnp.maximum(batch.weights_BM.sum(), 1.0)
+    size = recipe.size(batch)
     dropout_key = jax.random.fold_in(jax.random.key(recipe.seed), state.step)
 
-    def loss(params: Params, part: Batch, key: jax.Array) -> tuple[jax.Array, MaskedGeneSums]:
-        sums = masked_gene_sums(recipe.config, params, part, recipe.runtime, key)
-        return sums.loss * scale / genes, sums
+    def loss(params: Params, part: Batch, key: jax.Array) -> tuple[jax.Array, LossSums]:
+        share, sums = recipe.loss(params, part, size, key)
+        return share * scale, sums
 
     differentiate = jax.grad(loss, has_aux=True)
     k = recipe.micro_batches
@@ -149,7 +164,7 @@ def _gradients(
         zeros = jax.tree.map(jnp.zeros_like, state.params)
         zero = jnp.zeros(())
         keys = jax.random.split(dropout_key, k)
-        start = (zeros, MaskedGeneSums(zero, zero, zero))
+        start = (zeros, LossSums(zero, zero, zero))
         (gradients, sums), _ = jax.lax.scan(add, start, (parts, keys))
     return sums, jax.tree.map(lambda gradient: gradient / scale, gradients)
 

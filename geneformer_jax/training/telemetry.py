@@ -1,5 +1,6 @@
-"""What a run says while it runs: metrics.jsonl, one JSON object a line."""
+"""What a run says while it runs: metrics.jsonl, one JSON object a line, and TensorBoard's files."""
 
+import contextlib
 import json
 import time
 from collections.abc import Iterator
@@ -8,6 +9,9 @@ from typing import Any
 
 import jax
 import numpy as np
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.proto.summary_pb2 import Summary
 
 from geneformer_jax.batches.loader import Batch
 from geneformer_jax.common.errors import InputError
@@ -15,15 +19,21 @@ from geneformer_jax.common.files import write_aside
 from geneformer_jax.training.estimate import peak_flops, step_flops
 from geneformer_jax.training.optimizer import learning_rate
 from geneformer_jax.training.run import Run
-from geneformer_jax.training.state import StepMetrics
+from geneformer_jax.training.state import StepMetrics, TrainState
 
 METRICS = "metrics.jsonl"
+TENSORBOARD = "tensorboard"
+NOT_FINITE = "not_finite.json"
+_HELD_OUT = "held_out_"
+# Steps that the devices are given ahead of those whose end is waited for.
+_IN_FLIGHT = 3
 
 
 class MetricsLog:
-    """The metrics file of a run; lines of steps that are run again are replaced, not doubled.
+    """The metrics of a run: a file of JSON lines, and the same for TensorBoard.
 
-    In a run of several processes the first one writes.
+    Use as a context manager. Lines of steps that are run again are replaced, not doubled. In a run
+    of several processes the first one writes.
     """
 
     def __init__(self, workdir: Path, first_step: int):
@@ -35,6 +45,19 @@ class MetricsLog:
         rows = [row for row in read_metrics(workdir) if row["step"] <= first_step]
         with write_aside(self._path) as aside:
             aside.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        folder = workdir / TENSORBOARD
+        folder.mkdir(exist_ok=True)
+        self._events = EventsWriter(str(folder / "events"), f".from-step-{first_step}")
+        # TensorBoard then hides what files of an interrupted run tell of later steps.
+        start = SessionLog(status=SessionLog.START)
+        self._events.write_event(Event(step=first_step + 1, session_log=start))
+
+    def __enter__(self) -> "MetricsLog":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._writes:
+            self._events.close()
 
     def write(self, row: dict[str, Any]) -> None:
         """Appends one line; `row` holds at least `step`."""
@@ -42,6 +65,21 @@ class MetricsLog:
             return
         with self._path.open("a") as file:
             file.write(json.dumps(row) + "\n")
+        values = [
+            Summary.Value(tag=_tag(name), simple_value=value)
+            for name, value in row.items()
+            if name != "step" and value is not None
+        ]
+        summary = Summary(value=values)
+        self._events.write_event(Event(wall_time=time.time(), step=row["step"], summary=summary))
+        self._events.flush()
+
+
+def _tag(name: str) -> str:
+    """TensorBoard groups what stands before a slash."""
+    if name.startswith(_HELD_OUT):
+        return f"held_out/{name.removeprefix(_HELD_OUT)}"
+    return f"training/{name}"
 
 
 def read_metrics(workdir: Path) -> list[dict[str, Any]]:
@@ -61,9 +99,9 @@ def read_metrics(workdir: Path) -> list[dict[str, Any]]:
 class Window:
     """The steps since the last line of metrics."""
 
-    def __init__(self, run: Run, step: int):
-        """Begins after `step`."""
-        self._run, self._step = run, step
+    def __init__(self, run: Run, step: int, workdir: Path):
+        """Begins after `step`; `workdir` gets the cells of a batch whose loss is not finite."""
+        self._run, self._step, self._workdir = run, step, workdir
         self._schedule = learning_rate(run.config.optimizer, run.steps)
         self._empty()
 
@@ -74,9 +112,13 @@ class Window:
         self._waited = 0.0
         self._started = time.monotonic()
 
-    def restart_clock(self) -> None:
-        """Leaves out what happened since the last line: an evaluation is no training time."""
-        self._started = time.monotonic()
+    @contextlib.contextmanager
+    def paused(self, state: TrainState) -> Iterator[None]:
+        """Leaves out of the window what happens inside: an evaluation is no training time."""
+        jax.block_until_ready(state)
+        before = time.monotonic()
+        yield
+        self._started += time.monotonic() - before
 
     def wait_for(self, batches: Iterator[Batch]) -> Batch:
         """Returns the next batch, counting the time that the devices may have to wait for it."""
@@ -88,6 +130,8 @@ class Window:
     def add(self, metrics: StepMetrics, step: int) -> None:
         """Adds `step`, which was dispatched; its numbers are fetched when the window closes."""
         self._metrics.append(metrics)
+        # The devices have work ahead, but no more than a request to stop can wait for.
+        jax.block_until_ready(self._metrics[-_IN_FLIGHT:][0])
         cells, bucket = self._run.batches.plan.step(step - 1)
         cells_read = cells[cells >= 0]
         self._cells += len(cells_read)
@@ -96,8 +140,11 @@ class Window:
         share = self._run.config.masking.selected_share
         self._flops += step_flops(self._run.encoder, lengths, share * lengths.sum())
 
-    def close(self, step: int) -> dict[str, float]:
+    def close(self, step: int) -> dict[str, Any]:
         """Returns the window's line of metrics, and begins a new window after `step`.
+
+        Norms and scores are means over the window's steps (weighted by what was predicted),
+        the parameter norm, the loss scale and the learning rate those of its end.
 
         Raises:
           InputError: the loss of a step is not finite.
@@ -105,19 +152,22 @@ class Window:
         steps = StepMetrics(*np.asarray(jax.device_get(self._metrics), np.float64).T)
         bad = np.flatnonzero(~np.isfinite(steps.loss))
         if len(bad):
-            raise InputError(self._explain(self._step + 1 + int(bad[0]), step))
+            self._refuse(self._step + 1 + int(bad[0]), step)
         seconds = max(time.monotonic() - self._started, 1e-9)
-        genes, tokens = steps.masked_genes, steps.tokens.sum()
+        targets, tokens = steps.targets, steps.tokens.sum()
+        skipped = int(steps.skipped_updates[-1])
+        # Where a float16 gradient overflowed, the update was skipped and there is no norm.
+        norms = steps.gradient_norm[np.isfinite(steps.gradient_norm)]
         row = {
             "step": step,
             "epoch": round(step / self._run.steps_per_epoch, 4),
-            "loss": float((steps.loss * genes).sum() / genes.sum()),
-            "accuracy": float((steps.accuracy * genes).sum() / genes.sum()),
-            "learning_rate": float(self._schedule(step - 1)),
-            "gradient_norm": float(steps.gradient_norm.mean()),
+            "loss": float((steps.loss * targets).sum() / targets.sum()),
+            "accuracy": float((steps.accuracy * targets).sum() / targets.sum()),
+            "learning_rate": float(self._schedule(max(step - 1 - skipped, 0))),
+            "gradient_norm": float(norms.mean()) if len(norms) else None,
             "parameter_norm": float(steps.parameter_norm[-1]),
             "loss_scale": float(steps.loss_scale[-1]),
-            "skipped_updates": int(steps.skipped_updates[-1]),
+            "skipped_updates": skipped,
             "cells_per_s": self._cells / seconds,
             "tokens_per_s": tokens / seconds,
             "padded_tokens_per_s": self._padded / seconds,
@@ -141,11 +191,17 @@ class Window:
             known["device_memory_gib"] = memory["peak_bytes_in_use"] / 2**30
         return known
 
-    def _explain(self, bad: int, step: int) -> str:
+    def _refuse(self, bad: int, step: int) -> None:
+        """Ends the run at a loss that is not finite, having listed the cells of its batch."""
         cells = self._run.batches.plan.step(bad - 1).cells
-        ids = self._run.store.obs.index[cells[cells >= 0][:5]]
-        return (
+        ids = [str(name) for name in self._run.store.obs.index[cells[cells >= 0]]]
+        path = self._workdir / NOT_FINITE
+        if jax.process_index() == 0:
+            told = {"step": bad, "steps_looked_at": [self._step + 1, step], "cells": ids}
+            with write_aside(path) as aside:
+                aside.write_text(json.dumps(told, indent=2) + "\n")
+        raise InputError(
             f"the loss of step {bad:,} (in steps {self._step + 1:,} to {step:,}) is not finite; "
-            f"its batch holds cells {', '.join(map(str, ids))}, ...; lower "
+            f"its batch holds cells {', '.join(ids[:5])}, ... (all in {path}); lower "
             "--config.optimizer.learning_rate or raise warmup_steps, and start in a new --workdir"
         )

@@ -137,7 +137,7 @@ def test_outputs_loss_and_all_gradients_of_a_step(torch, tmp_path, name, attenti
     def step(params, batch):
         def loss(params):
             sums = masked_gene_sums(model.config, params, batch, runtime)
-            return sums.loss / sums.genes
+            return sums.loss / sums.targets
 
         hidden = encode_all_layers(
             model.config, params, batch.tokens_BT, batch.lengths_B, runtime=runtime

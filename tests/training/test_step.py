@@ -75,7 +75,7 @@ def one_step(mesh_config: MeshConfig | None, recipe: Recipe | None = None, steps
 GOLDEN = {
     "loss": 4.1729646,
     "accuracy": 1 / 23,
-    "masked_genes": 23,
+    "targets": 23,
     "tokens": 127,
     "gradient_norm": 2.5898514,
     "parameter_norm": 14.1497965,
@@ -162,7 +162,7 @@ def test_micro_batches_add_up_to_the_batch():
     for mesh, parts in ((None, 4), (MeshConfig(2, 2, 2), 2)):
         state, metrics = one_step(mesh, recipe_of(micro_batches=parts))
         np.testing.assert_allclose(metrics.loss, expected_metrics.loss, rtol=1e-5)
-        assert metrics.masked_genes == expected_metrics.masked_genes
+        assert metrics.targets == expected_metrics.targets
         moments = [jax.tree.leaves(each.optimizer[1][0].mu) for each in (expected, state)]
         for one, other in zip(*moments, strict=True):
             np.testing.assert_allclose(other, one, atol=2e-6)
