@@ -9,7 +9,7 @@ from jax.sharding import Mesh
 
 from geneformer_jax.analysis.cell_selection import EncodedCells
 from geneformer_jax.batches.loader import pad_cells
-from geneformer_jax.batches.plan import FINE_MULTIPLE, BatchPlan, BatchShape, choose_buckets
+from geneformer_jax.batches.plan import BatchPlan, BatchShape, choose_buckets
 from geneformer_jax.common.errors import InputError
 from geneformer_jax.model.attention import choose_attention
 from geneformer_jax.model.config import EncoderConfig
@@ -20,11 +20,11 @@ from geneformer_jax.training.mesh import batch_divisor, make_mesh, put_batch
 
 # A CPU's caches hold small batches (4,096 tokens took half the time of 20,000); an accelerator
 # idles on them.
-_TOKENS_PER_DEVICE = {"cpu": 4_096}
-_TOKENS_PER_ACCELERATOR = 131_072
+TOKENS_PER_DEVICE = {"cpu": 4_096}
+TOKENS_PER_ACCELERATOR = 131_072
 # Floating point operations per second, roughly, to weigh computing padding against compiling.
-_SPEED = {"cpu": 1e11}
-_ACCELERATOR_SPEED = 1e14
+SPEED = {"cpu": 1e11}
+ACCELERATOR_SPEED = 1e14
 _MOST_BUCKETS = 24
 
 
@@ -118,11 +118,11 @@ def lay_out(
     """
     platform = mesh.devices.flat[0].platform
     if tokens_per_device is None:
-        tokens_per_device = _TOKENS_PER_DEVICE.get(platform, _TOKENS_PER_ACCELERATOR)
+        tokens_per_device = TOKENS_PER_DEVICE.get(platform, TOKENS_PER_ACCELERATOR)
     if tokens_per_device < 1:
         raise InputError(f"tokens_per_device is {tokens_per_device}; it must be at least 1")
     lengths = np.asarray(lengths)
-    found = choose_buckets(lengths, _worthwhile_buckets(lengths, config, platform), FINE_MULTIPLE)
+    found = choose_buckets(lengths, _worthwhile_buckets(lengths, config, platform))
     buckets = tuple(sorted({min(bucket, config.positions) for bucket in found}))
     in_bucket = np.bincount(np.searchsorted(buckets, lengths), minlength=len(buckets))
     sharing = batch_divisor(mesh)
@@ -143,7 +143,7 @@ def _worthwhile_buckets(lengths: np.ndarray, config: EncoderConfig, platform: st
     lengths = lengths.astype(np.float64)
     weights = 2 * config.layers * (4 * D * D + 2 * D * F) * lengths.sum()
     attention = 4 * config.layers * D * (lengths**2).sum()
-    seconds = (weights + attention) / _SPEED.get(platform, _ACCELERATOR_SPEED)
+    seconds = (weights + attention) / SPEED.get(platform, ACCELERATOR_SPEED)
     return int(np.clip(np.ceil(np.sqrt(seconds)), 1, _MOST_BUCKETS))
 
 

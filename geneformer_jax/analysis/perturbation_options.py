@@ -1,0 +1,236 @@
+"""What a perturbation run is asked to do, checked against the model and the cells."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import jax
+import numpy as np
+
+from geneformer_jax.analysis.cell_selection import (
+    ORIGINAL_SEED,
+    ChosenCells,
+    EncodedCells,
+    select_cells,
+)
+from geneformer_jax.analysis.embedder import check_options
+from geneformer_jax.analysis.perturbation_edits import EditRule, Frame
+from geneformer_jax.analysis.perturbation_engine import Measures, Perturber
+from geneformer_jax.analysis.perturbation_genes import (
+    ALL,
+    EACH,
+    TOGETHER,
+    GeneSets,
+    gene_tokens,
+    read_gene_sets,
+)
+from geneformer_jax.analysis.perturbation_pass import CELL, CLS, MODES
+from geneformer_jax.analysis.perturbation_plan import Work, plan_work
+from geneformer_jax.analysis.perturbation_states import (
+    States,
+    compute_states,
+    read_states,
+    unit_vectors,
+)
+from geneformer_jax.common.errors import InputError, did_you_mean
+from geneformer_jax.model.encoder import Runtime
+from geneformer_jax.model.heads import HeadConfig
+from geneformer_jax.model.pretrained import PretrainedModel
+
+ORIGINAL, REFILL = "original", "refill"
+TRUNCATIONS = (ORIGINAL, REFILL)
+NONE, FULL, TOP, MEANS = "none", "full", "top", "means"
+GENE_SHIFTS = (NONE, FULL, TOP, MEANS)
+NOT_EXPRESSING = "not expressing the genes"
+_READ_AT_ONCE = 4_096
+
+
+@dataclass(frozen=True)
+class Options:
+    """What is perturbed and what is measured; see `perturb_cells`."""
+
+    edit: str = "delete"
+    genes: str | Sequence[str] = ALL
+    combine: str = EACH
+    anchor: str | None = None
+    combinations: Sequence[Sequence[str]] | None = None
+    ranks: int | None = None
+    quantile: float | None = None
+    truncation: str = ORIGINAL
+    mode: str | None = None
+    layer: int = -1
+    states: States | None = None
+    state_embeddings: str | None = None
+    classes: bool = False
+    gene_shifts: str = NONE
+    top: int = 100
+    filters: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    expressing: Sequence[str] = ()
+    at_most: int | None = None
+    seed: int = ORIGINAL_SEED
+
+    def __post_init__(self):
+        _one_of("truncation", self.truncation, TRUNCATIONS)
+        _one_of("gene_shifts", self.gene_shifts, GENE_SHIFTS)
+        if self.mode is not None:
+            _one_of("mode", self.mode, MODES)
+        if self.top < 1:
+            raise InputError(f"top is {self.top}; keep at least 1 gene of each edit")
+        if self.state_embeddings and self.states is None:
+            raise InputError(
+                "state embeddings were given, but no states; say which column, start and goal"
+            )
+
+    @property
+    def refill(self) -> bool:
+        """Whether cells are needed whole, with the genes beyond the cut."""
+        return self.truncation == REFILL
+
+    def rule(self) -> EditRule:
+        """How genes are perturbed."""
+        return EditRule(self.edit, self.ranks, self.quantile, self.refill)
+
+    def gene_sets(self, model: PretrainedModel) -> GeneSets:
+        """Which genes are perturbed."""
+        return read_gene_sets(
+            model.vocabulary, self.genes, self.combine, self.anchor, self.combinations
+        )
+
+    def gene_rows(self) -> int:
+        """Values of single genes of each edit: 0 none, -1 all, or so many."""
+        return {NONE: 0, TOP: self.top}.get(self.gene_shifts, -1)
+
+
+def _one_of(name: str, value: str, known: Sequence[str]) -> None:
+    if value not in known:
+        raise InputError(
+            f'there is no {name} "{value}"{did_you_mean(value, known)}; use one of '
+            f"{', '.join(known)}"
+        )
+
+
+def choose_mode(model: PretrainedModel, options: Options) -> str:
+    """Returns what stands for a cell: as asked, or "cls" for models with `<cls>`, as the original.
+
+    Raises:
+      InputError: the model has no such mode or layer, or no classifier where one is asked for.
+    """
+    framed = model.vocabulary is not None and model.vocabulary.cls_id is not None
+    mode = options.mode or (CLS if framed else CELL)
+    check_options(model, mode, options.layer)
+    _classifier(model, options)
+    return mode
+
+
+def _classifier(model: PretrainedModel, options: Options) -> HeadConfig | None:
+    if not options.classes:
+        return None
+    if model.head is None or model.head.kind != "cell_classifier":
+        has = "none" if model.head is None else f"a {model.head.kind}"
+        raise InputError(
+            f"class probabilities need a checkpoint with a cell classifier, but {model.source} has "
+            f"{has}; name one that finetune wrote, or leave classes out"
+        )
+    return model.head
+
+
+def choose_cells(cells: EncodedCells, options: Options, model: PretrainedModel) -> EncodedCells:
+    """Chooses the cells to perturb, in input order.
+
+    As in the original: the filters, the start state, the genes that must be expressed, and then the
+    draw.
+
+    Raises:
+      InputError: a column, value, state or gene is unknown, or no cell is left.
+    """
+    rule, sets = options.rule(), options.gene_sets(model)
+    chosen = select_cells(cells, options.filters)
+    if options.states is not None:
+        options.states.check(chosen)
+        chosen = options.states.start_cells(chosen)
+    needed = list(gene_tokens(model.vocabulary, options.expressing)) if options.expressing else []
+    if not rule.adds_genes:
+        needed += [] if sets.anchor is None else [sets.anchor]
+        needed += sets.listed if sets.combine == TOGETHER else []
+    if needed:
+        chosen = _expressing(chosen, tuple(dict.fromkeys(needed)), options, model)
+    return select_cells(chosen, None, options.at_most, options.seed)
+
+
+def _expressing(
+    cells: EncodedCells, tokens: tuple[int, ...], options: Options, model: PretrainedModel
+) -> ChosenCells:
+    frame, rule = Frame.of(model.vocabulary, model.config.positions), options.rule()
+    keep = np.zeros(len(cells.lengths), bool)
+    for begin in range(0, len(keep), _READ_AT_ONCE):
+        numbers = np.arange(begin, min(begin + _READ_AT_ONCE, len(keep)))
+        for cell, own in zip(numbers, cells.read(numbers), strict=True):
+            keep[cell] = np.isin(tokens, frame.ranks(own).within_reach(rule)).all()
+    if not keep.any():
+        names = ", ".join(model.vocabulary.gene_id_of(token) for token in tokens)
+        raise InputError(
+            f"none of the {len(keep):,} chosen cells expresses {names}"
+            f"{' together' if len(tokens) > 1 else ''}; name other genes or choose other cells"
+        )
+    dropped = dict(getattr(cells, "dropped", {}))
+    left = int((~keep).sum())
+    return ChosenCells(
+        cells, np.flatnonzero(keep), dropped | ({NOT_EXPRESSING: left} if left else {})
+    )
+
+
+def find_work(cells: EncodedCells, options: Options, model: PretrainedModel) -> Work:
+    """Plans the edits of the chosen cells."""
+    frame = Frame.of(model.vocabulary, model.config.positions)
+    return plan_work(cells, options.rule(), frame, options.gene_sets(model))
+
+
+def measures_of(
+    model: PretrainedModel,
+    cells: EncodedCells,
+    options: Options,
+    runtime: Runtime | None = None,
+    devices: Sequence[jax.Device] | None = None,
+) -> Measures:
+    """Says what is measured; embeds the cells of the states where that is needed.
+
+    Args:
+      model: that perturbs.
+      cells: all cells, those of other states than the start too.
+      options: of the run.
+      runtime: how to compute.
+      devices: which share the work.
+    """
+    mode, states, vectors = choose_mode(model, options), options.states, None
+    if states is not None:
+        if options.state_embeddings:
+            given = read_states(options.state_embeddings, states, model, mode, options.layer)
+        else:
+            own = select_cells(cells, options.filters)
+            layer = options.layer
+            given = compute_states(model, own, states, mode, layer, runtime, devices)
+        vectors = unit_vectors(given, states, options.layer)
+    return Measures(
+        mode=mode,
+        layer=options.layer,
+        states=tuple(states.names) if states else (),
+        vectors=vectors,
+        head=_classifier(model, options),
+        gene_rows=options.gene_rows(),
+    )
+
+
+def make_perturber(
+    model: PretrainedModel,
+    cells: EncodedCells,
+    options: Options,
+    runtime: Runtime | None = None,
+    devices: Sequence[jax.Device] | None = None,
+    tokens_per_device: int | None = None,
+) -> Perturber:
+    """Plans a run and readies the devices for it."""
+    choose_mode(model, options)
+    work = find_work(choose_cells(cells, options, model), options, model)
+    measures = measures_of(model, cells, options, runtime, devices)
+    return Perturber(
+        model, work, measures, runtime, devices=devices, tokens_per_device=tokens_per_device
+    )

@@ -1,0 +1,232 @@
+"""The plan of work: which edits are made in which cells, and in which pieces.
+
+All edits of all cells are numbered through, cell after cell. A part is a range of these numbers,
+fixed by the cells and the edits alone, so that work can be interrupted, or shared by processes on
+unlike machines, and comes to the same tables.
+"""
+
+import functools
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+from geneformer_jax.analysis.cell_selection import EncodedCells
+from geneformer_jax.analysis.perturbation_edits import (
+    CellRanks,
+    EditRule,
+    Edits,
+    Frame,
+    edited_lengths,
+    edits_of,
+)
+from geneformer_jax.analysis.perturbation_genes import GeneSets
+from geneformer_jax.common.errors import InputError
+
+NO_GENE_LEFT = "edits that leave no other gene"
+# Minutes of work on a CPU, a second on an accelerator.
+_TOKENS_PER_PART = 4_194_304
+_CELLS_AT_ONCE = 1_024
+# Bytes in the tables for one value and for one value of a gene, found by measuring.
+_BYTES_PER_VALUE, _BYTES_PER_GENE_VALUE, _BYTES_PER_MEAN = 5, 5, 22
+
+
+class CellEdits(NamedTuple):
+    """The edits of one cell, or some of them.
+
+    Attributes:
+      cell: its number.
+      ranks: its ranking.
+      sets_EK: int32 perturbed genes of each edit, filled up with -1.
+      first: number of the first of these edits among all.
+    """
+
+    cell: int
+    ranks: CellRanks
+    sets_EK: np.ndarray
+    first: int
+
+    def rows(self, rule: EditRule, frame: Frame, padded: int) -> Edits:
+        """Returns the edits in the form of the device."""
+        return edits_of(rule, frame, self.ranks, self.sets_EK, padded)
+
+
+@dataclass(frozen=True, eq=False)
+class Work:
+    """All edits of a run.
+
+    Attributes:
+      cells: to perturb.
+      rule: how genes are perturbed.
+      frame: what surrounds the genes of a cell.
+      sets: which genes are perturbed.
+      counts: int64 [cells] number of edits of each cell.
+      longest: int32 [cells] tokens of the longest edited cell of each.
+      compared: int64 [cells] genes in sight.
+      left_out: reason -> number of edits, or cells, that are left out.
+    """
+
+    cells: EncodedCells
+    rule: EditRule
+    frame: Frame
+    sets: GeneSets
+    counts: np.ndarray
+    longest: np.ndarray
+    compared: np.ndarray
+    left_out: dict[str, int]
+
+    @functools.cached_property
+    def offsets(self) -> np.ndarray:
+        """Number of each cell's first edit; int64 [cells + 1]."""
+        return np.concatenate([[0], np.cumsum(self.counts)])
+
+    @property
+    def edits(self) -> int:
+        """Number of all edits."""
+        return int(self.offsets[-1])
+
+    @property
+    def tokens(self) -> int:
+        """Tokens that have to be encoded."""
+        return int((self.counts * self.longest).sum())
+
+    @functools.cached_property
+    def parts(self) -> list[tuple[int, int]]:
+        """First edit, and the one after the last, of each part."""
+        parts, begin, tokens = [], 0, 0
+        for cell in np.flatnonzero(self.counts):
+            here, stop = int(self.offsets[cell]), int(self.offsets[cell + 1])
+            length = int(self.longest[cell])
+            while here < stop:
+                fitting = max((_TOKENS_PER_PART - tokens) // length, int(tokens == 0))
+                taken = min(fitting, stop - here)
+                here, tokens = here + taken, tokens + taken * length
+                if here < stop or tokens >= _TOKENS_PER_PART:
+                    parts.append((begin, here))
+                    begin, tokens = here, 0
+        if begin < self.edits:
+            parts.append((begin, self.edits))
+        return parts
+
+    def between(self, start: int, stop: int) -> Iterator[CellEdits]:
+        """Yields the edits from `start` to before `stop`, cell by cell."""
+        first = int(np.searchsorted(self.offsets, start, "right")) - 1
+        last = int(np.searchsorted(self.offsets, stop, "left"))
+        for begin in range(first, last, _CELLS_AT_ONCE):
+            numbers = np.arange(begin, min(begin + _CELLS_AT_ONCE, last))
+            numbers = numbers[self.counts[numbers] > 0]
+            for cell, tokens in zip(numbers, self.cells.read(numbers), strict=True):
+                ranks = self.frame.ranks(tokens)
+                own, offset = slice(None), int(self.offsets[cell])
+                own = slice(max(start - offset, 0), stop - offset)
+                sets_EK = sets_of(self.rule, self.frame, self.sets, ranks)[0][own]
+                yield CellEdits(int(cell), ranks, sets_EK, max(start, offset))
+
+    def table_bytes(self, measures: int, gene_rows: int, means: bool) -> int:
+        """Estimates the size of the tables.
+
+        Args:
+          measures: values of each edit.
+          gene_rows: values of single genes of each edit, -1 for all.
+          means: whether those are kept only as means over cells.
+        """
+        total = self.edits * measures * _BYTES_PER_VALUE
+        if not gene_rows:
+            return total
+        per_edit = self.compared if gene_rows < 0 else np.minimum(self.compared, gene_rows)
+        values = int((self.counts * per_edit).sum())
+        if means:
+            genes = int(self.compared.max(initial=0))
+            return total + min(values, self.different_genes**2, values) * _BYTES_PER_MEAN + genes
+        return total + values * _BYTES_PER_GENE_VALUE
+
+    @property
+    def different_genes(self) -> int:
+        """Genes of the vocabulary."""
+        return self.cells.vocabulary.size
+
+
+def plan_work(cells: EncodedCells, rule: EditRule, frame: Frame, sets: GeneSets) -> Work:
+    """Finds the edits of all cells.
+
+    Raises:
+      InputError: no cell has any; or a named gene is expressed in no cell where that is needed.
+    """
+    total = len(cells.lengths)
+    counts, longest = np.zeros(total, np.int64), np.zeros(total, np.int32)
+    compared = np.zeros(total, np.int64)
+    left_out: Counter[str] = Counter()
+    missing = set() if rule.adds_genes else set(sets.named)
+    for begin in range(0, total, _CELLS_AT_ONCE):
+        numbers = np.arange(begin, min(begin + _CELLS_AT_ONCE, total))
+        for cell, tokens in zip(numbers, cells.read(numbers), strict=True):
+            ranks = frame.ranks(tokens)
+            missing.difference_update(ranks.within_reach(rule).tolist() if missing else ())
+            sets_EK, refused = sets_of(rule, frame, sets, ranks)
+            left_out[NO_GENE_LEFT] += refused
+            counts[cell], compared[cell] = len(sets_EK), ranks.seen
+            if len(sets_EK):
+                edits = edits_of(rule, frame, ranks, sets_EK, frame.limit)
+                longest[cell] = edited_lengths(frame, ranks, edits).max()
+    _refuse_missing(cells, sets, missing)
+    left_out["cells without an edit"] = int((counts == 0).sum())
+    if not counts.any():
+        raise InputError(
+            f"none of the {total:,} chosen cells expresses the genes that are to be perturbed "
+            "together; name other genes or choose other cells"
+        )
+    told = {reason: number for reason, number in left_out.items() if number}
+    return Work(cells, rule, frame, sets, counts, longest, compared, told)
+
+
+def sets_of(
+    rule: EditRule, frame: Frame, sets: GeneSets, ranks: CellRanks
+) -> tuple[np.ndarray, int]:
+    """Returns a cell's sets, int32 [E, K], and how many leave no other gene to compare."""
+    if not ranks.seen:
+        return np.empty((0, sets.size), np.int32), 0
+    sets_EK = sets.in_cell(rule, ranks)
+    edits = edits_of(rule, frame, ranks, sets_EK, frame.limit)
+    perturbed = (edits.positions < frame.limit).sum(axis=1)
+    leaves = ranks.seen - edits.cut - perturbed > 0
+    return sets_EK[leaves], int((~leaves).sum())
+
+
+def choose_lengths(longest: np.ndarray, weights: np.ndarray, multiple: int, worth: float):
+    """Chooses the padded lengths of perturbed cells.
+
+    From the longest cell down, shorter ones join its bucket while the padding that this adds costs
+    less than compiling another program.
+
+    Args:
+      longest: int [cells] tokens of each cell.
+      weights: [cells] edits of each cell.
+      multiple: padded lengths are multiples of this.
+      worth: tokens that could be encoded in the time that compiling one program takes.
+
+    Returns:
+      int [buckets] ascending padded lengths.
+    """
+    lengths = -(-longest // multiple) * multiple
+    buckets, padding = [], 0.0
+    for length in np.unique(lengths)[::-1]:
+        if buckets:
+            padding += float(weights[lengths == length].sum()) * (buckets[-1] - length)
+        if not buckets or padding > worth:
+            buckets.append(int(length))
+            padding = 0.0
+    return np.array(buckets[::-1])
+
+
+def _refuse_missing(cells: EncodedCells, sets: GeneSets, missing: set[int]) -> None:
+    if not missing:
+        return
+    token = next(token for token in sets.named if token in missing)
+    gene, symbol = cells.vocabulary.gene_id_of(token), cells.vocabulary.names_of([token])[0]
+    more = f" (and {len(missing) - 1} others)" if len(missing) > 1 else ""
+    raise InputError(
+        f"gene {gene} {symbol}{more} is expressed in none of the {len(cells.lengths):,} chosen "
+        "cells; leave it out, choose other cells, or use edit overexpress"
+    )

@@ -1,0 +1,119 @@
+"""Cell states, and the embeddings towards which shifts are measured."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from geneformer_jax.analysis.cell_selection import EncodedCells, select_cells
+from geneformer_jax.analysis.embedder import Embedded, Embedder
+from geneformer_jax.analysis.state_embeddings import MEAN, StateEmbeddings, state_embeddings
+from geneformer_jax.common.errors import InputError, did_you_mean
+from geneformer_jax.model.encoder import Runtime
+from geneformer_jax.model.pretrained import PretrainedModel
+
+
+@dataclass(frozen=True)
+class States:
+    """Cell states to measure shifts towards.
+
+    Attributes:
+      column: obs column that names them.
+      goal: state that cells should come nearer to.
+      start: state whose cells are perturbed; "" perturbs the cells of all states.
+      alternatives: further states.
+    """
+
+    column: str
+    goal: str
+    start: str = ""
+    alternatives: tuple[str, ...] = ()
+
+    def __post_init__(self):
+        if not self.column or not self.goal:
+            raise InputError(
+                "states need an obs column and a goal; name both, and a start and alternatives "
+                "where there are any"
+            )
+        if len(set(self.names)) < len(self.names):
+            twice = next(name for name in self.names if self.names.count(name) > 1)
+            raise InputError(
+                f'state "{twice}" is named twice; start, goal and alternatives must differ'
+            )
+
+    @property
+    def names(self) -> list[str]:
+        """Start, goal and alternatives."""
+        return [*([self.start] if self.start else []), self.goal, *self.alternatives]
+
+    def check(self, cells: EncodedCells) -> None:
+        """Raises InputError if the column or a state does not occur."""
+        for name in self.names:
+            select_cells(cells, {self.column: [name]})
+
+    def start_cells(self, cells: EncodedCells) -> EncodedCells:
+        """Returns the cells of the start state, or all."""
+        return select_cells(cells, {self.column: [self.start]}) if self.start else cells
+
+
+def compute_states(
+    model: PretrainedModel,
+    cells: EncodedCells,
+    states: States,
+    mode: str,
+    layer: int,
+    runtime: Runtime | None,
+    devices: Sequence | None = None,
+) -> StateEmbeddings:
+    """Embeds the cells of the states; exact means, as the original's exact_mean."""
+    own = select_cells(cells, {states.column: states.names})
+    embedder = Embedder(
+        model, own, mode, layer, runtime, devices=None if devices is None else list(devices)
+    )
+    with embedder.progress() as progress:
+        rows = embedder.rows(0, len(own.rows), progress)
+    embedded = Embedded(rows, embedder.table(), embedder.layers, embedder.facts())
+    return state_embeddings(embedded, states.column)
+
+
+def read_states(
+    path: Path | str, states: States, model: PretrainedModel, mode: str, layer: int
+) -> StateEmbeddings:
+    """Reads given state embeddings.
+
+    Raises:
+      InputError: they are of another model, column, mode or layer, or lack a state.
+    """
+    given = StateEmbeddings.load(path)
+    wanted = {"vocabulary_hash": model.vocabulary.hash, "mode": mode}
+    for name, value in wanted.items():
+        if given.facts.get(name) != value:
+            raise InputError(
+                f"{path} has state embeddings of {name} {given.facts.get(name)}, but {value} is "
+                "needed; write them anew with embed --states, or leave them out to compute them"
+            )
+    if given.column != states.column:
+        raise InputError(
+            f'{path} has states of column "{given.column}", not "{states.column}"; name that one'
+        )
+    vectors = given.vectors(MEAN, layer)
+    for name in states.names:
+        if name not in vectors:
+            raise InputError(
+                f'{path} has no state "{name}"{did_you_mean(name, vectors)}; it has '
+                f"{', '.join(vectors)}"
+            )
+    if (width := len(next(iter(vectors.values())))) != model.config.width:
+        raise InputError(
+            f"{path} has embeddings of width {width}, but the model has {model.config.width}; "
+            "write them with this model"
+        )
+    return given
+
+
+def unit_vectors(given: StateEmbeddings, states: States, layer: int) -> np.ndarray:
+    """Returns the states' mean embeddings at unit length, float32 [states, D]."""
+    vectors = given.vectors(MEAN, layer)
+    chosen = np.stack([vectors[name] for name in states.names]).astype(np.float64)
+    return (chosen / np.linalg.norm(chosen, axis=1, keepdims=True)).astype(np.float32)

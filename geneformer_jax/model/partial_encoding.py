@@ -1,0 +1,67 @@
+"""Parts of the encoder by themselves, for those who need less than a whole pass, or more of it."""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from geneformer_jax.model.config import EncoderConfig
+from geneformer_jax.model.encoder import Block, Params, Runtime, module
+from geneformer_jax.model.plain_attention import attend_plain
+
+
+def run_blocks(
+    config: EncoderConfig,
+    params: Params,
+    hidden_BTD: jax.Array,
+    lengths_B: jax.Array,
+    *,
+    first: int,
+    last: int,
+    runtime: Runtime,
+) -> jax.Array:
+    """Runs blocks `first` to before `last` on hidden states; returns hidden states [B, T, D].
+
+    `encode` to layer m, and from there with this to layer n, is `encode` to layer n.
+    """
+    graph, states = nnx.split(module(config, params, runtime.precision).blocks)
+
+    def body(x_BTD: jax.Array, state: nnx.State) -> tuple[jax.Array, None]:
+        x_BTD = nnx.merge(graph, state)(x_BTD, lengths_B, None, runtime.attention, None)
+        return runtime.constrain(x_BTD), None
+
+    chosen = jax.tree.map(lambda leaf: leaf[first:last], states)
+    return jax.lax.scan(body, hidden_BTD, chosen)[0]
+
+
+def first_token(
+    config: EncoderConfig,
+    params: Params,
+    hidden_BTD: jax.Array,
+    lengths_B: jax.Array,
+    *,
+    block: int,
+    runtime: Runtime,
+) -> jax.Array:
+    """Returns what a block makes of the first token alone, [B, D]: one query, all keys.
+
+    For whoever needs nothing but `<cls>`, this leaves out nearly all of the last block.
+    """
+    layer = _block(config, params, block, runtime)
+    x_BTD = hidden_BTD[:, :1]
+    real_BT = (jnp.arange(hidden_BTD.shape[1]) < lengths_B[:, None]).astype(jnp.int32)
+    keys_values = layer.key(hidden_BTD), layer.value(hidden_BTD)
+    attended = attend_plain(
+        layer.query(x_BTD), *keys_values, jnp.ones_like(real_BT[:, :1]), real_BT, 0.0, None
+    )
+    return after_attention(layer, x_BTD, attended)[:, 0]
+
+
+def after_attention(layer: Block, x_BTD: jax.Array, attended_BTNH: jax.Array) -> jax.Array:
+    """Returns a block's hidden states [B, T, D] from its input and what its heads attended."""
+    x_BTD = layer.attention_norm(x_BTD + layer.attention_output(attended_BTNH))
+    return layer.output_norm(x_BTD + layer.down(jax.nn.relu(layer.up(x_BTD))))
+
+
+def _block(config: EncoderConfig, params: Params, block: int, runtime: Runtime) -> Block:
+    graph, states = nnx.split(module(config, params, runtime.precision).blocks)
+    return nnx.merge(graph, jax.tree.map(lambda leaf: leaf[block], states))
