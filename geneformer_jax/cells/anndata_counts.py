@@ -18,11 +18,7 @@ from geneformer_jax.cells.count_matrix import (
     Rows,
     dense_matrix,
 )
-from geneformer_jax.cells.count_source import (
-    MatrixSource,
-    as_fixed_text,
-    as_text,
-)
+from geneformer_jax.cells.count_source import MatrixSource, as_text
 from geneformer_jax.cells.reading import reading
 from geneformer_jax.cells.stored_tables import (
     read_column,
@@ -56,13 +52,7 @@ class AnnDataFileSource(MatrixSource):
         with reading(self.path, self.kind), self._root() as root:
             self.matrix_name = self._matrix_path(root)
             self.cell_ids = as_text(read_index(root["obs"]))
-            var = root["raw/var" if self.matrix_name == "raw/X" else "var"]
-            self._set_genes(
-                table_columns(var),
-                lambda column: read_column(var, column),
-                index=as_fixed_text(read_index(var)),
-                gene_column=gene_column,
-            )
+            self._set_genes(table_columns(root[self._genes_path()]), gene_column)
             self._finish(_open_matrix(root[self.matrix_name], self._name()).shape)
 
     @contextlib.contextmanager
@@ -72,6 +62,14 @@ class AnnDataFileSource(MatrixSource):
             return
         with h5py.File(self.path, "r") as root:
             yield root
+
+    def _genes_path(self) -> str:
+        return "raw/var" if self.matrix_name == "raw/X" else "var"
+
+    def _read_genes(self, column: str | None) -> object:
+        with self._root() as root:
+            genes = root[self._genes_path()]
+            return read_index(genes) if column is None else read_column(genes, column)
 
     def _name(self) -> str:
         return f"{self.path} ({self.matrix_name})"
@@ -138,15 +136,13 @@ class AnnDataSource(MatrixSource):
         if wanted not in values:
             near = did_you_mean(wanted, others)
             raise InputError(f'AnnData has no layer "{layer}"{near}; {self.remedy}')
-        table, self._values, self.matrix_name = tables[wanted], values[wanted], wanted
+        self._table, self._values, self.matrix_name = tables[wanted], values[wanted], wanted
         self.cell_ids = as_text(adata.obs_names)
-        self._set_genes(
-            [str(column) for column in table.var.columns],
-            lambda column: table.var[column],
-            index=as_fixed_text(table.var_names),
-            gene_column=gene_column,
-        )
+        self._set_genes([str(column) for column in self._table.var.columns], gene_column)
         self._finish(self._in_memory().shape)
+
+    def _read_genes(self, column: str | None) -> object:
+        return self._table.var_names if column is None else self._table.var[column]
 
     def _in_memory(self) -> Rows | Pieces:
         values, name = self._values, f"AnnData ({self.matrix_name})"

@@ -11,6 +11,7 @@ from typing import NamedTuple
 import numpy as np
 from scipy import sparse
 
+from geneformer_jax.cells.gzip_chunks import GzipChunks, has_gzip_chunks
 from geneformer_jax.common.errors import InputError
 
 # Most stored values in one batch or piece: with indices about 70 MB, however large the file.
@@ -68,8 +69,8 @@ class CompressedRows(Rows):
         Raises:
           InputError: the three arrays do not describe a matrix of this shape.
         """
-        self.shape = shape
-        self._data, self._indices, self._name = data, indices, name
+        self.shape, self._name = shape, name
+        self._data, self._indices = _unpacking(data), _unpacking(indices)
         self._indptr = _checked_pointers(data, indices, indptr, shape[0], name)
 
     def rows(self, cells_per_batch: int) -> Iterator[tuple[int, sparse.csr_matrix]]:
@@ -92,8 +93,8 @@ class CompressedColumns(Pieces):
           InputError: the three arrays do not describe a matrix of this shape.
         """
         self.shape = shape
-        self.entries, self.dtype = data.shape[0], data.dtype
-        self._data, self._indices, self._name = data, indices, name
+        self.entries, self.dtype, self._name = data.shape[0], data.dtype, name
+        self._data, self._indices = _unpacking(data), _unpacking(indices)
         self._indptr = _checked_pointers(data, indices, indptr, shape[1], name)
 
     def pieces(self) -> Iterator[Piece]:
@@ -170,6 +171,11 @@ def dense_matrix(array, *, genes_first: bool = False) -> Rows | Pieces:
 def _cells_and_genes(array, genes_first: bool) -> tuple[int, int]:
     rows, columns = (int(length) for length in array.shape)
     return (columns, rows) if genes_first else (rows, columns)
+
+
+def _unpacking(array):
+    """The same array, read by way of `GzipChunks` where that can be done."""
+    return GzipChunks(array) if has_gzip_chunks(array) else array
 
 
 def _spans(indptr: np.ndarray, most_rows: int) -> Iterator[tuple[int, int]]:

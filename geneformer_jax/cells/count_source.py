@@ -2,7 +2,8 @@
 
 import abc
 import contextlib
-from collections.abc import Callable, Iterator
+import functools
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
@@ -86,12 +87,13 @@ class MatrixSource(abc.ABC):
     kind: str
     n_cells: int
     gene_ids: np.ndarray
-    symbols: np.ndarray | None
     cell_ids: np.ndarray
     matrix_name: str = "X"
     remedy: str = "give a file with raw counts"
     _totals: np.ndarray | None = None
     _kept_columns: np.ndarray | None = None
+    _has_symbols: bool = False
+    _symbol_column: str | None = None
     _scratch: RowScratch | None = None
 
     @abc.abstractmethod
@@ -105,6 +107,10 @@ class MatrixSource(abc.ABC):
     @abc.abstractmethod
     def _read_obs(self, columns: list[str]) -> dict[str, object]:
         """Reads per-cell columns as arrays of n_cells values."""
+
+    @abc.abstractmethod
+    def _read_genes(self, column: str | None) -> object:
+        """Reads a column of the table of genes, or (None) its index."""
 
     def __getstate__(self) -> dict[str, object]:
         """A copy in another process makes its own scratch file."""
@@ -182,33 +188,43 @@ class MatrixSource(abc.ABC):
             )
         return given
 
-    def _set_genes(
-        self,
-        columns: list[str],
-        read: Callable[[str], object],
-        *,
-        index: np.ndarray,
-        gene_column: str | None,
-    ) -> None:
-        """Takes gene ids and symbols from a table of genes.
+    def _set_genes(self, columns: list[str], gene_column: str | None) -> str | None:
+        """Takes gene ids from the table of genes, and notes where its symbols are.
 
         Args:
           columns: of the table.
-          read: returns one column.
-          index: [genes] str, the table's index.
           gene_column: the column with the ids, "index", or None for the usual one.
+
+        Returns:
+          The column with the ids; None for the index.
         """
         if gene_column not in (None, _INDEX, *columns):
             raise self._no_column("var", gene_column, [*columns, _INDEX])
-        column = gene_column or (_ID_COLUMN if _ID_COLUMN in columns else _INDEX)
-        named = column in columns
-        self.gene_ids = as_fixed_text(read(column)) if named else index
+        wanted = gene_column or _ID_COLUMN
+        column = wanted if wanted in columns else None
+        self.gene_ids = as_fixed_text(self._read_genes(column))
         symbols = [name for name in _SYMBOL_COLUMNS if name in columns and name != column]
-        self.symbols = None
-        if symbols:
-            self.symbols = as_fixed_text(read(symbols[0]))
-        elif named and not all(name.isdigit() for name in index):
-            self.symbols = index
+        self._has_symbols = bool(symbols) or column is not None
+        self._symbol_column = symbols[0] if symbols else None
+        return column
+
+    @functools.cached_property
+    def symbols(self) -> np.ndarray | None:
+        """[columns] str, or None where the source has none."""
+        if not self._has_symbols:
+            return None
+        with reading(self.path, self.kind):
+            symbols = as_fixed_text(self._read_genes(self._symbol_column))
+        if self._symbol_column is None and all(name.isdigit() for name in symbols):
+            return None
+        if self._kept_columns is not None:
+            symbols = symbols[self._kept_columns]
+        if len(symbols) != len(self.gene_ids):
+            raise InputError(
+                f"{self.path}: {len(self.gene_ids)} genes have {len(symbols)} symbols; the file is "
+                "damaged: copy or write it again"
+            )
+        return symbols
 
     def _finish(self, shape: tuple[int, int]) -> None:
         """Checks that matrix, cells and genes agree, and reads the given totals."""
@@ -233,7 +249,6 @@ class MatrixSource(abc.ABC):
             raise InputError(f"{self.path}: none of its features is a gene; give a file with genes")
         self._kept_columns = columns
         self.gene_ids = self.gene_ids[columns]
-        self.symbols = None if self.symbols is None else self.symbols[columns]
 
     def _valid_totals(self, values: object) -> np.ndarray:
         remedy = f"correct or remove obs column {TOTAL_COLUMN} (without it the totals are computed)"

@@ -49,16 +49,9 @@ class LoomSource(MatrixSource):
             self.remedy = "name the layer with raw counts by --layer, or give a file that has them"
             genes = root["row_attrs"]
             columns = [name for name in genes if genes[name].ndim == 1]
-            index = next((name for name in _GENE_INDEX if name in columns), None)
+            self._gene_index = next((name for name in _GENE_INDEX if name in columns), None)
             n_genes, n_cells = (int(length) for length in root[self.matrix_name].shape)
-            numbers = np.arange(n_genes).astype(str)
-            self._set_genes(
-                columns,
-                lambda name: _attribute(genes[name]),
-                index=_attribute(genes[index]).astype(str) if index else numbers,
-                gene_column=gene_column,
-            )
-            if index is None and self.gene_ids is numbers:
+            if self._set_genes(columns, gene_column) is None and self._gene_index is None:
                 raise self._no_column("row_attrs", "ensembl_id", columns)
             self.cell_ids = _cell_ids(root["col_attrs"], n_cells)
             self._finish((n_cells, n_genes))
@@ -67,6 +60,11 @@ class LoomSource(MatrixSource):
     def _matrix(self) -> Iterator[Rows | Pieces]:
         with h5py.File(self.path, "r") as root:
             yield dense_matrix(root[self.matrix_name], genes_first=True)
+
+    def _read_genes(self, column: str | None) -> object:
+        with h5py.File(self.path, "r") as root:
+            name = column or self._gene_index
+            return _attribute(root["row_attrs"][name]) if name else np.array([], object)
 
     def _obs_columns(self) -> list[str]:
         with h5py.File(self.path, "r") as root:

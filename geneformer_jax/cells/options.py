@@ -8,8 +8,8 @@ from typing import TypeVar
 import pandas as pd
 from absl import flags
 
+from geneformer_jax.cells.gene_lookup import strip_version
 from geneformer_jax.cells.quality import QualityRules
-from geneformer_jax.cells.vocabulary import strip_version
 from geneformer_jax.common.errors import InputError
 
 T = TypeVar("T")

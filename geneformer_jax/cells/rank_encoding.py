@@ -6,21 +6,21 @@ operations, so that ranks are equal to its ranks bit for bit. Equal values keep 
 source's columns; the original leaves that order undefined.
 """
 
-import os
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import numba
 import numpy as np
 from scipy import sparse
 
+from geneformer_jax.cells.threads import cores, for_each
 from geneformer_jax.cells.vocabulary import LARGEST_TOKEN, GeneVocabulary
 
 TARGET_SUM = 10_000.0
 # An entry of the sort: the key above, the index of the value below.
 _KEY_SHIFT = np.uint64(32)
 _INDEX_MASK = np.uint64((1 << 32) - 1)
+_MOST_BITS = np.uint64((1 << 64) - 1)
 _DIGIT_BITS = 11
 _DIGIT_BITS_OF_FEW = 8
 _FEW_GENES = 1000
@@ -131,38 +131,37 @@ def encode_counts(
     # One kernel for all sources: what is not int32 already becomes float64.
     data = counts.data if counts.data.dtype == np.int32 else counts.data.astype(np.float64)
     indices, indptr = counts.indices.astype(np.int32, copy=False), counts.indptr.astype(np.int64)
+    totals = np.asarray(totals, np.float64)
     entries = np.diff(indptr)
     special = (columns.cls_id >= 0) + (columns.eos_id >= 0)
-    starts = _offsets(np.minimum(entries + special, columns.max_length))
-    wide = np.empty(starts[-1], dtype=np.uint16)
+    room = _offsets(np.minimum(entries + special, columns.max_length))
+    tokens = np.empty(room[-1], dtype=np.uint16)
     lengths = np.zeros(cells, dtype=np.int64)
     genes = np.zeros(cells, dtype=np.int32)
 
-    def encode_block(first: int, last: int) -> None:
+    def encode_block(block: tuple[int, int]) -> None:
+        first, last = block
         _encode_cells(
-            data, indices, indptr, np.asarray(totals, np.float64), columns.tokens,
-            columns.inverse_medians, columns.repeated, columns.max_length, columns.cls_id,
-            columns.eos_id, first, last, wide, starts, lengths, genes,
+            data, indices, indptr, totals, columns.tokens, columns.inverse_medians,
+            columns.repeated, columns.max_length, columns.cls_id, columns.eos_id, first, last,
+            tokens[room[first] :], lengths, genes,
             _Scratch.of(int(entries[first:last].max(initial=0))),
         )  # fmt: skip
 
-    _in_blocks(encode_block, cells, threads or len(os.sched_getaffinity(0)))
-    offsets = _offsets(lengths)
-    tokens = np.empty(offsets[-1], dtype=np.uint16)
-    _pack(wide, starts, offsets, tokens)
-    return RankEncodings(tokens, offsets, genes)
-
-
-def _in_blocks(work: Callable[[int, int], None], cells: int, threads: int) -> None:
     # Threads of our own over a kernel that holds no lock: numba's parallel loops are not safe to
     # call from several threads at once, nor in a process forked after their first use.
-    size = max(_SMALLEST_BLOCK, -(-cells // (threads * _BLOCKS_PER_THREAD)))
-    starts = range(0, cells, size)
-    if threads == 1 or len(starts) == 1:
-        work(0, cells)
-        return
-    with ThreadPoolExecutor(threads) as pool:
-        list(pool.map(lambda start: work(start, min(start + size, cells)), starts))
+    blocks = _blocks(cells, cores() if threads is None else threads)
+    for_each(encode_block, blocks, threads)
+    offsets = _offsets(lengths)
+    used = [tokens[room[a] : room[a] + offsets[b] - offsets[a]] for a, b in blocks]
+    return RankEncodings(used[0] if len(used) == 1 else np.concatenate(used), offsets, genes)
+
+
+def _blocks(cells: int, threads: int) -> list[tuple[int, int]]:
+    """First cells and ends of blocks, several for each thread so that none waits long."""
+    size = max(_SMALLEST_BLOCK, -(-cells // (threads * _BLOCKS_PER_THREAD)), 1)
+    size = cells if threads == 1 else size
+    return [(first, min(first + size, cells)) for first in range(0, cells, size)] or [(0, 0)]
 
 
 def compiled(function: Callable) -> Callable:
@@ -200,19 +199,12 @@ class _Scratch(NamedTuple):
 
 
 @compiled
-def _shift_to(values, n, key_bits):
-    """Returns the bits of the highest value, and how far to shift for keys of `key_bits` bits."""
-    # The bits of a positive float64, read as a whole number, order as the value does.
-    bits = values.view(np.uint64)
-    highest = bits[0]
-    lowest = bits[0]
-    for i in range(1, n):
-        highest = max(highest, bits[i])
-        lowest = min(lowest, bits[i])
+def _key_shift(highest, lowest, key_bits):
+    """Returns how far to shift the bits of values for keys of `key_bits` bits."""
     shift = np.uint64(0)
     while (highest - lowest) >> shift >= np.uint64(1 << key_bits):
         shift += np.uint64(1)
-    return highest, shift
+    return shift
 
 
 @compiled
@@ -251,39 +243,51 @@ def _sort_runs(entries, values, n):
 
 
 @compiled
-def _rank(scratch, n, wanted):
-    """Returns entries whose lower half is the index of a value, the `wanted` highest first.
-
-    Equal values stay in order. Two digits of a key that spans just the range of the values order
-    nearly all of them (a radix sort, low digit first); those that share a key are sorted by value.
-    """
-    digit_bits = _DIGIT_BITS if n > _FEW_GENES else _DIGIT_BITS_OF_FEW
-    size = 1 << digit_bits
-    mask = np.uint64(size - 1)
-    low, high = _KEY_SHIFT, _KEY_SHIFT + np.uint64(digit_bits)
-    highest, shift = _shift_to(scratch.values, n, 2 * digit_bits)
-    bits = scratch.values.view(np.uint64)
-    entries, spare = scratch.entries, scratch.spare_entries
-    for bucket in range(size):
-        scratch.high_counts[bucket] = 0
-        scratch.low_counts[bucket] = 0
-    for i in range(n):
-        # Distance from the highest value, so that it comes first.
-        entries[i] = ((highest - bits[i]) >> shift) << _KEY_SHIFT | np.uint64(i)
-        scratch.high_counts[entries[i] >> high] += 1
-    # What lies in higher buckets than the last wanted gene need not be sorted at all.
+def _cut(scratch, n, wanted, digit_bits):
+    """Keeps the entries in whose high buckets the `wanted` highest lie; returns their number."""
+    high = _KEY_SHIFT + np.uint64(digit_bits)
     last, covered = 0, scratch.high_counts[0]
     while covered < wanted:
         last += 1
         covered += scratch.high_counts[last]
     kept = 0
     for i in range(n):
-        if entries[i] >> high <= last:
-            entries[kept] = entries[i]
-            scratch.low_counts[(entries[i] >> low) & mask] += 1
+        entry = scratch.entries[i]
+        if entry >> high <= last:
+            scratch.entries[kept] = entry
             kept += 1
+    return kept
+
+
+@compiled
+def _rank(scratch, n, wanted, highest, lowest):
+    """Returns entries whose lower half is the index of a value, the `wanted` highest first.
+
+    Equal values stay in order. Two digits of a key that spans just the range of the values order
+    nearly all of them (a radix sort, low digit first); those that share a key are sorted by value.
+    `highest` and `lowest` are bits of the values: those of a positive float64, read as a whole
+    number, order as the value does.
+    """
+    digit_bits = _DIGIT_BITS if n > _FEW_GENES else _DIGIT_BITS_OF_FEW
+    size = 1 << digit_bits
+    mask = np.uint64(size - 1)
+    low, high = _KEY_SHIFT, _KEY_SHIFT + np.uint64(digit_bits)
+    shift = _key_shift(highest, lowest, 2 * digit_bits)
+    bits = scratch.values.view(np.uint64)
+    entries, spare = scratch.entries, scratch.spare_entries
+    scratch.high_counts[:size] = 0
+    scratch.low_counts[:size] = 0
+    for i in range(n):
+        # Distance from the highest value, so that it comes first.
+        key = (highest - bits[i]) >> shift
+        entries[i] = key << _KEY_SHIFT | np.uint64(i)
+        scratch.high_counts[key >> np.uint64(digit_bits)] += 1
+    # What lies in higher buckets than the last wanted gene need not be sorted at all.
+    kept = _cut(scratch, n, wanted, digit_bits) if wanted < n else n
+    for i in range(kept):
+        scratch.low_counts[(entries[i] >> low) & mask] += 1
     _running_sums(scratch.low_counts, size)
-    _running_sums(scratch.high_counts, last + 1)
+    _running_sums(scratch.high_counts, size)
     _scatter(entries, spare, scratch.low_counts, kept, low, mask)
     _scatter(spare, entries, scratch.high_counts, kept, high, mask)
     _sort_runs(entries, scratch.values, kept)
@@ -291,52 +295,81 @@ def _rank(scratch, n, wanted):
 
 
 @compiled
-def _gather(data, indices, start, stop, column_tokens, inverse_medians, repeated, scratch):
-    """Collects one cell's genes in column order, counts of one gene summed; returns how many."""
+def _gather(
+    data, indices, start, stop, inverse_total, column_tokens, inverse_medians, scratch
+):  # fmt: skip
+    """Collects one cell's genes in column order; returns their number, highest and lowest bits."""
+    bits = scratch.values.view(np.uint64)
+    highest, lowest = np.uint64(0), _MOST_BITS
     n = 0
-    place = scratch.place_of_token
     for entry in range(start, stop):
         column = indices[entry]
         token = column_tokens[column]
         if token < 0 or data[entry] == 0:
             continue
-        if repeated:
-            if place[token] >= 0:
-                scratch.values[place[token]] += data[entry]
-                continue
-            place[token] = n
+        value = data[entry] * inverse_total * TARGET_SUM
+        scratch.values[n] = value * inverse_medians[column]
+        scratch.tokens[n] = token
+        highest, lowest = max(highest, bits[n]), min(lowest, bits[n])
+        n += 1
+    return n, highest, lowest
+
+
+@compiled
+def _gather_summed(
+    data, indices, start, stop, inverse_total, column_tokens, inverse_medians, scratch
+):  # fmt: skip
+    """As `_gather`; counts of columns of the same gene are summed at the first one's place."""
+    place = scratch.place_of_token
+    n = 0
+    for entry in range(start, stop):
+        column = indices[entry]
+        token = column_tokens[column]
+        if token < 0 or data[entry] == 0:
+            continue
+        if place[token] >= 0:
+            scratch.values[place[token]] += data[entry]
+            continue
+        place[token] = n
         scratch.values[n] = data[entry]
         scratch.factors[n] = inverse_medians[column]
         scratch.tokens[n] = token
         n += 1
-    if repeated:
-        for i in range(n):
-            place[scratch.tokens[i]] = -1
-    return n
+    bits = scratch.values.view(np.uint64)
+    highest, lowest = np.uint64(0), _MOST_BITS
+    for i in range(n):
+        place[scratch.tokens[i]] = -1
+        value = scratch.values[i] * inverse_total * TARGET_SUM
+        scratch.values[i] = value * scratch.factors[i]
+        highest, lowest = max(highest, bits[i]), min(lowest, bits[i])
+    return n, highest, lowest
 
 
 @compiled
 def _encode_cells(
     data, indices, indptr, totals, column_tokens, inverse_medians, repeated, max_length, cls_id,
-    eos_id, first, last, out, starts, lengths, genes, scratch,
+    eos_id, first, last, out, lengths, genes, scratch,
 ):  # fmt: skip
-    """Writes the tokens of cells first..last-1 into `out` from `starts` on, and their numbers."""
+    """Writes the tokens of cells first..last-1 into `out`, cell after cell, and their numbers."""
     special = (cls_id >= 0) + (eos_id >= 0)
+    at = 0
     for cell in range(first, last):
-        n = _gather(
-            data, indices, indptr[cell], indptr[cell + 1], column_tokens, inverse_medians,
-            repeated, scratch,
-        )  # fmt: skip
+        begin = at
+        start, stop = indptr[cell], indptr[cell + 1]
+        inverse_total = 1.0 / totals[cell] if totals[cell] != 0 else 0.0
+        if repeated:
+            n, highest, lowest = _gather_summed(
+                data, indices, start, stop, inverse_total, column_tokens, inverse_medians, scratch
+            )
+        else:
+            n, highest, lowest = _gather(
+                data, indices, start, stop, inverse_total, column_tokens, inverse_medians, scratch
+            )
         genes[cell] = n
         if n == 0:
             continue
-        inverse_total = 1.0 / totals[cell]
-        for i in range(n):
-            value = scratch.values[i] * inverse_total * TARGET_SUM
-            scratch.values[i] = value * scratch.factors[i]
         kept = min(n, max_length - special)
-        entries = _rank(scratch, n, kept)
-        at = starts[cell]
+        entries = _rank(scratch, n, kept, highest, lowest)
         if cls_id >= 0:
             out[at] = cls_id
             at += 1
@@ -346,13 +379,4 @@ def _encode_cells(
         if eos_id >= 0:
             out[at] = eos_id
             at += 1
-        lengths[cell] = at - starts[cell]
-
-
-@compiled
-def _pack(wide, starts, offsets, tokens):
-    """Copies the used part of each cell's room to its place in `tokens`."""
-    for cell in range(len(offsets) - 1):
-        shift = starts[cell] - offsets[cell]
-        for i in range(offsets[cell], offsets[cell + 1]):
-            tokens[i] = wide[i + shift]
+        lengths[cell] = at - begin

@@ -23,12 +23,11 @@ _LARGEST_STRAY_SHARE = 0.05
 
 def species_of(gene_ids: Sequence[str]) -> str | None:
     """Returns the name of most ids' species ("ENSXXXG" if it has no name here), None if unknown."""
-    counts = _count(gene_ids)
-    return counts.most_common(1)[0][0] if counts else None
+    return _most_common(_count(gene_ids))
 
 
-def refuse_mixed_species(path: Path, gene_ids: Sequence[str]) -> None:
-    """Raises InputError if a file holds genes of several species."""
+def refuse_mixed_species(path: Path, gene_ids: Sequence[str]) -> str | None:
+    """Returns `species_of` a file's gene ids; raises InputError if they are of several species."""
     counts = _count(gene_ids)
     common = {name: n for name, n in counts.items() if n > _LARGEST_STRAY_SHARE * counts.total()}
     if len(common) > 1:
@@ -37,6 +36,11 @@ def refuse_mixed_species(path: Path, gene_ids: Sequence[str]) -> None:
             f"{path} mixes the genes of several species ({parts}); a cell's total would mix them "
             "too: split the file by species"
         )
+    return _most_common(counts)
+
+
+def _most_common(counts: Counter[str]) -> str | None:
+    return counts.most_common(1)[0][0] if counts else None
 
 
 def _count(gene_ids: Sequence[str]) -> Counter[str]:

@@ -48,9 +48,8 @@ class _TenxSource(MatrixSource):
         """Takes ids; leaves out features that are not genes (antibodies, guides), as they are
         no part of a cell's total over all genes.
         """
-        self._set_genes(
-            list(features), features.__getitem__, index=features[_ID], gene_column=gene_column
-        )
+        self._features = features
+        self._set_genes(list(features), gene_column)
         self._finish(shape)
         types = features.get(_TYPE)
         # A third column of other words is not Cell Ranger's type of feature.
@@ -64,6 +63,9 @@ class _TenxSource(MatrixSource):
             )
         if not np.all(types == _GENES):
             self._keep_columns(np.flatnonzero(types == _GENES))
+
+    def _read_genes(self, column: str | None) -> object:
+        return self._features[column or _ID]
 
     def _obs_columns(self) -> list[str]:
         return []

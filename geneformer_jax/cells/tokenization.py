@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from geneformer_jax.cells.counts import AnnDataSource, CountSource
+from geneformer_jax.cells.gene_lookup import strip_version
 from geneformer_jax.cells.quality import QualityRules, Verdict, judge, measure
 from geneformer_jax.cells.rank_encoding import (
     RankEncodings,
@@ -18,7 +19,7 @@ from geneformer_jax.cells.rank_encoding import (
 )
 from geneformer_jax.cells.read_ahead import read_ahead
 from geneformer_jax.cells.species import refuse_mixed_species, species_of
-from geneformer_jax.cells.vocabulary import GeneVocabulary, strip_version
+from geneformer_jax.cells.vocabulary import GeneVocabulary
 from geneformer_jax.common.errors import InputError
 
 V1_MAX_LENGTH, V2_MAX_LENGTH = 2048, 4096
@@ -118,8 +119,8 @@ def match_genes(source: CountSource, vocabulary: GeneVocabulary, recipe: Recipe)
 def _refuse_other_species(
     source: CountSource, ids: Sequence[str], vocabulary: GeneVocabulary
 ) -> None:
-    refuse_mixed_species(source.path, ids)
-    theirs, ours = species_of(ids), species_of(vocabulary.gene_ids[:_GENES_THAT_TELL].tolist())
+    theirs = refuse_mixed_species(source.path, ids)
+    ours = species_of(vocabulary.gene_ids[:_GENES_THAT_TELL].tolist())
     if theirs and ours and theirs != ours:
         raise InputError(
             f"{source.path} has {theirs} gene ids, but the vocabulary is of {vocabulary.species} "

@@ -2,15 +2,17 @@
 
 import hashlib
 import json
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 
+from geneformer_jax.cells.gene_lookup import GeneLookup
 from geneformer_jax.common.errors import InputError
 from geneformer_jax.common.files import require_new_folder, write_aside
 
@@ -21,24 +23,6 @@ LARGEST_TOKEN = np.iinfo(np.uint16).max
 
 _FORMAT = 1
 _DESCRIPTION, _GENES, _MAPPING = "vocabulary.json", "genes.parquet", "id_mapping.parquet"
-_ENSEMBL_ID = re.compile(r"ENS[A-Z]*\d{6,}(_PAR_Y)?", re.IGNORECASE)
-_PLAIN_ENSEMBL_ID = re.compile(r"ENS[A-Z]*\d{6,}", re.IGNORECASE).fullmatch
-_VERSIONED_ENSEMBL_ID = re.compile(r"(ENS[A-Z]*\d{6,})\.\d+(_PAR_Y)?", re.IGNORECASE)
-
-
-def strip_version(gene_id: str) -> str:
-    """Returns an Ensembl id without its version ("ENSG00000136574.12" -> "ENSG00000136574").
-
-    Anything else, such as the symbol "RP11-34P13.7", is returned as it is, without outer blanks.
-    """
-    gene_id = gene_id.strip()
-    match = _VERSIONED_ENSEMBL_ID.fullmatch(gene_id)
-    return match[1] + (match[2] or "") if match else gene_id
-
-
-def is_ensembl_id(gene_id: str) -> bool:
-    """Says whether an id has the form of an Ensembl id, with or without a version."""
-    return _ENSEMBL_ID.fullmatch(strip_version(gene_id)) is not None
 
 
 @dataclass(frozen=True, eq=False)
@@ -166,47 +150,18 @@ class GeneVocabulary:
         """
         if symbols not in SYMBOL_POLICIES:
             raise InputError(f'symbols "{symbols}" must be one of {", ".join(SYMBOL_POLICIES)}')
-        allowed = [self._token_of_id]
-        if symbols != "never":
-            allowed.append(self._token_of_alias)
+        tables = [] if symbols == "never" else [self._token_of_alias]
         if symbols == "names":
-            allowed.append(self._token_of_symbol)
-        ids = [str(each) for each in gene_ids]
-        found = [self._token_of_usual_id.get(each) for each in ids]
-        # Most ids are gene ids as they stand; only the others need a second look.
-        for i, token in enumerate(found):
-            if token is None:
-                found[i] = self._token_of(ids[i], allowed)
-        return np.array(found, dtype=np.int32)
+            tables.append(self._token_of_symbol)
+        return self._lookup.tokens_of([str(each) for each in gene_ids], tables)
 
-    def _token_of(self, gene_id: str, symbol_tables: Sequence[Mapping[str, int]]) -> int:
-        plain = strip_version(gene_id)
-        is_ensembl = _ENSEMBL_ID.fullmatch(plain) is not None
-        # "A-923A4.1" is an alias and keeps its ending; an Ensembl id loses it in the second round.
-        for name in dict.fromkeys((gene_id.strip(), plain)):
-            upper = name.upper()
-            if is_ensembl:
-                token = self._token_of_alias.get(upper, self._token_of_id.get(upper))
-                if token is not None:
-                    return token
-            for table in symbol_tables:
-                token = table.get(name if table is self._token_of_id else upper)
-                if token is not None:
-                    return token
-        return -1
+    @cached_property
+    def _lookup(self) -> GeneLookup:
+        return GeneLookup(self._token_of_id, self._token_of_alias)
 
     @cached_property
     def _token_of_id(self) -> Mapping[str, int]:
         return dict(zip(self.gene_ids.tolist(), range(self.first_gene_token, self.size)))  # noqa: B905
-
-    @cached_property
-    def _token_of_usual_id(self) -> Mapping[str, int]:
-        """Most ids of a source are gene ids as they stand: found without a second look."""
-        plain = filter(_PLAIN_ENSEMBL_ID, self._token_of_id)
-        if not self._token_of_alias:
-            return {gene: self._token_of_id[gene] for gene in plain}
-        remapped = self._token_of_alias
-        return {gene: remapped.get(gene.upper(), self._token_of_id[gene]) for gene in plain}
 
     @cached_property
     def _token_of_alias(self) -> Mapping[str, int]:
@@ -256,10 +211,11 @@ class GeneVocabulary:
     def write_into(self, folder: Path) -> None:
         """Writes the three files into `folder`, for callers that write a whole folder aside."""
         folder.mkdir(parents=True, exist_ok=True)
-        genes = {"gene_id": self.gene_ids, "symbol": self.symbols, "median": self.medians}
-        pd.DataFrame(genes).to_parquet(folder / _GENES, index=False)
-        mapping = {"other_id": list(self.id_mapping), "gene_id": list(self.id_mapping.values())}
-        pd.DataFrame(mapping, dtype=str).to_parquet(folder / _MAPPING, index=False)
+        texts = {"gene_id": self.gene_ids.tolist(), "symbol": self.symbols.tolist()}
+        pq.write_table(pa.table({**texts, "median": self.medians}), folder / _GENES)
+        mapping = [list(self.id_mapping), list(self.id_mapping.values())]
+        columns = [pa.array(each, pa.string()) for each in mapping]
+        pq.write_table(pa.table(columns, names=["other_id", "gene_id"]), folder / _MAPPING)
         description = {
             "format": _FORMAT,
             "species": self.species,
@@ -284,12 +240,12 @@ class GeneVocabulary:
             )
         try:
             description = json.loads((folder / _DESCRIPTION).read_text())
-            genes = pd.read_parquet(folder / _GENES)
-            mapping = pd.read_parquet(folder / _MAPPING)
+            genes = pq.read_table(folder / _GENES).to_pydict()
+            mapping = pq.read_table(folder / _MAPPING).to_pydict()
             vocabulary = cls(
-                gene_ids=genes["gene_id"].to_numpy(),
-                symbols=genes["symbol"].to_numpy(),
-                medians=genes["median"].to_numpy(),
+                gene_ids=np.array(genes["gene_id"], str),
+                symbols=np.array(genes["symbol"], str),
+                medians=np.array(genes["median"]),
                 special_tokens=tuple(description["special_tokens"]),
                 id_mapping=dict(zip(mapping["other_id"], mapping["gene_id"], strict=True)),
                 species=description["species"],

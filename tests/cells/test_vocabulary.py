@@ -2,17 +2,17 @@
 
 import json
 import pickle
+import re
 
 import numpy as np
 import pandas as pd
 import pytest
 
+from geneformer_jax.cells.gene_lookup import strip_version
 from geneformer_jax.cells.vocabulary import (
     V1_SPECIAL_TOKENS,
     V2_SPECIAL_TOKENS,
     GeneVocabulary,
-    is_ensembl_id,
-    strip_version,
 )
 from geneformer_jax.common.errors import InputError
 from geneformer_jax.interop.original_files import read_original_vocabulary
@@ -79,18 +79,62 @@ def test_symbols_may_be_the_gene_ids():
 
 
 @pytest.mark.parametrize(
-    ("gene_id", "plain", "is_ensembl"),
+    ("gene_id", "plain"),
     [
-        ("ENSG00000136574.12", "ENSG00000136574", True),
-        ("ENSMUSG00000051951.6", "ENSMUSG00000051951", True),
-        ("ENSG00000182378.15_PAR_Y", "ENSG00000182378_PAR_Y", True),
-        ("ENSGR0000182378", "ENSGR0000182378", True),
-        ("RP11-34P13.7", "RP11-34P13.7", False),
-        ("ENSA", "ENSA", False),
+        ("ENSG00000136574.12", "ENSG00000136574"),
+        ("ENSMUSG00000051951.6", "ENSMUSG00000051951"),
+        ("ENSG00000182378.15_PAR_Y", "ENSG00000182378_PAR_Y"),
+        ("ENSGR0000182378", "ENSGR0000182378"),
+        ("RP11-34P13.7", "RP11-34P13.7"),
+        ("ENSA", "ENSA"),
     ],
 )
-def test_versions(gene_id, plain, is_ensembl):
-    assert strip_version(gene_id) == plain and is_ensembl_id(gene_id) is is_ensembl
+def test_versions(gene_id, plain):
+    assert strip_version(gene_id) == plain
+
+
+def token_by_the_rules(vocabulary, gene_id, policy):
+    """The rules of `tokens_of`, one id and one table after another."""
+    tokens = {gene: 2 + n for n, gene in enumerate(vocabulary.gene_ids.tolist())}
+    aliases = {other: tokens[gene] for other, gene in vocabulary.id_mapping.items()}
+    names = {}
+    for gene, name in zip(vocabulary.gene_ids.tolist(), vocabulary.symbols.tolist(), strict=True):
+        names.setdefault(name.upper(), []).append(tokens[gene])
+    names = {name: found[0] for name, found in names.items() if name and len(found) == 1}
+    plain = strip_version(gene_id)
+    ensembl = re.fullmatch(r"ens[a-z]*\d{6,}(_par_y)?", plain.lower(), re.ASCII)
+    for name in (gene_id.strip(), plain):
+        upper = name.upper()
+        order = [aliases.get(upper), tokens.get(upper)] if ensembl else []
+        order.append(tokens.get(name))
+        order += [] if policy == "never" else [aliases.get(upper)]
+        order += [names.get(upper)] if policy == "names" else []
+        for token in order:
+            if token is not None:
+                return token
+    return -1
+
+
+@pytest.mark.parametrize("policy", ["mapping", "names", "never"])
+def test_many_ids_at_once_follow_the_rules(policy):
+    """Ids of all kinds, with versions, in lower case, with blanks, retired, unknown or foreign."""
+    rng = np.random.default_rng(0)
+    genes = [f"ENSG{n:011d}" for n in range(0, 400, 2)]
+    genes = sorted([*genes, "ENSG00000000011_PAR_Y", "CD3E", "Xkr4", "RP11-34P13.7", "STRASSE"])
+    mapping = {f"ENSG{n:011d}": genes[n] for n in range(1, 60, 4)}
+    mapping |= {f"ENSG{n:011d}.3": genes[2 * n] for n in range(30, 40)}
+    mapping |= {genes[7]: genes[8], "T245": genes[3], "A-923A4.1": genes[4], "MIR1.2": genes[5]}
+    symbols = [rng.choice(["", f"Sym{n // 2}", f"S{n}.1"]) for n in range(len(genes))]
+    vocabulary = small(
+        gene_ids=np.array(genes), symbols=np.array(symbols), medians=np.ones(len(genes)),
+        id_mapping=mapping,
+    )  # fmt: skip
+    ids = [*genes, *mapping, *symbols, "ENSG99999999999", "ENSMUSG00000000002", "stra\u00dfe", ""]
+    ids += [f"{each}.{n % 9}" for n, each in enumerate(ids)]
+    ids += [each.lower() for each in ids] + [f" {each}\t" for each in ids] + ["ENSG00000000002.x"]
+    expected = [token_by_the_rules(vocabulary, each, policy) for each in ids]
+    assert vocabulary.tokens_of(ids, symbols=policy).tolist() == expected
+    assert 0.2 < np.mean(np.array(expected) < 0) < 0.8
 
 
 @pytest.mark.parametrize(
