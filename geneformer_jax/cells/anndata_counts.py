@@ -18,11 +18,11 @@ from geneformer_jax.cells.count_matrix import (
     Rows,
     dense_matrix,
 )
-from geneformer_jax.cells.count_source import MatrixSource, as_text
+from geneformer_jax.cells.count_source import MatrixSource, as_packed_text
 from geneformer_jax.cells.reading import reading
 from geneformer_jax.cells.stored_tables import (
     read_column,
-    read_index,
+    read_texts,
     refuse_pickle,
     require_chunks,
     table_columns,
@@ -51,7 +51,7 @@ class AnnDataFileSource(MatrixSource):
         self._layer = layer
         with reading(self.path, self.kind), self._root() as root:
             self.matrix_name = self._matrix_path(root)
-            self.cell_ids = as_text(read_index(root["obs"]))
+            self.packed_ids = as_packed_text(read_texts(root["obs"], None))
             self._set_genes(table_columns(root[self._genes_path()]), gene_column)
             self._finish(_open_matrix(root[self.matrix_name], self._name()).shape)
 
@@ -68,8 +68,7 @@ class AnnDataFileSource(MatrixSource):
 
     def _read_genes(self, column: str | None) -> object:
         with self._root() as root:
-            genes = root[self._genes_path()]
-            return read_index(genes) if column is None else read_column(genes, column)
+            return read_texts(root[self._genes_path()], column)
 
     def _name(self) -> str:
         return f"{self.path} ({self.matrix_name})"
@@ -137,7 +136,7 @@ class AnnDataSource(MatrixSource):
             near = did_you_mean(wanted, others)
             raise InputError(f'AnnData has no layer "{layer}"{near}; {self.remedy}')
         self._table, self._values, self.matrix_name = tables[wanted], values[wanted], wanted
-        self.cell_ids = as_text(adata.obs_names)
+        self.packed_ids = as_packed_text(adata.obs_names)
         self._set_genes([str(column) for column in self._table.var.columns], gene_column)
         self._finish(self._in_memory().shape)
 

@@ -60,7 +60,8 @@ class CountSource(Protocol):
       n_cells: its number of cells.
       gene_ids: [columns] str, as written in the source; '' where it has none.
       symbols: [columns] str, or None where the source has none.
-      cell_ids: [n_cells] str (dtype object).
+      cell_ids: [n_cells] str (dtype object), made anew at each use.
+      packed_ids: the same in numpy's StringDType, some 40 bytes a cell.
     """
 
     path: Path
@@ -68,6 +69,10 @@ class CountSource(Protocol):
     gene_ids: np.ndarray
     symbols: np.ndarray | None
     cell_ids: np.ndarray
+    packed_ids: np.ndarray
+
+    def table(self, columns: list[str]) -> pd.DataFrame:
+        """Returns the asked per-cell columns, row after row, without the ids."""
 
     def obs(self, columns: list[str] | None = None) -> pd.DataFrame:
         """Returns the asked (or all) per-cell columns, indexed by cell id."""
@@ -87,7 +92,7 @@ class MatrixSource(abc.ABC):
     kind: str
     n_cells: int
     gene_ids: np.ndarray
-    cell_ids: np.ndarray
+    packed_ids: np.ndarray
     matrix_name: str = "X"
     remedy: str = "give a file with raw counts"
     _totals: np.ndarray | None = None
@@ -116,27 +121,41 @@ class MatrixSource(abc.ABC):
         """A copy in another process makes its own scratch file."""
         return {**self.__dict__, "_scratch": None}
 
+    @property
+    def cell_ids(self) -> np.ndarray:
+        """[n_cells] str (dtype object), made anew at each use."""
+        return self.packed_ids.astype(object)
+
     def obs(self, columns: list[str] | None = None) -> pd.DataFrame:
         """Returns the asked (or all) per-cell columns, indexed by cell id.
 
         Raises:
           InputError: a column is not there (near matches are named) or cannot be read.
         """
+        if columns is None:
+            with reading(self.path, self.kind):
+                columns = self._obs_columns()
+        return self.table(columns).set_axis(pd.Index(self.cell_ids, name="cell_id"))
+
+    def table(self, columns: list[str]) -> pd.DataFrame:
+        """Returns the asked per-cell columns, row after row, without the ids.
+
+        Raises:
+          InputError: as from `obs`.
+        """
         with reading(self.path, self.kind):
             known = self._obs_columns()
-            columns = known if columns is None else list(columns)
             for column in columns:
                 if column not in known:
                     raise self._no_column("obs", column, known)
             values = self._read_obs(columns)
-        index = pd.Index(self.cell_ids, name="cell_id")
         for column, value in values.items():
             if np.shape(value) != (self.n_cells,):
                 raise InputError(
                     f'{self.path}: obs column "{column}" has shape {np.shape(value)} for '
                     f"{self.n_cells} cells; write the file again"
                 )
-        return pd.DataFrame(values, index=index, columns=columns)
+        return pd.DataFrame(values, index=pd.RangeIndex(self.n_cells), columns=columns)
 
     def batches(self, cells_per_batch: int = 4096) -> Iterator[CountBatch]:
         """Yields all cells in order, at most `cells_per_batch` at a time, fewer if cells are deep.
@@ -153,7 +172,7 @@ class MatrixSource(abc.ABC):
                     rows = rows[:, self._kept_columns]
                 place = Place(
                     f"{self.path} ({self.matrix_name})",
-                    self.cell_ids[start : start + rows.shape[0]],
+                    self.packed_ids[start : start + rows.shape[0]],
                     self.gene_ids,
                     self.remedy,
                 )
@@ -182,7 +201,7 @@ class MatrixSource(abc.ABC):
         if wrong.size:
             row = wrong[0]
             raise InputError(
-                f'{self.path}: cell "{self.cell_ids[start + row]}" has {TOTAL_COLUMN} '
+                f'{self.path}: cell "{self.packed_ids[start + row]}" has {TOTAL_COLUMN} '
                 f"{given[row]:g}, less than the {summed[row]:g} counts of its genes; correct or "
                 f"remove obs column {TOTAL_COLUMN} (without it the totals are computed)"
             )
@@ -233,11 +252,11 @@ class MatrixSource(abc.ABC):
                 f"{self.path} ({self.matrix_name}): the matrix is empty "
                 f"({shape[0]} cells x {shape[1]} genes); give a file with cells and genes"
             )
-        if shape != (len(self.cell_ids), len(self.gene_ids)):
+        if shape != (len(self.packed_ids), len(self.gene_ids)):
             raise InputError(
                 f"{self.path} ({self.matrix_name}): the matrix has {shape[0]} cells x {shape[1]} "
-                f"genes, but {len(self.cell_ids)} cells and {len(self.gene_ids)} genes are named; "
-                "the file is damaged or not in the expected layout"
+                f"genes, but {len(self.packed_ids)} cells and {len(self.gene_ids)} genes are "
+                "named; the file is damaged or not in the expected layout"
             )
         self.n_cells = shape[0]
         if TOTAL_COLUMN in self._obs_columns():
@@ -266,7 +285,7 @@ class MatrixSource(abc.ABC):
         wrong = np.flatnonzero(~np.isfinite(totals) | (totals < 0))
         if wrong.size:
             raise InputError(
-                f'{self.path}: cell "{self.cell_ids[wrong[0]]}" has {TOTAL_COLUMN} '
+                f'{self.path}: cell "{self.packed_ids[wrong[0]]}" has {TOTAL_COLUMN} '
                 f"{totals[wrong[0]]:g}, but a total is a number of at least 0; {remedy}"
             )
         return totals
@@ -292,6 +311,15 @@ def as_text(values: object) -> np.ndarray:
     return result
 
 
+def as_packed_text(values: object) -> np.ndarray:
+    """[n] str (numpy's StringDType), '' where missing; for cells, of which there are many."""
+    if isinstance(values, np.ndarray) and isinstance(values.dtype, np.dtypes.StringDType):
+        return values
+    return as_text(values).astype(np.dtypes.StringDType())
+
+
 def as_fixed_text(values: object) -> np.ndarray:
     """[n] str (dtype U), '' where missing; for genes, of which there are few."""
+    if isinstance(values, np.ndarray) and isinstance(values.dtype, np.dtypes.StringDType):
+        return values.astype(f"U{max(int(np.strings.str_len(values).max(initial=0)), 1)}")
     return as_text(values).astype(str)

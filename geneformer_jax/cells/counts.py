@@ -4,7 +4,6 @@ from pathlib import Path
 
 import h5py
 
-from geneformer_jax.cells import hdf5_probe
 from geneformer_jax.cells.anndata_counts import AnnDataFileSource, AnnDataSource
 from geneformer_jax.cells.count_paths import (
     HDF5_SUFFIXES,
@@ -16,7 +15,7 @@ from geneformer_jax.cells.count_paths import (
 )
 from geneformer_jax.cells.count_source import CountBatch, CountSource, MatrixSource
 from geneformer_jax.cells.loom_counts import LoomSource
-from geneformer_jax.cells.reading import reading
+from geneformer_jax.cells.reading import reading, require_survivable
 from geneformer_jax.cells.tenx_counts import TenxH5Source, TenxMtxSource
 from geneformer_jax.common.errors import InputError
 
@@ -41,11 +40,8 @@ def open_counts(
     path = Path(path)
     if not path.exists():
         raise InputError(f"{path} does not exist; check the path")
-    if path.is_file() and path.suffix in HDF5_SUFFIXES and not hdf5_probe.survives(path):
-        raise InputError(
-            f"{path} cannot be read: the HDF5 library crashes or never ends on it; it is damaged: "
-            "copy or write it again"
-        )
+    if path.is_file() and path.suffix in HDF5_SUFFIXES:
+        require_survivable(path)
     return _source_type(path)(path, layer=layer, gene_column=gene_column)
 
 

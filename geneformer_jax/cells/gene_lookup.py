@@ -8,6 +8,7 @@ is left is looked at one by one.
 
 import re
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 
 import numpy as np
 import pyarrow as pa
@@ -33,60 +34,84 @@ def strip_version(gene_id: str) -> str:
 
 
 class GeneLookup:
-    """Tables from ids, aliases and symbols to tokens."""
+    """Tables from gene ids and other ids to tokens."""
 
-    def __init__(self, ids: Mapping[str, int], aliases: Mapping[str, int]):
-        """Takes the tokens of gene ids, and of other ids, aliases and symbols in upper case."""
-        self._ids, self._aliases = ids, aliases
-        genes = pa.array(list(ids), pa.string())
-        self._usual = genes.filter(pc.match_substring_regex(genes, _PLAIN_ENSEMBL_PATTERN))
-        tokens = [aliases.get(gene, ids[gene]) for gene in self._usual.to_pylist()]
-        self._usual_tokens = np.array([*tokens, -1], np.int32)
-        self._known = pa.concat_arrays([pc.utf8_upper(genes), pa.array(list(aliases), pa.string())])
+    def __init__(self, gene_ids: Sequence[str], first_token: int, id_mapping: Mapping[str, str]):
+        """Takes gene ids in the order of their tokens, and other ids in upper case to gene ids."""
+        self._ids = pa.array(gene_ids, pa.string())
+        self._first_token = first_token
+        others = pa.array(list(id_mapping), pa.string())
+        genes = pc.index_in(pa.array(list(id_mapping.values()), pa.string()), self._ids)
+        self._others = others.filter(genes.is_valid())
+        self._tokens_of_others = genes.drop_null().to_numpy() + np.int32(first_token)
+        is_plain = pc.match_substring_regex(self._ids, _PLAIN_ENSEMBL_PATTERN)
+        self._usual = self._ids.filter(is_plain)
+        tokens = np.flatnonzero(is_plain).astype(np.int32) + np.int32(first_token)
+        other = pc.index_in(self._usual, self._others)
+        tokens[other.is_valid().to_numpy(zero_copy_only=False)] = self._tokens_of_others[
+            other.drop_null().to_numpy()
+        ]
+        self._tokens_of_usual = np.append(tokens, np.int32(-1))
+        self._known = pa.concat_arrays([pc.utf8_upper(self._ids), self._others])
 
-    def tokens_of(self, gene_ids: Sequence[str], tables: Sequence[Mapping[str, int]]) -> np.ndarray:
+    def tokens_of(
+        self, gene_ids: Sequence[str], *, aliases: bool, symbols: Mapping[str, int]
+    ) -> np.ndarray:
         """Finds tokens.
 
         Args:
           gene_ids: [N] str.
-          tables: names in upper case to tokens, for what is no Ensembl id.
+          aliases: whether what is no Ensembl id is looked up among the other ids, too.
+          symbols: in upper case, to tokens: where what is no Ensembl id is looked up at last.
 
         Returns:
           [N] int32, -1 where there is no such gene.
         """
         ids = pa.array(gene_ids, pa.string())
-        tokens = self._usual_tokens_of(ids)
+        tokens = self._tokens_of_usual_ids(ids)
         rest = np.flatnonzero(tokens < 0)
         others = ids.take(pa.array(rest))
         plain = pc.replace_substring_regex(others, _VERSION_PATTERN, r"\1\2")
-        found = self._usual_tokens_of(plain)
-        simple = pc.match_substring_regex(others, _SIMPLE_PATTERN).to_numpy(zero_copy_only=False)
-        as_written, without_version = (self._is_known(each, tables) for each in (others, plain))
+        found = self._tokens_of_usual_ids(plain)
+        known = pa.concat_arrays([self._known, pa.array(list(symbols), pa.string())])
+        simple, as_written, without_version = (
+            each.to_numpy(zero_copy_only=False)
+            for each in (
+                pc.match_substring_regex(others, _SIMPLE_PATTERN),
+                pc.is_in(pc.utf8_upper(others), known),
+                pc.is_in(pc.utf8_upper(plain), known),
+            )
+        )
         # What is in no table, with or without a version, need not be looked at.
-        for i in np.flatnonzero(~simple | as_written | (without_version & (found < 0))):
-            found[i] = self._token_of(others[i].as_py(), tables)
+        second_look = np.flatnonzero(~simple | as_written | (without_version & (found < 0)))
+        tables = [self._token_of_other] if aliases else []
+        for i, gene_id in zip(
+            second_look, others.take(pa.array(second_look)).to_pylist(), strict=True
+        ):
+            found[i] = self._token_of(gene_id, [*tables, symbols])
         tokens[rest] = found
         return tokens
 
-    def _usual_tokens_of(self, ids: pa.StringArray) -> np.ndarray:
-        return self._usual_tokens[pc.index_in(ids, self._usual).fill_null(-1).to_numpy()]
+    def _tokens_of_usual_ids(self, ids: pa.StringArray) -> np.ndarray:
+        return self._tokens_of_usual[pc.index_in(ids, self._usual).fill_null(-1).to_numpy()]
 
-    def _is_known(self, ids: pa.StringArray, tables: Sequence[Mapping[str, int]]) -> np.ndarray:
-        upper = pc.utf8_upper(ids)
-        known = pc.is_in(upper, self._known).to_numpy(zero_copy_only=False)
-        for table in tables:
-            if table is not self._aliases:
-                known = known | np.fromiter(map(table.__contains__, upper.to_pylist()), bool)
-        return known
+    @cached_property
+    def _token_of_id(self) -> Mapping[str, int]:
+        return {gene: self._first_token + n for n, gene in enumerate(self._ids.to_pylist())}
+
+    @cached_property
+    def _token_of_other(self) -> Mapping[str, int]:
+        tokens = self._tokens_of_others.tolist()
+        return dict(zip(self._others.to_pylist(), tokens, strict=True))
 
     def _token_of(self, gene_id: str, tables: Sequence[Mapping[str, int]]) -> int:
         plain = strip_version(gene_id)
         # "A-923A4.1" is an alias and keeps its ending; an Ensembl id loses it in the second round.
         for name in dict.fromkeys((gene_id.strip(), plain)):
             upper = name.upper()
-            places = [(self._ids, name), *((table, upper) for table in tables)]
+            places = [(self._token_of_id, name), *((table, upper) for table in tables)]
             if _ENSEMBL_ID.fullmatch(plain):
-                places = [(self._aliases, upper), (self._ids, upper), *places]
+                places = [(self._token_of_other, upper), (self._token_of_id, upper), *places]
             for table, key in places:
                 if key in table:
                     return table[key]

@@ -32,15 +32,20 @@ class GzipChunks:
         self.shape, self.ndim, self.dtype = dataset.shape, dataset.ndim, dataset.dtype
         self._length = dataset.chunks[0]
         self._shuffled = dataset.shuffle
+        self._last: tuple[int, np.ndarray | None] = (-1, None)
 
     def __getitem__(self, part: slice) -> np.ndarray:
         """Returns the values of a slice without step."""
         first, last, _ = part.indices(self.shape[0])
         values = np.empty(max(last - first, 0), self.dtype)
+        before, kept = self._last
 
         def fill(start: int) -> None:
             low, high = max(start, first), min(start + self._length, last)
-            chunk = self._unpacked(start)
+            chunk = kept if start == before else self._unpacked(start)
+            if high == last:
+                # The next slice begins within this chunk.
+                self._last = start, chunk
             within = self._dataset[low:high] if chunk is None else chunk[low - start : high - start]
             values[low - first : high - first] = within
 

@@ -9,8 +9,8 @@ import h5py
 import numpy as np
 
 from geneformer_jax.cells.count_matrix import Pieces, Rows, dense_matrix
-from geneformer_jax.cells.count_source import MatrixSource, as_text
-from geneformer_jax.cells.reading import reading
+from geneformer_jax.cells.count_source import MatrixSource, as_packed_text, as_text
+from geneformer_jax.cells.reading import reading, require_survivable_texts
 from geneformer_jax.common.errors import InputError, did_you_mean
 
 _GENE_INDEX = ("Accession", "var_names", "Gene")
@@ -53,7 +53,7 @@ class LoomSource(MatrixSource):
             n_genes, n_cells = (int(length) for length in root[self.matrix_name].shape)
             if self._set_genes(columns, gene_column) is None and self._gene_index is None:
                 raise self._no_column("row_attrs", "ensembl_id", columns)
-            self.cell_ids = _cell_ids(root["col_attrs"], n_cells)
+            self.packed_ids = _cell_ids(root["col_attrs"], n_cells)
             self._finish((n_cells, n_genes))
 
     @contextlib.contextmanager
@@ -79,12 +79,13 @@ class LoomSource(MatrixSource):
 def _cell_ids(cells: h5py.Group, n_cells: int) -> np.ndarray:
     name = next((name for name in _CELL_INDEX if name in cells), None)
     if name is None:
-        return as_text(np.arange(n_cells))
-    return as_text(_attribute(cells[name]))
+        return as_packed_text(np.arange(n_cells))
+    return as_packed_text(_attribute(cells[name]))
 
 
 def _attribute(dataset: h5py.Dataset) -> np.ndarray:
     """Values of an attribute; texts are unescaped, since loom before 3.0 kept them as ASCII."""
+    require_survivable_texts(dataset)
     values = dataset[:]
     if values.dtype.kind not in "SO":
         return values

@@ -7,10 +7,15 @@ import pandas as pd
 
 from geneformer_jax.common.errors import InputError
 
+# As Python objects, ids take some 70 bytes more each.
+_BLOCK = 1 << 16
+
 
 def hash_ids(ids: np.ndarray) -> np.ndarray:
     """Returns uint64 [cells], a hash of each id: eight bytes a cell, so that millions fit."""
-    return pd.util.hash_array(np.asarray(ids, dtype=object), categorize=False)
+    blocks = [ids[first : first + _BLOCK] for first in range(0, len(ids), _BLOCK)]
+    hashes = [pd.util.hash_array(np.asarray(each, object), categorize=False) for each in blocks]
+    return np.concatenate([np.empty(0, np.uint64), *hashes])
 
 
 def refuse_repeated_ids(

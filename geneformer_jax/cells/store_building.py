@@ -53,10 +53,10 @@ class Reading:
         return open_counts(path, layer=self.layer, gene_column=self.gene_column)
 
     def cell_ids(self, source: CountSource) -> np.ndarray:
-        """The cell ids of a source as they are stored."""
+        """The cell ids of a source as they are stored, packed."""
         if not self.prefix_cell_ids:
-            return source.cell_ids
-        return f"{source.path.stem}|" + source.cell_ids.astype(object)
+            return source.packed_ids
+        return np.strings.add(f"{source.path.stem}|", source.packed_ids)
 
 
 @dataclass(frozen=True)
@@ -209,6 +209,8 @@ class StoreBuild:
         story = describe_run("tokenize", configuration, paths, counts)
         store_writer.join_sources(self.folder, keys, self.vocabulary, story)
         yield f"{self.folder}: {counts['cells']:,} of {counts['cells_in_files']:,} cells"
+        if self.bad_files:
+            yield f"  {len(self.bad_files)} of {len(paths) + len(self.bad_files)} files SKIPPED"
         for reason, cells in counts["dropped"].items():
             yield f"  left out, {reason}: {cells:,}"
         for source in counts["sources"]:
@@ -246,7 +248,7 @@ class StoreBuild:
             return store_writer.stored_cell_ids(self.folder, stored[number - len(self.sources)])
 
         hashes = [source.id_hashes for source in self.sources]
-        hashes += [hash_ids(ids(len(self.sources) + number)) for number in range(len(stored))]
+        hashes += [store_writer.stored_id_hashes(self.folder, key) for key in stored]
         names = [str(source.path) for source in self.sources]
         names += [f"{self.folder} ({key})" for key in stored]
         refuse_repeated_ids(hashes, names, ids)
@@ -259,7 +261,7 @@ class StoreBuild:
 
     def _survey(self, path: Path) -> SurveyedSource:
         source = self._open(path)
-        carried = source.obs(self.obs)
+        carried = source.table(self.obs)
         return SurveyedSource(
             path=path,
             key=source_key(path),
@@ -272,7 +274,7 @@ class StoreBuild:
         source = self._open(surveyed.path)
         verdict = choose_cells(source, self.recipe.quality, surveyed.match.tokens)
         kinds = store_writer.obs_kinds(self.folder)
-        obs, ids = source.obs(list(kinds)), self.reading.cell_ids(source)
+        obs, ids = source.table(list(kinds)), self.reading.cell_ids(source)
         with store_writer.write_source(self.folder, surveyed.key, kinds) as writer:
             encoded = encode_source(source, self.vocabulary, self.recipe, surveyed.match, verdict)
             for batch in encoded:

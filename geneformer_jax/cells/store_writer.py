@@ -48,6 +48,7 @@ from geneformer_jax.common.files import (
 from geneformer_jax.common.provenance import write_provenance
 
 SHARD_BYTES = 1 << 28
+_ROWS_PER_GROUP = 1 << 16
 _OPTIONS = "group_size:1,uncompressed"
 _ORDER = "order.json"
 _VERSION = "1.0.0"
@@ -65,6 +66,7 @@ class SourceWriter:
         self._in_shard = self._bytes_in_shard = 0
         self._lengths: list[np.ndarray] = []
         self._genes: list[np.ndarray | None] = []
+        self._tables: list[pa.RecordBatch] = []
         self._schema = arrow_schema(self._kinds)
         self._obs = pq.ParquetWriter(folder / cell_store.OBS, self._schema)
 
@@ -79,7 +81,9 @@ class SourceWriter:
         columns = {CELL_ID: np.asarray(cell_ids, dtype=object)}
         columns |= {name: as_kind(obs[name], kind) for name, kind in self._kinds.items()}
         table = pa.record_batch(columns, schema=self._schema)
-        self._obs.write_batch(table)
+        self._tables.append(table)
+        if sum(map(len, self._tables)) >= _ROWS_PER_GROUP:
+            self._write_tables()
         features = {TOKENS: ByteRows.of_tokens(encodings.tokens, encodings.offsets)}
         features |= {name: as_bytes(table[name], kind) for name, kind in kinds.items()}
         with _system_errors(self._folder):
@@ -90,6 +94,7 @@ class SourceWriter:
     def finish(self, story: Mapping[str, Any]) -> None:
         """Closes the files and writes down what they hold."""
         self._close_shard()
+        self._write_tables()
         self._obs.close()
         lengths = np.concatenate([np.empty(0, np.int32), *self._lengths])
         _save_array(self._folder / cell_store.LENGTHS, lengths)
@@ -97,7 +102,11 @@ class SourceWriter:
             genes = np.concatenate([np.empty(0, np.int32), *self._genes])
             _save_array(self._folder / cell_store.N_GENES, genes)
         story = {**story, "cells": len(lengths), "shards": self._shards}
-        _write_json(self._folder / cell_store.SOURCE, story)
+        (self._folder / cell_store.SOURCE).write_text(_as_json(story))
+
+    def _write_tables(self) -> None:
+        self._obs.write_table(pa.Table.from_batches(self._tables, self._schema))
+        self._tables.clear()
 
     def _write_records(self, records: list[bytes]) -> None:
         ends = np.cumsum([len(record) for record in records])
@@ -230,6 +239,14 @@ def stored_cell_ids(folder: Path, key: str) -> np.ndarray:
     return cell_store.read_cell_ids(folder / cell_store.SOURCES / key / cell_store.OBS)
 
 
+def stored_id_hashes(folder: Path, key: str) -> np.ndarray:
+    """`hash_ids` of a finished source's cells, read a bounded number at a time."""
+    with pq.ParquetFile(folder / cell_store.SOURCES / key / cell_store.OBS) as table:
+        batches = table.iter_batches(columns=[CELL_ID])
+        hashes = [hash_ids(batch[0].to_numpy(zero_copy_only=False)) for batch in batches]
+    return np.concatenate([np.empty(0, np.uint64), *hashes])
+
+
 def note_bad_source(folder: Path, key: str, reason: str) -> None:
     """Writes down why a source was skipped, for the process that joins the store."""
     (folder / cell_store.SOURCES).mkdir(exist_ok=True)
@@ -341,11 +358,9 @@ def _write_dataset_info(folder: Path, shards: list[dict[str, Any]]) -> None:
 
 
 def _refuse_repeated_ids(folder: Path, order: list[str]) -> None:
-    def ids(number: int) -> np.ndarray:
-        return stored_cell_ids(folder, order[number])
-
     names = [source_story(folder, key)["path"] for key in order]
-    refuse_repeated_ids([hash_ids(ids(number)) for number in range(len(order))], names, ids)
+    hashes = [stored_id_hashes(folder, key) for key in order]
+    refuse_repeated_ids(hashes, names, lambda number: stored_cell_ids(folder, order[number]))
 
 
 def _save_array(path: Path, array: np.ndarray) -> None:
@@ -355,11 +370,15 @@ def _save_array(path: Path, array: np.ndarray) -> None:
     path.write_bytes(content.getbuffer())
 
 
+def _as_json(content: object) -> str:
+    return json.dumps(content, indent=2, default=str) + "\n"
+
+
 def _write_json(path: Path, content: object) -> None:
     # A name of its own for every writer: several processes may begin the same store.
     aside = path.with_name(f"{path.name}.{uuid.uuid4().hex}.partial")
     try:
-        aside.write_text(json.dumps(content, indent=2, default=str) + "\n")
+        aside.write_text(_as_json(content))
         fsync_tree(aside)
         os.replace(aside, path)
     finally:

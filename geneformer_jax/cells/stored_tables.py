@@ -8,6 +8,7 @@ import pandas as pd
 import zarr
 from anndata.io import read_elem
 
+from geneformer_jax.cells.reading import require_survivable_texts
 from geneformer_jax.common.errors import InputError
 
 Group = h5py.Group | zarr.Group
@@ -23,10 +24,18 @@ def table_columns(table: Group) -> list[str]:
     return named + sorted(stored - set(named))
 
 
-def read_index(table: Group) -> np.ndarray | pd.api.extensions.ExtensionArray:
-    """The table's index."""
+def read_texts(table: Group, name: str | None) -> np.ndarray | pd.api.extensions.ExtensionArray:
+    """A column, or (None) the index; of numpy's StringDType if it is a plain list of texts.
+
+    Such a list is read at once, without a Python object for each text.
+    """
     _require_group(table)
-    return read_column(table, table.attrs["_index"])
+    name = table.attrs["_index"] if name is None else name
+    column = table[name]
+    if not _is_plain_text(column):
+        return read_column(table, name)
+    require_survivable_texts(column)
+    return column.astype(np.dtypes.StringDType())[:]
 
 
 def read_column(table: Group, name: str) -> np.ndarray | pd.api.extensions.ExtensionArray:
@@ -42,11 +51,20 @@ def read_column(table: Group, name: str) -> np.ndarray | pd.api.extensions.Exten
 
 
 def _read_element(node: Group | h5py.Dataset | zarr.Array) -> object:
+    require_survivable_texts(node)
     try:
         return read_elem(node)
     except Exception as error:
         # What anndata raises on an unknown encoding has no public name and no base but Exception.
         raise ValueError(str(error)) from error
+
+
+def _is_plain_text(node: Group | h5py.Dataset | zarr.Array) -> bool:
+    """Whether HDF5 texts can be read at once, without a Python object for each."""
+    if not isinstance(node, h5py.Dataset) or node.ndim != 1:
+        return False
+    text = h5py.check_string_dtype(node.dtype)
+    return text is not None and text.length is None
 
 
 def refuse_pickle(node: Group | h5py.Dataset | zarr.Array, name: str) -> None:

@@ -20,8 +20,8 @@ from geneformer_jax.cells.count_matrix import (
     checked_indices,
 )
 from geneformer_jax.cells.count_paths import mtx_files
-from geneformer_jax.cells.count_source import MatrixSource, as_fixed_text, as_text
-from geneformer_jax.cells.reading import reading
+from geneformer_jax.cells.count_source import MatrixSource, as_fixed_text, as_packed_text
+from geneformer_jax.cells.reading import reading, require_survivable_texts
 from geneformer_jax.common.errors import InputError, did_you_mean
 
 _GENES = "Gene Expression"
@@ -94,7 +94,8 @@ class TenxH5Source(_TenxSource):
         with reading(path, self.kind), h5py.File(path, "r") as root:
             self.matrix_name = _pick_genome(root, path, layer)
             group = root[self.matrix_name]
-            self.cell_ids = as_text(group["barcodes"][:])
+            require_survivable_texts(group)
+            self.packed_ids = as_packed_text(group["barcodes"][:])
             shape = tuple(index(length) for length in group["shape"][:][::-1])
             self._set_features(_h5_features(group), shape, gene_column)
 
@@ -136,7 +137,7 @@ class TenxMtxSource(_TenxSource):
             prefix = self._file.name.partition("matrix.mtx")[0]
             cells = _sister(self._file.parent, [f"{prefix}barcodes.tsv"])
             genes = _sister(self._file.parent, [f"{prefix}features.tsv", f"{prefix}genes.tsv"])
-            self.cell_ids = as_text([row[0] for row in _tsv(cells)])
+            self.packed_ids = as_packed_text([row[0] for row in _tsv(cells)])
             with _open(self._file) as file:
                 n_genes, n_cells, _, _ = _mtx_header(file, self._file)
             self._set_features(_tsv_features(genes), (n_cells, n_genes), gene_column)

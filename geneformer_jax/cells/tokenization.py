@@ -141,7 +141,7 @@ def choose_cells(source: CountSource, rules: QualityRules, tokens: np.ndarray) -
       InputError: the source has not the columns that the rules name, or no raw counts.
     """
     measures = measure(source, tokens) if rules.need_counts else None
-    return judge(rules, source.obs(rules.obs_columns), measures)
+    return judge(rules, source.table(rules.obs_columns), measures)
 
 
 class EncodedBatch(NamedTuple):

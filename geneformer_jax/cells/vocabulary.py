@@ -150,23 +150,15 @@ class GeneVocabulary:
         """
         if symbols not in SYMBOL_POLICIES:
             raise InputError(f'symbols "{symbols}" must be one of {", ".join(SYMBOL_POLICIES)}')
-        tables = [] if symbols == "never" else [self._token_of_alias]
-        if symbols == "names":
-            tables.append(self._token_of_symbol)
-        return self._lookup.tokens_of([str(each) for each in gene_ids], tables)
+        return self._lookup.tokens_of(
+            [str(each) for each in gene_ids],
+            aliases=symbols != "never",
+            symbols=self._token_of_symbol if symbols == "names" else {},
+        )
 
     @cached_property
     def _lookup(self) -> GeneLookup:
-        return GeneLookup(self._token_of_id, self._token_of_alias)
-
-    @cached_property
-    def _token_of_id(self) -> Mapping[str, int]:
-        return dict(zip(self.gene_ids.tolist(), range(self.first_gene_token, self.size)))  # noqa: B905
-
-    @cached_property
-    def _token_of_alias(self) -> Mapping[str, int]:
-        known = self._token_of_id
-        return {other: known[gene] for other, gene in self.id_mapping.items() if gene in known}
+        return GeneLookup(self.gene_ids.tolist(), self.first_gene_token, self.id_mapping)
 
     @cached_property
     def _token_of_symbol(self) -> Mapping[str, int]:

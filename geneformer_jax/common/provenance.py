@@ -1,6 +1,7 @@
 """provenance.json: how an output came to be (law: every output directory tells its story)."""
 
 import datetime
+import functools
 import importlib.metadata
 import json
 import platform
@@ -58,6 +59,7 @@ def write_provenance(folder: Path, story: Mapping[str, Any]) -> None:
     (folder / FILE_NAME).write_text(json.dumps(story, indent=2, default=str) + "\n")
 
 
+@functools.cache
 def _package_versions() -> dict[str, str]:
     versions = {}
     for name in _PACKAGES:
