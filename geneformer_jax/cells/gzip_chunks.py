@@ -23,7 +23,8 @@ class GzipChunks:
     """A one-dimensional dataset of numbers in gzip chunks; gives what h5py would give.
 
     Each chunk's checksum is verified. Whatever is not as expected (a chunk that is missing, damaged
-    or stored unpacked) is left to h5py, which reads it or says what is wrong with it.
+    or stored unpacked) is left to h5py, which reads it or says what is wrong with it; a chunk of
+    the wrong size is refused.
     """
 
     def __init__(self, dataset: h5py.Dataset):
@@ -60,10 +61,11 @@ class GzipChunks:
             content = (
                 b"" if skipped_filters else zlib.decompress(packed, bufsize=size + _SPARE_BYTES)
             )
-        except (OSError, zlib.error):
+        except (OSError, RuntimeError, zlib.error):
             return None
         if len(content) != size:
-            return None
+            # HDF5 would fill the rest with whatever its memory held.
+            raise OSError(f"a chunk unpacks to {len(content)} bytes, but {size} are needed")
         if not self._shuffled:
             return np.frombuffer(content, self.dtype)
         by_byte = np.frombuffer(content, np.uint8).reshape(self.dtype.itemsize, self._length)

@@ -64,9 +64,7 @@ def _explain(error: OSError) -> str:
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return f"no space left while writing {where}; free some and run the same command again"
     if error.errno == errno.EFBIG:
-        return (
-            f"{where}: file too large for the disk or a limit; raise it, run the same command again"
-        )
+        return f"{where}: file too large here; raise that limit and run the same command again"
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         return f"no permission for {where}; change its permissions or name another path"
     if error.errno == errno.ENOENT:

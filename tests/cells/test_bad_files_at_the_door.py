@@ -6,8 +6,10 @@ import shutil
 
 import numpy as np
 import pytest
+from array_record.python.array_record_module import ArrayRecordWriter
 from small_stores import cells, same_stores, with_ids, write
 
+from geneformer_jax.cells import store_writer
 from geneformer_jax.cells.cell_store import CellStore
 from geneformer_jax.common.errors import InputError
 from tests.doors import run_door
@@ -132,3 +134,30 @@ def test_a_disk_that_is_full_at_any_file(folder, tokenize, whole):
         tokenize("--obs=donor")
         same_stores(CellStore.open("store"), whole)
         assert not list((folder / "store").rglob("*.partial"))
+
+
+def test_a_disk_without_space(folder, tokenize, whole, monkeypatch):
+    """The second file's shard does not fit any more; the first is kept for the next run."""
+
+    class FullDisk:
+        def __init__(self, path, options):
+            self._writer = ArrayRecordWriter(path, options)
+            self.write, self._full = self._writer.write, "/b-" in path
+
+        def close(self):
+            self._writer.close()
+            if self._full:
+                raise RuntimeError("write() failed: No space left on device; at byte 65536")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(store_writer, "ArrayRecordWriter", FullDisk)
+        said = tokenize("--obs=donor", fails=True)
+    assert "no space left" in said and "run the same command again" in said
+    with pytest.raises(InputError, match="not complete"):
+        CellStore.open("store")
+    (first,) = (folder / "store").glob("sources/a-*/source.json")
+    written = first.stat().st_mtime_ns
+    assert not list((folder / "store").glob("sources/[bc]-*"))
+    tokenize("--obs=donor")
+    assert first.stat().st_mtime_ns == written
+    same_stores(CellStore.open("store"), whole)
