@@ -1,0 +1,203 @@
+"""Classifiers without a network, on rank features and on count features, as in the paper.
+
+They see the same folds as the network. A gene's features are the cells: its rank in each of them
+(most tokens of a cell minus its position, 0 where it is absent), or its counts per 10,000. A cell's
+features are the genes, in the same way, with the logarithm of the counts.
+"""
+
+import warnings
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from scipy import sparse
+from scipy.special import expit, softmax
+from sklearn.decomposition import TruncatedSVD
+from sklearn.ensemble import RandomForestClassifier
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from sklearn.svm import SVC
+
+from geneformer_jax.analysis.cell_selection import EncodedCells
+from geneformer_jax.analysis.classification_task import GENE, ClassificationTask
+from geneformer_jax.analysis.predictions import make_predictions
+from geneformer_jax.cells.counts import CountSource
+from geneformer_jax.cells.tokenization import Recipe, match_genes
+from geneformer_jax.cells.vocabulary import GeneVocabulary
+from geneformer_jax.common.errors import InputError
+
+RANKS, COUNTS = "ranks", "counts"
+SVM, FOREST, REGRESSION = "SVM", "random forest", "logistic regression"
+ESTIMATORS = (SVM, FOREST, REGRESSION)
+_TARGET_SUM = 10_000
+_CELLS_AT_A_TIME = 4_096
+# Components of a cell's features, found anew in each fold's training cells.
+_COMPONENTS = 50
+
+
+def rank_matrix(cells: EncodedCells) -> sparse.csr_matrix:
+    """Returns float32 [cells, V]: most tokens of a cell minus the position of each gene in it.
+
+    Positions count genes only, so that the first has position 0 in V2 cells too.
+    """
+    vocabulary = cells.vocabulary
+    longest = int(np.max(cells.lengths)) - vocabulary.special_per_cell
+    parts = []
+    for start in range(0, len(cells.lengths), _CELLS_AT_A_TIME):
+        rows = np.arange(start, min(start + _CELLS_AT_A_TIME, len(cells.lengths)))
+        genes = [each[each >= vocabulary.first_gene_token] for each in cells.read(rows)]
+        lengths = np.array([len(each) for each in genes])
+        pointers = np.concatenate([[0], np.cumsum(lengths)])
+        position = np.arange(pointers[-1]) - np.repeat(pointers[:-1], lengths)
+        parts.append(
+            sparse.csr_matrix(
+                ((longest - position).astype(np.float32), np.concatenate(genes), pointers),
+                shape=(len(rows), vocabulary.size),
+            )
+        )
+    return sparse.vstack(parts, format="csr")
+
+
+def count_matrix(cells: EncodedCells, sources: Iterable[CountSource]) -> sparse.csr_matrix:
+    """Returns float64 [cells, V]: counts per 10,000 of each gene in each cell.
+
+    Raises:
+      InputError: a cell is in none of the sources, or in several.
+    """
+    ids = pd.Index(cells.obs.index.astype(str))
+    found = np.zeros(len(ids), int)
+    parts, rows = [], []
+    for source in sources:
+        for row, matrix in _counts_of(source, ids, cells.vocabulary):
+            found[row] += 1
+            rows.append(row)
+            parts.append(matrix)
+    wrong = np.flatnonzero(found != 1)
+    if wrong.size:
+        where = "several of the files" if found[wrong[0]] else "none of the files"
+        raise InputError(
+            f'{wrong.size:,} cells are in {where} of counts, first "{ids[wrong[0]]}"; name the '
+            "files that the cells came from, each once"
+        )
+    order = np.argsort(np.concatenate(rows))
+    return sparse.vstack(parts, format="csr")[order]
+
+
+def features_of(
+    task: ClassificationTask, name: str, matrix: sparse.csr_matrix
+) -> sparse.csr_matrix:
+    """Turns a matrix [cells, V] of ranks or counts into features [ids, F], in the ids' order."""
+    if task.unit == GENE:
+        return matrix.tocsc()[:, task.tokens.to_numpy()].T.tocsr()
+    row_of = pd.Series(np.arange(matrix.shape[0]), index=task.cells.obs.index.astype(str))
+    features = matrix[row_of[task.labels.index].to_numpy()]
+    return features.log1p() if name == COUNTS else features
+
+
+def make_estimator(kind: str, unit: str, features: int) -> Any:
+    """Returns an sklearn classifier.
+
+    For genes the estimators of the paper: SVC, a forest of depth 2 and logistic regression, with
+    sklearn's other defaults and seed 0. For cells, where the paper has no such baselines, the same
+    kinds on 50 components, the forest without a limit of depth.
+    """
+    if unit == GENE:
+        return {
+            SVM: SVC(random_state=0),
+            FOREST: RandomForestClassifier(max_depth=2, random_state=0),
+            REGRESSION: LogisticRegression(random_state=0),
+        }[kind]
+    estimator = {
+        SVM: SVC(random_state=0),
+        FOREST: RandomForestClassifier(random_state=0),
+        REGRESSION: LogisticRegression(random_state=0, max_iter=1_000),
+    }[kind]
+    components = min(_COMPONENTS, features - 1)
+    return make_pipeline(TruncatedSVD(components, random_state=0), StandardScaler(), estimator)
+
+
+def baseline_predictions(
+    task: ClassificationTask, features: sparse.csr_matrix, kind: str
+) -> pd.DataFrame:
+    """Learns and tests a classifier in every fold.
+
+    Classes of genes are balanced for learning, by leaving out genes of the larger class at random,
+    as in the paper; the test side is whole, so that every method is tested on the same genes.
+
+    Args:
+      task: labels and folds.
+      features: [ids, F] in the order of `task.labels`.
+      kind: one of ESTIMATORS.
+
+    Returns:
+      Predictions with one row per gene or cell. An SVM gives no probabilities; its are a function
+      of the distance to the boundary that keeps the order.
+    """
+    position = pd.Series(np.arange(len(task.labels)), index=task.labels.index)
+    numbers = task.class_numbers.to_numpy()
+    parts = []
+    for fold in range(task.split.folds):
+        train, test = (
+            position[task.split.ids(fold, side)].to_numpy() for side in ("train", "test")
+        )
+        if task.unit == GENE:
+            train = balance(train, numbers)
+        estimator = make_estimator(kind, task.unit, features.shape[1])
+        with warnings.catch_warnings():
+            # The paper's estimators stop after sklearn's default number of rounds, as these do.
+            warnings.simplefilter("ignore", ConvergenceWarning)
+            estimator.fit(features[train], numbers[train])
+        probabilities = _probabilities(estimator, features[test], len(task.classes))
+        ids, labels = task.labels.index[test], task.labels.to_numpy()[test]
+        parts.append(make_predictions(ids, task.unit, fold, labels, probabilities, task.classes))
+    return pd.concat(parts, ignore_index=True)
+
+
+def balance(rows: np.ndarray, numbers: np.ndarray, seed: int = 0) -> np.ndarray:
+    """Returns rows with equally many of each class, drawn at random, in their order.
+
+    Args:
+      rows: [n] rows to choose from.
+      numbers: [ids] class of each row.
+      seed: of the draw.
+    """
+    rng = np.random.default_rng(seed)
+    classes = numbers[rows]
+    least = np.bincount(classes)[np.unique(classes)].min()
+    drawn = [rng.permutation(rows[classes == number])[:least] for number in np.unique(classes)]
+    return np.sort(np.concatenate(drawn))
+
+
+def _counts_of(
+    source: CountSource, ids: pd.Index, vocabulary: GeneVocabulary
+) -> Iterable[tuple[np.ndarray, sparse.csr_matrix]]:
+    """Yields (rows in `ids`, counts per 10,000 [rows, V]) for the wanted cells of a source."""
+    tokens = match_genes(source, vocabulary, Recipe(max_length=1)).tokens
+    known = np.flatnonzero(tokens >= 0)
+    to_token = sparse.csr_matrix(
+        (np.ones(len(known)), (known, tokens[known])), shape=(len(tokens), vocabulary.size)
+    )
+    wanted = ids.get_indexer(pd.Index(np.asarray(source.cell_ids).astype(str)))
+    for batch in source.batches():
+        rows = wanted[batch.start : batch.start + len(batch.totals)]
+        here = np.flatnonzero(rows >= 0)
+        scale = sparse.diags_array(_TARGET_SUM / np.maximum(batch.totals[here], 1))
+        yield rows[here], sparse.csr_matrix(scale @ (batch.counts[here] @ to_token))
+
+
+def _probabilities(estimator: Any, features: sparse.csr_matrix, classes: int) -> np.ndarray:
+    """Returns float [n, C]; 0 for a class that was not there to learn from."""
+    if hasattr(estimator, "predict_proba"):
+        known = estimator.predict_proba(features)
+    else:
+        distance = estimator.decision_function(features)
+        if distance.ndim == 1:
+            known = np.column_stack([expit(-distance), expit(distance)])
+        else:
+            known = softmax(distance, axis=1)
+    probabilities = np.zeros((features.shape[0], classes))
+    probabilities[:, estimator.classes_] = known
+    return probabilities

@@ -1,0 +1,168 @@
+"""Figures of classifiers: ROC, precision-recall, confusion, probabilities, calibration."""
+
+import itertools
+from collections.abc import Mapping
+
+import matplotlib.axes
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+from geneformer_jax.analysis.classification_metrics import FALSE_POSITIVE_SHARES, Roc
+from geneformer_jax.analysis.figures import PALETTE, STYLE, new_figure
+from geneformer_jax.analysis.predictions import PROBABILITY, classes_of
+
+_DASHES = ("-", "--", ":", "-.")
+_CHANCE = {"color": "#8a8a8a", "lw": 1, "ls": (0, (2, 3)), "zorder": 0}
+_MOST_WRITTEN = 14
+_PROBABILITY_BINS = np.linspace(0, 1, 41)
+
+
+def roc_figure(rocs: Mapping[str, Roc], title: str = "") -> Figure:
+    """Draws the mean ROC curve of each method, and the folds of the first as thin lines."""
+    with matplotlib.rc_context(STYLE):
+        figure = new_figure(8.4, 5.0)
+        axes = figure.add_subplot()
+        axes.plot([0, 1], [0, 1], **_CHANCE)
+        for (name, roc), (dash, colour) in zip(rocs.items(), _lines(), strict=False):
+            first = name == next(iter(rocs))
+            if first:
+                for curve in roc.curves:
+                    axes.plot(FALSE_POSITIVE_SHARES, curve, color=colour, lw=0.8, alpha=0.35)
+            axes.plot(
+                FALSE_POSITIVE_SHARES,
+                roc.mean_curve,
+                color=colour,
+                ls=dash,
+                lw=2.6 if first else 1.6,
+                label=f"{name}: {roc.auc:.2f} ± {roc.sd:.2f}",
+                zorder=3 if first else 2,
+            )
+        axes.set(
+            xlabel="false positive rate",
+            ylabel="true positive rate",
+            title=title,
+            xlim=(-0.01, 1.01),
+            ylim=(-0.01, 1.01),
+            aspect="equal",
+        )
+        _legend(axes, "AUC, mean ± sd over folds")
+    return figure
+
+
+def precision_recall_figure(
+    curves: Mapping[str, tuple[np.ndarray, np.ndarray]], share: float, title: str = ""
+) -> Figure:
+    """Draws precision against recall.
+
+    Args:
+      curves: name -> (precision, recall).
+      share: of the class among what is tested, the precision of chance.
+      title: above the axes.
+    """
+    with matplotlib.rc_context(STYLE):
+        figure = new_figure(8.4, 4.6)
+        axes = figure.add_subplot()
+        axes.axhline(share, **_CHANCE)
+        for (name, (precision, recall)), (dash, colour) in zip(
+            curves.items(), _lines(), strict=False
+        ):
+            # Beginning at no recall a single example decides; the step shows what is measured.
+            axes.step(recall, precision, where="post", color=colour, ls=dash, lw=1.8, label=name)
+        axes.set(xlabel="recall", ylabel="precision", title=title)
+        axes.set(xlim=(-0.01, 1.01), ylim=(0, 1.02))
+        _legend(axes)
+    return figure
+
+
+def confusion_figure(matrix: pd.DataFrame, title: str = "") -> Figure:
+    """Draws a confusion matrix: colour is the share of each true class, numbers are counts."""
+    counts = matrix.to_numpy()
+    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    size = 2.6 + 0.55 * len(matrix)
+    with matplotlib.rc_context(STYLE):
+        figure = new_figure(size + 1.6, size)
+        axes = figure.add_subplot()
+        image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+        places = range(len(matrix))
+        axes.set_xticks(places, matrix.columns, rotation=40, ha="right", rotation_mode="anchor")
+        axes.set_yticks(
+            places, [f"{n} ({c:,})" for n, c in zip(matrix.index, counts.sum(1), strict=True)]
+        )
+        if len(matrix) <= _MOST_WRITTEN:
+            for row, column in itertools.product(places, places):
+                colour = "white" if shares[row, column] > 0.55 else "#1d2330"
+                text = f"{counts[row, column]:,}"
+                axes.text(column, row, text, ha="center", va="center", color=colour, fontsize=9)
+        axes.set(xlabel="predicted class", ylabel="true class (members)", title=title)
+        axes.spines[:].set_visible(False)
+        axes.tick_params(length=0)
+        figure.colorbar(image, ax=axes, label="share of the true class", shrink=0.8)
+    return figure
+
+
+def probability_figure(predictions: pd.DataFrame, title: str = "") -> Figure:
+    """Draws, for members of each true class, the distribution of that class's probability.
+
+    Two classes: the probability of the second, for the members of both.
+    """
+    classes = classes_of(predictions)
+    truth = predictions["label"].astype(str)
+    two = len(classes) == 2
+    with matplotlib.rc_context(STYLE):
+        figure = new_figure(8.4, 4.0)
+        axes = figure.add_subplot()
+        for name, (dash, colour) in zip(classes, _lines(), strict=False):
+            of = classes[1] if two else name
+            values = predictions.loc[truth == name, PROBABILITY + of].to_numpy(np.float64)
+            if not len(values):
+                continue
+            weights = np.full(len(values), 1 / len(values))
+            axes.hist(
+                values,
+                _PROBABILITY_BINS,
+                weights=weights,
+                histtype="stepfilled" if two else "step",
+                color=(colour, 0.35) if two else None,
+                edgecolor=colour,
+                ls=dash,
+                lw=1.6,
+                label=f"{name} ({len(values):,})",
+            )
+        what = f"probability of {classes[1]}" if two else "probability of the true class"
+        axes.set(xlabel=what, ylabel="share of the true class", title=title, xlim=(0, 1))
+        _legend(axes, "true class")
+    return figure
+
+
+def calibration_figure(curves: Mapping[str, pd.DataFrame], title: str = "") -> Figure:
+    """Draws accuracy against probability of the predicted class, from `calibration_curve`s."""
+    with matplotlib.rc_context(STYLE):
+        figure = new_figure(8.4, 4.8)
+        axes = figure.add_subplot()
+        axes.plot([0, 1], [0, 1], **_CHANCE)
+        for (name, curve), (dash, colour) in zip(curves.items(), _lines(), strict=False):
+            axes.plot(
+                curve["confidence"], curve["accuracy"], color=colour, ls=dash, lw=1.4, label=name
+            )
+            sizes = 8 + 70 * curve["rows"] / curve["rows"].sum()
+            axes.scatter(curve["confidence"], curve["accuracy"], s=sizes, color=colour, zorder=3)
+        axes.set(
+            xlabel="probability of the predicted class",
+            ylabel="accuracy",
+            title=title,
+            xlim=(-0.01, 1.02),
+            ylim=(-0.01, 1.02),
+            aspect="equal",
+        )
+        _legend(axes, "method (size: share of rows)")
+    return figure
+
+
+def _lines() -> itertools.product:
+    """Dash and colour of each line, as many as anyone will draw."""
+    return itertools.product(_DASHES, PALETTE)
+
+
+def _legend(axes: matplotlib.axes.Axes, title: str = "") -> None:
+    axes.legend(title=title, alignment="left", loc="center left", bbox_to_anchor=(1.01, 0.5))

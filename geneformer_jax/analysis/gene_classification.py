@@ -1,0 +1,265 @@
+"""The paper's classification protocol: one task, every method on the same folds, one report.
+
+Of genes (the paper's tasks) or of cells: networks, given as functions of the task, beside support
+vector machine, random forest and logistic regression on rank and on count features, beside controls
+with permuted labels.
+"""
+
+import functools
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from geneformer_jax.analysis.cell_selection import (
+    EncodedCells,
+    check_columns,
+    parse_filters,
+    select_cells,
+)
+from geneformer_jax.analysis.classical_baselines import (
+    COUNTS,
+    ESTIMATORS,
+    RANKS,
+    baseline_predictions,
+    count_matrix,
+    features_of,
+    rank_matrix,
+)
+from geneformer_jax.analysis.classification_metrics import fold_roc
+from geneformer_jax.analysis.classification_task import (
+    CELL,
+    GENE,
+    ClassificationTask,
+    labelled_cells,
+)
+from geneformer_jax.analysis.gene_labels import (
+    NOWHERE,
+    Labels,
+    read_cell_labels,
+    read_gene_labels,
+)
+from geneformer_jax.analysis.splits import Split, given_split, leak_warnings, make_split
+from geneformer_jax.analysis.task_config import TaskConfig
+from geneformer_jax.analysis.task_controls import (
+    CONTROL_COLUMNS,
+    MATCHED,
+    SHUFFLED,
+    permuted_aucs,
+    permuted_labels,
+    summarise_control,
+)
+from geneformer_jax.analysis.task_folder import TaskFolder
+from geneformer_jax.analysis.task_report import read_results, results_table, write_results
+from geneformer_jax.cells.counts import expand_paths, open_counts
+from geneformer_jax.common.errors import InputError
+from geneformer_jax.common.progress import Progress
+
+# (task, a folder of its own) -> predictions.
+Network = Callable[[ClassificationTask, Path], pd.DataFrame]
+
+
+def run_task(
+    config: TaskConfig,
+    cells: EncodedCells,
+    output: Path | str,
+    networks: Mapping[str, Network],
+    story: Mapping[str, Any] | None = None,
+) -> pd.DataFrame:
+    """Runs a task's whole protocol; a second call with the same arguments goes on or reads it back.
+
+    Writes to `output`: split.parquet, labels.csv, predictions/METHOD.parquet, results.csv,
+    folds.csv, controls.csv, figures, report.html and, last, provenance.json.
+
+    Args:
+      config: the task.
+      cells: tokenised cells with their obs.
+      output: folder; new, or that of an interrupted run of the same task.
+      networks: name -> function that learns and tests in every fold of the task (see
+        `ClassificationTask.fold_data`) and returns predictions; each has a folder of its own below
+        `output`. The first is the one that figures show in detail.
+      story: further facts for provenance.json, such as the whole configuration.
+
+    Returns:
+      The table of results, one row per method (see `task_report.results_table`).
+
+    Raises:
+      InputError: labels, split or cells do not do, or `output` holds another task.
+    """
+    if not networks and not config.baselines:
+        raise InputError("there is neither a network nor a baseline to run; switch baselines on")
+    task, told = prepare_task(config, cells)
+    print("\n".join(told), flush=True)
+    run = _Run(config, task, TaskFolder(Path(output), config, task), networks)
+    if run.folder.finished:
+        return read_results(run.folder)
+    predictions = run.network_predictions() | run.baseline_predictions()
+    controls = run.controls(predictions)
+    results = results_table(task, predictions, config.published)
+    write_results(run.folder, task, predictions, results, controls, told, dict(story or {}))
+    return results
+
+
+def prepare_task(config: TaskConfig, cells: EncodedCells) -> tuple[ClassificationTask, list[str]]:
+    """Reads labels, chooses cells and deals out folds; returns the task and lines that tell it.
+
+    Raises:
+      InputError: labels, split or cells do not do.
+    """
+    config.require_labels()
+    if config.filters:
+        cells = select_cells(cells, parse_filters(config.filters))
+    if config.unit == GENE:
+        labels = read_gene_labels(config.genes, cells.vocabulary, config.gene_conflicts)
+        cells, absent = labelled_cells(cells, labels.of, config.cells_at_most)
+        # A gene without a cell can neither be learned nor tested by a network.
+        labels = labels.without(absent, NOWHERE)
+        groups = None
+    else:
+        if config.cells_at_most:
+            cells = select_cells(cells, at_most=config.cells_at_most)
+        labels = _cell_labels(config, cells.obs)
+        groups = _groups(config.group, cells.obs, labels.of.index)
+    split, rule = _split(config, labels.of, groups)
+    task = ClassificationTask(
+        config.name or config.unit,
+        config.unit,
+        labels.classes,
+        labels.of,
+        split,
+        cells,
+        groups,
+        config.cells_at_most,
+        rule,
+    )
+    return task, _lines(config, task, labels)
+
+
+def _cell_labels(config: TaskConfig, obs: pd.DataFrame) -> Labels:
+    wanted = [name.strip() for name in config.classes.split("|") if name.strip()]
+    return read_cell_labels(obs, config.label, config.least_share, wanted=wanted)
+
+
+def _groups(column: str, obs: pd.DataFrame, ids: pd.Index) -> pd.Series | None:
+    if not column:
+        return None
+    check_columns(obs, [column])
+    return pd.Series(obs[column].to_numpy(object), obs.index.astype(str), name=column)[ids]
+
+
+def _split(config: TaskConfig, labels: pd.Series, groups: pd.Series | None) -> tuple[Split, Any]:
+    if not config.split:
+        rule = config.rule()
+        return make_split(labels, rule, groups), rule
+    if "=" not in config.split:
+        return given_split(config.split, labels, groups), None
+    sides = dict(part.strip().partition("=")[::2] for part in config.split.split(","))
+    return given_split(sides, labels, groups), None
+
+
+def _lines(config: TaskConfig, task: ClassificationTask, labels: Labels) -> list[str]:
+    lines = labels.describe(task.unit)
+    lines += [f"{count:,} cells left out, {why}" for why, count in _dropped(task).items()]
+    lines.append(f"{len(task.cells.lengths):,} cells, {task.split.folds} folds by {task.unit}")
+    if config.group:
+        lines[-1] += f", no {config.group} on two sides of a fold"
+    if task.unit == CELL:
+        lines += leak_warnings(task.cells.obs, task.split, config.group)
+    return lines
+
+
+def _dropped(task: ClassificationTask) -> Mapping[str, int]:
+    return {why: count for why, count in getattr(task.cells, "dropped", {}).items() if count}
+
+
+def method_name(kind: str, features: str) -> str:
+    """Name of a baseline in tables."""
+    return f"{kind}, {features}"
+
+
+@dataclass(frozen=True, eq=False)
+class _Run:
+    """One run of a task's protocol, into one folder."""
+
+    config: TaskConfig
+    task: ClassificationTask
+    folder: TaskFolder
+    networks: Mapping[str, Network]
+
+    def network_predictions(self) -> dict[str, pd.DataFrame]:
+        """Predictions of each network."""
+        return {
+            name: self.folder.table(
+                f"predictions/{name}",
+                functools.partial(network, self.task, self.folder.network(name)),
+            )
+            for name, network in self.networks.items()
+        }
+
+    def baseline_predictions(self) -> dict[str, pd.DataFrame]:
+        """Predictions of each baseline."""
+        predictions = {}
+        with Progress(len(self._baselines), "baselines", "classifiers") as progress:
+            for name, predict in self._baselines.items():
+                predictions[name] = self.folder.table(
+                    f"predictions/{name}", functools.partial(predict, self.task)
+                )
+                progress.advance(1)
+        return predictions
+
+    def controls(self, predictions: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
+        """Table of `summarise_control`s, one row per method and control."""
+        kinds = [SHUFFLED] if "shuffled" in self.config.controls else []
+        if "matched" in self.config.controls and self.task.unit == GENE:
+            kinds.append(MATCHED)
+        wanted = [(name, kind) for name in self._baselines for kind in kinds]
+        rows = []
+        with Progress(len(wanted), "permuted labels", "controls") as progress:
+            for name, kind in wanted:
+                rows.append(self._control(name, kind, predictions[name]))
+                progress.advance(1)
+        if "network" in self.config.controls and self.networks:
+            rows.append(self._network_control())
+        return pd.DataFrame(rows, columns=CONTROL_COLUMNS)
+
+    @functools.cached_property
+    def _baselines(self) -> dict[str, Callable[[ClassificationTask], pd.DataFrame]]:
+        """Name -> function from a task to its predictions."""
+        if not self.config.baselines:
+            return {}
+        matrices = {RANKS: rank_matrix(self.task.cells)}
+        if self.config.counts:
+            sources = [open_counts(path) for path in expand_paths(self.config.counts)]
+            matrices[COUNTS] = count_matrix(self.task.cells, sources)
+        features = {name: features_of(self.task, name, each) for name, each in matrices.items()}
+        return {
+            method_name(kind, name): functools.partial(
+                baseline_predictions, features=matrix, kind=kind
+            )
+            for name, matrix in features.items()
+            for kind in ESTIMATORS
+        }
+
+    def _control(self, name: str, kind: str, predictions: pd.DataFrame) -> dict[str, Any]:
+        aucs = self.folder.table(
+            f"controls/{name}, {kind}",
+            functools.partial(
+                permuted_aucs, self.task, self._baselines[name], kind, self.config.permutations
+            ),
+        )
+        return summarise_control(name, kind, aucs, fold_roc(predictions).plain_auc)
+
+    def _network_control(self) -> dict[str, Any]:
+        """The first network with labels shuffled once, its folds standing for permutations."""
+        name, network = next(iter(self.networks.items()))
+        labels = permuted_labels(self.task, np.random.default_rng(0))
+        permuted = self.task.with_labels(labels)
+        predictions = self.folder.table(
+            f"controls/{name}",
+            functools.partial(network, permuted, self.folder.network(f"{name}, {SHUFFLED}")),
+        )
+        aucs = pd.DataFrame({"auc": fold_roc(predictions).aucs})
+        return summarise_control(name, f"{SHUFFLED} once, by fold", aucs, np.nan)

@@ -1,0 +1,90 @@
+"""Tables of ids that people write: text, CSV, Parquet or JSON, read into one form."""
+
+import json
+from pathlib import Path
+
+import pandas as pd
+import pyarrow as pa
+
+from geneformer_jax.cells.options import read_table
+from geneformer_jax.common.errors import InputError
+
+SUFFIXES = (".json", ".txt", ".tsv", ".csv", ".parquet")
+
+
+def read_id_table(path: Path | str) -> pd.DataFrame:
+    """Reads a table of text.
+
+    Args:
+      path: .csv, .tsv or .parquet with named columns (a .gz is unpacked); .json as
+        {"class": ["id", ...]}, read as columns `class` and `id`; .txt as a table with tabs, or as
+        one id per line without a heading, read as column `id`.
+
+    Returns:
+      [rows] text columns; blanks around values are gone.
+
+    Raises:
+      InputError: it is not there, of another kind, or empty.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"{path} does not exist; check the path")
+    suffix = next((each for each in SUFFIXES if each in path.suffixes), "")
+    if not suffix:
+        raise InputError(f"{path} must end in one of {', '.join(SUFFIXES)}")
+    if suffix == ".json":
+        table = _from_json(path)
+    elif suffix == ".parquet":
+        table = _from_parquet(path)
+    elif suffix == ".txt" and not _has_tabs(path):
+        table = pd.DataFrame({"id": path.read_text(encoding="utf-8").splitlines()})
+    else:
+        table = read_table(path)
+    table = table.astype(str).apply(lambda column: column.str.strip())
+    table = table[(table != "").any(axis=1)].reset_index(drop=True)
+    if table.empty:
+        raise InputError(f"{path} holds no row; name a table with ids")
+    return table
+
+
+def named_column(table: pd.DataFrame, names: tuple[str, ...], what: str, path: object) -> str:
+    """Returns the first of `names` that is a column of `table`.
+
+    Raises:
+      InputError: it has none of them.
+    """
+    found = {str(column).lower(): column for column in reversed(list(table.columns))}
+    for name in names:
+        if name in found:
+            return found[name]
+    have = ", ".join(map(str, table.columns))
+    raise InputError(
+        f"{path} has no column with {what}: it has {have}; call it one of {', '.join(names)}"
+    )
+
+
+def _has_tabs(path: Path) -> bool:
+    with path.open(encoding="utf-8", errors="replace") as file:
+        return "\t" in file.readline()
+
+
+def _from_json(path: Path) -> pd.DataFrame:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise InputError(f"{path} is no JSON ({error}); write it anew") from error
+    right = isinstance(content, dict) and all(isinstance(ids, list) for ids in content.values())
+    if not right:
+        raise InputError(f'{path} must be of the form {{"class": ["id", ...], ...}}')
+    rows = [(name, each) for name, ids in content.items() for each in ids]
+    return pd.DataFrame(rows, columns=["class", "id"])
+
+
+def _from_parquet(path: Path) -> pd.DataFrame:
+    try:
+        table = pd.read_parquet(path)
+    except (ValueError, OSError, pa.ArrowException) as error:
+        raise InputError(f"{path} is no Parquet table ({error}); write it anew") from error
+    if table.index.name is not None:
+        table = table.reset_index()
+    return table.astype(object).where(table.notna(), "")

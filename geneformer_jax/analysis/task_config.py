@@ -1,0 +1,110 @@
+"""What a classification task is told: typed, checked, and filled from an ml_collections file."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from geneformer_jax.analysis.classification_task import CELL, GENE
+from geneformer_jax.analysis.gene_labels import CONFLICTS
+from geneformer_jax.analysis.splits import SplitRule
+from geneformer_jax.training.config import fill, one_of, require
+
+CONTROLS = ("shuffled", "matched", "network")
+
+
+@dataclasses.dataclass(frozen=True)
+class TaskConfig:
+    """A classification task and its protocol; on the command line --config.task.NAME=VALUE.
+
+    Attributes:
+      name: short, for titles and files.
+      unit: what is classified: "gene" or "cell".
+      genes: gene tasks: the class file (see `gene_labels.read_gene_labels`).
+      gene_conflicts: what becomes of a gene in several classes: "refuse" or "drop".
+      label: cell tasks: obs column of the classes.
+      classes: cell tasks: the only labels that take part, separated by "|"; all if empty.
+      least_share: cell tasks: labels of a smaller share of cells are left out.
+      group: cell tasks: obs column (donor, batch) of which no value stands on both sides.
+      filters: only these cells, as "column:value|value" texts.
+      cells_at_most: gene tasks: cells drawn of those with a labelled gene; cell tasks: of all
+        cells. 0 takes all.
+      split: a given split: a table of ids, folds and sides, or "train=FILE,test=FILE"; then the
+        next four are not used.
+      folds, test_share, valid_share, seed: see `splits.SplitRule`.
+      counts: files of raw counts of the cells, for baselines on counts; none if empty.
+      baselines: whether SVM, random forest and logistic regression run beside the network.
+      controls: "shuffled" and "matched" run the baselines with permuted labels, "network" the
+        first network too (once each, for it takes long).
+      permutations: of each control of the baselines.
+      untrained_layers: depths of networks without pretraining that are trained beside.
+      published: method -> what was published for it, shown beside ours.
+    """
+
+    name: str = ""
+    unit: str = GENE
+    genes: str = ""
+    gene_conflicts: str = "refuse"
+    label: str = ""
+    classes: str = ""
+    least_share: float = 0.0
+    group: str = ""
+    filters: tuple[str, ...] = ()
+    cells_at_most: int = 0
+    split: str = ""
+    folds: int = 5
+    test_share: float = 0.2
+    valid_share: float = 0.0
+    seed: int = 0
+    counts: str = ""
+    baselines: bool = True
+    controls: tuple[str, ...] = ("shuffled", "matched")
+    permutations: int = 20
+    untrained_layers: tuple[int, ...] = ()
+    published: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self):
+        for name in ("filters", "controls", "untrained_layers"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))
+        object.__setattr__(self, "published", dict(self.published))
+        one_of("task.unit", self.unit, (GENE, CELL))
+        one_of("task.gene_conflicts", self.gene_conflicts, CONFLICTS)
+        for control in self.controls:
+            one_of("task.controls", control, CONTROLS)
+        require(
+            self.cells_at_most >= 0, "task.cells_at_most", self.cells_at_most, "0 (all) or more"
+        )
+        require(0 <= self.least_share < 1, "task.least_share", self.least_share, "in [0, 1)")
+        require(self.permutations >= 2, "task.permutations", self.permutations, "at least 2")
+        for layers in self.untrained_layers:
+            require(layers >= 1, "task.untrained_layers", layers, "at least 1 layer each")
+        self.rule()
+
+    def rule(self) -> SplitRule:
+        """Returns how ids are dealt out where no split is given."""
+        return SplitRule(self.folds, self.test_share, self.valid_share, self.seed)
+
+    def require_labels(self) -> None:
+        """Raises InputError if it is not said where the labels come from."""
+        if self.unit == GENE:
+            require(bool(self.genes), "task.genes", self.genes, "name the file of gene classes")
+            require(
+                not self.group, "task.group", self.group, "genes have no donors; leave it empty"
+            )
+        else:
+            require(bool(self.label), "task.label", self.label, "name the obs column of labels")
+
+
+def task_config(unit: str, **changes: Any) -> ConfigDict:
+    """Returns a task's defaults, with changes, as a ConfigDict for a configuration file."""
+    return ConfigDict(dataclasses.asdict(TaskConfig(unit=unit, **changes)), convert_dict=False)
+
+
+def typed_task(config: ConfigDict | Mapping[str, Any]) -> TaskConfig:
+    """Turns a ConfigDict (or a dict read back from JSON) into a checked TaskConfig.
+
+    Raises:
+      InputError: an unknown key, or a value that cannot be.
+    """
+    return fill(TaskConfig, config, "task.")

@@ -1,0 +1,208 @@
+"""What a classification task found: tables, figures, one HTML report."""
+
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from geneformer_jax.analysis.bootstrap import bootstrap_intervals
+from geneformer_jax.analysis.classical_baselines import SVM
+from geneformer_jax.analysis.classification_figures import (
+    calibration_figure,
+    confusion_figure,
+    precision_recall_figure,
+    probability_figure,
+    roc_figure,
+)
+from geneformer_jax.analysis.classification_metrics import (
+    calibration_curve,
+    class_table,
+    confusion,
+    fold_roc,
+    fold_table,
+    precision_recall,
+    summarise,
+)
+from geneformer_jax.analysis.classification_task import GENE, ClassificationTask
+from geneformer_jax.analysis.figures import save_figure
+from geneformer_jax.analysis.predictions import average_by_gene
+from geneformer_jax.analysis.report import Report
+from geneformer_jax.analysis.task_folder import SPLIT, TaskFolder
+from geneformer_jax.common.files import write_aside
+from geneformer_jax.common.provenance import describe_run, write_provenance
+
+PER_GENE, PER_OCCURRENCE, PER_CELL = "gene", "occurrence", "cell"
+RESULTS = "results.csv"
+PUBLISHED = "published (not ours)"
+_MEASURES = (
+    "auc",
+    "auc_sd",
+    "auc_plain",
+    "auc_plain_sd",
+    "average_precision",
+    "accuracy",
+    "macro_f1",
+    "calibration_error",
+)
+
+
+def results_table(
+    task: ClassificationTask, predictions: Mapping[str, pd.DataFrame], published: Mapping[str, str]
+) -> pd.DataFrame:
+    """Returns the measures of every method, networks on genes both per occurrence and per gene.
+
+    Columns: `method`, `per` (what a row of its predictions is), the measures of
+    `classification_metrics.summarise`, `NAME_low` and `NAME_high` (95 % bootstrap intervals of
+    auc_plain, accuracy and macro_f1, drawing genes, donors or cells), `rows`, and PUBLISHED: what
+    was published for the method, with the paper's weights and cells. Published methods that did not
+    run have a row of their own.
+    """
+    rows = []
+    for method, each in predictions.items():
+        told = published.get(method, "")
+        if task.unit != GENE:
+            rows.append(_row(method, PER_CELL, each, task.groups, told))
+        elif "id" in each:
+            rows.append(_row(method, PER_OCCURRENCE, each, None, told))
+            rows.append(_row(method, PER_GENE, average_by_gene(each), None, ""))
+        else:
+            rows.append(_row(method, PER_GENE, each, None, told))
+    for method, figure in published.items():
+        if method not in predictions:
+            rows.append({"method": method, "per": "not run", PUBLISHED: figure})
+    return pd.DataFrame(rows)
+
+
+def write_results(
+    folder: TaskFolder,
+    task: ClassificationTask,
+    predictions: Mapping[str, pd.DataFrame],
+    results: pd.DataFrame,
+    controls: pd.DataFrame,
+    told: Sequence[str],
+    story: Mapping[str, Any],
+) -> None:
+    """Writes tables, figures, report.html and, last, provenance.json into the task's folder.
+
+    Args:
+      folder: of the task.
+      task: that was run.
+      predictions: method -> its predictions; the first is shown in detail.
+      results: from `results_table`.
+      controls: rows of `task_controls.summarise_control`.
+      told: lines of `prepare_task`.
+      story: further facts for provenance.json.
+    """
+    folds = pd.concat(
+        [fold_table(each).assign(method=method) for method, each in predictions.items()]
+    )
+    tables = {RESULTS: results, "folds.csv": folds, "controls.csv": controls}
+    for name, table in tables.items():
+        with write_aside(folder.path / name) as aside:
+            table.to_csv(aside, index=False)
+    facts = describe_run(
+        "finetune",
+        dataclasses.asdict(folder.config),
+        _inputs(folder),
+        {"told": list(told), **story},
+    )
+    report = Report(f"Classification: {task.name}", " ".join(f"{line}." for line in told))
+    _add_tables(report, results, controls)
+    _add_figures(report, folder.path, task, predictions)
+    report.provenance(facts)
+    report.write(folder.path / "report.html")
+    write_provenance(folder.path, facts)
+
+
+def read_results(folder: TaskFolder) -> pd.DataFrame:
+    """Reads the table of results that `write_results` wrote."""
+    return pd.read_csv(folder.path / RESULTS).fillna({PUBLISHED: ""})
+
+
+def _row(
+    method: str, per: str, predictions: pd.DataFrame, groups: pd.Series | None, told: str
+) -> dict[str, Any]:
+    measures = summarise(predictions)
+    row = {"method": method, "per": per, **{name: measures[name] for name in _MEASURES}}
+    for name, interval in bootstrap_intervals(predictions, groups).items():
+        row |= {f"{name}_low": interval.low, f"{name}_high": interval.high}
+    if method.startswith(SVM):
+        # It has no probabilities of its own.
+        row["calibration_error"] = float("nan")
+    return {**row, "rows": measures["rows"], PUBLISHED: told}
+
+
+def _levels(
+    task: ClassificationTask, predictions: Mapping[str, pd.DataFrame]
+) -> Iterator[tuple[str, pd.DataFrame]]:
+    """Names and predictions as figures show them: those of occurrences averaged by gene too."""
+    for method, each in predictions.items():
+        yield method, each
+        if task.unit == GENE and "id" in each:
+            yield f"{method}, per gene", average_by_gene(each)
+
+
+def _inputs(folder: TaskFolder) -> list[Path]:
+    given = (folder.config.genes, folder.config.split)
+    return [folder.path / SPLIT, *(Path(path) for path in given if path and "=" not in path)]
+
+
+def _add_tables(report: Report, results: pd.DataFrame, controls: pd.DataFrame) -> None:
+    report.section(
+        "Results",
+        "AUC: mean over folds as the original weighs them (by the points of their ROC curves), "
+        "with the weighted standard deviation; auc_plain: all folds alike. Intervals: 95 %, "
+        f"bootstrap over genes, donors or cells. The column '{PUBLISHED}' repeats what was "
+        "published with the paper's weights and cells; it was not measured here.",
+    )
+    report.table(results, "Every method on the same folds.", RESULTS)
+    if len(controls):
+        report.section(
+            "Controls",
+            "Labels dealt out anew. Shuffled labels must give 0.5: more would be a leak. Labels "
+            "shuffled among equally frequent genes give what frequency alone explains; p is the "
+            "share of permutations that reach the true labels' AUC.",
+        )
+        report.table(controls, "AUC with permuted labels, mean and 99 % interval.", "controls.csv")
+
+
+def _add_figures(
+    report: Report, path: Path, task: ClassificationTask, predictions: Mapping[str, pd.DataFrame]
+) -> None:
+    predictions = dict(_levels(task, predictions))
+    first, detail = next(iter(predictions.items()))
+    second = task.classes[1]
+    share = float((detail["label"].astype(str) == second).mean())
+    curves = {method: precision_recall(each, second) for method, each in predictions.items()}
+    calibrations = {
+        method: calibration_curve(each)
+        for method, each in predictions.items()
+        if not method.startswith(SVM)
+    }
+    rocs = {method: fold_roc(each) for method, each in predictions.items()}
+    figures = {
+        "roc": (roc_figure(rocs, task.name), f"ROC; thin lines: the folds of {first}."),
+        "precision_recall": (
+            precision_recall_figure(curves, share, f"{task.name}: {second}"),
+            f"Precision and recall of class {second}, all folds together.",
+        ),
+        "confusion": (
+            confusion_figure(confusion(detail), f"{task.name}: {first}"),
+            f"Predictions of {first}.",
+        ),
+        "probabilities": (
+            probability_figure(detail, f"{task.name}: {first}"),
+            f"How {first} distributes its probabilities.",
+        ),
+        "calibration": (
+            calibration_figure(calibrations, task.name),
+            "Calibration: on the diagonal, probabilities are as often right as they say.",
+        ),
+    }
+    report.section("Figures")
+    for name, (figure, caption) in figures.items():
+        save_figure(figure, path / name)
+        report.figure(figure, caption)
+    report.table(class_table(detail), f"Classes, as {first} predicts them.")
