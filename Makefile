@@ -2,6 +2,7 @@
 # make quickstart COUNTS=F   the same for any raw-count h5ad file F (LABEL=C: its obs column of labels)
 # make test                  lint and the quick tests
 # make slow                  the tests that take longer
+# make aot                   compile the pretraining step for TPUs and GPUs that are not there (6 GB)
 #
 # PYTHON chooses the interpreter (3.11 or newer), VENV the folder of the environment.
 
@@ -15,9 +16,10 @@ BIN := $(VENV)/bin
 CREATED := $(VENV)/.created
 DEMO := $(VENV)/.installed-demo
 TEST := $(VENV)/.installed-test
+AOT := $(VENV)/.installed-aot
 METADATA := pyproject.toml setup.py
 
-.PHONY: help quickstart test slow lint
+.PHONY: help quickstart test slow aot lint
 
 help:
 	@sed -n '/^#/!q; s/^# \{0,1\}//p' Makefile
@@ -31,6 +33,10 @@ test: lint
 
 slow: $(TEST)
 	$(BIN)/python -m pytest -m "slow and not gpu and not tpu" $(PYTEST_ARGS)
+
+aot: $(AOT)
+	$(BIN)/python -m pytest -m "aot_tpu or aot_cuda" $(PYTEST_ARGS)
+	$(BIN)/python benchmarks/compile_ahead.py
 
 lint: $(TEST)
 	$(BIN)/ruff check .
@@ -46,6 +52,11 @@ $(TEST): $(METADATA) | $(CREATED)
 	@echo "Installing the project and what its tests need; this takes a few minutes the first time."
 	@$(BIN)/python -m pip install --quiet --editable ".[test,parity]"
 	@touch $(DEMO) $@
+
+$(AOT): $(TEST)
+	@echo "Installing the compilers for TPUs and GPUs; this takes a while the first time."
+	@$(BIN)/python -m pip install --quiet --editable ".[aot,aot_cuda]"
+	@touch $@
 
 # Safe to repeat: `venv` completes a folder that an interrupted run left half made.
 $(CREATED):

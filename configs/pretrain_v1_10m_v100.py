@@ -1,11 +1,16 @@
 """Geneformer V1-10M on V100s, which have float16 but no bfloat16 units.
 
+  sbatch launch/slurm_v100.sh --config.data.store=STORE --workdir=RUN
+
   python -m geneformer_jax.pretrain --config=configs/pretrain_v1_10m_v100.py \\
       --config.data.store=STORE --workdir=RUN
 
 The paper's recipe (see pretrain_v1_10m.py) in float16 with dynamic loss scaling and memory-linear
-attention, weights and optimizer state spread over the devices. Needs the [v100] extra: CUDA 13 and
-newer cuDNN have dropped this chip.
+attention; weights and optimizer state are spread over the devices of a node.
+Hardware: 12 V100 on 3 nodes, with the [v100] extra: CUDA 13 and newer cuDNN have dropped this chip.
+Hours: estimates, not measurements: 6.5 for 27.4 million cells if every cell had 2,048 tokens and
+the devices reached 30 % of their float16 peak, of which memory-linear attention may well miss half.
+Loss: that of pretrain_v1_10m.py.
 """
 
 from ml_collections import ConfigDict

@@ -1,14 +1,15 @@
 """What a run costs: floating point operations, bytes on each device, hours."""
 
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
 from geneformer_jax.model.config import EncoderConfig
 
-# Dense matrix FLOP/s of one device as its maker states them, by number format.
+# Dense matrix FLOP/s of one device as its maker states them, by number format. The first name that
+# is part of JAX's name of the device counts.
 _PEAKS = {
     "H100": {"bfloat16": 989e12, "float16": 989e12, "float32": 67e12},
     "H200": {"bfloat16": 989e12, "float16": 989e12, "float32": 67e12},
@@ -16,9 +17,24 @@ _PEAKS = {
     "V100": {"float16": 125e12, "float32": 15.7e12},
     "TPU v4": {"bfloat16": 275e12},
     "TPU v5 lite": {"bfloat16": 197e12},
-    "TPU v5p": {"bfloat16": 459e12},
+    "TPU v5": {"bfloat16": 459e12},
     "TPU v6 lite": {"bfloat16": 918e12},
 }
+
+
+class Speed(NamedTuple):
+    """How fast a device is taken to be.
+
+    Attributes:
+      peak: its matrix FLOP/s; 0 takes what its maker states, where that is known.
+      mfu: share of the peak that real tokens will get; where nothing was measured, a guess.
+    """
+
+    peak: float = 0.0
+    mfu: float = 0.3
+
+
+ASSUMED_SPEED = Speed()
 
 
 def step_flops(config: EncoderConfig, lengths: np.ndarray, masked_genes: float) -> float:
@@ -47,6 +63,22 @@ def peak_flops(device: jax.Device, precision: str) -> float | None:
         if name in device.device_kind:
             return peaks.get(precision)
     return None
+
+
+def hours_line(flops: float, devices: int, device: jax.Device, precision: str, speed: Speed) -> str:
+    """Returns a line with the hours that a run may take, and what that rests on."""
+    peak = speed.peak or peak_flops(device, precision)
+    if not peak:
+        return (
+            f"hours: not known, as the peak of {device.device_kind} in {precision} is not; "
+            "state it with --device_tflops"
+        )
+    hours = flops / (devices * peak * speed.mfu) / 3600
+    return (
+        f"hours: {hours:,.3g}, if {devices} {device.device_kind} reach {speed.mfu:.0%} of "
+        f"{peak / 1e12:,.4g} TFLOP/s each in {precision} (peak "
+        f"{'given' if speed.peak else 'as its maker states'}, share assumed)"
+    )
 
 
 def bytes_per_device(abstract: Any) -> int:
