@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import hashlib
 import json
 import textwrap
 from collections.abc import Mapping
@@ -10,6 +11,8 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from flax import traverse_util
 from jax.sharding import SingleDeviceSharding
 from orbax.checkpoint import v1 as ocp
 
@@ -20,10 +23,14 @@ from geneformer_jax.common.provenance import write_provenance
 from geneformer_jax.model.config import EncoderConfig
 from geneformer_jax.model.encoder import Params, abstract_params
 from geneformer_jax.model.heads import HeadConfig, init_head
+from geneformer_jax.model.lora import LORA, LoraConfig, merge_lora
 
 CHECKPOINTS = "checkpoints"
+# Where fine-tuning puts the model that it ends with.
+RESULT = "model"
 _STEP_FILE = "_CHECKPOINT_METADATA"
 _REMEDY = "name a checkpoint, or the --workdir of a pretraining run"
+_ADAPTER, _FACTORS = "adapter.json", "adapter.npz"
 _KNOWN_SIZES = {25_426: " (V1)", 20_275: " (V2)"}
 
 
@@ -192,8 +199,109 @@ def find_checkpoint(path: Path) -> Path:
     path = path.resolve()
     if (path / _STEP_FILE).is_file():
         return path
-    for folder in (path, path / CHECKPOINTS):
+    for folder in (path, path / CHECKPOINTS, path / RESULT / CHECKPOINTS):
         steps = [each for each in folder.glob("[0-9]*") if (each / _STEP_FILE).is_file()]
         if steps:
             return max(steps, key=lambda each: int(each.name))
     raise InputError(f"no checkpoint in {path}; {_REMEDY}")
+
+
+def weights_hash(params: Params) -> str:
+    """Returns a SHA-256 of an encoder's weights; heads play no part."""
+    digest = hashlib.sha256()
+    for path, leaf in jax.tree_util.tree_leaves_with_path(
+        {part: params[part] for part in ("embeddings", "blocks")}
+    ):
+        digest.update(f"{jax.tree_util.keystr(path)} {leaf.shape}".encode())
+        digest.update(np.ascontiguousarray(leaf, np.float32).data)
+    return digest.hexdigest()
+
+
+def save_adapter(
+    factors: Params,
+    lora: LoraConfig,
+    model: PretrainedModel,
+    base_hash: str,
+    target: Path | str,
+    story: Mapping[str, Any],
+) -> Path:
+    """Writes low-rank factors and a head, which go on top of the weights they were trained with.
+
+    Args:
+      factors: what was trained: `lora` and the head's weights.
+      lora: of what rank and where.
+      model: the base with the new head; its encoder weights are not written.
+      base_hash: `weights_hash` of the base.
+      target: a new folder: adapter.json, adapter.npz, provenance.json.
+      story: for provenance.json.
+
+    Raises:
+      InputError: the target holds other files.
+    """
+    target = require_new_folder(target)
+    told = {
+        "base": {"source": model.source, "weights": base_hash, "vocabulary": model.vocabulary.hash},
+        "lora": dataclasses.asdict(lora),
+        "head": dataclasses.asdict(model.head),
+        "step": model.step,
+    }
+    with write_aside(target) as aside:
+        aside.mkdir()
+        flat = traverse_util.flatten_dict(jax.device_get(factors), sep="/")
+        np.savez(aside / _FACTORS, **flat)
+        (aside / _ADAPTER).write_text(json.dumps(told, indent=2) + "\n")
+        write_provenance(aside, story)
+    return target
+
+
+def find_adapter(path: Path) -> Path | None:
+    """Returns the adapter that `path` names, itself or that of a fine-tuned fold; None if none."""
+    for folder in (path, path / RESULT):
+        if (folder / _ADAPTER).is_file():
+            return folder
+    return None
+
+
+def adapter_base(folder: Path) -> str:
+    """Returns where the base of an adapter was read from when it was trained."""
+    return _read_adapter(folder)["base"]["source"]
+
+
+def apply_adapter(folder: Path, base: PretrainedModel) -> PretrainedModel:
+    """Returns the base with an adapter merged into its weights, and the adapter's head.
+
+    Raises:
+      InputError: the adapter was trained on other weights, or cannot be read.
+    """
+    told = _read_adapter(folder)
+    if (found := weights_hash(base.params)) != told["base"]["weights"]:
+        raise InputError(
+            f"the adapter {folder} goes on top of weights {told['base']['weights'][:12]} (once "
+            f"{told['base']['source']}), but {base.source} has {found[:12]}; give its own base"
+        )
+    lora, head = LoraConfig(**told["lora"]), HeadConfig(**told["head"])
+    try:
+        with np.load(folder / _FACTORS) as file:
+            flat = {name: jnp.asarray(file[name]) for name in file.files}
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"{folder / _FACTORS} cannot be read ({_shortened(error)}); restore it from a copy"
+        ) from error
+    factors = traverse_util.unflatten_dict(flat, sep="/")
+    params = {
+        "embeddings": base.params["embeddings"],
+        "blocks": merge_lora(base.params["blocks"], factors[LORA], lora),
+        head.kind: factors[head.kind],
+    }
+    return dataclasses.replace(
+        base, params=params, head=head, source=str(folder), step=int(told["step"])
+    )
+
+
+def _read_adapter(folder: Path) -> dict[str, Any]:
+    try:
+        return json.loads((folder / _ADAPTER).read_text())
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"{folder / _ADAPTER} cannot be read ({_shortened(error)}); restore it from a copy"
+        ) from error

@@ -6,34 +6,52 @@ the original's DeepSpeed partitioning.
 """
 
 import re
+from collections.abc import Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from geneformer_jax.common.errors import InputError
 from geneformer_jax.training.config import MeshConfig
 
 AXES = ("data", "fsdp", "tensor")
+_LANES = 128
 BATCH = PartitionSpec(("data", "fsdp"))
 
 # Embedding tables stay whole along the model width: sharding them there makes XLA rematerialise
 # them on some meshes, and they are small.
+_BLOCK_AXES = (
+    (r"(query|key|value)/kernel", ("width", "heads", None)),
+    (r"(query|key|value)/bias", ("heads", None)),
+    (r"attention_output/kernel", ("heads", None, "width")),
+    (r"up/kernel", ("width", "feed_forward")),
+    (r"up/bias", ("feed_forward",)),
+    (r"down/kernel", ("feed_forward", "width")),
+    (r"(attention_output|down)/bias", (None,)),
+    (r"(attention|output)_norm/(scale|bias)", (None,)),
+)
+_LORA_AXES = (
+    (r"(query|key|value|up)/into/kernel", ("width", None)),
+    (r"attention_output/into/kernel", ("heads", None, None)),
+    (r"down/into/kernel", ("feed_forward", None)),
+    (r"(query|key|value)/out/kernel", (None, "heads", None)),
+    (r"up/out/kernel", (None, "feed_forward")),
+    (r"(attention_output|down)/out/kernel", (None, "width")),
+)
 _LOGICAL_AXES = (
     (r"embeddings/word/embedding", ("vocabulary", None)),
     (r"embeddings/(position|token_type)/embedding", (None, None)),
     (r"embeddings/norm/(scale|bias)", (None,)),
-    (r"blocks/(query|key|value)/kernel", (None, "width", "heads", None)),
-    (r"blocks/(query|key|value)/bias", (None, "heads", None)),
-    (r"blocks/attention_output/kernel", (None, "heads", None, "width")),
-    (r"blocks/up/kernel", (None, "width", "feed_forward")),
-    (r"blocks/up/bias", (None, "feed_forward")),
-    (r"blocks/down/kernel", (None, "feed_forward", "width")),
-    (r"blocks/(attention_output|down)/bias", (None, None)),
-    (r"blocks/(attention|output)_norm/(scale|bias)", (None, None)),
+    *((f"blocks/{name}", (None, *axes)) for name, axes in _BLOCK_AXES),
+    *((f"lora/{name}", (None, *axes)) for name, axes in _LORA_AXES),
     (r"masked_gene_head/transform/kernel", ("width", None)),
     (r"masked_gene_head/(transform|norm)/(scale|bias)", (None,)),
     (r"masked_gene_head/bias", ("vocabulary",)),
+    (r"(cell|gene)_classifier/(pooler|scores|classifier)/kernel", ("width", None)),
+    (r"(cell|gene)_classifier/(pooler|classifier)/bias", (None,)),
+    *((f"(cell|gene)_classifier/extra_layer/{name}", axes) for name, axes in _BLOCK_AXES),
 )
 _MESH_AXES = {
     "vocabulary": "tensor",
@@ -44,7 +62,7 @@ _MESH_AXES = {
 }
 
 
-def make_mesh(config: MeshConfig, devices: list[jax.Device] | None = None) -> Mesh:
+def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
     """Returns a mesh with axes ("data", "fsdp", "tensor").
 
     With `config.data` 0 it takes all devices; otherwise the first data x fsdp x tensor of them.
@@ -62,7 +80,8 @@ def make_mesh(config: MeshConfig, devices: list[jax.Device] | None = None) -> Me
             f"{config.tensor} cannot be laid out on the {at_hand} devices at hand; choose fsdp x "
             f"tensor that divides {at_hand}, or a product of at most {at_hand}"
         )
-    if needed < at_hand and jax.process_count() > 1:
+    processes = {device.process_index for device in devices}
+    if needed < at_hand and len(processes) > 1:
         raise InputError(
             f"--config.mesh uses {needed} of {at_hand} devices, but a run of several processes "
             "must use all; set mesh.data to 0"
@@ -98,16 +117,44 @@ def _name(path: tuple[Any, ...]) -> str:
 def _spec(mesh: Mesh, name: str, shape: tuple[int, ...]) -> PartitionSpec:
     if not shape:
         return PartitionSpec()
+    axes = (_MESH_AXES[axis] for axis in _logical_axes(name, shape))
+    return PartitionSpec(
+        *(
+            axis if axis and size % mesh.shape[axis] == 0 else None
+            for axis, size in zip(axes, shape, strict=True)
+        )
+    )
+
+
+def _logical_axes(name: str, shape: tuple[int, ...]) -> tuple[str | None, ...]:
     for pattern, logical in _LOGICAL_AXES:
         if re.search(f"(^|/){pattern}$", name):
-            axes = (_MESH_AXES[axis] for axis in logical)
-            return PartitionSpec(
-                *(
-                    axis if axis and size % mesh.shape[axis] == 0 else None
-                    for axis, size in zip(axes, shape, strict=True)
-                )
-            )
+            return logical
     raise ValueError(f"no sharding rule for {name} of shape {shape}: add a row to the table")
+
+
+def vocabulary_rows(mesh: Mesh, size: int) -> int:
+    """Returns the rows, one a token, that a table is to have on a mesh.
+
+    That is `size`, unless the tensor axis does not divide it: then as many more as give each device
+    whole vector lanes. Without them an odd vocabulary, and its logits, would be whole everywhere.
+    """
+    tensor = mesh.shape["tensor"]
+    return size if size % tensor == 0 else -(-size // (_LANES * tensor)) * _LANES * tensor
+
+
+def resize_vocabulary(tree: Any, rows: int) -> Any:
+    """Cuts, or pads with zeros, all arrays that have a row for each token, to so many rows."""
+
+    def resize(path: tuple[Any, ...], leaf: jax.Array) -> jax.Array:
+        if not leaf.ndim or "vocabulary" not in _logical_axes(_name(path), leaf.shape):
+            return leaf
+        # A table has its tokens along the first axis.
+        if len(leaf) >= rows:
+            return leaf[:rows]
+        return jnp.pad(leaf, [(0, rows - len(leaf))] + [(0, 0)] * (leaf.ndim - 1))
+
+    return jax.tree_util.tree_map_with_path(resize, tree)
 
 
 def put_batch(batch: Any, mesh: Mesh) -> Any:

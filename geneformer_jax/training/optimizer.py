@@ -3,7 +3,9 @@
 import math
 
 import jax
+import jax.numpy as jnp
 import optax
+from jax.typing import ArrayLike
 
 from geneformer_jax.model.encoder import Params
 from geneformer_jax.training.config import OptimizerConfig
@@ -17,17 +19,28 @@ def learning_rate(config: OptimizerConfig, steps: int) -> optax.Schedule:
     As the original's scheduler: linear warmup from 0 (the first update has rate 0 if there is any
     warmup), then linear or half-cosine to 0 at `steps`, or constant.
     """
-    peak = config.learning_rate
-    warmup = config.warmup_steps or math.ceil(config.warmup_ratio * steps)
-    rest = max(steps - warmup, 1)
+    warmup = warmup_steps(config, steps)
+    return lambda step: config.learning_rate * rate_share(config.schedule, warmup, steps, step)
+
+
+def warmup_steps(config: OptimizerConfig, steps: int) -> int:
+    """Returns the number of warmup steps of a run of `steps` steps."""
+    return config.warmup_steps or math.ceil(config.warmup_ratio * steps)
+
+
+def rate_share(schedule: str, warmup: ArrayLike, steps: ArrayLike, step: ArrayLike) -> jax.Array:
+    """Returns the learning rate after `step` updates as a share of the peak; see `learning_rate`.
+
+    All but the schedule's name may be traced: runs of other lengths share a compiled step.
+    """
+    rising = step / jnp.maximum(warmup, 1)
+    done = jnp.clip((step - warmup) / jnp.maximum(steps - warmup, 1), 0.0, 1.0)
     after = {
-        "linear": optax.linear_schedule(peak, 0.0, rest),
-        "cosine": optax.cosine_decay_schedule(peak, rest),
-        "constant": optax.constant_schedule(peak),
-    }[config.schedule]
-    if not warmup:
-        return after
-    return optax.join_schedules([optax.linear_schedule(0.0, peak, warmup), after], [warmup])
+        "linear": lambda: 1 - done,
+        "cosine": lambda: (1 + jnp.cos(jnp.pi * done)) / 2,
+        "constant": lambda: jnp.ones_like(done),
+    }[schedule]()
+    return jnp.where(step < warmup, rising, after)
 
 
 def decayed(params: Params) -> Params:

@@ -1,0 +1,289 @@
+"""The compiled parts of fine-tuning: one optimizer step, and logits.
+
+Nothing that differs between the folds of a task is compiled in: fixed weights, learning rate,
+number of steps and seed are arguments. So folds, and trials of a search, share one program for each
+bucket.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from geneformer_jax.batches.labelled import LabelledBatch
+from geneformer_jax.model.config import EncoderConfig
+from geneformer_jax.model.encoder import Params, Runtime, encode
+from geneformer_jax.model.heads import HeadConfig, head_module
+from geneformer_jax.model.pretrained import abstract_weights
+from geneformer_jax.training.config import MeshConfig, OptimizerConfig, RuntimeConfig
+from geneformer_jax.training.finetune_config import FinetuneConfig, TuningConfig
+from geneformer_jax.training.label_losses import label_losses, task_totals, weighted_means
+from geneformer_jax.training.mesh import BATCH, make_mesh, shardings
+from geneformer_jax.training.objectives import LossSums
+from geneformer_jax.training.optimizer import decayed, rate_share, warmup_steps
+from geneformer_jax.training.run import make_runtime
+from geneformer_jax.training.state import (
+    StepMetrics,
+    TrainState,
+    abstract_state,
+    init_state,
+    jit_train_step,
+)
+from geneformer_jax.training.tuned_weights import (
+    constant_layers,
+    join_weights,
+    rate_factors,
+    split_weights,
+)
+
+
+class Rates(NamedTuple):
+    """What a run's steps depend on beside weights and cells; scalars.
+
+    Attributes:
+      learning_rate: peak.
+      weight_decay: decoupled.
+      warmup: steps of linear warmup.
+      steps: in all.
+      seed: of dropout.
+    """
+
+    learning_rate: jax.Array
+    weight_decay: jax.Array
+    warmup: jax.Array
+    steps: jax.Array
+    seed: jax.Array
+
+
+class Constants(NamedTuple):
+    """What steps read and never change: weights that stay, and rates."""
+
+    staying: Params
+    rates: Rates
+
+
+def run_rates(config: FinetuneConfig, steps: int) -> Rates:
+    """Returns the rates of a run of so many steps."""
+    optimizer = config.optimizer
+    return Rates(
+        jnp.float32(optimizer.learning_rate),
+        jnp.float32(optimizer.weight_decay),
+        jnp.int32(warmup_steps(optimizer, steps)),
+        jnp.int32(steps),
+        jnp.int32(config.seed),
+    )
+
+
+def tuned_adamw(
+    config: OptimizerConfig, rates: Rates | None, factors: Any
+) -> optax.GradientTransformation:
+    """Returns clipping and AdamW, as `make_optimizer` does, with rates that may be traced.
+
+    Args:
+      config: for the schedule's name, Adam's constants and clipping.
+      rates: None where only the state's shape is asked for.
+      factors: see tuned_weights.rate_factors.
+    """
+
+    def update(updates: Any, state: Any, params: Any) -> tuple[Any, Any]:
+        rate = rates.learning_rate * rate_share(
+            config.schedule, rates.warmup, rates.steps, state.count
+        )
+        updates = jax.tree.map(
+            lambda update, param, factor, decays: (
+                -rate * factor * (update + (rates.weight_decay * param if decays else 0))
+            ),
+            updates,
+            params,
+            factors,
+            decayed(params),
+        )
+        return updates, optax.ScaleByScheduleState(count=state.count + 1)
+
+    def init(_: Any) -> optax.ScaleByScheduleState:
+        return optax.ScaleByScheduleState(count=jnp.zeros((), jnp.int32))
+
+    steps = [optax.clip_by_global_norm(config.clip_norm)] if config.clip_norm else []
+    steps.append(optax.scale_by_adam(config.b1, config.b2, config.eps))
+    return optax.chain(*steps, optax.GradientTransformation(init, update))
+
+
+@dataclasses.dataclass(frozen=True)
+class Design:
+    """All that is compiled in; hashable.
+
+    Attributes:
+      encoder: shape of the model.
+      head: its head.
+      tuning: what learns.
+      optimizer: its rates play no part.
+      runtime: how to compute, attention chosen.
+      mesh: devices.
+    """
+
+    encoder: EncoderConfig
+    head: HeadConfig
+    tuning: TuningConfig
+    optimizer: OptimizerConfig
+    runtime: RuntimeConfig
+    mesh: MeshConfig
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class FinetuneRecipe:
+    """What a step of training.state asks for; `constants` are None where only shapes matter.
+
+    Nothing is masked.
+    """
+
+    design: Design
+    runtime: Runtime
+    constants: Constants | None = None
+    masking: None = None
+
+    @property
+    def micro_batches(self) -> int:
+        """Parts into which a batch is cut."""
+        return self.design.runtime.micro_batches
+
+    @property
+    def optimizer_on_host(self) -> bool:
+        """Whether the optimizer's state is kept in host memory between steps."""
+        return self.design.runtime.optimizer_on_host
+
+    def bound(self, constants: Constants) -> "FinetuneRecipe":
+        """Returns the recipe with its constants, of which a step is traced."""
+        return dataclasses.replace(self, constants=constants)
+
+    @property
+    def seed(self) -> jax.Array:
+        """Of dropout."""
+        return self.constants.rates.seed
+
+    @functools.cached_property
+    def optimizer(self) -> optax.GradientTransformation:
+        """Clipping and AdamW."""
+        rates = self.constants.rates if self.constants else None
+        learning = abstract_split(self.design)[0]
+        factors = rate_factors(learning, self.design.encoder, self.design.tuning)
+        return tuned_adamw(self.design.optimizer, rates, factors)
+
+    def draw(self) -> Params:
+        """Returns zeros for the weights that learn: their values are always given."""
+        return jax.tree.map(
+            lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), abstract_split(self.design)[0]
+        )
+
+    def size(self, batch: LabelledBatch) -> tuple[jax.Array, jax.Array]:
+        """Returns (weight of each task's targets [K], number of targets) of a whole batch."""
+        return task_totals(batch), (batch.weights > 0).sum().astype(jnp.float32)
+
+    def loss(
+        self, learning: Params, part: LabelledBatch, size: Any, key: jax.Array
+    ) -> tuple[jax.Array, LossSums]:
+        """Returns a part's share in the mean loss of its batch, and its sums."""
+        params = join_weights(learning, self.constants.staying, self.design.tuning)
+        logits = model_logits(self.design, self.runtime, params, part, key)
+        losses, hits = label_losses(self.design.head, logits, part.targets)
+        (totals_K, targets), head = size, self.design.head
+        share = weighted_means(head, losses, part.weights, totals_K)
+        accuracy = weighted_means(head, hits, part.weights, totals_K)
+        found = (part.weights > 0).sum().astype(jnp.float32)
+        return share, LossSums(share * targets, accuracy * targets, found)
+
+
+def abstract_split(design: Design) -> tuple[Params, Params]:
+    """Returns shapes of (weights that learn, weights that stay)."""
+    return jax.eval_shape(
+        lambda params, key: split_weights(params, design.encoder, design.tuning, key),
+        abstract_weights(design.encoder, design.head),
+        jax.random.key(0),
+    )
+
+
+def model_logits(
+    design: Design, runtime: Runtime, params: Params, batch: LabelledBatch, key: jax.Array | None
+) -> jax.Array:
+    """Returns float32 logits of a whole model, [B, C] or [B, T, C]; a key switches dropout on."""
+    keys = (None, None) if key is None else jax.random.split(key)
+    hidden_BTD = encode(
+        design.encoder,
+        params,
+        batch.tokens_BT,
+        batch.lengths_B,
+        runtime=runtime,
+        dropout_key=keys[0],
+        constant_layers=constant_layers(design.tuning, design.encoder),
+    )
+    head = head_module(design.encoder, design.head, params[design.head.kind], runtime.precision)
+    return head(hidden_BTD, batch.lengths_B, dropout_key=keys[1], attention=runtime.attention)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Programs:
+    """A design on its devices, compiled once for each bucket.
+
+    Attributes:
+      design: what is compiled.
+      mesh: devices.
+      step: (state, batch, constants) -> (state, metrics); the old state's memory is reused.
+      start: (weights that learn) -> the state before the first step.
+      logits: (weights that learn, weights that stay, batch) -> float32 logits, on every device.
+      abstract: shapes, types and shardings of the state.
+      constants: shardings of the constants.
+      notes: lines to print, e.g. why this attention was chosen.
+    """
+
+    design: Design
+    mesh: Mesh
+    step: Callable[[TrainState, LabelledBatch, Constants], tuple[TrainState, StepMetrics]]
+    start: Callable[[Params], TrainState]
+    logits: Callable[[Params, Params, LabelledBatch], jax.Array]
+    abstract: TrainState
+    constants: Constants
+    notes: tuple[str, ...]
+
+
+@functools.lru_cache(maxsize=8)
+def build_programs(design: Design, longest: int) -> Programs:
+    """Returns the programs of a design; the same ones for the same design.
+
+    Args:
+      design: what is compiled.
+      longest: tokens of the longest bucket, by which attention is chosen.
+
+    Raises:
+      InputError: the design cannot run on these devices.
+    """
+    mesh = make_mesh(design.mesh)
+    runtime, notes = make_runtime(design.runtime, design.encoder, mesh, longest)
+    recipe = FinetuneRecipe(design, runtime)
+    abstract = abstract_state(recipe, mesh)
+    placed = jax.tree.map(lambda leaf: leaf.sharding, abstract)
+    whole = NamedSharding(mesh, PartitionSpec())
+    staying = shardings(mesh, abstract_split(design)[1])
+    constants = Constants(staying, Rates(*(whole,) * len(Rates._fields)))
+
+    def logits(learning: Params, staying: Params, batch: LabelledBatch) -> jax.Array:
+        params = join_weights(learning, staying, design.tuning)
+        return model_logits(design, runtime, params, batch, None)
+
+    return Programs(
+        design,
+        mesh,
+        step=jit_train_step(recipe, mesh, constants),
+        start=jax.jit(functools.partial(init_state, recipe), out_shardings=placed),
+        logits=jax.jit(
+            logits,
+            in_shardings=(placed.params, staying, NamedSharding(mesh, BATCH)),
+            out_shardings=whole,
+        ),
+        abstract=abstract,
+        constants=constants,
+        notes=notes,
+    )

@@ -1,0 +1,160 @@
+"""What a fine-tuned network says of cells or genes: scores while it learns, tables at the end."""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import jax
+import numpy as np
+import pandas as pd
+from scipy.special import log_softmax
+from sklearn.metrics import f1_score
+
+from geneformer_jax.batches.labelled import Cells, LabelledBatches
+from geneformer_jax.batches.loader import read_ahead
+from geneformer_jax.model.encoder import Params
+from geneformer_jax.model.heads import HeadConfig, HeadTask
+from geneformer_jax.training.finetune_step import Programs
+from geneformer_jax.training.mesh import put_batch
+
+PROBABILITY = "probability_"
+_IN_FLIGHT = 4
+
+
+class Outputs(NamedTuple):
+    """Logits of cells, or of labelled genes in cells, in the order of cells and ranks.
+
+    Attributes:
+      cells: int64 [n] numbers of the cells in their source.
+      tokens: int32 [n] the genes; empty for cells.
+      targets: float32 [n, K]; NaN where there is no label.
+      logits: float32 [n, C].
+    """
+
+    cells: np.ndarray
+    tokens: np.ndarray
+    targets: np.ndarray
+    logits: np.ndarray
+
+
+def compute_outputs(
+    programs: Programs, learning: Params, staying: Params, batches: LabelledBatches, workers: int
+) -> Outputs:
+    """Runs the network over one epoch of batches; each cell comes once.
+
+    Of genes only those with a label are kept.
+    """
+    per_gene = programs.design.head.kind == "gene_classifier"
+    waiting: list[tuple] = []
+    parts: list[tuple] = []
+
+    def fetch() -> None:
+        batch, logits = waiting.pop(0)
+        collect = _labelled_genes if per_gene else _real_cells
+        parts.append(collect(batch, np.asarray(jax.device_get(logits))))
+
+    for batch in read_ahead(batches, 0, workers):
+        logits = programs.logits(learning, staying, put_batch(batch, programs.mesh))
+        waiting.append((batch, logits))
+        if len(waiting) == _IN_FLIGHT:
+            fetch()
+    while waiting:
+        fetch()
+    cells, positions, tokens, targets, logits = (
+        np.concatenate(each) for each in zip(*parts, strict=True)
+    )
+    order = np.lexsort((positions, cells))
+    return Outputs(
+        cells[order].astype(np.int64),
+        tokens[order if per_gene else []],
+        targets[order],
+        logits[order],
+    )
+
+
+def _real_cells(batch, logits_BC: np.ndarray) -> tuple:
+    real = batch.cells_B >= 0
+    none = np.zeros(int(real.sum()), np.int32)
+    targets = np.where(batch.weights > 0, batch.targets, np.nan)[real]
+    return batch.cells_B[real], none, none, targets, logits_BC[real]
+
+
+def _labelled_genes(batch, logits_BTC: np.ndarray) -> tuple:
+    rows, positions = np.nonzero(batch.weights[..., 0] > 0)
+    at = rows, positions
+    return batch.cells_B[rows], positions, batch.tokens_BT[at], batch.targets[at], logits_BTC[at]
+
+
+def per_task(
+    head: HeadConfig, outputs: Outputs
+) -> Iterator[tuple[HeadTask, np.ndarray, np.ndarray]]:
+    """Yields (task, targets [n], its outputs [n, C of the task], float64) of each task.
+
+    Outputs are log-probabilities of classes, or values of a regression on their own scale.
+    """
+    start = 0
+    for number, task in enumerate(head.outputs):
+        own = outputs.logits[:, start : start + len(task.labels)].astype(np.float64)
+        start += len(task.labels)
+        targets = (
+            outputs.targets[:, number] if outputs.targets.shape[1] else np.full(len(own), np.nan)
+        )
+        if task.regression:
+            yield task, targets * task.scale + task.center, own * task.scale + task.center
+        else:
+            yield task, targets, log_softmax(own, axis=1)
+
+
+def score(head: HeadConfig, outputs: Outputs) -> dict[str, float]:
+    """Returns loss (weighted over tasks), and each task's accuracy and macro F1, or its R2.
+
+    Names of scores end with the task's name where there are several.
+    """
+    scores: dict[str, float] = {}
+    shares = np.array([task.weight for task in head.outputs])
+    losses = []
+    for task, targets, own in per_task(head, outputs):
+        ending = f"_{task.name}" if len(head.outputs) > 1 else ""
+        known = ~np.isnan(targets)
+        targets, own = targets[known], own[known]
+        if task.regression:
+            errors = np.square((own[:, 0] - targets) / task.scale)
+            losses.append(errors.mean() if len(errors) else 0.0)
+            spread = np.square((targets - targets.mean()) / task.scale).sum() if len(errors) else 0
+            scores[f"r2{ending}"] = float(1 - errors.sum() / spread) if spread else float("nan")
+            continue
+        classes, predicted = targets.astype(int), own.argmax(axis=1)
+        losses.append(-own[np.arange(len(own)), classes].mean() if len(own) else 0.0)
+        scores[f"accuracy{ending}"] = float((classes == predicted).mean())
+        scores[f"macro_f1{ending}"] = float(f1_score(classes, predicted, average="macro"))
+    return {"loss": float((shares / shares.sum() * losses).sum()), **scores}
+
+
+def prediction_table(cells: Cells, head: HeadConfig, outputs: Outputs) -> pd.DataFrame:
+    """Returns a table with one row for each cell, or each gene of a cell, and each task.
+
+    Columns: `id` of the cell, `gene` (of genes), `task` (where there are several), `label` (absent
+    where no label is known at all), `predicted`, and `probability_<class>` for each class; numbers
+    have none. Cells are in input order, genes in that of their ranks.
+    """
+    base = {"id": cells.obs.index.to_numpy().astype(object)[outputs.cells]}
+    if len(outputs.tokens):
+        genes = cells.vocabulary.gene_ids.astype(object)
+        base["gene"] = genes[outputs.tokens - cells.vocabulary.first_gene_token]
+    tables = []
+    for task, targets, own in per_task(head, outputs):
+        columns = base | ({"task": task.name} if len(head.outputs) > 1 else {})
+        if task.regression:
+            columns |= {"label": targets, "predicted": own[:, 0]}
+        else:
+            names = np.array(task.labels, object)
+            known = ~np.isnan(targets)
+            labels = np.full(len(targets), "", object)
+            labels[known] = names[targets[known].astype(int)]
+            columns |= {"label": labels, "predicted": names[own.argmax(axis=1)]}
+            probabilities = np.exp(own).astype(np.float32)
+            columns |= {
+                f"{PROBABILITY}{name}": probabilities[:, i] for i, name in enumerate(task.labels)
+            }
+        tables.append(pd.DataFrame(columns))
+    table = pd.concat(tables, ignore_index=True)
+    return table if outputs.targets.shape[1] else table.drop(columns="label")

@@ -1,0 +1,294 @@
+"""A network made ready to be fine-tuned: everything that the folds of a task share."""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Sequence
+from typing import Protocol
+
+import jax
+import numpy as np
+
+from geneformer_jax.batches.labelled import (
+    Cells,
+    LabelledBatches,
+    LabelledCells,
+    Learning,
+    balanced_weights,
+)
+from geneformer_jax.batches.plan import BatchShape, choose_buckets, shape_batches
+from geneformer_jax.cells.vocabulary import GeneVocabulary
+from geneformer_jax.common.errors import InputError
+from geneformer_jax.model.config import EncoderConfig
+from geneformer_jax.model.encoder import Params, init_params
+from geneformer_jax.model.heads import (
+    CELLS,
+    GENES,
+    HeadConfig,
+    HeadTask,
+    head_of_tasks,
+    init_head,
+)
+from geneformer_jax.model.pretrained import PretrainedModel, weights_hash
+from geneformer_jax.training.finetune_config import BALANCED, FinetuneConfig
+from geneformer_jax.training.finetune_step import Design, Programs, build_programs
+from geneformer_jax.training.mesh import batch_divisor, make_mesh
+from geneformer_jax.training.tuned_weights import check_tuning, join_weights, split_weights
+
+_NO_RATES = {"learning_rate": 1.0, "weight_decay": 0.0, "warmup_steps": 0, "warmup_ratio": 0.0}
+
+
+class Sides(Protocol):
+    """A fold of a task: what is learned from, what is watched, and what is predicted at last."""
+
+    train: LabelledCells
+    valid: LabelledCells
+    test: LabelledCells
+
+
+class FoldedSplit(Protocol):
+    """Which ids stand on which side of each fold; here only their number counts."""
+
+    folds: int
+
+
+class Task(Protocol):
+    """Labels of cells or genes, and how they fall into folds; see analysis.classification_task.
+
+    Attributes:
+      name: for messages.
+      unit: "cell" or "gene".
+      classes: names, in the order of the logits.
+      cells: tokenised cells, with their obs.
+      split: how many folds there are.
+    """
+
+    name: str
+    unit: str
+    classes: tuple[str, ...]
+    cells: Cells
+    split: FoldedSplit
+
+    def fold_data(self, fold: int) -> Sides:
+        """Returns the labelled cells of a fold."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Network:
+    """What all folds of a task share.
+
+    Attributes:
+      config: what was asked for.
+      cells: tokenised cells.
+      head: what is told.
+      programs: compiled for the devices.
+      learning: initial weights that learn, on the host.
+      staying: weights that stay, on the devices.
+      base: what it begins with: a hash of the pretrained weights, or "scratch".
+      source: where those were read from.
+      shape: how batches are shaped, shared by all folds.
+    """
+
+    config: FinetuneConfig
+    cells: Cells
+    head: HeadConfig
+    programs: Programs
+    learning: Params
+    staying: Params
+    base: str
+    source: str
+    shape: BatchShape
+
+    @property
+    def encoder(self) -> EncoderConfig:
+        """Shape of the model."""
+        return self.programs.design.encoder
+
+    @property
+    def per_gene(self) -> bool:
+        """Whether genes are labelled."""
+        return self.head.kind == GENES
+
+    def summary(self) -> list[str]:
+        """Lines that say what is trained, and how."""
+        count = {
+            name: sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree))
+            for name, tree in (("learn", self.learning), ("stay", self.staying))
+        }
+        shape = ", ".join(
+            f"{cells} x {bucket}"
+            for cells, bucket in zip(self.shape.cells, self.shape.buckets, strict=True)
+        )
+        mesh = self.programs.mesh
+        axes = " x ".join(f"{name} {size}" for name, size in mesh.shape.items())
+        return [
+            f"network: {self.encoder.layers} layers of width {self.encoder.width}, from "
+            f"{self.source or 'scratch'}",
+            f"weights: {count['learn']:,} learn, {count['stay']:,} stay",
+            f"head: {self.head.kind}, {', '.join(self.head.labels)}",
+            f"batches (cells x tokens): {shape}",
+            f"devices: {axes} on {mesh.devices.flat[0].device_kind}; precision "
+            f"{self.config.runtime.precision}",
+            *self.programs.notes,
+        ]
+
+    def model(self, learning: Params, step: int) -> PretrainedModel:
+        """Returns the whole model, low-rank factors merged in."""
+        params = join_weights(learning, self.staying, self.config.tuning)
+        vocabulary = self.cells.vocabulary
+        return PretrainedModel(self.encoder, params, vocabulary, self.source, step, self.head)
+
+    def batches(
+        self, labelled: LabelledCells, *, training: bool = False, steps: int = 0
+    ) -> LabelledBatches:
+        """Returns the batches of some cells; only those of training are drawn and weighed."""
+        config = self.config
+        weights, loss = None, config.loss
+        if training and loss.class_weights == BALANCED:
+            weights = balanced_weights(np.asarray(labelled.labels), len(self.head.labels))
+        learning = Learning(
+            self.shape,
+            config.seed,
+            class_weights=weights,
+            balanced=training and loss.sampling == BALANCED,
+            mega_batch_multiplier=config.data.mega_batch_multiplier,
+        )
+        return LabelledBatches(self.cells, labelled, learning, self.per_gene, steps)
+
+
+def prepare_network(
+    task: Task,
+    model: PretrainedModel | None,
+    config: FinetuneConfig,
+    outputs: Sequence[HeadTask] = (),
+) -> Network:
+    """Checks that all fits together, and builds what the folds share; compiles nothing yet.
+
+    Args:
+      task: labels, cells and folds.
+      model: pretrained weights; None trains a new network of the shape `config.model`.
+      config: how.
+      outputs: what the head tells, if it is not one classification of `task.classes`.
+
+    Raises:
+      InputError: the model does not fit the cells or the labels, or the configuration cannot run.
+    """
+    if jax.process_count() > 1:
+        raise InputError("fine-tuning runs in one process; start it in one, with all its devices")
+    vocabulary = task.cells.vocabulary
+    encoder = config.encoder(vocabulary.size) if model is None else model.config
+    check_tuning(config.tuning, encoder)
+    outputs = tuple(outputs) or (HeadTask("label", task.classes),)
+    head = _head(task.unit, outputs, config, encoder)
+    if model is not None:
+        _check_model(model, vocabulary, head)
+    shape = _shape(task.cells, encoder, config)
+    # Rates are arguments of the compiled step.
+    optimizer = dataclasses.replace(config.optimizer, **_NO_RATES)
+    design = Design(encoder, head, config.tuning, optimizer, config.runtime, config.mesh)
+    programs = build_programs(design, shape.buckets[-1])
+    learning, staying = split_weights(
+        _initial_weights(model, encoder, head, config.seed),
+        encoder,
+        config.tuning,
+        jax.random.key(config.seed + 1),
+    )
+    return Network(
+        config,
+        task.cells,
+        head,
+        programs,
+        learning=jax.device_get(learning),
+        staying=jax.device_put(staying, programs.constants.staying),
+        base="scratch" if model is None else weights_hash(model.params),
+        source="" if model is None else model.source,
+        shape=shape,
+    )
+
+
+def _head(
+    unit: str, outputs: tuple[HeadTask, ...], config: FinetuneConfig, encoder: EncoderConfig
+) -> HeadConfig:
+    per_gene = unit == "gene"
+    options, loss = config.head, config.loss
+    dropout = encoder.dropout if options.dropout == -1 else options.dropout
+    if per_gene and options.pooling != "first":
+        raise InputError(
+            f"--config.head.pooling is {options.pooling}, but genes are not pooled; leave it first"
+        )
+    for task in outputs:
+        if not task.regression and len(task.labels) < 2:
+            raise InputError(
+                f'"{task.name}" has the single class "{task.labels[0]}"; a classifier needs two'
+            )
+    single = len(outputs) == 1 and not outputs[0].regression
+    if not single and (loss.class_weights == BALANCED or loss.sampling == BALANCED):
+        raise InputError(
+            "--config.loss.class_weights and sampling can be balanced for a single classification "
+            "only; set them to none and natural"
+        )
+    if per_gene and loss.sampling == BALANCED:
+        raise InputError(
+            "--config.loss.sampling is balanced, but a cell holds genes of all classes; use "
+            "--config.loss.class_weights=balanced"
+        )
+    kind = GENES if per_gene else CELLS
+    pooling = {"pooling": options.pooling, "extra_layer": options.extra_layer}
+    return head_of_tasks(kind, outputs, dropout, **pooling)
+
+
+def _check_model(model: PretrainedModel, vocabulary: GeneVocabulary, head: HeadConfig) -> None:
+    if model.vocabulary is None:
+        raise InputError(
+            f"the model of {model.source} carries no vocabulary; give the one it was trained with "
+            "(--vocabulary)"
+        )
+    if model.vocabulary.hash != vocabulary.hash:
+        raise InputError(
+            f"the cells were tokenised with vocabulary {vocabulary.hash[:12]}, but the model of "
+            f"{model.source} was trained with {model.vocabulary.hash[:12]}; tokenize them with the "
+            "model's"
+        )
+    if model.head is not None and (model.head.kind, model.head.labels) != (head.kind, head.labels):
+        raise InputError(
+            f"the model of {model.source} has a {model.head.kind} for "
+            f"{', '.join(model.head.labels)}, but the labels ask for a {head.kind} for "
+            f"{', '.join(head.labels)}; begin with the pretrained checkpoint it was made from"
+        )
+
+
+def _shape(cells: Cells, encoder: EncoderConfig, config: FinetuneConfig) -> BatchShape:
+    lengths, data = np.asarray(cells.lengths), config.data
+    if data.packing:
+        raise InputError("--config.data.packing is for pretraining; set it to False")
+    if not len(lengths):
+        raise InputError("there is no cell to learn from; give cells with labels")
+    if lengths.max() > encoder.positions:
+        raise InputError(
+            f"the longest cell has {lengths.max()} tokens, but the model {encoder.positions} "
+            f"positions; tokenize with --max_length={encoder.positions}"
+        )
+    buckets = tuple(
+        sorted({min(b, encoder.positions) for b in choose_buckets(lengths, data.most_buckets)})
+    )
+    return shape_batches(
+        buckets,
+        tokens_per_batch=data.tokens_per_batch,
+        cells_per_batch=data.cells_per_batch,
+        divisor=batch_divisor(make_mesh(config.mesh)) * config.runtime.micro_batches,
+    )
+
+
+def _initial_weights(
+    model: PretrainedModel | None, encoder: EncoderConfig, head: HeadConfig, seed: int
+) -> Params:
+    """Returns weights of the encoder and the head, those of the model where it has them."""
+    key = jax.random.key(seed)
+    params = (
+        jax.jit(functools.partial(init_params, encoder))(key) if model is None else model.params
+    )
+    weights = {part: params[part] for part in ("embeddings", "blocks")}
+    if model is not None and model.head == head:
+        return weights | {head.kind: params[head.kind]}
+    draw = jax.jit(functools.partial(init_head, encoder, head))
+    return weights | {head.kind: draw(jax.random.fold_in(key, 1))}
