@@ -249,7 +249,7 @@ def write_warmup(folder, gene_ids):
 def door_cases(folder, vocabulary):
     vocabulary.save(folder / "vocabulary")
     write_warmup(folder, vocabulary.gene_ids)
-    sizes = [(3000, 500), (3000, 2000), (300, 20_000), (CELLS.value, 500)]
+    sizes = [(3000, 500), (3000, 2000), (3000, 5000), (300, 20_000), (CELLS.value, 500)]
     for cells, genes in sizes:
         for compression in (None, "gzip"):
             path = folder / "counts.h5ad"

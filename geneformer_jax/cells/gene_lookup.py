@@ -36,12 +36,17 @@ def strip_version(gene_id: str) -> str:
 class GeneLookup:
     """Tables from gene ids and other ids to tokens."""
 
-    def __init__(self, gene_ids: Sequence[str], first_token: int, id_mapping: Mapping[str, str]):
-        """Takes gene ids in the order of their tokens, and other ids in upper case to gene ids."""
-        self._ids = pa.array(gene_ids, pa.string())
+    def __init__(
+        self,
+        gene_ids: pa.ChunkedArray,
+        first_token: int,
+        others: pa.ChunkedArray,
+        genes_of_others: pa.ChunkedArray,
+    ):
+        """Takes gene ids in the order of their tokens, and other ids in upper case with theirs."""
+        self._ids, others = gene_ids.combine_chunks(), others.combine_chunks()
         self._first_token = first_token
-        others = pa.array(list(id_mapping), pa.string())
-        genes = pc.index_in(pa.array(list(id_mapping.values()), pa.string()), self._ids)
+        genes = pc.index_in(genes_of_others.combine_chunks(), self._ids)
         self._others = others.filter(genes.is_valid())
         self._tokens_of_others = genes.drop_null().to_numpy() + np.int32(first_token)
         is_plain = pc.match_substring_regex(self._ids, _PLAIN_ENSEMBL_PATTERN)

@@ -98,7 +98,7 @@ def gene_columns(tokens: np.ndarray, vocabulary: GeneVocabulary, max_length: int
     return GeneColumns(
         tokens=tokens.astype(np.int32),
         inverse_medians=inverse,
-        repeated=len(np.unique(tokens[known])) < int(known.sum()),
+        repeated=bool(np.bincount(tokens[known]).max(initial=0) > 1),
         max_length=max_length,
         cls_id=-1 if vocabulary.cls_id is None else vocabulary.cls_id,
         eos_id=-1 if vocabulary.eos_id is None else vocabulary.eos_id,

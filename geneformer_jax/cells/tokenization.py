@@ -86,7 +86,7 @@ def match_genes(source: CountSource, vocabulary: GeneVocabulary, recipe: Recipe)
     Raises:
       InputError: no gene id is known, or the source's genes are of another or of several species.
     """
-    ids = np.char.strip(source.gene_ids).tolist()
+    ids = [each.strip() for each in source.gene_ids.tolist()]
     ambiguous = 0
     if recipe.orthologs is not None:
         found = [recipe.orthologs.get(strip_version(each).upper()) for each in ids]
@@ -99,7 +99,7 @@ def match_genes(source: CountSource, vocabulary: GeneVocabulary, recipe: Recipe)
         tokens=tokens,
         matched=int(known.sum()),
         named=int(np.count_nonzero(source.gene_ids != "")),
-        genes=len(np.unique(tokens[known])),
+        genes=int(np.count_nonzero(np.bincount(tokens[known]))),
         ambiguous=ambiguous,
     )
     if match.matched == 0:

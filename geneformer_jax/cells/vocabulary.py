@@ -158,7 +158,18 @@ class GeneVocabulary:
 
     @cached_property
     def _lookup(self) -> GeneLookup:
-        return GeneLookup(self.gene_ids.tolist(), self.first_gene_token, self.id_mapping)
+        genes, mapping = self._genes["gene_id"], self._mapping
+        return GeneLookup(genes, self.first_gene_token, mapping["other_id"], mapping["gene_id"])
+
+    @cached_property
+    def _genes(self) -> pa.Table:
+        texts = {"gene_id": self.gene_ids.tolist(), "symbol": self.symbols.tolist()}
+        return pa.table({**texts, "median": self.medians})
+
+    @cached_property
+    def _mapping(self) -> pa.Table:
+        columns = {"other_id": list(self.id_mapping), "gene_id": list(self.id_mapping.values())}
+        return pa.table({name: pa.array(ids, pa.string()) for name, ids in columns.items()})
 
     @cached_property
     def _token_of_symbol(self) -> Mapping[str, int]:
@@ -203,11 +214,9 @@ class GeneVocabulary:
     def write_into(self, folder: Path) -> None:
         """Writes the three files into `folder`, for callers that write a whole folder aside."""
         folder.mkdir(parents=True, exist_ok=True)
-        texts = {"gene_id": self.gene_ids.tolist(), "symbol": self.symbols.tolist()}
-        pq.write_table(pa.table({**texts, "median": self.medians}), folder / _GENES)
-        mapping = [list(self.id_mapping), list(self.id_mapping.values())]
-        columns = [pa.array(each, pa.string()) for each in mapping]
-        pq.write_table(pa.table(columns, names=["other_id", "gene_id"]), folder / _MAPPING)
+        # Ids hardly repeat, so that a dictionary of them would only cost time.
+        for table, name in ((self._genes, _GENES), (self._mapping, _MAPPING)):
+            pq.write_table(table, folder / name, use_dictionary=False)
         description = {
             "format": _FORMAT,
             "species": self.species,
