@@ -58,9 +58,9 @@ class GzipChunks:
         size = self._length * self.dtype.itemsize
         try:
             skipped_filters, packed = self._dataset.id.read_direct_chunk((start,))
-            content = (
-                b"" if skipped_filters else zlib.decompress(packed, bufsize=size + _SPARE_BYTES)
-            )
+            if skipped_filters:
+                return None
+            content = zlib.decompress(packed, bufsize=size + _SPARE_BYTES)
         except (OSError, RuntimeError, zlib.error):
             return None
         if len(content) != size:
