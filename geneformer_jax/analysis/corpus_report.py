@@ -135,7 +135,7 @@ def _show_cells(report: Report, show: Show, summary: CorpusSummary) -> None:
     report.table(sources.rename(columns=headings), "Cells of each file, in numbers.")
     for name, values in summary.groups.items():
         caption = f"Cells by {name}."
-        show(f"cells_per_{_file_name(name)}", corpus_figures.bar_figure(values), caption)
+        show(f"cells_per_{file_name(name)}", corpus_figures.bar_figure(values), caption)
         table = pd.DataFrame({name: values.index, "cells": values.to_numpy()})
         table["share (%)"] = 100 * table["cells"] / summary.cells
         report.table(table, f"Cells by {name}, in numbers.")
@@ -172,5 +172,5 @@ def _show_genes(report: Report, show: Show, summary: CorpusSummary, genes: pd.Da
     report.table(genes, "Genes by the number of cells they are found in.", whole_in=GENES)
 
 
-def _file_name(name: str) -> str:
+def file_name(name: str) -> str:
     return re.sub(r"[^A-Za-z0-9_-]+", "_", name)

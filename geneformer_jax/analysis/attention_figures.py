@@ -1,0 +1,186 @@
+"""Figures of what attention heads look at."""
+
+from collections.abc import Sequence
+
+import matplotlib
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+from geneformer_jax.analysis.attention_statistics import SIGNIFICANT, THIRDS
+from geneformer_jax.analysis.embedding_quality import MODEL
+from geneformer_jax.analysis.figures import PALETTE, STYLE, new_figure
+
+_MEASURES = {
+    "diversity": "diversity of heads\n(Jensen-Shannon distance)",
+    "breadth": "breadth\n(ranks attended / tokens)",
+    "top": "weight on the\nhighest tenth of ranks",
+}
+_GENES_PER_GROUP = 5
+_MOST_GROUPS = 24
+
+
+def preference_figure(heads: pd.DataFrame, title: str) -> Figure:
+    """Draws how much each head prefers the genes of one list, layers down and heads across.
+
+    Args:
+      heads: rows of one comparison, of `HeadAttention.heads`; a row of maps per model.
+      title: of the comparison.
+    """
+    models = list(dict.fromkeys(heads["model"]))
+    L, N = heads["layer"].max(), heads["head"].max()
+    panels = {"": "all genes", "_matched": "genes of like rank"}
+    with matplotlib.rc_context(STYLE):
+        width, height = max(3.2, 0.62 * N + 1.4), max(2.4, 0.45 * L + 1.1)
+        figure = new_figure(2 * width + 1, len(models) * height + 0.5)
+        axes = figure.subplots(len(models), 2, squeeze=False, sharex=True, sharey=True)
+        for row, model in enumerate(models):
+            for column, (suffix, beside) in enumerate(panels.items()):
+                of_model = heads[heads["model"] == model]
+                effect = of_model.pivot(index="layer", columns="head", values=f"effect{suffix}")
+                fdr = of_model.pivot(index="layer", columns="head", values=f"fdr{suffix}")
+                image = _map(axes[row, column], effect, fdr)
+                axes[row, column].set_title(f"{model}: against {beside}")
+        for axis in axes[-1]:
+            axis.set_xlabel("head")
+        for axis in axes[:, 0]:
+            axis.set_ylabel("layer")
+        label = "rank-biserial correlation\n(+ attended more)"
+        figure.colorbar(image, ax=axes, label=label, shrink=0.9)
+        figure.suptitle(f"{title}   (* FDR < {SIGNIFICANT:g})", fontsize=12)
+    return figure
+
+
+def _map(axes, effect: pd.DataFrame, fdr: pd.DataFrame):
+    image = axes.imshow(effect, cmap="RdBu_r", vmin=-1, vmax=1, aspect="auto")
+    axes.set_xticks(range(effect.shape[1]), effect.columns)
+    axes.set_yticks(range(effect.shape[0]), effect.index)
+    for (row, column), value in np.ndenumerate(effect.to_numpy()):
+        star = "*" if fdr.iloc[row, column] < SIGNIFICANT else ""
+        colour = "white" if abs(value) > 0.6 else "black"
+        axes.text(
+            column, row, f"{value:+.2f}{star}", ha="center", va="center", fontsize=8, color=colour
+        )
+    axes.spines[:].set_visible(False)
+    return image
+
+
+def rank_figure(ranks: pd.DataFrame) -> Figure:
+    """Draws received attention by rank, a panel per layer and a line per head.
+
+    Args:
+      ranks: rows of one group of cells, of `HeadAttention.ranks`; other models are drawn dashed.
+    """
+    L, N = ranks["layer"].max(), ranks["head"].max()
+    columns = min(L, 3)
+    with matplotlib.rc_context(STYLE):
+        rows = -(-L // columns)
+        figure = new_figure(3.1 * columns + 1.2, 2.5 * rows + 0.4)
+        panels = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True).ravel()
+        for (layer, head, model), line in ranks.groupby(["layer", "head", "model"], sort=True):
+            of_model = model == MODEL
+            panels[layer - 1].plot(
+                line["rank_from"],
+                line["received"],
+                color=PALETTE[(head - 1) % len(PALETTE)] if of_model else "#777777",
+                ls="-" if of_model else ":",
+                lw=1.6 if of_model else 1.0,
+                label=f"head {head}" if of_model else (model if head == 1 else None),
+            )
+        for layer, axes in enumerate(panels, 1):
+            axes.set_visible(layer <= L)
+            axes.set(xscale="log", yscale="log", title=f"layer {layer}")
+            axes.axhline(1, color="#bbbbbb", lw=0.8, zorder=0)
+        for axes in panels[max(L - columns, 0) : L]:
+            axes.set_xlabel("rank of the gene")
+        figure.supylabel("attention received (1 = even share)", fontsize=11)
+        if N <= len(PALETTE):
+            handles = panels[0].get_legend_handles_labels()
+            figure.legend(*handles, loc="outside right upper")
+    return figure
+
+
+def layer_figure(layers: pd.DataFrame) -> Figure:
+    """Draws diversity, breadth and weight on top ranks by layer, with 95 % intervals."""
+    whole = layers[layers["head"] == 0]
+    models = list(dict.fromkeys(whole["model"]))
+    L = whole["layer"].max()
+    with matplotlib.rc_context(STYLE):
+        figure = new_figure(9.6, 3.2)
+        panels = figure.subplots(1, len(_MEASURES))
+        for axes, (measure, label) in zip(panels, _MEASURES.items(), strict=True):
+            for number, model in enumerate(models):
+                line = whole[(whole["measure"] == measure) & (whole["model"] == model)]
+                error = line["mean"] - line["low"], line["high"] - line["mean"]
+                axes.errorbar(
+                    line["layer"], line["mean"], np.clip(error, 0, None),
+                    color=PALETTE[number] if model == MODEL else "#777777",
+                    ls="-" if model == MODEL else ":", marker="o", ms=4, capsize=3, label=model,
+                )  # fmt: skip
+            axes.set(xlabel="layer", ylabel=label, xticks=_ticks(L), ylim=(0, None))
+            if L >= len(THIRDS):
+                edges = [each[0] - 0.5 for each in np.array_split(np.arange(1, L + 1), 3)[1:]]
+                for edge in edges:
+                    axes.axvline(edge, color="#dddddd", lw=1, zorder=0)
+        if len(models) > 1:
+            figure.legend(
+                *panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=2
+            )
+    return figure
+
+
+def _ticks(layers: int) -> Sequence[int]:
+    return range(1, layers + 1, max(1, layers // 8))
+
+
+def group_figure(groups: pd.DataFrame) -> Figure:
+    """Draws the genes most attended beyond what rank explains, in each group of cells.
+
+    Args:
+      groups: of `HeadAttention.groups`; the five first genes of each of up to 24 groups are shown.
+    """
+    names = list(dict.fromkeys(groups["group"]))[:_MOST_GROUPS]
+    top = groups[groups["group"].isin(names)].groupby("group", sort=False).head(_GENES_PER_GROUP)
+    genes = list(dict.fromkeys(top["gene_id"]))
+    shown = groups[groups["gene_id"].isin(genes) & groups["group"].isin(names)]
+    labels = shown.drop_duplicates("gene_id").set_index("gene_id")["symbol"].reindex(genes)
+    labels = labels.where(labels != "", genes)
+    table = shown.pivot(index="gene_id", columns="group", values="excess").reindex(genes)[names]
+    with matplotlib.rc_context(STYLE):
+        figure = new_figure(max(4.6, 0.5 * len(names) + 3.2), max(3.0, 0.24 * len(genes) + 1.8))
+        axes = figure.add_subplot()
+        limit = np.nanmax(np.abs(table.to_numpy()))
+        axes.set_facecolor("#e8e8e8")
+        image = axes.imshow(table, cmap="PuOr_r", vmin=-limit, vmax=limit, aspect="auto")
+        axes.set_xticks(range(len(names)), names, rotation=40, ha="right", rotation_mode="anchor")
+        axes.set_yticks(range(len(genes)), labels, fontsize=9)
+        axes.spines[:].set_visible(False)
+        figure.colorbar(
+            image, ax=axes, label="attention beyond what rank explains\n(mean of all heads)"
+        )
+    return figure
+
+
+def pair_figure(pairs: pd.DataFrame) -> Figure:
+    """Draws the weight between chosen genes, the mean of all heads; queries down, keys across."""
+    table = pairs.assign(
+        query=pairs["query_symbol"].where(pairs["query_symbol"] != "", pairs["query"]),
+        key=pairs["key_symbol"].where(pairs["key_symbol"] != "", pairs["key"]),
+    ).pivot_table(index="query", columns="key", values="weight", aggfunc="mean", observed=True)
+    size = max(3.6, 0.26 * len(table) + 1.6)
+    with matplotlib.rc_context(STYLE):
+        figure = new_figure(size + 1.2, size)
+        axes = figure.add_subplot()
+        axes.set_facecolor("#e8e8e8")
+        image = axes.imshow(np.log2(table), cmap="PuOr_r", **_symmetric(np.log2(table)))
+        axes.set_xticks(range(table.shape[1]), table.columns, rotation=90, fontsize=8)
+        axes.set_yticks(range(len(table)), table.index, fontsize=8)
+        axes.set(xlabel="gene that is attended", ylabel="gene that attends")
+        axes.spines[:].set_visible(False)
+        figure.colorbar(image, ax=axes, label="log2 of weight (0 = even share)", shrink=0.8)
+    return figure
+
+
+def _symmetric(values: pd.DataFrame) -> dict[str, float]:
+    limit = float(np.nanmax(np.abs(values.replace(-np.inf, np.nan).to_numpy())))
+    return {"vmin": -limit, "vmax": limit}

@@ -1,0 +1,320 @@
+"""What the attention heads of a pretrained encoder look at, over many cells.
+
+The paper (Nature 2023, Fig. 4 and Extended Data Fig. 9) finds that a fifth of the heads attend
+transcription factors more than other genes, that heads of early layers are the most diverse, that
+middle layers attend broadly and that the last layers attend the highest ranks. Its exact statistics
+are not published with it; what is computed here is said in `attention_statistics`.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import anndata as ad
+import jax
+import numpy as np
+import pandas as pd
+
+from geneformer_jax.analysis import attention_statistics as statistics
+from geneformer_jax.analysis.attender import Attended, Attender, CellGroups
+from geneformer_jax.analysis.cell_selection import (
+    ORIGINAL_SEED,
+    EncodedCells,
+    check_columns,
+    open_cells,
+    select_cells,
+)
+from geneformer_jax.analysis.embedding_quality import MODEL, RANDOM, random_model
+from geneformer_jax.analysis.gene_lists import (
+    GeneComparison,
+    GeneLists,
+    compare_lists,
+    known_genes,
+    read_gene_lists,
+)
+from geneformer_jax.common.errors import InputError
+from geneformer_jax.common.progress import Progress
+from geneformer_jax.model.attention import LONGEST_PLAIN
+from geneformer_jax.model.attention_profile import require_profiled
+from geneformer_jax.model.encoder import Runtime
+from geneformer_jax.model.precision import precision_preset
+from geneformer_jax.model.pretrained import PretrainedModel
+
+ALL_CELLS = "all cells"
+NO_VALUE = "no value"
+LEAST_CELLS = 10
+# Weights between more genes than these fill memory and no figure.
+MOST_PAIRED = 200
+
+
+@dataclass(frozen=True, eq=False)
+class Question:
+    """What is asked of the heads.
+
+    Attributes:
+      lists: gene lists to compare, name -> ids or symbols.
+      group_by: obs column of the cells to look at apart, or None.
+      pairs: genes, ids or symbols, whose weights between each other are asked for.
+      control: whether the same is asked of random weights.
+      least_cells: cells that a group must have, and that must have a gene of a group's table.
+      seed: of the random weights, bootstrap and matching.
+    """
+
+    lists: Mapping[str, Sequence[str]]
+    group_by: str | None = None
+    pairs: Sequence[str] = ()
+    control: bool = False
+    least_cells: int = LEAST_CELLS
+    seed: int = 0
+
+
+@dataclass(frozen=True, eq=False)
+class HeadAttention:
+    """What was found; every table is tidy, with layers and heads counted from 1.
+
+    Attributes:
+      heads: gene lists by head, see `attention_statistics.compare_genes`; with columns `model`,
+        `list` and `against`.
+      ranks: received attention by rank; with `model` and `group`.
+      layers: diversity, breadth and weight on top ranks by layer; with `model`.
+      thirds: differences between thirds of the layers; with `model`.
+      statements: the paper's statements, and whether they hold.
+      groups: genes attended beyond what rank explains, by group of cells.
+      pairs: weights between chosen genes; with `model`.
+      comparisons: the gene lists as they were found.
+      attended: model -> its totals and the measures of each cell.
+      group_names: of the totals' groups.
+    """
+
+    heads: pd.DataFrame
+    ranks: pd.DataFrame
+    layers: pd.DataFrame
+    thirds: pd.DataFrame
+    statements: pd.DataFrame
+    groups: pd.DataFrame
+    pairs: pd.DataFrame
+    comparisons: list[GeneComparison]
+    attended: Mapping[str, Attended]
+    group_names: tuple[str, ...]
+
+    def gene_tables(self, ids: np.ndarray, symbols: np.ndarray) -> Iterator[pd.DataFrame]:
+        """Yields the table of every gene, layer and head: of all cells, then of each group."""
+        totals = self.attended[MODEL].totals
+        overall = statistics.gene_means(statistics.of_all_groups(totals))
+        yield statistics.gene_table(overall, ids, symbols, ALL_CELLS)
+        if len(self.group_names) > 1:
+            for group, name in enumerate(self.group_names):
+                means = statistics.gene_means(totals, group)
+                yield statistics.gene_table(means, ids, symbols, name)
+
+
+def attend_cells(
+    model: PretrainedModel,
+    cells: EncodedCells | ad.AnnData | Path | str,
+    genes: GeneLists,
+    *,
+    group_by: str | None = None,
+    pairs: Sequence[str] = (),
+    control: bool = False,
+    filters: Mapping[str, Sequence[str]] | None = None,
+    at_most: int | None = None,
+    seed: int = ORIGINAL_SEED,
+    runtime: Runtime | None = None,
+    devices: list[jax.Device] | None = None,
+) -> HeadAttention:
+    """Finds what the heads of a pretrained model attend to.
+
+    Args:
+      model: a pretrained encoder with its vocabulary.
+      cells: as in `embed_cells`.
+      genes: genes to compare with all others, such as transcription factors: lists by name, one
+        list, or files (see `gene_lists.read_gene_lists`).
+      group_by: obs column; its values are looked at apart too.
+      pairs: genes whose attention to each other is asked for, at most 200.
+      control: ask the same of random weights: what they show too was not learned.
+      filters: obs column -> values of which a cell must have one; all columns must pass.
+      at_most: cells to draw at random; None takes all.
+      seed: of that draw.
+      runtime: how to compute; attention "xla" or "chunked". float32 and "xla" by default.
+      devices: which share the work; all of this process by default.
+
+    Raises:
+      InputError: a list matches no gene, a group has too few cells, the cells do not fit the model,
+        or the attention implementation never holds its weights.
+    """
+    question = Question(read_gene_lists(genes), group_by, tuple(pairs), control)
+    chosen = select_cells(open_cells(cells, model), filters, at_most, seed)
+    attenders = prepare(model, chosen, question, runtime, devices=devices)
+    attended = {}
+    for name, attender in attenders.items():
+        with Progress(len(chosen.rows), f"attend: {name}", "cells") as progress:
+            attended[name] = attender.run(0, len(chosen.rows), progress)
+    return answer(question, attenders[MODEL], attended)
+
+
+def prepare(
+    model: PretrainedModel,
+    cells: EncodedCells,
+    question: Question,
+    runtime: Runtime | None = None,
+    *,
+    devices: list[jax.Device] | None = None,
+    tokens_per_device: int | None = None,
+) -> dict[str, Attender]:
+    """Checks the question and returns who answers it: the model, and its control if asked for."""
+    groups = group_cells(cells.obs, question.group_by, question.least_cells)
+    chosen = known_genes(question.pairs, model.vocabulary) if question.pairs else ()
+    if len(chosen) > MOST_PAIRED:
+        raise InputError(f"{len(chosen)} genes were named for pairs; name at most {MOST_PAIRED}")
+    # Which of the listed genes the cells have, before hours of work.
+    compare_lists(question.lists, model.vocabulary, count_cells(cells))
+    models = {MODEL: model} | (
+        {RANDOM: random_model(model, question.seed)} if question.control else {}
+    )
+    return {
+        name: Attender(
+            each,
+            cells,
+            groups,
+            chosen,
+            runtime,
+            devices=devices,
+            tokens_per_device=tokens_per_device,
+        )
+        for name, each in models.items()
+    }
+
+
+def answer(
+    question: Question, attender: Attender, attended: Mapping[str, Attended]
+) -> HeadAttention:
+    """Turns totals into tables."""
+    vocabulary, names = attender.cells.vocabulary, attender.groups.names
+    overall = {name: statistics.of_all_groups(each.totals) for name, each in attended.items()}
+    means = {name: statistics.gene_means(each) for name, each in overall.items()}
+    comparisons = compare_lists(question.lists, vocabulary, means[MODEL].cells)
+    ids, symbols = token_names(attender)
+    chosen = list(attender.pass_.chosen)
+
+    def per_model(make) -> pd.DataFrame:
+        tables = [make(name).assign(model=name) for name in attended]
+        table = pd.concat(tables, ignore_index=True)
+        return table[["model", *table.columns.drop("model")]]
+
+    thirds = {
+        name: statistics.compare_thirds(each.cells, question.seed)
+        for name, each in attended.items()
+    }
+    shown = (*((ALL_CELLS,) if len(names) > 1 else ()), *names)
+    return HeadAttention(
+        heads=per_model(lambda name: _compare(means[name], comparisons, question.seed)),
+        ranks=per_model(lambda name: _ranks(overall[name], attended[name].totals, shown)),
+        layers=per_model(lambda name: statistics.layer_table(attended[name].cells, question.seed)),
+        thirds=per_model(lambda name: thirds[name]),
+        statements=statistics.verdicts(thirds),
+        groups=_groups(attended[MODEL].totals, names, ids, symbols, question.least_cells),
+        pairs=per_model(
+            lambda name: statistics.pair_table(overall[name], ids[chosen], symbols[chosen])
+        ),
+        comparisons=comparisons,
+        attended=attended,
+        group_names=names,
+    )
+
+
+def token_names(attender: Attender) -> tuple[np.ndarray, np.ndarray]:
+    """Returns (gene id, symbol) of each token, [V] each."""
+    vocabulary = attender.cells.vocabulary
+    tokens = np.arange(vocabulary.size)
+    ids = np.array([vocabulary.gene_id_of(int(token)) for token in tokens], object)
+    return ids, np.asarray(vocabulary.names_of(tokens), object)
+
+
+def read_pairs(genes: str) -> tuple[str, ...]:
+    """Returns genes named one by one, separated by commas, or by a file."""
+    if genes and Path(genes).is_file():
+        return tuple(each for listed in read_gene_lists(genes).values() for each in listed)
+    return tuple(name.strip() for name in genes.split(",") if name.strip())
+
+
+def group_cells(obs: pd.DataFrame, column: str | None, least: int) -> CellGroups:
+    """Groups cells by an obs column; cells without a value form a group of their own.
+
+    Raises:
+      InputError: there is no such column, or a value has fewer than `least` cells.
+    """
+    if column is None:
+        return CellGroups((ALL_CELLS,), np.zeros(len(obs), np.int32))
+    check_columns(obs, [column])
+    values = obs[column].astype("object")
+    values = values.where(values.notna() & (values.astype(str) != ""), NO_VALUE).astype(str)
+    sizes = values.value_counts()
+    few = sizes[(sizes < least) & (sizes.index != NO_VALUE)]
+    if len(few):
+        raise InputError(
+            f'group "{few.index[0]}" of column "{column}" has {few.iloc[0]} cells, but {least} are '
+            "needed to say something about it; leave it out with a filter, merge it with another "
+            "or ask for fewer"
+        )
+    codes = pd.Categorical(values)
+    return CellGroups(tuple(map(str, codes.categories)), codes.codes.astype(np.int32))
+
+
+def count_cells(cells: EncodedCells, most: int = 65_536) -> np.ndarray:
+    """Returns the number of cells that have each token, [V], reading `most` cells at a time."""
+    counts = np.zeros(cells.vocabulary.size, np.int64)
+    for start in range(0, len(cells.lengths), most):
+        rows = np.arange(start, min(start + most, len(cells.lengths)))
+        tokens = np.concatenate(cells.read(rows)).astype(np.int64)
+        counts += np.bincount(tokens, minlength=len(counts))
+    return counts
+
+
+def profiled_runtime(longest: int, precision: str, attention: str) -> tuple[Runtime, str]:
+    """Chooses how to compute: fused kernels never hold their weights, so none of them can serve.
+
+    Args:
+      longest: tokens of the longest cell to come.
+      precision: name of a precision preset.
+      attention: "xla", "chunked", or "auto".
+
+    Returns:
+      (the runtime, a line that says what was chosen and why).
+
+    Raises:
+      InputError: an implementation that never holds its weights.
+    """
+    reason = "asked for"
+    if attention == "auto":
+        attention = "xla" if longest <= LONGEST_PLAIN else "chunked"
+        reason = f"the longest cell has {longest:,} tokens; fused kernels never hold their weights"
+    require_profiled(attention)
+    line = f"precision {precision}; attention {attention} ({reason})"
+    return Runtime(precision_preset(precision), attention), line
+
+
+def _compare(means, comparisons: Sequence[GeneComparison], seed: int) -> pd.DataFrame:
+    tables = []
+    for each in comparisons:
+        table = statistics.compare_genes(means, each.first, each.second, seed)
+        table.insert(0, "against", each.against)
+        table.insert(0, "list", each.name)
+        tables.append(table)
+    return pd.concat(tables, ignore_index=True)
+
+
+def _ranks(overall, totals, shown: Sequence[str]) -> pd.DataFrame:
+    if len(shown) == 1:
+        return statistics.rank_table(totals, shown)
+    whole = statistics.rank_table(overall, shown[:1])
+    return pd.concat([whole, statistics.rank_table(totals, shown[1:])], ignore_index=True)
+
+
+def _groups(totals, names, ids, symbols, least_cells: int) -> pd.DataFrame:
+    tables = [
+        statistics.group_table(
+            statistics.gene_means(totals, group), ids, symbols, name, least_cells
+        )
+        for group, name in enumerate(names)
+    ]
+    return pd.concat(tables, ignore_index=True)

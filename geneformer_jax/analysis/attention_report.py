@@ -1,0 +1,184 @@
+"""The folder that `attend` writes: tables, figures, and one report that holds both."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from geneformer_jax.analysis import attention_figures as figures
+from geneformer_jax.analysis.attender import Attender
+from geneformer_jax.analysis.attention_heads import ALL_CELLS, HeadAttention, token_names
+from geneformer_jax.analysis.attention_statistics import STATEMENTS
+from geneformer_jax.analysis.corpus_report import file_name
+from geneformer_jax.analysis.embedding_quality import MODEL, RANDOM
+from geneformer_jax.analysis.figures import save_figure
+from geneformer_jax.analysis.report import Report
+from geneformer_jax.common.files import write_aside
+from geneformer_jax.common.provenance import write_provenance
+
+REPORT, FIGURES, GENES = "report.html", "figures", "genes.parquet"
+TABLES = ("heads", "ranks", "layers", "thirds", "statements", "groups", "pairs")
+# Nature 2023: a fifth of the 24 heads of the 6-layer model attend transcription factors more.
+PAPER_SHARE = "20 % (5 of 24)"
+_GROUP_ROWS = 20
+
+
+def preferring(found: HeadAttention) -> pd.DataFrame:
+    """Returns, for each list and model, the share of heads that prefer it, beside the paper's."""
+    grouped = found.heads.groupby(["list", "against", "model"], sort=False)
+    rows = []
+    for (name, against, model), heads in grouped:
+        sides = int(heads["n_first"].iloc[0]), int(heads["n_second"].iloc[0])
+        shares = [_share(heads[f"prefers{suffix}"]) for suffix in ("", "_matched")]
+        rows.append((name, against, model, *sides, *shares))
+    columns = ["list", "against", "model", "genes", "others", "heads that prefer it"]
+    table = pd.DataFrame(rows, columns=[*columns, "heads that prefer it, ranks matched"])
+    return table.assign(**{"the paper's, transcription factors": PAPER_SHARE})
+
+
+def write_report(
+    found: HeadAttention,
+    attender: Attender,
+    output: Path,
+    story: Mapping[str, Any],
+    only: Mapping[str, tuple[int, ...]],
+) -> None:
+    """Writes the folder, whole or not at all.
+
+    It holds a parquet table of each field of HeadAttention, `genes.parquet` (every gene, layer and
+    head, of all cells and of each group), `figures/*.png` and `.pdf`, `report.html` and
+    `provenance.json`.
+
+    Args:
+      found: what was found.
+      attender: who found it.
+      output: folder to write.
+      story: provenance.
+      only: "layer" and "head" -> the numbers that the table of genes and pairs is limited to; all
+        if empty.
+    """
+    with write_aside(output) as aside:
+        (aside / FIGURES).mkdir(parents=True)
+        for name in TABLES:
+            table = getattr(found, name)
+            (_limited(table, only) if name == "pairs" else table).to_parquet(
+                aside / f"{name}.parquet", index=False
+            )
+        _write_genes(found, attender, aside / GENES, only)
+        _build(found, attender, aside / FIGURES, story).write(aside / REPORT)
+        write_provenance(aside, story)
+
+
+def _write_genes(found: HeadAttention, attender: Attender, path: Path, only: Mapping) -> None:
+    writer = None
+    for table in found.gene_tables(*token_names(attender)):
+        rows = pa.Table.from_pandas(_limited(table, only), preserve_index=False)
+        writer = writer or pq.ParquetWriter(path, rows.schema)
+        writer.write_table(rows)
+    writer.close()
+
+
+def _limited(table: pd.DataFrame, only: Mapping[str, tuple[int, ...]]) -> pd.DataFrame:
+    for column, numbers in only.items():
+        if numbers:
+            table = table[table[column].isin(numbers)]
+    return table.reset_index(drop=True)
+
+
+def _share(prefers: pd.Series) -> str:
+    return f"{prefers.mean():.0%} ({prefers.sum()} of {len(prefers)})"
+
+
+def _build(
+    found: HeadAttention, attender: Attender, folder: Path, story: Mapping[str, Any]
+) -> Report:
+    config = attender.model.config
+    report = Report(
+        "What the attention heads look at",
+        f"{len(attender.cells.lengths):,} cells, model {attender.model.source}: {config.layers} "
+        f"layers of {config.heads} heads. Attention is relative: 1 is an even share of a cell's.",
+    )
+
+    def show(name: str, figure, caption: str) -> None:
+        save_figure(figure, folder / name)
+        report.figure(figure, caption)
+
+    _show_lists(found, report, show)
+    _show_layers(found, report, show)
+    _show_groups(found, report, show)
+    if len(found.pairs):
+        report.section("Between chosen genes")
+        of_model = found.pairs[found.pairs["model"] == MODEL]
+        caption = "Weight that one gene gives another, mean of all heads (pairs.parquet)."
+        show("pairs", figures.pair_figure(of_model), caption)
+    report.provenance(story)
+    return report
+
+
+def _show_lists(found: HeadAttention, report: Report, show) -> None:
+    report.section(
+        "Gene lists",
+        "Are the genes of a list attended more than others? Rank-sum tests over genes, "
+        "Benjamini-Hochberg over heads. Rank alone drives attention, so each is asked again with "
+        "every gene paired to one of like mean rank: only that speaks of the genes themselves.",
+    )
+    report.table(preferring(found), "Share of heads that prefer a list (heads.parquet).")
+    for each in found.comparisons:
+        if each.unknown or each.not_found:
+            report.paragraph(
+                f"{each.title}: {len(each.unknown):,} listed genes are not in the vocabulary, "
+                f"{each.not_found:,} are in no cell."
+            )
+        chosen = (found.heads["list"] == each.name) & (found.heads["against"] == each.against)
+        caption = f"{each.title}: preference of each head (heads.parquet)."
+        show(
+            f"preference_{file_name(each.title)}",
+            figures.preference_figure(found.heads[chosen], each.title),
+            caption,
+        )
+    report.table(found.heads, "Every test.", whole_in="heads.parquet")
+
+
+def _show_layers(found: HeadAttention, report: Report, show) -> None:
+    report.section("By rank and by layer")
+    whole = found.ranks[found.ranks["group"] == ALL_CELLS]
+    show("ranks", figures.rank_figure(whole), "Attention received by rank (ranks.parquet).")
+    show(
+        "layers",
+        figures.layer_figure(found.layers),
+        "Diversity, breadth and weight on the highest ranks, with 95 % bootstrap intervals over "
+        "cells; grey lines part the thirds of the layers (layers.parquet).",
+    )
+    report.table(
+        found.statements,
+        "What the paper says of its model, and whether it holds here: each third of the layers is "
+        f"compared with both others (thirds.parquet). {_warning(found)}",
+    )
+    report.table(found.thirds, "Differences between thirds of the layers, 95 % intervals.")
+
+
+def _warning(found: HeadAttention) -> str:
+    if RANDOM not in found.statements:
+        return "Random weights were not asked (--control=random): they may show the same."
+    same = found.statements[MODEL] == found.statements[RANDOM]
+    shared = same & (found.statements[MODEL] == "holds")
+    if not shared.any():
+        return "No statement holds for random weights as well."
+    texts = "; ".join(each.text for each, held in zip(STATEMENTS, shared, strict=True) if held)
+    return f"Random weights show this too, so it was not learned: {texts}."
+
+
+def _show_groups(found: HeadAttention, report: Report, show) -> None:
+    report.section(
+        "Genes attended beyond what rank explains",
+        "Attention received less the mean of all genes at the same ranks of the same cells' group; "
+        "genes are ordered by that excess less two standard errors.",
+    )
+    if len(found.groups):
+        caption = "The first genes of each group of cells (groups.parquet)."
+        show("groups", figures.group_figure(found.groups), caption)
+    top = found.groups.groupby("group", sort=False).head(_GROUP_ROWS)
+    report.table(top, f"The first {_GROUP_ROWS} genes of each group; all are in groups.parquet.")

@@ -1,0 +1,160 @@
+"""Lists of genes to compare: transcription factors with all others, one class with another."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from geneformer_jax.analysis.gene_labels import CLASS_COLUMNS, GENE_COLUMNS
+from geneformer_jax.analysis.id_tables import named_column, read_id_table
+from geneformer_jax.cells.vocabulary import GeneVocabulary
+from geneformer_jax.common.errors import InputError
+
+OTHERS = "other genes"
+# A rank-sum test of fewer genes finds nothing.
+LEAST_GENES = 3
+_EXAMPLES = 3
+
+
+class GeneComparison(NamedTuple):
+    """Genes to compare with others.
+
+    Attributes:
+      name: of the list.
+      against: name of what it is compared with.
+      first: int64 tokens of the listed genes.
+      second: int64 tokens of the others.
+      unknown: listed genes that are not in the vocabulary.
+      not_found: number of listed genes that no cell has.
+    """
+
+    name: str
+    against: str
+    first: np.ndarray
+    second: np.ndarray
+    unknown: tuple[str, ...]
+    not_found: int
+
+    @property
+    def title(self) -> str:
+        """Both sides in words."""
+        return f"{self.name} vs {self.against}"
+
+
+GeneLists = str | Path | Sequence[str] | Mapping[str, Sequence[str]]
+
+
+def read_gene_lists(genes: GeneLists) -> dict[str, list[str]]:
+    """Returns list name -> genes (ids or symbols).
+
+    Args:
+      genes: lists by name; one list of genes; or files, separated by commas. A file with a column
+        of classes holds one list per class; any other is one list under the file's name.
+
+    Raises:
+      InputError: a file cannot be read, holds no gene, or two lists have one name.
+    """
+    if isinstance(genes, Mapping):
+        return {str(name): list(map(str, each)) for name, each in genes.items()}
+    if not isinstance(genes, str | Path):
+        return {"listed genes": list(map(str, genes))}
+    lists: dict[str, list[str]] = {}
+    for path in filter(None, map(str.strip, str(genes).split(","))):
+        table = read_id_table(path)
+        known = [name for name in table.columns if str(name).lower() in CLASS_COLUMNS]
+        column = named_column(table.drop(columns=known), GENE_COLUMNS, "genes", path)
+        names = table[known[0]] if known else pd.Series(Path(path).stem, index=table.index)
+        for name, rows in table.groupby(names, sort=False):
+            if name in lists:
+                raise InputError(f'two lists are called "{name}", the second in {path}; rename one')
+            lists[str(name)] = [gene for gene in rows[column] if gene]
+    return lists
+
+
+def compare_lists(
+    lists: Mapping[str, Sequence[str]], vocabulary: GeneVocabulary, cells_of: np.ndarray
+) -> list[GeneComparison]:
+    """Finds the listed genes among those that cells have.
+
+    Each list is compared with all genes that are not on it; where there are exactly two lists, the
+    first is compared with the second too (genes on both are left out of that).
+
+    Args:
+      lists: name -> ids or symbols.
+      vocabulary: of the tokens.
+      cells_of: [V] cells that have each token.
+
+    Raises:
+      InputError: there is no list, or fewer than 3 of a list's genes (or of all others) are found.
+    """
+    found = {name: _find(name, genes, vocabulary, cells_of) for name, genes in lists.items()}
+    if not found:
+        raise InputError("no gene is listed; name a file with a gene per line")
+    everyone = np.flatnonzero(cells_of > 0)
+    everyone = everyone[everyone >= vocabulary.first_gene_token]
+    comparisons = []
+    for name, (tokens, unknown, missing) in found.items():
+        others = np.setdiff1d(everyone, tokens)
+        _require(OTHERS, len(others), f"than those of {name}", cells_of, vocabulary)
+        comparisons.append(GeneComparison(name, OTHERS, tokens, others, unknown, missing))
+    if len(found) == 2:
+        a, b = comparisons
+        first, second = np.setdiff1d(a.first, b.first), np.setdiff1d(b.first, a.first)
+        for each, tokens in ((a, first), (b, second)):
+            _require(each.name, len(tokens), "not on both lists", cells_of, vocabulary)
+        comparisons.append(a._replace(against=b.name, first=first, second=second))
+    return comparisons
+
+
+def known_genes(genes: Sequence[str], vocabulary: GeneVocabulary) -> np.ndarray:
+    """Returns the tokens of genes given by id or symbol, each once.
+
+    Raises:
+      InputError: one of them is not in the vocabulary.
+    """
+    tokens = vocabulary.tokens_of(list(genes), symbols="names")
+    if (tokens < 0).any():
+        first = genes[int(np.argmax(tokens < 0))]
+        raise InputError(
+            f"{(tokens < 0).sum()} of {len(genes)} genes are not in the vocabulary, first "
+            f'"{first}"; it has {_examples(vocabulary)}'
+        )
+    return np.unique(tokens)
+
+
+def _find(
+    name: str, genes: Sequence[str], vocabulary: GeneVocabulary, cells_of: np.ndarray
+) -> tuple[np.ndarray, tuple[str, ...], int]:
+    if not len(genes):
+        raise InputError(f"list {name} holds no gene; put one on each line")
+    tokens = vocabulary.tokens_of(list(genes), symbols="names")
+    unknown = tuple(gene for gene, token in zip(genes, tokens, strict=True) if token < 0)
+    known = np.unique(tokens[tokens >= 0])
+    if not len(known):
+        shown = ", ".join(genes[:_EXAMPLES])
+        raise InputError(
+            f"none of the {len(genes):,} genes of {name} is in the vocabulary: the list has "
+            f"{shown}, the vocabulary {_examples(vocabulary)}; give ids or symbols of one species"
+        )
+    present = known[cells_of[known] > 0]
+    _require(name, len(present), f"of {len(genes):,} listed", cells_of, vocabulary)
+    return present, unknown, len(known) - len(present)
+
+
+def _require(
+    name: str, found: int, rest: str, cells_of: np.ndarray, vocabulary: GeneVocabulary
+) -> None:
+    if found < LEAST_GENES:
+        common = np.argsort(-cells_of, kind="stable")[:_EXAMPLES]
+        shown = ", ".join(vocabulary.gene_id_of(int(token)) for token in common)
+        raise InputError(
+            f"the cells have {found} genes of {name} {rest}, but a test needs {LEAST_GENES}; they "
+            f"have genes such as {shown}: give another list, or more cells"
+        )
+
+
+def _examples(vocabulary: GeneVocabulary) -> str:
+    pairs = zip(vocabulary.gene_ids[:_EXAMPLES], vocabulary.symbols[:_EXAMPLES], strict=True)
+    return ", ".join(f"{gene} ({symbol})" if symbol else str(gene) for gene, symbol in pairs)
