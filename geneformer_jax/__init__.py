@@ -14,8 +14,10 @@ import importlib
 __version__ = "0.1.0"
 _HOME = {
     "InputError": "geneformer_jax.common.errors",
+    "attend_cells": "geneformer_jax.analysis.attention_heads",
     "embed_cells": "geneformer_jax.analysis.embedding",
     "load_model": "geneformer_jax.interop.load",
+    "perturb_cells": "geneformer_jax.analysis.perturbation",
     "tokenize_cells": "geneformer_jax.cells.tokenization",
 }
 __all__ = [*_HOME, "__version__"]

@@ -76,9 +76,14 @@ class ChosenCells:
 
 
 def open_cells(
-    cells: EncodedCells | ad.AnnData | Path | str, model: PretrainedModel
+    cells: EncodedCells | ad.AnnData | Path | str, model: PretrainedModel, *, whole: bool = False
 ) -> EncodedCells:
     """Opens a cell store, or tokenises counts with the model's vocabulary.
+
+    Args:
+      cells: a store, tokenised cells or counts.
+      model: that they are for.
+      whole: asks for all genes of each cell, those that do not fit into the model too.
 
     Raises:
       InputError: the cells cannot be read or do not fit the model.
@@ -90,9 +95,11 @@ def open_cells(
         source = open_counts(cells)
     else:
         encoded = CellStore.open(cells) if isinstance(cells, str | Path) else cells
-        _check_cells(encoded, model)
+        _check_cells(encoded, model, whole)
         return encoded
     longest = min(default_max_length(model.vocabulary), model.config.positions)
+    if whole:
+        longest = model.vocabulary.size
     return tokenize_source(source, model.vocabulary, Recipe(max_length=longest))
 
 
@@ -207,7 +214,7 @@ def _check_vocabulary(model: PretrainedModel) -> None:
         )
 
 
-def _check_cells(cells: EncodedCells, model: PretrainedModel) -> None:
+def _check_cells(cells: EncodedCells, model: PretrainedModel, whole: bool) -> None:
     if cells.vocabulary.hash != model.vocabulary.hash:
         raise InputError(
             f"the cells were tokenised with vocabulary {cells.vocabulary.hash[:12]} but the model "
@@ -216,7 +223,13 @@ def _check_cells(cells: EncodedCells, model: PretrainedModel) -> None:
         )
     if not len(cells.lengths):
         raise InputError("there is no cell to embed; tokenize some first")
-    if (longest := int(np.max(cells.lengths))) > model.config.positions:
+    longest = int(np.max(cells.lengths))
+    if whole and longest >= getattr(cells, "max_length", longest + 1):
+        raise InputError(
+            f"the cells were cut at {longest:,} tokens, but genes beyond the cut are needed; "
+            f"tokenize with --max_length={model.vocabulary.size}, or give the counts"
+        )
+    if not whole and longest > model.config.positions:
         raise InputError(
             f"the longest cell has {longest:,} tokens but the model {model.config.positions:,} "
             f"positions; tokenize with --max_length={model.config.positions}"

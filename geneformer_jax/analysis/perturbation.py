@@ -1,1 +1,153 @@
-"""In silico perturbation"""
+"""In silico perturbation: what a model makes of cells whose genes are deleted or moved.
+
+`perturb_cells` is for notebooks; the perturb door writes tables as they come.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import anndata as ad
+import jax
+import pandas as pd
+
+from geneformer_jax.analysis.cell_selection import ORIGINAL_SEED, EncodedCells, open_cells
+from geneformer_jax.analysis.perturbation_engine import PartShifts, Perturber
+from geneformer_jax.analysis.perturbation_genes import ALL, EACH
+from geneformer_jax.analysis.perturbation_options import (
+    MEANS,
+    NONE,
+    ORIGINAL,
+    Options,
+    make_perturber,
+)
+from geneformer_jax.analysis.perturbation_states import States
+from geneformer_jax.analysis.perturbation_tables import (
+    gene_means_table,
+    gene_shifts_table,
+    merge_gene_means,
+    shifts_table,
+)
+from geneformer_jax.model.encoder import Runtime
+from geneformer_jax.model.pretrained import PretrainedModel
+
+__all__ = ["States", "perturb_cells"]
+
+
+def perturb_cells(
+    model: PretrainedModel,
+    cells: EncodedCells | ad.AnnData | Path | str,
+    *,
+    edit: str = "delete",
+    genes: str | Sequence[str] = ALL,
+    combine: str = EACH,
+    anchor: str | None = None,
+    combinations: Sequence[Sequence[str]] | None = None,
+    ranks: int | None = None,
+    quantile: float | None = None,
+    truncation: str = ORIGINAL,
+    mode: str | None = None,
+    layer: int = -1,
+    states: States | None = None,
+    state_embeddings: Path | str | None = None,
+    classes: bool = False,
+    gene_shifts: str = NONE,
+    top: int = 100,
+    filters: Mapping[str, Sequence[str]] | None = None,
+    expressing: Sequence[str] = (),
+    at_most: int | None = None,
+    seed: int = ORIGINAL_SEED,
+    runtime: Runtime | None = None,
+    devices: Sequence[jax.Device] | None = None,
+    tokens_per_device: int | None = None,
+) -> pd.DataFrame:
+    """Perturbs genes of cells and measures how the model's view of the cells shifts.
+
+    Args:
+      model: a pretrained encoder with its vocabulary.
+      cells: a cell store (open, or its folder), tokenised cells, an AnnData of raw counts, or a
+        file of raw counts.
+      edit: "delete", "overexpress" (to the front), "inhibit" or "activate" (down or up by `ranks`).
+      genes: "all", every gene of a cell in turn, or gene ids or symbols. A gene that a cell does
+        not express is left out there, unless it is overexpressed.
+      combine: "each" gene in turn, all "together" as one set (what the original does with a list),
+        or all "pairs".
+      anchor: a gene that is perturbed together with each of the others.
+      combinations: sets of genes, each perturbed together.
+      ranks, quantile: how far "inhibit" and "activate" move a gene: a number of ranks, or a share
+        of the cell's genes.
+      truncation: "original", nothing slides in from beyond the model's context, or "refill".
+      mode: what stands for a cell: "cell", the mean of its genes, or "cls"; by default "cls" where
+        the model has it.
+      layer: hidden state, counted back from the last (0).
+      states: cell states towards which shifts are measured; the cells of its start are perturbed.
+      state_embeddings: a file that `embed --states` wrote; computed from `cells` by default.
+      classes: measure class probabilities too (a model with a cell classifier).
+      gene_shifts: "none"; or return shifts of single genes instead: "full", the "top" that are
+        shifted most in each edit, or "means" over the cells.
+      top: genes of each edit for "top".
+      filters: obs column -> values of which a cell must have one.
+      expressing: genes that a cell must express.
+      at_most: cells to draw at random; None takes all.
+      seed: of the draw.
+      runtime: how to compute; float32 by default.
+      devices: which share the work; all of this process by default.
+      tokens_per_device: padded tokens at a time on each; by default sized from its memory.
+
+    Returns:
+      One row for each cell, edit and measure: columns `cell`, `edit`, `perturbed` (gene id, ids of
+      a set joined by "+"), `perturbed_symbol`, `measure`, `state` and `value`. Measures:
+      "mean_gene_cosine", the original's measure of V1 cells: mean over the genes left of the cosine
+      of each before and after; "cell_cosine", of the cell's mean embedding; "cls_cosine";
+      "state_shift", what the edit adds to the cosine with a state; "class_probability_before" and
+      "class_probability_after". With `gene_shifts`: `affected`, `affected_symbol` and `value`, or
+      `mean`, `sd` and `n` (cells), in place of the measures.
+
+    Raises:
+      InputError: a gene, state, layer or option is unknown or contradicts another; the cells do not
+        fit the model; or no chosen cell expresses the genes.
+    """
+    options = Options(
+        edit=edit,
+        genes=genes,
+        combine=combine,
+        anchor=anchor,
+        combinations=combinations,
+        ranks=ranks,
+        quantile=quantile,
+        truncation=truncation,
+        mode=mode,
+        layer=layer,
+        states=states,
+        state_embeddings=state_embeddings,
+        classes=classes,
+        gene_shifts=gene_shifts,
+        top=top,
+        filters=filters or {},
+        expressing=expressing,
+        at_most=at_most,
+        seed=seed,
+    )
+    opened = open_cells(cells, model, whole=options.refill)
+    perturber = make_perturber(model, opened, options, runtime, devices, tokens_per_device)
+    with perturber.progress(perturber.work.edits) as progress:
+        parts = [perturber.shifts(*part, progress) for part in perturber.work.parts]
+    return _table(parts, perturber, options)
+
+
+def _table(parts: Sequence[PartShifts], perturber: Perturber, options: Options) -> pd.DataFrame:
+    work, measures = perturber.work, perturber.measures
+    vocabulary, cell_ids = work.cells.vocabulary, work.cells.obs.index.to_numpy()
+    named = options.edit, cell_ids, vocabulary
+    if options.gene_shifts == MEANS:
+        means = [gene_means_table(part, vocabulary) for part in parts]
+        return merge_gene_means(means, options.edit).to_pandas()
+    if options.gene_shifts != NONE:
+        tables = [gene_shifts_table(part, *named).to_pandas() for part in parts]
+    else:
+        tables = [shifts_table(part, measures.names, *named).to_pandas() for part in parts]
+    joined = pd.concat([table.astype(_as_text(table)) for table in tables], ignore_index=True)
+    return joined.astype(dict.fromkeys(_as_text(joined), "category"))
+
+
+def _as_text(table: pd.DataFrame) -> dict[str, str]:
+    return {name: "object" for name in table.columns if name != "value"}

@@ -99,7 +99,8 @@ def lay_out_edits(
         rows_of_all = Rows(*fields)
         device = np.repeat(np.arange(devices), rows)
         steps.append(Step(rows_of_all, numbers, rows_of_all.slot_R + device * own_slots))
-    tokens_SE = np.concatenate([told.tokens_CT, told.beyond_CK], axis=1)
+    added_SK = np.zeros((len(told.tokens_CT), size), np.int32)
+    tokens_SE = np.concatenate([told.tokens_CT, told.beyond_CK, added_SK], axis=1)
     return Batches(told, steps, tokens_SE)
 
 

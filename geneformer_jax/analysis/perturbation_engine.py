@@ -1,5 +1,6 @@
 """Makes the edits of a run on all devices, a range of them at a time."""
 
+import time
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -98,6 +99,34 @@ class PartShifts(NamedTuple):
     gene_values: np.ndarray
 
 
+@dataclass
+class Throughput:
+    """What was done, and in what time.
+
+    Attributes:
+      edits: edits made.
+      tokens: their tokens.
+      padded: tokens with padding and filler rows.
+      seconds: of making them, compiling included.
+      compiling: seconds until the first batch of each shape was under way.
+    """
+
+    edits: int = 0
+    tokens: int = 0
+    padded: int = 0
+    seconds: float = 0.0
+    compiling: float = 0.0
+
+    def describe(self) -> str:
+        """Returns one line for the user."""
+        seconds = max(self.seconds - self.compiling, 1e-9)
+        return (
+            f"{self.edits:,} edits in {seconds:,.1f} s ({self.edits / seconds:,.1f} edits/s), "
+            f"after {self.compiling:,.1f} s of compiling; padding "
+            f"{1 - self.tokens / max(self.padded, 1):.1%} of tokens"
+        )
+
+
 class _Answer(NamedTuple):
     """What came back of one batch: edits with their values, and genes with theirs."""
 
@@ -123,6 +152,8 @@ class Perturber:
     ):
         """Chooses buckets and batches, and puts the weights on the devices."""
         self.work, self.measures = work, measures
+        self.throughput = Throughput()
+        self._compiled: set[tuple[bool, int, int]] = set()
         self.mesh = inference_mesh(None if devices is None else list(devices))
         config, platform = model.config, self.mesh.devices.flat[0].platform
         self.pass_ = PerturbationPass(
@@ -159,10 +190,11 @@ class Perturber:
 
     def shifts(self, start: int, stop: int, progress: Progress) -> PartShifts:
         """Makes the edits from `start` to before `stop`."""
-        answers = []
+        began, answers = time.perf_counter(), []
         for padded, slots in self._groups(start, stop):
             answers += self._run_group(padded, slots)
             progress.advance(sum(len(slot.numbers) for slot in slots))
+        self.throughput.seconds += time.perf_counter() - began
         numbers = np.concatenate([answer.numbers for answer in answers])
         values_EM = np.empty((stop - start, len(self.measures.names)), np.float32)
         values_EM[numbers - start] = np.concatenate([answer.values for answer in answers])
@@ -250,11 +282,26 @@ class Perturber:
         # One batch behind, so that the devices compute while the last answers are taken.
         for step in batches.steps:
             edits = self._put(step.rows, BATCH)
-            started = step, perturb_rows(pass_, self._params, self._states, cells, before, edits)
+            arguments = self._params, self._states, cells, before, edits
+            started = step, self._start(pass_, arguments, step, padded)
             if waiting is not None:
                 answers.append(self._answer(batches, *waiting))
             waiting = started
         return [*answers, self._answer(batches, *waiting)]
+
+    def _start(self, pass_: PerturbationPass, arguments, step: Step, padded: int) -> Shifts:
+        """Starts a batch and counts it; the first of each shape compiles meanwhile."""
+        began, counted = time.perf_counter(), self.throughput
+        shifts = perturb_rows(pass_, *arguments)
+        shape = pass_.spread, padded, step.numbers.size
+        if shape not in self._compiled:
+            self._compiled.add(shape)
+            counted.compiling += time.perf_counter() - began
+        cells = self.work.cell_of(step.numbers[step.numbers >= 0])
+        counted.edits += len(cells)
+        counted.tokens += int(self.work.longest[cells].sum())
+        counted.padded += step.numbers.size * padded
+        return shifts
 
     def _answer(self, batches: Batches, step: Step, shifts: Shifts) -> _Answer:
         shifts = jax.device_get(shifts)

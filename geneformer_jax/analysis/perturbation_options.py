@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -31,6 +32,7 @@ from geneformer_jax.analysis.perturbation_states import (
     read_states,
     unit_vectors,
 )
+from geneformer_jax.analysis.state_embeddings import StateEmbeddings
 from geneformer_jax.common.errors import InputError, did_you_mean
 from geneformer_jax.model.encoder import Runtime
 from geneformer_jax.model.heads import HeadConfig
@@ -59,7 +61,7 @@ class Options:
     mode: str | None = None
     layer: int = -1
     states: States | None = None
-    state_embeddings: str | None = None
+    state_embeddings: Path | str | None = None
     classes: bool = False
     gene_shifts: str = NONE
     top: int = 100
@@ -185,13 +187,28 @@ def find_work(cells: EncodedCells, options: Options, model: PretrainedModel) -> 
 
 
 def measures_of(
+    model: PretrainedModel, options: Options, states: StateEmbeddings | None
+) -> Measures:
+    """Says what is measured, with the embeddings of the states where there are any."""
+    vectors = None if states is None else unit_vectors(states, options.states, options.layer)
+    return Measures(
+        mode=choose_mode(model, options),
+        layer=options.layer,
+        states=() if states is None else tuple(options.states.names),
+        vectors=vectors,
+        head=_classifier(model, options),
+        gene_rows=options.gene_rows(),
+    )
+
+
+def find_states(
     model: PretrainedModel,
     cells: EncodedCells,
     options: Options,
     runtime: Runtime | None = None,
     devices: Sequence[jax.Device] | None = None,
-) -> Measures:
-    """Says what is measured; embeds the cells of the states where that is needed.
+) -> StateEmbeddings | None:
+    """Reads the given state embeddings, or embeds the cells of the states; None without states.
 
     Args:
       model: that perturbs.
@@ -200,23 +217,13 @@ def measures_of(
       runtime: how to compute.
       devices: which share the work.
     """
-    mode, states, vectors = choose_mode(model, options), options.states, None
-    if states is not None:
-        if options.state_embeddings:
-            given = read_states(options.state_embeddings, states, model, mode, options.layer)
-        else:
-            own = select_cells(cells, options.filters)
-            layer = options.layer
-            given = compute_states(model, own, states, mode, layer, runtime, devices)
-        vectors = unit_vectors(given, states, options.layer)
-    return Measures(
-        mode=mode,
-        layer=options.layer,
-        states=tuple(states.names) if states else (),
-        vectors=vectors,
-        head=_classifier(model, options),
-        gene_rows=options.gene_rows(),
-    )
+    if options.states is None:
+        return None
+    mode, layer = choose_mode(model, options), options.layer
+    if options.state_embeddings:
+        return read_states(options.state_embeddings, options.states, model, mode, layer)
+    own = select_cells(cells, options.filters)
+    return compute_states(model, own, options.states, mode, layer, runtime, devices)
 
 
 def make_perturber(
@@ -230,7 +237,8 @@ def make_perturber(
     """Plans a run and readies the devices for it."""
     choose_mode(model, options)
     work = find_work(choose_cells(cells, options, model), options, model)
-    measures = measures_of(model, cells, options, runtime, devices)
+    states = find_states(model, cells, options, runtime, devices)
+    measures = measures_of(model, options, states)
     return Perturber(
         model, work, measures, runtime, devices=devices, tokens_per_device=tokens_per_device
     )

@@ -110,9 +110,13 @@ class Work:
             parts.append((begin, self.edits))
         return parts
 
+    def cell_of(self, numbers: np.ndarray) -> np.ndarray:
+        """Returns the cell of each edit; int64, shaped as `numbers`."""
+        return np.searchsorted(self.offsets, numbers, "right") - 1
+
     def between(self, start: int, stop: int) -> Iterator[CellEdits]:
         """Yields the edits from `start` to before `stop`, cell by cell."""
-        first = int(np.searchsorted(self.offsets, start, "right")) - 1
+        first = int(self.cell_of(start))
         last = int(np.searchsorted(self.offsets, stop, "left"))
         for begin in range(first, last, _CELLS_AT_ONCE):
             numbers = np.arange(begin, min(begin + _CELLS_AT_ONCE, last))

@@ -5,10 +5,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 
-from geneformer_jax.analysis.cell_selection import EncodedCells, select_cells
+from geneformer_jax.analysis.cell_selection import ChosenCells, EncodedCells, select_cells
 from geneformer_jax.analysis.embedder import Embedded, Embedder
 from geneformer_jax.analysis.state_embeddings import MEAN, StateEmbeddings, state_embeddings
+from geneformer_jax.cells.vocabulary import GeneVocabulary
+from geneformer_jax.common.door import split_list
 from geneformer_jax.common.errors import InputError, did_you_mean
 from geneformer_jax.model.encoder import Runtime
 from geneformer_jax.model.pretrained import PretrainedModel
@@ -57,6 +60,35 @@ class States:
         return select_cells(cells, {self.column: [self.start]}) if self.start else cells
 
 
+@dataclass(frozen=True, eq=False)
+class _InSight:
+    """Cells cut to what the model sees of them."""
+
+    source: EncodedCells
+    limit: int
+
+    @property
+    def lengths(self) -> np.ndarray:
+        return np.minimum(self.source.lengths, self.limit)
+
+    @property
+    def obs(self) -> pd.DataFrame:
+        return self.source.obs
+
+    @property
+    def vocabulary(self) -> GeneVocabulary:
+        return self.source.vocabulary
+
+    def read(self, indices: np.ndarray) -> list[np.ndarray]:
+        cut = self.limit - (self.vocabulary.eos_id is not None)
+        return [
+            tokens
+            if len(tokens) <= self.limit
+            else np.append(tokens[:cut], tokens[-1:][: self.limit - cut])
+            for tokens in self.source.read(indices)
+        ]
+
+
 def compute_states(
     model: PretrainedModel,
     cells: EncodedCells,
@@ -68,6 +100,7 @@ def compute_states(
 ) -> StateEmbeddings:
     """Embeds the cells of the states; exact means, as the original's exact_mean."""
     own = select_cells(cells, {states.column: states.names})
+    own = ChosenCells(_InSight(own, model.config.positions), np.arange(len(own.rows)), own.dropped)
     embedder = Embedder(
         model, own, mode, layer, runtime, devices=None if devices is None else list(devices)
     )
@@ -117,3 +150,17 @@ def unit_vectors(given: StateEmbeddings, states: States, layer: int) -> np.ndarr
     vectors = given.vectors(MEAN, layer)
     chosen = np.stack([vectors[name] for name in states.names]).astype(np.float64)
     return (chosen / np.linalg.norm(chosen, axis=1, keepdims=True)).astype(np.float32)
+
+
+def read_state_names(column: str, start: str, goal: str, alternatives: str) -> States | None:
+    """Reads the texts of a command into states; None where no column is named.
+
+    Raises:
+      InputError: states are named without their column.
+    """
+    if column:
+        return States(column, goal, start, tuple(split_list(alternatives)))
+    for name, value in (("start", start), ("goal", goal), ("alternatives", alternatives)):
+        if value:
+            raise InputError(f"{name} {value} is given, but not its obs column; name it as states")
+    return None

@@ -26,7 +26,7 @@ def identity_of(model: PretrainedModel, cells: EncodedCells) -> dict[str, Any]:
     lengths = np.asarray(cells.lengths, np.int64)
     return {
         "vocabulary": cells.vocabulary.hash,
-        "weights": _weights_sha256(model),
+        "weights": weights_sha256(model, ("embeddings", "blocks")),
         "cells": len(lengths),
         "lengths": sha256(lengths),
         "cell ids": sha256("\0".join(map(str, cells.obs.index)).encode()),
@@ -65,8 +65,9 @@ def sha256(data: np.ndarray | bytes) -> str:
     ).hexdigest()
 
 
-def _weights_sha256(model: PretrainedModel) -> str:
+def weights_sha256(model: PretrainedModel, names: Iterable[str]) -> str:
+    """Returns the hash of the weights of parts of a model, by their names in `params`."""
     digest = hashlib.sha256()
-    for leaf in jax.tree.leaves({name: model.params[name] for name in ("embeddings", "blocks")}):
+    for leaf in jax.tree.leaves({name: model.params[name] for name in names}):
         digest.update(np.ascontiguousarray(jax.device_get(leaf)))
     return digest.hexdigest()

@@ -1,0 +1,182 @@
+"""What edits do to a cell, compared with lists of genes edited in plain Python."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from geneformer_jax.analysis import perturbation_pass
+from geneformer_jax.analysis.perturbation_edits import EditRule, Frame, edits_of
+from geneformer_jax.analysis.perturbation_genes import GeneSets
+from geneformer_jax.analysis.perturbation_pass import Rows, Slots
+from geneformer_jax.common.errors import InputError
+
+PADDED = 16
+CLS, EOS = 2, 3
+FRAMES = {"V1": Frame(12, False, 2), "V2": Frame(12, True, 4)}
+
+
+def edited_by_hand(rule: EditRule, frame: Frame, genes: list[int], perturbed: list[int]):
+    """Edits a list of genes as the documentation says; returns (original, edited) tokens."""
+    seen = genes if rule.refill else genes[: frame.genes]
+    others = [gene for gene in seen if gene not in perturbed]
+    match rule.kind:
+        case "delete":
+            edited = others
+        case "overexpress":
+            edited = perturbed + others
+        case _:
+            edited = moved_by_hand(rule, seen, perturbed)
+    longer = 0 if rule.refill else max(len(edited) - frame.genes, 0)
+    original = genes[: frame.genes][: len(seen) - longer]
+    return framed(frame, original[: frame.genes]), framed(frame, edited[: frame.genes])
+
+
+def moved_by_hand(rule: EditRule, seen: list[int], perturbed: list[int]) -> list[int]:
+    """Puts each gene beside the one that stands r ranks below (inhibit) or above (activate)."""
+    r = rule.ranks or max(1, round(rule.quantile * len(seen)))
+    above, below = ([[] for _ in seen] for _ in range(2))
+    for rank, gene in enumerate(seen):
+        if gene in perturbed and rule.kind == "inhibit":
+            below[min(rank + r, len(seen) - 1)].append(gene)
+        elif gene in perturbed:
+            above[max(rank - r, 0)].append(gene)
+    edited = []
+    for rank, gene in enumerate(seen):
+        edited += [*above[rank], *([] if gene in perturbed else [gene]), *below[rank]]
+    return edited
+
+
+def framed(frame: Frame, genes: list[int]) -> list[int]:
+    return [CLS, *genes, EOS] if frame.framed else genes
+
+
+def edited_on_device(rule: EditRule, frame: Frame, genes: list[int], sets_EK: np.ndarray):
+    ranks = frame.ranks(np.array(framed(frame, genes)))
+    edits = edits_of(rule, frame, ranks, sets_EK, PADDED)
+    rows = len(sets_EK)
+    seen = framed(frame, list(ranks.genes[: ranks.seen]))
+    tokens_CT = np.zeros((rows, PADDED), np.int32)
+    tokens_CT[:, : len(seen)] = seen
+    beyond = np.zeros((rows, sets_EK.shape[1] if rule.refill else 0), np.int32)
+    next_genes = ranks.genes[ranks.seen :][: beyond.shape[1]]
+    beyond[:, : len(next_genes)] = next_genes
+    slots = Slots(tokens_CT, beyond, np.full(rows, len(seen), np.int32), edits.cut)
+    slots = jax.tree.map(jnp.asarray, slots)
+    order = Rows(np.arange(rows), edits.positions, edits.keys, edits.added)
+    arranged, _ = perturbation_pass._edit(frame, slots, jax.tree.map(jnp.asarray, order))
+    original = perturbation_pass._arrange(
+        frame,
+        jnp.concatenate([slots.tokens_CT, slots.beyond_CK], axis=1),
+        perturbation_pass._keys(frame, slots, slots.cut_C),
+        slots,
+    )
+    return as_lists(original), as_lists(arranged)
+
+
+def as_lists(arranged) -> list[list[int]]:
+    tokens, lengths = np.asarray(arranged.tokens_RT), np.asarray(arranged.lengths_R)
+    assert (tokens[np.arange(tokens.shape[1]) >= lengths[:, None]] == 0).all()
+    return [row[:length].tolist() for row, length in zip(tokens, lengths, strict=True)]
+
+
+RULES = [
+    EditRule("delete"),
+    EditRule("overexpress"),
+    EditRule("inhibit", ranks=1),
+    EditRule("inhibit", ranks=4),
+    EditRule("inhibit", quantile=0.5),
+    EditRule("activate", ranks=1),
+    EditRule("activate", ranks=3),
+    EditRule("activate", quantile=1.0),
+]
+
+
+@pytest.mark.parametrize("refill", [False, True], ids=["original", "refill"])
+@pytest.mark.parametrize("version", FRAMES)
+@pytest.mark.parametrize("rule", RULES, ids=lambda r: f"{r.kind}-{r.ranks or r.quantile}")
+def test_edits_are_those_made_by_hand(rule, version, refill):
+    rule, frame = EditRule(rule.kind, rule.ranks, rule.quantile, refill), FRAMES[version]
+    rng = np.random.default_rng(0)
+    # Cells below, near, at and beyond the limit of 12 tokens.
+    for length in (3, 7, 9, 10, 11, 12, 13, 15, 20):
+        genes = (rng.permutation(30)[:length] + frame.first_gene_token).tolist()
+        reach = genes if refill and rule.raises_genes else genes[: frame.genes]
+        absent = [token for token in range(4, 40) if token not in genes]
+        pool = reach + absent[:3] if rule.adds_genes else reach
+        sets = [rng.permutation(pool)[: rng.integers(1, 3)].tolist() for _ in range(12)]
+        filled = np.array([[*each, -1][:2] for each in sets], np.int32)
+        originals, edited = edited_on_device(rule, frame, genes, filled)
+        for genes_of_set, original, found in zip(sets, originals, edited, strict=True):
+            expected = edited_by_hand(rule, frame, genes, genes_of_set)
+            assert (original, found) == expected, (genes, genes_of_set)
+
+
+def test_an_edit_of_a_small_cell():
+    frame, genes = FRAMES["V1"], [10, 11, 12, 13, 14, 15]
+    one = np.array([[12]], np.int32)
+    expected = {
+        EditRule("delete"): [10, 11, 13, 14, 15],
+        EditRule("overexpress"): [12, 10, 11, 13, 14, 15],
+        EditRule("inhibit", ranks=2): [10, 11, 13, 14, 12, 15],
+        EditRule("inhibit", ranks=9): [10, 11, 13, 14, 15, 12],
+        EditRule("inhibit", quantile=0.5): [10, 11, 13, 14, 15, 12],
+        EditRule("activate", ranks=1): [10, 12, 11, 13, 14, 15],
+        EditRule("activate", ranks=9): [12, 10, 11, 13, 14, 15],
+    }
+    for rule, tokens in expected.items():
+        assert edited_on_device(rule, frame, genes, one)[1] == [tokens]
+
+
+def test_genes_from_beyond_the_cut_slide_in_with_refill_alone():
+    frame, genes = FRAMES["V1"], list(range(10, 24))
+    one = np.array([[10]], np.int32)
+    assert edited_on_device(EditRule("delete"), frame, genes, one)[1] == [list(range(11, 22))]
+    refilled = edited_on_device(EditRule("delete", refill=True), frame, genes, one)[1]
+    assert refilled == [list(range(11, 23))]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"kind": "deleet"}, 'no edit "deleet" (did you mean "delete"?)'),
+        ({"kind": "inhibit"}, "needs either ranks"),
+        ({"kind": "inhibit", "ranks": 1, "quantile": 0.1}, "needs either ranks"),
+        ({"kind": "delete", "ranks": 1}, "leave ranks and quantile out"),
+        ({"kind": "activate", "ranks": 0}, "at least 1 rank"),
+        ({"kind": "activate", "quantile": 1.5}, "above 0 and at most 1"),
+    ],
+)
+def test_rules_that_mean_nothing_are_refused(arguments, words):
+    with pytest.raises(InputError) as refused:
+        EditRule(**arguments)
+    assert words in str(refused.value)
+
+
+V1 = FRAMES["V1"]
+CELL = V1.ranks(np.array([9, 4, 7, 5]))
+
+
+def sets_in(sets: GeneSets, kind: str = "delete") -> list[tuple[int, ...]]:
+    rule = EditRule(kind, ranks=1 if kind in ("inhibit", "activate") else None)
+    return [tuple(row[row >= 0].tolist()) for row in sets.in_cell(rule, CELL)]
+
+
+def test_which_genes_are_perturbed_together():
+    assert sets_in(GeneSets()) == [(9,), (4,), (7,), (5,)]
+    # The gene that would not move is left out, as in the original.
+    assert sets_in(GeneSets(), "overexpress") == [(4,), (7,), (5,)]
+    assert sets_in(GeneSets(), "activate") == [(4,), (7,), (5,)]
+    assert sets_in(GeneSets(), "inhibit") == [(9,), (4,), (7,)]
+    assert sets_in(GeneSets((7, 3, 9))) == [(7,), (9,)]
+    assert sets_in(GeneSets((7, 3, 9)), "overexpress") == [(7,), (3,), (9,)]
+    assert sets_in(GeneSets((7, 9), "together")) == [(7, 9)]
+    assert sets_in(GeneSets((7, 3), "together")) == []
+    assert sets_in(GeneSets((7, 3), "together"), "overexpress") == [(7, 3)]
+    singles, pairs = [(4,), (7,), (9,)], [(4, 7), (4, 9), (7, 9)]
+    assert sets_in(GeneSets((9, 4, 7), "pairs")) == singles + pairs
+    assert len(sets_in(GeneSets(None, "pairs"))) == 4 + 6
+    assert sets_in(GeneSets((4, 9, 7), anchor=7)) == [(7,), (4,), (9,), (7, 4), (7, 9)]
+    assert sets_in(GeneSets(anchor=3)) == []
+    combinations = GeneSets(combinations=((4, 9, 7), (4, 3), (5,)))
+    assert sets_in(combinations) == [(4,), (9,), (7,), (5,), (4, 9, 7)]

@@ -1,0 +1,380 @@
+"""What the engine measures, beside cells edited in plain Python and encoded one at a time."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pandas as pd
+import pytest
+
+from geneformer_jax.analysis import perturbation_engine, perturbation_pass
+from geneformer_jax.analysis.perturbation import States, perturb_cells
+from geneformer_jax.analysis.perturbation_edits import EditRule, Frame
+from geneformer_jax.analysis.perturbation_options import Options, make_perturber
+from geneformer_jax.cells.vocabulary import V2_SPECIAL_TOKENS
+from geneformer_jax.common.errors import InputError
+from geneformer_jax.model.config import EncoderConfig
+from geneformer_jax.model.encoder import encode, init_params
+from geneformer_jax.model.heads import HeadConfig, head_module, init_head
+from geneformer_jax.model.precision import precision_preset
+from geneformer_jax.model.pretrained import PretrainedModel
+from tests.analysis.perturbation_reference import GivenCells
+from tests.analysis.test_perturbation_edits import edited_by_hand
+from tests.toy import toy_vocabulary
+
+LIMIT, PADDED = 24, 32
+ATOL = 3e-6
+
+
+def make_model(special_tokens=("<pad>", "<mask>"), head: bool = False) -> PretrainedModel:
+    vocabulary = toy_vocabulary(special_tokens)
+    config = EncoderConfig(
+        vocabulary_size=vocabulary.size,
+        layers=3,
+        width=16,
+        heads=2,
+        feed_forward=32,
+        positions=LIMIT,
+        initializer_range=0.3,
+    )
+    params, told = init_params(config, jax.random.key(0)), None
+    if head:
+        del params["masked_gene_head"]
+        told = HeadConfig("cell_classifier", ("healthy", "sick"), 0.0)
+        params[told.kind] = init_head(config, told, jax.random.key(1))
+    return PretrainedModel(config, params, vocabulary, source="toy", step=0, head=told)
+
+
+@pytest.fixture(scope="module")
+def v1() -> PretrainedModel:
+    return make_model()
+
+
+@pytest.fixture(scope="module")
+def v2() -> PretrainedModel:
+    return make_model(V2_SPECIAL_TOKENS, head=True)
+
+
+def make_cells(model: PretrainedModel, lengths, seed: int = 0) -> GivenCells:
+    """Cells of so many genes, of those with even tokens; the first gene of all is the same."""
+    rng, vocabulary = np.random.default_rng(seed), model.vocabulary
+    first = vocabulary.first_gene_token
+    pool = np.arange(first + 2, first + 100, 2)
+    tokens = []
+    for length in lengths:
+        genes = np.append(rng.permutation(pool)[: length - 1], first)
+        genes = rng.permutation(genes)
+        tokens.append(np.array([2, *genes, 3] if vocabulary.cls_id else genes, np.uint16))
+    obs = pd.DataFrame(
+        {"kind": ["a", "b", "c"] * len(lengths)}, index=range(len(lengths) * 3)
+    ).iloc[: len(lengths)]
+    obs.index = [f"cell{i}" for i in range(len(lengths))]
+    return GivenCells(tokens, obs, vocabulary)
+
+
+@functools.cache
+def _encoder(config, layers):
+    return jax.jit(lambda params, ids, n: encode(config, params, ids, n, layers=layers))
+
+
+def encoded(model: PretrainedModel, tokens: list[int], layer: int) -> np.ndarray:
+    """Hidden states [T, D] of one cell."""
+    ids = np.zeros((1, LIMIT), np.int32)
+    ids[0, : len(tokens)] = tokens
+    run = _encoder(model.config, model.config.layers + layer)
+    hidden = run(model.params, ids, jnp.array([len(tokens)]))
+    return np.asarray(hidden, np.float64)[0, : len(tokens)]
+
+
+def cosine(a: np.ndarray, b: np.ndarray) -> float:
+    return float(a @ b / np.linalg.norm(a) / np.linalg.norm(b))
+
+
+def by_hand(model: PretrainedModel, rule: EditRule, genes, perturbed, layer=-1) -> dict:
+    """All measures of one edit, and the cosine of each gene."""
+    frame = Frame.of(model.vocabulary, LIMIT)
+    original, edited = edited_by_hand(rule, frame, list(genes), list(perturbed))
+    before, after = (encoded(model, tokens, layer) for tokens in (original, edited))
+    genes = {
+        token: cosine(after[edited.index(token)], before[original.index(token)])
+        for token in edited
+        if token in original and token not in perturbed and token >= frame.first_gene_token
+    }
+    mean = [
+        hidden[np.array(tokens) >= frame.first_gene_token].mean(axis=0)
+        for hidden, tokens in ((before, original), (after, edited))
+    ]
+    told = {"mean_gene_cosine": np.mean(list(genes.values())), "cell_cosine": cosine(*mean)}
+    told |= {"cls_cosine": cosine(before[0], after[0]), "genes": genes, "mean": mean}
+    if model.head is not None:
+        weights = model.params[model.head.kind]
+        head = head_module(model.config, model.head, weights, precision_preset("float32"))
+        last = [encoded(model, tokens, 0)[None].astype(np.float32) for tokens in (original, edited)]
+        told["classes"] = [np.asarray(jax.nn.softmax(head(each)))[0] for each in last]
+    return told
+
+
+def ids_of(model, tokens) -> str:
+    return "+".join(model.vocabulary.gene_id_of(int(token)) for token in tokens)
+
+
+def value_of(
+    table: pd.DataFrame, cell: str, perturbed: str, measure: str, state: str = ""
+) -> float:
+    rows = table[
+        (table["cell"] == cell)
+        & (table["perturbed"] == perturbed)
+        & (table["measure"] == measure)
+        & (table["state"] == state)
+    ]
+    assert len(rows) == 1, (cell, perturbed, measure, state)
+    return float(rows["value"].iloc[0])
+
+
+EDITS = [
+    {"edit": "delete"},
+    {"edit": "overexpress"},
+    {"edit": "inhibit", "ranks": 5},
+    {"edit": "activate", "quantile": 0.4},
+    {"edit": "delete", "truncation": "refill"},
+    {"edit": "activate", "ranks": 7, "truncation": "refill"},
+]
+
+
+@pytest.mark.parametrize("edit", EDITS, ids=lambda e: "-".join(map(str, e.values())))
+def test_every_gene_in_turn_is_as_one_edit_at_a_time(v1, edit):
+    refill = edit.get("truncation") == "refill"
+    cells = make_cells(v1, [7, 20, 24, 30] if refill else [7, 20, 24])
+    found = perturb_cells(v1, cells, **edit)
+    rule = EditRule(edit["edit"], edit.get("ranks"), edit.get("quantile"), refill)
+    rng = np.random.default_rng(0)
+    for cell, tokens in zip(cells.obs.index, cells.tokens, strict=True):
+        genes = tokens.astype(int).tolist()
+        seen = genes if refill and rule.raises_genes else genes[:LIMIT]
+        skipped = {"delete": [], "inhibit": seen[-1:]}.get(edit["edit"], seen[:1])
+        perturbed = [gene for gene in seen if gene not in skipped]
+        own = found[found["cell"] == cell]
+        assert set(own["perturbed"]) == {ids_of(v1, [gene]) for gene in perturbed}
+        for gene in rng.permutation(perturbed)[:4]:
+            expected = by_hand(v1, rule, genes, [gene])
+            for measure in ("mean_gene_cosine", "cell_cosine"):
+                value = value_of(found, cell, ids_of(v1, [gene]), measure)
+                assert value == pytest.approx(expected[measure], abs=ATOL)
+
+
+def test_sets_that_reach_the_limit_are_compared_with_a_cell_cut_alike(v2):
+    """0, 1 or 2 genes are cut off the original, as many as do not fit into the edited cell."""
+    cells = make_cells(v2, [10, 20, 21, 22])
+    absent = [v2.vocabulary.first_gene_token + 1, v2.vocabulary.first_gene_token + 3]
+    named = [v2.vocabulary.gene_id_of(token) for token in absent]
+    options = {"edit": "overexpress", "genes": named, "combine": "together", "classes": True}
+    found = perturb_cells(v2, cells, **options)
+    every = perturb_cells(v2, cells, **options | {"classes": False}, gene_shifts="full")
+    for cell, tokens in zip(cells.obs.index, cells.tokens, strict=True):
+        expected = by_hand(v2, EditRule("overexpress"), tokens[1:-1].astype(int), absent)
+        value = value_of(found, cell, "+".join(named), "cls_cosine")
+        assert value == pytest.approx(expected["cls_cosine"], abs=ATOL)
+        for when, classes in zip(("before", "after"), expected["classes"], strict=True):
+            for label, probability in zip(v2.head.labels, classes, strict=True):
+                value = value_of(found, cell, "+".join(named), f"class_probability_{when}", label)
+                assert value == pytest.approx(probability, abs=ATOL)
+        own = every[every["cell"] == cell].set_index("affected")["value"]
+        genes = {ids_of(v2, [token]): value for token, value in expected["genes"].items()}
+        assert set(own.index) == set(genes)
+        np.testing.assert_allclose(own[list(genes)], list(genes.values()), atol=ATOL)
+
+
+@pytest.mark.parametrize("layer", [0, -1, -2, -3])
+def test_any_layer_is_compared(v1, v2, layer):
+    for model, measure in ((v1, "mean_gene_cosine"), (v2, "cls_cosine")):
+        cells = make_cells(model, [9])
+        gene = int(cells.tokens[0][4])
+        found = perturb_cells(model, cells, genes=[ids_of(model, [gene])], layer=layer)
+        genes = cells.tokens[0].astype(int)
+        genes = genes[genes >= model.vocabulary.first_gene_token]
+        expected = by_hand(model, EditRule("delete"), genes, [gene], layer)[measure]
+        value = value_of(found, "cell0", ids_of(model, [gene]), measure)
+        assert value == pytest.approx(expected, abs=ATOL)
+
+
+def test_shifts_towards_states_of_the_cells_at_hand(v1):
+    cells = make_cells(v1, [12, 9, 14, 10, 11, 13])
+    states = States("kind", goal="b", start="a", alternatives=("c",))
+    found = perturb_cells(v1, cells, states=states)
+    assert set(found["cell"]) == {"cell0", "cell3"}
+    vectors = {}
+    for state in "abc":
+        own = cells.obs["kind"].to_numpy() == state
+        means = [
+            encoded(v1, cells.tokens[i].tolist(), -1).mean(axis=0) for i in np.flatnonzero(own)
+        ]
+        vectors[state] = np.mean(means, axis=0)
+    gene = int(cells.tokens[3][2])
+    before, after = by_hand(v1, EditRule("delete"), cells.tokens[3].astype(int), [gene])["mean"]
+    for state, vector in vectors.items():
+        value = value_of(found, "cell3", ids_of(v1, [gene]), "state_shift", state)
+        assert value == pytest.approx(cosine(after, vector) - cosine(before, vector), abs=1e-6)
+
+
+def test_top_genes_and_means_are_those_of_all_genes(v1):
+    cells = make_cells(v1, [9, 16, 24, 20])
+    full = perturb_cells(v1, cells, gene_shifts="full")
+    assert len(full) == sum(n * (n - 1) for n in (9, 16, 24, 20))
+    top = perturb_cells(v1, cells, gene_shifts="top", top=3)
+    lowest = full.sort_values("value").groupby(["cell", "perturbed"], observed=True).head(3)
+    keys = ["cell", "perturbed", "affected"]
+    joined = top.merge(lowest, on=keys)
+    assert len(joined) == len(top) == 3 * (9 + 16 + 24 + 20)
+    np.testing.assert_array_equal(joined["value_x"], joined["value_y"])
+    means = perturb_cells(v1, cells, gene_shifts="means").set_index(["perturbed", "affected"])
+    full["value"] = full["value"].astype(np.float64)
+    expected = full.groupby(["perturbed", "affected"], observed=True)["value"]
+    assert means.index.equals(expected.mean().index.astype("object")) or len(means) == len(
+        expected.mean()
+    )
+    np.testing.assert_allclose(means["mean"], expected.mean().loc[means.index], atol=1e-12)
+    np.testing.assert_allclose(means["sd"], expected.std(ddof=0).loc[means.index], atol=1e-9)
+    np.testing.assert_array_equal(means["n"], expected.size().loc[means.index])
+
+
+def table_with(model, cells, devices: int, tokens: int | None, **options) -> pd.DataFrame:
+    return perturb_cells(
+        model, cells, devices=jax.devices()[:devices], tokens_per_device=tokens, **options
+    )
+
+
+@pytest.mark.parametrize("gene_shifts", ["none", "full"])
+def test_eight_devices_and_other_batches_give_the_same(v1, gene_shifts):
+    # Many edits of a cell are shared by the devices; of single edits each device has own cells.
+    cells = make_cells(v1, [24, 24, 9, 17, 24, 3])
+    for genes in ("all", ["ENSG00000000000"]):
+        options = {"genes": genes, "gene_shifts": gene_shifts}
+        one = table_with(v1, cells, 1, 32, **options)
+        for devices, tokens in ((8, 32), (8, 320), (1, 200)):
+            other = table_with(v1, cells, devices, tokens, **options)
+            pd.testing.assert_frame_equal(other, one, rtol=0, atol=1e-6)
+
+
+def test_nothing_is_compiled_while_it_runs(v1):
+    cells = make_cells(v1, [24] * 4 + [8] * 3)
+    perturber = make_perturber(
+        v1, cells, Options(), devices=jax.devices()[:1], tokens_per_device=96
+    )
+    before = perturbation_pass.perturb_rows._cache_size()
+    with perturber.progress(perturber.work.edits) as progress:
+        perturber.shifts(0, 30, progress)
+        perturber.shifts(30, perturber.work.edits, progress)
+    compiled = perturbation_pass.perturb_rows._cache_size() - before
+    assert compiled == len(perturber.lengths)
+
+
+def test_a_batch_that_does_not_fit_is_halved_and_said_so(v1, monkeypatch, capsys):
+    cells = make_cells(v1, [24, 20, 24])
+    whole = table_with(v1, cells, 1, 32 * 8, gene_shifts="full")
+    run, sizes = perturbation_engine.perturb_rows, []
+
+    def small_device(pass_, params, states, slots, before, rows):
+        sizes.append(len(rows.slot_R))
+        if sizes[-1] > 3:
+            raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 1 byte")
+        return run(pass_, params, states, slots, before, rows)
+
+    monkeypatch.setattr(perturbation_engine, "perturb_rows", small_device)
+    halved = table_with(v1, cells, 1, 32 * 8, gene_shifts="full")
+    pd.testing.assert_frame_equal(halved, whole, rtol=0, atol=1e-6)
+    output = capsys.readouterr().out
+    assert "out of memory with 8 edited cells of 32 tokens" in output
+    assert "going on with 4" in output and "going on with 2" in output
+    # What it learned it keeps.
+    assert [size for size in sizes if size > 3] == [8, 4]
+
+
+def test_a_device_too_small_for_one_cell_is_told_in_one_line(v1, monkeypatch):
+    def no_device(*arguments):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 1 byte")
+
+    monkeypatch.setattr(perturbation_engine, "perturb_rows", no_device)
+    with pytest.raises(InputError, match="does not hold one cell of 16 tokens"):
+        table_with(v1, make_cells(v1, [9]), 1, 32)
+
+
+def test_other_failures_are_not_taken_for_lack_of_memory(v1, monkeypatch):
+    def broken(*arguments):
+        raise jax.errors.JaxRuntimeError("INTERNAL: something else")
+
+    monkeypatch.setattr(perturbation_engine, "perturb_rows", broken)
+    with pytest.raises(jax.errors.JaxRuntimeError, match="something else"):
+        table_with(v1, make_cells(v1, [9]), 1, 32)
+
+
+def test_cells_are_chosen_as_the_original_does(v1):
+    """Filter, start state, expressed genes, and only then the draw."""
+    cells = make_cells(v1, [9] * 12)
+    gene = int(cells.tokens[3][4])
+    expressing = [i for i, tokens in enumerate(cells.tokens) if gene in tokens]
+    name = ids_of(v1, [gene])
+    found = perturb_cells(v1, cells, genes=[name], combine="together")
+    assert set(found["cell"]) == {f"cell{i}" for i in expressing}
+    drawn = perturb_cells(v1, cells, genes=[name], combine="together", at_most=2)
+    kept = np.sort(np.random.default_rng(42).permutation(len(expressing))[:2])
+    assert set(drawn["cell"]) == {f"cell{expressing[i]}" for i in kept}
+    other = perturb_cells(v1, cells, genes=["ENSG00000000000"], expressing=[name])
+    assert set(other["cell"]) == set(found["cell"])
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"genes": ["ENSG00000000O01"]}, 'gene "ENSG00000000O01" is not in the vocabulary'),
+        ({"genes": ["ENSG00000000O01"]}, 'did you mean "ENSG00000000'),
+        ({"genes": ["ENSG00000000000", "ENSG00000000000.3"]}, "are the same gene"),
+        ({"genes": []}, "names no gene"),
+        ({"genes": ["ENSG00000000001"]}, "is expressed in none of the 3 chosen cells"),
+        ({"anchor": "ENSG00000000001"}, "none of the 3 chosen cells expresses ENSG00000000001"),
+        ({"combine": "together"}, "cannot be perturbed together"),
+        ({"combine": "pair"}, 'did you mean "pairs"'),
+        ({"combine": "pairs", "genes": ["ENSG00000000000"]}, "pairs need at least 2 genes"),
+        ({"combine": "pairs", "anchor": "ENSG00000000000"}, "leave one of them out"),
+        ({"genes": ["ENSG00000000000"], "combinations": [["ENSG00000000000"]]}, "both given"),
+        ({"combinations": []}, "combinations name no gene"),
+        ({"mode": "cls"}, "needs a <cls> token"),
+        ({"mode": "cel"}, 'did you mean "cell"'),
+        ({"layer": 1}, "layer 1 is not in this model of 3 layers"),
+        ({"truncation": "refil"}, 'did you mean "refill"'),
+        ({"gene_shifts": "al"}, 'no gene_shifts "al"'),
+        ({"gene_shifts": "top", "top": 0}, "top is 0"),
+        ({"classes": True}, "need a checkpoint with a cell classifier"),
+        ({"states": ("kind", "d")}, 'has no value "d"'),
+        ({"states": ("kin", "b")}, 'did you mean "kind"'),
+        ({"states": ("kind", "a", "a")}, 'state "a" is named twice'),
+        ({"state_embeddings": "somewhere"}, "but no states"),
+        ({"expressing": ["nothing"]}, 'gene "nothing" is not in the vocabulary'),
+        ({"tokens_per_device": 0}, "tokens_per_device is 0"),
+        ({"filters": {"kind": ["z"]}}, 'has no value "z"'),
+    ],
+)
+def test_bad_input_is_told_in_one_line(v1, options, words):
+    cells = make_cells(v1, [9, 9, 9])
+    with pytest.raises(InputError) as refused:
+        if "states" in options:
+            options = options | {"states": States(*options["states"])}
+        perturb_cells(v1, cells, **options)
+    assert words in str(refused.value)
+    assert "\n" not in str(refused.value)
+
+
+def test_cells_that_were_cut_cannot_be_refilled(v1):
+    cells = make_cells(v1, [24, 9])
+    cut = dataclasses.make_dataclass("Cut", [], bases=(GivenCells,), namespace={"max_length": 24})
+    stored = cut(cells.tokens, cells.obs, cells.vocabulary)
+    with pytest.raises(InputError, match="the cells were cut at 24 tokens"):
+        perturb_cells(v1, stored, truncation="refill")
+    with pytest.raises(InputError, match="the longest cell has 30 tokens"):
+        perturb_cells(v1, make_cells(v1, [30]))
+
+
+def test_a_model_of_another_vocabulary_is_refused(v1, v2):
+    with pytest.raises(InputError, match="a token would mean another gene"):
+        perturb_cells(v1, make_cells(v2, [9]))
