@@ -33,7 +33,7 @@ flags.DEFINE_enum("control", "none", ("none", "random"), "Ask the same of random
 flags.DEFINE_string("layers", "", "Limit the tables of genes and pairs to these, as in 1,6.")
 flags.DEFINE_string("heads", "", "Limit the tables of genes and pairs to these, as in 1,2.")
 flags.DEFINE_integer(
-    "least_cells", 10, "Cells that a group must have, and a gene in its table.", lower_bound=2
+    "least_cells", 10, "Cells that a group must have, and a gene that is compared.", lower_bound=2
 )
 flags.DEFINE_string("vocabulary", "", "Vocabulary folder, for a checkpoint that carries none.")
 flags.DEFINE_multi_string(

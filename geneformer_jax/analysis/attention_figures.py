@@ -6,9 +6,10 @@ import matplotlib
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
+from matplotlib.ticker import StrMethodFormatter
 
 from geneformer_jax.analysis.attention_statistics import SIGNIFICANT, THIRDS
-from geneformer_jax.analysis.embedding_quality import MODEL
+from geneformer_jax.analysis.embedding_quality import MODEL, RANDOM
 from geneformer_jax.analysis.figures import PALETTE, STYLE, new_figure
 
 _MEASURES = {
@@ -18,6 +19,8 @@ _MEASURES = {
 }
 _GENES_PER_GROUP = 5
 _MOST_GROUPS = 24
+# Correlations within this are all pale, so that noise does not look like a finding.
+_LEAST_SCALE = 0.4
 
 
 def preference_figure(heads: pd.DataFrame, title: str) -> Figure:
@@ -30,6 +33,8 @@ def preference_figure(heads: pd.DataFrame, title: str) -> Figure:
     models = list(dict.fromkeys(heads["model"]))
     L, N = heads["layer"].max(), heads["head"].max()
     panels = {"": "all genes", "_matched": "genes of like rank"}
+    effects = heads[[f"effect{suffix}" for suffix in panels]].abs().to_numpy()
+    limit = max(_LEAST_SCALE, float(effects.max()))
     with matplotlib.rc_context(STYLE):
         width, height = max(3.2, 0.62 * N + 1.4), max(2.4, 0.45 * L + 1.1)
         figure = new_figure(2 * width + 1, len(models) * height + 0.5)
@@ -39,8 +44,8 @@ def preference_figure(heads: pd.DataFrame, title: str) -> Figure:
                 of_model = heads[heads["model"] == model]
                 effect = of_model.pivot(index="layer", columns="head", values=f"effect{suffix}")
                 fdr = of_model.pivot(index="layer", columns="head", values=f"fdr{suffix}")
-                image = _map(axes[row, column], effect, fdr)
-                axes[row, column].set_title(f"{model}: against {beside}")
+                image = _map(axes[row, column], effect, fdr, limit)
+                axes[row, column].set_title(f"{model},\nagainst {beside}")
         for axis in axes[-1]:
             axis.set_xlabel("head")
         for axis in axes[:, 0]:
@@ -51,13 +56,13 @@ def preference_figure(heads: pd.DataFrame, title: str) -> Figure:
     return figure
 
 
-def _map(axes, effect: pd.DataFrame, fdr: pd.DataFrame):
-    image = axes.imshow(effect, cmap="RdBu_r", vmin=-1, vmax=1, aspect="auto")
+def _map(axes, effect: pd.DataFrame, fdr: pd.DataFrame, limit: float):
+    image = axes.imshow(effect, cmap="RdBu_r", vmin=-limit, vmax=limit, aspect="auto")
     axes.set_xticks(range(effect.shape[1]), effect.columns)
     axes.set_yticks(range(effect.shape[0]), effect.index)
     for (row, column), value in np.ndenumerate(effect.to_numpy()):
         star = "*" if fdr.iloc[row, column] < SIGNIFICANT else ""
-        colour = "white" if abs(value) > 0.6 else "black"
+        colour = "white" if abs(value) > 0.6 * limit else "black"
         axes.text(
             column, row, f"{value:+.2f}{star}", ha="center", va="center", fontsize=8, color=colour
         )
@@ -90,13 +95,18 @@ def rank_figure(ranks: pd.DataFrame) -> Figure:
         for layer, axes in enumerate(panels, 1):
             axes.set_visible(layer <= L)
             axes.set(xscale="log", yscale="log", title=f"layer {layer}")
+            axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+            for which in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
+                which(StrMethodFormatter("{x:g}"))
             axes.axhline(1, color="#bbbbbb", lw=0.8, zorder=0)
         for axes in panels[max(L - columns, 0) : L]:
             axes.set_xlabel("rank of the gene")
         figure.supylabel("attention received (1 = even share)", fontsize=11)
         if N <= len(PALETTE):
-            handles = panels[0].get_legend_handles_labels()
-            figure.legend(*handles, loc="outside right upper")
+            handles, labels = panels[0].get_legend_handles_labels()
+            order = sorted(range(len(labels)), key=lambda each: labels[each] == RANDOM)
+            names = [labels[each] for each in order]
+            figure.legend([handles[each] for each in order], names, loc="outside right upper")
     return figure
 
 
@@ -156,7 +166,9 @@ def group_figure(groups: pd.DataFrame) -> Figure:
         axes.set_yticks(range(len(genes)), labels, fontsize=9)
         axes.spines[:].set_visible(False)
         figure.colorbar(
-            image, ax=axes, label="attention beyond what rank explains\n(mean of all heads)"
+            image,
+            ax=axes,
+            label="attention beyond what rank explains\n(mean of all heads; grey: too few cells)",
         )
     return figure
 
@@ -177,7 +189,12 @@ def pair_figure(pairs: pd.DataFrame) -> Figure:
         axes.set_yticks(range(len(table)), table.index, fontsize=8)
         axes.set(xlabel="gene that is attended", ylabel="gene that attends")
         axes.spines[:].set_visible(False)
-        figure.colorbar(image, ax=axes, label="log2 of weight (0 = even share)", shrink=0.8)
+        figure.colorbar(
+            image,
+            ax=axes,
+            label="log2 of weight\n(0: even share; grey: never together)",
+            shrink=0.8,
+        )
     return figure
 
 

@@ -56,7 +56,7 @@ class Question:
       group_by: obs column of the cells to look at apart, or None.
       pairs: genes, ids or symbols, whose weights between each other are asked for.
       control: whether the same is asked of random weights.
-      least_cells: cells that a group must have, and that must have a gene of a group's table.
+      least_cells: cells that a group must have, and that must have a gene that is compared.
       seed: of the random weights, bootstrap and matching.
     """
 
@@ -167,7 +167,7 @@ def prepare(
     if len(chosen) > MOST_PAIRED:
         raise InputError(f"{len(chosen)} genes were named for pairs; name at most {MOST_PAIRED}")
     # Which of the listed genes the cells have, before hours of work.
-    compare_lists(question.lists, model.vocabulary, count_cells(cells))
+    compare_lists(question.lists, model.vocabulary, count_cells(cells), question.least_cells)
     models = {MODEL: model} | (
         {RANDOM: random_model(model, question.seed)} if question.control else {}
     )
@@ -192,7 +192,9 @@ def answer(
     vocabulary, names = attender.cells.vocabulary, attender.groups.names
     overall = {name: statistics.of_all_groups(each.totals) for name, each in attended.items()}
     means = {name: statistics.gene_means(each) for name, each in overall.items()}
-    comparisons = compare_lists(question.lists, vocabulary, means[MODEL].cells)
+    comparisons = compare_lists(
+        question.lists, vocabulary, means[MODEL].cells, question.least_cells
+    )
     ids, symbols = token_names(attender)
     chosen = list(attender.pass_.chosen)
 

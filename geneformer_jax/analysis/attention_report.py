@@ -130,7 +130,7 @@ def _show_lists(found: HeadAttention, report: Report, show) -> None:
         if each.unknown or each.not_found:
             report.paragraph(
                 f"{each.title}: {len(each.unknown):,} listed genes are not in the vocabulary, "
-                f"{each.not_found:,} are in no cell."
+                f"{each.not_found:,} are in no cell, or in too few."
             )
         chosen = (found.heads["list"] == each.name) & (found.heads["against"] == each.against)
         caption = f"{each.title}: preference of each head (heads.parquet)."

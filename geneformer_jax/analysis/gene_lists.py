@@ -27,7 +27,7 @@ class GeneComparison(NamedTuple):
       first: int64 tokens of the listed genes.
       second: int64 tokens of the others.
       unknown: listed genes that are not in the vocabulary.
-      not_found: number of listed genes that no cell has.
+      not_found: number of listed genes that no cell has, or too few.
     """
 
     name: str
@@ -74,7 +74,10 @@ def read_gene_lists(genes: GeneLists) -> dict[str, list[str]]:
 
 
 def compare_lists(
-    lists: Mapping[str, Sequence[str]], vocabulary: GeneVocabulary, cells_of: np.ndarray
+    lists: Mapping[str, Sequence[str]],
+    vocabulary: GeneVocabulary,
+    cells_of: np.ndarray,
+    least_cells: int = 1,
 ) -> list[GeneComparison]:
     """Finds the listed genes among those that cells have.
 
@@ -85,10 +88,12 @@ def compare_lists(
       lists: name -> ids or symbols.
       vocabulary: of the tokens.
       cells_of: [V] cells that have each token.
+      least_cells: genes in fewer cells take no part: their means are noise.
 
     Raises:
       InputError: there is no list, or fewer than 3 of a list's genes (or of all others) are found.
     """
+    cells_of = np.where(cells_of >= least_cells, cells_of, 0)
     found = {name: _find(name, genes, vocabulary, cells_of) for name, genes in lists.items()}
     if not found:
         raise InputError("no gene is listed; name a file with a gene per line")

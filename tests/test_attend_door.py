@@ -1,0 +1,135 @@
+"""The attend door: what it writes, and what it refuses."""
+
+import dataclasses
+import json
+
+import jax
+import numpy as np
+import pandas as pd
+import pytest
+
+from geneformer_jax.analysis.attention_heads import attend_cells
+from geneformer_jax.model import pretrained
+from geneformer_jax.model.config import EncoderConfig
+from geneformer_jax.model.encoder import init_params
+from tests.doors import assert_one_line, run_door
+from tests.toy import toy_vocabulary
+
+GENES = [f"ENSG{number:011d}" for number in range(0, 60, 3)]
+
+
+@pytest.fixture(scope="module")
+def model() -> pretrained.PretrainedModel:
+    vocabulary = toy_vocabulary()
+    config = EncoderConfig(
+        vocabulary_size=vocabulary.size,
+        layers=3,
+        width=16,
+        heads=2,
+        feed_forward=16,
+        positions=256,
+        initializer_range=0.4,
+    )
+    params = init_params(config, jax.random.key(3))
+    return pretrained.PretrainedModel(config, params, vocabulary, source="toy", step=0)
+
+
+@pytest.fixture
+def attend(model, toy_store, tmp_path, monkeypatch, capsys):
+    """Runs the door with a toy model; returns (exit status, output, error)."""
+    monkeypatch.setattr(pretrained, "load_model", lambda path: model)
+    (tmp_path / "genes.txt").write_text("\n".join(GENES))
+
+    def run(*arguments: str) -> tuple[int, str, str]:
+        defaults = {
+            "--checkpoint": "toy",
+            "--cells": str(toy_store.folder),
+            "--output": str(tmp_path / "out"),
+            "--genes": str(tmp_path / "genes.txt"),
+            "--cells_at_most": "40",
+        }
+        given = [argument.partition("=")[0] for argument in arguments]
+        defaults = [f"{name}={value}" for name, value in defaults.items() if name not in given]
+        return run_door("attend", [*defaults, *arguments], monkeypatch, capsys)
+
+    return run
+
+
+def test_tables_figures_and_report_are_written(attend, model, toy_store, tmp_path):
+    pairs = ",".join(GENES[:3])
+    status, output, error = attend(
+        "--control=random", "--group_by=kind", f"--pairs={pairs}", "--layers=1,3", "--heads=2"
+    )
+    assert status == 0, error
+    folder = tmp_path / "out"
+    assert not (tmp_path / "out.parts").exists()
+    found = attend_cells(
+        model, toy_store, {"genes": GENES}, group_by="kind", control=True, at_most=40
+    )
+    heads = pd.read_parquet(folder / "heads.parquet")
+    pd.testing.assert_frame_equal(heads, found.heads, rtol=1e-4)
+    statements = pd.read_parquet(folder / "statements.parquet")
+    pd.testing.assert_frame_equal(statements, found.statements)
+    assert all(text in output for text in statements["statement"])
+    genes = pd.read_parquet(folder / "genes.parquet")
+    assert set(genes["group"]) == {"all cells", "a", "b"}
+    assert set(genes["layer"]) == {1, 3}
+    assert set(genes["head"]) == {2}
+    assert np.isfinite(genes["received"]).all()
+    drawn = {path.stem for path in (folder / "figures").glob("*.png")}
+    assert drawn == {"groups", "layers", "pairs", "preference_genes_vs_other_genes", "ranks"}
+    page = (folder / "report.html").read_text()
+    assert page.count("<img") == len(drawn)
+    assert "20 % (5 of 24)" in page
+    assert json.loads((folder / "provenance.json").read_text())["counts"]["cells"] == 40
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--layers=0"], "--layers=0 must list numbers from 1 to 3"),
+        (["--heads=1,3"], "--heads=1,3 must list numbers from 1 to 2"),
+        (["--genes=nowhere.txt"], "nowhere.txt does not exist"),
+        (["--group_by=kin"], 'no obs column "kin" (did you mean "kind"?)'),
+        (["--group_by=kind", "--least_cells=39"], "are needed to say something about it"),
+        (["--attention=splash"], '"splash" never holds its weights'),
+        (["--pairs=nobody,nothing"], '2 of 2 genes are not in the vocabulary, first "nobody"'),
+    ],
+)
+def test_bad_input_is_one_line_and_writes_nothing(attend, tmp_path, arguments, words):
+    status, _, error = attend(*arguments)
+    assert status == 1
+    assert_one_line(error)
+    assert words in error
+    assert not list(tmp_path.glob("out*"))
+
+
+def test_lists_that_match_nothing_show_both_sides(attend, tmp_path):
+    mouse = tmp_path / "mouse.txt"
+    mouse.write_text("ENSMUSG00000000001\nENSMUSG00000000003\n")
+    status, _, error = attend(f"--genes={mouse}")
+    assert status == 1
+    assert_one_line(error)
+    assert "none of the 2 genes of mouse" in error
+    assert "ENSMUSG00000000001, ENSMUSG00000000003" in error
+    assert "ENSG00000000000" in error
+
+
+def test_cells_of_another_vocabulary_are_refused(attend, model, monkeypatch):
+    other = toy_vocabulary(("<pad>", "<mask>", "<cls>", "<eos>"))
+    config = dataclasses.replace(model.config, vocabulary_size=other.size)
+    another = dataclasses.replace(model, vocabulary=other, config=config)
+    monkeypatch.setattr(pretrained, "load_model", lambda path: another)
+    status, _, error = attend()
+    assert status == 1
+    assert_one_line(error)
+    assert "the cells were tokenised with vocabulary" in error
+
+
+def test_a_folder_of_something_else_is_not_overwritten(attend, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "mine.txt").write_text("mine")
+    status, _, error = attend()
+    assert status == 1
+    assert_one_line(error)
+    assert "already holds other files" in error
