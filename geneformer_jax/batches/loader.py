@@ -2,14 +2,14 @@
 
 import functools
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import grain
 import numpy as np
 from absl import flags
 
-from geneformer_jax.batches.masking import MaskingRule, mask_cells
-from geneformer_jax.batches.plan import BatchPlan, PlanRecipe
+from geneformer_jax.batches.masking import MaskingRule, Packing, mask_cells
+from geneformer_jax.batches.plan import BatchPlan, PackedPlan, PlanRecipe
 from geneformer_jax.cells.cell_store import CellStore
 
 
@@ -19,18 +19,35 @@ class Batch(NamedTuple):
     Attributes:
       tokens_BT: int32 token ids with masked genes replaced, padded on the right.
       lengths_B: int32 real tokens in each row; 0 for filler rows.
-      positions_BM: int32 where the selected genes stand.
-      targets_BM: int32 the genes that stood there.
-      weights_BM: float32 1 for selected genes, 0 for unused slots.
-      cells_B: int32 numbers of the cells in the store; -1 for filler rows.
+      positions_BM: int32 where the selected genes stand; None until the batch is masked.
+      targets_BM: int32 the genes that stood there; None until the batch is masked.
+      weights_BM: float32 1 for selected genes, 0 for unused slots; None until it is masked.
+      cells_B: int32 numbers of the cells in the store; -1 for filler rows. Of packed rows
+        [B, most cells of a row].
+      packing: where the cells of packed rows stand; None where each row is one cell.
     """
 
     tokens_BT: np.ndarray
     lengths_B: np.ndarray
-    positions_BM: np.ndarray
-    targets_BM: np.ndarray
-    weights_BM: np.ndarray
+    positions_BM: np.ndarray | None
+    targets_BM: np.ndarray | None
+    weights_BM: np.ndarray | None
     cells_B: np.ndarray
+    packing: Packing | None = None
+
+
+def mask_batch(batch: Batch, *, seed: int, step: Any, rule: MaskingRule) -> Batch:
+    """Masks a batch, on the host or within a jitted step; see masking.mask_cells."""
+    masked = mask_cells(
+        batch.tokens_BT,
+        batch.lengths_B,
+        batch.cells_B,
+        seed=seed,
+        step=step,
+        rule=rule,
+        packing=batch.packing,
+    )
+    return batch._replace(**masked._asdict())
 
 
 def pad_cells(cells: list[np.ndarray], bucket: int, pad_token: int) -> np.ndarray:
@@ -39,6 +56,34 @@ def pad_cells(cells: list[np.ndarray], bucket: int, pad_token: int) -> np.ndarra
     for row, tokens in enumerate(cells):
         tokens_BT[row, : len(tokens)] = tokens
     return tokens_BT
+
+
+def pack_cells(
+    cells: list[np.ndarray], rows: np.ndarray, shape: tuple[int, int], pad_token: int
+) -> tuple[np.ndarray, np.ndarray, Packing]:
+    """Lays cells into rows, one after another.
+
+    Args:
+      cells: tokens of each.
+      rows: row of each cell, ascending.
+      shape: (B, T).
+      pad_token: what stands behind the last cell of a row.
+
+    Returns:
+      (int32 tokens [B, T], int32 number of them in each row, where the cells stand).
+    """
+    tokens_BT = np.full(shape, pad_token, np.int32)
+    segments_BT, ranks_BT = np.zeros((2, *shape), np.int32)
+    lengths_B, segments_B = np.zeros((2, shape[0]), np.int32)
+    ranks = np.arange(shape[1], dtype=np.int32)
+    for tokens, row in zip(cells, rows, strict=True):
+        place = slice(lengths_B[row], lengths_B[row] + len(tokens))
+        segments_B[row] += 1
+        tokens_BT[row, place] = tokens
+        segments_BT[row, place] = segments_B[row]
+        ranks_BT[row, place] = ranks[: len(tokens)]
+        lengths_B[row] = place.stop
+    return tokens_BT, lengths_B, Packing(segments_BT, ranks_BT)
 
 
 class Share(NamedTuple):
@@ -62,7 +107,7 @@ class MaskedBatches:
         self,
         store: CellStore,
         recipe: PlanRecipe,
-        rule: MaskingRule,
+        rule: MaskingRule | None,
         steps: int,
         share: Share = WHOLE,
     ):
@@ -71,7 +116,7 @@ class MaskedBatches:
         Args:
           store: where the cells are.
           recipe: which cells form a step.
-          rule: what to mask.
+          rule: what to mask; None leaves that to the step on the device.
           steps: number of steps.
           share: the rows of each batch that this process reads.
         """
@@ -89,7 +134,7 @@ class MaskedBatches:
         return MaskedBatches(self._store, self._recipe, self._rule, self._steps)
 
     @functools.cached_property
-    def plan(self) -> BatchPlan:
+    def plan(self) -> BatchPlan | PackedPlan:
         """The plan, laid out when first needed."""
         return self._recipe.make(self._store.lengths)
 
@@ -97,21 +142,31 @@ class MaskedBatches:
         cells_B, bucket = self.plan.step(int(step))
         rows = len(cells_B) // self._share.of
         cells_B = cells_B[self._share.index * rows : (self._share.index + 1) * rows]
+        batch = (
+            self._packed(cells_B, bucket) if cells_B.ndim == 2 else self._padded(cells_B, bucket)
+        )
+        if self._rule is None:
+            return batch
+        return mask_batch(batch, seed=self._recipe.seed, step=int(step), rule=self._rule)
+
+    def _padded(self, cells_B: np.ndarray, bucket: int) -> Batch:
         real = cells_B >= 0
         tokens = self._store.read(cells_B[real])
         tokens_BT = np.full((len(cells_B), bucket), self._store.vocabulary.pad_id, np.int32)
         tokens_BT[real] = pad_cells(tokens, bucket, self._store.vocabulary.pad_id)
         lengths_B = np.zeros(len(cells_B), np.int32)
         lengths_B[real] = [len(cell) for cell in tokens]
-        masked = mask_cells(
-            tokens_BT,
-            lengths_B,
-            np.maximum(cells_B, 0),
-            seed=self._recipe.seed,
-            step=int(step),
-            rule=self._rule,
+        return Batch(tokens_BT, lengths_B, None, None, None, cells_B.astype(np.int32))
+
+    def _packed(self, cells_BC: np.ndarray, row_length: int) -> Batch:
+        rows, _ = real = np.nonzero(cells_BC >= 0)
+        tokens = self._store.read(cells_BC[real])
+        shape = len(cells_BC), row_length
+        tokens_BT, lengths_B, packing = pack_cells(
+            tokens, rows, shape, self._store.vocabulary.pad_id
         )
-        return Batch(masked.tokens_BT, lengths_B, *masked[1:], cells_B=cells_B.astype(np.int32))
+        cells_BC = cells_BC.astype(np.int32)
+        return Batch(tokens_BT, lengths_B, None, None, None, cells_BC, packing)
 
 
 def read_ahead(batches: MaskedBatches, first_step: int, workers: int) -> Iterator[Batch]:

@@ -3,14 +3,18 @@
 As the original does (BERT's rule): every gene is selected with probability 0.15, independently; of
 the selected, 80 % become `<mask>`, 10 % a random gene, 10 % stay. One deliberate difference: random
 replacements are genes, where the original also draws special tokens.
+
+The same functions run on the host, over numpy arrays, and within a jitted step, over JAX arrays;
+both give the same masks.
 """
 
 import dataclasses
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from geneformer_jax.batches.random_words import random_words
 from geneformer_jax.common.errors import InputError
 
 SELECTED_SHARE = 0.15
@@ -54,6 +58,18 @@ class MaskingRule:
             )
 
 
+class Packing(NamedTuple):
+    """Where the cells of rows that hold several cells stand.
+
+    Attributes:
+      segments_BT: int32, 1, 2, ... for the first, second, ... cell of the row; 0 for padding.
+      ranks_BT: int32, place of a token in its cell; 0 for padding.
+    """
+
+    segments_BT: np.ndarray
+    ranks_BT: np.ndarray
+
+
 class MaskedCells(NamedTuple):
     """A padded batch with masked genes, and what they were.
 
@@ -71,9 +87,9 @@ class MaskedCells(NamedTuple):
 
 
 def masked_capacity(bucket: int, selected_share: float = SELECTED_SHARE) -> int:
-    """Number M of masked positions kept for each cell of `bucket` tokens.
+    """Number M of masked positions kept for each row of `bucket` tokens.
 
-    Mean plus five standard deviations of the binomial count, so that fewer than one cell in 100,000
+    Mean plus five standard deviations of the binomial count, so that fewer than one row in 100,000
     selects more (see `mask_cells`), rounded up to a multiple of 8.
     """
     mean = bucket * selected_share
@@ -82,60 +98,85 @@ def masked_capacity(bucket: int, selected_share: float = SELECTED_SHARE) -> int:
 
 
 def mask_cells(
-    tokens_BT: np.ndarray,
-    lengths_B: np.ndarray,
-    cells_B: np.ndarray,
+    tokens_BT: Any,
+    lengths_B: Any,
+    cells_B: Any,
     *,
     seed: int,
-    step: int,
+    step: Any,
     rule: MaskingRule,
+    packing: Packing | None = None,
 ) -> MaskedCells:
     """Masks a padded batch; the result for a cell depends on (seed, step, cell) alone.
 
+    Takes numpy arrays, or JAX arrays in a jitted step, and returns the same kind.
+
     Args:
-      tokens_BT: int token ids, padded on the right.
+      tokens_BT: int32 token ids, padded on the right.
       lengths_B: real tokens in each row.
-      cells_B: number of each cell in its store, not negative (any number for filler rows).
+      cells_B: int32 number of each cell in its store (any number for filler rows); of packed rows
+        the numbers of their cells in turn, [B, cells].
       seed: of the run.
       step: training step; masking is drawn anew at each step, as in the original's collator.
       rule: what to mask.
+      packing: where the cells of packed rows stand; None where each row is one cell.
 
     Selected genes beyond `masked_capacity` (the last ones of the row) are left as they were.
     """
-    B, T = tokens_BT.shape
-    # Three uniform numbers a token: selected?, what happens to it, by which token.
-    uniform_B3T = np.empty((B, 3, T), np.float32)
-    for row, cell in enumerate(cells_B):
-        bits = np.random.Philox(key=[seed, step], counter=[0, 0, 0, int(cell)])
-        uniform_B3T[row] = np.random.Generator(bits).random((3, T), np.float32)
+    xp = tokens_BT.__array_namespace__()
+    T = tokens_BT.shape[1]
+    if packing is None:
+        ranks_BT = xp.broadcast_to(xp.arange(T, dtype=np.int32), tokens_BT.shape)
+        cells_BT = xp.broadcast_to(cells_B[:, None], tokens_BT.shape)
+    else:
+        ranks_BT = packing.ranks_BT
+        cells_BT = xp.take_along_axis(cells_B, xp.maximum(packing.segments_BT - 1, 0), axis=1)
+    real_BT = xp.arange(T) < lengths_B[:, None]
+    words = random_words(seed, step, cells_BT, ranks_BT)
+    selected_BT, corrupted_BT = _corrupt(tokens_BT, real_BT, *words, rule)
+    return MaskedCells(corrupted_BT, *_gather(tokens_BT, selected_BT, _capacity(T, rule)))
 
-    selected_BT = uniform_B3T[:, 0] < rule.selected_share
-    selected_BT &= np.arange(T) < lengths_B[:, None]
-    selected_BT &= ~np.isin(tokens_BT, rule.protected_tokens)
-    capacity = masked_capacity(T, rule.selected_share)
-    selected_BT &= np.cumsum(selected_BT, axis=1) <= capacity
 
+def _capacity(bucket: int, rule: MaskingRule) -> int:
+    return masked_capacity(bucket, rule.selected_share)
+
+
+def _below(share: float) -> np.uint32:
+    """The words below this are that share of all words."""
+    return np.uint32(min(round(share * 2**32), 2**32 - 1))
+
+
+def _corrupt(
+    tokens_BT: Any, real_BT: Any, choosing_BT: Any, acting_BT: Any, rule: MaskingRule
+) -> tuple[Any, Any]:
+    """Returns (whether a gene is selected, tokens with replacements in place)."""
+    xp = tokens_BT.__array_namespace__()
+    selected_BT = (choosing_BT < _below(rule.selected_share)) & real_BT
+    for token in rule.protected_tokens:
+        selected_BT = selected_BT & (tokens_BT != token)
+    capacity = _capacity(tokens_BT.shape[1], rule)
+    selected_BT = selected_BT & (xp.cumsum(selected_BT, axis=1, dtype=np.int32) <= capacity)
+
+    mask, random = _below(rule.mask_share), _below(rule.mask_share + rule.random_share)
     lowest = 0 if rule.random_special_tokens else rule.first_gene_token
-    choices = rule.vocabulary_size - lowest
-    replacement_BT = lowest + (uniform_B3T[:, 2] * choices).astype(np.int32)
-    replacement_BT = np.minimum(replacement_BT, rule.vocabulary_size - 1)
-    action_BT = uniform_B3T[:, 1]
-    masked_BT = selected_BT & (action_BT < rule.mask_share)
-    random_BT = selected_BT & ~masked_BT & (action_BT < rule.mask_share + rule.random_share)
-    corrupted_BT = np.where(masked_BT, rule.mask_token, tokens_BT)
-    corrupted_BT = np.where(random_BT, replacement_BT, corrupted_BT).astype(np.int32)
-    return MaskedCells(corrupted_BT, *_gather(tokens_BT, selected_BT, capacity))
+    # Of the words of a tenth of all, some 400 million, the remainders are as good as uniform.
+    replacement_BT = (acting_BT - mask) % np.uint32(rule.vocabulary_size - lowest)
+    replacement_BT = replacement_BT.astype(np.int32) + np.int32(lowest)
+    changed_BT = xp.where(acting_BT < mask, np.int32(rule.mask_token), replacement_BT)
+    changed_BT = xp.where(selected_BT & (acting_BT < random), changed_BT, tokens_BT)
+    return selected_BT, changed_BT
 
 
-def _gather(
-    tokens_BT: np.ndarray, selected_BT: np.ndarray, capacity: int
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    rows, positions = np.nonzero(selected_BT)
-    slots = (np.cumsum(selected_BT, axis=1) - 1)[rows, positions]
-    shape = (len(tokens_BT), capacity)
-    positions_BM, targets_BM = np.zeros(shape, np.int32), np.zeros(shape, np.int32)
-    weights_BM = np.zeros(shape, np.float32)
-    positions_BM[rows, slots] = positions
-    targets_BM[rows, slots] = tokens_BT[rows, positions]
-    weights_BM[rows, slots] = 1.0
-    return positions_BM, targets_BM, weights_BM
+def _gather(tokens_BT: Any, selected_BT: Any, capacity: int) -> tuple[Any, Any, Any]:
+    """Returns positions, tokens and weights of what is selected, each [B, capacity]."""
+    xp = tokens_BT.__array_namespace__()
+    # Sorting flags puts the selected positions first, in their order.
+    positions_BM = xp.argsort(~selected_BT, axis=1, stable=True)[:, :capacity].astype(np.int32)
+    used_BM = xp.arange(capacity) < selected_BT.sum(axis=1)[:, None]
+    targets_BM = xp.take_along_axis(tokens_BT, positions_BM, axis=1)
+    zero = np.int32(0)
+    return (
+        xp.where(used_BM, positions_BM, zero),
+        xp.where(used_BM, targets_BM, zero),
+        used_BM.astype(np.float32),
+    )

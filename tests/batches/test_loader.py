@@ -1,32 +1,40 @@
 """Batches: the same for any number of hosts and workers, from any step on."""
 
+import functools
 import itertools
 import pickle
 
+import jax
 import numpy as np
 import pytest
 
 from geneformer_jax.batches.loader import MaskedBatches, Share, read_ahead
 from geneformer_jax.batches.masking import MaskingRule, mask_cells
-from geneformer_jax.batches.plan import PlanRecipe, choose_buckets, shape_batches
+from geneformer_jax.batches.plan import BatchShape, PlanRecipe, choose_buckets, shape_batches
 
 
-@pytest.fixture(scope="module")
-def batches(toy_store):
-    def make(share: Share = Share(), store=toy_store) -> MaskedBatches:  # noqa: B008
-        shape = shape_batches(choose_buckets(store.lengths, 3), cells_per_batch=8)
-        rule = MaskingRule(store.vocabulary.size, store.vocabulary.first_gene_token)
-        return MaskedBatches(store, PlanRecipe(shape, seed=3), rule, 100, share)
+@pytest.fixture(scope="module", params=["padded", "packed"])
+def batches(request, toy_store):
+    buckets = choose_buckets(toy_store.lengths, 3)
+    packing = request.param == "packed"
+    shape = BatchShape(buckets[-1:], (8,)) if packing else shape_batches(buckets, cells_per_batch=8)
+    recipe = PlanRecipe(shape, seed=3, packing=packing)
+    return functools.partial(batches_of, toy_store, recipe)
 
-    return make
+
+def batches_of(store, recipe: PlanRecipe, share: Share = Share()) -> MaskedBatches:  # noqa: B008
+    rule = MaskingRule(store.vocabulary.size, store.vocabulary.first_gene_token)
+    return MaskedBatches(store, recipe, rule, 100, share)
 
 
 def equal(one, other) -> bool:
-    return all(np.array_equal(a, b) for a, b in zip(one, other, strict=True))
+    same = jax.tree.map(np.array_equal, one, other)
+    return all(jax.tree.leaves(same))
 
 
-def test_a_batch_holds_its_cells_masked(batches, toy_store):
-    source = batches()
+def test_a_batch_holds_its_cells_masked(toy_store):
+    shape = shape_batches(choose_buckets(toy_store.lengths, 3), cells_per_batch=8)
+    source = batches_of(toy_store, PlanRecipe(shape, seed=3))
     for step in (0, 40):
         cells, bucket = source.plan.step(step)
         batch = source[step]
@@ -40,7 +48,30 @@ def test_a_batch_holds_its_cells_masked(batches, toy_store):
         np.testing.assert_array_equal(batch.lengths_B, lengths)
         rule = MaskingRule(toy_store.vocabulary.size, 2)
         expected = mask_cells(plain, lengths, np.maximum(cells, 0), seed=3, step=step, rule=rule)
-        assert equal(expected, (batch.tokens_BT, *batch[2:5]))
+        assert equal(tuple(expected), (batch.tokens_BT, *batch[2:5]))
+
+
+def test_a_packed_batch_holds_its_cells_one_after_another(toy_store):
+    shape = BatchShape(choose_buckets(toy_store.lengths, 1), (8,))
+    recipe = PlanRecipe(shape, seed=3, packing=True)
+    source = MaskedBatches(toy_store, recipe, None, 100)
+    last = source.plan.steps_per_epoch - 1
+    for step in (0, last):
+        cells_BC, row = source.plan.step(step)
+        batch = source[step]
+        assert batch.targets_BM is None, "no rule: left to the device"
+        assert batch.tokens_BT.shape == (8, row)
+        np.testing.assert_array_equal(batch.cells_B, cells_BC)
+        for cells, tokens, length, segments, ranks in zip(
+            cells_BC, batch.tokens_BT, batch.lengths_B, *batch.packing, strict=True
+        ):
+            expected = toy_store.read(cells[cells >= 0])
+            assert length == sum(map(len, expected))
+            for number, own in enumerate(expected, start=1):
+                np.testing.assert_array_equal(tokens[segments == number], own)
+                np.testing.assert_array_equal(ranks[segments == number], np.arange(len(own)))
+            assert (segments == 0).sum() == row - length
+    assert (source[last].lengths_B == 0).any(), "filler rows in the last batch of an epoch"
 
 
 @pytest.mark.parametrize("hosts", [2, 4])
@@ -48,11 +79,13 @@ def test_hosts_read_parts_of_the_same_global_batch(batches, hosts):
     whole = batches()
     parts = [batches(Share(index, hosts)) for index in range(hosts)]
     for step in range(0, 60, 7):
-        together = [np.concatenate(rows) for rows in zip(*(p[step] for p in parts), strict=True)]
+        together = jax.tree.map(lambda *rows: np.concatenate(rows), *(p[step] for p in parts))
         assert equal(whole[step], together)
 
 
-@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.multiprocess)])
+@pytest.mark.parametrize(
+    "workers", [0, *(pytest.param(n, marks=pytest.mark.multiprocess) for n in (1, 2))]
+)
 def test_reading_ahead_changes_nothing_and_begins_at_any_step(batches, workers):
     source = batches()
     read = read_ahead(source, 17, workers)

@@ -1,10 +1,14 @@
 """The masking rule: its shares, what it never touches, and on what it depends."""
 
 import dataclasses
+import functools
 
+import jax
 import numpy as np
 import pytest
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from geneformer_jax.batches.loader import pack_cells
 from geneformer_jax.batches.masking import MaskingRule, mask_cells, masked_capacity
 from geneformer_jax.common.errors import InputError
 
@@ -19,6 +23,15 @@ def cells(B: int = 400, T: int = 256, seed: int = 0) -> tuple[np.ndarray, np.nda
     return tokens_BT, lengths_B, np.arange(B)
 
 
+def on_device(tokens_BT, lengths_B, cells_B, *, seed: int, step: int, rule: MaskingRule, **more):
+    """As mask_cells, within a jitted step."""
+    mask = jax.jit(functools.partial(mask_cells, seed=seed, rule=rule))
+    return jax.device_get(mask(tokens_BT, lengths_B, cells_B, step=step, **more))
+
+
+WHERE = pytest.mark.parametrize("mask", [mask_cells, on_device], ids=["host", "device"])
+
+
 def test_targets_restore_the_cell():
     tokens_BT, lengths_B, cells_B = cells()
     masked = mask_cells(tokens_BT, lengths_B, cells_B, seed=1, step=2, rule=RULE)
@@ -31,9 +44,10 @@ def test_targets_restore_the_cell():
     assert (positions < lengths_B[rows]).all(), "padding is never selected"
 
 
-def test_shares_are_those_of_the_rule():
+@WHERE
+def test_shares_are_those_of_the_rule(mask):
     tokens_BT, lengths_B, cells_B = cells(2_000)
-    masked = mask_cells(tokens_BT, lengths_B, cells_B, seed=0, step=0, rule=RULE)
+    masked = mask(tokens_BT, lengths_B, cells_B, seed=0, step=0, rule=RULE)
     chosen = masked.weights_BM > 0
     was = masked.targets_BM[chosen]
     now = np.take_along_axis(masked.tokens_BT, masked.positions_BM, axis=1)[chosen]
@@ -43,15 +57,20 @@ def test_shares_are_those_of_the_rule():
     assert (now == was).mean() == pytest.approx(0.1 + 0.1 / 996, abs=4 * 0.3 / n**0.5)
 
 
-def test_random_replacements_are_genes_unless_the_originals_rule_is_asked_for():
+@WHERE
+def test_random_replacements_are_genes_unless_the_originals_rule_is_asked_for(mask):
     tokens_BT, lengths_B, cells_B = cells(2_000)
     small = MaskingRule(vocabulary_size=8, first_gene_token=4, mask_share=0.0, random_share=1.0)
     original = dataclasses.replace(small, random_special_tokens=True)
     tokens_BT = np.minimum(tokens_BT, 7)
     for rule, expected in ((small, {4, 5, 6, 7}), (original, set(range(8)))):
-        masked = mask_cells(tokens_BT, lengths_B, cells_B, seed=0, step=0, rule=rule)
+        masked = mask(tokens_BT, lengths_B, cells_B, seed=0, step=0, rule=rule)
         now = np.take_along_axis(masked.tokens_BT, masked.positions_BM, axis=1)
-        assert set(now[masked.weights_BM > 0].tolist()) == expected
+        drawn = np.bincount(now[masked.weights_BM > 0], minlength=8)
+        assert set(np.flatnonzero(drawn).tolist()) == expected
+        share = 1 / len(expected)
+        bound = 5 * (share / drawn.sum()) ** 0.5
+        np.testing.assert_allclose(drawn[sorted(expected)] / drawn.sum(), share, atol=bound)
 
 
 def test_protected_tokens_are_never_selected():
@@ -78,6 +97,54 @@ def test_a_cells_masks_depend_on_seed_step_and_cell_alone():
     np.testing.assert_array_equal(masked(np.arange(5, 9)), whole[5:9])
     for other in ({"seed": 8}, {"step": 10}, {"cells_B": cells_B + 1}):
         assert not np.array_equal(masked(np.arange(32), **other), whole)
+
+
+def test_the_device_masks_as_the_host_does():
+    arguments = cells(64)
+    for seed, step in ((0, 0), (7, 12_345)):
+        expected = mask_cells(*arguments, seed=seed, step=step, rule=RULE)
+        masked = on_device(*arguments, seed=seed, step=step, rule=RULE)
+        for name, values in expected._asdict().items():
+            np.testing.assert_array_equal(getattr(masked, name), values)
+            assert getattr(masked, name).dtype == values.dtype, name
+
+
+def test_masks_on_the_device_depend_on_neither_mesh_nor_order():
+    arguments = cells(64)
+    mesh = Mesh(np.array(jax.devices()).reshape(4, 2), ("data", "tensor"))
+    split = jax.device_put(arguments, NamedSharding(mesh, PartitionSpec("data")))
+    expected = mask_cells(*arguments, seed=1, step=2, rule=RULE)
+    spread = on_device(*split, seed=1, step=2, rule=RULE)
+    order = np.random.default_rng(0).permutation(64)
+    shuffled = on_device(*(rows[order] for rows in arguments), seed=1, step=2, rule=RULE)
+    for whole, other, reordered in zip(expected, spread, shuffled, strict=True):
+        np.testing.assert_array_equal(other, whole)
+        np.testing.assert_array_equal(reordered, whole[order])
+
+
+@WHERE
+def test_a_cell_is_masked_the_same_in_a_packed_row(mask):
+    tokens_BT, lengths_B, cells_B = cells(12, T=64)
+    cells_B += 100
+    alone = mask_cells(tokens_BT, lengths_B, cells_B, seed=1, step=2, rule=RULE)
+    rows = np.array([0, 0, 0, 1, 1, 1, 1, 1, 3, 3, 3, 3])
+    ragged = [row[:length] for row, length in zip(tokens_BT, lengths_B, strict=True)]
+    packed_BT, packed_lengths_B, packing = pack_cells(ragged, rows, (4, 512), pad_token=0)
+    cells_BC = np.full((4, 5), -1)
+    for row in (0, 1, 3):
+        cells_BC[row, : (rows == row).sum()] = cells_B[rows == row]
+    packed = mask(packed_BT, packed_lengths_B, cells_BC, seed=1, step=2, rule=RULE, packing=packing)
+    assert packed.weights_BM.sum() == alone.weights_BM.sum() > 30
+    for row in (0, 1, 3):
+        order = np.flatnonzero(rows == row)
+        together = np.concatenate([alone.tokens_BT[i, : lengths_B[i]] for i in order])
+        np.testing.assert_array_equal(packed.tokens_BT[row, : len(together)], together)
+        chosen = packed.weights_BM[row] > 0
+        targets = np.concatenate([alone.targets_BM[i][alone.weights_BM[i] > 0] for i in order])
+        np.testing.assert_array_equal(packed.targets_BM[row, chosen], targets)
+        positions = packed.positions_BM[row, chosen]
+        np.testing.assert_array_equal(packed_BT[row, positions], targets)
+    assert not packed.weights_BM[2].any()
 
 
 def test_capacity_holds_nearly_every_draw_and_more_is_left_unmasked():

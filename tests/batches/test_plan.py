@@ -9,11 +9,13 @@ from geneformer_jax.batches.plan import (
     BatchPlan,
     BatchShape,
     PlanRecipe,
+    cells_to_move,
     choose_buckets,
     shape_batches,
     split_cells,
 )
 from geneformer_jax.common.errors import InputError
+from tests.real_lengths import real_lengths, simulated_lengths
 
 
 def some_lengths(cells: int = 3_000, longest: int = 2_048) -> np.ndarray:
@@ -36,12 +38,66 @@ def test_every_cell_once_an_epoch_in_a_bucket_that_fits(options, cells):
         for step in all_steps(plan, epoch):
             real = step.cells[step.cells >= 0]
             assert lengths[real].max() <= step.bucket
-            smaller = [bucket for bucket in plan.shape.buckets if bucket < step.bucket]
-            assert lengths[real].min() > max(smaller, default=0)
             rows = plan.shape.cells[plan.shape.buckets.index(step.bucket)]
             assert len(step.cells) == rows
             seen.extend(real)
         assert sorted(seen) == list(range(cells))
+
+
+def test_few_cells_go_into_a_longer_bucket_than_they_need():
+    lengths = some_lengths()
+    plan = BatchPlan(lengths, shape_batches((512, 1024, 2048), cells_per_batch=32), seed=0)
+    longer = 0
+    for step in all_steps(plan):
+        real = step.cells[step.cells >= 0]
+        smaller = [bucket for bucket in plan.shape.buckets if bucket < step.bucket]
+        longer += (lengths[real] <= max(smaller, default=0)).sum()
+    assert longer < 2 * 32, "less than a batch of each bucket but the longest"
+
+
+def test_moving_cells_to_longer_buckets_pads_the_least_there_is():
+    rng = np.random.default_rng(0)
+    for _ in range(50):
+        shape = BatchShape((64, 128, 256, 512), tuple(rng.integers(1, 9, 4).tolist()))
+        counts = rng.integers(0, 20, 4)
+
+        def padded(moved, shape=shape, counts=counts) -> int:
+            held = counts + np.array([0, *moved[:-1]]) - np.array(moved)
+            batches = -(-held // np.array(shape.cells))
+            return int((batches * shape.cells * shape.buckets).sum())
+
+        def ways(bucket, below, shape=shape, counts=counts):
+            """Every choice of keeping or moving what does not fill a batch."""
+            if bucket == 3:
+                yield [0]
+                return
+            left = int(counts[bucket] + below) % shape.cells[bucket]
+            for moved in {0, left}:
+                yield from ([moved, *rest] for rest in ways(bucket + 1, moved))
+
+        assert padded(cells_to_move(counts, shape)) == min(map(padded, ways(0, 0)))
+
+
+@pytest.mark.reference_data
+def test_less_than_a_twentieth_of_real_cells_batches_is_padding(data_dir):
+    lengths = real_lengths(data_dir)
+    buckets = choose_buckets(lengths)
+    for options in (
+        {"cells_per_batch": 12},
+        {"cells_per_batch": 144},
+        {"tokens_per_batch": 16_384},
+        {"tokens_per_batch": 65_536},
+    ):
+        plan = BatchPlan(lengths, shape_batches(buckets, **options), seed=0)
+        assert plan.padding < 0.05, options
+
+
+@pytest.mark.parametrize("longest", [2_048, 4_096])
+def test_less_than_a_twentieth_of_a_corpus_batches_is_padding(longest):
+    lengths = simulated_lengths(200_000, longest=longest)
+    for options in ({"cells_per_batch": 144}, {"tokens_per_batch": 65_536}):
+        plan = BatchPlan(lengths, shape_batches(choose_buckets(lengths), **options), seed=0)
+        assert plan.padding < 0.05, options
 
 
 def test_only_the_last_batch_of_a_bucket_has_filler_rows():
@@ -98,8 +154,11 @@ def test_buckets_waste_the_least_padding_there_is():
 def test_buckets_stay_on_the_grid_and_reach_the_longest_cell():
     for longest in (7, 64, 65, 512, 513, 2_048, 4_096):
         buckets = choose_buckets(np.array([7, longest]), most=4)
-        assert buckets[-1] - 128 < longest <= buckets[-1]
-        assert all(bucket % (64 if bucket <= 512 else 128) == 0 for bucket in buckets)
+        assert buckets[-1] - 64 < longest <= buckets[-1]
+        assert all(bucket % 64 == 0 for bucket in buckets)
+        coarse = choose_buckets(np.array([7, longest]), most=4, multiple=128)
+        assert all(bucket % 128 == 0 for bucket in coarse)
+        assert coarse[-1] >= longest
 
 
 def test_a_fixed_token_budget_gives_steps_of_about_equal_cost():
