@@ -4,17 +4,25 @@ A checkpoint is a folder named by its step. Weights are an item of their own (`p
 nothing but training ever reads the optimizer's state.
 """
 
+import os
+import time
+from collections.abc import Sequence
 from pathlib import Path
-from types import TracebackType
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import multihost_utils
 from orbax.checkpoint import v1 as ocp
 
 from geneformer_jax.common.errors import InputError
+from geneformer_jax.common.files import remove
 from geneformer_jax.training.config import CheckpointConfig
+from geneformer_jax.training.loss_scale import initial_loss_scale
 from geneformer_jax.training.state import TrainState
+
+# A damaged checkpoint gives way to the one before it, under a name that is no step.
+DAMAGED = "damaged-"
 
 
 class Checkpoints:
@@ -28,7 +36,8 @@ class Checkpoints:
           config: which of them stay.
           description: texts that go with every checkpoint, see model.pretrained.describe_model.
         """
-        self._description = description
+        self._description, self._config = description, config
+        self._saved_at = time.monotonic()
         training = ocp.training
         self._checkpointer = training.Checkpointer(
             folder.resolve(),
@@ -41,12 +50,7 @@ class Checkpoints:
     def __enter__(self) -> "Checkpoints":
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._checkpointer.close()
 
     @property
@@ -59,8 +63,24 @@ class Checkpoints:
         """Returns when all that was handed over is on disk."""
         self._checkpointer.wait()
 
+    def due(self, step: int, clock: bool) -> bool:
+        """Returns whether so many steps, or minutes, have passed that `step` is to be saved.
+
+        Args:
+          step: the step just made.
+          clock: whether to look at the clock too. In a run of several processes that takes a
+            message from the first one, so that all get the same answer.
+        """
+        if step % self._config.every_steps == 0:
+            return True
+        if not clock or not self._config.every_minutes:
+            return False
+        passed = time.monotonic() - self._saved_at >= 60 * self._config.every_minutes
+        return bool(multihost_utils.broadcast_one_to_all(np.asarray(passed)))
+
     def save(self, step: int, state: TrainState) -> None:
         """Saves in the background; the state may be donated to the next step at once."""
+        self._saved_at = time.monotonic()
         if self.newest == step:
             return
         items = {
@@ -76,26 +96,19 @@ class Checkpoints:
     def restore_newest(self, target: TrainState) -> TrainState | None:
         """Returns the newest state that can be read, or None if there is no checkpoint.
 
-        A damaged checkpoint is named and the one before it is used.
+        A damaged checkpoint is named and put aside, and the one before it is used.
 
         Raises:
           InputError: checkpoints are of another model, or none can be read.
         """
         steps = sorted((each.step for each in self._checkpointer.checkpoints), reverse=True)
-        for step in steps:
-            try:
-                state = self.restore(step, target)
-            except InputError:
-                raise
-            except (OSError, KeyError, ValueError) as error:
-                reason = str(error).splitlines()[0][:200]
-                print(f"checkpoint {step:,} is damaged and left aside ({reason})", flush=True)
-                # Its number may be reached again, and a checkpoint is never overwritten.
-                self._checkpointer.delete(step)
-                continue
-            if jax.process_index() == 0:
-                print(f"going on from the checkpoint at step {step:,}", flush=True)
-            return state
+        for tried, step in enumerate(steps):
+            state, damage = self._try_restore(step, target)
+            if state is not None:
+                self._put_aside(steps[:tried])
+                _say(f"going on from the checkpoint at step {step:,}")
+                return state
+            _say(f"checkpoint {step:,} is damaged and left aside ({damage})")
         if steps:
             raise InputError(
                 f"none of {len(steps)} checkpoints in {self._checkpointer.directory} can be read; "
@@ -103,33 +116,70 @@ class Checkpoints:
             )
         return None
 
+    def _try_restore(self, step: int, target: TrainState) -> tuple[TrainState | None, str]:
+        """Returns (state, ""), or (None, what is wrong) if any process cannot read its part."""
+        state, damage = None, ""
+        try:
+            state = self.restore(step, target)
+        except (OSError, KeyError, TypeError, ValueError) as error:
+            if isinstance(error, InputError):
+                raise
+            damage = (str(error).splitlines() or [type(error).__name__])[0][:200]
+        if multihost_utils.process_allgather(np.asarray(state is not None)).all():
+            return state, ""
+        return None, damage or "another process cannot read it"
+
+    def _put_aside(self, steps: Sequence[int]) -> None:
+        """Renames damaged checkpoints: their steps may be reached, and saved, again."""
+        if not steps:
+            return
+        if jax.process_index() == 0:
+            for step in steps:
+                folder = Path(self._checkpointer.directory)
+                remove(folder / f"{DAMAGED}{step}")
+                os.replace(folder / str(step), folder / f"{DAMAGED}{step}")
+        multihost_utils.process_allgather(np.asarray(True))
+        self._checkpointer.reload()
+
     def restore(self, step: int, target: TrainState) -> TrainState:
         """Returns the state saved at `step`, placed as `target` (see state.abstract_state) says.
 
         Raises:
           InputError: the checkpoint is of another model or optimizer.
         """
-        self._require_shapes(step, target)
+        saved = self._checkpointer.checkpointables_metadata(step).metadata
+        _require_shapes(step, saved["params"], target)
         items = {"params": target.params, "optimizer": target.optimizer}
-        if target.loss_scale is not None:
+        if target.loss_scale is not None and "loss_scale" in saved:
             items["loss_scale"] = target.loss_scale
         loaded = self._checkpointer.load_checkpointables(step, items)
+        if target.loss_scale is not None and "loss_scale" not in saved:
+            # The part of the run before this one computed in a format that needs no scaling.
+            placed = jax.tree.map(lambda leaf: leaf.sharding, target.loss_scale)
+            loaded["loss_scale"] = jax.device_put(initial_loss_scale(), placed)
         count = jax.device_put(jnp.asarray(step, jnp.int32), target.step.sharding)
         return TrainState(step=count, **loaded)
 
-    def _require_shapes(self, step: int, target: TrainState) -> None:
-        metadata = self._checkpointer.checkpointables_metadata(step)
-        saved = metadata.metadata["params"]
-        saved = {jax.tree_util.keystr(p): leaf.shape for p, leaf in _leaves(saved)}
-        wanted = {jax.tree_util.keystr(p): leaf.shape for p, leaf in _leaves(target.params)}
-        wrong = [name for name in wanted if saved.get(name) != wanted[name]]
-        if wrong:
-            name = wrong[0]
-            raise InputError(
-                f"the checkpoint at step {step} has {name} of shape {saved.get(name)}, but "
-                f"--config.model asks for {wanted[name]}; name a new --workdir, or the "
-                "configuration the run was started with"
-            )
+
+def _require_shapes(step: int, saved: object, target: TrainState) -> None:
+    shapes = {jax.tree_util.keystr(p): leaf.shape for p, leaf in _leaves(saved)}
+    wanted = {jax.tree_util.keystr(p): leaf.shape for p, leaf in _leaves(target.params)}
+    missing = [name for name in wanted if name not in shapes]
+    if missing:
+        raise ValueError(f"its list of weights lacks {missing[0]}")
+    wrong = [name for name in wanted if shapes[name] != wanted[name]]
+    if wrong:
+        name = wrong[0]
+        raise InputError(
+            f"the checkpoint at step {step} has {name} of shape {shapes[name]}, but "
+            f"--config.model asks for {wanted[name]}; name a new --workdir, or the "
+            "configuration the run was started with"
+        )
+
+
+def _say(line: str) -> None:
+    if jax.process_index() == 0:
+        print(line, flush=True)
 
 
 def _preservation(
