@@ -5,6 +5,7 @@ tokenised cells (.dataset folder or .parquet)      ->  cell store, with --vocabu
 cell store                                         ->  NAME.dataset folder or NAME.parquet
 a model saved by transformers (a directory)        ->  checkpoint, with --vocabulary
 checkpoint, or the workdir of a training run       ->  a directory that transformers loads
+a fine-tuned adapter                               ->  checkpoint, merged into its base
 
   python -m geneformer_jax.convert --source=PATH --target=PATH [--vocabulary=DIR]
 """
@@ -17,6 +18,7 @@ from geneformer_jax.cells.cell_store import STORE
 from geneformer_jax.cells.vocabulary import GeneVocabulary
 from geneformer_jax.common import door
 from geneformer_jax.common.errors import InputError
+from geneformer_jax.common.provenance import describe_run
 from geneformer_jax.interop import original_files, store_exchange
 from geneformer_jax.interop.tokenized_datasets import is_tokenized_dataset
 from geneformer_jax.interop.weight_files import is_huggingface_model
@@ -28,6 +30,9 @@ _VOCABULARY = flags.DEFINE_string(
     None,
     "The vocabulary that tokenised cells were made with, or a model was trained with: a vocabulary "
     "folder, or a folder of the original's dictionaries.",
+)
+_BASE = flags.DEFINE_string(
+    "base", None, "For an adapter: the model it was trained on, if that has moved."
 )
 _SPECIES = flags.DEFINE_string("species", "human", "What the original's dictionaries are of.")
 _MAX_LENGTH = flags.DEFINE_integer(
@@ -117,13 +122,26 @@ def _convert_model(source: Path, target: Path) -> None:
 
 def _convert_checkpoint(source: Path, target: Path) -> None:
     from geneformer_jax.interop import huggingface
-    from geneformer_jax.model.pretrained import holds_checkpoint
+    from geneformer_jax.model.pretrained import find_adapter, holds_checkpoint
 
+    if find_adapter(source):
+        _merge_adapter(source, target)
+        return
     if not holds_checkpoint(source):
         raise InputError(_unknown(source))
     _announce(source, "a checkpoint", target, "a model for transformers")
     counts = huggingface.export_model(source, target)
     print(f"wrote {counts['weights']:,} weights as {counts['architecture']} to {target}")
+
+
+def _merge_adapter(source: Path, target: Path) -> None:
+    from geneformer_jax.interop.load import load_model
+    from geneformer_jax.model.pretrained import save_model
+
+    _announce(source, "an adapter", target, "a checkpoint, the adapter merged into its base")
+    model = load_model(source, base=_BASE.value)
+    story = describe_run("convert", {"source": source, "target": target}, [source], {})
+    print(f"wrote {save_model(model, target, story)}")
 
 
 def _vocabulary(folder: Path) -> GeneVocabulary:

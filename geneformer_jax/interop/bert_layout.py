@@ -91,7 +91,13 @@ class Place(NamedTuple):
 
 
 def architecture_of(head: HeadConfig | None) -> str:
-    """Returns the name of BERT's class with this head."""
+    """Returns the name of BERT's class with this head; InputError if there is none."""
+    if head is not None and not head.as_original:
+        raise InputError(
+            f"BERT has no class for this head ({head.kind}, pooling {head.pooling}, extra layer "
+            f"{head.extra_layer}, targets {len(head.outputs)}), so it cannot become a Hugging Face "
+            "model; fine-tune with the original's head for that"
+        )
     kinds = {kind: name for name, kind in ARCHITECTURES.items()}
     return kinds[None if head is None else head.kind]
 

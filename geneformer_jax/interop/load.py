@@ -23,16 +23,20 @@ _REMEDY = (
 
 
 def load_model(
-    path: Path | str, vocabulary: GeneVocabulary | Path | str | None = None
+    path: Path | str,
+    vocabulary: GeneVocabulary | Path | str | None = None,
+    base: Path | str | None = None,
 ) -> PretrainedModel:
     """Loads a model.
 
     Args:
       path: a checkpoint, the workdir of a training run (its newest checkpoint), a directory that
         transformers saved, or the name of one on the Hugging Face hub: "org/name", or
-        "org/name/folder" for a folder in it.
+        "org/name/folder" for a folder in it; or a fine-tuned adapter, which is merged into its
+        base.
       vocabulary: what the model's tokens mean, or its folder; for a model that carries none, as
         what transformers saved.
+      base: for an adapter, the model it was trained on, if that is no longer where it was.
 
     Returns:
       The model, on the first local device. Its vocabulary is None if it carries none and none is
@@ -43,6 +47,11 @@ def load_model(
         its own.
     """
     folder = Path(path)
+    if (adapter := pretrained.find_adapter(folder)) is not None:
+        base = base or pretrained.adapter_base(adapter)
+        return pretrained.apply_adapter(adapter, load_model(base, vocabulary))
+    if base is not None:
+        raise InputError(f"a base is given, but {folder} is no adapter; leave it out")
     if not folder.exists() and _HUB_NAME.fullmatch(str(path)):
         folder = _fetch(str(path))
     if is_huggingface_model(folder):

@@ -9,7 +9,7 @@ import dataclasses
 import functools
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +50,7 @@ TRAINING = "training"
 PREDICTIONS = "predictions.parquet"
 HELD_OUT = "held_out_"
 _BEST = "best-"
-_NOT_DECISIVE = ("mesh", "runtime", "checkpoint", "log_every_steps")
+NOT_DECISIVE = ("mesh", "runtime", "checkpoint", "log_every_steps")
 
 
 def finetune_folds(
@@ -101,12 +101,15 @@ class FoldRun:
       sides: labelled cells to learn from, to watch and to predict.
       fold: its number.
       folder: where it is written.
+      watcher: told of each evaluation of the validation side, all those that an interrupted run
+        made included; what it raises ends the run.
     """
 
     network: Network
     sides: Sides
     fold: int
     folder: Path
+    watcher: Callable[[Mapping[str, Any]], None] = lambda row: None
 
     @property
     def config(self) -> FinetuneConfig:
@@ -166,7 +169,7 @@ class FoldRun:
     def identity(self) -> dict[str, Any]:
         """Returns what decides the result, by dotted name: all parts of a run must share it."""
         told = dataclasses.asdict(self.config)
-        for name in _NOT_DECISIVE:
+        for name in NOT_DECISIVE:
             del told[name]
         del told["data"]["workers"], told["data"]["store"]
         told["base"] = self.network.base[:16]
@@ -210,7 +213,7 @@ def finetune_fold(run: FoldRun) -> pd.DataFrame:
             run.config.data.workers,
         )
     table = prediction_table(run.store, network.head, outputs)
-    table.insert(1, "fold", run.fold)
+    table.insert(list(table).index("label"), "fold", run.fold)
     with write_aside(path) as aside:
         table.to_parquet(aside, index=False)
     remove(run.folder / TRAINING)
@@ -238,6 +241,7 @@ class Best:
 
     def is_better(self, row: dict[str, Any]) -> bool:
         """Takes note of an evaluation; returns whether its loss is the lowest so far."""
+        self._run.watcher(row)
         better = row[f"{HELD_OUT}loss"] < self.loss
         self._since = 0 if better else self._since + 1
         if better:

@@ -12,13 +12,15 @@ from geneformer_jax.common.provenance import write_provenance
 CONFIG = "config.json"
 
 
-def claim_workdir(workdir: Path, identity: Mapping[str, Any], story: Mapping[str, Any]) -> None:
+def claim_workdir(
+    workdir: Path, identity: Mapping[str, Any], story: Mapping[str, Any] | None = None
+) -> None:
     """Begins a run's folder, or checks that it is of the same run.
 
     Args:
       workdir: a new folder, or that of the run.
       identity: what decides the result, by dotted name, as plain numbers and texts.
-      story: for provenance.json of a new folder.
+      story: for provenance.json of a new folder; None leaves that for later.
 
     Raises:
       InputError: the folder is of another run, or holds something else.
@@ -38,5 +40,6 @@ def claim_workdir(workdir: Path, identity: Mapping[str, Any], story: Mapping[str
     # As one folder, so that a run killed here leaves nothing that would be refused next time.
     with write_aside(workdir) as aside:
         aside.mkdir()
-        write_provenance(aside, story)
+        if story is not None:
+            write_provenance(aside, story)
         (aside / CONFIG).write_text(json.dumps(identity, indent=2) + "\n")

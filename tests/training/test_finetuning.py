@@ -1,14 +1,28 @@
 """Fine-tuning from end to end: it learns, goes on after a kill, and stops when told to."""
 
+import os
+import signal
+
 import jax
 import numpy as np
 import pandas as pd
 import pytest
 
-from geneformer_jax.model.pretrained import load_model
-from geneformer_jax.training.finetuning import PREDICTIONS, TRAINING, finetune_folds
+from geneformer_jax.common.errors import InputError
+from geneformer_jax.model.encoder import init_params
+from geneformer_jax.model.pretrained import PretrainedModel, load_model, save_model
+from geneformer_jax.training.finetuning import (
+    PREDICTIONS,
+    TRAINING,
+    FoldRun,
+    finetune_fold,
+    finetune_folds,
+)
+from geneformer_jax.training.network import prepare_network
+from geneformer_jax.training.stopping import Stopped
 from geneformer_jax.training.telemetry import read_metrics
-from tests.training.labelled_tasks import ToyTask, config_of
+from tests.toy import toy_vocabulary
+from tests.training.labelled_tasks import TINY, ToyTask, config_of
 
 
 def accuracy(table: pd.DataFrame) -> float:
@@ -52,3 +66,149 @@ def test_a_fold_tells_its_story_and_leaves_a_model(cell_run):
     assert model.head.labels == ("a", "b")
     assert model.step == rows[-1]["step"]
     assert (folder / "fold_0" / "provenance.json").is_file()
+
+
+def fold_run(store, config, folder, watcher=lambda row: None) -> FoldRun:
+    task = ToyTask("cell", store)
+    network = prepare_network(task, None, config)
+    return FoldRun(network, task.fold_data(0), 0, folder, watcher)
+
+
+def terminate(row) -> None:
+    """As a scheduler does, when the run evaluates at step 8."""
+    if row["step"] == 8:
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
+def die(row) -> None:
+    if row["step"] == 8:
+        raise KeyboardInterrupt
+
+
+INTERRUPTED = {
+    "steps": 12,
+    "stopping.every_steps": 4,
+    "checkpoint.every_steps": 3,
+    "stopping.best": True,
+}
+
+
+@pytest.mark.parametrize(("interrupt", "error"), [(terminate, Stopped), (die, KeyboardInterrupt)])
+def test_an_interrupted_fold_ends_as_if_it_had_not_been(toy_store, tmp_path, interrupt, error):
+    config = config_of(**INTERRUPTED)
+    expected = finetune_fold(fold_run(toy_store, config, tmp_path / "whole"))
+    with pytest.raises(error):
+        finetune_fold(fold_run(toy_store, config, tmp_path / "part", interrupt))
+    assert not (tmp_path / "part" / PREDICTIONS).exists()
+    found = finetune_fold(fold_run(toy_store, config, tmp_path / "part"))
+    pd.testing.assert_frame_equal(found, expected, check_exact=True)
+    one, other = (load_model(tmp_path / name) for name in ("whole", "part"))
+    jax.tree.map(np.testing.assert_array_equal, one.params, other.params)
+    rows = [
+        [(row["step"], row.get("loss"), row.get("held_out_loss")) for row in read_metrics(folder)]
+        for folder in (tmp_path / "whole", tmp_path / "part")
+    ]
+    # A run that goes on from step 6 or 8 writes a line where it was stopped, too.
+    assert {row for row in rows[0] if row[2]} == {row for row in rows[1] if row[2]}
+
+
+def test_the_best_evaluation_is_kept_and_patience_ends_the_run(toy_store, tmp_path):
+    changes = {"optimizer.learning_rate": 0.3, "optimizer.schedule": "constant"}
+    changes |= {"steps": 40, "stopping.every_steps": 2, "stopping.best": True}
+    config = config_of(**changes, **{"stopping.patience": 3})
+    finetune_fold(fold_run(toy_store, config, tmp_path / "run"))
+    rows = [row for row in read_metrics(tmp_path / "run") if "held_out_loss" in row]
+    losses = [row["held_out_loss"] for row in rows]
+    best = int(np.argmin(losses))
+    assert len(rows) == best + 4
+    assert rows[-1]["step"] < 40
+    assert load_model(tmp_path / "run").step == rows[best]["step"]
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    """A checkpoint with the masked-gene head, as pretraining leaves it: (path, model)."""
+    params = jax.jit(lambda: init_params(TINY, jax.random.key(1)))()
+    model = PretrainedModel(TINY, params, toy_vocabulary(), "made up", step=5)
+    path = save_model(model, tmp_path_factory.mktemp("base") / "run", {"door": "test"})
+    return path, load_model(path)
+
+
+@pytest.fixture
+def compilations(monkeypatch):
+    """Counts programs that XLA is asked for."""
+    events = []
+    jax.monitoring.register_event_duration_secs_listener(
+        lambda name, seconds, **_: events.append(name) if "backend_compile" in name else None
+    )
+    return events
+
+
+def test_folds_and_other_rates_share_their_programs(toy_store, base, tmp_path, compilations):
+    """Folds have other cells, so other numbers of steps."""
+    task = ToyTask("gene", toy_store, folds=5)
+    config = config_of(steps=3)
+    finetune_folds(task, base[1], config, tmp_path / "first", folds=[0])
+    assert compilations
+    del compilations[:]
+    tables = finetune_folds(task, base[1], config_of(steps=4), tmp_path / "second", folds=[1, 2])
+    faster = config_of(**{"optimizer.learning_rate": 1e-2, "steps": 5, "seed": 3})
+    finetune_folds(task, base[1], faster, tmp_path / "third", folds=[3])
+    assert compilations == []
+    genes = [set(own["gene"]) for _, own in tables.groupby("fold")]
+    assert genes[0].isdisjoint(genes[1])
+
+
+def test_genes_are_learned_from_a_checkpoint_with_everything_below_frozen(
+    toy_store, base, tmp_path
+):
+    frozen = {"tuning.freeze_layers": 1, "tuning.freeze_embeddings": True, "steps": 60}
+    frozen |= {"optimizer.learning_rate": 1e-2}
+    table = finetune_folds(
+        ToyTask("gene", toy_store), base[1], config_of(**frozen), tmp_path, folds=[0]
+    )
+    votes = table.groupby("gene")[["probability_a", "probability_b"]].mean()
+    labels = table.groupby("gene")["label"].first()
+    assert len(votes) > 30
+    assert (votes.idxmax(axis=1).str[-1] == labels).mean() > 0.7
+    after = load_model(tmp_path / "fold_0").params
+    np.testing.assert_array_equal(
+        after["embeddings"]["word"]["embedding"], base[1].params["embeddings"]["word"]["embedding"]
+    )
+    kernels = after["blocks"]["up"]["kernel"], base[1].params["blocks"]["up"]["kernel"]
+    np.testing.assert_array_equal(kernels[0][0], kernels[1][0])
+    assert np.abs(kernels[0][1] - kernels[1][1]).max() > 1e-3
+
+
+def test_occurrences_are_those_of_test_genes_in_the_order_of_cells_and_ranks(
+    toy_store, base, tmp_path
+):
+    task = ToyTask("gene", toy_store)
+    table = finetune_folds(task, base[1], config_of(steps=1), tmp_path, folds=[1])
+    labels = task.fold_data(1).test.labels
+    expected = []
+    for row in task.fold_data(1).test.rows:
+        (tokens,) = toy_store.read([row])
+        expected += [
+            (
+                toy_store.obs.index[row],
+                toy_store.vocabulary.gene_ids[token - 2],
+                "ab"[labels[token]],
+            )
+            for token in tokens
+            if labels[token] >= 0
+        ]
+    assert list(table[["id", "gene", "label"]].itertuples(index=False, name=None)) == expected
+
+
+def test_labels_that_do_not_fit_are_refused_before_anything_is_written(toy_store, base, tmp_path):
+    single = ToyTask("cell", toy_store, classes=("a",))
+    with pytest.raises(InputError, match='single class "a"'):
+        finetune_folds(single, base[1], config_of(), tmp_path / "run")
+    balanced = config_of(**{"loss.sampling": "balanced"})
+    with pytest.raises(InputError, match="class_weights=balanced"):
+        finetune_folds(ToyTask("gene", toy_store), base[1], balanced, tmp_path / "run")
+    other = PretrainedModel(TINY, base[1].params, toy_vocabulary(("<pad>", "<m>")), "there", 0)
+    with pytest.raises(InputError, match="was trained with"):
+        finetune_folds(ToyTask("cell", toy_store), other, config_of(), tmp_path / "run")
+    assert not (tmp_path / "run").exists()

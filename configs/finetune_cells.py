@@ -1,0 +1,36 @@
+"""A cell classifier on the labels of an obs column.
+
+  python -m geneformer_jax.finetune --config=configs/finetune_cells.py --checkpoint=MODEL \\
+      --config.data.store=STORE --config.task.label=cell_type --workdir=RUN
+
+One split of 70, 10 and 20 % of the cells (train, valid, test); name a donor or batch column with
+--config.task.group to hold whole ones out. The rates are the paper's, for tens of thousands of
+cells: with a few thousand, fewer steps of warmup and a higher learning rate learn more.
+--trials=20 searches them.
+"""
+
+from ml_collections import ConfigDict
+
+from geneformer_jax.analysis.task_config import task_config
+from geneformer_jax.training.finetune_config import finetune_config
+
+
+def get_config() -> ConfigDict:
+    """Returns the configuration."""
+    config = finetune_config()
+    config.task = task_config(
+        "cell", label="", folds=1, test_share=0.2, valid_share=0.125, baselines=False, controls=()
+    )
+    config.search = ConfigDict(
+        {
+            "space": (
+                "optimizer.learning_rate: log 1e-5 1e-3",
+                "optimizer.warmup_steps: int 10 500",
+                "tuning.freeze_layers: int 0 2",
+            ),
+            "metric": "macro_f1",
+            "seed": 0,
+            "pruning_after": 5,
+        }
+    )
+    return config

@@ -1,0 +1,190 @@
+"""Several things to tell of a cell at once, classes and numbers, from its obs columns."""
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from geneformer_jax.analysis.cell_selection import EncodedCells, check_columns
+from geneformer_jax.analysis.classification_task import CELL, FoldData
+from geneformer_jax.analysis.splits import Split, SplitRule, make_split
+from geneformer_jax.batches.labelled import LabelledCells
+from geneformer_jax.common.errors import InputError, did_you_mean
+from geneformer_jax.model.heads import HeadTask
+
+
+@dataclass(frozen=True)
+class TargetsConfig:
+    """Which obs columns are learned; on the command line --config.targets.NAME=VALUE.
+
+    Attributes:
+      name: short, for titles.
+      classes: obs columns of classes, separated by commas.
+      numbers: obs columns of numbers, separated by commas.
+      weights: shares in the loss, as "column=2,column=0.5"; 1 where not named.
+      group: obs column (donor, batch) of which no value stands on both sides.
+      folds, test_share, valid_share, seed: see `splits.SplitRule`; cells are dealt out evenly over
+        the first column: over its classes, or the halves below and above its median.
+    """
+
+    name: str = "targets"
+    classes: str = ""
+    numbers: str = ""
+    weights: str = ""
+    group: str = ""
+    folds: int = 1
+    test_share: float = 0.2
+    valid_share: float = 0.1
+    seed: int = 0
+
+    def columns(self, name: str) -> list[str]:
+        """The columns listed in a field."""
+        return [part.strip() for part in getattr(self, name).split(",") if part.strip()]
+
+
+def typed_targets(config: Mapping[str, Any]) -> TargetsConfig:
+    """Turns a configuration's section into a checked TargetsConfig.
+
+    Raises:
+      InputError: an unknown key.
+    """
+    known = [field.name for field in dataclasses.fields(TargetsConfig)]
+    for name in config:
+        if name not in known:
+            raise InputError(f'--config has no key "targets.{name}"{did_you_mean(name, known)}')
+    return TargetsConfig(**config)
+
+
+@dataclass(frozen=True, eq=False)
+class TargetTask:
+    """Targets of cells, and how the cells fall into folds; what `finetune_folds` asks of a task.
+
+    Attributes:
+      name: short.
+      outputs: what the head tells.
+      cells: tokenised cells.
+      values: float32 [cells, K] class numbers and values; NaN where missing.
+      split: of the cells that have at least one.
+      dropped: number of cells that have none.
+    """
+
+    name: str
+    outputs: tuple[HeadTask, ...]
+    cells: EncodedCells
+    values: np.ndarray
+    split: Split
+    dropped: int
+    unit: str = CELL
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of all outputs."""
+        return sum((output.labels for output in self.outputs), ())
+
+    def fold_data(self, fold: int) -> FoldData:
+        """Returns the cells of each side of a fold with their values."""
+        places = pd.Series(np.arange(len(self.cells.obs)), self.cells.obs.index.astype(str))
+        sides = []
+        for side in FoldData._fields:
+            rows = np.sort(places[self.split.ids(fold, side)].to_numpy(np.int64))
+            sides.append(LabelledCells(rows, self.values[rows]))
+        return FoldData(*sides)
+
+    def describe(self) -> list[str]:
+        """Lines that say what is learned of how many cells."""
+        lines = [
+            f"{output.name}: {'a number' if output.regression else ', '.join(output.labels)}; "
+            f"{int((~np.isnan(self.values[:, i])).sum()):,} cells have it"
+            for i, output in enumerate(self.outputs)
+        ]
+        if self.dropped:
+            lines.append(f"{self.dropped:,} cells left out, without any of these")
+        return lines
+
+
+def prepare_targets(config: TargetsConfig, cells: EncodedCells) -> TargetTask:
+    """Reads the columns and deals out the folds.
+
+    Raises:
+      InputError: no column is named, one is not there or cannot be learned, or the cells cannot be
+        dealt out.
+    """
+    classes, numbers = config.columns("classes"), config.columns("numbers")
+    if not classes + numbers:
+        raise InputError(
+            "--config.targets.classes and numbers are empty; name obs columns to be learned"
+        )
+    if repeated := {name for name in classes + numbers if (classes + numbers).count(name) > 1}:
+        raise InputError(f'--config.targets names "{min(repeated)}" twice; name it once')
+    check_columns(cells.obs, classes + numbers + ([config.group] if config.group else []))
+    weights = _weights(config, classes + numbers)
+    read = [_classes(cells.obs[name], weights[name]) for name in classes]
+    read += [_numbers(cells.obs[name], weights[name]) for name in numbers]
+    values = np.stack([each for _, each in read], axis=1).astype(np.float32)
+    known = ~np.isnan(values).all(axis=1)
+    ids = cells.obs.index.astype(str)[known]
+    strata = _strata(read[0], known, ids)
+    groups = None
+    if config.group:
+        groups = pd.Series(cells.obs[config.group].to_numpy(object)[known], ids, name=config.group)
+    rule = SplitRule(config.folds, config.test_share, config.valid_share, config.seed)
+    split = make_split(strata, rule, groups)
+    outputs = tuple(output for output, _ in read)
+    return TargetTask(config.name, outputs, cells, values, split, int((~known).sum()))
+
+
+def _weights(config: TargetsConfig, columns: list[str]) -> dict[str, float]:
+    weights = dict.fromkeys(columns, 1.0)
+    for part in config.columns("weights"):
+        name, _, value = part.partition("=")
+        if name not in weights:
+            hint = did_you_mean(name, columns)
+            raise InputError(f'--config.targets.weights names "{name}", which is not learned{hint}')
+        try:
+            weights[name] = float(value)
+        except ValueError:
+            raise InputError(
+                f'--config.targets.weights has "{part}"; write column=number'
+            ) from None
+    return weights
+
+
+def _classes(column: pd.Series, weight: float) -> tuple[HeadTask, np.ndarray]:
+    missing = column.isna().to_numpy()
+    texts = column.astype(str).to_numpy()
+    labels = tuple(sorted(set(texts[~missing])))
+    numbers = pd.Series(texts).map({name: i for i, name in enumerate(labels)}).to_numpy(float)
+    return HeadTask(str(column.name), labels, weight), np.where(missing, np.nan, numbers)
+
+
+def _numbers(column: pd.Series, weight: float) -> tuple[HeadTask, np.ndarray]:
+    values = pd.to_numeric(column.astype(object), errors="coerce").to_numpy(float)
+    wrong = column[np.isnan(values) & column.notna().to_numpy()]
+    if len(wrong):
+        raise InputError(
+            f'obs column "{column.name}" holds "{wrong.iloc[0]}" ({len(wrong):,} such values), '
+            "which is no number; learn it as classes, or mend it"
+        )
+    known = values[~np.isnan(values)]
+    if not len(known) or known.std() == 0:
+        raise InputError(
+            f'obs column "{column.name}" has no two different numbers; there is nothing to learn'
+        )
+    name = str(column.name)
+    center, scale = float(known.mean()), float(known.std())
+    output = HeadTask(name, (name,), weight, regression=True, center=center, scale=scale)
+    return output, (values - center) / scale
+
+
+def _strata(read: tuple[HeadTask, np.ndarray], known: np.ndarray, ids: pd.Index) -> pd.Series:
+    """What the cells are dealt out by: the first column's classes or halves; missing is a class."""
+    output, values = read[0], read[1][known]
+    if output.regression:
+        halves = np.where(values > np.nanmedian(values), "above", "below").astype(object)
+        return pd.Series(np.where(np.isnan(values), "missing", halves), ids)
+    names = np.array([*output.labels, "missing"], object)
+    numbers = np.where(np.isnan(values), len(output.labels), values).astype(int)
+    return pd.Series(names[numbers], ids)

@@ -1,0 +1,266 @@
+"""Search for hyper-parameters by Optuna: trials that resume, are pruned early, and make one table.
+
+A trial fine-tunes the first fold of a task with values drawn from the space, and is judged by the
+fold's validation side. Trials that differ in rates only share their compiled programs.
+"""
+
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pandas as pd
+
+from geneformer_jax.common.errors import InputError, did_you_mean
+from geneformer_jax.common.files import write_aside
+from geneformer_jax.model.heads import HeadTask
+from geneformer_jax.model.pretrained import PretrainedModel
+from geneformer_jax.training.config import fill
+from geneformer_jax.training.finetune_config import FinetuneConfig
+from geneformer_jax.training.finetuning import HELD_OUT, FoldRun, finetune_fold
+from geneformer_jax.training.network import Task, prepare_network
+from geneformer_jax.training.telemetry import read_metrics
+from geneformer_jax.training.workdir import claim_workdir
+
+TRIALS = "trials.csv"
+_JOURNAL = "study.log"
+_FOLDER = "folder"
+_KINDS = {"uniform": 2, "log": 2, "int": 2}
+
+
+@dataclasses.dataclass(frozen=True)
+class SearchConfig:
+    """A search; on the command line --config.search.NAME=VALUE.
+
+    Attributes:
+      space: one text for each value, "KEY: KIND ...", of a key of the configuration: "uniform LOW
+        HIGH", "log LOW HIGH" (uniform in the logarithm), "int LOW HIGH" or "one of A, B, C".
+      metric: score of the validation side: "loss" (sought low), or one sought high, as "macro_f1".
+      seed: of the draws.
+      pruning_after: trials that are run to their end before others are compared with their median.
+    """
+
+    space: tuple[str, ...] = (
+        "optimizer.learning_rate: log 1e-6 1e-3",
+        "optimizer.weight_decay: uniform 0 0.3",
+        "optimizer.warmup_steps: int 100 2000",
+        "optimizer.schedule: one of linear, cosine",
+    )
+    metric: str = "macro_f1"
+    seed: int = 0
+    pruning_after: int = 5
+
+    def __post_init__(self):
+        object.__setattr__(self, "space", tuple(self.space))
+        if not self.space:
+            raise InputError("--config.search.space is empty; name a value and its range")
+
+
+def typed_search(section: Mapping[str, Any]) -> SearchConfig:
+    """Turns a configuration's section into a checked SearchConfig; InputError on an unknown key."""
+    return fill(SearchConfig, section, "search.")
+
+
+class Dimension:
+    """One value of the space."""
+
+    def __init__(self, text: str, config: Mapping[str, Any]):
+        """Reads "KEY: KIND ...".
+
+        Raises:
+          InputError: it cannot be read, or there is no such key.
+        """
+        self.key, _, told = (part.strip() for part in text.partition(":"))
+        known = _flat(config)
+        if self.key not in known:
+            raise InputError(
+                f'--config.search.space names "{self.key}", which is no key of the configuration'
+                f"{did_you_mean(self.key, known)}"
+            )
+        words = told.split()
+        if told.startswith("one of "):
+            kind = type(known[self.key])
+            self._kind = "choice"
+            self._values = [
+                _as(kind, each, text) for each in told.removeprefix("one of ").split(",")
+            ]
+            return
+        if not words or words[0] not in _KINDS or len(words) != 3:
+            raise InputError(
+                f'--config.search.space has "{text}"; write KEY: uniform LOW HIGH, log LOW HIGH, '
+                "int LOW HIGH or one of A, B"
+            )
+        self._kind = words[0]
+        number = int if self._kind == "int" else float
+        self._values = [_as(number, word, text) for word in words[1:]]
+        low, high = self._values
+        if low >= high or (self._kind == "log" and low <= 0):
+            raise InputError(
+                f'--config.search.space has "{text}"; the range must rise, and be above 0 for log'
+            )
+
+    def draw(self, trial: optuna.Trial) -> Any:
+        """Returns the trial's value."""
+        match self._kind:
+            case "choice":
+                return trial.suggest_categorical(self.key, self._values)
+            case "int":
+                return trial.suggest_int(self.key, *self._values)
+        return trial.suggest_float(self.key, *self._values, log=self._kind == "log")
+
+
+def _as(kind: type, word: str, text: str) -> Any:
+    word = word.strip()
+    try:
+        return word == "True" if kind is bool else kind(word)
+    except ValueError:
+        raise InputError(
+            f'--config.search.space has "{text}", where "{word}" does not fit'
+        ) from None
+
+
+def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in config.items():
+        if isinstance(value, Mapping):
+            flat |= _flat(value, f"{prefix}{name}.")
+        else:
+            flat[prefix + name] = value
+    return flat
+
+
+def with_values(config: FinetuneConfig, values: Mapping[str, Any]) -> FinetuneConfig:
+    """Returns the configuration with other values, by dotted name; checked as from a file."""
+    told = dataclasses.asdict(config)
+    for key, value in values.items():
+        *sections, name = key.split(".")
+        node = told
+        for section in sections:
+            node = node[section]
+        node[name] = value
+    return fill(FinetuneConfig, told)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Search:
+    """A search on the first fold of a task.
+
+    Attributes:
+      task, outputs, model, config: as `finetune_folds` takes them.
+      search: the space, and what is sought.
+      workdir: folder of the search, new or of the same search.
+    """
+
+    task: Task
+    outputs: Sequence[HeadTask]
+    model: PretrainedModel | None
+    config: FinetuneConfig
+    search: SearchConfig
+    workdir: Path
+
+    def run(self, trials: int) -> pd.DataFrame:
+        """Runs trials until there are so many, those done before included.
+
+        A trial that was interrupted goes on in its folder. Writes trials.csv after each.
+
+        Returns:
+          One row per trial: number, state, value, the drawn values, steps; best first.
+
+        Raises:
+          InputError: the space cannot be read, there is no validation side to judge by, or the
+            folder is of another search.
+        """
+        dimensions = [
+            Dimension(text, dataclasses.asdict(self.config)) for text in self.search.space
+        ]
+        if not len(self.task.fold_data(0).valid.rows):
+            raise InputError(
+                "a search judges trials by a validation side, but there is none; set "
+                "--config.task.valid_share (or targets.valid_share) above 0"
+            )
+        prepare_network(self.task, self.model, self.config, self.outputs)
+        identity = {"search": json.loads(json.dumps(dataclasses.asdict(self.search)))}
+        identity["config"] = json.loads(json.dumps(dataclasses.asdict(self.config)))
+        claim_workdir(self.workdir, identity)
+        study = self._study()
+        self._take_up(study)
+        done = self._write(study)
+        while len(done) < trials:
+            trial = study.ask()
+            self._run_trial(study, trial, dimensions)
+            done = self._write(study)
+        return done
+
+    def _study(self) -> optuna.Study:
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        backend = optuna.storages.journal.JournalFileBackend(str(self.workdir / _JOURNAL))
+        return optuna.create_study(
+            study_name="search",
+            storage=optuna.storages.JournalStorage(backend),
+            sampler=optuna.samplers.TPESampler(seed=self.search.seed),
+            pruner=optuna.pruners.MedianPruner(n_startup_trials=self.search.pruning_after),
+            direction="minimize" if self.search.metric == "loss" else "maximize",
+            load_if_exists=True,
+        )
+
+    def _take_up(self, study: optuna.Study) -> None:
+        """Lets a trial that a kill interrupted run first, in its old folder."""
+        running = optuna.trial.TrialState.RUNNING
+        for trial in study.get_trials(deepcopy=False, states=(running,)):
+            study.tell(trial.number, state=optuna.trial.TrialState.FAIL)
+            if trial.params:
+                folder = trial.user_attrs.get(_FOLDER, trial.number)
+                study.enqueue_trial(trial.params, user_attrs={_FOLDER: folder})
+
+    def _run_trial(
+        self, study: optuna.Study, trial: optuna.Trial, dimensions: list[Dimension]
+    ) -> None:
+        values = {dimension.key: dimension.draw(trial) for dimension in dimensions}
+        print(f"trial {trial.number}: {values}", flush=True)
+        config = with_values(self.config, values)
+        network = prepare_network(self.task, self.model, config, self.outputs)
+        folder = self.workdir / f"trial_{trial.user_attrs.get(_FOLDER, trial.number)}"
+        metric = HELD_OUT + self.search.metric
+
+        def watch(row: Mapping[str, Any]) -> None:
+            if metric not in row:
+                known = [name.removeprefix(HELD_OUT) for name in row if name.startswith(HELD_OUT)]
+                raise InputError(
+                    f'--config.search.metric is "{self.search.metric}", but the scores are '
+                    f"{', '.join(known)}"
+                )
+            trial.report(row[metric], row["step"])
+            if trial.should_prune():
+                raise optuna.TrialPruned
+
+        sides = self.task.fold_data(0)
+        try:
+            finetune_fold(FoldRun(network, sides, 0, folder, watch))
+        except optuna.TrialPruned:
+            study.tell(trial, state=optuna.trial.TrialState.PRUNED)
+            return
+        rows = [row[metric] for row in read_metrics(folder) if metric in row]
+        best = min if self.search.metric == "loss" else max
+        study.tell(trial, best(rows) if config.stopping.best else rows[-1])
+
+    def _write(self, study: optuna.Study) -> pd.DataFrame:
+        states = (optuna.trial.TrialState.COMPLETE, optuna.trial.TrialState.PRUNED)
+        rows = [
+            {
+                "trial": trial.user_attrs.get(_FOLDER, trial.number),
+                "state": trial.state.name.lower(),
+                self.search.metric: trial.value,
+                "steps": max(trial.intermediate_values, default=0),
+                **trial.params,
+            }
+            for trial in study.get_trials(deepcopy=False, states=states)
+        ]
+        table = pd.DataFrame(rows)
+        if len(table):
+            rising = self.search.metric == "loss"
+            table = table.sort_values(["state", self.search.metric], ascending=[True, rising])
+            with write_aside(self.workdir / TRIALS) as aside:
+                table.to_csv(aside, index=False)
+        return table.reset_index(drop=True)

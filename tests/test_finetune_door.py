@@ -1,0 +1,163 @@
+"""The finetune door on small stores: cells, genes, several targets, and what it refuses."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from geneformer_jax.interop.load import load_model
+from tests.doors import assert_one_line, run_door
+from tests.toy import GENES, make_store, toy_cells, toy_vocabulary
+
+TINY = [
+    "--config.model.layers=1",
+    "--config.model.width=16",
+    "--config.model.heads=2",
+    "--config.model.feed_forward=16",
+    "--config.model.positions=256",
+    "--config.model.initializer_range=0.1",
+    "--config.mesh.data=1",
+    "--config.data.most_buckets=1",
+    "--config.optimizer.warmup_steps=2",
+    "--config.optimizer.learning_rate=0.003",
+]
+LORA = ["--config.tuning.lora_rank=2"]
+
+
+@pytest.fixture(scope="module")
+def rich_store(tmp_path_factory):
+    """A store with classes, numbers and donors; some cells lack an age."""
+    adata = toy_cells(96)
+    rng = np.random.default_rng(0)
+    adata.obs["age"] = np.where(adata.obs["kind"] == "b", 60.0, 30.0) + rng.normal(size=96)
+    adata.obs.loc[adata.obs.index[:5], "age"] = np.nan
+    adata.obs["donor"] = [f"d{i % 6}" for i in range(96)]
+    adata.obs["same"] = "x"
+    folder = tmp_path_factory.mktemp("rich") / "store"
+    return make_store(folder, adata, toy_vocabulary(), obs=("kind", "age", "donor", "same"))
+
+
+@pytest.fixture(scope="module")
+def gene_table(tmp_path_factory):
+    path = tmp_path_factory.mktemp("genes") / "genes.tsv"
+    ids = [f"ENSG{i:011d}" for i in range(GENES)]
+    table = pd.DataFrame(
+        {"gene": ids, "class": ["low" if i < 75 else "high" for i in range(GENES)]}
+    )
+    table.iloc[::3].to_csv(path, sep="\t", index=False)
+    return path
+
+
+def finetune(arguments, monkeypatch, capsys):
+    return run_door("finetune", [*arguments, *TINY], monkeypatch, capsys)
+
+
+def test_cells_are_told_apart_and_the_run_is_read_again(rich_store, tmp_path, monkeypatch, capsys):
+    arguments = [
+        "--config=configs/finetune_cells.py",
+        f"--config.data.store={rich_store.folder}",
+        "--config.task.label=kind",
+        "--config.task.group=donor",
+        "--config.epochs=4",
+        f"--workdir={tmp_path / 'run'}",
+    ]
+    status, output, error = finetune(arguments, monkeypatch, capsys)
+    assert status == 0, error
+    results = pd.read_csv(tmp_path / "run" / "results.csv")
+    assert results["accuracy"].iloc[0] > 0.8
+    assert "results" in output
+    split = pd.read_parquet(tmp_path / "run" / "split.parquet").set_index("id")
+    donors = rich_store.obs["donor"].reindex(split.index)
+    assert (split.groupby(donors.astype(str).to_numpy())["side"].nunique() == 1).all()
+    (fold,) = (tmp_path / "run" / "networks").glob("*/fold_0")
+    assert load_model(fold).head.labels == ("a", "b")
+    before = {path: path.stat().st_mtime_ns for path in fold.rglob("*")}
+    status, _, _ = finetune(arguments, monkeypatch, capsys)
+    assert status == 0
+    assert {path: path.stat().st_mtime_ns for path in fold.rglob("*")} == before
+    changed = [*arguments, "--config.seed=7"]
+    status, _, error = finetune(changed, monkeypatch, capsys)
+    assert (status, "seed = 42, not 7" in error) == (1, True)
+    assert_one_line(error)
+
+
+def test_several_targets_are_learned_and_their_head_is_refused_for_other_labels(
+    rich_store, gene_table, tmp_path, monkeypatch, capsys
+):
+    first = tmp_path / "cells"
+    arguments = ["--config=configs/finetune_targets.py", f"--config.data.store={rich_store.folder}"]
+    classes = ["--config.targets.classes=kind", "--config.targets.numbers=age"]
+    status, _, error = finetune(
+        [*arguments, *classes, "--config.epochs=4", f"--workdir={first}"], monkeypatch, capsys
+    )
+    assert status == 0, error
+    scores = pd.read_csv(first / "results.csv").set_index(["target", "fold"])
+    assert scores.loc[("kind", "0"), "accuracy"] > 0.7
+    assert {"r2", "mean_absolute_error"} <= set(scores)
+    assert json.loads((first / "provenance.json").read_text())["door"] == "finetune"
+
+    genes = [
+        "--config=configs/finetune_genes.py",
+        f"--config.data.store={rich_store.folder}",
+        f"--config.task.genes={gene_table}",
+    ]
+    status, _, error = finetune(
+        [*genes, f"--checkpoint={first}/networks/Geneformer/fold_0", f"--workdir={tmp_path / 'g'}"],
+        monkeypatch,
+        capsys,
+    )
+    assert status == 1
+    assert "has a cell_classifier for a, b, age" in error
+    assert_one_line(error)
+    assert not (tmp_path / "g").exists()
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--config.task.label=kin"], 'did you mean "kind"'),
+        (["--config.task.label=same"], "class"),
+        (["--config.task.label=kind", "--config.tuning.freeze_layers=2"], "the model has 1 layers"),
+        (["--config.task.label=kind", "--config.head.pooling=men"], "choose one of first, mean"),
+        (["--config.task.label=kind", "--config.head.poling=mean"], 'did you mean "head.pooling"'),
+        (["--config.task.label=kind", "--checkpoint=nowhere"], "nowhere"),
+        (["--config.task.label=kind", "--config.data.packing"], "packing is for pretraining"),
+        (
+            [
+                "--config.task.label=kind",
+                "--config.tuning.lora_rank=2",
+                "--config.tuning.head_only",
+            ],
+            "lora_rank",
+        ),
+        (
+            [
+                "--config.task.label=kind",
+                "--config.tuning.lora_rank=2",
+                "--config.tuning.lora_targets=keys",
+            ],
+            'did you mean "key"',
+        ),
+    ],
+)
+def test_bad_input_is_one_line_before_anything_is_written(
+    rich_store, tmp_path, monkeypatch, capsys, flags, words
+):
+    arguments = ["--config=configs/finetune_cells.py", f"--config.data.store={rich_store.folder}"]
+    arguments += [*flags, f"--workdir={tmp_path / 'run'}"]
+    status, _, error = finetune(arguments, monkeypatch, capsys)
+    assert status == 1, error
+    assert_one_line(error)
+    assert words in error
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_dry_run_says_what_would_run(rich_store, monkeypatch, capsys):
+    arguments = ["--config=configs/finetune_cells.py", f"--config.data.store={rich_store.folder}"]
+    status, output, error = finetune(
+        [*arguments, "--config.task.label=kind", "--dry_run"], monkeypatch, capsys
+    )
+    assert status == 0, error
+    assert "trained from scratch" in output
+    assert "learn, 0 stay" in output

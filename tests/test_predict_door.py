@@ -1,0 +1,206 @@
+"""The predict door: what a fine-tuned model says of new cells and genes, and adapters on bases."""
+
+import anndata as ad
+import jax
+import numpy as np
+import pandas as pd
+import pytest
+
+from geneformer_jax.common.errors import InputError
+from geneformer_jax.interop.huggingface import read_model
+from geneformer_jax.interop.load import load_model
+from geneformer_jax.model.encoder import init_params
+from geneformer_jax.model.heads import HeadTask
+from geneformer_jax.model.pretrained import PretrainedModel, save_model
+from geneformer_jax.training.finetuning import finetune_folds
+from tests.doors import assert_one_line, run_door
+from tests.toy import toy_cells, toy_vocabulary
+from tests.training.labelled_tasks import TINY, ToyTask, config_of
+
+LORA = {"tuning.lora_rank": 2, "tuning.lora_targets": "query,value,up", "steps": 40}
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    """The folder of a made-up pretrained model."""
+    folder = tmp_path_factory.mktemp("base") / "run"
+    params = jax.jit(lambda: init_params(TINY, jax.random.key(1)))()
+    save_model(PretrainedModel(TINY, params, toy_vocabulary(), "", 5), folder, {"door": "test"})
+    return folder
+
+
+@pytest.fixture(scope="module")
+def cell_fold(toy_store, base, tmp_path_factory):
+    """A fold of cells, learned by low-rank factors: (folder, predictions of the test side)."""
+    folder = tmp_path_factory.mktemp("cells")
+    config = config_of(**LORA, **{"optimizer.learning_rate": 3e-2, "head.pooling": "mean"})
+    table = finetune_folds(ToyTask("cell", toy_store), load_model(base), config, folder, folds=[0])
+    return folder / "fold_0", table
+
+
+@pytest.fixture(scope="module")
+def gene_fold(toy_store, base, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("genes")
+    config = config_of(steps=20)
+    table = finetune_folds(ToyTask("gene", toy_store), load_model(base), config, folder, folds=[0])
+    return folder / "fold_0", table
+
+
+def test_cells_are_predicted_as_in_the_fold(toy_store, cell_fold, tmp_path, monkeypatch, capsys):
+    folder, table = cell_fold
+    output = tmp_path / "out.h5ad"
+    arguments = [f"--checkpoint={folder}", f"--cells={toy_store.folder}", f"--output={output}"]
+    status, told, error = run_door("predict", [*arguments, "--label=kind"], monkeypatch, capsys)
+    assert status == 0, error
+    found = ad.read_h5ad(output)
+    assert found.obs_names.tolist() == toy_store.obs.index.tolist()
+    assert found.obs["kind"].tolist() == toy_store.obs["kind"].tolist()
+    own = found[table["id"].tolist()]
+    assert own.obs["predicted_label"].tolist() == table["predicted"].tolist()
+    probabilities = found.obsm["probabilities_label"].loc[table["id"]]
+    assert list(probabilities) == ["a", "b"]
+    wanted = table[["probability_a", "probability_b"]].to_numpy()
+    np.testing.assert_allclose(probabilities, wanted, rtol=0, atol=2e-5)
+    right = (found.obs["predicted_label"].astype(str) == found.obs["kind"].astype(str)).mean()
+    assert f"{right:.2%} of 240 cells" in told
+    assert right > 0.8
+    status, _, error = run_door("predict", arguments, monkeypatch, capsys)
+    assert (status, "nothing is overwritten" in error) == (1, True)
+
+
+def test_raw_counts_are_predicted_and_unknown_labels_are_told(
+    cell_fold, tmp_path, monkeypatch, capsys
+):
+    cells = toy_cells(30, seed=5)
+    cells.obs["kind"] = cells.obs["kind"].astype(object)
+    cells.obs.iloc[:4, 0] = "something else"
+    cells.write_h5ad(tmp_path / "new.h5ad")
+    arguments = [f"--checkpoint={cell_fold[0]}", f"--cells={tmp_path / 'new.h5ad'}"]
+    arguments += [f"--output={tmp_path / 'out.csv'}", "--label=kind"]
+    status, told, error = run_door("predict", arguments, monkeypatch, capsys)
+    assert status == 0, error
+    assert "4 cells have a label that the model does not know" in told
+    assert "of 26 cells are predicted right" in told
+    table = pd.read_csv(tmp_path / "out.csv", index_col=0)
+    assert table.index.tolist() == cells.obs_names.tolist()
+    assert {"predicted_label", "probability_label_a", "probability_label_b"} <= set(table)
+
+
+def test_genes_are_predicted_by_their_mean_over_cells(
+    toy_store, gene_fold, tmp_path, monkeypatch, capsys
+):
+    folder, _ = gene_fold
+    arguments = [f"--checkpoint={folder}", f"--cells={toy_store.folder}"]
+    output = tmp_path / "genes.csv"
+    status, _, error = run_door("predict", [*arguments, f"--output={output}"], monkeypatch, capsys)
+    assert status == 0, error
+    table = pd.read_csv(output, index_col="gene")
+    cells = toy_store.read(np.arange(240))
+    counts = np.bincount(np.concatenate(cells), minlength=152)
+    genes = toy_store.vocabulary.gene_ids
+    assert table["n_cells"].to_dict() == {
+        genes[token - 2]: counts[token] for token in range(2, 152) if counts[token]
+    }
+    np.testing.assert_allclose(table["probability_a"] + table["probability_b"], 1, atol=1e-5)
+    status, _, error = run_door(
+        "predict", [*arguments, f"--output={tmp_path / 'x.h5ad'}"], monkeypatch, capsys
+    )
+    assert (status, "tells genes apart" in error) == (1, True)
+    assert_one_line(error)
+
+
+def test_probabilities_of_genes_are_those_of_the_fold(toy_store, gene_fold, tmp_path):
+    """The fold predicted its test genes in every third cell."""
+    from geneformer_jax.analysis.cell_selection import ChosenCells
+    from geneformer_jax.analysis.prediction import predict_genes
+
+    folder, table = gene_fold
+    chosen = ChosenCells(toy_store, np.arange(0, 240, 3), {})
+    found = predict_genes(load_model(folder), chosen)
+    wanted = table.groupby("gene")["probability_a"].mean()
+    np.testing.assert_allclose(found.loc[wanted.index, "probability_a"], wanted, atol=2e-5)
+
+
+def test_an_adapter_is_small_and_refuses_another_base(toy_store, cell_fold, base, tmp_path):
+    adapter = cell_fold[0] / "model"
+    merged = load_model(adapter)
+    assert merged.head.labels == ("a", "b")
+    before = load_model(base).params["blocks"]
+    kernels = {
+        name: np.abs(block["kernel"] - before[name]["kernel"]).max()
+        for name, block in merged.params["blocks"].items()
+        if "kernel" in block
+    }
+    assert min(kernels[name] for name in ("query", "value", "up")) > 1e-4
+    assert kernels["key"] == kernels["down"] == 0
+    size = sum(path.stat().st_size for path in adapter.rglob("*"))
+    assert size < 0.4 * sum(path.stat().st_size for path in base.rglob("*"))
+    params = jax.jit(lambda: init_params(TINY, jax.random.key(2)))()
+    other = tmp_path / "other"
+    save_model(PretrainedModel(TINY, params, toy_vocabulary(), "", 5), other, {"door": "test"})
+    with pytest.raises(InputError, match="give its own base"):
+        load_model(adapter, base=other)
+    moved = base.rename(base.with_name("moved"))
+    try:
+        with pytest.raises(InputError, match="no checkpoint"):
+            load_model(adapter)
+        jax.tree.map(
+            np.testing.assert_array_equal, load_model(adapter, base=moved).params, merged.params
+        )
+    finally:
+        moved.rename(base)
+
+
+def test_an_adapter_is_merged_into_a_checkpoint(cell_fold, tmp_path, monkeypatch, capsys):
+    arguments = [f"--source={cell_fold[0]}", f"--target={tmp_path / 'merged'}"]
+    status, _, error = run_door("convert", arguments, monkeypatch, capsys)
+    assert status == 0, error
+    one, other = load_model(tmp_path / "merged"), load_model(cell_fold[0])
+    assert one.head == other.head
+    jax.tree.map(np.testing.assert_array_equal, one.params, other.params)
+    arguments = [f"--source={tmp_path / 'merged'}", f"--target={tmp_path / 'hf'}"]
+    status, _, error = run_door("convert", arguments, monkeypatch, capsys)
+    assert (status, "BERT has no class for this head" in error) == (1, True)
+    assert_one_line(error)
+    assert not (tmp_path / "hf").exists()
+
+
+def test_a_fine_tuned_model_becomes_a_hugging_face_model(gene_fold, tmp_path, monkeypatch, capsys):
+    arguments = [f"--source={gene_fold[0]}", f"--target={tmp_path / 'hf'}"]
+    status, told, error = run_door("convert", arguments, monkeypatch, capsys)
+    assert status == 0, error
+    assert "BertForTokenClassification" in told
+    back = read_model(tmp_path / "hf").model
+    assert back.head.labels == ("a", "b")
+    jax.tree.map(np.testing.assert_array_equal, back.params, load_model(gene_fold[0]).params)
+
+
+def test_a_regression_comes_back_on_its_own_scale(toy_store, base, tmp_path):
+    from geneformer_jax.analysis.prediction import predict_cells
+
+    ages = np.where(toy_store.obs["kind"] == "b", 60.0, 30.0)
+    output = HeadTask("age", ("age",), regression=True, center=45.0, scale=15.0)
+    task = ToyTask("cell", toy_store, labels=((ages - 45) / 15).astype(np.float32)[:, None])
+    config = config_of(**{"head.pooling": "attention", "steps": 60})
+    table = finetune_folds(task, load_model(base), config, tmp_path, outputs=(output,), folds=[0])
+    assert set(table["label"].round(3)) == {30.0, 60.0}
+    assert (table["predicted"] - table["label"]).abs().mean() < 10
+    found = predict_cells(load_model(tmp_path / "fold_0"), toy_store).obs["predicted_age"]
+    np.testing.assert_allclose(found[table["id"]], table["predicted"], rtol=0, atol=1e-3)
+
+
+def test_bad_input_is_one_line(toy_store, base, cell_fold, tmp_path, monkeypatch, capsys):
+    good = {"checkpoint": cell_fold[0], "cells": toy_store.folder, "output": tmp_path / "x.h5ad"}
+    for change, words in (
+        ({"checkpoint": base}, "has no classification head"),
+        ({"output": tmp_path / "x.txt"}, "must end in one of"),
+        ({"label": "kin"}, 'did you mean "kind"'),
+        ({"base": tmp_path}, "no checkpoint"),
+        ({"checkpoint": base, "base": base}, "is no adapter"),
+    ):
+        arguments = [f"--{name}={value}" for name, value in (good | change).items()]
+        status, _, error = run_door("predict", arguments, monkeypatch, capsys)
+        assert status == 1, words
+        assert_one_line(error)
+        assert words in error
+        assert not (tmp_path / "x.h5ad").exists()
