@@ -16,8 +16,11 @@ _HOME = {
     "InputError": "geneformer_jax.common.errors",
     "attend_cells": "geneformer_jax.analysis.attention_heads",
     "embed_cells": "geneformer_jax.analysis.embedding",
+    "finetune_cells": "geneformer_jax.analysis.finetune_protocols",
     "load_model": "geneformer_jax.interop.load",
     "perturb_cells": "geneformer_jax.analysis.perturbation",
+    "predict_cells": "geneformer_jax.analysis.prediction",
+    "predict_genes": "geneformer_jax.analysis.prediction",
     "tokenize_cells": "geneformer_jax.cells.tokenization",
 }
 __all__ = [*_HOME, "__version__"]
