@@ -242,8 +242,8 @@ def leak_warnings(obs: pd.DataFrame, split: Split, group: str = "") -> list[str]
         if shared and pd.Series(values).nunique() > 1:
             lines.append(
                 f'warning: {len(shared)} values of "{column}" stand on both sides of the split, so '
-                f"the test says little about a new {column}; to hold whole ones out, name the "
-                f"column as the group"
+                f"the test says little about a new {column}; to hold whole ones out, set "
+                f"--config.task.group={column}"
             )
     return lines
 
