@@ -7,7 +7,7 @@ chunks; ISA-L unpacks them about twice as fast where it is installed, zlib where
 import h5py
 import numpy as np
 
-from geneformer_jax.cells.threads import for_each
+from geneformer_jax.cells.threads import for_each, spans
 
 try:
     from isal import isal_zlib as zlib
@@ -50,7 +50,13 @@ class GzipChunks:
             within = self._dataset[low:high] if chunk is None else chunk[low - start : high - start]
             values[low - first : high - first] = within
 
-        for_each(fill, range(first - first % self._length, last, self._length))
+        starts = range(first - first % self._length, last, self._length)
+
+        def fill_span(a: int, b: int) -> None:
+            for start in starts[a:b]:
+                fill(start)
+
+        for_each(fill_span, spans(len(starts)))
         return values
 
     def _unpacked(self, start: int) -> np.ndarray | None:

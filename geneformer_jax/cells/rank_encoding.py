@@ -13,7 +13,7 @@ import numba
 import numpy as np
 from scipy import sparse
 
-from geneformer_jax.cells.threads import cores, for_each
+from geneformer_jax.cells.threads import for_each, spans
 from geneformer_jax.cells.vocabulary import LARGEST_TOKEN, GeneVocabulary
 
 TARGET_SUM = 10_000.0
@@ -24,7 +24,6 @@ _MOST_BITS = np.uint64((1 << 64) - 1)
 _DIGIT_BITS = 11
 _DIGIT_BITS_OF_FEW = 8
 _FEW_GENES = 1000
-_BLOCKS_PER_THREAD = 4
 _SMALLEST_BLOCK = 16
 
 
@@ -139,8 +138,7 @@ def encode_counts(
     lengths = np.zeros(cells, dtype=np.int64)
     genes = np.zeros(cells, dtype=np.int32)
 
-    def encode_block(block: tuple[int, int]) -> None:
-        first, last = block
+    def encode_block(first: int, last: int) -> None:
         _encode_cells(
             data, indices, indptr, totals, columns.tokens, columns.inverse_medians,
             columns.repeated, columns.max_length, columns.cls_id, columns.eos_id, first, last,
@@ -150,18 +148,11 @@ def encode_counts(
 
     # Threads of our own over a kernel that holds no lock: numba's parallel loops are not safe to
     # call from several threads at once, nor in a process forked after their first use.
-    blocks = _blocks(cells, cores() if threads is None else threads)
+    blocks = spans(cells, threads, _SMALLEST_BLOCK) or [(0, 0)]
     for_each(encode_block, blocks, threads)
     offsets = _offsets(lengths)
     used = [tokens[room[a] : room[a] + offsets[b] - offsets[a]] for a, b in blocks]
     return RankEncodings(used[0] if len(used) == 1 else np.concatenate(used), offsets, genes)
-
-
-def _blocks(cells: int, threads: int) -> list[tuple[int, int]]:
-    """First cells and ends of blocks, several for each thread so that none waits long."""
-    size = max(_SMALLEST_BLOCK, -(-cells // (threads * _BLOCKS_PER_THREAD)), 1)
-    size = cells if threads == 1 else size
-    return [(first, min(first + size, cells)) for first in range(0, cells, size)] or [(0, 0)]
 
 
 def compiled(function: Callable) -> Callable:
@@ -295,19 +286,17 @@ def _rank(scratch, n, wanted, highest, lowest):
 
 
 @compiled
-def _gather(
-    data, indices, start, stop, inverse_total, column_tokens, inverse_medians, scratch
-):  # fmt: skip
+def _gather(counts, columns, inverse_total, column_tokens, inverse_medians, scratch):
     """Collects one cell's genes in column order; returns their number, highest and lowest bits."""
     bits = scratch.values.view(np.uint64)
     highest, lowest = np.uint64(0), _MOST_BITS
     n = 0
-    for entry in range(start, stop):
-        column = indices[entry]
+    for entry in range(len(counts)):
+        column = np.uint32(columns[entry])
         token = column_tokens[column]
-        if token < 0 or data[entry] == 0:
+        if token < 0 or counts[entry] == 0:
             continue
-        value = data[entry] * inverse_total * TARGET_SUM
+        value = counts[entry] * inverse_total * TARGET_SUM
         scratch.values[n] = value * inverse_medians[column]
         scratch.tokens[n] = token
         highest, lowest = max(highest, bits[n]), min(lowest, bits[n])
@@ -316,22 +305,20 @@ def _gather(
 
 
 @compiled
-def _gather_summed(
-    data, indices, start, stop, inverse_total, column_tokens, inverse_medians, scratch
-):  # fmt: skip
+def _gather_summed(counts, columns, inverse_total, column_tokens, inverse_medians, scratch):
     """As `_gather`; counts of columns of the same gene are summed at the first one's place."""
     place = scratch.place_of_token
     n = 0
-    for entry in range(start, stop):
-        column = indices[entry]
+    for entry in range(len(counts)):
+        column = np.uint32(columns[entry])
         token = column_tokens[column]
-        if token < 0 or data[entry] == 0:
+        if token < 0 or counts[entry] == 0:
             continue
         if place[token] >= 0:
-            scratch.values[place[token]] += data[entry]
+            scratch.values[place[token]] += counts[entry]
             continue
         place[token] = n
-        scratch.values[n] = data[entry]
+        scratch.values[n] = counts[entry]
         scratch.factors[n] = inverse_medians[column]
         scratch.tokens[n] = token
         n += 1
@@ -355,15 +342,17 @@ def _encode_cells(
     at = 0
     for cell in range(first, last):
         begin = at
-        start, stop = indptr[cell], indptr[cell + 1]
+        # Positions from 0 on, and columns without a sign, spare a check of each.
+        counts = data[indptr[cell] : indptr[cell + 1]]
+        columns = indices[indptr[cell] : indptr[cell + 1]]
         inverse_total = 1.0 / totals[cell] if totals[cell] != 0 else 0.0
         if repeated:
             n, highest, lowest = _gather_summed(
-                data, indices, start, stop, inverse_total, column_tokens, inverse_medians, scratch
+                counts, columns, inverse_total, column_tokens, inverse_medians, scratch
             )
         else:
             n, highest, lowest = _gather(
-                data, indices, start, stop, inverse_total, column_tokens, inverse_medians, scratch
+                counts, columns, inverse_total, column_tokens, inverse_medians, scratch
             )
         genes[cell] = n
         if n == 0:

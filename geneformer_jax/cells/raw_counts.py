@@ -58,11 +58,13 @@ def as_raw_counts(rows: sparse.csr_matrix, place: Place) -> RawCounts:
         raise InputError(f"{place.matrix}: holds {rows.data.dtype}, but raw counts are numbers")
     data = _in_a_common_type(rows.data)
     indices, indptr = (each.astype(np.int32, copy=False) for each in (rows.indices, rows.indptr))
-    whole, sums = np.empty(len(data), np.int32), np.zeros(rows.shape[0])
+    is_whole = data.dtype == np.int32
+    whole, sums = np.empty(0 if is_whole else len(data), np.int32), np.zeros(rows.shape[0])
     sound, in_order, zeros = _check(data, indices, indptr, whole, sums)
     if not sound:
         raise _not_raw(rows, place)
-    counts = sparse.csr_matrix((whole, indices, indptr), shape=rows.shape)
+    data = data if is_whole else whole
+    counts = sparse.csr_matrix((data, indices, indptr), shape=rows.shape)
     counts.has_canonical_format = in_order
     if not in_order:
         counts = _add_duplicates(counts, place)
@@ -85,24 +87,30 @@ def _in_a_common_type(data: np.ndarray) -> np.ndarray:
 
 @compiled
 def _check(data, indices, indptr, whole, sums):
-    """Fills `whole` and `sums`; says whether all is sound, canonical, and how many are zero."""
-    in_order, zeros = True, 0
+    """Fills `whole` and `sums`; says whether all is sound, canonical, and how many are zero.
+
+    `whole` is empty where the data are int32 already.
+    """
+    steps_back, zeros, copied = 0, 0, len(whole) > 0
     for row in range(len(sums)):
-        total, last = np.int64(0), np.int32(-1)
-        for entry in range(indptr[row], indptr[row + 1]):
-            value = data[entry]
-            if not (value >= 0 and value <= _MOST):
-                return False, in_order, zeros
-            count = np.int32(value)
-            if count != value:
-                return False, in_order, zeros
-            whole[entry] = count
-            total += count
+        first, end = indptr[row], indptr[row + 1]
+        total, wrong = np.int64(0), 0
+        values, columns, counts = data[first:end], indices[first:end], whole[first:end]
+        # No way out, and positions from 0 on: so the compiler can take many entries at a time.
+        for i in range(end - first):
+            value = values[i]
+            count = np.int32(value if value >= 0 and value <= _MOST else 0)
+            wrong += count != value
             zeros += count == 0
-            in_order &= indices[entry] > last
-            last = indices[entry]
+            total += count
+            if copied:
+                counts[i] = count
+        for i in range(end - first - 1):
+            steps_back += columns[i + 1] <= columns[i]
+        if wrong:
+            return False, False, zeros
         sums[row] = total
-    return True, in_order, zeros
+    return True, steps_back == 0, zeros
 
 
 def _add_duplicates(counts: sparse.csr_matrix, place: Place) -> sparse.csr_matrix:

@@ -67,8 +67,8 @@ def encode_records(features: Mapping[str, ByteRows]) -> list[bytes]:
     records = np.empty(ends[-1] if len(ends) else 0, np.uint8)
     for part in parts:
         _put(part.content, part.starts, part.sizes, records, at)
-    content = records.tobytes()
-    return [content[start:end] for start, end in zip(starts, ends.tolist(), strict=True)]
+    content = memoryview(records)
+    return [bytes(content[start:end]) for start, end in zip(starts, ends.tolist(), strict=True)]
 
 
 def _headers(sizes: np.ndarray, header_of: Callable[[int], bytes]) -> _Part:
@@ -84,9 +84,12 @@ def _headers(sizes: np.ndarray, header_of: Callable[[int], bytes]) -> _Part:
 def _put(content, starts, sizes, into, at):
     """Copies one part of each record to its place, and moves that place on."""
     for row in range(len(sizes)):
-        for i in range(sizes[row]):
-            into[at[row] + i] = content[starts[row] + i]
-        at[row] += sizes[row]
+        # Positions from 0 on, which cannot be negative, let the compiler copy in blocks.
+        start, size = starts[row], sizes[row]
+        source, target = content[start : start + size], into[at[row] : at[row] + size]
+        for i in range(size):
+            target[i] = source[i]
+        at[row] += size
 
 
 def decode_tokens(record: bytes) -> np.ndarray:

@@ -1,11 +1,10 @@
 """Work on several cores by threads, for what holds no lock of Python's (compiled kernels, zlib)."""
 
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import TypeVar
 
-T = TypeVar("T")
+_SPANS_PER_THREAD = 4
 
 
 def cores() -> int:
@@ -13,17 +12,28 @@ def cores() -> int:
     return len(os.sched_getaffinity(0))
 
 
-def for_each(work: Callable[[T], object], items: Iterable[T], threads: int | None = None) -> None:
-    """Calls `work` on every item, in up to `threads` threads (all cores if None).
+def spans(count: int, threads: int | None = None, smallest: int = 1) -> list[tuple[int, int]]:
+    """Cuts 0 .. count into spans (first, end), several per thread so that none waits long.
 
-    Raises what `work` raised for the first item on which it failed.
+    One span where one thread is enough; threads are as many as cores if None.
     """
-    items = list(items)
-    threads = min(threads or cores(), len(items))
+    threads = cores() if threads is None else threads
+    size = count if threads == 1 else max(smallest, -(-count // (threads * _SPANS_PER_THREAD)))
+    return [(first, min(first + size, count)) for first in range(0, count, max(size, 1))]
+
+
+def for_each(
+    work: Callable[[int, int], object], parts: list[tuple[int, int]], threads: int | None = None
+) -> None:
+    """Calls `work` on the (first, end) of every span, in up to `threads` threads (cores if None).
+
+    Raises what `work` raised for the first span on which it failed.
+    """
+    threads = min(cores() if threads is None else threads, len(parts))
     if threads <= 1:
-        for item in items:
-            work(item)
+        for part in parts:
+            work(*part)
         return
     with ThreadPoolExecutor(threads) as pool:
-        for _ in pool.map(work, items):
+        for _ in pool.map(lambda part: work(*part), parts):
             pass
