@@ -1,0 +1,234 @@
+"""Figures of perturbation shifts: volcano, ranks, background, mixture, pairs, affected genes."""
+
+from collections.abc import Mapping, Sequence
+
+import matplotlib
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from scipy.stats import norm
+
+from geneformer_jax.analysis.figures import MISSING_COLOUR, PALETTE, STYLE, new_figure
+from geneformer_jax.analysis.shift_mixture import Mixture
+
+_MAIN, _STRONG, _DARK = PALETTE[11], PALETTE[8], "#222222"
+_NAMED = 16
+_MOST_PAIRED = 40
+_LOWEST_RATE = 1e-300
+_NAME_LETTERS = 24
+
+
+def volcano_figure(table: pd.DataFrame, shift: str, rate: str, labels: Mapping[str, str]) -> Figure:
+    """Draws effect against significance, the significant edits coloured and the first ones named.
+
+    Args:
+      table: a ranked table with Gene_name, Sig and the two columns.
+      shift: column of the horizontal axis.
+      rate: column of p-values or FDR, drawn as -log10; edits without one are left out.
+      labels: words for the axes, by column.
+    """
+    shown = table[table[rate].notna() & table[shift].notna()]
+    height = -np.log10(np.maximum(shown[rate].to_numpy(float), _LOWEST_RATE))
+    significant = shown["Sig"].to_numpy() == 1
+    with matplotlib.rc_context(STYLE):
+        figure = new_figure(7.2, 4.8)
+        axes = figure.add_subplot()
+        x = shown[shift].to_numpy(float)
+        for chosen, colour, name in (
+            (~significant, MISSING_COLOUR, "not significant"),
+            (significant, _STRONG, "FDR < 0.05"),
+        ):
+            words = f"{name} ({chosen.sum():,})"
+            axes.scatter(x[chosen], height[chosen], s=16, c=colour, lw=0, label=words,
+                         rasterized=True)  # fmt: skip
+        axes.axvline(0, color=_DARK, lw=0.8, ls=":")
+        axes.set(xlabel=labels[shift], ylabel=labels[rate], ylim=(0, None))
+        axes.margins(x=0.05)
+        named = np.argsort(-height, kind="stable")[:_NAMED]
+        named = named[significant[named]] if significant.any() else named
+        _name_points(axes, x[named], height[named], shown["Gene_name"].iloc[named])
+        axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2)
+    return figure
+
+
+def ranked_figure(table: pd.DataFrame, shift: str, chosen: pd.Series, labels: Sequence[str]):
+    """Draws all edits by the rank of their shift; the lowest and highest eight are named.
+
+    Args:
+      table: with Gene_name and the column `shift`.
+      shift: column of the vertical axis.
+      chosen: bool [rows], which to colour.
+      labels: words for the vertical axis and for the coloured ones.
+    """
+    known = table[shift].notna()
+    shown = table[known].assign(chosen=chosen[known]).sort_values(shift, kind="stable")
+    ranks, values = np.arange(1, len(shown) + 1), shown[shift].to_numpy(float)
+    coloured = shown["chosen"].to_numpy(bool)
+    with matplotlib.rc_context(STYLE):
+        figure = new_figure(7.2, 4.8)
+        axes = figure.add_subplot()
+        axes.scatter(ranks[~coloured], values[~coloured], s=14, c=_MAIN, lw=0,
+                     label=f"other ({(~coloured).sum():,})", rasterized=True)  # fmt: skip
+        axes.scatter(ranks[coloured], values[coloured], s=18, c=_STRONG, lw=0,
+                     label=f"{labels[1]} ({coloured.sum():,})", rasterized=True)  # fmt: skip
+        axes.set(xlabel="rank", ylabel=labels[0])
+        axes.xaxis.set_major_formatter("{x:,.0f}")
+        half = min(_NAMED // 2, len(shown) // 2)
+        named = np.r_[0:half, len(shown) - half : len(shown)]
+        _name_points(axes, ranks[named], values[named], shown["Gene_name"].iloc[named])
+        axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2)
+    return figure
+
+
+def background_figure(
+    background: np.ndarray, values: Mapping[str, np.ndarray], labels: Sequence[str]
+) -> Figure:
+    """Draws the cells of some edits as dots below the distribution they are compared with.
+
+    Args:
+      background: [N] shifts that edits are compared with.
+      values: name of an edit -> its shifts, one per cell; a bar marks the mean.
+      labels: words for the horizontal axis and for the background.
+    """
+    everything = np.concatenate([background, *values.values()])
+    low, high = np.quantile(everything, [0.002, 0.998])
+    pad = 0.04 * (high - low or 1.0)
+    with matplotlib.rc_context(STYLE):
+        figure = new_figure(7.2, 2.2 + 0.32 * len(values))
+        above, below = figure.subplots(2, 1, sharex=True, height_ratios=(1.6, 0.32 * len(values)))
+        bins = np.linspace(low - pad, high + pad, 61)
+        above.hist(background, bins, color=MISSING_COLOUR)
+        above.set(ylabel="shifts")
+        above.set_title(labels[1], loc="left")
+        above.yaxis.set_major_formatter("{x:,.0f}")
+        rng = np.random.default_rng(0)
+        for row, each in enumerate(values.values()):
+            shown = each if len(each) <= 500 else rng.choice(each, 500, replace=False)
+            jitter = row + rng.uniform(-0.22, 0.22, len(shown))
+            below.scatter(shown, jitter, s=10, c=_MAIN, alpha=0.7, lw=0, rasterized=True)
+            below.plot([each.mean()] * 2, [row - 0.38, row + 0.38], color=_STRONG, lw=2.2)
+        names = [f"{_short(name)} ({len(each):,})" for name, each in values.items()]
+        below.set_yticks(range(len(values)), names)
+        below.set(xlabel=labels[0], xlim=(low - pad, high + pad), ylim=(len(values) - 0.4, -0.6))
+        below.tick_params(axis="y", length=0)
+        for axes in (above, below):
+            axes.axvline(background.mean(), color=_DARK, lw=1, ls=":")
+    return figure
+
+
+def mixture_figure(means: np.ndarray, fitted: Mixture, label: str) -> Figure:
+    """Draws the mean shifts of edits [edits] and the two components fitted to them."""
+    with matplotlib.rc_context(STYLE):
+        figure = new_figure(7.2, 3.8)
+        axes = figure.add_subplot()
+        bins = min(60, max(12, len(means) // 8))
+        counts, edges, _ = axes.hist(means, bins, color=MISSING_COLOUR, label="edits")
+        x = np.linspace(edges[0], edges[-1], 400)
+        area = counts.sum() * (edges[1] - edges[0])
+        names, colours = ("impact", "no impact"), (_STRONG, _MAIN)
+        for i, (name, colour) in enumerate(zip(names, colours, strict=True)):
+            density = norm.pdf(x, fitted.means[i], fitted.deviations[i]) * fitted.weights[i]
+            words = f"{name}: mean {fitted.means[i]:.4g}, {fitted.weights[i]:.0%} of edits"
+            axes.plot(x, area * density, color=colour, lw=2, label=words)
+        # A component much narrower than a bar would squeeze the bars to the floor.
+        axes.set_ylim(0, 1.25 * counts.max())
+        axes.set(xlabel=label, ylabel="edits")
+        axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3)
+    return figure
+
+
+def pairs_figure(table: pd.DataFrame, column: str, label: str) -> Figure | None:
+    """Draws a column of a table of pairs as a heat map of genes by genes.
+
+    With more than 40 genes those of the strongest pairs are shown. Pairs never edited are grey.
+
+    Args:
+      table: of `combinations`.
+      column: what to draw; 0 is white.
+      label: words for the colour bar.
+
+    Returns:
+      The figure, or None where there are no pairs of at least three genes on both sides, as with
+      one anchor, where a ranked figure says it all.
+    """
+    pairs = table[table["Ensembl_ID"].str.count(r"\+") == 1]
+    ids = pairs["Ensembl_ID"].str.split("+", expand=True)
+    symbols = pairs["Gene_name"].str.split("+", expand=True)
+    if len(pairs) < 3 or min(ids[0].nunique(), ids[1].nunique()) < 2:
+        return None
+    strength = pd.concat([pairs[column].abs().set_axis(ids[side]) for side in (0, 1)])
+    genes = strength.groupby(level=0).max().nlargest(_MOST_PAIRED).index.sort_values()
+    names = dict(zip(pd.concat([ids[0], ids[1]]), pd.concat([symbols[0], symbols[1]]), strict=True))
+    matrix = pd.DataFrame(np.nan, genes, genes)
+    for first, second, value in zip(ids[0], ids[1], pairs[column], strict=True):
+        if first in genes and second in genes:
+            matrix.loc[first, second] = matrix.loc[second, first] = value
+    limit = float(np.nanmax(np.abs(matrix.to_numpy()))) or 1.0
+    side = max(4.0, 0.24 * len(genes) + 1.6)
+    with matplotlib.rc_context(STYLE):
+        figure = new_figure(side + 1.4, side)
+        axes = figure.add_subplot()
+        colours = matplotlib.colormaps["RdBu_r"].with_extremes(bad="#dddddd")
+        image = axes.imshow(matrix, cmap=colours, vmin=-limit, vmax=limit, interpolation="none")
+        ticks, words = range(len(genes)), [_short(names[gene]) for gene in genes]
+        axes.set_xticks(ticks, words, rotation=90, fontsize=9, fontstyle="italic")
+        axes.set_yticks(ticks, words, fontsize=9, fontstyle="italic")
+        axes.tick_params(length=0)
+        axes.spines[:].set_visible(False)
+        figure.colorbar(image, ax=axes, label=label, shrink=0.7)
+    return figure
+
+
+def affected_figure(table: pd.DataFrame, edit: str, most: int = 25) -> Figure:
+    """Draws the genes that one edit moves farthest: mean over cells and standard deviation.
+
+    Args:
+      table: rows of `aggregate_gene_shifts` of this edit.
+      edit: its symbol.
+      most: genes to show.
+    """
+    shown = table.nsmallest(most, "Cosine_sim_mean")
+    rows = np.arange(len(shown))
+    with matplotlib.rc_context(STYLE):
+        figure = new_figure(7.2, 1.2 + 0.26 * len(shown))
+        axes = figure.add_subplot()
+        mean, spread = shown["Cosine_sim_mean"], shown["Cosine_sim_stdev"]
+        axes.hlines(rows, mean - spread, np.minimum(mean + spread, 1), color=MISSING_COLOUR, lw=3)
+        axes.plot(mean, rows, "o", color=_STRONG, ms=6)
+        names = [
+            f"{_short(name)} ({cells:,})"
+            for name, cells in zip(shown["Affected_gene_name"], shown["N_Detections"], strict=True)
+        ]
+        axes.set_yticks(rows, names)
+        axes.set(
+            ylim=(len(shown) - 0.4, -0.6),
+            xlabel="cosine similarity of the gene before and after (mean, standard deviation)",
+            title=f"Genes that editing {_short(edit)} moves farthest (cells)",
+        )
+        axes.tick_params(axis="y", length=0)
+        axes.grid(axis="x", color="#e3e6ec", lw=0.8)
+        axes.set_axisbelow(True)
+    return figure
+
+
+def _name_points(axes: Axes, x: np.ndarray, y: np.ndarray, names: Sequence[str]) -> None:
+    """Writes the names of points in a column on the right, joined to them by thin lines."""
+    order = np.argsort(-np.asarray(y), kind="stable")
+    places = np.linspace(0.98, 0.02, len(order)) if len(order) > 1 else np.array([0.9])
+    for place, point in zip(places, order, strict=True):
+        axes.annotate(
+            _short(list(names)[point]),
+            (x[point], y[point]),
+            (1.04, place),
+            textcoords="axes fraction",
+            fontsize=9,
+            fontstyle="italic",
+            va="center",
+            arrowprops={"arrowstyle": "-", "color": "#9a9fab", "lw": 0.6, "shrinkB": 2},
+            annotation_clip=False,
+        )
+
+
+def _short(name: str) -> str:
+    return name if len(name) <= _NAME_LETTERS else name[: _NAME_LETTERS - 1] + "…"

@@ -1,0 +1,190 @@
+"""The tables of a perturbation, read a piece at a time."""
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from geneformer_jax.common.errors import InputError, did_you_mean
+from geneformer_jax.common.provenance import FILE_NAME
+
+SHIFTS, GENE_SHIFTS, GENE_SHIFT_MEANS = "shifts", "gene_shifts", "gene_shift_means.parquet"
+STATE_SHIFT = "state_shift"
+# The original's "cell_emb" is the first that a run has of these.
+COSINES = ("mean_gene_cosine", "cls_cosine", "cell_cosine")
+_MEANS = {
+    "perturbed_symbol": "Gene_name",
+    "perturbed": "Ensembl_ID",
+    "affected_symbol": "Affected_gene_name",
+    "affected": "Affected_Ensembl_ID",
+    "mean": "Cosine_sim_mean",
+    "sd": "Cosine_sim_stdev",
+    "n": "N_Detections",
+}
+_DAMAGED = (pa.ArrowException, OSError, UnicodeDecodeError)
+_PIECE_ROWS = 1 << 18
+
+
+class ShiftRows:
+    """Rows of one folder of parquet files as DataFrames, a piece at a time, as often as wanted.
+
+    Args:
+      folder: holds part-*.parquet.
+      columns: names of those to read.
+      where: read only rows with this value in this column, for each of its entries.
+      genes_in_edit: read only edits of so many genes; 0 reads all.
+
+    Raises:
+      InputError: the folder is missing or empty, a file is damaged, or a column is missing.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        columns: Sequence[str],
+        where: dict[str, str] | None = None,
+        genes_in_edit: int = 0,
+    ):
+        self._parts = parts_of(folder)
+        for part in self._parts:
+            missing = sorted({*columns, *(where or {})} - set(_schema(part).names))
+            if missing:
+                raise InputError(
+                    f"{part} has no column {', '.join(missing)}; name a folder that perturb wrote"
+                )
+        self._columns, self._where = list(columns), dict(where or {})
+        self._genes_in_edit = genes_in_edit
+
+    def __iter__(self) -> Iterator[pd.DataFrame]:
+        for part in self._parts:
+            try:
+                yield from self._pieces(part)
+            except _DAMAGED as error:
+                raise _damaged(part) from error
+
+    def _pieces(self, part: Path) -> Iterator[pd.DataFrame]:
+        with pq.ParquetFile(part, page_checksum_verification=True) as file:
+            columns = sorted({*self._columns, *self._where})
+            for batch in file.iter_batches(_PIECE_ROWS, columns=columns):
+                table = pa.table(batch)
+                for name, value in self._where.items():
+                    table = table.filter(pc.equal(table[name].cast(pa.string()), value))
+                piece = table.select(self._columns).to_pandas()
+                if self._genes_in_edit:
+                    piece = piece[_edit_sizes(piece["perturbed"]) == self._genes_in_edit]
+                if len(piece):
+                    yield piece
+
+
+def parts_of(folder: Path) -> list[Path]:
+    """Returns the parquet files of a folder of tables, in their order.
+
+    Raises:
+      InputError: the folder is missing or empty.
+    """
+    parts = sorted(folder.glob("part-*.parquet"))
+    if not parts:
+        run = folder.parent.resolve()
+        unfinished = run.with_name(run.name + ".parts").is_dir()
+        remedy = (
+            "its perturbation is not finished: run it again with the same arguments"
+            if unfinished
+            else f"name a folder that perturb wrote{_gene_remedy(folder)}"
+        )
+        raise InputError(f"there are no tables {folder.name}/part-*.parquet in {folder.parent}; "
+                         f"{remedy}")  # fmt: skip
+    return parts
+
+
+def choose_measure(folder: Path, wanted: str, usual: Sequence[str]) -> str:
+    """Returns the measure `wanted`, or if "" the first of `usual` that the tables hold.
+
+    Raises:
+      InputError: the tables do not hold it.
+    """
+    part = parts_of(folder / SHIFTS)[0]
+    try:
+        held = pq.read_table(part, columns=["measure"])["measure"].unique().to_pylist()
+    except _DAMAGED as error:
+        raise _damaged(part) from error
+    chosen = [wanted] if wanted else [name for name in usual if name in held][:1]
+    if not chosen or chosen[0] not in held:
+        asked = wanted or " or ".join(usual)
+        raise InputError(
+            f"the tables in {folder} hold no {asked}{did_you_mean(asked, held)}; they hold "
+            f"{', '.join(sorted(held))}"
+        )
+    return chosen[0]
+
+
+def edit_kind(folder: Path) -> str:
+    """Returns what was done to the genes: delete, overexpress..."""
+    part = parts_of(folder / SHIFTS)[0]
+    try:
+        return str(pq.ParquetFile(part).read_row_group(0, columns=["edit"])["edit"][0])
+    except (*_DAMAGED, IndexError) as error:
+        raise _damaged(part) from error
+
+
+def states_of(story: dict[str, Any]) -> tuple[str, tuple[str, ...]]:
+    """Returns (goal state, alternative states) of a perturbation's story, ("", ()) without."""
+    states = story.get("counts", {}).get("states") or {}
+    return states.get("goal") or "", tuple(states.get("alternatives") or ())
+
+
+def read_story(folder: Path) -> dict[str, Any]:
+    """Returns provenance.json of a perturbation.
+
+    Raises:
+      InputError: it is missing or damaged.
+    """
+    path = folder / FILE_NAME
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"{path} is missing or damaged; name a folder that perturb wrote"
+        ) from error
+
+
+def read_gene_means(folder: Path) -> Iterator[pd.DataFrame]:
+    """Yields the running means of gene shifts as pieces of the table `aggregate_gene_shifts`.
+
+    Raises:
+      InputError: the file is missing or damaged.
+    """
+    path = folder / GENE_SHIFT_MEANS
+    try:
+        with pq.ParquetFile(path, page_checksum_verification=True) as file:
+            for batch in file.iter_batches(_PIECE_ROWS, columns=list(_MEANS)):
+                piece = batch.to_pandas().rename(columns=_MEANS).astype({"N_Detections": np.int64})
+                yield piece.assign(Affected=piece["Affected_Ensembl_ID"].astype(str))
+    except (*_DAMAGED, KeyError) as error:
+        raise _damaged(path) from error
+
+
+def _edit_sizes(perturbed: pd.Series) -> np.ndarray:
+    """int [rows], the genes of each edit."""
+    codes, distinct = pd.factorize(perturbed)
+    return np.array([name.count("+") + 1 for name in distinct], int)[codes]
+
+
+def _schema(part: Path) -> pa.Schema:
+    try:
+        return pq.read_schema(part)
+    except _DAMAGED as error:
+        raise _damaged(part) from error
+
+
+def _damaged(path: Path) -> InputError:
+    return InputError(f"{path} is damaged or no parquet table; run the perturbation again")
+
+
+def _gene_remedy(folder: Path) -> str:
+    return " with gene shifts" if folder.name == GENE_SHIFTS else ""

@@ -1,0 +1,215 @@
+"""Statistics of a finished perturbation: tables, figures and a page to read, in its folder.
+
+`run_statistics` is what the perturb door calls, and what a notebook calls on its output.
+"""
+
+import contextlib
+import dataclasses
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.parquet as pq
+
+from geneformer_jax.analysis.figures import save_figure
+from geneformer_jax.analysis.report import Report
+from geneformer_jax.analysis.shift_files import SHIFTS
+from geneformer_jax.analysis.shift_modes import MODES, Drawing, Options, Outcome
+from geneformer_jax.analysis.shift_statistics import BACKGROUND, SEED
+from geneformer_jax.common.errors import InputError, did_you_mean
+from geneformer_jax.common.files import write_aside
+from geneformer_jax.common.provenance import FILE_NAME, describe_run
+
+STATISTICS = "statistics"
+_ROWS_SHOWN = 1_000
+# Options that only some modes take.
+_ONLY = {
+    "null": ("vs_null",),
+    "goal": ("goal_state_shift",),
+    "alternatives": ("goal_state_shift",),
+    "without_own": ("goal_state_shift",),
+    "anchor": ("mixture_model", "aggregate_gene_shifts"),
+    "state": ("vs_null", "mixture_model", "aggregate", "combinations"),
+}
+
+
+def run_statistics(
+    folder: Path | str,
+    mode: str,
+    *,
+    null: Path | str = "",
+    goal: str = "",
+    alternatives: Sequence[str] | None = None,
+    measure: str = "",
+    state: str = "",
+    anchor: str = "",
+    without_own: bool = False,
+    background: int = BACKGROUND,
+    seed: int = SEED,
+    set_size: int = 0,
+    report: Report | None = None,
+) -> list[Path]:
+    """Computes one statistic of a perturbation and writes it into the folder `statistics` there.
+
+    Writes <mode>.parquet, <mode>.csv, <mode>_<figure>.png and .pdf, <mode>.html (all of it on one
+    page) and the mode's entry in provenance.json. Each file appears whole or not at all, and those
+    of an earlier call with the same mode are replaced.
+
+    Args:
+      folder: what `perturb` wrote.
+      mode: goal_state_shift, vs_null, mixture_model, aggregate, aggregate_gene_shifts or
+        combinations; the functions of these names in `shift_statistics`, `shift_mixture` and
+        `shift_combinations` tell what they compute.
+      null: for vs_null: the perturbation of other cells to compare with.
+      goal: for goal_state_shift: the goal state, by default the perturbation's.
+      alternatives: for goal_state_shift: further states, by default the perturbation's.
+      measure: by default state_shift for goal_state_shift, else the first there is of
+        mean_gene_cosine (the original's), cls_cosine and cell_cosine.
+      state: the state, if the measure has states; by default the goal state, and for aggregate all.
+      anchor: one edit (gene id): for mixture_model, divide the genes that it affects instead of the
+        edits; for aggregate_gene_shifts, the edit to draw.
+      without_own: for goal_state_shift: compare an edit with a background that it is not part of.
+      background: most rows of the background of goal_state_shift; more are sampled.
+      seed: of that sample.
+      set_size: only edits of so many genes; 0 takes all, and so compares pairs with single genes
+        where a perturbation has both.
+      report: a report to which the statistic is added as well.
+
+    Returns:
+      The files written.
+
+    Raises:
+      InputError: unknown mode, no or damaged tables, tables without what the mode needs, a state
+        that is absent, too few cells or edits, or an option that the mode does not take.
+    """
+    if mode not in MODES:
+        raise InputError(f'there is no statistic "{mode}"{did_you_mean(mode, MODES)}; choose from '
+                         f"{', '.join(MODES)}")  # fmt: skip
+    alternatives = None if alternatives is None else tuple(alternatives)
+    options = Options(str(null), goal, alternatives, measure, state, anchor, without_own,
+                      background, seed, set_size)  # fmt: skip
+    _check(mode, options)
+    folder = Path(folder)
+    outcome = MODES[mode](folder, options)
+    target = folder / STATISTICS
+    target.mkdir(exist_ok=True)
+    written, heads = [], {}
+    for name, pieces in outcome.tables.items():
+        files, heads[name] = _write_table(target / name, pieces)
+        written += files
+    drawings = list(outcome.drawings())
+    for drawing in drawings:
+        written += save_figure(drawing.figure, target / f"{mode}_{drawing.name}")
+    _remove_others(target, mode, written)
+    story = _story(folder, mode, options, outcome, {name: head[1] for name, head in heads.items()})
+    page = Report(_title(mode), f"Statistics of the perturbation {folder.name}.")
+    for each in (page, report):
+        if each:
+            _add(each, mode, outcome, drawings, heads)
+    page.provenance(story)
+    page.write(target / f"{mode}.html")
+    _record(target / FILE_NAME, mode, story)
+    return [*written, target / f"{mode}.html", target / FILE_NAME]
+
+
+def _check(mode: str, options: Options) -> None:
+    defaults = Options()
+    for name, modes in _ONLY.items():
+        value = getattr(options, name)
+        if value != getattr(defaults, name) and mode not in modes:
+            raise InputError(f"{name} = {value} has no meaning for {mode}, only for "
+                             f"{', '.join(modes)}; leave it out")  # fmt: skip
+    for name, least in (("background", 1), ("set_size", 0), ("seed", 0)):
+        value = getattr(options, name)
+        if value < least:
+            raise InputError(f"{name} is {value}, but must be at least {least}")
+
+
+def _write_table(
+    stem: Path, pieces: Iterable[pd.DataFrame]
+) -> tuple[list[Path], tuple[pd.DataFrame, int]]:
+    """Writes pieces as one parquet and one csv; returns the files and (first rows, all rows)."""
+    paths = [stem.with_name(f"{stem.name}.parquet"), stem.with_name(f"{stem.name}.csv")]
+    first: list[pd.DataFrame] = []
+    rows = 0
+    with contextlib.ExitStack() as stack:
+        asides = [stack.enter_context(write_aside(path)) for path in paths]
+        with contextlib.ExitStack() as open_files:
+            writers: list[Any] = []
+            for piece in pieces:
+                table = _plain(pa.Table.from_pandas(piece, preserve_index=False))
+                if not writers:
+                    parquet = pq.ParquetWriter(asides[0], table.schema, compression="zstd")
+                    csv = pyarrow.csv.CSVWriter(asides[1], table.schema)
+                    writers = [open_files.enter_context(each) for each in (parquet, csv)]
+                for writer in writers:
+                    writer.write_table(table.cast(writers[0].schema))
+                if rows < _ROWS_SHOWN:
+                    first.append(piece.head(_ROWS_SHOWN - rows))
+                rows += len(piece)
+    return paths, (pd.concat(first, ignore_index=True), rows)
+
+
+def _plain(table: pa.Table) -> pa.Table:
+    """The table with its categories as text, and without pandas' own notes."""
+    fields = [
+        pa.field(field.name, pa.string() if _is_text(field.type) else field.type)
+        for field in table.schema
+    ]
+    return table.cast(pa.schema(fields))
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    return pa.types.is_dictionary(kind) or pa.types.is_large_string(kind) or pa.types.is_null(kind)
+
+
+def _remove_others(target: Path, mode: str, written: Sequence[Path]) -> None:
+    """Removes figures of an earlier call that this one did not draw again."""
+    other_modes = [f"{name}_" for name in MODES if name.startswith(f"{mode}_")]
+    for suffix in ("png", "pdf"):
+        for path in target.glob(f"{mode}_*.{suffix}"):
+            if path not in written and not path.name.startswith(tuple(other_modes)):
+                path.unlink()
+
+
+def _add(
+    report: Report,
+    mode: str,
+    outcome: Outcome,
+    drawings: Sequence[Drawing],
+    heads: dict[str, tuple[pd.DataFrame, int]],
+) -> None:
+    """Adds text, figures and the first rows of the main table to a report."""
+    report.section(_title(mode), outcome.text)
+    for drawing in drawings:
+        report.figure(drawing.figure, drawing.caption)
+    head, rows = heads[mode]
+    shown = "" if rows == len(head) else f" The first {len(head):,} of {rows:,} rows."
+    report.table(head, f"{_title(mode)}: all of it is in {STATISTICS}/{mode}.csv.{shown}")
+
+
+def _title(mode: str) -> str:
+    return f"Statistics: {mode.replace('_', ' ')}"
+
+
+def _story(
+    folder: Path, mode: str, options: Options, outcome: Outcome, rows: dict[str, int]
+) -> dict[str, Any]:
+    asked = {**dataclasses.asdict(options), **outcome.used, "folder": folder, "mode": mode}
+    inputs = [folder / SHIFTS, *([Path(options.null) / SHIFTS] if options.null else [])]
+    return describe_run("statistics", asked, inputs, {"rows": rows})
+
+
+def _record(path: Path, mode: str, story: dict[str, Any]) -> None:
+    """Puts the mode's story beside those of other modes."""
+    stories: dict[str, Any] = {}
+    if path.exists():
+        with contextlib.suppress(ValueError):
+            stories = json.loads(path.read_text(encoding="utf-8"))
+    stories[mode] = story
+    with write_aside(path) as aside:
+        aside.write_text(json.dumps(stories, indent=2, default=str) + "\n", encoding="utf-8")

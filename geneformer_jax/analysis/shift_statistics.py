@@ -1,0 +1,395 @@
+"""Statistics of perturbation shifts: which edits move cells, and where to.
+
+Pure functions of tables that come a piece at a time. `Pieces` is anything that can be iterated
+again and again over DataFrames: a list with one DataFrame (as `perturb_cells` returns), or a reader
+of files (`shift_files.ShiftRows`). Each piece has one row for each cell and edit:
+
+- `cell`: id of the cell.
+- `perturbed`, `perturbed_symbol`: gene id and symbol of the edit, those of a set joined by "+".
+- `state`: the cell state that the shift is towards, "" where there is none.
+- `value`: the shift: a cosine similarity (1 = nothing moved), or with states its change (0 =
+  nothing moved).
+
+Columns have the original's names where it has such a table. Its columns of token numbers (Gene,
+Perturbed) are left out. Columns with `effect_size` are ours: rank-biserial correlations, from -1
+(every value below all it is compared with) to 1.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+
+import numpy as np
+import pandas as pd
+from scipy.stats import ranksums
+
+from geneformer_jax.analysis.shift_ranks import (
+    Background,
+    Moments,
+    Numbering,
+    RunningMoments,
+    RunningSample,
+    blocks_of,
+    false_discovery_rates,
+    rank_sum_test,
+)
+from geneformer_jax.common.errors import InputError, did_you_mean
+
+Pieces = Iterable[pd.DataFrame]
+
+SIGNIFICANT = 0.05
+BACKGROUND = 100_000
+SEED = 42
+CELL = "cell_emb"
+# Some 200 MB.
+_ROWS_AT_ONCE = 5_000_000
+_PAIRS_AT_ONCE = 4_000_000
+
+
+def goal_state_shift(
+    pieces: Pieces,
+    goal: str,
+    alternatives: Sequence[str] = (),
+    *,
+    without_own: bool = False,
+    background: int = BACKGROUND,
+    seed: int = SEED,
+) -> pd.DataFrame:
+    """Which edits move cells towards the goal state more, or less, than edits do by and large.
+
+    As in the original, the shifts of each edit are compared with those of all edits by a two-sided
+    rank-sum test (`rank_sum_test` tells how ties and few cells are dealt with), and p-values are
+    adjusted by Benjamini and Hochberg over the edits, for each state by itself.
+
+    Args:
+      pieces: rows of one measure, with one row for each state.
+      goal: the state that Shift_to_goal_end is towards.
+      alternatives: further states, each with columns of its own.
+      without_own: leave an edit's own rows out of the background it is compared with. The original
+        keeps them in, which pulls p-values towards 1 where there are few edits.
+      background: rows of the background; more are sampled, as the original does above 100,000.
+      seed: of that sample (see `RunningSample`).
+
+    Returns:
+      One row for each edit, the significant first, then by Shift_to_goal_end: Gene_name,
+      Ensembl_ID, Shift_to_goal_end, Shift_to_alt_end_S, Goal_end_vs_random_pval,
+      Alt_end_vs_random_pval_S, Goal_end_FDR, Alt_end_FDR_S, Goal_end_effect_size,
+      Alt_end_effect_size_S, N_Detections (cells), Sig (1 where Goal_end_FDR < 0.05). A single edit
+      has nothing to be compared with: its table has the shifts and N_Detections only.
+
+    Raises:
+      InputError: a state has no rows, or every edit was made in a single cell.
+    """
+    states = (goal, *alternatives)
+    edits, moments, samples = _survey_states(pieces, states, background, seed)
+    shifts = [moments[state].dense(len(edits)) for state in states]
+    require_cells(shifts[0].counts)
+    table = pd.DataFrame({"Gene_name": edits.symbols, "Ensembl_ID": edits.names})
+    suffixes = ["", *(f"_{state}" for state in alternatives)]
+    for end, suffix, shift in zip(_ends(states), suffixes, shifts, strict=True):
+        table[f"Shift_to_{end.lower()}_end{suffix}"] = shift.means
+    if len(edits) > 1:
+        backgrounds = {state: samples[state].background() for state in states}
+        tested = _test_states(pieces, edits, backgrounds, shifts, without_own)
+        for column, values in zip(("vs_random_pval", "FDR", "effect_size"), tested, strict=True):
+            for end, suffix, numbers in zip(_ends(states), suffixes, values, strict=True):
+                table[f"{end}_end_{column}{suffix}"] = numbers
+    table["N_Detections"] = shifts[0].counts
+    if len(edits) == 1:
+        return table
+    table["Sig"] = (table["Goal_end_FDR"] < SIGNIFICANT).astype(int)
+    return _sorted(table, {"Sig": False, "Shift_to_goal_end": False, "Goal_end_FDR": True})
+
+
+def require_cells(counts: np.ndarray) -> None:
+    """Raises InputError if no edit was made in the two cells that a test needs at the least."""
+    if counts.max() < 2:
+        raise InputError(
+            "too few cells: no edit was made in more than one cell, and a test needs at least 2; "
+            "perturb more cells, or ask for aggregate"
+        )
+
+
+def _ends(states: Sequence[str]) -> list[str]:
+    return ["Goal", *["Alt"] * (len(states) - 1)]
+
+
+def _survey_states(
+    pieces: Pieces, states: Sequence[str], background: int, seed: int
+) -> tuple[Numbering, dict[str, Moments], dict[str, RunningSample]]:
+    edits, seen = Numbering(), set()
+    moments = {state: RunningMoments() for state in states}
+    samples = {state: RunningSample(background, seed) for state in states}
+    for piece in pieces:
+        seen.update(piece["state"].unique())
+        for state, rows in _rows_of_states(piece, states):
+            values = rows["value"].to_numpy(np.float64)
+            numbers = edits.add(rows["perturbed"], rows["perturbed_symbol"])
+            moments[state].add(numbers, values)
+            samples[state].add(rows["cell"], rows["perturbed"], numbers, values)
+    for state in states:
+        if state not in seen:
+            known = ", ".join(sorted(seen - {""})) or "none"
+            raise InputError(
+                f'no shifts towards a state "{state}"{did_you_mean(state, seen)}; the tables have '
+                f"these states: {known}"
+            )
+    return edits, {state: each.result() for state, each in moments.items()}, samples
+
+
+def _rows_of_states(
+    piece: pd.DataFrame, states: Iterable[str]
+) -> Iterator[tuple[str, pd.DataFrame]]:
+    for state in states:
+        rows = piece[(piece["state"] == state).to_numpy()]
+        if len(rows):
+            yield state, rows
+
+
+def _test_states(
+    pieces: Pieces,
+    edits: Numbering,
+    backgrounds: dict[str, Background],
+    shifts: Sequence[Moments],
+    without_own: bool,
+) -> tuple[list[np.ndarray], list[np.ndarray], list[np.ndarray]]:
+    """Returns p-values, their FDR and effect sizes, each a list of [edits], one per state."""
+    below = {state: np.zeros(len(edits)) for state in backgrounds}
+    for piece in pieces:
+        for state, rows in _rows_of_states(piece, backgrounds):
+            numbers = edits.find(rows["perturbed"])
+            values = rows["value"].to_numpy(np.float64)
+            ranks = backgrounds[state].below(values)
+            if without_own:
+                ranks -= backgrounds[state].own_below(values, numbers)
+            below[state] += np.bincount(numbers, ranks, len(edits))
+    p_values, effects = [], []
+    for (state, background), shift in zip(backgrounds.items(), shifts, strict=True):
+        own = background.owned(len(edits)) if without_own else 0
+        tested = rank_sum_test(below[state], shift.counts, len(background.values) - own)
+        p_values.append(tested[0])
+        effects.append(tested[1])
+    return p_values, [false_discovery_rates(each) for each in p_values], effects
+
+
+def versus_null(test: Pieces, null: Pieces, *, rows_at_once: int = _ROWS_AT_ONCE) -> pd.DataFrame:
+    """Which edits move the test cells otherwise than the same edits move cells of a null set.
+
+    Rank-sum tests by `scipy.stats.ranksums` as in the original: two-sided, normal approximation,
+    middle ranks for ties without correction of the variance, so rough below about ten cells. An
+    edit without null cells has p = 1 and counts as a test in the adjustment, as in the original.
+
+    Args:
+      test: rows of one measure and state.
+      null: the same for other cells.
+      rows_at_once: rows held in memory; more are dealt with in several passes over the pieces.
+
+    Returns:
+      One row for each edit of `test`, the significant first, then by difference: Gene_name,
+      Ensembl_ID, Test_avg_shift, Null_avg_shift, Test_vs_null_avg_shift (their difference),
+      Test_vs_null_pval, Test_vs_null_FDR, Test_vs_null_effect_size, N_Detections_test,
+      N_Detections_null, Sig.
+
+    Raises:
+      InputError: no edit of `test` was made in `null` cells too, or each in a single cell only.
+    """
+    edits = Numbering()
+    ours, theirs = _moments(test, edits), _moments(null, edits, grow=False)
+    if not theirs.counts.any():
+        raise InputError(
+            "no edit was made in both the test and the null cells; perturb the same genes in both"
+        )
+    require_cells(np.minimum(ours.counts, theirs.counts))
+    p_values, effects = np.ones(len(edits)), np.full(len(edits), np.nan)
+    for block in blocks_of(ours.counts + theirs.counts, rows_at_once):
+        test_values, null_values = (_values_of(pieces, edits, block) for pieces in (test, null))
+        for edit in block:
+            x, y = test_values[edit - block.start], null_values[edit - block.start]
+            if len(y):
+                z, p_values[edit] = ranksums(x, y)
+                effects[edit] = z * np.sqrt((len(x) + len(y) + 1) / (3 * len(x) * len(y)))
+    table = pd.DataFrame(
+        {
+            "Gene_name": edits.symbols,
+            "Ensembl_ID": edits.names,
+            "Test_avg_shift": ours.means,
+            "Null_avg_shift": theirs.means,
+            "Test_vs_null_avg_shift": ours.means - theirs.means,
+            "Test_vs_null_pval": p_values,
+            "Test_vs_null_FDR": false_discovery_rates(p_values),
+            "Test_vs_null_effect_size": effects,
+            "N_Detections_test": ours.counts,
+            "N_Detections_null": theirs.counts,
+        }
+    )
+    table["Sig"] = (table["Test_vs_null_FDR"] < SIGNIFICANT).astype(int)
+    order = {"Sig": False, "Test_vs_null_avg_shift": False, "Test_vs_null_FDR": True}
+    return _sorted(table, order)
+
+
+def aggregate(pieces: Pieces) -> pd.DataFrame:
+    """How far each edit moves its cells: the mean over cells and its spread.
+
+    Returns:
+      One row for each edit and state, farthest moved from the top (the smallest mean): Gene_name,
+      Ensembl_ID, State ("" without states), Cosine_sim_mean, Cosine_sim_stdev (population, as the
+      original's other tables), N_Detections.
+    """
+    edits, states = Numbering(), Numbering()
+    running: dict[int, RunningMoments] = {}
+    for piece in pieces:
+        numbers = edits.add(piece["perturbed"], piece["perturbed_symbol"])
+        which = states.add(piece["state"], piece["state"])
+        for state in np.unique(which):
+            rows = which == state
+            values = piece["value"].to_numpy(np.float64)[rows]
+            running.setdefault(int(state), RunningMoments()).add(numbers[rows], values)
+    tables = []
+    for state, each in sorted(running.items()):
+        moments = each.result()
+        names = {
+            "Gene_name": edits.symbols[moments.keys],
+            "Ensembl_ID": edits.names[moments.keys],
+            "State": states.names[state],
+        }
+        tables.append(pd.DataFrame({**names, **_moment_columns(moments)}))
+    return _sorted(pd.concat(tables), {"State": True, "Cosine_sim_mean": True})
+
+
+def aggregate_cells(pieces: Pieces) -> Iterator[pd.DataFrame]:
+    """The shift of every cell, as the original's aggregate_data: Cosine_sim, Gene, a row per cell.
+
+    Sets of genes, at which the original fails, are named "A+B". `Cell`, `Ensembl_ID` and `State`
+    stand beside, because the original does not say which row is which cell.
+    """
+    columns = {
+        "cell": "Cell",
+        "value": "Cosine_sim",
+        "perturbed_symbol": "Gene",
+        "perturbed": "Ensembl_ID",
+        "state": "State",
+    }
+    for piece in pieces:
+        yield piece[list(columns)].rename(columns=columns)
+
+
+def aggregate_gene_shifts(
+    cells: Pieces, genes: Pieces, *, pairs_at_once: int = _PAIRS_AT_ONCE
+) -> Iterator[pd.DataFrame]:
+    """How far each edit moves the cells, and each gene in them.
+
+    Args:
+      cells: rows of one measure and state.
+      genes: rows with `affected` and `affected_symbol` instead of `state`: the shifts of genes.
+      pairs_at_once: pairs of a perturbed and an affected gene held in memory; with more, `genes`
+        is read several times.
+
+    Yields:
+      The table in pieces: Gene_name, Ensembl_ID, Affected (gene id, or "cell_emb" for the cell
+      itself, all of which come first), Affected_gene_name, Affected_Ensembl_ID, Cosine_sim_mean,
+      Cosine_sim_stdev (population), N_Detections; each piece by ascending mean.
+    """
+    by_cell = aggregate(cells).drop(columns="State")
+    by_cell[["Affected", "Affected_gene_name", "Affected_Ensembl_ID"]] = CELL, "", ""
+    yield by_cell[[*_PAIR_COLUMNS, *_MOMENT_COLUMNS]]
+    edits, affected = Numbering(), Numbering()
+    rows = np.zeros(0, np.int64)
+    for piece in genes:
+        numbers = edits.add(piece["perturbed"], piece["perturbed_symbol"])
+        affected.add(piece["affected"], piece["affected_symbol"])
+        counts = np.bincount(numbers, minlength=len(edits))
+        counts[: len(rows)] += rows
+        rows = counts
+    for block in blocks_of(np.minimum(rows, len(affected)), pairs_at_once):
+        yield _pair_table(genes, edits, affected, block)
+
+
+_PAIR_COLUMNS = (
+    "Gene_name",
+    "Ensembl_ID",
+    "Affected",
+    "Affected_gene_name",
+    "Affected_Ensembl_ID",
+)
+_MOMENT_COLUMNS = ("Cosine_sim_mean", "Cosine_sim_stdev", "N_Detections")
+
+
+def _pair_table(genes: Pieces, edits: Numbering, affected: Numbering, block: range) -> pd.DataFrame:
+    running = RunningMoments()
+    for piece in genes:
+        numbers = edits.find(piece["perturbed"])
+        rows = _within(numbers, block)
+        keys = numbers[rows] * len(affected) + affected.find(piece["affected"][rows])
+        running.add(keys, piece["value"].to_numpy(np.float64)[rows])
+    moments = running.result()
+    edit, gene = np.divmod(moments.keys, max(len(affected), 1))
+    columns = (
+        edits.symbols[edit],
+        edits.names[edit],
+        affected.names[gene],
+        affected.symbols[gene],
+        affected.names[gene],
+    )
+    names = dict(zip(_PAIR_COLUMNS, columns, strict=True))
+    return _sorted(pd.DataFrame({**names, **_moment_columns(moments)}), {"Cosine_sim_mean": True})
+
+
+def sample_shifts(pieces: Pieces, most: int = 20_000, seed: int = SEED) -> np.ndarray:
+    """Returns float64 [most, or all if fewer], shifts of any edits in any cells, for a figure."""
+    sample, edits = RunningSample(most, seed), Numbering()
+    for piece in pieces:
+        numbers = edits.add(piece["perturbed"], piece["perturbed_symbol"])
+        values = piece["value"].to_numpy(np.float64)
+        sample.add(piece["cell"], piece["perturbed"], numbers, values)
+    return sample.background().values
+
+
+def values_of_edits(pieces: Pieces, wanted: Sequence[str]) -> dict[str, np.ndarray]:
+    """Returns the shifts of these edits (ids), one float64 for each of their cells."""
+    found: dict[str, list[np.ndarray]] = {edit: [] for edit in wanted}
+    for piece in pieces:
+        rows = piece[piece["perturbed"].isin(wanted)]
+        for edit, values in rows.groupby("perturbed", observed=True)["value"]:
+            found[edit].append(values.to_numpy(np.float64))
+    return {edit: np.concatenate(values) for edit, values in found.items() if values}
+
+
+def _moment_columns(moments: Moments) -> dict[str, np.ndarray]:
+    columns = (moments.means, moments.deviations, moments.counts)
+    return dict(zip(_MOMENT_COLUMNS, columns, strict=True))
+
+
+def _moments(pieces: Pieces, edits: Numbering, grow: bool = True) -> Moments:
+    """Moments [edits] by edit; with `grow` new edits get numbers, else their rows are left out."""
+    running = RunningMoments()
+    for piece in pieces:
+        if grow:
+            edits.add(piece["perturbed"], piece["perturbed_symbol"])
+        numbers = edits.find(piece["perturbed"])
+        known = numbers >= 0
+        running.add(numbers[known], piece["value"].to_numpy(np.float64)[known])
+    return running.result().dense(len(edits))
+
+
+def _values_of(pieces: Pieces, edits: Numbering, block: range) -> list[np.ndarray]:
+    """The values of each edit of `block`."""
+    numbers, values = [np.zeros(0, np.int64)], [np.zeros(0)]
+    for piece in pieces:
+        found = edits.find(piece["perturbed"])
+        rows = _within(found, block)
+        numbers.append(found[rows])
+        values.append(piece["value"].to_numpy(np.float64)[rows])
+    number = np.concatenate(numbers)
+    order = np.argsort(number, kind="stable")
+    ends = np.searchsorted(number[order], np.arange(block.start + 1, block.stop))
+    return np.split(np.concatenate(values)[order], ends)
+
+
+def _within(numbers: np.ndarray, block: range) -> np.ndarray:
+    return (numbers >= block.start) & (numbers < block.stop)
+
+
+def _sorted(table: pd.DataFrame, order: dict[str, bool]) -> pd.DataFrame:
+    """Sorts by these columns (True = ascending), and by ids where they are equal."""
+    ids = [name for name in ("Ensembl_ID", "Affected_Ensembl_ID") if name in table]
+    return table.sort_values(
+        [*order, *ids], ascending=[*order.values(), *[True] * len(ids)], ignore_index=True
+    )

@@ -1,0 +1,284 @@
+"""Statistics of a folder of perturbation tables: files, figures, page, and bad input."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from matplotlib.image import imread
+
+from geneformer_jax.analysis import shift_figures, shift_statistics
+from geneformer_jax.analysis.report import Report
+from geneformer_jax.analysis.shift_combinations import combinations
+from geneformer_jax.analysis.shift_mixture import fit_mixture
+from geneformer_jax.analysis.shift_modes import MODES
+from geneformer_jax.analysis.shift_report import run_statistics
+from geneformer_jax.common.errors import InputError
+
+GENES, CELLS = 8, 12
+STATES = {"column": "kind", "start": "a", "goal": "b", "alternatives": ["c"]}
+
+
+def shifts(offset: float = 0.0) -> pd.DataFrame:
+    """All single genes and all pairs of the first five, in two measures, towards three states."""
+    rng = np.random.default_rng(0)
+    names = [f"G{i}" for i in range(GENES)]
+    edits = [*names, *(f"G{i}+G{j}" for i in range(5) for j in range(i + 1, 5))]
+    rows = []
+    for cell in range(CELLS):
+        for edit in edits:
+            strength = sum(0.01 * (1 + int(gene[1:])) for gene in edit.split("+")) + offset
+            value = 1 - strength * rng.uniform(0.8, 1.2)
+            row = {"cell": f"c{cell}", "edit": "delete", "perturbed": edit}
+            row["perturbed_symbol"] = edit.replace("G", "gene")
+            rows.append({**row, "measure": "mean_gene_cosine", "state": "", "value": value})
+            rows += [
+                {**row, "measure": "state_shift", "state": state, "value": sign * (1 - value)}
+                for state, sign in (("a", -1), ("b", 1), ("c", 0.5))
+            ]
+    return pd.DataFrame(rows)
+
+
+def gene_shifts(frame: pd.DataFrame) -> pd.DataFrame:
+    cells = frame[frame["measure"] == "mean_gene_cosine"].drop(columns=["measure", "state"])
+    affected = pd.DataFrame({"affected": [f"G{i}" for i in range(GENES)]})
+    affected["affected_symbol"] = affected["affected"].str.replace("G", "gene")
+    rows = cells.merge(affected, how="cross")
+    number = rows["affected"].str[1:].astype(int)
+    return rows.assign(value=rows["value"] * np.where(number % 2, 0.99, 0.8 + 0.001 * number))
+
+
+def write_parts(folder: Path, frame: pd.DataFrame, parts: int = 3) -> None:
+    """Parts as perturb writes them: text as dictionaries that differ between parts."""
+    folder.mkdir(parents=True)
+    for i, rows in enumerate(np.array_split(np.arange(len(frame)), parts)):
+        part = frame.iloc[rows].astype({"value": np.float32})
+        table = pa.Table.from_pandas(part, preserve_index=False)
+        for column, field in enumerate(table.schema):
+            if not pa.types.is_floating(field.type):
+                text = table[field.name].cast(pa.string()).dictionary_encode()
+                table = table.set_column(column, field.name, text)
+        pq.write_table(table, folder / f"part-{i:06d}.parquet")
+
+
+def write_run(folder: Path, frame: pd.DataFrame, with_genes: bool = True) -> Path:
+    write_parts(folder / "shifts", frame)
+    if with_genes:
+        write_parts(folder / "gene_shifts", gene_shifts(frame))
+    (folder / "provenance.json").write_text(json.dumps({"counts": {"states": STATES}}))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory) -> Path:
+    return write_run(tmp_path_factory.mktemp("perturbation") / "run", shifts())
+
+
+@pytest.fixture(scope="module")
+def null_run(tmp_path_factory) -> Path:
+    return write_run(tmp_path_factory.mktemp("null") / "run", shifts(0.02), with_genes=False)
+
+
+def pieces_of(frame: pd.DataFrame, measure: str, state: str = "") -> list[pd.DataFrame]:
+    rows = frame[(frame["measure"] == measure) & (frame["state"] == state)]
+    return [rows.astype({"value": np.float32})]
+
+
+OPTIONS = {
+    "goal_state_shift": {},
+    "vs_null": {},
+    "mixture_model": {"set_size": 1},
+    "aggregate": {},
+    "aggregate_gene_shifts": {},
+    "combinations": {},
+}
+FIGURES = {
+    "goal_state_shift": {"volcano", "ranked", "background"},
+    "vs_null": {"volcano", "ranked", "background"},
+    "mixture_model": {"components", "ranked"},
+    "aggregate": {"ranked"},
+    "aggregate_gene_shifts": {"affected_G3_G4", "affected_G2_G4", "affected_G7"},
+    "combinations": {"volcano", "ranked", "pairs_sum", "pairs_strongest"},
+}
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_statistic_leaves_tables_figures_and_a_page(run, null_run, mode):
+    options = {**OPTIONS[mode], **({"null": null_run} if mode == "vs_null" else {})}
+    report = Report("A perturbation", "of cells")
+    written = run_statistics(run, mode, report=report, **options)
+    target = run / "statistics"
+    table = pd.read_parquet(target / f"{mode}.parquet")
+    assert len(table)
+    from_csv = pd.read_csv(target / f"{mode}.csv", keep_default_na=False, na_values=["NaN"])
+    pd.testing.assert_frame_equal(from_csv, table, check_dtype=False)
+    drawn = {path.stem.removeprefix(f"{mode}_") for path in written if path.suffix == ".png"}
+    assert drawn == FIGURES[mode]
+    assert all(path.exists() for path in written)
+    page = (target / f"{mode}.html").read_text()
+    assert page.count("<img") == len(FIGURES[mode])
+    assert str(table["Gene_name"].iloc[0]) in page
+    assert json.loads((target / "provenance.json").read_text())[mode]["counts"]["rows"][mode]
+    assert not list(target.glob("*.partial"))
+    report.write(target / "all.html")
+    assert (target / "all.html").read_text().count("<img") == len(FIGURES[mode])
+
+
+def test_tables_from_files_are_those_from_memory(run, null_run):
+    frame, null = shifts(), shifts(0.02)
+    states = frame[frame["measure"] == "state_shift"].astype({"value": np.float32})
+    expected = {
+        "goal_state_shift": shift_statistics.goal_state_shift([states], "b", ["c"]),
+        "vs_null": shift_statistics.versus_null(
+            pieces_of(frame, "mean_gene_cosine"), pieces_of(null, "mean_gene_cosine")
+        ),
+        "combinations": combinations(pieces_of(frame, "mean_gene_cosine"))[0],
+    }
+    for mode, table in expected.items():
+        run_statistics(run, mode, **({"null": null_run} if mode == "vs_null" else {}))
+        read = pd.read_parquet(run / "statistics" / f"{mode}.parquet")
+        pd.testing.assert_frame_equal(read, table, check_dtype=False, rtol=1e-12)
+
+
+def test_running_means_of_gene_shifts_give_the_table_of_all_of_them(run, tmp_path):
+    run_statistics(run, "aggregate_gene_shifts")
+    whole = pd.read_parquet(run / "statistics" / "aggregate_gene_shifts.parquet")
+    frame = shifts()
+    names = ["perturbed", "perturbed_symbol", "affected", "affected_symbol"]
+    genes = gene_shifts(frame).astype({"value": np.float32})
+    values = genes.astype({"value": float}).groupby(names)["value"]
+    means = values.agg(mean="mean", sd=lambda each: each.std(ddof=0), n="size").reset_index()
+    folder = write_run(tmp_path / "run", frame, with_genes=False)
+    means.assign(edit="delete").to_parquet(folder / "gene_shift_means.parquet", index=False)
+    run_statistics(folder, "aggregate_gene_shifts")
+    from_means = pd.read_parquet(folder / "statistics" / "aggregate_gene_shifts.parquet")
+    order = ["Ensembl_ID", "Affected_Ensembl_ID"]
+    pd.testing.assert_frame_equal(
+        *(each.sort_values(order, ignore_index=True) for each in (whole, from_means))
+    )
+
+
+def test_another_call_replaces_the_first_and_its_figures(run):
+    run_statistics(run, "mixture_model", anchor="G7")
+    table = pd.read_parquet(run / "statistics" / "mixture_model.parquet")
+    # Every second gene is moved much farther than the others.
+    assert set(table["Ensembl_ID"][table["Impact_component"] == 1]) == {"G0", "G2", "G4", "G6"}
+    run_statistics(run, "aggregate", measure="state_shift")
+    stale = run / "statistics" / "aggregate_ranked.png"
+    assert not stale.exists()
+    states = {path.stem for path in stale.parent.glob("aggregate_ranked_*.png")}
+    assert states == {"aggregate_ranked_a", "aggregate_ranked_b", "aggregate_ranked_c"}
+
+
+def test_a_pair_goes_farther_than_its_sum_towards_a_state(run):
+    run_statistics(run, "combinations", measure="state_shift")
+    story = json.loads((run / "statistics" / "provenance.json").read_text())["combinations"]
+    assert story["configuration"]["state"] == "b"
+
+
+def message_of(*arguments, **options) -> str:
+    with pytest.raises(InputError) as raised:
+        run_statistics(*arguments, **options)
+    message = str(raised.value)
+    assert "\n" not in message
+    return message
+
+
+def test_bad_options_are_told_in_one_line(run, null_run, tmp_path):
+    assert 'did you mean "vs_null"' in message_of(run, "vs_nul")
+    assert "name their perturbation in null" in message_of(run, "vs_null")
+    assert "only for vs_null" in message_of(run, "aggregate", null=null_run)
+    assert "background is 0" in message_of(run, "goal_state_shift", background=0)
+    assert "hold no cell_cosine" in message_of(run, "aggregate", measure="cell_cosine")
+    assert "state_shift" in message_of(run, "aggregate", measure="state_shft")
+    assert 'no shifts towards a state "B cell"' in message_of(
+        run, "goal_state_shift", goal="B cell"
+    )
+    assert "states there: a, b, c" in message_of(
+        run, "vs_null", measure="state_shift", state="d", null=null_run
+    )
+    assert "has no states" in message_of(run, "mixture_model", state="b")
+    assert "have no edit G77" in message_of(run, "mixture_model", anchor="G77")
+    assert "edits of 5 genes" in message_of(run, "aggregate", set_size=5)
+    assert "there are no tables shifts" in message_of(tmp_path / "nowhere", "aggregate")
+    assert not (tmp_path / "nowhere").exists()
+
+
+def test_tables_that_do_not_fit_are_told_in_one_line(null_run, tmp_path):
+    assert "with gene shifts" in message_of(null_run, "aggregate_gene_shifts")
+    assert "with gene shifts" in message_of(null_run, "mixture_model", anchor="G1")
+    frame = shifts()
+    cosines = frame[frame["measure"] == "mean_gene_cosine"]
+    folder = write_run(tmp_path / "cosines", cosines, with_genes=False)
+    assert "hold no state_shift" in message_of(folder, "goal_state_shift")
+    other = write_run(tmp_path / "other", cosines.assign(edit="overexpress"), with_genes=False)
+    assert "holds overexpress" in message_of(folder, "vs_null", null=other)
+    unfinished = tmp_path / "unfinished.parts"
+    unfinished.mkdir()
+    assert "not finished" in message_of(tmp_path / "unfinished", "aggregate")
+
+
+@pytest.mark.parametrize("cut", [0, 100, 0.6, 0.98])
+def test_a_damaged_table_is_told_in_one_line_and_leaves_no_result(tmp_path, cut):
+    folder = write_run(tmp_path / "run", shifts(), with_genes=False)
+    part = folder / "shifts" / "part-000001.parquet"
+    content = part.read_bytes()
+    length = cut if cut > 1 or not cut else int(cut * len(content))
+    part.write_bytes(content[:length])
+    assert "part-000001.parquet is damaged" in message_of(folder, "aggregate")
+    assert not (folder / "statistics" / "aggregate.parquet").exists()
+
+
+def test_damaged_values_within_a_whole_file_are_told_in_one_line(tmp_path):
+    folder = write_run(tmp_path / "run", shifts(), with_genes=False)
+    part = folder / "shifts" / "part-000002.parquet"
+    content = bytearray(part.read_bytes())
+    content[200:900] = b"\xff" * 700
+    part.write_bytes(content)
+    assert "part-000002.parquet is damaged" in message_of(folder, "goal_state_shift")
+
+
+def test_figures_of_very_few_edits_and_long_names_are_drawn(tmp_path):
+    table = pd.DataFrame(
+        {
+            "Gene_name": ["+".join(f"GENE{i}" for i in range(12)), "B"],
+            "Ensembl_ID": ["x", "y"],
+            "shift": [0.0, 0.0],
+            "rate": [0.0, 1.0],
+            "Sig": [1, 0],
+        }
+    )
+    words = {"shift": "shift", "rate": "rate"}
+    figures = [
+        shift_figures.volcano_figure(table, "shift", "rate", words),
+        shift_figures.ranked_figure(table, "shift", table["Sig"] == 1, ("shift", "chosen")),
+        shift_figures.background_figure(np.ones(5), {"B": np.ones(1)}, ("shift", "all")),
+        shift_figures.mixture_figure(
+            np.array([0.1, 0.1, 0.9]), fit_mixture(np.array([0.1, 0.1, 0.9])), "mean"
+        ),
+    ]
+    for i, figure in enumerate(figures):
+        figure.savefig(tmp_path / f"{i}.png")
+        assert imread(tmp_path / f"{i}.png")[..., :3].std() > 0.02
+    anchored = pd.DataFrame(
+        {"Ensembl_ID": ["A+B", "A+C", "A+D"], "Gene_name": ["a+b", "a+c", "a+d"], "v": [1, 2, 3]}
+    )
+    assert shift_figures.pairs_figure(anchored, "v", "") is None
+
+
+def test_the_heat_map_shows_each_pair_at_its_genes():
+    pairs = pd.DataFrame(
+        {
+            "Ensembl_ID": ["A+B", "A+C", "B+C", "A+B+C"],
+            "Gene_name": ["a+b", "a+c", "b+c", "a+b+c"],
+            "v": [1.0, -2.0, 3.0, 9.0],
+        }
+    )
+    figure = shift_figures.pairs_figure(pairs, "v", "effect")
+    axes = figure.axes[0]
+    shown = np.ma.filled(axes.images[0].get_array(), np.nan)
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["a", "b", "c"]
+    np.testing.assert_array_equal(shown, [[np.nan, 1, -2], [1, np.nan, 3], [-2, 3, np.nan]])
