@@ -28,8 +28,12 @@ def refuse_repeated_ids(
       names: of the files.
       read_ids: number of a file -> its cell ids; called only for files with equal hashes.
     """
-    starts = np.cumsum([0, *map(len, hashes)])
     everything = np.concatenate([np.empty(0, np.uint64), *hashes])
+    everything.sort()
+    if not np.any(everything[1:] == everything[:-1]):
+        return
+    starts = np.cumsum([0, *map(len, hashes)])
+    everything = np.concatenate(hashes)
     rank = np.argsort(everything, kind="stable")
     for pair in np.flatnonzero(np.diff(everything[rank]) == 0):
         cells = rank[pair : pair + 2]
