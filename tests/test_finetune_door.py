@@ -22,6 +22,11 @@ TINY = [
     "--config.optimizer.warmup_steps=2",
     "--config.optimizer.learning_rate=0.003",
 ]
+PACKED = [
+    "--config.data.packing",
+    "--config.data.cells_per_batch=0",
+    "--config.data.tokens_per_batch=4096",
+]
 LORA = ["--config.tuning.lora_rank=2"]
 
 
@@ -122,7 +127,7 @@ def test_several_targets_are_learned_and_their_head_is_refused_for_other_labels(
         (["--config.task.label=kind", "--config.head.pooling=men"], "choose one of first, mean"),
         (["--config.task.label=kind", "--config.head.poling=mean"], 'did you mean "head.pooling"'),
         (["--config.task.label=kind", "--checkpoint=nowhere"], "nowhere"),
-        (["--config.task.label=kind", "--config.data.packing"], "packing is for pretraining"),
+        (["--config.task.label=kind", *PACKED], "packing is for pretraining"),
         (
             [
                 "--config.task.label=kind",

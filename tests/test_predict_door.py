@@ -142,7 +142,7 @@ def test_an_adapter_is_small_and_refuses_another_base(toy_store, cell_fold, base
         load_model(adapter, base=other)
     moved = base.rename(base.with_name("moved"))
     try:
-        with pytest.raises(InputError, match="no checkpoint"):
+        with pytest.raises(InputError, match="goes on top of"):
             load_model(adapter)
         jax.tree.map(
             np.testing.assert_array_equal, load_model(adapter, base=moved).params, merged.params
@@ -183,10 +183,10 @@ def test_a_regression_comes_back_on_its_own_scale(toy_store, base, tmp_path):
     task = ToyTask("cell", toy_store, labels=((ages - 45) / 15).astype(np.float32)[:, None])
     config = config_of(**{"head.pooling": "attention", "steps": 60})
     table = finetune_folds(task, load_model(base), config, tmp_path, outputs=(output,), folds=[0])
-    assert set(table["label"].round(3)) == {30.0, 60.0}
-    assert (table["predicted"] - table["label"]).abs().mean() < 10
+    assert set(table["value"].round(3)) == {30.0, 60.0}
+    assert (table["predicted_value"] - table["value"]).abs().mean() < 10
     found = predict_cells(load_model(tmp_path / "fold_0"), toy_store).obs["predicted_age"]
-    np.testing.assert_allclose(found[table["id"]], table["predicted"], rtol=0, atol=1e-3)
+    np.testing.assert_allclose(found[table["id"]], table["predicted_value"], rtol=0, atol=1e-3)
 
 
 def test_bad_input_is_one_line(toy_store, base, cell_fold, tmp_path, monkeypatch, capsys):

@@ -190,19 +190,20 @@ def target_scores(table: pd.DataFrame, outputs: tuple[HeadTask, ...]) -> pd.Data
 
 
 def _scores(table: pd.DataFrame, output: HeadTask) -> dict[str, float]:
-    known = table["label"].notna() & (table["label"].astype(str) != "")
-    labels, predicted = table.loc[known, "label"], table.loc[known, "predicted"]
     if output.regression:
-        labels, predicted = labels.astype(float), predicted.astype(float)
+        known = table[table["value"].notna()]
+        both = known["value"], known["predicted_value"]
         return {
-            "cells": int(known.sum()),
-            "r2": metrics.r2_score(labels, predicted),
-            "mean_absolute_error": metrics.mean_absolute_error(labels, predicted),
+            "cells": len(known),
+            "r2": metrics.r2_score(*both),
+            "mean_absolute_error": metrics.mean_absolute_error(*both),
         }
+    known = table[table["label"] != ""]
+    both = known["label"], known["predicted"]
     return {
-        "cells": int(known.sum()),
-        "accuracy": metrics.accuracy_score(labels, predicted),
-        "macro_f1": metrics.f1_score(labels, predicted, average="macro"),
+        "cells": len(known),
+        "accuracy": metrics.accuracy_score(*both),
+        "macro_f1": metrics.f1_score(*both, average="macro"),
     }
 
 

@@ -112,7 +112,8 @@ class LabelledBatches:
         labels = np.asarray(labelled.labels)
         # One column a target, and rows in ascending order, to be looked up.
         table = labels.reshape(len(labels), -1).astype(np.float32)
-        table[table == UNLABELLED] = np.nan
+        if np.issubdtype(labels.dtype, np.integer):
+            table[table == UNLABELLED] = np.nan
         order = np.argsort(labelled.rows, kind="stable")
         self._rows = np.asarray(labelled.rows, np.int64)[order]
         self._table = table if per_gene else table[order]

@@ -49,6 +49,11 @@ def load_model(
     folder = Path(path)
     if (adapter := pretrained.find_adapter(folder)) is not None:
         base = base or pretrained.adapter_base(adapter)
+        if not Path(base).exists() and not _HUB_NAME.fullmatch(str(base)):
+            raise InputError(
+                f"the adapter {adapter} goes on top of {base}, which is not there; name its base "
+                "(--base=CHECKPOINT, or load_model(..., base=...))"
+            )
         return pretrained.apply_adapter(adapter, load_model(base, vocabulary))
     if base is not None:
         raise InputError(f"a base is given, but {folder} is no adapter; leave it out")

@@ -239,8 +239,10 @@ def save_adapter(
       InputError: the target holds other files.
     """
     target = require_new_folder(target)
+    # Not as it was named from the folder of that time.
+    source = str(Path(model.source).resolve()) if Path(model.source).exists() else model.source
     told = {
-        "base": {"source": model.source, "weights": base_hash, "vocabulary": model.vocabulary.hash},
+        "base": {"source": source, "weights": base_hash, "vocabulary": model.vocabulary.hash},
         "lora": dataclasses.asdict(lora),
         "head": dataclasses.asdict(model.head),
         "step": model.step,

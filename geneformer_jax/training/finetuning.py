@@ -212,8 +212,7 @@ def finetune_fold(run: FoldRun) -> pd.DataFrame:
             network.batches(run.sides.test),
             run.config.data.workers,
         )
-    table = prediction_table(run.store, network.head, outputs)
-    table.insert(list(table).index("label"), "fold", run.fold)
+    table = prediction_table(run.store, network.head, outputs, run.fold)
     with write_aside(path) as aside:
         table.to_parquet(aside, index=False)
     remove(run.folder / TRAINING)

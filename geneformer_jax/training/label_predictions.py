@@ -129,22 +129,23 @@ def score(head: HeadConfig, outputs: Outputs) -> dict[str, float]:
     return {"loss": float((shares / shares.sum() * losses).sum()), **scores}
 
 
-def prediction_table(cells: Cells, head: HeadConfig, outputs: Outputs) -> pd.DataFrame:
+def prediction_table(cells: Cells, head: HeadConfig, outputs: Outputs, fold: int) -> pd.DataFrame:
     """Returns a table with one row for each cell, or each gene of a cell, and each task.
 
-    Columns: `id` of the cell, `gene` (of genes), `task` (where there are several), `label` (absent
-    where no label is known at all), `predicted`, and `probability_<class>` for each class; numbers
-    have none. Cells are in input order, genes in that of their ranks.
+    Columns: `id` of the cell, `gene` (of genes), `fold`, `task` (where there are several); of
+    classes `label`, `predicted` and `probability_<class>`, of numbers `value` and
+    `predicted_value`. Cells are in input order, genes in that of their ranks.
     """
     base = {"id": cells.obs.index.to_numpy().astype(object)[outputs.cells]}
     if len(outputs.tokens):
         genes = cells.vocabulary.gene_ids.astype(object)
         base["gene"] = genes[outputs.tokens - cells.vocabulary.first_gene_token]
+    base["fold"] = fold
     tables = []
     for task, targets, own in per_task(head, outputs):
         columns = base | ({"task": task.name} if len(head.outputs) > 1 else {})
         if task.regression:
-            columns |= {"label": targets, "predicted": own[:, 0]}
+            columns |= {"value": targets, "predicted_value": own[:, 0]}
         else:
             names = np.array(task.labels, object)
             known = ~np.isnan(targets)
@@ -156,5 +157,4 @@ def prediction_table(cells: Cells, head: HeadConfig, outputs: Outputs) -> pd.Dat
                 f"{PROBABILITY}{name}": probabilities[:, i] for i, name in enumerate(task.labels)
             }
         tables.append(pd.DataFrame(columns))
-    table = pd.concat(tables, ignore_index=True)
-    return table if outputs.targets.shape[1] else table.drop(columns="label")
+    return pd.concat(tables, ignore_index=True)

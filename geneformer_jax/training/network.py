@@ -1,7 +1,6 @@
 """A network made ready to be fine-tuned: everything that the folds of a task share."""
 
 import dataclasses
-import functools
 import math
 from collections.abc import Sequence
 from typing import Protocol
@@ -36,6 +35,10 @@ from geneformer_jax.training.mesh import batch_divisor, make_mesh
 from geneformer_jax.training.tuned_weights import check_tuning, join_weights, split_weights
 
 _NO_RATES = {"learning_rate": 1.0, "weight_decay": 0.0, "warmup_steps": 0, "warmup_ratio": 0.0}
+
+# Compiled once for a shape, however many networks of it are made ready.
+_draw_encoder = jax.jit(init_params, static_argnums=0)
+_draw_head = jax.jit(init_head, static_argnums=(0, 1))
 
 
 class Sides(Protocol):
@@ -284,11 +287,8 @@ def _initial_weights(
 ) -> Params:
     """Returns weights of the encoder and the head, those of the model where it has them."""
     key = jax.random.key(seed)
-    params = (
-        jax.jit(functools.partial(init_params, encoder))(key) if model is None else model.params
-    )
+    params = _draw_encoder(encoder, key) if model is None else model.params
     weights = {part: params[part] for part in ("embeddings", "blocks")}
     if model is not None and model.head == head:
         return weights | {head.kind: params[head.kind]}
-    draw = jax.jit(functools.partial(init_head, encoder, head))
-    return weights | {head.kind: draw(jax.random.fold_in(key, 1))}
+    return weights | {head.kind: _draw_head(encoder, head, jax.random.fold_in(key, 1))}

@@ -110,7 +110,7 @@ def test_means_and_attention_weigh_the_real_positions():
         head = OPTIONS[pooling]
         weights = jax.device_get(init_head(CONFIG, head, jax.random.key(1)))
         if pooling == "attention":
-            weights["scores"]["kernel"] *= 50
+            weights["scores"] = {"kernel": 50 * weights["scores"]["kernel"]}
             scores = np.exp(x[0, :n] @ weights["scores"]["kernel"][:, 0])
             share = scores / scores.sum()
             assert share.max() > 2 * share.min()

@@ -24,6 +24,8 @@ from geneformer_jax.training.telemetry import read_metrics
 from tests.toy import toy_vocabulary
 from tests.training.labelled_tasks import TINY, ToyTask, config_of
 
+V2_VOCABULARY = toy_vocabulary(("<pad>", "<mask>", "<cls>", "<eos>"))
+
 
 def accuracy(table: pd.DataFrame) -> float:
     return (table["label"] == table["predicted"]).mean()
@@ -164,13 +166,11 @@ def test_genes_are_learned_from_a_checkpoint_with_everything_below_frozen(
 ):
     frozen = {"tuning.freeze_layers": 1, "tuning.freeze_embeddings": True, "steps": 60}
     frozen |= {"optimizer.learning_rate": 1e-2}
-    table = finetune_folds(
-        ToyTask("gene", toy_store), base[1], config_of(**frozen), tmp_path, folds=[0]
-    )
-    votes = table.groupby("gene")[["probability_a", "probability_b"]].mean()
-    labels = table.groupby("gene")["label"].first()
-    assert len(votes) > 30
-    assert (votes.idxmax(axis=1).str[-1] == labels).mean() > 0.7
+    task = ToyTask("gene", toy_store)
+    finetune_folds(task, base[1], config_of(**frozen), tmp_path, folds=[0])
+    # Of the genes learned from: held-out ones have nothing in common but their random embeddings.
+    learned = [row["accuracy"] for row in read_metrics(tmp_path / "fold_0") if "accuracy" in row]
+    assert learned[-1] > 0.75 > learned[0]
     after = load_model(tmp_path / "fold_0").params
     np.testing.assert_array_equal(
         after["embeddings"]["word"]["embedding"], base[1].params["embeddings"]["word"]["embedding"]
@@ -208,7 +208,7 @@ def test_labels_that_do_not_fit_are_refused_before_anything_is_written(toy_store
     balanced = config_of(**{"loss.sampling": "balanced"})
     with pytest.raises(InputError, match="class_weights=balanced"):
         finetune_folds(ToyTask("gene", toy_store), base[1], balanced, tmp_path / "run")
-    other = PretrainedModel(TINY, base[1].params, toy_vocabulary(("<pad>", "<m>")), "there", 0)
+    other = PretrainedModel(TINY, base[1].params, V2_VOCABULARY, "there", 0)
     with pytest.raises(InputError, match="was trained with"):
         finetune_folds(ToyTask("cell", toy_store), other, config_of(), tmp_path / "run")
     assert not (tmp_path / "run").exists()
