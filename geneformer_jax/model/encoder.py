@@ -312,8 +312,14 @@ def masked_gene_logits(
 ) -> jax.Array:
     """Returns float32 vocabulary logits [B, M, V] at the given positions of the last hidden state.
 
-    Only these positions meet the vocabulary: for V1-10M the full head is 41 % of all FLOPs.
+    Only these positions meet the vocabulary: for V1-10M the full head is 41 % of all FLOPs. Where
+    the tables have more rows than the vocabulary has tokens (see training.mesh.vocabulary_rows), V
+    is theirs, and no probability falls on the rows beyond.
     """
     hidden_BMD = jnp.take_along_axis(hidden_BTD, positions_BM[..., None], axis=1)
     encoder = module(config, params, precision)
-    return encoder.masked_gene_head(hidden_BMD, encoder.embeddings.word.embedding[...])
+    logits_BMV = encoder.masked_gene_head(hidden_BMD, encoder.embeddings.word.embedding[...])
+    rows = logits_BMV.shape[-1]
+    if rows == config.vocabulary_size:
+        return logits_BMV
+    return jnp.where(jnp.arange(rows) < config.vocabulary_size, logits_BMV, -jnp.inf)

@@ -6,7 +6,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from geneformer_jax.batches.plan import MEGA_BATCH_MULTIPLIER
+from geneformer_jax.batches.plan import MEGA_BATCH_MULTIPLIER, MOST_BUCKETS
 from geneformer_jax.common.errors import InputError, did_you_mean
 from geneformer_jax.model.config import EncoderConfig, preset
 from geneformer_jax.model.encoder import REMAT_POLICIES
@@ -15,13 +15,15 @@ from geneformer_jax.model.precision import PRESETS as PRECISIONS
 SCHEDULES = ("linear", "cosine", "constant")
 
 
-def _require(condition: bool, name: str, value: object, rule: str) -> None:
+def require(condition: bool, name: str, value: object, rule: str) -> None:
+    """Raises InputError, naming --config.`name`, its value and the rule, unless it holds."""
     if not condition:
         raise InputError(f"--config.{name} is {value!r}; {rule}")
 
 
-def _one_of(name: str, value: str, known: tuple[str, ...]) -> None:
-    _require(value in known, name, value, f"choose one of {', '.join(known)}")
+def one_of(name: str, value: str, known: tuple[str, ...]) -> None:
+    """Raises InputError unless --config.`name` is one of the known values."""
+    require(value in known, name, value, f"choose one of {', '.join(known)}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,6 +35,8 @@ class DataConfig:
       tokens_per_batch: padded tokens in a batch over all devices (every step costs the same), or
       cells_per_batch: cells in a batch over all devices, as the original does; the other is 0.
       most_buckets: padded lengths at most; each is one more compiled program.
+      packing: put several cells into each row, as long as the longest cell, instead of padding each
+        to a bucket; needs tokens_per_batch.
       mega_batch_multiplier: batches in a length-grouped mega-batch.
       workers: processes that read ahead; 0 reads in threads.
     """
@@ -40,24 +44,37 @@ class DataConfig:
     store: str = ""
     tokens_per_batch: int = 0
     cells_per_batch: int = 0
-    most_buckets: int = 16
+    most_buckets: int = MOST_BUCKETS
+    packing: bool = False
     mega_batch_multiplier: int = MEGA_BATCH_MULTIPLIER
     workers: int = 0
 
     def __post_init__(self):
         for name in ("most_buckets", "mega_batch_multiplier"):
-            _require(getattr(self, name) >= 1, f"data.{name}", getattr(self, name), "at least 1")
-        _require(self.workers >= 0, "data.workers", self.workers, "it must not be negative")
+            require(getattr(self, name) >= 1, f"data.{name}", getattr(self, name), "at least 1")
+        require(self.workers >= 0, "data.workers", self.workers, "it must not be negative")
+        require(
+            not (self.packing and self.cells_per_batch),
+            "data.cells_per_batch",
+            self.cells_per_batch,
+            "packed rows hold varying numbers of cells: set it to 0, and data.tokens_per_batch",
+        )
 
 
 @dataclasses.dataclass(frozen=True)
 class MaskingConfig:
-    """Shares of the masking rule; see batches.masking.MaskingRule."""
+    """Shares of the masking rule, see batches.masking.MaskingRule, and where it is applied.
+
+    Attributes:
+      on_device: mask within the step instead of on the host, whose cores it relieves; the masks
+        are the same.
+    """
 
     selected_share: float = 0.15
     mask_share: float = 0.8
     random_share: float = 0.1
     random_special_tokens: bool = False
+    on_device: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,16 +102,16 @@ class OptimizerConfig:
     clip_norm: float = 1.0
 
     def __post_init__(self):
-        _one_of("optimizer.schedule", self.schedule, SCHEDULES)
-        _require(
+        one_of("optimizer.schedule", self.schedule, SCHEDULES)
+        require(
             self.learning_rate > 0, "optimizer.learning_rate", self.learning_rate, "it must be > 0"
         )
-        _require(
+        require(
             0 <= self.warmup_ratio < 1, "optimizer.warmup_ratio", self.warmup_ratio, "in [0, 1)"
         )
         for name in ("warmup_steps", "weight_decay", "clip_norm"):
             value = getattr(self, name)
-            _require(value >= 0, f"optimizer.{name}", value, "it must not be negative")
+            require(value >= 0, f"optimizer.{name}", value, "it must not be negative")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,9 +130,9 @@ class MeshConfig:
     tensor: int = 1
 
     def __post_init__(self):
-        _require(self.data >= 0, "mesh.data", self.data, "0 (all devices left) or more")
+        require(self.data >= 0, "mesh.data", self.data, "0 (all devices left) or more")
         for name in ("fsdp", "tensor"):
-            _require(getattr(self, name) >= 1, f"mesh.{name}", getattr(self, name), "at least 1")
+            require(getattr(self, name) >= 1, f"mesh.{name}", getattr(self, name), "at least 1")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,9 +152,9 @@ class RuntimeConfig:
     optimizer_on_host: bool = False
 
     def __post_init__(self):
-        _require(self.micro_batches >= 1, "runtime.micro_batches", self.micro_batches, "at least 1")
-        _one_of("runtime.precision", self.precision, PRECISIONS)
-        _one_of("runtime.remat", self.remat, tuple(REMAT_POLICIES))
+        require(self.micro_batches >= 1, "runtime.micro_batches", self.micro_batches, "at least 1")
+        one_of("runtime.precision", self.precision, PRECISIONS)
+        one_of("runtime.remat", self.remat, tuple(REMAT_POLICIES))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -146,17 +163,23 @@ class CheckpointConfig:
 
     Attributes:
       every_steps: steps between checkpoints; there is always one at the end.
+      every_minutes: a checkpoint also when so many minutes have passed since the last one, looked
+        at where a line of metrics is written; 0 for none.
       keep: newest checkpoints that stay.
       keep_every_steps: checkpoints at multiples of this stay for good; 0 for none.
     """
 
     every_steps: int = 1_000
+    every_minutes: float = 30.0
     keep: int = 3
     keep_every_steps: int = 0
 
     def __post_init__(self):
+        for name in ("every_minutes", "keep_every_steps"):
+            value = getattr(self, name)
+            require(value >= 0, f"checkpoint.{name}", value, "it must not be negative")
         for name in ("every_steps", "keep"):
-            _require(
+            require(
                 getattr(self, name) >= 1, f"checkpoint.{name}", getattr(self, name), "at least 1"
             )
 
@@ -174,10 +197,27 @@ class EvaluationConfig:
     every_steps: int = 1_000
 
     def __post_init__(self):
-        _require(
+        require(
             self.held_out_cells >= 0, "evaluation.held_out_cells", self.held_out_cells, "0 or more"
         )
-        _require(self.every_steps >= 1, "evaluation.every_steps", self.every_steps, "at least 1")
+        require(self.every_steps >= 1, "evaluation.every_steps", self.every_steps, "at least 1")
+
+
+@dataclasses.dataclass(frozen=True)
+class ProfileConfig:
+    """Which steps to profile with JAX's profiler, into the run's folder `profile`.
+
+    Attributes:
+      first_step: the first of them, counted from 1.
+      steps: how many; 0 switches profiling off.
+    """
+
+    first_step: int = 10
+    steps: int = 0
+
+    def __post_init__(self):
+        require(self.first_step >= 1, "profile.first_step", self.first_step, "at least 1")
+        require(self.steps >= 0, "profile.steps", self.steps, "0 (off) or more")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -203,16 +243,17 @@ class PretrainConfig:
     runtime: RuntimeConfig = RuntimeConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
+    profile: ProfileConfig = ProfileConfig()
     epochs: int = 3
     steps: int = 0
     seed: int = 42
     log_every_steps: int = 100
 
     def __post_init__(self):
-        _require(self.steps >= 0, "steps", self.steps, "0 (count epochs) or more")
-        _require(self.steps or self.epochs >= 1, "epochs", self.epochs, "at least 1")
-        _require(self.seed >= 0, "seed", self.seed, "it must not be negative")
-        _require(self.log_every_steps >= 1, "log_every_steps", self.log_every_steps, "at least 1")
+        require(self.steps >= 0, "steps", self.steps, "0 (count epochs) or more")
+        require(self.steps or self.epochs >= 1, "epochs", self.epochs, "at least 1")
+        require(self.seed >= 0, "seed", self.seed, "it must not be negative")
+        require(self.log_every_steps >= 1, "log_every_steps", self.log_every_steps, "at least 1")
 
     def encoder(self, vocabulary_size: int) -> EncoderConfig:
         """Returns the model's shape for a store with this vocabulary.
@@ -250,10 +291,15 @@ def typed_config(config: ConfigDict | Mapping[str, Any]) -> PretrainConfig:
     Raises:
       InputError: an unknown key, or a value that cannot be.
     """
-    return _fill(PretrainConfig, config, "")
+    return fill(PretrainConfig, config)
 
 
-def _fill(kind: type, values: Mapping[str, Any], prefix: str) -> Any:
+def fill(kind: type, values: Mapping[str, Any], prefix: str = "") -> Any:
+    """Returns a dataclass of `kind`, and those within it, filled from nested mappings.
+
+    Raises:
+      InputError: an unknown key, or a value that cannot be.
+    """
     fields = {field.name: field for field in dataclasses.fields(kind)}
     arguments = {}
     for name, value in values.items():
@@ -262,7 +308,7 @@ def _fill(kind: type, values: Mapping[str, Any], prefix: str) -> Any:
             raise InputError(f'--config has no key "{prefix}{name}"{hint}; see the file\'s keys')
         nested = fields[name].type
         if dataclasses.is_dataclass(nested):
-            value = _fill(nested, value, f"{prefix}{name}.")
+            value = fill(nested, value, f"{prefix}{name}.")
         elif name == "model":
             value = _model_fields(value)
         arguments[name] = value

@@ -1,32 +1,28 @@
 """The pretraining loop."""
 
 import dataclasses
-import json
 import math
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 from jax.experimental import multihost_utils
 
 from geneformer_jax.batches.loader import read_ahead
-from geneformer_jax.cells.cell_store import CellStore
-from geneformer_jax.common.errors import InputError
-from geneformer_jax.common.files import require_new_folder, write_aside
 from geneformer_jax.common.progress import Progress
-from geneformer_jax.common.provenance import describe_run, write_provenance
+from geneformer_jax.common.provenance import describe_run
 from geneformer_jax.model.pretrained import CHECKPOINTS, describe_model
 from geneformer_jax.training.baselines import BaselineScore, fit_baselines
 from geneformer_jax.training.checkpoint import Checkpoints
 from geneformer_jax.training.config import PretrainConfig
 from geneformer_jax.training.evaluation import Evaluation, Evaluator
 from geneformer_jax.training.mesh import put_batch
-from geneformer_jax.training.run import Run, prepare_run, start_state
-from geneformer_jax.training.state import TrainState
+from geneformer_jax.training.profiling import Profile
+from geneformer_jax.training.run import Run, open_store, prepare_run, start_state
+from geneformer_jax.training.state import TrainState, abstract_state
 from geneformer_jax.training.stopping import Stopped, StopRequest
 from geneformer_jax.training.telemetry import MetricsLog, Window
-
-CONFIG = "config.json"
+from geneformer_jax.training.workdir import claim_workdir
 
 
 class PretrainResult(NamedTuple):
@@ -68,20 +64,15 @@ class PretrainResult(NamedTuple):
         return lines
 
 
-def describe_pretraining(config: PretrainConfig) -> list[str]:
-    """Returns lines on what `pretrain` would do and cost, having checked all that can be checked.
-
-    Raises:
-      InputError: the configuration cannot run.
-    """
-    return prepare_run(config, _open_store(config)).summary()
-
-
 def pretrain(config: PretrainConfig, workdir: Path) -> PretrainResult:
     """Pretrains a model, going on from the newest checkpoint in `workdir` if there is one.
 
-    Writes config.json, provenance.json, metrics.jsonl and checkpoints/ into `workdir`. A run that
-    is killed and started again with the same arguments ends with the same weights.
+    Writes config.json, provenance.json, metrics.jsonl, tensorboard/, checkpoints/ and, if asked
+    for, profile/ into `workdir`. A run that is killed and started again with the same arguments
+    ends with the same weights. It begins with the newest checkpoint in `workdir` that can be read;
+    without any, with the weights of `config.initial`; without that, with weights drawn from the
+    seed. Another mesh, other numbers of devices and processes, another precision or attention and
+    other times of saving may be given when it goes on; anything else is refused.
 
     Args:
       config: the whole run.
@@ -92,7 +83,7 @@ def pretrain(config: PretrainConfig, workdir: Path) -> PretrainResult:
         longer finite.
       Stopped: SIGTERM came; the state is saved. Ends the program with exit status 143.
     """
-    run = prepare_run(config, _open_store(config))
+    run = prepare_run(config, open_store(config))
     if jax.process_index() == 0:
         _claim_workdir(run, workdir)
         print("\n".join(run.summary()), flush=True)
@@ -103,34 +94,21 @@ def pretrain(config: PretrainConfig, workdir: Path) -> PretrainResult:
         jax.set_mesh(run.mesh),
         Checkpoints(workdir / CHECKPOINTS, config.checkpoint, description) as checkpoints,
     ):
-        state = checkpoints.restore_newest(run.abstract_state) or start_state(run)
+        state = _first_state(run, checkpoints)
         evaluator, baselines = _prepare_evaluation(run)
-        state = _train(run, state, checkpoints, evaluator, MetricsLog(workdir, int(state.step)))
+        state = _train(run, state, checkpoints, evaluator, workdir)
         held_out = evaluator(state.params) if evaluator else None
+        state = run.stored(state)
     return PretrainResult(state, held_out, baselines, workdir / CHECKPOINTS / str(run.steps))
 
 
-def _open_store(config: PretrainConfig) -> CellStore:
-    if not config.data.store:
-        raise InputError("--config.data.store is not set; name a folder written by tokenize")
-    return CellStore.open(config.data.store)
+def _first_state(run: Run, checkpoints: Checkpoints) -> TrainState:
+    state = checkpoints.restore_newest(abstract_state(run.stored_recipe, run.mesh))
+    return start_state(run) if state is None else run.at_work(state)
 
 
 def _claim_workdir(run: Run, workdir: Path) -> None:
     """Writes what the run is, or checks that the folder is of the same run."""
-    told = run.identity()
-    path = workdir / CONFIG
-    if path.is_file():
-        before = json.loads(path.read_text())
-        changed = [key for key in told if before.get(key) != told[key]]
-        if changed:
-            key = changed[0]
-            raise InputError(
-                f"{workdir} is of a run with {key} = {before.get(key)!r}, not {told[key]!r}; "
-                "name a new --workdir, or the same configuration to resume"
-            )
-        return
-    require_new_folder(workdir, remedy="name a new --workdir")
     configuration = dataclasses.asdict(run.config)
     counts = {
         "training_cells": len(run.training_cells),
@@ -138,11 +116,7 @@ def _claim_workdir(run: Run, workdir: Path) -> None:
         "steps": run.steps,
     }
     story = describe_run("pretrain", configuration, [run.store.folder], counts)
-    # As one folder, so that a run killed here leaves nothing that would be refused next time.
-    with write_aside(workdir) as aside:
-        aside.mkdir()
-        write_provenance(aside, story)
-        (aside / CONFIG).write_text(json.dumps(told, indent=2) + "\n")
+    claim_workdir(workdir, run.identity(), story)
 
 
 def _prepare_evaluation(run: Run) -> tuple[Evaluator | None, dict[str, BaselineScore]]:
@@ -158,34 +132,44 @@ def _train(
     state: TrainState,
     checkpoints: Checkpoints,
     evaluator: Evaluator | None,
-    log: MetricsLog,
+    workdir: Path,
 ) -> TrainState:
     """Runs the remaining steps; the device is never waited for except where numbers are wanted."""
     config, first = run.config, int(state.step)
     batches = read_ahead(run.batches, first, config.data.workers)
-    window = Window(run, first)
-    with Progress(run.steps, "pretrain", "steps", initial=first) as progress, StopRequest() as stop:
+    window = Window(run, first, workdir)
+    with (
+        MetricsLog(workdir, first) as log,
+        Profile(config.profile, workdir) as profile,
+        Progress(run.steps, "pretrain", "steps", initial=first) as progress,
+        StopRequest() as stop,
+    ):
         for step in range(first + 1, run.steps + 1):
             batch = window.wait_for(batches)
+            profile.before(step, state)
             state, metrics = run.train_step(state, put_batch(batch, run.mesh))
+            profile.after(step, state)
             window.add(metrics, step)
             last, stopping = step == run.steps, stop.asked(step)
-            save = step % config.checkpoint.every_steps == 0 or last or stopping
-            notes = {}
-            if step % config.log_every_steps == 0 or save:
-                row = window.close(step)
-                log.write(row)
-                notes = {"loss": f"{row['loss']:.3f}", "cells/s": f"{row['cells_per_s']:,.0f}"}
+            told = step % config.log_every_steps == 0
+            save = last or stopping or checkpoints.due(step, clock=told)
+            notes = _tell(window.close(step), log) if told or save else {}
             if evaluator and (step % config.evaluation.every_steps == 0 or last):
-                log.write({"step": step, **_held_out_row(evaluator(state.params))})
-                window.restart_clock()
+                with window.paused(state):
+                    log.write({"step": step, **_held_out_row(evaluator(state.params))})
             if save:
-                checkpoints.save(step, state)
+                checkpoints.save(step, run.stored(state))
             progress.advance(1, **notes)
             if stopping and not last:
                 checkpoints.wait()
                 raise Stopped
     return state
+
+
+def _tell(row: dict[str, Any], log: MetricsLog) -> dict[str, str]:
+    """Writes a line of metrics; returns what of it stands in the progress line."""
+    log.write(row)
+    return {"loss": f"{row['loss']:.3f}", "cells/s": f"{row['cells_per_s']:,.0f}"}
 
 
 def _held_out_row(scores: Evaluation) -> dict[str, float]:

@@ -32,13 +32,16 @@ def masked_gene_sums(
     dropout_key: jax.Array | None = None,
 ) -> LossSums:
     """Masked gene prediction, the paper's pretraining objective, on a batch of masked cells."""
+    packed = batch.packing is not None
     hidden_BTD = encode(
         config,
         params,
         batch.tokens_BT,
-        batch.lengths_B,
+        None if packed else batch.lengths_B,
         runtime=runtime,
         dropout_key=dropout_key,
+        positions_BT=batch.packing.ranks_BT if packed else None,
+        segments_BT=batch.packing.segments_BT if packed else None,
     )
     logits_BMV = masked_gene_logits(
         config, params, hidden_BTD, batch.positions_BM, runtime.precision

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import hashlib
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -21,14 +22,25 @@ from geneformer_jax.batches.plan import (
 )
 from geneformer_jax.cells.cell_store import CellStore
 from geneformer_jax.common.errors import InputError
-from geneformer_jax.model.attention import choose_attention
+from geneformer_jax.model.attention import choose_attention, compute_capability_of
 from geneformer_jax.model.config import EncoderConfig
 from geneformer_jax.model.encoder import Runtime
 from geneformer_jax.model.precision import precision_preset
 from geneformer_jax.model.pretrained import load_model
-from geneformer_jax.training.config import PretrainConfig
-from geneformer_jax.training.estimate import bytes_per_device, peak_flops, step_flops
-from geneformer_jax.training.mesh import BATCH, batch_divisor, make_mesh
+from geneformer_jax.training.config import PretrainConfig, RuntimeConfig
+from geneformer_jax.training.estimate import (
+    ASSUMED_SPEED,
+    Speed,
+    bytes_per_device,
+    hours_line,
+    step_flops,
+)
+from geneformer_jax.training.mesh import (
+    BATCH,
+    batch_divisor,
+    make_mesh,
+    vocabulary_rows,
+)
 from geneformer_jax.training.optimizer import make_optimizer
 from geneformer_jax.training.state import (
     Recipe,
@@ -37,6 +49,7 @@ from geneformer_jax.training.state import (
     abstract_state,
     init_state,
     jit_train_step,
+    resize_state,
 )
 
 
@@ -50,7 +63,8 @@ class Run:
       encoder: shape of the model.
       mesh: devices.
       runtime: how to compute, attention chosen.
-      shape: buckets and cells in a batch.
+      shape: buckets and rows in a batch.
+      rule: what is masked.
       batches: the masked training batches of all steps.
       held_out: one epoch of masked held-out batches, None if no cells are held out.
       steps: optimizer steps in all.
@@ -63,6 +77,7 @@ class Run:
     mesh: Mesh
     runtime: Runtime
     shape: BatchShape
+    rule: MaskingRule
     batches: MaskedBatches
     held_out: MaskedBatches | None
     steps: int
@@ -89,6 +104,8 @@ class Run:
             seed=self.config.seed,
             micro_batches=self.config.runtime.micro_batches,
             optimizer_on_host=self.config.runtime.optimizer_on_host,
+            masking=self.rule if self.config.masking.on_device else None,
+            vocabulary_rows=vocabulary_rows(self.mesh, self.encoder.vocabulary_size),
         )
 
     @functools.cached_property
@@ -96,10 +113,35 @@ class Run:
         """Shapes, types and shardings of the train state."""
         return abstract_state(self.recipe, self.mesh)
 
+    @property
+    def stored_recipe(self) -> Recipe:
+        """The recipe of a state as checkpoints hold it: with a row for each token and no more."""
+        return dataclasses.replace(self.recipe, vocabulary_rows=self.encoder.vocabulary_size)
+
+    def stored(self, state: TrainState) -> TrainState:
+        """Returns a state as checkpoints hold it."""
+        return resize_state(state, self.stored_recipe, self.mesh)
+
+    def at_work(self, state: TrainState) -> TrainState:
+        """Returns a state that a checkpoint held as the steps take it."""
+        return resize_state(state, self.recipe, self.mesh)
+
     @functools.cached_property
     def train_step(self) -> TrainStep:
         """The jitted step, one program per bucket."""
         return jit_train_step(self.recipe, self.mesh)
+
+    def flops(self, cells: np.ndarray) -> float:
+        """Returns the floating point operations of a training step on these cells."""
+        lengths = self.store.lengths[cells]
+        return step_flops(self.encoder, lengths, self.config.masking.selected_share * lengths.sum())
+
+    @functools.cached_property
+    def flops_per_step(self) -> float:
+        """Floating point operations of a step on average, see estimate.step_flops."""
+        lengths = self.store.lengths[self.training_cells]
+        masked = self.config.masking.selected_share * lengths.sum(dtype=np.int64)
+        return step_flops(self.encoder, lengths, masked) / self.steps_per_epoch
 
     def identity(self) -> dict[str, Any]:
         """Returns what decides the result, by dotted name: all parts of a run must share it.
@@ -108,9 +150,10 @@ class Run:
         others.
         """
         told = dataclasses.asdict(self.config)
-        for name in ("mesh", "runtime", "checkpoint", "log_every_steps"):
+        for name in ("mesh", "runtime", "checkpoint", "profile", "log_every_steps"):
             del told[name]
         del told["data"]["workers"], told["evaluation"]["every_steps"]
+        del told["masking"]["on_device"]
         # The store may be moved between two parts of a run; what is in it may not change.
         content = hashlib.sha256(self.store.vocabulary.hash.encode())
         for shard in self.store.shards:
@@ -118,72 +161,81 @@ class Run:
         told["data"]["store"] = content.hexdigest()[:16]
         return traverse_util.flatten_dict(told, sep=".")
 
-    def summary(self) -> list[str]:
-        """Lines that say what the run will do."""
+    def summary(self, speed: Speed = ASSUMED_SPEED) -> list[str]:
+        """Lines that say what the run will do, and cost on devices of this speed."""
         plan = self.batches.plan
         shape = ", ".join(
             f"{cells} x {bucket}"
             for cells, bucket in zip(self.shape.cells, self.shape.buckets, strict=True)
         )
+        what = "packed rows" if self.config.data.packing else "cells"
         axes = " x ".join(f"{name} {size}" for name, size in self.mesh.shape.items())
         return [
             f"model: {self.encoder.parameters:,} parameters, {self.encoder.layers} layers of "
             f"width {self.encoder.width}, vocabulary {self.encoder.vocabulary_size:,}",
             f"cells: {plan.n_cells:,} to train on, "
             f"{self.config.evaluation.held_out_cells:,} held out",
-            f"batches (cells x tokens): {shape}; padding {plan.padding:.1%} of tokens",
+            f"batches ({what} x tokens): {shape}; padding {plan.padding:.1%} of tokens",
             f"steps: {self.steps:,} ({plan.steps_per_epoch:,} an epoch)",
-            f"devices: {axes} on {jax.devices()[0].device_kind}; "
+            f"devices: {axes} on {self.mesh.devices.flat[0].device_kind}; "
             f"precision {self.config.runtime.precision}",
             *self.notes,
-            *self._costs(),
+            *self._costs(speed),
         ]
 
-    def _costs(self) -> list[str]:
+    def _costs(self, speed: Speed) -> list[str]:
         """Lines on memory and arithmetic, from shapes alone."""
         state = self.abstract_state
         gib = [bytes_per_device(part) / 2**30 for part in (state.params, state.optimizer)]
-        lengths = self.store.lengths[self.training_cells]
-        masked = self.config.masking.selected_share * lengths.sum(dtype=np.int64)
-        flops = step_flops(self.encoder, lengths, masked) / self.steps_per_epoch
-        line = f"cost: {flops:.3g} FLOP a step, {flops * self.steps:.3g} in all"
-        device = self.mesh.devices.flat[0]
-        if peak := peak_flops(device, self.config.runtime.precision):
-            hours = flops * self.steps / (peak * self.mesh.size) / 3600
-            line += f"; {hours:.3g} hours at the full peak of {self.mesh.size} {device.device_kind}"
+        flops = self.flops_per_step
+        device, precision = self.mesh.devices.flat[0], self.config.runtime.precision
         return [
             f"on each device: weights {gib[0]:.3f} GiB, optimizer state {gib[1]:.3f} GiB, "
             f"gradients {gib[0]:.3f} GiB, and activations",
-            line,
+            f"cost: {flops:.3g} FLOP a step, {flops * self.steps:.3g} in all",
+            hours_line(flops * self.steps, self.mesh.size, device, precision, speed),
         ]
 
 
-def prepare_run(config: PretrainConfig, store: CellStore) -> Run:
+def open_store(config: PretrainConfig) -> CellStore:
+    """Opens the store that the configuration names; raises InputError if it names none."""
+    if not config.data.store:
+        raise InputError("--config.data.store is not set; name a folder written by tokenize")
+    return CellStore.open(config.data.store)
+
+
+def prepare_run(
+    config: PretrainConfig, store: CellStore, devices: Sequence[jax.Device] | None = None
+) -> Run:
     """Works out mesh, batches, steps and attention; refuses what cannot run.
+
+    Args:
+      config: the whole run.
+      store: the cells.
+      devices: to run on, by default all that JAX finds; compile-only ones will do.
 
     Raises:
       InputError: a value of the configuration does not fit the store, the devices or another value.
     """
     encoder = config.encoder(store.vocabulary.size)
-    mesh = make_mesh(config.mesh)
+    mesh = make_mesh(config.mesh, devices)
     _require_divisible(encoder, mesh)
-    shape = _shape(config, store, mesh, encoder)
-    rule = MaskingRule(
-        vocabulary_size=store.vocabulary.size,
-        first_gene_token=store.vocabulary.first_gene_token,
-        mask_token=store.vocabulary.mask_id,
-        protected_tokens=(store.vocabulary.pad_id, store.vocabulary.mask_id),
-        **dataclasses.asdict(config.masking),
-    )
+    packing = config.data.packing
+    shape = _shape(config, store, mesh, encoder, packing)
+    rule = _masking_rule(config, store)
     recipe = PlanRecipe(
         shape,
         seed=config.seed,
         held_out_cells=config.evaluation.held_out_cells,
+        packing=packing,
         mega_batch_multiplier=config.data.mega_batch_multiplier,
     )
+    # Never packed: the baselines want to know at which rank of its cell a masked gene stood.
+    unpacked = _shape(config, store, mesh, encoder, packing=False)
+    held_out = dataclasses.replace(recipe, shape=unpacked, held_out=True, packing=False)
     share = _share(mesh)
     steps = config.steps or config.epochs * recipe.make(store.lengths).steps_per_epoch
-    runtime, notes = _runtime(config, encoder, mesh, shape.buckets[-1])
+    runtime, notes = make_runtime(config.runtime, encoder, mesh, shape.buckets[-1], packing)
     return Run(
         config=config,
         store=store,
@@ -191,10 +243,25 @@ def prepare_run(config: PretrainConfig, store: CellStore) -> Run:
         mesh=mesh,
         runtime=runtime,
         shape=shape,
-        batches=MaskedBatches(store, recipe, rule, steps, share),
-        held_out=_held_out(store, recipe, rule, share) if recipe.held_out_cells else None,
+        rule=rule,
+        batches=MaskedBatches(
+            store, recipe, None if config.masking.on_device else rule, steps, share
+        ),
+        held_out=_held_out(store, held_out, rule, share) if recipe.held_out_cells else None,
         steps=steps,
         notes=notes,
+    )
+
+
+def _masking_rule(config: PretrainConfig, store: CellStore) -> MaskingRule:
+    shares = dataclasses.asdict(config.masking)
+    del shares["on_device"]
+    return MaskingRule(
+        vocabulary_size=store.vocabulary.size,
+        first_gene_token=store.vocabulary.first_gene_token,
+        mask_token=store.vocabulary.mask_id,
+        protected_tokens=(store.vocabulary.pad_id, store.vocabulary.mask_id),
+        **shares,
     )
 
 
@@ -224,7 +291,9 @@ def start_state(run: Run) -> TrainState:
             f"--config.initial {model.source} holds another model ({model.config}) than "
             f"--config.model asks for ({run.encoder}); set --config.model to its shape"
         )
-    return state._replace(params=jax.device_put(model.params, placed.params))
+    state = run.stored(state)
+    places = jax.tree.map(lambda leaf: leaf.sharding, state.params)
+    return run.at_work(state._replace(params=jax.device_put(model.params, places)))
 
 
 def _require_divisible(encoder: EncoderConfig, mesh: Mesh) -> None:
@@ -239,7 +308,7 @@ def _require_divisible(encoder: EncoderConfig, mesh: Mesh) -> None:
 
 
 def _shape(
-    config: PretrainConfig, store: CellStore, mesh: Mesh, encoder: EncoderConfig
+    config: PretrainConfig, store: CellStore, mesh: Mesh, encoder: EncoderConfig, packing: bool
 ) -> BatchShape:
     longest = int(store.lengths.max())
     if longest > encoder.positions:
@@ -252,7 +321,7 @@ def _shape(
         for bucket in choose_buckets(store.lengths, config.data.most_buckets)
     )
     return shape_batches(
-        buckets,
+        buckets[-1:] if packing else buckets,
         tokens_per_batch=config.data.tokens_per_batch,
         cells_per_batch=config.data.cells_per_batch,
         divisor=batch_divisor(mesh) * config.runtime.micro_batches,
@@ -270,29 +339,42 @@ def _share(mesh: Mesh) -> Share:
 def _held_out(
     store: CellStore, recipe: PlanRecipe, rule: MaskingRule, share: Share
 ) -> MaskedBatches:
-    recipe = dataclasses.replace(recipe, held_out=True)
     steps = recipe.make(store.lengths).steps_per_epoch
     return MaskedBatches(store, recipe, rule, steps, share)
 
 
-def _runtime(
-    config: PretrainConfig, encoder: EncoderConfig, mesh: Mesh, longest: int
+def make_runtime(
+    config: RuntimeConfig, encoder: EncoderConfig, mesh: Mesh, longest: int, packed: bool = False
 ) -> tuple[Runtime, tuple[str, ...]]:
-    precision = precision_preset(config.runtime.precision)
+    """Returns how to compute on a mesh, and lines that say what was chosen and why.
+
+    Args:
+      config: what was asked for.
+      encoder: shape of the model.
+      mesh: devices.
+      longest: tokens of the longest batch.
+      packed: whether rows hold several cells.
+
+    Raises:
+      InputError: it cannot run there.
+    """
+    precision = precision_preset(config.precision)
+    device = mesh.devices.flat[0]
     choice = choose_attention(
-        config.runtime.attention,
-        platform=jax.default_backend(),
+        config.attention,
+        platform=device.platform,
         compute_dtype=precision.compute,
         head_size=encoder.head_size,
         dropout_rate=encoder.attention_dropout,
-        packed=False,
+        packed=packed,
         positions=longest,
+        compute_capability=compute_capability_of(device),
     )
     activations = NamedSharding(mesh, PartitionSpec(("data", "fsdp"), None, None))
     runtime = Runtime(
         precision=precision,
         attention=choice.implementation,
-        remat=config.runtime.remat,
+        remat=config.remat,
         constrain=lambda x: jax.lax.with_sharding_constraint(x, activations),
     )
     return runtime, (f"attention: {choice.implementation} ({choice.reason})",)

@@ -1,6 +1,7 @@
 """The train state and one optimizer step."""
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -9,7 +10,8 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from geneformer_jax.batches.loader import Batch
+from geneformer_jax.batches.loader import Batch, mask_batch
+from geneformer_jax.batches.masking import MaskingRule
 from geneformer_jax.model.config import EncoderConfig
 from geneformer_jax.model.encoder import Params, Runtime, init_params
 from geneformer_jax.training.loss_scale import (
@@ -18,7 +20,7 @@ from geneformer_jax.training.loss_scale import (
     initial_loss_scale,
     next_loss_scale,
 )
-from geneformer_jax.training.mesh import BATCH, shardings
+from geneformer_jax.training.mesh import BATCH, resize_vocabulary, shardings
 from geneformer_jax.training.objectives import LossSums, masked_gene_sums
 
 
@@ -77,6 +79,9 @@ class Recipe:
       micro_batches: parts into which a batch is cut to save memory; their gradients are added.
       optimizer_on_host: keep Adam's moments in the host's pinned memory between steps (the place of
         ZeRO-Offload); slower, for models whose optimizer state does not fit the devices.
+      masking: what a step masks; None where batches come masked.
+      vocabulary_rows: rows of the tables that have one for each token, see mesh.vocabulary_rows; 0
+        for as many as there are tokens.
     """
 
     config: EncoderConfig
@@ -85,10 +90,13 @@ class Recipe:
     seed: int
     micro_batches: int = 1
     optimizer_on_host: bool = False
+    masking: MaskingRule | None = None
+    vocabulary_rows: int = 0
 
     def draw(self) -> Params:
         """Draws initial weights."""
-        return init_params(self.config, jax.random.key(self.seed))
+        params = init_params(self.config, jax.random.key(self.seed))
+        return resize_vocabulary(params, self.vocabulary_rows) if self.vocabulary_rows else params
 
     def size(self, batch: Batch) -> Any:
         """Returns what a whole batch's losses are divided by."""
@@ -102,9 +110,9 @@ class Recipe:
         return sums.loss / size, sums
 
 
-def init_state(recipe: Recipe) -> TrainState:
-    """Draws initial weights and the optimizer's zero state."""
-    params = recipe.draw()
+def init_state(recipe: Recipe, params: Params | None = None) -> TrainState:
+    """Returns the state before the first step: weights given or drawn, and a fresh optimizer."""
+    params = recipe.draw() if params is None else params
     scaled = recipe.runtime.precision.scaled_loss
     return TrainState(
         step=jnp.zeros((), jnp.int32),
@@ -118,6 +126,8 @@ def train_step(
     state: TrainState, batch: Batch, *, recipe: Recipe
 ) -> tuple[TrainState, StepMetrics]:
     """One update; a pure function of state and batch. Dropout depends on (seed, step) alone."""
+    if recipe.masking is not None:
+        batch = mask_batch(batch, seed=recipe.seed, step=state.step, rule=recipe.masking)
     scale = jnp.ones(()) if state.loss_scale is None else state.loss_scale.scale
     sums, gradients = _gradients(state, batch, recipe, scale)
     targets = jnp.maximum(sums.targets, 1.0)
@@ -201,6 +211,22 @@ def abstract_state(recipe: Recipe, mesh: Mesh) -> TrainState:
     )
 
 
+def resize_state(state: TrainState, recipe: Recipe, mesh: Mesh) -> TrainState:
+    """Returns a state with the `vocabulary_rows` of this recipe, placed as `abstract_state` says.
+
+    Checkpoints hold as many rows as there are tokens, so that every mesh can read them.
+    """
+    target = abstract_state(recipe, mesh)
+    shapes = [[leaf.shape for leaf in jax.tree.leaves(each)] for each in (target, state)]
+    if shapes[0] == shapes[1]:
+        return state
+    # Memory of the host holds arrays but computes nothing.
+    on_device = jax.device_put(state, shardings(mesh, state))
+    resize = functools.partial(resize_vocabulary, rows=recipe.vocabulary_rows)
+    resized = jax.jit(resize, out_shardings=shardings(mesh, target))(on_device)
+    return jax.device_put(resized, jax.tree.map(lambda leaf: leaf.sharding, target))
+
+
 def _on_host(placed: Any, shapes: Any) -> Any:
     # Scalars stay on the device, where the schedule reads them.
     return jax.tree.map(
@@ -210,20 +236,29 @@ def _on_host(placed: Any, shapes: Any) -> Any:
     )
 
 
-def jit_train_step(recipe: Recipe, mesh: Mesh) -> TrainStep:
-    """Compiles `train_step` for a mesh, once per bucket length; reuses the old state's memory."""
+def jit_train_step(recipe: Recipe, mesh: Mesh, constants: Any = None) -> TrainStep:
+    """Compiles `train_step` for a mesh, once per bucket length; reuses the old state's memory.
+
+    Args:
+      recipe: what every step has in common.
+      mesh: devices.
+      constants: shardings of a third argument of the step, given to `recipe.bound`, for a recipe
+        with parts that are not to be compiled in.
+    """
     abstract = abstract_state(recipe, mesh)
     placed = jax.tree.map(lambda leaf: leaf.sharding, abstract)
     at_work = shardings(mesh, abstract.optimizer)
+    extra = () if constants is None else (constants,)
 
-    def step(state: TrainState, batch: Batch) -> tuple[TrainState, StepMetrics]:
+    def step(state: TrainState, batch: Batch, *constants: Any) -> tuple[TrainState, StepMetrics]:
         if recipe.optimizer_on_host:
             state = state._replace(optimizer=jax.device_put(state.optimizer, at_work))
-        return train_step(state, batch, recipe=recipe)
+        own = recipe.bound(*constants) if constants else recipe
+        return train_step(state, batch, recipe=own)
 
     return jax.jit(
         step,
         donate_argnums=0,
-        in_shardings=(placed, NamedSharding(mesh, BATCH)),
+        in_shardings=(placed, NamedSharding(mesh, BATCH), *extra),
         out_shardings=(placed, NamedSharding(mesh, PartitionSpec())),
     )

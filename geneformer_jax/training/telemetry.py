@@ -16,7 +16,7 @@ from tensorboardX.proto.summary_pb2 import Summary
 from geneformer_jax.batches.loader import Batch
 from geneformer_jax.common.errors import InputError
 from geneformer_jax.common.files import write_aside
-from geneformer_jax.training.estimate import peak_flops, step_flops
+from geneformer_jax.training.estimate import peak_flops
 from geneformer_jax.training.optimizer import learning_rate
 from geneformer_jax.training.run import Run
 from geneformer_jax.training.state import StepMetrics, TrainState
@@ -50,7 +50,8 @@ class MetricsLog:
         self._events = EventsWriter(str(folder / "events"), f".from-step-{first_step}")
         # TensorBoard then hides what files of an interrupted run tell of later steps.
         start = SessionLog(status=SessionLog.START)
-        self._events.write_event(Event(step=first_step + 1, session_log=start))
+        begun = Event(wall_time=time.time(), step=first_step + 1, session_log=start)
+        self._events.write_event(begun)
 
     def __enter__(self) -> "MetricsLog":
         return self
@@ -136,9 +137,7 @@ class Window:
         cells_read = cells[cells >= 0]
         self._cells += len(cells_read)
         self._padded += len(cells) * bucket
-        lengths = self._run.store.lengths[cells_read]
-        share = self._run.config.masking.selected_share
-        self._flops += step_flops(self._run.encoder, lengths, share * lengths.sum())
+        self._flops += self._run.flops(cells_read)
 
     def close(self, step: int) -> dict[str, Any]:
         """Returns the window's line of metrics, and begins a new window after `step`.

@@ -73,11 +73,11 @@ def one_step(mesh_config: MeshConfig | None, recipe: Recipe | None = None, steps
 
 
 GOLDEN = {
-    "loss": 4.1729646,
-    "accuracy": 1 / 23,
-    "targets": 23,
+    "loss": 4.1401124,
+    "accuracy": 2 / 19,
+    "targets": 19,
     "tokens": 127,
-    "gradient_norm": 2.5898514,
+    "gradient_norm": 3.1498911,
     "parameter_norm": 14.1497965,
     "loss_scale": 1,
     "skipped_updates": 0,
@@ -132,7 +132,7 @@ def test_an_array_without_a_rule_is_an_error():
 
 def test_filler_rows_and_padding_change_nothing():
     batch = masked_batch()
-    filled = Batch(*(np.concatenate([rows, np.zeros_like(rows)]) for rows in batch))
+    filled = jax.tree.map(lambda rows: np.concatenate([rows, np.zeros_like(rows)]), batch)
     garbage = filled._replace(
         tokens_BT=np.where(np.arange(32) < filled.lengths_B[:, None], filled.tokens_BT, 17)
     )
