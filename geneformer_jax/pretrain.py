@@ -6,6 +6,12 @@
 Reads a cell store written by `tokenize`. Writes checkpoints, metrics.jsonl, provenance.json and a
 figure of the loss into the workdir. Any value of the configuration file can be changed on the
 command line (--config.optimizer.learning_rate=5e-4). Run the same command again to resume.
+
+With --dry_run it only tells what it would do and cost; with --target too, it compiles the training
+step for hardware that need not be here, and tells what it takes there:
+
+  python -m geneformer_jax.pretrain --config=configs/pretrain_v1_10m_v100.py --dry_run \\
+      --corpus=27400000x2048 --target=cuda:v100:1x3x4
 """
 
 from pathlib import Path
@@ -24,6 +30,20 @@ _WORKDIR = flags.DEFINE_string("workdir", "", "Folder of the run: a new one, or 
 _DRY_RUN = flags.DEFINE_bool(
     "dry_run", False, "Check everything, say what the run would do and cost, and stop."
 )
+_TARGET = flags.DEFINE_string(
+    "target",
+    "",
+    "With --dry_run: compile for tpu:CHIP:CHIPS (tpu:v5e:16x16; v4, v5p, v6e) or "
+    "cuda:GPU:SLICESxHOSTSxGPUS (cuda:v100:1x3x4, cuda:h100:1x1x8).",
+)
+_CORPUS = flags.DEFINE_string(
+    "corpus", "", "With --dry_run: CELLSxTOKENS of each, in place of a store."
+)
+_DEVICE_TFLOPS = flags.DEFINE_float(
+    "device_tflops", 0.0, "With --dry_run: peak of one device; 0 takes what its maker states."
+)
+_MFU = flags.DEFINE_float("mfu", 0.3, "With --dry_run: share of the peak to reckon with.")
+_DRY_RUN_ONLY = ("target", "corpus", "device_tflops", "mfu")
 _PROCESSES = flags.DEFINE_integer(
     "processes", 1, "Processes of this run; 0 takes what Slurm or the TPU slice tells."
 )
@@ -36,16 +56,22 @@ _COORDINATOR = flags.DEFINE_string(
 def main() -> None:
     """Pretrains as the flags say, then reports and draws the loss."""
     door.require("config", *([] if _DRY_RUN.value else ["workdir"]))
+    _check_dry_run()
     # What imports JAX's heavier companions waits until the flags are known to be right.
     _join_processes()
     from geneformer_jax.analysis.figures import loss_curve_figure, save_figure
     from geneformer_jax.training.config import typed_config
-    from geneformer_jax.training.loop import describe_pretraining, pretrain
+    from geneformer_jax.training.dry_run import describe_dry_run
+    from geneformer_jax.training.estimate import Speed
+    from geneformer_jax.training.loop import pretrain
     from geneformer_jax.training.telemetry import read_metrics
 
     config, workdir = typed_config(_CONFIG.value), Path(_WORKDIR.value)
     if _DRY_RUN.value:
-        print("\n".join(describe_pretraining(config)))
+        speed = Speed(_DEVICE_TFLOPS.value * 1e12, _MFU.value)
+        told = describe_dry_run(config, target=_TARGET.value, corpus=_CORPUS.value, speed=speed)
+        for line in told:
+            print(line, flush=True)
         return
     result = pretrain(config, workdir)
     if jax.process_index():
@@ -54,6 +80,19 @@ def main() -> None:
     losses = {name.replace("_", " "): score.loss for name, score in result.baselines.items()}
     save_figure(loss_curve_figure(read_metrics(workdir), losses), workdir / "loss")
     print(f"checkpoint: {result.checkpoint}\nloss curve: {workdir / 'loss.png'}")
+
+
+def _check_dry_run() -> None:
+    given = [name for name in _DRY_RUN_ONLY if flags.FLAGS[name].present]
+    if given and not _DRY_RUN.value:
+        raise InputError(f"--{given[0]} is for estimates only; add --dry_run")
+    if _DEVICE_TFLOPS.value < 0:
+        raise InputError(f"--device_tflops is {_DEVICE_TFLOPS.value}; it must not be negative")
+    if not 0 < _MFU.value <= 1:
+        raise InputError(f"--mfu is {_MFU.value}; it must be above 0 and at most 1, such as 0.3")
+    if _TARGET.value:
+        # The compilers for other machines need none of this one's accelerators.
+        jax.config.update("jax_platforms", "cpu")
 
 
 def _join_processes() -> None:

@@ -21,6 +21,7 @@ _KINDS = (
 _COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{$")
 _INSTRUCTION = re.compile(r"^ +(?:ROOT )?%?([\w.\-]+) = (.*?) ([a-z][\w\-]*)\((.*)$")
 _CALLED = re.compile(r"(?:calls|to_apply|body|condition|called_computations)=\{?%?([\w.\-]+)")
+_CONDITION = re.compile(r"condition=%?([\w.\-]+)")
 _BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
 _CHANNEL = re.compile(r"channel_id=(\d+)")
@@ -119,13 +120,23 @@ def _calls(
     """Yields (function, how often it is run) for a function and all that it calls."""
     yield name, runs
     for each in computations[name]:
-        trips = _TRIPS.search(each.rest) if each.operation == "while" else None
+        rounds = _rounds(each, computations) if each.operation == "while" else 1
         called = _CALLED.findall(each.rest)
         for branches in _BRANCHES.findall(each.rest):
             called += [branch.strip(" %") for branch in branches.split(",")]
         for other in called:
             if other in computations:
-                yield from _calls(computations, other, runs * int(trips[1] if trips else 1))
+                yield from _calls(computations, other, runs * rounds)
+
+
+def _rounds(loop: _Instruction, computations: dict[str, list[_Instruction]]) -> int:
+    """How often a loop goes round: as the compiler says, or as its condition compares with."""
+    if known := _TRIPS.search(loop.rest):
+        return int(known[1])
+    condition = _CONDITION.search(loop.rest)
+    instructions = computations.get(condition[1], []) if condition else []
+    limits = [each.rest for each in instructions if each.operation == "constant"]
+    return max((int(number[0]) for text in limits if (number := re.match(r"\d+", text))), default=1)
 
 
 def _payload(each: _Instruction, shapes: dict[str, str]) -> int:
