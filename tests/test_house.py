@@ -24,7 +24,10 @@ PURE = (
     "batches/plan",
     "batches/masking",
     "cells/rank_encoding",
+    "analysis/shift_ranks",
     "analysis/shift_statistics",
+    "analysis/shift_mixture",
+    "analysis/shift_combinations",
 )
 
 
