@@ -64,7 +64,10 @@ def main() -> None:
         _write(table, output, {"genes": len(table)})
         print(f"predictions: {output} ({len(table):,} genes)")
         return
-    predicted = prediction.predict_cells(model, FLAGS.cells, runtime)
+    predictor = prediction.open_predictor(model, FLAGS.cells, runtime)
+    if FLAGS.label:
+        prediction.check_labels(predictor.cells.obs, FLAGS.label, _target(model))
+    predicted = prediction.predict_cells(model, predictor.cells, runtime)
     if FLAGS.label:
         print("\n".join(prediction.compare_with_labels(predicted, FLAGS.label, _target(model))))
     _write(predicted, output, {"cells": predicted.n_obs})

@@ -17,7 +17,7 @@ from tests.doors import assert_one_line, run_door
 from tests.toy import toy_cells, toy_vocabulary
 from tests.training.labelled_tasks import TINY, ToyTask, config_of
 
-LORA = {"tuning.lora_rank": 2, "tuning.lora_targets": "query,value,up", "steps": 40}
+LORA = {"tuning.lora_rank": 2, "tuning.lora_targets": "query,value,up", "steps": 120}
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +33,7 @@ def base(tmp_path_factory):
 def cell_fold(toy_store, base, tmp_path_factory):
     """A fold of cells, learned by low-rank factors: (folder, predictions of the test side)."""
     folder = tmp_path_factory.mktemp("cells")
-    config = config_of(**LORA, **{"optimizer.learning_rate": 3e-2, "head.pooling": "mean"})
+    config = config_of(**LORA, **{"optimizer.learning_rate": 1e-2, "head.pooling": "mean"})
     table = finetune_folds(ToyTask("cell", toy_store), load_model(base), config, folder, folds=[0])
     return folder / "fold_0", table
 

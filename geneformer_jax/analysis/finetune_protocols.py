@@ -20,7 +20,7 @@ from geneformer_jax.common.errors import InputError
 from geneformer_jax.common.files import write_aside
 from geneformer_jax.common.provenance import describe_run, write_provenance
 from geneformer_jax.model.heads import HeadTask
-from geneformer_jax.model.pretrained import PretrainedModel, load_model, weights_hash
+from geneformer_jax.model.pretrained import RESULT, PretrainedModel, load_model, weights_hash
 from geneformer_jax.training.finetune_config import (
     FinetuneConfig,
     finetune_config,
@@ -92,7 +92,7 @@ class Protocol:
             self.section, self.cells, workdir, networks_of(model, config, layers), configuration
         )
         kept = [name for name in _LISTED if name in results]
-        return [*results[kept].to_string(index=False).splitlines(), f"results: {workdir}"]
+        return [*results[kept].to_string(index=False).splitlines(), *_where(workdir)]
 
     def _run_targets(
         self,
@@ -111,7 +111,13 @@ class Protocol:
                 each.to_parquet(aside) if name.endswith("parquet") else each.to_csv(aside)
         story = describe_run("finetune", configuration, [], {"left_out": self.task.dropped})
         write_provenance(workdir, story)
-        return [*results.to_string().splitlines(), f"results: {workdir}"]
+        return [*results.to_string().splitlines(), *_where(workdir)]
+
+
+def _where(workdir: Path) -> list[str]:
+    """Lines that say where the results and the models are."""
+    folds = sorted(each.parent for each in (workdir / "networks").glob(f"*/fold_*/{RESULT}"))
+    return [f"results: {workdir}", *(f"model: {fold}" for fold in folds)]
 
 
 def prepare_protocol(sections: Mapping[str, Any], cells: EncodedCells) -> Protocol:

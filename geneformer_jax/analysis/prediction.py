@@ -204,27 +204,34 @@ def _require_kind(model: PretrainedModel, kind: str, other: str) -> None:
         )
 
 
-def compare_with_labels(predicted: ad.AnnData, column: str, task: HeadTask) -> list[str]:
-    """Returns lines on how predictions agree with labels that are known.
-
-    Args:
-      predicted: as `predict_cells` returns it.
-      column: of `.obs`, with the known labels.
-      task: the class target to compare with.
+def check_labels(obs: pd.DataFrame, column: str, task: HeadTask) -> pd.Series:
+    """Returns the known labels of cells, as text, to compare predictions with.
 
     Raises:
       InputError: there is no such column, or none of its values is a class of the model.
     """
-    check_columns(predicted.obs, [column])
-    known = predicted.obs[column].astype("object")
+    check_columns(obs, [column])
+    known = obs[column].astype("object")
     texts = known[known.notna()].astype(str)
-    shared = texts.isin(task.labels)
-    if not shared.any():
+    if not texts.isin(task.labels).any():
         first = texts.iloc[0] if len(texts) else "nothing"
         raise InputError(
             f'no value of "{column}" is a class of the model: it holds "{first}"'
             f"{did_you_mean(first, task.labels)}, the model knows {', '.join(task.labels)}"
         )
+    return texts
+
+
+def compare_with_labels(predicted: ad.AnnData, column: str, task: HeadTask) -> list[str]:
+    """Returns lines on how predictions agree with labels that are known; see `check_labels`.
+
+    Args:
+      predicted: as `predict_cells` returns it.
+      column: of `.obs`, with the known labels.
+      task: the class target to compare with.
+    """
+    texts = check_labels(predicted.obs, column, task)
+    shared = texts.isin(task.labels)
     lines = []
     strange = sorted(set(texts[~shared]))
     if strange:
@@ -232,7 +239,7 @@ def compare_with_labels(predicted: ad.AnnData, column: str, task: HeadTask) -> l
             f"{int((~shared).sum()):,} cells have a label that the model does not know, and are "
             f"not compared: {', '.join(strange)}"
         )
-    if missing := len(known) - len(texts):
+    if missing := predicted.n_obs - len(texts):
         lines.append(f'{missing:,} cells have no "{column}", and are not compared')
     own = predicted.obs.loc[texts.index[shared], f"{PREDICTED}_{task.name}"].astype(str)
     agreement = float((own.to_numpy() == texts[shared].to_numpy()).mean())

@@ -128,7 +128,9 @@ def save_model(model: PretrainedModel, target: Path | str, story: Mapping[str, A
     items = {
         # Orbax copies numpy arrays, all at once, before it writes them.
         "params": jax.tree.map(jnp.asarray, model.params),
-        "meta": describe_model(model.config, model.vocabulary, model.head),
+        # An array among the texts: Orbax warns of an item that has none.
+        "meta": describe_model(model.config, model.vocabulary, model.head)
+        | {"step": np.asarray(model.step)},
     }
     with write_aside(target) as aside:
         folder = aside.resolve() / CHECKPOINTS
