@@ -11,9 +11,12 @@ from scipy.stats import norm
 
 from geneformer_jax.analysis.figures import MISSING_COLOUR, PALETTE, STYLE, new_figure
 from geneformer_jax.analysis.shift_mixture import Mixture
+from geneformer_jax.analysis.shift_statistics import SIGNIFICANT
 
 _MAIN, _STRONG, _DARK = PALETTE[11], PALETTE[8], "#222222"
 _NAMED = 16
+# Height of a name, of the height of the axes.
+_LINE = 0.052
 _MOST_PAIRED = 40
 _LOWEST_RATE = 1e-300
 _NAME_LETTERS = 24
@@ -43,11 +46,20 @@ def volcano_figure(table: pd.DataFrame, shift: str, rate: str, labels: Mapping[s
             axes.scatter(x[chosen], height[chosen], s=16, c=colour, lw=0, label=words,
                          rasterized=True)  # fmt: skip
         axes.axvline(0, color=_DARK, lw=0.8, ls=":")
-        axes.set(xlabel=labels[shift], ylabel=labels[rate], ylim=(0, None))
-        axes.margins(x=0.05)
-        named = np.argsort(-height, kind="stable")[:_NAMED]
-        named = named[significant[named]] if significant.any() else named
-        _name_points(axes, x[named], height[named], shown["Gene_name"].iloc[named])
+        axes.set(xlabel=labels[shift], ylabel=labels[rate])
+        # Room for the names at either side.
+        axes.margins(x=0.42)
+        threshold = -np.log10(SIGNIFICANT)
+        axes.axhline(threshold, color=_DARK, lw=0.8, ls=":")
+        top = 1.08 * max(height.max(initial=0), threshold)
+        axes.set_ylim(-0.03 * top, top)
+        axes.ticklabel_format(axis="x", scilimits=(-3, 4))
+        axes.locator_params(axis="x", nbins=6)
+        candidates = significant if significant.any() else np.ones(len(x), bool)
+        for side, place in ((x < 0, 0.01), (x >= 0, 0.99)):
+            named = np.flatnonzero(candidates & side)
+            named = named[np.lexsort((-np.abs(x[named]), -height[named]))][: _NAMED // 2]
+            _name_points(axes, x[named], height[named], shown["Gene_name"].iloc[named], place)
         axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2)
     return figure
 
@@ -73,10 +85,12 @@ def ranked_figure(table: pd.DataFrame, shift: str, chosen: pd.Series, labels: Se
         axes.scatter(ranks[coloured], values[coloured], s=18, c=_STRONG, lw=0,
                      label=f"{labels[1]} ({coloured.sum():,})", rasterized=True)  # fmt: skip
         axes.set(xlabel="rank", ylabel=labels[0])
+        axes.margins(y=0.08)
         axes.xaxis.set_major_formatter("{x:,.0f}")
+        axes.ticklabel_format(axis="y", scilimits=(-3, 4))
         half = min(_NAMED // 2, len(shown) // 2)
         named = np.r_[0:half, len(shown) - half : len(shown)]
-        _name_points(axes, ranks[named], values[named], shown["Gene_name"].iloc[named])
+        _name_points(axes, ranks[named], values[named], shown["Gene_name"].iloc[named], 1.05)
         axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2)
     return figure
 
@@ -91,8 +105,10 @@ def background_figure(
       values: name of an edit -> its shifts, one per cell; a bar marks the mean.
       labels: words for the horizontal axis and for the background.
     """
-    everything = np.concatenate([background, *values.values()])
-    low, high = np.quantile(everything, [0.002, 0.998])
+    # Single far cells may lie outside, so that the bulk can be seen; means never do.
+    means = [each.mean() for each in values.values()]
+    outermost = [*np.quantile(background, [0.002, 0.998]), *means]
+    low, high = min(outermost), max(outermost)
     pad = 0.04 * (high - low or 1.0)
     with matplotlib.rc_context(STYLE):
         figure = new_figure(7.2, 2.2 + 0.32 * len(values))
@@ -107,11 +123,12 @@ def background_figure(
             shown = each if len(each) <= 500 else rng.choice(each, 500, replace=False)
             jitter = row + rng.uniform(-0.22, 0.22, len(shown))
             below.scatter(shown, jitter, s=10, c=_MAIN, alpha=0.7, lw=0, rasterized=True)
-            below.plot([each.mean()] * 2, [row - 0.38, row + 0.38], color=_STRONG, lw=2.2)
+            below.plot([means[row]] * 2, [row - 0.38, row + 0.38], color=_STRONG, lw=2.2)
         names = [f"{_short(name)} ({len(each):,})" for name, each in values.items()]
         below.set_yticks(range(len(values)), names)
         below.set(xlabel=labels[0], xlim=(low - pad, high + pad), ylim=(len(values) - 0.4, -0.6))
         below.tick_params(axis="y", length=0)
+        below.ticklabel_format(axis="x", scilimits=(-3, 4))
         for axes in (above, below):
             axes.axvline(background.mean(), color=_DARK, lw=1, ls=":")
     return figure
@@ -212,22 +229,52 @@ def affected_figure(table: pd.DataFrame, edit: str, most: int = 25) -> Figure:
     return figure
 
 
-def _name_points(axes: Axes, x: np.ndarray, y: np.ndarray, names: Sequence[str]) -> None:
-    """Writes the names of points in a column on the right, joined to them by thin lines."""
-    order = np.argsort(-np.asarray(y), kind="stable")
-    places = np.linspace(0.98, 0.02, len(order)) if len(order) > 1 else np.array([0.9])
-    for place, point in zip(places, order, strict=True):
+def _name_points(
+    axes: Axes, x: np.ndarray, y: np.ndarray, names: Sequence[str], column: float
+) -> None:
+    """Writes the names of points below each other, joined to them by thin lines.
+
+    `column` is where they stand, as a fraction of the width: in the right half of the axes they end
+    there, elsewhere they begin there. Call it when the limits of the axes are set.
+    """
+    low, high = axes.get_ylim()
+    wanted = (np.asarray(y, float) - low) / (high - low)
+    places = _apart(wanted)
+    align = "right" if 0.5 < column < 1 else "left"
+    for name, point, place in zip(names, zip(x, y, strict=True), places, strict=True):
         axes.annotate(
-            _short(list(names)[point]),
-            (x[point], y[point]),
-            (1.04, place),
+            _short(name),
+            point,
+            (column, place),
             textcoords="axes fraction",
             fontsize=9,
             fontstyle="italic",
+            ha=align,
             va="center",
-            arrowprops={"arrowstyle": "-", "color": "#9a9fab", "lw": 0.6, "shrinkB": 2},
+            arrowprops={
+                "arrowstyle": "-",
+                "color": "#9a9fab",
+                "lw": 0.6,
+                "shrinkB": 2,
+                "relpos": (1.0 if column < 0.5 else 0.0, 0.5),
+            },
             annotation_clip=False,
         )
+
+
+def _apart(wanted: np.ndarray) -> np.ndarray:
+    """The nearest heights, as fractions of the axes, at which lines of text do not overlap."""
+    order = np.argsort(-wanted, kind="stable")
+    places = wanted.copy()
+    ceiling = 1.0
+    for point in order:
+        places[point] = min(wanted[point], ceiling)
+        ceiling = places[point] - _LINE
+    floor = 0.02
+    for point in order[::-1]:
+        places[point] = max(places[point], floor)
+        floor = places[point] + _LINE
+    return places
 
 
 def _short(name: str) -> str:

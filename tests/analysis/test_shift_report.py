@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 from matplotlib.image import imread
 
-from geneformer_jax.analysis import shift_figures, shift_statistics
+from geneformer_jax.analysis import shift_figures, shift_report, shift_statistics
 from geneformer_jax.analysis.report import Report
 from geneformer_jax.analysis.shift_combinations import combinations
 from geneformer_jax.analysis.shift_mixture import fit_mixture
@@ -82,6 +82,13 @@ def null_run(tmp_path_factory) -> Path:
     return write_run(tmp_path_factory.mktemp("null") / "run", shifts(0.02), with_genes=False)
 
 
+@pytest.fixture
+def undrawn(monkeypatch):
+    """No figures are written, which take most of the time."""
+    monkeypatch.setattr(shift_report, "save_figure", lambda figure, stem: [])
+    monkeypatch.setattr(Report, "figure", lambda report, figure, caption: None)
+
+
 def pieces_of(frame: pd.DataFrame, measure: str, state: str = "") -> list[pd.DataFrame]:
     rows = frame[(frame["measure"] == measure) & (frame["state"] == state)]
     return [rows.astype({"value": np.float32})]
@@ -127,7 +134,7 @@ def test_a_statistic_leaves_tables_figures_and_a_page(run, null_run, mode):
     assert (target / "all.html").read_text().count("<img") == len(FIGURES[mode])
 
 
-def test_tables_from_files_are_those_from_memory(run, null_run):
+def test_tables_from_files_are_those_from_memory(run, null_run, undrawn):
     frame, null = shifts(), shifts(0.02)
     states = frame[frame["measure"] == "state_shift"].astype({"value": np.float32})
     expected = {
@@ -143,7 +150,7 @@ def test_tables_from_files_are_those_from_memory(run, null_run):
         pd.testing.assert_frame_equal(read, table, check_dtype=False, rtol=1e-12)
 
 
-def test_running_means_of_gene_shifts_give_the_table_of_all_of_them(run, tmp_path):
+def test_running_means_of_gene_shifts_give_the_table_of_all_of_them(run, tmp_path, undrawn):
     run_statistics(run, "aggregate_gene_shifts")
     whole = pd.read_parquet(run / "statistics" / "aggregate_gene_shifts.parquet")
     frame = shifts()
@@ -162,21 +169,29 @@ def test_running_means_of_gene_shifts_give_the_table_of_all_of_them(run, tmp_pat
 
 
 def test_another_call_replaces_the_first_and_its_figures(run):
+    target = run / "statistics"
+    run_statistics(run, "aggregate", set_size=2)
+    assert (target / "aggregate_ranked.png").exists()
+    run_statistics(run, "aggregate", measure="state_shift", state="b")
+    assert [path.stem for path in target.glob("aggregate_ranked*.png")] == ["aggregate_ranked_b"]
+    table = pd.read_parquet(target / "aggregate.parquet")
+    assert set(table["State"]) == {"b"}
+
+
+def test_the_genes_that_one_edit_has_an_impact_on(run, undrawn):
     run_statistics(run, "mixture_model", anchor="G7")
     table = pd.read_parquet(run / "statistics" / "mixture_model.parquet")
     # Every second gene is moved much farther than the others.
     assert set(table["Ensembl_ID"][table["Impact_component"] == 1]) == {"G0", "G2", "G4", "G6"}
-    run_statistics(run, "aggregate", measure="state_shift")
-    stale = run / "statistics" / "aggregate_ranked.png"
-    assert not stale.exists()
-    states = {path.stem for path in stale.parent.glob("aggregate_ranked_*.png")}
-    assert states == {"aggregate_ranked_a", "aggregate_ranked_b", "aggregate_ranked_c"}
 
 
-def test_a_pair_goes_farther_than_its_sum_towards_a_state(run):
+def test_combinations_towards_a_state_start_from_no_shift(run, undrawn):
     run_statistics(run, "combinations", measure="state_shift")
     story = json.loads((run / "statistics" / "provenance.json").read_text())["combinations"]
     assert story["configuration"]["state"] == "b"
+    rows = pd.read_parquet(run / "statistics" / "combinations.parquet")
+    expected = rows["Anchor_shift"] + rows["Test_token_shift"]
+    np.testing.assert_allclose(rows["Sum_of_indiv_shifts"], expected, atol=1e-12)
 
 
 def message_of(*arguments, **options) -> str:
