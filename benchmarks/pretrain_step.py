@@ -17,7 +17,8 @@ at their real lengths: ours in buckets of --tokens tokens a batch, PyTorch's sor
 batches of --cells cells, padded to the longest of each, as the original groups them.
 
 Each case is a process of its own, warmed up by one whole pass (so compiling is left out and told
-apart), and all take turns. Speeds are medians over repeats; `of_torch` is the speed in cells,
+apart), and all take turns. Speeds are medians over repeats of the wall time; `cpu_seconds`, of all
+threads, tell more where other work disturbs. `of_torch` is the speed in cells,
 divided by that of the case "torch". `mfu` counts operations on real tokens and masked genes only.
 Peak memory is the device's on a GPU, else that of the whole process.
 """
@@ -26,7 +27,6 @@ import json
 import multiprocessing
 import os
 import resource
-import statistics
 import time
 from pathlib import Path
 from typing import NamedTuple
@@ -286,9 +286,9 @@ def worker(pipe, make, *arguments):
     warm_up = time.perf_counter() - began
     pipe.send("ready")
     while pipe.recv() == "run":
-        began = time.perf_counter()
+        began, worked = time.perf_counter(), time.process_time()
         losses.append(train())
-        pipe.send(time.perf_counter() - began)
+        pipe.send((time.perf_counter() - began, time.process_time() - worked))
     result = told()
     resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     result["memory"] = result["memory"] or resident
@@ -326,12 +326,13 @@ def measure(workload, options, on_gpu):
     for name, pipe in running.items():
         pipe.send("stop")
         results[name] = pipe.recv()
-    speeds = {name: results[name]["cells"] / statistics.median(seconds[name]) for name in running}
+    times = {name: np.array(seconds[name]) for name in running}
+    speeds = {name: results[name]["cells"] / np.median(times[name][:, 0]) for name in running}
     ours = results.get("geneformer_jax", {})
     for name, result in results.items():
         line = describe(result, speeds[name], ours)
         line["of_torch"] = round(speeds[name] / speeds["torch"], 2) if "torch" in speeds else None
-        line["seconds"] = [round(each, 3) for each in seconds[name]]
+        line["seconds"], line["cpu_seconds"] = times[name].T.round(3).tolist()
         header = {"benchmark": "pretrain_step", "workload": workload.name, "case": name}
         print(json.dumps({**header, **line, "load": round(os.getloadavg()[0], 1)}), flush=True)
 

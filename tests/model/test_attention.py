@@ -133,10 +133,14 @@ def test_large_scores_of_half_precision_stay_finite():
         assert all(np.isfinite(x).all() for x in actual)
 
 
-def chunk_multipliers(key, rate, size):
-    draw = partial(jax.random.bernoulli, p=1 - rate, shape=(B, N, size, T))
-    chunks = [draw(jax.random.fold_in(key, i)) for i in range(-(-T // size))]
-    return np.concatenate(chunks, axis=2)[:, :, :T] / (1 - rate)
+def dropout_multipliers(key, rate):
+    """What dropout multiplies the weights [B, N, T, T] with, by the integers of Python."""
+    words = [np.asarray(jax.random.bits(each, (B, T, N))) for each in jax.random.split(key)]
+    of_queries, of_keys = (each.swapaxes(1, 2).astype(object) for each in words)
+    x = (of_queries[..., None] + of_keys[..., None, :]) % 2**32
+    for shift, factor in ((16, 0x85EBCA6B), (13, 0xC2B2AE35), (16, 1)):
+        x = (x ^ (x >> shift)) * factor % 2**32
+    return (x >= round(rate * 2**32)).astype(float) / (1 - rate)
 
 
 def sharded_over_eight_devices(*operands):
@@ -149,11 +153,8 @@ def sharded_over_eight_devices(*operands):
 def test_dropout_equals_an_explicit_mask_on_any_mesh(implementation):
     rate, key = 0.3, jax.random.key(7)
     operands = arrays()
-    if implementation == "xla":
-        multipliers = np.asarray(jax.random.bernoulli(key, 1 - rate, (B, N, T, T))) / (1 - rate)
-    else:
-        assert CHUNK < T <= 2 * CHUNK
-        multipliers = chunk_multipliers(key, rate, T // 2)
+    assert T > CHUNK
+    multipliers = dropout_multipliers(key, rate)
     expected = slow_attention(*operands, as_segments(LENGTHS), multipliers)
     run = partial(value_and_gradients, implementation=implementation, rate=rate)
     assert_near(run(*operands, LENGTHS, None, key), expected, BOUNDS["float32"])
@@ -182,6 +183,12 @@ def test_dropout_keeps_each_weight_independently(implementation):
     for other in (kept[::-1], np.roll(kept, CHUNK, axis=1), another):
         tolerance = 5 * np.sqrt(2 * chance * (1 - chance) / kept.size)
         assert abs((kept == other).mean() - chance) < tolerance
+    # Two queries and two keys share four words: their four weights are independent all the same.
+    signs = np.where(kept, rate, rate - 1) / np.sqrt(rate * (1 - rate))
+    for by in (1, 7, CHUNK):
+        pair = signs * np.roll(signs, by, axis=1)
+        four = pair * np.roll(pair, by, axis=2)
+        assert abs(four.mean()) < 5 / np.sqrt(four.size / 4)
 
 
 def test_nothing_is_dropped_without_a_key():
