@@ -2,7 +2,7 @@
 
 They see the same folds as the network. A gene's features are the cells: its rank in each of them
 (most tokens of a cell minus its position, 0 where it is absent), or its counts per 10,000. A cell's
-features are the genes, in the same way, with the logarithm of the counts.
+features are 50 components of the same numbers, with the logarithm of the counts.
 """
 
 import warnings
@@ -34,7 +34,7 @@ SVM, FOREST, REGRESSION = "SVM", "random forest", "logistic regression"
 ESTIMATORS = (SVM, FOREST, REGRESSION)
 _TARGET_SUM = 10_000
 _CELLS_AT_A_TIME = 4_096
-# Components of a cell's features, found anew in each fold's training cells.
+# Components of a cell's features.
 _COMPONENTS = 50
 
 
@@ -88,39 +88,40 @@ def count_matrix(cells: EncodedCells, sources: Iterable[CountSource]) -> sparse.
 
 def features_of(
     task: ClassificationTask, name: str, matrix: sparse.csr_matrix
-) -> sparse.csr_matrix:
-    """Turns a matrix [cells, V] of ranks or counts into features [ids, F], in the ids' order."""
+) -> sparse.csr_matrix | np.ndarray:
+    """Turns a matrix [cells, V] of ranks or counts into features [ids, F], in the ids' order.
+
+    A gene is described by all cells, as in the paper; a cell by 50 components of all cells' ranks
+    or of their logarithm of counts, which are found without labels.
+    """
     if task.unit == GENE:
         return matrix.tocsc()[:, task.tokens.to_numpy()].T.tocsr()
     row_of = pd.Series(np.arange(matrix.shape[0]), index=task.cells.obs.index.astype(str))
-    features = matrix[row_of[task.labels.index].to_numpy()]
-    return features.log1p() if name == COUNTS else features
+    chosen = matrix[row_of[task.labels.index].to_numpy()]
+    components = TruncatedSVD(
+        min(_COMPONENTS, *(size - 1 for size in chosen.shape)), random_state=0
+    )
+    return components.fit_transform(chosen.log1p() if name == COUNTS else chosen)
 
 
-def make_estimator(kind: str, unit: str, features: int) -> Any:
+def make_estimator(kind: str, unit: str) -> Any:
     """Returns an sklearn classifier.
 
     For genes the estimators of the paper: SVC, a forest of depth 2 and logistic regression, with
     sklearn's other defaults and seed 0. For cells, where the paper has no such baselines, the same
-    kinds on 50 components, the forest without a limit of depth.
+    kinds on standardised features, the forest without a limit of depth.
     """
-    if unit == GENE:
-        return {
-            SVM: SVC(random_state=0),
-            FOREST: RandomForestClassifier(max_depth=2, random_state=0),
-            REGRESSION: LogisticRegression(random_state=0),
-        }[kind]
+    cells = unit != GENE
     estimator = {
         SVM: SVC(random_state=0),
-        FOREST: RandomForestClassifier(random_state=0),
-        REGRESSION: LogisticRegression(random_state=0, max_iter=1_000),
+        FOREST: RandomForestClassifier(max_depth=None if cells else 2, random_state=0),
+        REGRESSION: LogisticRegression(random_state=0, max_iter=1_000 if cells else 100),
     }[kind]
-    components = min(_COMPONENTS, features - 1)
-    return make_pipeline(TruncatedSVD(components, random_state=0), StandardScaler(), estimator)
+    return make_pipeline(StandardScaler(), estimator) if cells else estimator
 
 
 def baseline_predictions(
-    task: ClassificationTask, features: sparse.csr_matrix, kind: str
+    task: ClassificationTask, features: sparse.csr_matrix | np.ndarray, kind: str
 ) -> pd.DataFrame:
     """Learns and tests a classifier in every fold.
 
@@ -145,7 +146,7 @@ def baseline_predictions(
         )
         if task.unit == GENE:
             train = balance(train, numbers)
-        estimator = make_estimator(kind, task.unit, features.shape[1])
+        estimator = make_estimator(kind, task.unit)
         with warnings.catch_warnings():
             # The paper's estimators stop after sklearn's default number of rounds, as these do.
             warnings.simplefilter("ignore", ConvergenceWarning)
@@ -188,7 +189,9 @@ def _counts_of(
         yield rows[here], sparse.csr_matrix(scale @ (batch.counts[here] @ to_token))
 
 
-def _probabilities(estimator: Any, features: sparse.csr_matrix, classes: int) -> np.ndarray:
+def _probabilities(
+    estimator: Any, features: sparse.csr_matrix | np.ndarray, classes: int
+) -> np.ndarray:
     """Returns float [n, C]; 0 for a class that was not there to learn from."""
     if hasattr(estimator, "predict_proba"):
         known = estimator.predict_proba(features)

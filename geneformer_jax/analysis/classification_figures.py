@@ -102,37 +102,60 @@ def confusion_figure(matrix: pd.DataFrame, title: str = "") -> Figure:
 
 
 def probability_figure(predictions: pd.DataFrame, title: str = "") -> Figure:
-    """Draws, for members of each true class, the distribution of that class's probability.
+    """Draws how the probabilities of members of each true class are distributed.
 
-    Two classes: the probability of the second, for the members of both.
+    Two classes: histograms of the probability of the second. More: for each class a box (quartiles,
+    whiskers at 5 and 95 %) of the probability that its own members were given for it.
     """
     classes = classes_of(predictions)
     truth = predictions["label"].astype(str)
-    two = len(classes) == 2
+    of = [classes[1]] * 2 if len(classes) == 2 else classes
+    values = {
+        f"{name} ({(truth == name).sum():,})": predictions.loc[truth == name, PROBABILITY + each]
+        for name, each in zip(classes, of, strict=True)
+        if (truth == name).any()
+    }
     with matplotlib.rc_context(STYLE):
-        figure = new_figure(8.4, 4.0)
+        figure = new_figure(8.4, max(4.0, 1.4 + 0.32 * len(values)))
         axes = figure.add_subplot()
-        for name, (dash, colour) in zip(classes, _lines(), strict=False):
-            of = classes[1] if two else name
-            values = predictions.loc[truth == name, PROBABILITY + of].to_numpy(np.float64)
-            if not len(values):
-                continue
-            weights = np.full(len(values), 1 / len(values))
-            axes.hist(
-                values,
-                _PROBABILITY_BINS,
-                weights=weights,
-                histtype="stepfilled" if two else "step",
-                color=(colour, 0.35) if two else None,
-                edgecolor=colour,
-                ls=dash,
-                lw=1.6,
-                label=f"{name} ({len(values):,})",
-            )
-        what = f"probability of {classes[1]}" if two else "probability of the true class"
-        axes.set(xlabel=what, ylabel="share of the true class", title=title, xlim=(0, 1))
-        _legend(axes, "true class")
+        draw = _histograms if len(classes) == 2 else _boxes
+        draw(axes, {name: each.to_numpy(np.float64) for name, each in values.items()})
+        what = f"probability of {classes[1]}" if len(classes) == 2 else "probability of that class"
+        axes.set(xlabel=what, title=title, xlim=(-0.01, 1.01))
     return figure
+
+
+def _histograms(axes: matplotlib.axes.Axes, values: Mapping[str, np.ndarray]) -> None:
+    for (name, each), colour in zip(values.items(), PALETTE, strict=False):
+        axes.hist(
+            each,
+            _PROBABILITY_BINS,
+            weights=np.full(len(each), 1 / len(each)),
+            histtype="stepfilled",
+            color=(colour, 0.35),
+            edgecolor=colour,
+            lw=1.6,
+            label=name,
+        )
+    axes.set_ylabel("share of the true class")
+    _legend(axes, "true class")
+
+
+def _boxes(axes: matplotlib.axes.Axes, values: Mapping[str, np.ndarray]) -> None:
+    boxes = axes.boxplot(
+        list(values.values()),
+        orientation="horizontal",
+        whis=(5, 95),
+        showfliers=False,
+        widths=0.6,
+        patch_artist=True,
+        medianprops={"color": "#1d2330", "lw": 1.6},
+    )
+    for box in boxes["boxes"]:
+        box.set(facecolor=(PALETTE[0], 0.25), edgecolor=PALETTE[0])
+    axes.set_yticks(range(1, len(values) + 1), list(values))
+    axes.invert_yaxis()
+    axes.set_ylabel("true class (members)")
 
 
 def calibration_figure(curves: Mapping[str, pd.DataFrame], title: str = "") -> Figure:

@@ -290,6 +290,9 @@ def test_figures_show_what_was_measured(classes, tmp_path):
     )
     drawn = figures.probability_figure(predictions)
     assert isinstance(drawn, Figure)
-    names = [text.get_text() for text in drawn.axes[0].get_legend().get_texts()]
+    told = (
+        drawn.axes[0].get_legend().get_texts() if classes == 2 else drawn.axes[0].get_yticklabels()
+    )
+    names = [text.get_text() for text in told]
     sizes = predictions["label"].value_counts()
     assert names == [f"k{i} ({sizes[f'k{i}']})" for i in range(classes)]

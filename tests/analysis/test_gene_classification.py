@@ -41,6 +41,7 @@ from geneformer_jax.analysis.task_controls import (
     permuted_labels,
     summarise_control,
 )
+from geneformer_jax.analysis.task_folder import TaskFolder
 from geneformer_jax.analysis.task_report import PUBLISHED
 from geneformer_jax.batches.labelled import UNLABELLED
 from geneformer_jax.cells.counts import AnnDataSource
@@ -157,10 +158,14 @@ def test_features_stand_in_the_order_of_the_labels(toy, task):
         np.testing.assert_array_equal(of_genes[row], ranks[:, token].toarray().ravel())
     shuffled = cell_task(toy[1])
     shuffled = shuffled.with_labels(shuffled.labels.sample(frac=1, random_state=0))
-    of_cells = features_of(shuffled, COUNTS, ranks).toarray()
+    of_cells = features_of(shuffled, COUNTS, ranks)
     row_of = {cell: row for row, cell in enumerate(toy[1].obs.index)}
-    order = [row_of[cell] for cell in shuffled.labels.index]
-    np.testing.assert_allclose(of_cells, np.log1p(ranks.toarray()[order]), rtol=1e-6)
+    logged = np.log1p(ranks.toarray()[[row_of[cell] for cell in shuffled.labels.index]])
+    # Components keep the distances that their singular values make up.
+    left, values, _ = np.linalg.svd(logged, full_matrices=False)
+    np.testing.assert_allclose(np.linalg.norm(of_cells, axis=0)[:5], values[:5], rtol=1e-2)
+    first = left[:, 0] * values[0]
+    assert abs(np.corrcoef(of_cells[:, 0], first)[0, 1]) > 0.999
 
 
 def test_the_larger_class_is_thinned_for_learning():
@@ -205,7 +210,7 @@ def test_cells_of_new_donors_are_told_apart(toy, kind):
     features = features_of(task, RANKS, rank_matrix(task.cells))
     predictions = baseline_predictions(task, features, kind)
     assert sorted(predictions["id"]) == sorted(task.labels.index)
-    assert (predictions["label"] == predictions["predicted"]).mean() > 0.95
+    assert fold_roc(predictions).auc > 0.95
 
 
 def test_permuted_labels_keep_what_they_must(toy, task):
@@ -355,12 +360,15 @@ def interrupted(*_) -> None:
     raise KeyboardInterrupt
 
 
-def test_a_folder_of_another_task_is_refused(toy, task, tmp_path):
-    config = TaskConfig(genes=gene_file(tmp_path / "g.tsv", task.labels), controls=())
-    run_task(config, toy[1], tmp_path / "run", {})
-    other = gene_file(tmp_path / "g.tsv", task.labels[1:])
-    with pytest.raises(InputError, match="holds another task"):
-        run_task(TaskConfig(genes=other, controls=()), toy[1], tmp_path / "run", {})
+def test_a_folder_of_another_task_is_refused(task, tmp_path):
+    config = TaskConfig(genes="genes.tsv")
+    TaskFolder(tmp_path / "run", config, task)
+    TaskFolder(tmp_path / "run", config, task)
+    changed = task.labels.copy()
+    changed.iloc[0] = "second" if changed.iloc[0] == "first" else "first"
+    for other, labels in ((TaskConfig(genes="genes.tsv", seed=1), task.labels), (config, changed)):
+        with pytest.raises(InputError, match="holds another task"):
+            TaskFolder(tmp_path / "run", other, task.with_labels(labels))
 
 
 def test_a_split_by_cell_is_warned_of_and_what_is_left_out_is_told(toy, capsys):
