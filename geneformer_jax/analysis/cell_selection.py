@@ -88,7 +88,7 @@ def open_cells(
     Raises:
       InputError: the cells cannot be read or do not fit the model.
     """
-    _check_vocabulary(model)
+    check_vocabulary(model)
     if isinstance(cells, ad.AnnData):
         source = AnnDataSource(cells)
     elif isinstance(cells, str | Path) and (Path(cells).is_file() or is_counts(Path(cells))):
@@ -201,7 +201,8 @@ def _has_value(obs: pd.DataFrame, column: str, values: Sequence[str]) -> np.ndar
     return present.isin(wanted).to_numpy()
 
 
-def _check_vocabulary(model: PretrainedModel) -> None:
+def check_vocabulary(model: PretrainedModel) -> None:
+    """Raises InputError if the model carries no vocabulary, or another one than its own."""
     vocabulary = model.vocabulary
     if vocabulary is None:
         raise InputError(

@@ -18,6 +18,7 @@ from geneformer_jax.analysis.perturbation_options import (
     NONE,
     ORIGINAL,
     Options,
+    check,
     make_perturber,
 )
 from geneformer_jax.analysis.perturbation_states import States
@@ -127,6 +128,7 @@ def perturb_cells(
         at_most=at_most,
         seed=seed,
     )
+    check(model, options)
     opened = open_cells(cells, model, whole=options.refill)
     perturber = make_perturber(model, opened, options, runtime, devices, tokens_per_device)
     with perturber.progress(perturber.work.edits) as progress:

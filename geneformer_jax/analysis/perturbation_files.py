@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
-from geneformer_jax.analysis.perturbation_engine import PartShifts, Perturber
+from geneformer_jax.analysis.perturbation_engine import PartShifts, Perturber, Throughput
 from geneformer_jax.analysis.perturbation_genes import JOINT
 from geneformer_jax.analysis.perturbation_tables import (
     gene_means_table,
@@ -116,9 +116,12 @@ class PerturbationFolder:
         sizes = {part: parts[part][1] - parts[part][0] for part in own}
         with perturber.progress(sum(sizes.values())) as progress:
             progress.advance(sum(size for part, size in sizes.items() if part not in todo))
-            for part in todo:
+            for place, part in enumerate(todo):
                 shifts = perturber.shifts(*parts[part], progress)
                 self._write_part(part, shifts, perturber, gene_means)
+                if place == 0 and len(todo) > 1:
+                    # Parts are of about as many tokens, and take about as long.
+                    _tell_time(perturber.throughput, len(todo) - 1)
 
     def _write_part(
         self, part: int, shifts: PartShifts, perturber: Perturber, gene_means: bool
@@ -233,6 +236,11 @@ def summarise(folder: Path) -> pd.DataFrame:
     sd = np.sqrt(np.maximum(sums["square"] / sums["n"] - mean**2, 0))
     table = pd.DataFrame({"mean": mean, "sd": sd, "n": sums["n"].astype(np.int64)})
     return table.reset_index().sort_values(keys, ignore_index=True)
+
+
+def _tell_time(done: Throughput, parts: int) -> None:
+    seconds = (done.seconds - done.compiling) * parts
+    print(f"about {seconds / 60:,.1f} minutes to go for {parts:,} more parts", flush=True)
 
 
 def check_space(output: Path, needed: int) -> None:

@@ -11,6 +11,7 @@ from geneformer_jax.analysis.cell_selection import (
     ORIGINAL_SEED,
     ChosenCells,
     EncodedCells,
+    check_vocabulary,
     select_cells,
 )
 from geneformer_jax.analysis.embedder import check_options
@@ -110,14 +111,26 @@ def _one_of(name: str, value: str, known: Sequence[str]) -> None:
         )
 
 
+def check(model: PretrainedModel, options: Options) -> None:
+    """Raises InputError if the options contradict each other or the model, before cells are read.
+
+    Args:
+      model: that perturbs.
+      options: of the run.
+    """
+    check_vocabulary(model)
+    choose_mode(model, options)
+    options.rule()
+    options.gene_sets(model)
+
+
 def choose_mode(model: PretrainedModel, options: Options) -> str:
     """Returns what stands for a cell: as asked, or "cls" for models with `<cls>`, as the original.
 
     Raises:
       InputError: the model has no such mode or layer, or no classifier where one is asked for.
     """
-    framed = model.vocabulary is not None and model.vocabulary.cls_id is not None
-    mode = options.mode or (CLS if framed else CELL)
+    mode = options.mode or (CELL if model.vocabulary.cls_id is None else CLS)
     check_options(model, mode, options.layer)
     _classifier(model, options)
     return mode
@@ -235,7 +248,6 @@ def make_perturber(
     tokens_per_device: int | None = None,
 ) -> Perturber:
     """Plans a run and readies the devices for it."""
-    choose_mode(model, options)
     work = find_work(choose_cells(cells, options, model), options, model)
     states = find_states(model, cells, options, runtime, devices)
     measures = measures_of(model, options, states)

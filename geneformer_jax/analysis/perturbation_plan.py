@@ -29,8 +29,9 @@ NO_GENE_LEFT = "edits that leave no other gene"
 # Minutes of work on a CPU, a second on an accelerator.
 _TOKENS_PER_PART = 4_194_304
 _CELLS_AT_ONCE = 1_024
-# Bytes in the tables for one value and for one value of a gene, found by measuring.
-_BYTES_PER_VALUE, _BYTES_PER_GENE_VALUE, _BYTES_PER_MEAN = 5, 5, 22
+# Bytes in the tables for one value, for one value of a gene, for one mean of these, and for the
+# frame of a file; found by measuring.
+_BYTES_PER_VALUE, _BYTES_PER_GENE_VALUE, _BYTES_PER_MEAN, _BYTES_PER_FILE = 5, 5, 22, 4_500
 
 
 class CellEdits(NamedTuple):
@@ -136,20 +137,16 @@ class Work:
           gene_rows: values of single genes of each edit, -1 for all.
           means: whether those are kept only as means over cells.
         """
-        total = self.edits * measures * _BYTES_PER_VALUE
+        files = len(self.parts) * (1 + (gene_rows != 0 and not means))
+        total = self.edits * measures * _BYTES_PER_VALUE + files * _BYTES_PER_FILE
         if not gene_rows:
             return total
         per_edit = self.compared if gene_rows < 0 else np.minimum(self.compared, gene_rows)
         values = int((self.counts * per_edit).sum())
         if means:
-            genes = int(self.compared.max(initial=0))
-            return total + min(values, self.different_genes**2, values) * _BYTES_PER_MEAN + genes
+            pairs = min(values, self.cells.vocabulary.size**2)
+            return total + pairs * _BYTES_PER_MEAN
         return total + values * _BYTES_PER_GENE_VALUE
-
-    @property
-    def different_genes(self) -> int:
-        """Genes of the vocabulary."""
-        return self.cells.vocabulary.size
 
 
 def plan_work(cells: EncodedCells, rule: EditRule, frame: Frame, sets: GeneSets) -> Work:

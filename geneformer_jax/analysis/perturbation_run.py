@@ -16,8 +16,8 @@ from geneformer_jax.analysis.perturbation_files import (
 from geneformer_jax.analysis.perturbation_options import (
     MEANS,
     Options,
+    check,
     choose_cells,
-    choose_mode,
     find_states,
     find_work,
     measures_of,
@@ -82,8 +82,7 @@ class PerturbationRun:
           InputError: see `perturb_cells`; the output is of another run, damaged or does not fit.
         """
         options, self._model, self._inputs = self._options, model, [cells]
-        choose_mode(model, options)
-        options.rule(), options.gene_sets(model)
+        check(model, options)
         opened = open_cells(cells, model, whole=options.refill)
         chosen = choose_cells(opened, options, model)
         work = find_work(chosen, options, model)
@@ -95,8 +94,10 @@ class PerturbationRun:
         if options.classes:
             identity["head"] = weights_sha256(model, [model.head.kind])
         self._tell_size(work)
+        # A wrong file of state embeddings is told before anything is written.
+        given = find_states(model, opened, options) if options.state_embeddings else None
         self._folder.begin(plan_of(self._command, identity, work.parts))
-        measures = measures_of(model, options, self._states(opened, runtime))
+        measures = measures_of(model, options, given or self._states(opened, runtime))
         self._perturber = Perturber(
             model, work, measures, runtime, tokens_per_device=tokens_per_device
         )
