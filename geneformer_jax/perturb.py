@@ -57,22 +57,43 @@ flags.DEFINE_string("attention", "auto", "Attention implementation; auto chooses
 flags.DEFINE_integer("tokens_per_device", None, "Padded tokens at a time.", lower_bound=1)
 flags.DEFINE_string("shard", "", "i/n: make only the i-th of n shares of the edits.")
 flags.DEFINE_bool("finish", False, "Put the tables of all shards together.")
+flags.DEFINE_string(
+    "statistics", "", "Of the tables, separated by commas: goal_state_shift, vs_null, "
+    "mixture_model, aggregate, aggregate_gene_shifts, combinations. May be asked for later.",
+)  # fmt: skip
+flags.DEFINE_string("null", "", "For vs_null: what perturb wrote of other cells.")
+# Asked of tables that are there, so a run with others of them is the same run.
+_AFTERWARDS = ("statistics", "null")
 
 
 def main() -> None:
-    """Perturbs and writes."""
+    """Perturbs, writes, and computes statistics."""
     door.require("checkpoint", "cells", "output")
+    modes = door.split_list(FLAGS.statistics)
+    # JAX takes seconds to import, which --help and a mistyped flag should not have to wait for.
+    from geneformer_jax.analysis.shift_report import require_modes, run_statistics
+
+    require_modes(modes, FLAGS.null)
+    if not _perturb():
+        return
+    for mode in modes:
+        written = run_statistics(FLAGS.output, mode, null=FLAGS.null if mode == "vs_null" else "")
+        print(f"{mode}: {', '.join(path.name for path in written)} in {written[0].parent}")
+
+
+def _perturb() -> bool:
+    """Makes what is missing; returns whether the tables are complete."""
     share = parse_share(FLAGS.shard)
     if FLAGS.shard and FLAGS.finish:
         raise InputError("--shard makes a share and --finish joins all of them; give one of them")
-    # JAX takes seconds to import, which --help and a mistyped flag should not have to wait for.
     from geneformer_jax.analysis.perturbation_run import PerturbationRun
     from geneformer_jax.interop.load import load_model
 
-    run = PerturbationRun(Path(FLAGS.output), _options(), configuration(), share)
+    command = {name: value for name, value in configuration().items() if name not in _AFTERWARDS}
+    run = PerturbationRun(Path(FLAGS.output), _options(), command, share)
     if run.is_complete():
         print(f"{FLAGS.output} is complete and was written by this command: nothing to do")
-        return
+        return True
     model = load_model(FLAGS.checkpoint, FLAGS.vocabulary or None)
     how = FLAGS.precision, FLAGS.attention, FLAGS.tokens_per_device
     run.prepare(model, FLAGS.cells, *how)
@@ -80,8 +101,9 @@ def main() -> None:
         run.make()
     if FLAGS.shard:
         print(f"share {FLAGS.shard} is done; when all are, run the same command with --finish")
-        return
+        return False
     run.finish()
+    return True
 
 
 def _options():

@@ -122,6 +122,32 @@ def test_the_size_told_before_is_about_the_size_written(perturb, tmp_path):
     assert 0.5 < told / written < 2
 
 
+def test_statistics_are_computed_now_or_later(perturb, tmp_path):
+    status, output, error = perturb("--genes=all", "--statistics=aggregate")
+    assert status == 0, error
+    folder = tmp_path / "out" / "statistics"
+    assert (folder / "aggregate.html").is_file() and "aggregate: " in output
+    status, output, error = perturb("--genes=all", "--statistics=aggregate,mixture_model")
+    assert status == 0, error
+    assert "nothing to do" in output
+    table = pd.read_parquet(folder / "mixture_model.parquet")
+    assert set(table["Impact_component"]) <= {0, 1} and len(table) > 20
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--statistics=agregate"], 'no statistic "agregate" (did you mean "aggregate"?)'),
+        (["--statistics=vs_null"], "name their perturbation in null"),
+    ],
+)
+def test_statistics_are_checked_before_work(perturb, tmp_path, arguments, words):
+    status, _, error = perturb(*arguments)
+    assert status == 1
+    assert_one_line(error)
+    assert words in error and not (tmp_path / "out").exists()
+
+
 def test_the_same_command_again_does_nothing_and_another_is_refused(perturb, tmp_path):
     assert perturb()[0] == 0
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*")}

@@ -173,4 +173,5 @@ def _show_genes(report: Report, show: Show, summary: CorpusSummary, genes: pd.Da
 
 
 def file_name(name: str) -> str:
+    """Returns a name as it may stand in the name of a file."""
     return re.sub(r"[^A-Za-z0-9_-]+", "_", name)

@@ -119,9 +119,6 @@ def goal_state_shift(folder: Path, options: Options) -> Outcome:
 
 def vs_null(folder: Path, options: Options) -> Outcome:
     """Shifts of these cells against those of other cells under the same edits."""
-    if not options.null:
-        raise InputError("vs_null compares with the same edits of other cells; name their "
-                         "perturbation in null")  # fmt: skip
     null = Path(options.null)
     kinds = edit_kind(folder), edit_kind(null)
     if kinds[0] != kinds[1]:

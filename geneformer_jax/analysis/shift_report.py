@@ -86,9 +86,7 @@ def run_statistics(
       InputError: unknown mode, no or damaged tables, tables without what the mode needs, a state
         that is absent, too few cells or edits, or an option that the mode does not take.
     """
-    if mode not in MODES:
-        raise InputError(f'there is no statistic "{mode}"{did_you_mean(mode, MODES)}; choose from '
-                         f"{', '.join(MODES)}")  # fmt: skip
+    require_modes([mode], null)
     alternatives = None if alternatives is None else tuple(alternatives)
     options = Options(str(null), goal, alternatives, measure, state, anchor, without_own,
                       background, seed, set_size)  # fmt: skip
@@ -114,6 +112,20 @@ def run_statistics(
     page.write(target / f"{mode}.html")
     _record(target / FILE_NAME, mode, story)
     return [*written, target / f"{mode}.html", target / FILE_NAME]
+
+
+def require_modes(modes: Sequence[str], null: Path | str = "") -> None:
+    """Raises InputError for an unknown mode, or for vs_null without a perturbation to compare."""
+    for mode in modes:
+        if mode not in MODES:
+            raise InputError(
+                f'there is no statistic "{mode}"{did_you_mean(mode, MODES)}; choose from '
+                f"{', '.join(MODES)}"
+            )
+    if "vs_null" in modes and not str(null):
+        raise InputError(
+            "vs_null compares with the same edits of other cells; name their perturbation in null"
+        )
 
 
 def _check(mode: str, options: Options) -> None:
