@@ -9,10 +9,8 @@ from geneformer_jax.model.config import preset
 from geneformer_jax.training.config import PretrainConfig, pretrain_config, typed_config
 from tests.training.test_config import CONFIGS, load
 
-PRETRAINING = [path for path in CONFIGS if "pretrain_config" in path.read_text()]
 
-
-@pytest.mark.parametrize("path", PRETRAINING, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_command_hardware_hours_and_loss_stand_at_the_top(path: Path):
     head = path.read_text().split('"""')[1]
     assert re.search(rf"^  python -m geneformer_jax\.\w+ --config=configs/{path.name}", head, re.M)

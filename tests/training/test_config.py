@@ -22,7 +22,11 @@ from geneformer_jax.training.optimizer import make_optimizer
 from geneformer_jax.training.run import prepare_run
 from geneformer_jax.training.state import Recipe, init_state, train_step
 
-CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.py"))
+CONFIGS = [
+    path
+    for path in sorted((Path(__file__).parents[2] / "configs").glob("*.py"))
+    if "pretrain_config" in path.read_text()
+]
 
 
 def load(path: Path) -> PretrainConfig:
