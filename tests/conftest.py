@@ -1,6 +1,8 @@
 """Eight fake devices for every test, and where the reference data lie."""
 
 import os
+import shutil
+import tempfile
 from pathlib import Path
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -11,6 +13,13 @@ os.environ["XLA_FLAGS"] = (
 )
 
 import pytest
+
+# Runs that are killed and begun again, on other meshes or in other processes, compile the same
+# programs: the workers of pytest and the doors that they start share what one of them compiled.
+_MADE_CACHE = "JAX_COMPILATION_CACHE_DIR" not in os.environ
+if _MADE_CACHE:
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="geneformer_jax-tests-")
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
 
 PROJECT = Path(__file__).resolve().parents[1]
 DATA = Path(os.environ.get("GENEFORMER_JAX_DATA", PROJECT.parent / "shared" / "data"))
@@ -56,6 +65,12 @@ def torch():
     except ModuleNotFoundError:
         pytest.skip('no PyTorch: install the parity extra, pip install "geneformer_jax[parity]"')
     return torch
+
+
+def pytest_unconfigure():
+    """Removes the compiled programs; only the process that made their folder does."""
+    if _MADE_CACHE:
+        shutil.rmtree(os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
 
 
 @pytest.hookimpl(wrapper=True)

@@ -91,7 +91,7 @@ def test_a_seed_draws_the_same_cells_again_and_another_draws_others():
 
 @pytest.mark.parametrize("devices", [1, 8])
 def test_every_cell_is_in_one_batch_that_the_devices_share(devices, monkeypatch):
-    monkeypatch.setattr(embedding_batches, "_SPEED", {"cpu": 1e5})
+    monkeypatch.setattr(embedding_batches, "SPEED", {"cpu": 1e5})
     lengths = np.random.default_rng(0).integers(1, 400, 150)
     cells = Cells(pd.DataFrame(index=range(150)), lengths)
     mesh = inference_mesh(jax.devices()[:devices])

@@ -25,6 +25,7 @@ def search_in(folder, store, **changes) -> Search:
     return Search(ToyTask("cell", store), (), None, config_of(**STEPS), told, folder)
 
 
+@pytest.mark.slow
 def test_trials_go_on_after_a_kill_and_end_in_one_table(toy_store, tmp_path, monkeypatch):
     folder = tmp_path / "search"
     evaluate, calls = FoldRun.evaluate, []

@@ -90,9 +90,9 @@ def assert_same_losses(workdir: Path, expected: Path) -> None:
     ("before", "after"),
     [
         ("data 8", "one device"),
-        ("one device", "data 8"),
-        ("fsdp 4", "tensor 4"),
-        ("tensor 4", "all three"),
+        pytest.param("one device", "data 8", marks=pytest.mark.slow),
+        pytest.param("fsdp 4", "tensor 4", marks=pytest.mark.slow),
+        pytest.param("tensor 4", "all three", marks=pytest.mark.slow),
     ],
 )
 def test_a_run_goes_on_with_the_same_losses_on_another_mesh(
@@ -151,6 +151,7 @@ def statuses(processes: list[subprocess.Popen], folder: Path) -> list[int]:
             process.kill()
 
 
+@pytest.mark.slow
 @pytest.mark.multiprocess
 def test_a_run_goes_on_in_two_processes_and_then_in_one_again(undisturbed, toy_store, tmp_path):
     expected = undisturbed("one device")
@@ -172,7 +173,7 @@ def test_a_run_goes_on_in_two_processes_and_then_in_one_again(undisturbed, toy_s
 
 
 @pytest.mark.multiprocess
-@pytest.mark.parametrize("asked", [0, 1])
+@pytest.mark.parametrize("asked", [pytest.param(0, marks=pytest.mark.slow), 1])
 def test_sigterm_to_one_of_two_processes_stops_both_at_one_step(toy_store, tmp_path, asked):
     workdir = tmp_path / "run"
     changes = {"mesh.data": 8, "steps": 100_000, "checkpoint.every_steps": 99_999}

@@ -77,6 +77,7 @@ def test_packing_wants_a_number_of_tokens(toy_store):
         config_of(toy_store, **{"data.packing": True})
 
 
+@pytest.mark.slow
 def test_an_odd_vocabulary_moves_between_meshes(tmp_path):
     vocabulary = toy_vocabulary(("<pad>", "<mask>", "<cls>", "<eos>"))
     assert vocabulary.size % 4
