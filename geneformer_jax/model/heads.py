@@ -138,8 +138,8 @@ class Head(nnx.Module):
         """Builds what only this kind has."""
 
     def select(self, hidden_BTD: jax.Array, lengths_B: jax.Array) -> jax.Array:
-        """Returns what the linear layer is to see, [B, D] or [B, T, D]."""
-        raise NotImplementedError
+        """Returns what the linear layer is to see: every hidden state [B, T, D]."""
+        return hidden_BTD
 
     def __call__(
         self,
@@ -201,10 +201,6 @@ class CellHead(Head):
 
 class GeneHead(Head):
     """Classifies each gene of a cell by its own hidden state, as the original does."""
-
-    def select(self, hidden_BTD: jax.Array, lengths_B: jax.Array) -> jax.Array:
-        """Returns every gene's hidden state [B, T, D]."""
-        return hidden_BTD
 
 
 _HEADS = {CELLS: CellHead, GENES: GeneHead}
