@@ -4,14 +4,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import matplotlib
-import numpy as np
 import pandas as pd
-from matplotlib.figure import Figure
 
-from geneformer_jax.analysis.figures import PALETTE, STYLE, new_figure
 from geneformer_jax.analysis.perturbation_files import REPORT, SHIFTS
 from geneformer_jax.analysis.report import Report
+from geneformer_jax.analysis.shift_figures import ranked_figure
 
 _TOLD = {
     "mean_gene_cosine": "mean over the genes left of the cosine of each before and after the edit",
@@ -21,7 +18,6 @@ _TOLD = {
     "class_probability_before": "probability of the class before the edit",
     "class_probability_after": "probability of the class after the edit",
 }
-_NAMED = 8
 
 
 def write_report(folder: Path, summary: pd.DataFrame, story: Mapping[str, Any]) -> None:
@@ -42,7 +38,9 @@ def write_report(folder: Path, summary: pd.DataFrame, story: Mapping[str, Any]) 
         ranked = rows.sort_values("mean", ascending=measure != "state_shift", ignore_index=True)
         report.section(f"{measure} {state}".strip(), _TOLD[measure].capitalize() + ".")
         caption = "Every edit by its rank; mean over the cells it was made in."
-        report.figure(ranked_figure(ranked, f"{measure} {state}".strip()), caption)
+        named = ranked.assign(Gene_name=ranked["perturbed_symbol"].astype(str))
+        labels = f"{measure} {state}".strip() + ", mean over cells", "one cell only"
+        report.figure(ranked_figure(named, "mean", ranked["n"] == 1, labels), caption)
         columns = ["perturbed_symbol", "perturbed", "mean", "sd", "n"]
         shown = ranked[columns].rename(columns={"n": "cells"})
         report.table(shown, "Mean and standard deviation over cells.", f"{SHIFTS}/")
@@ -52,29 +50,3 @@ def write_report(folder: Path, summary: pd.DataFrame, story: Mapping[str, Any]) 
         report.table(left, "Cells and edits, by reason.")
     report.provenance(story)
     report.write(folder / REPORT)
-
-
-def ranked_figure(ranked: pd.DataFrame, name: str) -> Figure:
-    """Draws the means of edits in their order, the first few by name.
-
-    Args:
-      ranked: columns `mean` and `perturbed_symbol`, the strongest edits first.
-      name: of the measure.
-    """
-    with matplotlib.rc_context(STYLE):
-        figure = new_figure(7, 4)
-        axes = figure.subplots()
-        rank = np.arange(1, len(ranked) + 1)
-        axes.plot(rank, ranked["mean"], "o", markersize=3, color=PALETTE[0])
-        for place, row in enumerate(ranked.head(_NAMED).itertuples()):
-            axes.annotate(
-                row.perturbed_symbol,
-                (place + 1, row.mean),
-                xytext=(8, 0),
-                textcoords="offset points",
-                fontsize=8,
-                va="center",
-            )
-        axes.set_xlabel("rank of the edit")
-        axes.set_ylabel(f"{name}, mean over cells")
-    return figure
