@@ -12,7 +12,7 @@ class Progress:
     """Counts work done out of a total.
 
     On a terminal this is a tqdm bar; in a log file it is one plain line every 15 seconds and one at
-    the end. Use as a context manager; call `advance` with the units done and optional notes such as
+    the end; of no work at all nothing is said. Use as a context manager; call `advance` with the units done and optional notes such as
     `loss="3.21"`.
     """
 
@@ -23,7 +23,7 @@ class Progress:
             initial=initial,
             desc=description,
             unit=f" {unit}",
-            disable=not self._terminal,
+            disable=not self._terminal or not total,
             dynamic_ncols=True,
         )
         self._done, self._total = initial, total
@@ -36,7 +36,7 @@ class Progress:
 
     def __exit__(self, *_: object) -> None:
         self._bar.close()
-        if not self._terminal:
+        if self._total and not self._terminal:
             self._print_line()
 
     def advance(self, units: int, **notes: str) -> None:
