@@ -12,8 +12,8 @@ class Progress:
     """Counts work done out of a total.
 
     On a terminal this is a tqdm bar; in a log file it is one plain line every 15 seconds and one at
-    the end; of no work at all nothing is said. Use as a context manager; call `advance` with the units done and optional notes such as
-    `loss="3.21"`.
+    the end; of no work at all nothing is said. Use as a context manager; call `advance` with the
+    units done and optional notes such as `loss="3.21"`.
     """
 
     def __init__(self, total: int, description: str, unit: str, initial: int = 0):
