@@ -50,9 +50,11 @@ def jax_case(weights, genes, cells, batch):
     from geneformer_jax.analysis.attender import Attender, CellGroups
     from geneformer_jax.analysis.attention_heads import profiled_runtime
     from geneformer_jax.analysis.attention_statistics import gene_means
+    from geneformer_jax.analysis.embedding_batches import use_all_cores
     from geneformer_jax.common.progress import Progress
     from geneformer_jax.interop.huggingface import read_model
 
+    use_all_cores()
     tokens = random_cells(genes, cells)
     store = SimpleNamespace(
         lengths=np.full(cells, genes, np.int32),

@@ -47,9 +47,10 @@ def jax_case(weights, arguments, layer):
     import jax
 
     from geneformer_jax.analysis.embedder import Embedder
-    from geneformer_jax.analysis.embedding_batches import inference_runtime
+    from geneformer_jax.analysis.embedding_batches import inference_runtime, use_all_cores
     from geneformer_jax.interop.huggingface import read_model
 
+    use_all_cores()
     cells = tokenized(*arguments)
     model = read_model(weights).model
     runtime, _ = inference_runtime(model.config, int(cells.lengths.max()))

@@ -1,6 +1,6 @@
 """Times in silico perturbation beside the original's way: one JSON line per case.
 
-    python benchmarks/perturb.py [--genes=300,1000,2048] [--edits=48]
+    python benchmarks/perturb.py [--genes=300,1000,2048] [--edits=300,128,48]
 
 Every gene of a cell is deleted in turn (so many edits of them are made here), with random weights
 of V1-10M's shape in float32, and the mean over the genes left of each one's cosine before and after
@@ -27,7 +27,7 @@ import pandas as pd
 from absl import app, flags
 
 GENES = flags.DEFINE_list("genes", ["300", "1000", "2048"], "genes of the cell, of each case")
-EDITS = flags.DEFINE_integer("edits", 48, "edits that are timed", lower_bound=1)
+EDITS = flags.DEFINE_list("edits", ["300", "128", "48"], "edits that are timed, of each case")
 REPEATS = flags.DEFINE_integer("repeats", 3, "measurements of each case", lower_bound=1)
 BATCHES = flags.DEFINE_list("batches", ["4", "16"], "batch sizes of PyTorch")
 HEAD = flags.DEFINE_bool("head", True, "also PyTorch with the vocabulary head")
@@ -39,7 +39,8 @@ def ranked_cell(genes):
 
 
 def deleted_places(genes, edits):
-    return np.linspace(0, genes - 1, min(edits, genes)).astype(int)
+    """So many genes from the middle of the cell, as a run comes to them one after the other."""
+    return np.arange((genes - edits) // 2, (genes + edits) // 2)
 
 
 class OneCell:
@@ -59,22 +60,23 @@ def jax_case(weights, genes, edits):
 
     import jax
 
-    from geneformer_jax.analysis.embedding_batches import inference_runtime
+    from geneformer_jax.analysis.embedding_batches import inference_runtime, use_all_cores
     from geneformer_jax.analysis.perturbation_options import Options, make_perturber
     from geneformer_jax.cells.vocabulary import GeneVocabulary
     from geneformer_jax.interop.huggingface import read_model
 
+    use_all_cores()
     ids = np.array([f"ENSG{i:011d}" for i in range(VOCABULARY - FIRST_GENE)])
     vocabulary = GeneVocabulary(ids, np.full(len(ids), ""), np.ones(len(ids)))
     model = dataclasses.replace(read_model(weights).model, vocabulary=vocabulary)
     tokens = ranked_cell(genes)
-    named = [vocabulary.gene_id_of(int(t)) for t in tokens[deleted_places(genes, edits)]]
     runtime, _ = inference_runtime(model.config, genes)
-    perturber = make_perturber(model, OneCell(tokens, vocabulary), Options(genes=named), runtime)
+    perturber = make_perturber(model, OneCell(tokens, vocabulary), Options(), runtime)
+    first = (genes - edits) // 2
 
     def run():
-        with perturber.progress(perturber.work.edits) as progress:
-            return perturber.shifts(0, perturber.work.edits, progress).values_EM[:, 0]
+        with perturber.progress(edits) as progress:
+            return perturber.shifts(first, first + edits, progress).values_EM[:, 0]
 
     def told():
         return {
@@ -141,13 +143,13 @@ def save_random_weights(folder):
     BertForMaskedLM(shape).save_pretrained(folder)
 
 
-def cases(weights, genes):
-    yield "geneformer_jax", jax_case, (weights, genes, EDITS.value)
+def cases(weights, genes, edits):
+    yield "geneformer_jax", jax_case, (weights, genes, edits)
     for batch in map(int, BATCHES.value):
-        yield f"torch, batch of {batch}", torch_case, (weights, genes, EDITS.value, batch, False)
+        yield f"torch, batch of {batch}", torch_case, (weights, genes, edits, batch, False)
     if HEAD.value:
         batch = int(BATCHES.value[0])
-        given = (weights, genes, EDITS.value, batch, True)
+        given = (weights, genes, edits, batch, True)
         yield f"torch with head, batch of {batch}", torch_case, given
 
 
@@ -159,8 +161,8 @@ def start(make, arguments):
     return ours, ours.recv()
 
 
-def measure(weights, genes):
-    started = {name: start(make, given) for name, make, given in cases(weights, genes)}
+def measure(weights, genes, edits):
+    started = {name: start(make, given) for name, make, given in cases(weights, genes, edits)}
     reference = started["geneformer_jax"][1]
     seconds = {name: [] for name in started}
     for _ in range(REPEATS.value):
@@ -185,8 +187,8 @@ def measure(weights, genes):
 def main(_):
     with tempfile.TemporaryDirectory() as folder:
         save_random_weights(folder)
-        for genes in map(int, GENES.value):
-            measure(folder, genes)
+        for genes, edits in zip(GENES.value, EDITS.value, strict=True):
+            measure(folder, int(genes), int(edits))
 
 
 if __name__ == "__main__":

@@ -54,6 +54,7 @@ def main() -> None:
     # JAX takes seconds to import, which --help and a mistyped flag should not have to wait for.
     from geneformer_jax.analysis import attention_heads, attention_report, cell_selection
     from geneformer_jax.analysis.attention_parts import attend_in_parts, begin
+    from geneformer_jax.analysis.embedding_batches import use_all_cores
     from geneformer_jax.interop.load import load_model
 
     output = require_new_folder(FLAGS.output)
@@ -65,6 +66,7 @@ def main() -> None:
         control=FLAGS.control == "random",
         least_cells=FLAGS.least_cells,
     )
+    use_all_cores()
     model = load_model(FLAGS.checkpoint, FLAGS.vocabulary or None)
     only = {
         "layer": _numbers("layers", model.config.layers),

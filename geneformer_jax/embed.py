@@ -79,6 +79,7 @@ def main() -> None:
     output, layers = Path(FLAGS.output), _numbers("layer", int)
     embedding_files.check_output(output, configuration())
     filters, extras = cell_selection.parse_filters(FLAGS.filter), _extras()
+    embedding_batches.use_all_cores()
     model = load_model(FLAGS.checkpoint, FLAGS.vocabulary or None)
     embedder.check_options(model, FLAGS.mode, layers)
     cells = cell_selection.select_cells(

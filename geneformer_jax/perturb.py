@@ -86,6 +86,7 @@ def _perturb() -> bool:
     share = parse_share(FLAGS.shard)
     if FLAGS.shard and FLAGS.finish:
         raise InputError("--shard makes a share and --finish joins all of them; give one of them")
+    from geneformer_jax.analysis.embedding_batches import use_all_cores
     from geneformer_jax.analysis.perturbation_run import PerturbationRun
     from geneformer_jax.interop.load import load_model
 
@@ -94,6 +95,7 @@ def _perturb() -> bool:
     if run.is_complete():
         print(f"{FLAGS.output} is complete and was written by this command: nothing to do")
         return True
+    use_all_cores()
     model = load_model(FLAGS.checkpoint, FLAGS.vocabulary or None)
     how = FLAGS.precision, FLAGS.attention, FLAGS.tokens_per_device
     run.prepare(model, FLAGS.cells, *how)

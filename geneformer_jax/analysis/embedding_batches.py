@@ -1,5 +1,6 @@
 """Cells as padded batches for inference on all devices at once, in buckets of like length."""
 
+import os
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -10,6 +11,7 @@ from jax.sharding import Mesh
 from geneformer_jax.analysis.cell_selection import EncodedCells
 from geneformer_jax.batches.loader import pad_cells
 from geneformer_jax.batches.plan import BatchPlan, BatchShape, choose_buckets
+from geneformer_jax.cells.threads import cores
 from geneformer_jax.common.errors import InputError
 from geneformer_jax.model.attention import choose_attention
 from geneformer_jax.model.config import EncoderConfig
@@ -56,6 +58,18 @@ class BatchLayout(NamedTuple):
     pad_token: int
 
 
+def use_all_cores() -> None:
+    """Makes each core of a CPU a device; to be called before JAX computes anything.
+
+    Each core then has cells of its own, in its own caches, which took two cores a fifth to a third
+    less time than sharing each product. Left alone is what the user set, by JAX_NUM_CPU_DEVICES or
+    XLA_FLAGS. Other kinds of devices are not affected.
+    """
+    told = "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
+    if jax.config.jax_num_cpu_devices < 0 and not told:
+        jax.config.update("jax_num_cpu_devices", cores())
+
+
 def inference_mesh(devices: list[jax.Device] | None = None) -> Mesh:
     """Returns the mesh that shares cells between devices, all of this process by default."""
     return make_mesh(MeshConfig(), jax.local_devices() if devices is None else devices)
@@ -88,6 +102,7 @@ def inference_runtime(
         dropout_rate=0.0,
         packed=False,
         positions=longest,
+        inference=True,
     )
     line = (
         f"devices: {len(devices)} x {devices[0].device_kind}; precision {precision}; "

@@ -11,8 +11,8 @@ import jax.numpy as jnp
 
 # Not the smallest float32: subtracting two of those overflows to -inf, and then to NaN.
 MASKED = -1e30
-# Queries per step of chunked attention. On a CPU 128 and 256 take the same time within the noise;
-# fewer, larger products should suit a GPU better.
+# Queries per step of chunked attention. On a CPU 128, 256 and 512 take the same time within the
+# noise; fewer, larger products should suit a GPU better.
 CHUNK = 256
 
 
@@ -45,39 +45,53 @@ def dropout_words(key, q_BTNH, k_BSNH):
 
 
 def kept_weights(words_BTN, words_BSN, rate):
-    """Returns which weights dropout keeps, bool [B, N, T, S], each with probability 1 - `rate`.
+    """Returns which weights dropout keeps, bool [B, N, T, S], each with probability 1 - `rate`."""
+    of_queries, of_keys = words_BTN.swapaxes(1, 2), words_BSN.swapaxes(1, 2)
+    return are_kept(of_queries[..., None] + of_keys[..., None, :], rate)
+
+
+def are_kept(sums, rate):
+    """Returns which weights dropout keeps, given the sums of their query's and key's words.
 
     A generator's word for each weight took half of a training step at 2,048 tokens on a CPU. So
     the words of query and key are added and the sum is mixed, by the finaliser of MurmurHash3.
     """
-    x_BNTS = words_BTN.swapaxes(1, 2)[..., None] + words_BSN.swapaxes(1, 2)[..., None, :]
-    x_BNTS = (x_BNTS ^ (x_BNTS >> 16)) * jnp.uint32(0x85EBCA6B)
-    x_BNTS = (x_BNTS ^ (x_BNTS >> 13)) * jnp.uint32(0xC2B2AE35)
-    return (x_BNTS ^ (x_BNTS >> 16)) >= jnp.uint32(round(rate * 2**32))
+    sums = (sums ^ (sums >> 16)) * jnp.uint32(0x85EBCA6B)
+    sums = (sums ^ (sums >> 13)) * jnp.uint32(0xC2B2AE35)
+    return (sums ^ (sums >> 16)) >= jnp.uint32(round(rate * 2**32))
 
 
 def _attend(rate, q_BTNH, k_BSNH, v_BSNH, q_segments_BT, k_segments_BS, words):
-    weights_BNTS = softmax_weights(q_BTNH, k_BSNH, q_segments_BT, k_segments_BS)
+    scores_BNTS = attention_scores(q_BTNH, k_BSNH, q_segments_BT, k_segments_BS)
+    highest_BNT1 = jax.lax.stop_gradient(scores_BNTS.max(axis=-1, keepdims=True))
+    weights_BNTS = jnp.exp(scores_BNTS - highest_BNT1)
+    sums_BTN = weights_BNTS.sum(axis=-1).swapaxes(1, 2)
     if rate:
-        weights_BNTS = jnp.where(kept_weights(*words, rate), weights_BNTS / (1 - rate), 0)
+        weights_BNTS = jnp.where(kept_weights(*words, rate), weights_BNTS, 0)
+        sums_BTN = sums_BTN * (1 - rate)
+    # Divided by the sums at last: the output has fewer elements than the weights.
     out_BTNH = einsum_f32("bnts,bsnh->btnh", weights_BNTS.astype(v_BSNH.dtype), v_BSNH)
-    return out_BTNH.astype(q_BTNH.dtype)
+    return (out_BTNH / sums_BTN[..., None]).astype(q_BTNH.dtype)
 
 
-def attend_chunked(q_BTNH, k_BTNH, v_BTNH, segments_BT, rate, key, chunk=CHUNK):
+def attend_chunked(q_BTNH, k_BTNH, v_BTNH, segments_BT, rate, key):
     """Returns what `attend_plain` returns, in memory linear in T, forward and backward.
 
     Scans over chunks of queries, each of which sees all keys, so that an ordinary softmax serves
     and only [B, N, chunk, T] scores exist at a time.
     """
-    positions = q_BTNH.shape[1]
-    queries = split_positions(q_BTNH, chunk), split_positions(segments_BT, chunk)
-    q_words, k_words = dropout_words(key, q_BTNH, k_BTNH) if rate else (None, None)
-    q_words = split_positions(q_words, chunk) if rate else None
-    words = q_words, k_words
+    words = dropout_words(key, q_BTNH, k_BTNH) if rate else (None, None)
+    return scan_queries(rate, q_BTNH, k_BTNH, v_BTNH, segments_BT, words)
+
+
+def scan_queries(rate, q_BTNH, k_BTNH, v_BTNH, segments_BT, words):
+    """Does the work of `attend_chunked`, given what `dropout_words` returns or (None, None)."""
+    q_words, k_words = words
+    queries = split_positions(q_BTNH), split_positions(segments_BT)
+    words = None if q_words is None else split_positions(q_words), k_words
     out_ABTNH = _scan_chunks(rate, *queries, k_BTNH, v_BTNH, segments_BT, words)
     out_BTNH = jnp.moveaxis(out_ABTNH, 0, 1).reshape(len(q_BTNH), -1, *q_BTNH.shape[2:])
-    return out_BTNH[:, :positions]
+    return out_BTNH[:, : q_BTNH.shape[1]]
 
 
 def split_positions(x_BT, chunk=CHUNK):

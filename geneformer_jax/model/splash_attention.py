@@ -1,19 +1,18 @@
 """Attention on TPU: JAX's splash kernel, one call per cell, under the mesh."""
 
-import math
 from functools import partial
 
 import jax
 import jax.numpy as jnp
 from jax.experimental.pallas.ops.tpu import splash_attention as splash
-from jax.sharding import PartitionSpec
+
+from geneformer_jax.model.attention_mesh import on_each_shard
 
 # The kernel's lanes: it takes lengths that are multiples of this only.
 LANES = 128
 # Largest first; the kernel needs a block that divides the length.
 _BLOCKS = (512, 384, 256, LANES)
-_BATCH_AXES = ("data", "fsdp")
-_HEAD_AXES = ("tensor",)
+_OPERANDS = (*(("batch", "heads"),) * 3, ("batch",))
 
 
 def attend_splash(q_BTNH, k_BTNH, v_BTNH, segments_BT):
@@ -32,26 +31,9 @@ def attend_splash(q_BTNH, k_BTNH, v_BTNH, segments_BT):
         for x in (q_BTNH, k_BTNH, v_BTNH)
     ]
     segments_BT = jnp.pad(segments_BT, ((0, 0), (0, tail)))
-    out_BNTH = _on_mesh(_attend_shard, *heads_first)(*heads_first, segments_BT)
+    attend = on_each_shard(_attend_shard, heads_first[0], _OPERANDS)
+    out_BNTH = attend(*heads_first, segments_BT)
     return out_BNTH.swapaxes(1, 2)[:, :positions]
-
-
-def _on_mesh(attend, q_BNTH, *_):
-    """Returns `attend` on each device's shard of batch and heads, or as it is without a mesh."""
-    mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty or mesh.are_all_axes_manual:
-        return attend
-    batch = _dividing_axes(mesh, _BATCH_AXES, q_BNTH.shape[0])
-    heads = _dividing_axes(mesh, _HEAD_AXES, q_BNTH.shape[1])
-    spec = PartitionSpec(batch, heads)
-    in_specs = (spec, spec, spec, PartitionSpec(batch))
-    return jax.shard_map(attend, in_specs=in_specs, out_specs=spec, check_vma=False)
-
-
-def _dividing_axes(mesh, names: tuple[str, ...], size: int):
-    """Returns the mesh axes that split a dimension of `size` evenly, else None: keep it whole."""
-    names = tuple(name for name in names if name in mesh.shape)
-    return names if names and size % math.prod(mesh.shape[name] for name in names) == 0 else None
 
 
 def _attend_shard(*operands):

@@ -19,7 +19,8 @@ B, T, N, H = 4, 300, 2, 8
 LENGTHS = np.array([T, 171, 0, 1], np.int32)
 # Largest difference allowed, relative to the largest value of the array.
 BOUNDS = {"float32": 3e-6, "float16": 2e-3, "bfloat16": 1.5e-2}
-ON_CPU = ("xla", "chunked", "splash")
+PLAIN = ("xla", "chunked", "by_head")
+ON_CPU = (*PLAIN, "splash")
 
 
 def arrays(dtype="float32", seed=0):
@@ -126,7 +127,7 @@ def test_what_stands_at_pads_changes_no_bit(implementation):
 def test_large_scores_of_half_precision_stay_finite():
     """A score of 20,000 fits float16, its sum with a mask of the smallest float16 would not."""
     q, k, v, d_out = arrays("float16")
-    for implementation in ("xla", "chunked"):
+    for implementation in PLAIN:
         actual = value_and_gradients(
             q * 60, k * 60, v, d_out, LENGTHS, None, implementation=implementation
         )
@@ -149,7 +150,7 @@ def sharded_over_eight_devices(*operands):
     return mesh, [jax.device_put(x, sharding) for x in operands]
 
 
-@pytest.mark.parametrize("implementation", ("xla", "chunked"))
+@pytest.mark.parametrize("implementation", PLAIN)
 def test_dropout_equals_an_explicit_mask_on_any_mesh(implementation):
     rate, key = 0.3, jax.random.key(7)
     operands = arrays()
@@ -163,7 +164,7 @@ def test_dropout_equals_an_explicit_mask_on_any_mesh(implementation):
         assert_near(run(*sharded, LENGTHS, None, key), expected, BOUNDS["float32"])
 
 
-@pytest.mark.parametrize("implementation", ("xla", "chunked"))
+@pytest.mark.parametrize("implementation", PLAIN)
 def test_dropout_keeps_each_weight_independently(implementation):
     """With equal scores and unit vectors as values, the output is the dropped weights."""
     rate, positions = 0.2, 2 * CHUNK
@@ -193,7 +194,7 @@ def test_dropout_keeps_each_weight_independently(implementation):
 
 def test_nothing_is_dropped_without_a_key():
     lower = partial(value_and_gradients.lower, *arrays(), LENGTHS, None, None)
-    for implementation in ("xla", "chunked"):
+    for implementation in PLAIN:
         texts = {lower(implementation=implementation, rate=r).as_text() for r in (0.0, 0.5)}
         assert len(texts) == 1
 
@@ -262,7 +263,7 @@ def test_memory_of_chunked_grows_linearly():
     assert gradient_memory(4096) < 2.2 * gradient_memory(2048)
 
 
-@pytest.mark.parametrize("implementation", ("xla", "chunked"))
+@pytest.mark.parametrize("implementation", PLAIN)
 def test_half_precision_multiplies_in_half_precision(implementation):
     """Forward and backward: a float32 operand would cost a V100 its tensor cores."""
     lowered = value_and_gradients.lower(

@@ -33,8 +33,10 @@ USUAL = {
         ({"platform": "tpu", "packed": True}, "splash", "fused kernel"),
         ({"platform": "tpu", "dropout_rate": 0.02}, "chunked", "attention dropout 0"),
         ({"platform": "tpu", "compute_dtype": "float16"}, "chunked", "not float16"),
-        ({"platform": "cpu"}, "chunked", "more than 512"),
-        ({"platform": "cpu", "positions": 512}, "xla", "at most 512"),
+        ({"platform": "cpu"}, "chunked", "more than 256"),
+        ({"platform": "cpu", "positions": 256}, "xla", "at most 256"),
+        ({"platform": "cpu", "inference": True}, "by_head", "inference on a CPU"),
+        ({"inference": True}, "cudnn", "fused kernel"),
     ],
 )
 def test_auto(change, chosen, because):
@@ -43,7 +45,7 @@ def test_auto(change, chosen, because):
     assert because in choice.reason
 
 
-@pytest.mark.parametrize("requested", ["xla", "chunked", "cudnn"])
+@pytest.mark.parametrize("requested", ["xla", "chunked", "by_head", "cudnn"])
 def test_what_can_run_is_taken_as_asked(requested):
     assert choose_attention(requested, **USUAL).implementation == requested
 
