@@ -42,7 +42,7 @@ flags.DEFINE_multi_string(
 flags.DEFINE_integer("cells_at_most", None, "Draw so many of the cells at random.", lower_bound=1)
 flags.DEFINE_integer("seed", 42, "Of the draw; 42 draws the cells that the original keeps.")
 flags.DEFINE_string("precision", "float32", "float32, bfloat16 or float16.")
-flags.DEFINE_string("attention", "auto", "xla, chunked, or auto.")
+flags.DEFINE_string("attention", "auto", "xla, chunked, by_head, or auto.")
 flags.DEFINE_integer(
     "tokens_per_device", None, "Padded tokens in a batch; fewer take less memory.", lower_bound=1
 )

@@ -278,7 +278,7 @@ def profiled_runtime(longest: int, precision: str, attention: str) -> tuple[Runt
     Args:
       longest: tokens of the longest cell to come.
       precision: name of a precision preset.
-      attention: "xla", "chunked", or "auto".
+      attention: one of `attention_profile.PROFILED`, or "auto".
 
     Returns:
       (the runtime, a line that says what was chosen and why).
@@ -288,11 +288,18 @@ def profiled_runtime(longest: int, precision: str, attention: str) -> tuple[Runt
     """
     reason = "asked for"
     if attention == "auto":
-        attention = "xla" if longest <= LONGEST_PLAIN else "chunked"
-        reason = f"the longest cell has {longest:,} tokens; fused kernels never hold their weights"
+        attention, why = _profiled_attention(longest)
+        reason = f"{why}; fused kernels never hold their weights"
     require_profiled(attention)
     line = f"precision {precision}; attention {attention} ({reason})"
     return Runtime(precision_preset(precision), attention), line
+
+
+def _profiled_attention(longest: int) -> tuple[str, str]:
+    if jax.default_backend() == "cpu":
+        return "by_head", "on a CPU"
+    plain = longest <= LONGEST_PLAIN
+    return "xla" if plain else "chunked", f"the longest cell has {longest:,} tokens"
 
 
 def _compare(means, comparisons: Sequence[GeneComparison], seed: int) -> pd.DataFrame:

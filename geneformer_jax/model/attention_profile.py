@@ -5,6 +5,7 @@ linear in T. Fused kernels (cudnn, splash) never hold their weights, so they can
 this; `PROFILED` lists the implementations that can.
 """
 
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -16,13 +17,13 @@ from geneformer_jax.model.config import EncoderConfig
 from geneformer_jax.model.encoder import Params, Runtime, module
 from geneformer_jax.model.plain_attention import (
     CHUNK,
-    attention_scores,
+    MASKED,
     einsum_f32,
     softmax_weights,
     split_positions,
 )
 
-PROFILED = ("xla", "chunked")
+PROFILED = ("xla", "chunked", "by_head")
 
 
 class AttentionProfile(NamedTuple):
@@ -55,7 +56,7 @@ def require_profiled(attention: str) -> None:
     if attention not in PROFILED:
         raise InputError(
             f'attention "{attention}" never holds its weights, so none can be read off; use '
-            f"{' or '.join(PROFILED)}, or auto"
+            f"{', '.join(PROFILED)} or auto"
         )
 
 
@@ -79,7 +80,8 @@ def attention_profile(
       is_top_BT: positions that count as top ranks.
       chosen_BS: int32 positions of which to return the weights between each other; where one is
         T or more, its weights are 0. None chooses none.
-      runtime: how to compute; attention "xla" (all queries at once) or "chunked".
+      runtime: how to compute; attention "xla" (all queries at once), "chunked", or
+        "by_head" (one head after the other).
 
     Raises:
       InputError: an attention implementation that never holds its weights.
@@ -93,12 +95,11 @@ def attention_profile(
         chosen_BS = jnp.zeros((len(tokens_BT), 0), jnp.int32)
     segments_BT = (jnp.arange(T) < lengths_B[:, None]).astype(jnp.int32)
     cells = _Cells(lengths_B, segments_BT, is_top_BT & (segments_BT > 0), chosen_BS)
-    chunk = T if runtime.attention == "xla" else CHUNK
 
     def layer(x_BTD: jax.Array, state: nnx.State) -> tuple[jax.Array, AttentionProfile]:
         block = nnx.merge(graph, state)
         q_BTNH, k_BTNH, v_BTNH = block.project(x_BTD)
-        attended_BTNH, reduced = _attend(q_BTNH, k_BTNH, v_BTNH, cells, chunk)
+        attended_BTNH, reduced = _attend(q_BTNH, k_BTNH, v_BTNH, cells, runtime.attention)
         pairs_BNSS = _pairs(q_BTNH, k_BTNH, cells)
         return block.finish(x_BTD, attended_BTNH), AttentionProfile(*reduced, pairs_BNSS)
 
@@ -106,43 +107,63 @@ def attention_profile(
     return jax.lax.scan(layer, embedded_BTD, blocks)[1]
 
 
-def _attend(q_BTNH, k_BTNH, v_BTNH, cells, chunk):
+def _attend(q_BTNH, k_BTNH, v_BTNH, cells, attention):
     """Returns (what the heads attended [B, T, N, H], their reduced weights [B, N, T] x 3)."""
     B, T, N, H = q_BTNH.shape
     is_real_BT = cells.segments_BT > 0
     # The weight on top ranks comes out of the product with the values, as one more column of them.
     top_BTN1 = jnp.broadcast_to(cells.is_top_BT[:, :, None, None], (B, T, N, 1))
     values_BTNG = jnp.concatenate([v_BTNH, top_BTN1.astype(v_BTNH.dtype)], axis=-1)
-    queries = split_positions(q_BTNH, chunk), split_positions(cells.segments_BT, chunk)
-
-    def step(received_BNT, queries):
-        out_BCNG, entropy_BNC, added_BNT = _weigh(*queries, k_BTNH, values_BTNG, cells.segments_BT)
-        return received_BNT + added_BNT, (out_BCNG, entropy_BNC)
-
-    start = jnp.zeros((B, N, T), jnp.float32)
-    received_BNT, (out_ABCNG, entropy_ABNC) = jax.lax.scan(step, start, queries)
-    out_BTNG = jnp.moveaxis(out_ABCNG, 0, 1).reshape(B, -1, N, H + 1)[:, :T]
-    entropy_BNT = jnp.moveaxis(entropy_ABNC, 0, 2).reshape(B, N, -1)[:, :, :T]
+    heads_first = [x.swapaxes(1, 2) for x in (q_BTNH, k_BTNH, values_BTNG)]
+    segments_BNT = jnp.broadcast_to(cells.segments_BT[:, None], (B, N, T))
+    run = partial(_profile_head, T if attention == "xla" else CHUNK)
+    if attention == "by_head":
+        flat = [x.reshape(B * N, *x.shape[2:]) for x in (*heads_first, segments_BNT)]
+        profiled = jax.lax.map(lambda head: run(*head), flat)
+        profiled = [x.reshape(B, N, *x.shape[1:]) for x in profiled]
+    else:
+        profiled = jax.vmap(jax.vmap(run))(*heads_first, segments_BNT)
+    out_BNTG, entropy_BNT, received_BNT = profiled
     queries_B11 = jnp.maximum(cells.lengths_B, 1)[:, None, None]
     real_BNT = is_real_BT[:, None].astype(jnp.float32)
-    top_BNT = jnp.moveaxis(out_BTNG[..., H], 1, 2)
-    attended_BTNH = jnp.where(is_real_BT[:, :, None, None], out_BTNG[..., :H], 0)
-    reduced = received_BNT / queries_B11 * real_BNT, entropy_BNT * real_BNT, top_BNT * real_BNT
-    return attended_BTNH.astype(q_BTNH.dtype), reduced
+    attended_BNTH = jnp.where(is_real_BT[:, None, :, None], out_BNTG[..., :H], 0)
+    reduced = received_BNT / queries_B11 * real_BNT, entropy_BNT * real_BNT
+    attended_BTNH = attended_BNTH.swapaxes(1, 2).astype(q_BTNH.dtype)
+    return attended_BTNH, (*reduced, out_BNTG[..., H] * real_BNT)
 
 
-def _weigh(q_BCNH, q_segments_BC, k_BTNH, values_BTNG, segments_BT):
-    """Returns (weighted values, entropy of each query, summed weight of real queries on keys)."""
-    scores_BNCT = attention_scores(q_BCNH, k_BTNH, q_segments_BC, segments_BT)
-    scores_BNCT = scores_BNCT - scores_BNCT.max(axis=-1, keepdims=True)
-    odds_BNCT = jnp.exp(scores_BNCT)
-    total_BNC = odds_BNCT.sum(axis=-1)
-    weights_BNCT = odds_BNCT / total_BNC[..., None]
+def _profile_head(chunk, q_TH, k_TH, values_TG, segments_T):
+    """Returns weighted values [T, G], entropy of each query [T], weight received by each key [T].
+
+    Goes through the queries a chunk at a time.
+    """
+    queries = [split_positions(x[None], chunk)[:, 0] for x in (q_TH, segments_T)]
+
+    def step(received_T, queries):
+        out_CG, entropy_C, added_T = _weigh(*queries, k_TH, values_TG, segments_T)
+        return received_T + added_T, (out_CG, entropy_C)
+
+    start = jnp.zeros(len(q_TH), jnp.float32)
+    received_T, (out_ACG, entropy_AC) = jax.lax.scan(step, start, queries)
+    out_TG = out_ACG.reshape(-1, values_TG.shape[-1])[: len(q_TH)]
+    return out_TG, entropy_AC.reshape(-1)[: len(q_TH)], received_T
+
+
+def _weigh(q_CH, q_segments_C, k_TH, values_TG, segments_T):
+    """Returns (weighted values, entropy of each query, summed weight of real queries on keys).
+
+    Weights are divided by their sum only where they have been summed up: that is far less to do.
+    """
+    scores_CT = einsum_f32("ch,th->ct", q_CH, k_TH) * q_CH.shape[-1] ** -0.5
+    scores_CT = jnp.where(q_segments_C[:, None] == segments_T, scores_CT, MASKED)
+    scores_CT = scores_CT - scores_CT.max(axis=-1, keepdims=True)
+    odds_CT = jnp.exp(scores_CT)
+    total_C = odds_CT.sum(axis=-1)
     # -sum(w log w), with no logarithm of each weight.
-    entropy_BNC = jnp.log(total_BNC) - (weights_BNCT * scores_BNCT).sum(axis=-1)
-    out_BCNG = einsum_f32("bnct,btng->bcng", weights_BNCT.astype(values_BTNG.dtype), values_BTNG)
-    is_real_BC = (q_segments_BC > 0).astype(jnp.float32)
-    return out_BCNG, entropy_BNC, jnp.einsum("bnct,bc->bnt", weights_BNCT, is_real_BC)
+    entropy_C = jnp.log(total_C) - (odds_CT * scores_CT).sum(axis=-1) / total_C
+    out_CG = einsum_f32("ct,tg->cg", odds_CT.astype(values_TG.dtype), values_TG)
+    share_C = (q_segments_C > 0) / total_C
+    return out_CG / total_C[:, None], entropy_C, share_C @ odds_CT
 
 
 def _pairs(q_BTNH, k_BTNH, cells):

@@ -28,6 +28,7 @@ from geneformer_jax.cells.vocabulary import V2_SPECIAL_TOKENS
 from geneformer_jax.common.errors import InputError
 from geneformer_jax.common.progress import Progress
 from geneformer_jax.model.attention import attention_weights
+from geneformer_jax.model.attention_profile import PROFILED
 from geneformer_jax.model.config import EncoderConfig
 from geneformer_jax.model.encoder import encode_all_layers, init_params
 from geneformer_jax.model.pretrained import PretrainedModel
@@ -181,9 +182,20 @@ def test_pairs_are_entries_of_the_whole_matrices(found, model, slow):
             np.testing.assert_allclose(ordered, wanted[: len(ordered)], rtol=1e-4)
 
 
-def test_devices_chunks_and_batches_change_nothing(found, model, cells):
-    runtime, _ = profiled_runtime(600, "float32", "auto")
-    assert runtime.attention == "chunked"
+@pytest.mark.parametrize(
+    ("backend", "longest", "chosen"),
+    [("cpu", 2_048, "by_head"), ("gpu", 512, "xla"), ("tpu", 513, "chunked")],
+)
+def test_auto_takes_what_holds_its_weights(monkeypatch, backend, longest, chosen):
+    monkeypatch.setattr(jax, "default_backend", lambda: backend)
+    runtime, line = profiled_runtime(longest, "float32", "auto")
+    assert runtime.attention == chosen
+    assert f"attention {chosen} (" in line and "fused kernels" in line
+
+
+@pytest.mark.parametrize("attention", PROFILED)
+def test_devices_chunks_and_batches_change_nothing(found, model, cells, attention):
+    runtime, _ = profiled_runtime(600, "float32", attention)
     question = Question({"listed genes": GENES}, "kind", GENES[:3])
     attenders = prepare(
         model, cells, question, runtime, devices=jax.devices()[:4], tokens_per_device=300

@@ -87,7 +87,9 @@ def test_pairs_are_entries_of_the_whole_matrices(attention):
 
 @pytest.mark.parametrize("attention", ["cudnn", "splash"])
 def test_fused_kernels_are_refused(attention):
-    with pytest.raises(InputError, match=f'"{attention}" never holds its weights.*xla or chunked'):
+    with pytest.raises(
+        InputError, match=f'"{attention}" never holds its weights.*xla, chunked, by_head or auto'
+    ):
         profile_of(attention)
 
 
