@@ -135,7 +135,8 @@ def attend_cells(
       filters: obs column -> values of which a cell must have one; all columns must pass.
       at_most: cells to draw at random; None takes all.
       seed: of that draw.
-      runtime: how to compute; attention "xla" or "chunked". float32 and "xla" by default.
+      runtime: how to compute, with an attention of `attention_profile.PROFILED`. float32, and what
+        suits the device, by default.
       devices: which share the work; all of this process by default.
 
     Raises:
@@ -162,6 +163,8 @@ def prepare(
     tokens_per_device: int | None = None,
 ) -> dict[str, Attender]:
     """Checks the question and returns who answers it: the model, and its control if asked for."""
+    longest = int(np.asarray(cells.lengths).max(initial=0))
+    runtime = runtime or profiled_runtime(longest, "float32", "auto")[0]
     groups = group_cells(cells.obs, question.group_by, question.least_cells)
     chosen = known_genes(question.pairs, model.vocabulary) if question.pairs else ()
     if len(chosen) > MOST_PAIRED:

@@ -17,6 +17,7 @@ from geneformer_jax.analysis.cell_selection import EncodedCells
 from geneformer_jax.analysis.embedding_batches import (
     TokenBatch,
     inference_mesh,
+    inference_runtime,
     lay_out,
     token_batches,
 )
@@ -117,15 +118,16 @@ class Embedder:
         self.model, self.cells = model, cells
         self.layers = as_layers(layer)
         mesh = inference_mesh(devices)
+        lengths = np.asarray(cells.lengths)
+        longest = int(lengths.max(initial=0))
         self.pass_ = Pass(
             config=model.config,
-            runtime=runtime or Runtime(),
+            runtime=runtime or inference_runtime(model.config, longest)[0],
             mesh=mesh,
             layers=tuple(model.config.layers + each for each in self.layers),
             first_gene_token=cells.vocabulary.first_gene_token,
             mode=mode,
         )
-        lengths = np.asarray(cells.lengths)
         self.layout = lay_out(lengths, model.config, mesh, tokens_per_device)
         self.throughput = Throughput()
         per_cell = lengths if mode == "occurrence" else np.ones(len(lengths), np.int64)

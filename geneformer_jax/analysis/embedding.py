@@ -50,7 +50,7 @@ def embed_cells(
       filters: obs column -> values of which a cell must have one; all columns must pass.
       at_most: cells to draw at random; None takes all.
       seed: of the draw; the default draws the cells that the original's `max_ncells` keeps.
-      runtime: how to compute; float32 by default.
+      runtime: how to compute; float32, and the attention that suits the device, by default.
       devices: which share the work; all of this process by default.
 
     Returns:

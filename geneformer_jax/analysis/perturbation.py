@@ -90,7 +90,7 @@ def perturb_cells(
       expressing: genes that a cell must express.
       at_most: cells to draw at random; None takes all.
       seed: of the draw.
-      runtime: how to compute; float32 by default.
+      runtime: how to compute; float32, and the attention that suits the device, by default.
       devices: which share the work; all of this process by default.
       tokens_per_device: padded tokens at a time on each; by default sized from its memory.
 

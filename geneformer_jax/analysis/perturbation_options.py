@@ -15,6 +15,7 @@ from geneformer_jax.analysis.cell_selection import (
     select_cells,
 )
 from geneformer_jax.analysis.embedder import check_options
+from geneformer_jax.analysis.embedding_batches import inference_runtime
 from geneformer_jax.analysis.perturbation_edits import EditRule, Frame
 from geneformer_jax.analysis.perturbation_engine import Measures, Perturber
 from geneformer_jax.analysis.perturbation_genes import (
@@ -249,6 +250,7 @@ def make_perturber(
 ) -> Perturber:
     """Plans a run and readies the devices for it."""
     work = find_work(choose_cells(cells, options, model), options, model)
+    runtime = runtime or inference_runtime(model.config, int(work.longest.max()))[0]
     states = find_states(model, cells, options, runtime, devices)
     measures = measures_of(model, options, states)
     return Perturber(
