@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.experimental.mesh_utils import create_device_mesh
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from geneformer_jax.common.errors import InputError
@@ -87,8 +88,10 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
             "must use all; set mesh.data to 0"
         )
     shape = (data, config.fsdp, config.tensor)
-    types = (AxisType.Auto,) * 3
-    return jax.make_mesh(shape, AXES, axis_types=types, devices=devices[:needed])
+    # Not jax.make_mesh: it refuses GPUs of several nodes, and on most TPU slices axes of other sizes
+    # than the slice's own.
+    laid_out = create_device_mesh(shape, devices[:needed], allow_split_physical_axes=True)
+    return Mesh(laid_out, AXES, axis_types=(AxisType.Auto,) * 3)
 
 
 def batch_divisor(mesh: Mesh) -> int:

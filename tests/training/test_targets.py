@@ -8,6 +8,7 @@ import dataclasses
 import os
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import pytest
@@ -16,9 +17,10 @@ from geneformer_jax.common.errors import InputError
 from geneformer_jax.model.config import EncoderConfig
 from geneformer_jax.training import targets
 from geneformer_jax.training.compiled import collectives_in, memory_of
-from geneformer_jax.training.config import pretrain_config, typed_config
+from geneformer_jax.training.config import MeshConfig, pretrain_config, typed_config
 from geneformer_jax.training.dry_run import abstract_batch, describe_dry_run
 from geneformer_jax.training.estimate import bytes_per_device
+from geneformer_jax.training.mesh import make_mesh
 from geneformer_jax.training.run import prepare_run
 from geneformer_jax.training.stated_corpus import stated_corpus
 from tests.doors import assert_one_line, run_door
@@ -186,3 +188,30 @@ def test_what_does_not_fit_a_gpu_is_refused_too(cuda_plugin):
     lines = describe_dry_run(typed_config(config), target="cuda:v100:1x1x1", corpus="9999x2048")
     with pytest.raises(InputError, match=r"does not fit cuda:v100:1x1x1: .* MEM_FRACTION is 0.75"):
         list(lines)
+
+
+@pytest.mark.aot_tpu
+@pytest.mark.parametrize("target", ["tpu:v6e:4x4", "tpu:v4:2x2x4", "tpu:v5p:2x2x4"])
+def test_meshes_of_other_sizes_than_the_slice_are_laid_out(libtpu, target):
+    """A slice of 4 x 4 chips has no axis of 8: JAX's own make_mesh gives up on most of them."""
+    devices = targets.find_target(target).devices
+    mesh = make_mesh(MeshConfig(data=2, fsdp=8), devices)
+    assert mesh.devices.shape == (2, 8, 1)
+    assert set(mesh.devices.flat) == set(devices)
+
+
+class NodeGpu(SimpleNamespace):
+    """A GPU as JAX describes it where each node is a slice of its own."""
+
+    __hash__ = object.__hash__
+
+
+def test_gpus_of_several_nodes_are_laid_out_node_by_node():
+    gpus = [
+        NodeGpu(platform="gpu", device_kind="V100", id=i, process_index=i // 4, slice_index=i // 4)
+        for i in range(12)
+    ]
+    mesh = make_mesh(MeshConfig(data=3, fsdp=4), gpus)
+    assert [[gpu.id for gpu in node] for node in mesh.devices[:, :, 0]] == [
+        [0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10, 11]
+    ]  # fmt: skip
