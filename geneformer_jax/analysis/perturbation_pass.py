@@ -5,6 +5,7 @@ get which keys, see perturbation_edits) and are carried out there by sorting.
 """
 
 import functools
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -12,11 +13,16 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, PartitionSpec
 
-from geneformer_jax.analysis.perturbation_edits import Frame
+from geneformer_jax.analysis.perturbation_edits import DELETE, Frame
 from geneformer_jax.model.config import EncoderConfig
 from geneformer_jax.model.encoder import Params, Runtime, encode
 from geneformer_jax.model.heads import HeadConfig, head_module
 from geneformer_jax.model.partial_encoding import first_token, run_blocks
+from geneformer_jax.model.shared_first_block import (
+    Neighbours,
+    finish_first_block,
+    share_first_block,
+)
 from geneformer_jax.training.mesh import BATCH
 
 REPLICATED = PartitionSpec()
@@ -43,6 +49,9 @@ class PerturbationPass:
         cosines.
       head: cell classifier whose probabilities are wanted, or None.
       spread: whether each device has cells of its own, or all share the edits of the same cells.
+      neighbours: "delete" or "overexpress" where the rows of each device are such edits of genes
+        that follow each other in one cell, fillers last; these share the first block. "" otherwise.
+      together: rows encoded at a time above a shared first block, a divisor of each device's rows.
     """
 
     config: EncoderConfig
@@ -54,6 +63,18 @@ class PerturbationPass:
     gene_rows: int = 0
     head: HeadConfig | None = None
     spread: bool = False
+    neighbours: str = ""
+    together: int = 0
+
+    @property
+    def whole(self) -> bool:
+        """Whether the asked hidden state is needed of all tokens, or of `<cls>` alone."""
+        return self.needs_genes or self.head is not None or self.layer == 0
+
+    @property
+    def blocks(self) -> int:
+        """Blocks that are run on all tokens, to reach the asked hidden state."""
+        return self.layer if self.whole else self.layer - 1
 
     @property
     def needs_genes(self) -> bool:
@@ -174,19 +195,11 @@ def perturb_rows(
         params: Params, states_SD: jax.Array, slots: Slots, before: Baseline, rows: Rows
     ) -> Shifts:
         arranged, is_perturbed_RT = _edit(pass_.frame, slots, rows)
-        hidden_RTD, cell_RD, classes_RC = _encode(pass_, params, arranged)
-        cell_RD = _unit(cell_RD)
-        compared = _compare_genes(
-            pass_, slots, before, rows.slot_R, arranged, is_perturbed_RT, hidden_RTD
-        )
-        return Shifts(
-            compared[0],
-            jnp.sum(cell_RD * before.cell_CD[rows.slot_R], axis=-1),
-            cell_RD @ states_SD.T - before.states_CS[rows.slot_R],
-            before.classes_CC[rows.slot_R],
-            classes_RC,
-            *compared[1:],
-        )
+        compare = functools.partial(_compare, pass_, params, states_SD, slots, before)
+        given = rows.slot_R, arranged, is_perturbed_RT
+        if not pass_.neighbours:
+            return compare(*given)
+        return _in_groups(pass_, params, slots, rows, given, compare)
 
     cells = BATCH if pass_.spread else REPLICATED
     return jax.shard_map(
@@ -196,6 +209,65 @@ def perturb_rows(
         out_specs=BATCH,
         check_vma=False,
     )(params, states_SD, slots, before, rows)
+
+
+def _compare(
+    pass_: PerturbationPass,
+    params: Params,
+    states_SD: jax.Array,
+    slots: Slots,
+    before: Baseline,
+    slot_R: jax.Array,
+    arranged: _Arranged,
+    is_perturbed_RT: jax.Array,
+    started_RTD: jax.Array | None = None,
+) -> Shifts:
+    """Encodes edited cells and compares them with the original ones."""
+    hidden_RTD, cell_RD, classes_RC = _encode(pass_, params, arranged, started_RTD)
+    cell_RD = _unit(cell_RD)
+    genes = _compare_genes(pass_, slots, before, slot_R, arranged, is_perturbed_RT, hidden_RTD)
+    return Shifts(
+        genes[0],
+        jnp.sum(cell_RD * before.cell_CD[slot_R], axis=-1),
+        cell_RD @ states_SD.T - before.states_CS[slot_R],
+        before.classes_CC[slot_R],
+        classes_RC,
+        *genes[1:],
+    )
+
+
+def _in_groups(
+    pass_: PerturbationPass,
+    params: Params,
+    slots: Slots,
+    rows: Rows,
+    given: tuple,
+    compare: Callable[..., Shifts],
+) -> Shifts:
+    """Shares the first block among all rows and goes on with some at a time."""
+    edits = len(rows.slot_R)
+    front = None if pass_.neighbours == DELETE else pass_.frame.first
+    start = rows.positions_RK[0, 0]
+    cell = Neighbours(slots.tokens_CT[0], slots.lengths_C[0], start, front)
+    shared = share_first_block(pass_.config, params, cell, edits, pass_.runtime)
+
+    def one_group(edits_G: jax.Array, given: tuple) -> Shifts:
+        return compare(*given, finish_first_block(shared, edits_G, given[1].order_RT))
+
+    def nothing(edits_G: jax.Array, given: tuple) -> Shifts:
+        shapes = jax.eval_shape(one_group, edits_G, given)
+        return jax.tree.map(lambda told: jnp.zeros(told.shape, told.dtype), shapes)
+
+    def unless_fillers(group: tuple) -> Shifts:
+        is_real, *arguments = group
+        return jax.lax.cond(is_real, one_group, nothing, *arguments)
+
+    # Sizes are named: of arrays without elements none could be inferred.
+    shape = edits // pass_.together, pass_.together
+    is_real_R = rows.positions_RK[:, 0] < slots.tokens_CT.shape[1]
+    split = jax.tree.map(lambda x: x.reshape(*shape, *x.shape[1:]), (jnp.arange(edits), given))
+    shifts = jax.lax.map(unless_fillers, (is_real_R.reshape(shape).any(axis=1), *split))
+    return jax.tree.map(lambda x: x.reshape(edits, *x.shape[2:]), shifts)
 
 
 def _keys(frame: Frame, slots: Slots, cut_C: jax.Array) -> jax.Array:
@@ -241,21 +313,28 @@ def _arrange(frame: Frame, tokens_RE: jax.Array, keys_RE: jax.Array, own: Slots)
 
 
 def _encode(
-    pass_: PerturbationPass, params: Params, arranged: _Arranged
+    pass_: PerturbationPass,
+    params: Params,
+    arranged: _Arranged,
+    started_RTD: jax.Array | None = None,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Returns float32 hidden states [R, T, D], cell embeddings [R, D], probabilities [R, C]."""
+    """Returns float32 hidden states [R, T, D], cell embeddings [R, D], probabilities [R, C].
+
+    Goes on from the first block's hidden states where these are given.
+    """
     tokens_RT, lengths_R = arranged.tokens_RT, arranged.lengths_R
-    whole = pass_.needs_genes or pass_.head is not None or pass_.layer == 0
     to = {"lengths_B": lengths_R, "runtime": pass_.runtime}
-    reached = pass_.layer if whole else pass_.layer - 1
-    hidden_RTD = encode(pass_.config, params, tokens_RT, layers=reached, **to)
+    if started_RTD is None:
+        hidden_RTD = encode(pass_.config, params, tokens_RT, layers=pass_.blocks, **to)
+    else:
+        hidden_RTD = run_blocks(pass_.config, params, started_RTD, first=1, last=pass_.blocks, **to)
     last_RTD = hidden_RTD
     if pass_.head is not None and pass_.layer < pass_.config.layers:
         bounds = {"first": pass_.layer, "last": pass_.config.layers}
         last_RTD = run_blocks(pass_.config, params, hidden_RTD, **bounds, **to)
     classes_RC = _probabilities(pass_, params, last_RTD)
-    if not whole:
-        cell_RD = first_token(pass_.config, params, hidden_RTD, block=reached, **to)
+    if not pass_.whole:
+        cell_RD = first_token(pass_.config, params, hidden_RTD, block=pass_.blocks, **to)
         return hidden_RTD, cell_RD.astype(jnp.float32), classes_RC
     hidden_RTD = hidden_RTD.astype(jnp.float32)
     if pass_.mode == CLS:

@@ -15,6 +15,8 @@ import numpy as np
 
 from geneformer_jax.analysis.cell_selection import EncodedCells
 from geneformer_jax.analysis.perturbation_edits import (
+    DELETE,
+    OVEREXPRESS,
     CellRanks,
     EditRule,
     Edits,
@@ -92,6 +94,12 @@ class Work:
     def tokens(self) -> int:
         """Tokens that have to be encoded."""
         return int((self.counts * self.longest).sum())
+
+    @property
+    def neighbours(self) -> str:
+        """Kind of the edits where those of a cell are of one gene after the other, else ""."""
+        in_turn = self.sets == GeneSets() and not self.rule.refill
+        return self.rule.kind if in_turn and self.rule.kind in (DELETE, OVEREXPRESS) else ""
 
     @functools.cached_property
     def parts(self) -> list[tuple[int, int]]:

@@ -46,7 +46,7 @@ def first_token(
 
     For whoever needs nothing but `<cls>`, this leaves out nearly all of the last block.
     """
-    layer = _block(config, params, block, runtime)
+    layer = single_block(config, params, block, runtime)
     x_BTD = hidden_BTD[:, :1]
     real_BT = (jnp.arange(hidden_BTD.shape[1]) < lengths_B[:, None]).astype(jnp.int32)
     keys_values = layer.key(hidden_BTD), layer.value(hidden_BTD)
@@ -62,6 +62,7 @@ def after_attention(layer: Block, x_BTD: jax.Array, attended_BTNH: jax.Array) ->
     return layer.output_norm(x_BTD + layer.down(jax.nn.relu(layer.up(x_BTD))))
 
 
-def _block(config: EncoderConfig, params: Params, block: int, runtime: Runtime) -> Block:
+def single_block(config: EncoderConfig, params: Params, block: int, runtime: Runtime) -> Block:
+    """Returns one of the stacked blocks, counted from 0 at the bottom."""
     graph, states = nnx.split(module(config, params, runtime.precision).blocks)
     return nnx.merge(graph, jax.tree.map(lambda leaf: leaf[block], states))

@@ -88,8 +88,8 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
             "must use all; set mesh.data to 0"
         )
     shape = (data, config.fsdp, config.tensor)
-    # Not jax.make_mesh: it refuses GPUs of several nodes, and on most TPU slices axes of other sizes
-    # than the slice's own.
+    # Not jax.make_mesh: it refuses GPUs of several nodes, and on most TPU slices any axes but
+    # those of the slice itself.
     laid_out = create_device_mesh(shape, devices[:needed], allow_split_physical_axes=True)
     return Mesh(laid_out, AXES, axis_types=(AxisType.Auto,) * 3)
 

@@ -273,7 +273,7 @@ def test_a_batch_that_does_not_fit_is_halved_and_said_so(v1, monkeypatch, capsys
     run, sizes = perturbation_engine.perturb_rows, []
 
     def small_device(pass_, params, states, slots, before, rows):
-        sizes.append(len(rows.slot_R))
+        sizes.append(pass_.together or len(rows.slot_R))
         if sizes[-1] > 3:
             raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 1 byte")
         return run(pass_, params, states, slots, before, rows)

@@ -1,0 +1,168 @@
+"""Edits of neighbouring genes, which share the first block, beside the same edits without that."""
+
+import jax
+import numpy as np
+import pytest
+
+from geneformer_jax.analysis import perturbation_engine
+from geneformer_jax.analysis.perturbation_engine import PartShifts, Perturber
+from geneformer_jax.analysis.perturbation_options import Options, make_perturber
+from geneformer_jax.cells.vocabulary import V2_SPECIAL_TOKENS
+from tests.analysis.perturbation_reference import GivenCells
+from tests.analysis.test_perturbation_engine import LIMIT, make_cells, make_model
+
+# At the limit, beyond it in the models without and with a frame, and down to a single gene.
+RAGGED = [LIMIT, 20, 17, 9, 3, 2, 1, LIMIT - 2]
+
+
+@pytest.fixture(scope="module")
+def v1():
+    return make_model()
+
+
+@pytest.fixture(scope="module")
+def v2():
+    return make_model(V2_SPECIAL_TOKENS, head=True)
+
+
+@pytest.fixture
+def shared(monkeypatch) -> list[str]:
+    """The `neighbours` of each batch that is made; few batches are enough to share a cell."""
+    monkeypatch.setattr(perturbation_engine, "_FEW_BATCHES", 1)
+    run, told = perturbation_engine.perturb_rows, []
+
+    def listen(pass_, *arguments):
+        told.append(pass_.neighbours)
+        return run(pass_, *arguments)
+
+    monkeypatch.setattr(perturbation_engine, "perturb_rows", listen)
+    return told
+
+
+def shifts_of(model, cells, devices: int = 1, tokens: int = 2 * LIMIT, **options) -> PartShifts:
+    perturber = make_perturber(
+        model,
+        cells,
+        Options(**options),
+        devices=jax.devices()[:devices],
+        tokens_per_device=tokens,
+    )
+    with perturber.progress(perturber.work.edits) as progress:
+        return perturber.shifts(0, perturber.work.edits, progress)
+
+
+def assert_same(found: PartShifts, expected: PartShifts) -> None:
+    for name, one, other in zip(found._fields, found, expected, strict=True):
+        if name in ("values_EM", "gene_values"):
+            np.testing.assert_allclose(one, other, rtol=0, atol=2e-6, err_msg=name)
+        else:
+            np.testing.assert_array_equal(one, other, err_msg=name)
+
+
+def check(model, monkeypatch, shared: list[str], **options) -> None:
+    cells = make_cells(model, RAGGED)
+    found = shifts_of(model, cells, **options)
+    assert set(shared) == {options["edit"]}
+    shared.clear()
+    monkeypatch.setattr(Perturber, "_shares_first_block", lambda *_: False)
+    assert_same(found, shifts_of(model, cells, **options))
+    assert set(shared) == {""}
+    assert np.isfinite(found.values_EM).all()
+
+
+@pytest.mark.parametrize("edit", ["delete", "overexpress"])
+@pytest.mark.parametrize(("devices", "tokens"), [(1, 2 * LIMIT), (1, 5 * LIMIT), (8, LIMIT)])
+def test_values_are_those_of_edits_by_themselves(v1, monkeypatch, shared, edit, devices, tokens):
+    """In groups of 2 of 16 rows, 5 of 20 and 1 of 16; eight devices have genes or only fillers."""
+    given = {"devices": devices, "tokens": tokens, "gene_shifts": "full"}
+    check(v1, monkeypatch, shared, edit=edit, **given)
+
+
+@pytest.mark.parametrize("edit", ["delete", "overexpress"])
+@pytest.mark.parametrize("devices", [1, 8])
+def test_so_are_those_of_framed_cells(v2, monkeypatch, shared, edit, devices):
+    tokens = LIMIT if devices > 1 else 2 * LIMIT
+    given = {"edit": edit, "devices": devices, "tokens": tokens}
+    check(v2, monkeypatch, shared, mode="cls", **given)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"mode": "cls", "classes": True},
+        {"mode": "cls", "gene_shifts": "top", "top": 3},
+        {"mode": "cell", "layer": -2},
+        {"mode": "cls", "layer": 0},
+    ],
+    ids=str,
+)
+def test_so_is_everything_that_is_measured(v2, monkeypatch, shared, options):
+    check(v2, monkeypatch, shared, edit="overexpress", **options)
+
+
+def test_fillers_are_neither_encoded_nor_counted(v1, shared):
+    """Of 24 edits in steps of 16 rows, 8 rows are fillers: 4 groups of 2."""
+    cells = make_cells(v1, [LIMIT])
+    perturber = make_perturber(
+        v1, cells, Options(), devices=jax.devices()[:1], tokens_per_device=2 * LIMIT
+    )
+    with perturber.progress(LIMIT) as progress:
+        perturber.shifts(0, LIMIT, progress)
+    assert shared == ["delete"] * 2
+    assert perturber.throughput.padded == perturber.throughput.tokens == LIMIT * LIMIT
+
+
+def test_so_are_those_of_halved_batches(v1, monkeypatch, shared):
+    cells, sizes = make_cells(v1, RAGGED), []
+    run = perturbation_engine.perturb_rows
+
+    def small_device(pass_, *arguments):
+        sizes.append(pass_.together)
+        if pass_.together > 3:
+            raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 1 byte")
+        return run(pass_, *arguments)
+
+    whole = shifts_of(v1, cells, tokens=5 * LIMIT)
+    monkeypatch.setattr(perturbation_engine, "perturb_rows", small_device)
+    assert_same(shifts_of(v1, cells, tokens=5 * LIMIT), whole)
+    assert set(shared) == {"delete"}
+    assert sizes[:2] == [5, 2] and set(sizes[2:]) == {2}
+
+
+@pytest.mark.parametrize("options", [{"mode": "cell", "layer": -3}, {"mode": "cls", "layer": -2}])
+def test_a_block_that_is_not_run_on_all_tokens_is_not_shared(v2, shared, options):
+    shifts_of(v2, make_cells(v2, [LIMIT - 2]), **options)
+    assert set(shared) == {""}
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"edit": "inhibit", "ranks": 2},
+        {"edit": "activate", "ranks": 2},
+        {"edit": "delete", "truncation": "refill"},
+        {"edit": "overexpress", "truncation": "refill"},
+        {"genes": ["ENSG00000000000"]},
+        {"genes": ["ENSG00000000000"], "edit": "overexpress"},
+        {"anchor": "ENSG00000000000"},
+        {"combine": "pairs"},
+    ],
+    ids=str,
+)
+def test_other_edits_share_nothing(v1, shared, options):
+    shifts_of(v1, make_cells(v1, [LIMIT, 9]), **options)
+    assert set(shared) == {""}
+
+
+def test_cells_with_few_edits_share_nothing(v1, shared):
+    """Of these each device has several at a time."""
+    shifts_of(v1, make_cells(v1, [9, 8, 7]), devices=8)
+    assert set(shared) == {""}
+
+
+def test_a_gene_that_a_cell_lists_twice_is_no_neighbour(v1, shared):
+    cells = make_cells(v1, [LIMIT])
+    tokens = cells.tokens[0].copy()
+    tokens[10] = tokens[5]
+    shifts_of(v1, GivenCells([tokens], cells.obs, cells.vocabulary))
+    assert set(shared) == {""}
