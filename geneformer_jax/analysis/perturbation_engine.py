@@ -45,7 +45,7 @@ _ACCELERATOR_MULTIPLE = 128
 # Devices have cells of their own where a cell has fewer batches of edits than this.
 _FEW_BATCHES = 4
 # Edits of neighbouring genes that share the first block, at least.
-_NEIGHBOURS = 16
+_NEIGHBOURS = 32
 
 
 @dataclass(frozen=True)

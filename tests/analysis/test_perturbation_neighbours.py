@@ -27,8 +27,9 @@ def v2():
 
 @pytest.fixture
 def shared(monkeypatch) -> list[str]:
-    """The `neighbours` of each batch that is made; few batches are enough to share a cell."""
+    """The `neighbours` of each batch that is made; 16 edits in few batches share a cell."""
     monkeypatch.setattr(perturbation_engine, "_FEW_BATCHES", 1)
+    monkeypatch.setattr(perturbation_engine, "_NEIGHBOURS", 16)
     run, told = perturbation_engine.perturb_rows, []
 
     def listen(pass_, *arguments):
