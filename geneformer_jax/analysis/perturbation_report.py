@@ -41,6 +41,8 @@ def write_report(folder: Path, summary: pd.DataFrame, story: Mapping[str, Any]) 
         named = ranked.assign(Gene_name=ranked["perturbed_symbol"].astype(str))
         labels = f"{measure} {state}".strip() + ", mean over cells", "one cell only"
         report.figure(ranked_figure(named, "mean", ranked["n"] == 1, labels), caption)
+        # One cell has no deviation; 0 would look like a very certain one.
+        ranked["sd"] = ranked["sd"].where(ranked["n"] > 1)
         columns = ["perturbed_symbol", "perturbed", "mean", "sd", "n"]
         shown = ranked[columns].rename(columns={"n": "cells"})
         report.table(shown, "Mean and standard deviation over cells.", f"{SHIFTS}/")

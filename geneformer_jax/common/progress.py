@@ -11,9 +11,9 @@ _SECONDS_BETWEEN_LINES = 15.0
 class Progress:
     """Counts work done out of a total.
 
-    On a terminal this is a tqdm bar; in a log file it is one plain line every 15 seconds and one at
-    the end; of no work at all nothing is said. Use as a context manager; call `advance` with the
-    units done and optional notes such as `loss="3.21"`.
+    On a terminal this is a tqdm bar; in a log file it is one plain line every 15 seconds, with the
+    time left at the rate so far, and one at the end; of no work at all nothing is said. Use as a
+    context manager; call `advance` with the units done and optional notes such as `loss="3.21"`.
     """
 
     def __init__(self, total: int, description: str, unit: str, initial: int = 0):
@@ -28,7 +28,8 @@ class Progress:
         )
         self._done, self._total = initial, total
         self._description, self._unit = description, unit
-        self._last_line = time.monotonic()
+        self._initial, self._began = initial, time.monotonic()
+        self._last_line = self._began
         self._notes = ""
 
     def __enter__(self) -> "Progress":
@@ -51,6 +52,14 @@ class Progress:
 
     def _print_line(self) -> None:
         notes = f"  {self._notes}" if self._notes else ""
-        line = f"{self._description}: {self._done:,} of {self._total:,} {self._unit}{notes}"
+        count = f"{self._done:,} of {self._total:,} {self._unit}"
+        line = f"{self._description}: {count}{self._time_left()}{notes}"
         print(line, file=sys.stderr, flush=True)
         self._last_line = time.monotonic()
+
+    def _time_left(self) -> str:
+        done, left = self._done - self._initial, self._total - self._done
+        if not done or left <= 0:
+            return ""
+        seconds = (time.monotonic() - self._began) / done * left
+        return f", about {self._bar.format_interval(seconds)} left"
