@@ -186,7 +186,7 @@ def test_what_does_not_fit_a_gpu_is_refused_too(cuda_plugin):
     config = pretrain_config("v1_10m")
     config.update_from_flattened_dict({"data.cells_per_batch": 2048, "runtime.attention": "xla"})
     lines = describe_dry_run(typed_config(config), target="cuda:v100:1x1x1", corpus="9999x2048")
-    with pytest.raises(InputError, match=r"does not fit cuda:v100:1x1x1: .* MEM_FRACTION is 0.75"):
+    with pytest.raises(InputError, match=r"does not fit cuda:v100:1x1x1: .*MEM_FRACTION is 0.75"):
         list(lines)
 
 
