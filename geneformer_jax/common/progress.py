@@ -48,18 +48,18 @@ class Progress:
             self._bar.set_postfix_str(self._notes, refresh=False)
         self._bar.update(units)
         if not self._terminal and time.monotonic() - self._last_line > _SECONDS_BETWEEN_LINES:
-            self._print_line()
+            self._print_line(self._time_left())
 
-    def _print_line(self) -> None:
+    def _print_line(self, time_left: str = "") -> None:
         notes = f"  {self._notes}" if self._notes else ""
         count = f"{self._done:,} of {self._total:,} {self._unit}"
-        line = f"{self._description}: {count}{self._time_left()}{notes}"
+        line = f"{self._description}: {count}{time_left}{notes}"
         print(line, file=sys.stderr, flush=True)
         self._last_line = time.monotonic()
 
     def _time_left(self) -> str:
         done, left = self._done - self._initial, self._total - self._done
-        if not done or left <= 0:
+        if not done or not left:
             return ""
         seconds = (time.monotonic() - self._began) / done * left
         return f", about {self._bar.format_interval(seconds)} left"
