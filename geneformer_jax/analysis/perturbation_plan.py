@@ -33,7 +33,7 @@ _TOKENS_PER_PART = 4_194_304
 _CELLS_AT_ONCE = 1_024
 # Bytes in the tables for one value, for one value of a gene, for one mean of these, and for the
 # frame of a file; found by measuring.
-_BYTES_PER_VALUE, _BYTES_PER_GENE_VALUE, _BYTES_PER_MEAN, _BYTES_PER_FILE = 5, 5, 22, 4_500
+_BYTES_PER_VALUE, _BYTES_PER_GENE_VALUE, _BYTES_PER_MEAN, _BYTES_PER_FILE = 8, 5, 22, 4_500
 
 
 class CellEdits(NamedTuple):

@@ -53,13 +53,7 @@ def first_token(
     attended = attend_plain(
         layer.query(x_BTD), *keys_values, jnp.ones_like(real_BT[:, :1]), real_BT, 0.0, None
     )
-    return after_attention(layer, x_BTD, attended)[:, 0]
-
-
-def after_attention(layer: Block, x_BTD: jax.Array, attended_BTNH: jax.Array) -> jax.Array:
-    """Returns a block's hidden states [B, T, D] from its input and what its heads attended."""
-    x_BTD = layer.attention_norm(x_BTD + layer.attention_output(attended_BTNH))
-    return layer.output_norm(x_BTD + layer.down(jax.nn.relu(layer.up(x_BTD))))
+    return layer.finish(x_BTD, attended)[:, 0]
 
 
 def single_block(config: EncoderConfig, params: Params, block: int, runtime: Runtime) -> Block:
