@@ -6,13 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from geneformer_jax.model.attention_mesh import on_each_shard
-from geneformer_jax.model.plain_attention import (
-    MASKED,
-    are_kept,
-    dropout_words,
-    einsum_f32,
-    split_positions,
-)
+from geneformer_jax.model.plain_attention import attend_matrix, dropout_words, split_positions
 
 _OPERANDS = (*(("batch", "heads"),) * 3, ("batch",), *(("batch", "heads"),) * 2)
 
@@ -25,8 +19,6 @@ def attend_by_head(q_BTNH, k_BTNH, v_BTNH, segments_BT, rate, key):
     of them could not be cut up.
     """
     words = dropout_words(key, q_BTNH, k_BTNH) if rate else ()
-    # Scaled beforehand: queries are fewer than scores.
-    q_BTNH = q_BTNH * jnp.asarray(q_BTNH.shape[-1] ** -0.5, q_BTNH.dtype)
     operands = [x.swapaxes(1, 2) for x in (q_BTNH, k_BTNH, v_BTNH)] + [segments_BT]
     operands += [x.swapaxes(1, 2) for x in words]
     attend = partial(_attend_shard, rate)
@@ -55,13 +47,6 @@ def _attend_head(rate, operands):
 def _attend_chunk(rate, keys, queries):
     k_SH, v_SH, segments_S, *key_words = keys
     q_TH, segments_T, *query_words = queries
-    scores_TS = einsum_f32("th,sh->ts", q_TH, k_SH)
-    scores_TS = jnp.where(segments_T[:, None] == segments_S, scores_TS, MASKED)
-    highest_T1 = jax.lax.stop_gradient(scores_TS.max(axis=-1, keepdims=True))
-    weights_TS = jnp.exp(scores_TS - highest_T1)
-    sums_T1 = weights_TS.sum(axis=-1, keepdims=True)
-    if rate:
-        kept_TS = are_kept(query_words[0][:, None] + key_words[0], rate)
-        weights_TS, sums_T1 = jnp.where(kept_TS, weights_TS, 0), sums_T1 * (1 - rate)
-    out_TH = einsum_f32("ts,sh->th", weights_TS.astype(v_SH.dtype), v_SH)
-    return (out_TH / sums_T1).astype(q_TH.dtype)
+    words = *query_words, *key_words
+    out_TH = attend_matrix(rate, q_TH, k_SH, v_SH, segments_T, segments_S, words)
+    return out_TH.astype(q_TH.dtype)

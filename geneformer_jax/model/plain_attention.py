@@ -16,25 +16,20 @@ MASKED = -1e30
 CHUNK = 256
 
 
-def attention_scores(q_BTNH, k_BSNH, q_segments_BT, k_segments_BS):
-    """Returns q k^T / sqrt(H) within each segment and `MASKED` elsewhere, float32 [B, N, T, S]."""
+def softmax_weights(q_BTNH, k_BSNH, q_segments_BT, k_segments_BS):
+    """Returns softmax(q k^T / sqrt(H)) within each segment, float32 [B, N, T, S]."""
     scale = q_BTNH.shape[-1] ** -0.5
     scores_BNTS = scale * einsum_f32("btnh,bsnh->bnts", q_BTNH, k_BSNH)
     same_BTS = q_segments_BT[:, :, None] == k_segments_BS[:, None, :]
-    return jnp.where(same_BTS[:, None], scores_BNTS, MASKED)
-
-
-def softmax_weights(q_BTNH, k_BSNH, q_segments_BT, k_segments_BS):
-    """Returns softmax(q k^T / sqrt(H)) within each segment, float32 [B, N, T, S]."""
-    return jax.nn.softmax(attention_scores(q_BTNH, k_BSNH, q_segments_BT, k_segments_BS), axis=-1)
+    return jax.nn.softmax(jnp.where(same_BTS[:, None], scores_BNTS, MASKED), axis=-1)
 
 
 def attend_plain(q_BTNH, k_BSNH, v_BSNH, q_segments_BT, k_segments_BS, rate, key):
     """Returns the attention of queries over all keys, [B, T, N, H] in the dtype of the queries.
 
-    With a `rate` above 0, drops weights by `key`, see `kept_weights`.
+    With a `rate` above 0, drops weights by `key`, see `_are_kept`.
     """
-    words = dropout_words(key, q_BTNH, k_BSNH) if rate else None
+    words = dropout_words(key, q_BTNH, k_BSNH) if rate else ()
     return _attend(rate, q_BTNH, k_BSNH, v_BSNH, q_segments_BT, k_segments_BS, words)
 
 
@@ -44,13 +39,25 @@ def dropout_words(key, q_BTNH, k_BSNH):
     return jax.random.bits(of_queries, q_BTNH.shape[:3]), jax.random.bits(of_keys, k_BSNH.shape[:3])
 
 
-def kept_weights(words_BTN, words_BSN, rate):
-    """Returns which weights dropout keeps, bool [B, N, T, S], each with probability 1 - `rate`."""
-    of_queries, of_keys = words_BTN.swapaxes(1, 2), words_BSN.swapaxes(1, 2)
-    return are_kept(of_queries[..., None] + of_keys[..., None, :], rate)
+def attend_matrix(rate, q_TH, k_SH, v_SH, q_segments_T, k_segments_S, words):
+    """Returns what one head's queries attend, float32 [T, H]; `words` are () where none is dropped.
+
+    Everything is a plain matrix; whoever has batches and heads maps this over them.
+    """
+    scores_TS = einsum_f32("th,sh->ts", q_TH, k_SH) * q_TH.shape[-1] ** -0.5
+    scores_TS = jnp.where(q_segments_T[:, None] == k_segments_S, scores_TS, MASKED)
+    highest_T1 = jax.lax.stop_gradient(scores_TS.max(axis=-1, keepdims=True))
+    weights_TS = jnp.exp(scores_TS - highest_T1)
+    sums_T1 = weights_TS.sum(axis=-1, keepdims=True)
+    if rate:
+        of_queries_T, of_keys_S = words
+        kept_TS = _are_kept(of_queries_T[:, None] + of_keys_S, rate)
+        weights_TS, sums_T1 = jnp.where(kept_TS, weights_TS, 0), sums_T1 * (1 - rate)
+    # Divided by the sums at last: the output has fewer elements than the weights.
+    return einsum_f32("ts,sh->th", weights_TS.astype(v_SH.dtype), v_SH) / sums_T1
 
 
-def are_kept(sums, rate):
+def _are_kept(sums, rate):
     """Returns which weights dropout keeps, given the sums of their query's and key's words.
 
     A generator's word for each weight took half of a training step at 2,048 tokens on a CPU. So
@@ -62,16 +69,9 @@ def are_kept(sums, rate):
 
 
 def _attend(rate, q_BTNH, k_BSNH, v_BSNH, q_segments_BT, k_segments_BS, words):
-    scores_BNTS = attention_scores(q_BTNH, k_BSNH, q_segments_BT, k_segments_BS)
-    highest_BNT1 = jax.lax.stop_gradient(scores_BNTS.max(axis=-1, keepdims=True))
-    weights_BNTS = jnp.exp(scores_BNTS - highest_BNT1)
-    sums_BTN = weights_BNTS.sum(axis=-1).swapaxes(1, 2)
-    if rate:
-        weights_BNTS = jnp.where(kept_weights(*words, rate), weights_BNTS, 0)
-        sums_BTN = sums_BTN * (1 - rate)
-    # Divided by the sums at last: the output has fewer elements than the weights.
-    out_BTNH = einsum_f32("bnts,bsnh->btnh", weights_BNTS.astype(v_BSNH.dtype), v_BSNH)
-    return (out_BTNH / sums_BTN[..., None]).astype(q_BTNH.dtype)
+    of_heads = jax.vmap(partial(attend_matrix, rate), (1, 1, 1, None, None, 1), 1)
+    segments = q_segments_BT, k_segments_BS
+    return jax.vmap(of_heads)(q_BTNH, k_BSNH, v_BSNH, *segments, words).astype(q_BTNH.dtype)
 
 
 def attend_chunked(q_BTNH, k_BTNH, v_BTNH, segments_BT, rate, key):
@@ -80,13 +80,7 @@ def attend_chunked(q_BTNH, k_BTNH, v_BTNH, segments_BT, rate, key):
     Scans over chunks of queries, each of which sees all keys, so that an ordinary softmax serves
     and only [B, N, chunk, T] scores exist at a time.
     """
-    words = dropout_words(key, q_BTNH, k_BTNH) if rate else (None, None)
-    return scan_queries(rate, q_BTNH, k_BTNH, v_BTNH, segments_BT, words)
-
-
-def scan_queries(rate, q_BTNH, k_BTNH, v_BTNH, segments_BT, words):
-    """Does the work of `attend_chunked`, given what `dropout_words` returns or (None, None)."""
-    q_words, k_words = words
+    q_words, k_words = dropout_words(key, q_BTNH, k_BTNH) if rate else (None, None)
     queries = split_positions(q_BTNH), split_positions(segments_BT)
     words = None if q_words is None else split_positions(q_words), k_words
     out_ABTNH = _scan_chunks(rate, *queries, k_BTNH, v_BTNH, segments_BT, words)
