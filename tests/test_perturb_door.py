@@ -1,49 +1,20 @@
-"""The perturb door: what it writes, how it goes on after a kill, and what it refuses."""
+"""The perturb door: what it writes, and what it refuses."""
 
 import json
-import os
 import shutil
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
-import jax
 import numpy as np
 import pandas as pd
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 import pytest
 
-import geneformer_jax as gf
-from geneformer_jax.analysis import perturbation_files, perturbation_plan
 from geneformer_jax.analysis.perturbation import States, perturb_cells
-from geneformer_jax.analysis.perturbation_engine import Perturber
 from geneformer_jax.model import pretrained
-from geneformer_jax.model.config import EncoderConfig
-from geneformer_jax.model.encoder import init_params
-from tests.doors import assert_one_line, run_door
-from tests.toy import toy_cells, toy_vocabulary
-
-GENES = [f"ENSG{i:011d}" for i in (0, 3, 5, 8, 13)]
-LISTED = "--genes=" + ",".join(GENES)
-KEYS = ["cell", "perturbed", "measure", "state"]
-
-
-def make_model() -> pretrained.PretrainedModel:
-    vocabulary = toy_vocabulary()
-    config = EncoderConfig(
-        vocabulary_size=vocabulary.size,
-        layers=2,
-        width=16,
-        heads=2,
-        feed_forward=32,
-        positions=128,
-        initializer_range=0.2,
-    )
-    params = init_params(config, jax.random.key(0))
-    return pretrained.PretrainedModel(config, params, vocabulary, source="toy", step=0)
+from tests.doors import assert_one_line
+from tests.perturb_runs import GENES, assert_same_folders, door_on_five_cells, make_model
+from tests.toy import toy_cells
 
 
 @pytest.fixture(scope="module")
@@ -53,23 +24,7 @@ def model() -> pretrained.PretrainedModel:
 
 @pytest.fixture
 def perturb(model, toy_store, tmp_path, monkeypatch, capsys):
-    """Runs the door on five cells in small parts; returns (exit status, output, error)."""
-    monkeypatch.setattr(pretrained, "load_model", lambda path: model)
-    monkeypatch.setattr(perturbation_plan, "_TOKENS_PER_PART", 1_000)
-
-    def run(*arguments: str) -> tuple[int, str, str]:
-        defaults = {
-            "--checkpoint": "toy",
-            "--cells": str(toy_store.folder),
-            "--output": str(tmp_path / "out"),
-            "--cells_at_most": "5",
-            "--genes": ",".join(GENES),
-        }
-        given = [argument.partition("=")[0] for argument in arguments]
-        defaults = [f"{name}={value}" for name, value in defaults.items() if name not in given]
-        return run_door("perturb", [*defaults, *arguments], monkeypatch, capsys)
-
-    return run
+    return door_on_five_cells(model, toy_store.folder, tmp_path, monkeypatch, capsys)
 
 
 def read(folder: Path, name: str = "shifts") -> pd.DataFrame:
@@ -148,18 +103,6 @@ def test_statistics_are_checked_before_work(perturb, tmp_path, arguments, words)
     assert words in error and not (tmp_path / "out").exists()
 
 
-def test_the_same_command_again_does_nothing_and_another_is_refused(perturb, tmp_path):
-    assert perturb()[0] == 0
-    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*")}
-    status, output, _ = perturb()
-    assert status == 0 and "nothing to do" in output
-    status, _, error = perturb("--layer=0")
-    assert status == 1
-    assert_one_line(error)
-    assert "was not written by this command" in error
-    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*")} == before
-
-
 def test_gene_shifts_are_kept_whole_in_part_or_as_means(perturb, model, toy_store, tmp_path):
     for kind, arguments in (("full", {}), ("top", {"top": 4}), ("means", {})):
         out = tmp_path / kind
@@ -205,128 +148,6 @@ def test_states_are_computed_once_or_given(perturb, model, toy_store, tmp_path):
     same(read(given), found)
     status, _, error = perturb(*states, "--layer=0", f"--state_embeddings={kept}", "--output=x")
     assert status == 1 and "no layer 0" in error
-
-
-def test_an_interrupted_run_goes_on_to_the_same_tables(perturb, tmp_path, monkeypatch):
-    whole = tmp_path / "whole"
-    assert perturb(f"--output={whole}", "--gene_shifts=means")[0] == 0
-    shifts, calls = Perturber.shifts, []
-
-    def dying(self, start, stop, progress):
-        calls.append(start)
-        if len(calls) == 2:
-            raise KeyboardInterrupt
-        return shifts(self, start, stop, progress)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Perturber, "shifts", dying)
-        status, _, error = perturb("--gene_shifts=means")
-    assert status == 130
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["out.parts", "whole"]
-    # Options that say only how to compute may change; what is computed may not.
-    status, _, error = perturb("--gene_shifts=means", "--layer=0")
-    assert status == 1
-    assert_one_line(error)
-    assert "holds an unfinished run with another command" in error
-    monkeypatch.setattr(Perturber, "shifts", lambda *a: (calls.append(a[1]), shifts(*a))[1])
-    assert perturb("--gene_shifts=means", "--tokens_per_device=500")[0] == 0
-    # The first part is not made again.
-    assert calls.count(0) == 1
-    assert_same_folders(tmp_path / "out", whole, exactly=False)
-
-
-def assert_same_folders(found: Path, expected: Path, exactly: bool = True) -> None:
-    names = sorted(str(path.relative_to(expected)) for path in expected.rglob("*.parquet"))
-    assert sorted(str(path.relative_to(found)) for path in found.rglob("*.parquet")) == names
-    for name in names:
-        if exactly:
-            assert (found / name).read_bytes() == (expected / name).read_bytes(), name
-        else:
-            tables = [pd.read_parquet(folder / name) for folder in (found, expected)]
-            pd.testing.assert_frame_equal(*tables, rtol=0, atol=1e-5)
-
-
-def test_a_damaged_table_is_told_before_work_starts(perturb, tmp_path, monkeypatch):
-    assert perturb("--shard=0/2")[0] == 0
-    part = sorted((tmp_path / "out.parts" / "shifts").iterdir())[0]
-    content = part.read_bytes()
-    part.write_bytes(content[:-9] + b"x" + content[-8:])
-    monkeypatch.setattr(Perturber, "shifts", lambda *a: pytest.fail("work began"))
-    status, _, error = perturb("--shard=1/2")
-    assert status == 1
-    assert_one_line(error)
-    assert f"{part} is damaged or gone; remove" in error
-
-
-def test_shares_of_several_processes_join(perturb, tmp_path):
-    whole = tmp_path / "whole"
-    assert perturb(f"--output={whole}")[0] == 0
-    assert perturb("--shard=1/2")[0] == 0
-    status, _, error = perturb("--finish")
-    assert status == 1
-    assert_one_line(error)
-    assert "parts are not done yet" in error
-    assert perturb("--shard=0/2")[0] == 0
-    assert not (tmp_path / "out").exists()
-    status, _, error = perturb("--finish")
-    assert status == 0, error
-    assert_same_folders(tmp_path / "out", whole)
-
-
-def test_a_command_killed_while_it_joins_can_be_given_again(perturb, tmp_path, monkeypatch):
-    whole = tmp_path / "whole"
-    assert perturb(f"--output={whole}")[0] == 0
-    with monkeypatch.context() as patch:
-        patch.setattr(perturbation_files.PerturbationFolder, "_tidy", _die)
-        assert perturb()[0] == 130
-    assert (tmp_path / "out" / "plan.json").exists()
-    status, output, _ = perturb()
-    assert status == 0 and "nothing to do" in output
-    assert not (tmp_path / "out" / "plan.json").exists()
-    assert_same_folders(tmp_path / "out", whole)
-
-
-def _die(*_):
-    raise KeyboardInterrupt
-
-
-_KILLED = """
-import sys
-from geneformer_jax.analysis import perturbation_plan
-perturbation_plan._TOKENS_PER_PART = 1_000
-import runpy
-sys.argv = ["geneformer_jax.perturb", *sys.argv[1:]]
-runpy.run_module("geneformer_jax.perturb", run_name="__main__", alter_sys=True)
-"""
-
-
-@pytest.mark.slow
-def test_a_killed_process_is_taken_up_to_identical_tables(model, toy_store, tmp_path):
-    checkpoint = tmp_path / "model"
-    pretrained.save_model(model, checkpoint, {})
-
-    def command(output: str) -> list[str]:
-        flags = {"checkpoint": checkpoint, "cells": toy_store.folder, "output": tmp_path / output}
-        flags |= {"cells_at_most": 8, "gene_shifts": "means"}
-        told = [f"--{name}={value}" for name, value in flags.items()]
-        return [sys.executable, "-c", _KILLED, *told]
-
-    environment = os.environ | {"PYTHONPATH": str(Path(gf.__file__).parents[1])}
-    subprocess.run(command("whole"), env=environment, check=True, capture_output=True)
-    process = subprocess.Popen(
-        command("out"), env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
-    records = tmp_path / "out.parts" / "records"
-    while process.poll() is None and len(list(records.glob("*.json"))) < 2:
-        time.sleep(0.02)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    assert not (tmp_path / "out").exists()
-    made = len(list(records.glob("*.json")))
-    assert made >= 2
-    subprocess.run(command("out"), env=environment, check=True, capture_output=True)
-    assert_same_folders(tmp_path / "out", tmp_path / "whole")
-    assert made < len(list((tmp_path / "whole" / "shifts").iterdir()))
 
 
 def test_genes_beyond_the_context_slide_in_from_counts(perturb, model, tmp_path):
@@ -409,13 +230,3 @@ def test_a_full_disk_is_told_before_work_starts(perturb, tmp_path, monkeypatch):
     assert status == 1
     assert_one_line(error)
     assert "the tables will take some" in error
-
-
-def test_a_folder_of_someone_else_is_kept(perturb, tmp_path):
-    (tmp_path / "out.parts").mkdir()
-    (tmp_path / "out.parts" / "precious").write_text("precious")
-    status, _, error = perturb()
-    assert status == 1
-    assert_one_line(error)
-    assert "holds other files" in error
-    assert [path.name for path in (tmp_path / "out.parts").iterdir()] == ["precious"]

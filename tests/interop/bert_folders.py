@@ -1,14 +1,20 @@
-"""Small models in the files of Hugging Face, made without the package's own writer."""
+"""Small models in the files of Hugging Face, made without our own writer, and how they are read."""
 
 import json
 import zipfile
 from pathlib import Path
 
+import jax
 import numpy as np
+import pytest
 from safetensors.numpy import save_file
+
+from geneformer_jax.common.errors import InputError
+from geneformer_jax.interop import huggingface
 
 V, D, N, F, L, T = 152, 16, 2, 24, 2, 12
 CLASSES = {"BertForSequenceClassification": 3, "BertForTokenClassification": 2}
+WORD = "bert.embeddings.word_embeddings.weight"
 
 
 def settings(architecture: str = "BertForMaskedLM", **changes) -> dict:
@@ -121,3 +127,20 @@ def _torch_entry(i: int, name: str, value: np.ndarray, lies: dict) -> bytes:
     hooks = "ccollections\nOrderedDict\n(tR"
     build = "ctorch._utils\n_rebuild_tensor_v2\n"
     return f"V{name}\n{build}({storage}{place}I00\n{hooks}tR".encode()
+
+
+def read(folder):
+    return huggingface.read_model(folder).model
+
+
+def refusal(folder) -> str:
+    """The one line with which a folder is refused."""
+    with pytest.raises(InputError) as raised:
+        huggingface.read_model(folder)
+    message = str(raised.value)
+    assert "\n" not in message
+    return message
+
+
+def equal_params(one, other) -> bool:
+    return all(jax.tree.leaves(jax.tree.map(np.array_equal, one, other)))

@@ -1,0 +1,64 @@
+"""What tests of the perturb door share: a small model, the door on it, and folders compared."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import pandas as pd
+
+from geneformer_jax.analysis import perturbation_plan
+from geneformer_jax.model import pretrained
+from geneformer_jax.model.config import EncoderConfig
+from geneformer_jax.model.encoder import init_params
+from tests.doors import run_door
+from tests.toy import toy_vocabulary
+
+GENES = [f"ENSG{i:011d}" for i in (0, 3, 5, 8, 13)]
+
+
+def make_model() -> pretrained.PretrainedModel:
+    vocabulary = toy_vocabulary()
+    config = EncoderConfig(
+        vocabulary_size=vocabulary.size,
+        layers=2,
+        width=16,
+        heads=2,
+        feed_forward=32,
+        positions=128,
+        initializer_range=0.2,
+    )
+    params = init_params(config, jax.random.key(0))
+    return pretrained.PretrainedModel(config, params, vocabulary, source="toy", step=0)
+
+
+def door_on_five_cells(
+    model: pretrained.PretrainedModel, store: Path, folder: Path, monkeypatch, capsys
+) -> Callable[..., tuple[int, str, str]]:
+    """The door on five cells in small parts; each call returns (exit status, output, error)."""
+    monkeypatch.setattr(pretrained, "load_model", lambda path: model)
+    monkeypatch.setattr(perturbation_plan, "_TOKENS_PER_PART", 1_000)
+
+    def run(*arguments: str) -> tuple[int, str, str]:
+        defaults = {
+            "--checkpoint": "toy",
+            "--cells": str(store),
+            "--output": str(folder / "out"),
+            "--cells_at_most": "5",
+            "--genes": ",".join(GENES),
+        }
+        given = [argument.partition("=")[0] for argument in arguments]
+        defaults = [f"{name}={value}" for name, value in defaults.items() if name not in given]
+        return run_door("perturb", [*defaults, *arguments], monkeypatch, capsys)
+
+    return run
+
+
+def assert_same_folders(found: Path, expected: Path, exactly: bool = True) -> None:
+    names = sorted(str(path.relative_to(expected)) for path in expected.rglob("*.parquet"))
+    assert sorted(str(path.relative_to(found)) for path in found.rglob("*.parquet")) == names
+    for name in names:
+        if exactly:
+            assert (found / name).read_bytes() == (expected / name).read_bytes(), name
+        else:
+            tables = [pd.read_parquet(folder / name) for folder in (found, expected)]
+            pd.testing.assert_frame_equal(*tables, rtol=0, atol=1e-5)
