@@ -80,10 +80,14 @@ def ranked_figure(table: pd.DataFrame, shift: str, chosen: pd.Series, labels: Se
     with matplotlib.rc_context(STYLE):
         figure = new_figure(7.2, 4.8)
         axes = figure.add_subplot()
-        axes.scatter(ranks[~coloured], values[~coloured], s=14, c=_MAIN, lw=0,
-                     label=f"other ({(~coloured).sum():,})", rasterized=True)  # fmt: skip
-        axes.scatter(ranks[coloured], values[coloured], s=18, c=_STRONG, lw=0,
-                     label=f"{labels[1]} ({coloured.sum():,})", rasterized=True)  # fmt: skip
+        # In one go: drawn after the others, few coloured points would hide most of them.
+        axes.scatter(ranks, values, s=14, c=np.where(coloured, _STRONG, _MAIN), lw=0,
+                     rasterized=True)  # fmt: skip
+        for colour, label, count in (
+            (_MAIN, "other", (~coloured).sum()),
+            (_STRONG, labels[1], coloured.sum()),
+        ):
+            axes.scatter([], [], s=18, c=colour, lw=0, label=f"{label} ({count:,})")
         axes.set(xlabel="rank", ylabel=labels[0])
         axes.margins(y=0.08)
         axes.xaxis.set_major_formatter("{x:,.0f}")
