@@ -24,6 +24,9 @@ from geneformer_jax.model.plain_attention import (
 )
 
 PROFILED = ("xla", "chunked", "by_head")
+# Queries at a time; all of them where none is named. Scores and weights of fewer queries, which are
+# both gone through more than once, stay in a CPU's cache.
+_CHUNKS = {"chunked": CHUNK, "by_head": CHUNK // 2}
 
 
 class AttentionProfile(NamedTuple):
@@ -96,61 +99,68 @@ def attention_profile(
     segments_BT = (jnp.arange(T) < lengths_B[:, None]).astype(jnp.int32)
     cells = _Cells(lengths_B, segments_BT, is_top_BT & (segments_BT > 0), chosen_BS)
 
-    def layer(x_BTD: jax.Array, state: nnx.State) -> tuple[jax.Array, AttentionProfile]:
+    def layer(
+        x_BTD: jax.Array, state: nnx.State, is_last: bool = False
+    ) -> tuple[jax.Array, AttentionProfile]:
         block = nnx.merge(graph, state)
         q_BTNH, k_BTNH, v_BTNH = block.project(x_BTD)
-        attended_BTNH, reduced = _attend(q_BTNH, k_BTNH, v_BTNH, cells, runtime.attention)
-        pairs_BNSS = _pairs(q_BTNH, k_BTNH, cells)
-        return block.finish(x_BTD, attended_BTNH), AttentionProfile(*reduced, pairs_BNSS)
+        if is_last:
+            # Nothing above needs what these heads attend: columns left out here cost nothing.
+            v_BTNH = v_BTNH[..., :0]
+        attended_BTNH, *reduced = _attend(q_BTNH, k_BTNH, v_BTNH, cells, runtime.attention)
+        profile = AttentionProfile(*reduced, _pairs(q_BTNH, k_BTNH, cells))
+        return x_BTD if is_last else block.finish(x_BTD, attended_BTNH), profile
 
-    embedded_BTD = encoder.embeddings(tokens_BT, jnp.arange(T, dtype=jnp.int32)[None], None)
-    return jax.lax.scan(layer, embedded_BTD, blocks)[1]
+    x_BTD = encoder.embeddings(tokens_BT, jnp.arange(T, dtype=jnp.int32)[None], None)
+    below = jax.tree.map(lambda leaf: leaf[:-1], blocks)
+    x_BTD, profiles = jax.lax.scan(layer, x_BTD, below)
+    last = jax.tree.map(lambda leaf: leaf[-1], blocks)
+    _, profile = layer(x_BTD, last, is_last=True)
+    return jax.tree.map(lambda of, above: jnp.concatenate([of, above[None]]), profiles, profile)
 
 
-def _attend(q_BTNH, k_BTNH, v_BTNH, cells, attention):
-    """Returns (what the heads attended [B, T, N, H], their reduced weights [B, N, T] x 3)."""
-    B, T, N, H = q_BTNH.shape
-    is_real_BT = cells.segments_BT > 0
-    # The weight on top ranks comes out of the product with the values, as one more column of them.
-    top_BTN1 = jnp.broadcast_to(cells.is_top_BT[:, :, None, None], (B, T, N, 1))
-    values_BTNG = jnp.concatenate([v_BTNH, top_BTN1.astype(v_BTNH.dtype)], axis=-1)
-    heads_first = [x.swapaxes(1, 2) for x in (q_BTNH, k_BTNH, values_BTNG)]
-    segments_BNT = jnp.broadcast_to(cells.segments_BT[:, None], (B, N, T))
-    run = partial(_profile_head, T if attention == "xla" else CHUNK)
+def _attend(q_BTNH, k_BTNH, v_BTNG, cells, attention):
+    """Returns what the heads attended [B, T, N, G], and received, entropy and top [B, N, T]."""
+    B, T, N = q_BTNH.shape[:3]
+    of_heads = [x.swapaxes(1, 2) for x in (q_BTNH, k_BTNH, v_BTNG)]
+    of_heads += [
+        jnp.broadcast_to(x[:, None], (B, N, T)) for x in (cells.segments_BT, cells.is_top_BT)
+    ]
+    run = partial(_profile_head, _CHUNKS.get(attention, T))
     if attention == "by_head":
-        flat = [x.reshape(B * N, *x.shape[2:]) for x in (*heads_first, segments_BNT)]
+        flat = [jax.lax.collapse(x, 0, 2) for x in of_heads]
         profiled = jax.lax.map(lambda head: run(*head), flat)
         profiled = [x.reshape(B, N, *x.shape[1:]) for x in profiled]
     else:
-        profiled = jax.vmap(jax.vmap(run))(*heads_first, segments_BNT)
-    out_BNTG, entropy_BNT, received_BNT = profiled
-    queries_B11 = jnp.maximum(cells.lengths_B, 1)[:, None, None]
+        profiled = jax.vmap(jax.vmap(run))(*of_heads)
+    out_BNTG, received_BNT, entropy_BNT, top_BNT = profiled
+    is_real_BT = cells.segments_BT > 0
     real_BNT = is_real_BT[:, None].astype(jnp.float32)
-    attended_BNTH = jnp.where(is_real_BT[:, None, :, None], out_BNTG[..., :H], 0)
-    reduced = received_BNT / queries_B11 * real_BNT, entropy_BNT * real_BNT
-    attended_BTNH = attended_BNTH.swapaxes(1, 2).astype(q_BTNH.dtype)
-    return attended_BTNH, (*reduced, out_BNTG[..., H] * real_BNT)
+    received_BNT = received_BNT / jnp.maximum(cells.lengths_B, 1)[:, None, None]
+    attended_BNTG = jnp.where(is_real_BT[:, None, :, None], out_BNTG, 0)
+    reduced = received_BNT * real_BNT, entropy_BNT * real_BNT, top_BNT * real_BNT
+    return attended_BNTG.swapaxes(1, 2).astype(q_BTNH.dtype), *reduced
 
 
-def _profile_head(chunk, q_TH, k_TH, values_TG, segments_T):
-    """Returns weighted values [T, G], entropy of each query [T], weight received by each key [T].
+def _profile_head(chunk, q_TH, k_TH, v_TG, segments_T, is_top_T):
+    """Returns weighted values [T, G], weight received by each key, entropy and top of each query.
 
     Goes through the queries a chunk at a time.
     """
     queries = [split_positions(x[None], chunk)[:, 0] for x in (q_TH, segments_T)]
 
     def step(received_T, queries):
-        out_CG, entropy_C, added_T = _weigh(*queries, k_TH, values_TG, segments_T)
-        return received_T + added_T, (out_CG, entropy_C)
+        out_CG, added_T, *of_queries = _weigh(*queries, k_TH, v_TG, segments_T, is_top_T)
+        return received_T + added_T, (out_CG, *of_queries)
 
     start = jnp.zeros(len(q_TH), jnp.float32)
-    received_T, (out_ACG, entropy_AC) = jax.lax.scan(step, start, queries)
-    out_TG = out_ACG.reshape(-1, values_TG.shape[-1])[: len(q_TH)]
-    return out_TG, entropy_AC.reshape(-1)[: len(q_TH)], received_T
+    received_T, of_queries = jax.lax.scan(step, start, queries)
+    out_TG, *of_queries = (jax.lax.collapse(x, 0, 2)[: len(q_TH)] for x in of_queries)
+    return out_TG, received_T, *of_queries
 
 
-def _weigh(q_CH, q_segments_C, k_TH, values_TG, segments_T):
-    """Returns (weighted values, entropy of each query, summed weight of real queries on keys).
+def _weigh(q_CH, q_segments_C, k_TH, v_TG, segments_T, is_top_T):
+    """Returns weighted values [C, G], weight real queries give to keys, entropy, weight on top.
 
     Weights are divided by their sum only where they have been summed up: that is far less to do.
     """
@@ -161,9 +171,10 @@ def _weigh(q_CH, q_segments_C, k_TH, values_TG, segments_T):
     total_C = odds_CT.sum(axis=-1)
     # -sum(w log w), with no logarithm of each weight.
     entropy_C = jnp.log(total_C) - (odds_CT * scores_CT).sum(axis=-1) / total_C
-    out_CG = einsum_f32("ct,tg->cg", odds_CT.astype(values_TG.dtype), values_TG)
+    out_CG = einsum_f32("ct,tg->cg", odds_CT.astype(v_TG.dtype), v_TG)
     share_C = (q_segments_C > 0) / total_C
-    return out_CG / total_C[:, None], entropy_C, share_C @ odds_CT
+    top_C = odds_CT @ is_top_T.astype(odds_CT.dtype)
+    return out_CG / total_C[:, None], share_C @ odds_CT, entropy_C, top_C / total_C
 
 
 def _pairs(q_BTNH, k_BTNH, cells):
