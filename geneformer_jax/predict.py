@@ -9,9 +9,9 @@ Examples:
 
 --cells is a store written by `tokenize`, or a file of raw counts, which is tokenised with the
 model's vocabulary. Of cells the output is AnnData in input order: `.obs["predicted_label"]`, its
-probability, and `.obsm["probabilities_label"]`; or the same columns as a .parquet or .csv table. Of
-genes it is a table of their mean over the cells that have them. With --label predictions are
-compared with a column of known labels.
+probability, `.obsm["probabilities_label"]` with the columns `.uns["classes_label"]`; or all of that
+as a .parquet or .csv table. Of genes it is a table of their mean over the cells that have them.
+With --label predictions are compared with a column of known labels.
 """
 
 import json
@@ -103,10 +103,13 @@ def _table(predicted: Any) -> Any:
     """obs and probabilities side by side."""
     import pandas as pd
 
+    from geneformer_jax.analysis.prediction import CLASSES, PROBABILITIES
+
     parts = [predicted.obs]
     for name, probabilities in predicted.obsm.items():
-        target = name.removeprefix("probabilities_")
-        parts.append(probabilities.add_prefix(f"probability_{target}_"))
+        target = name.removeprefix(PROBABILITIES)
+        columns = [f"probability_{target}_{label}" for label in predicted.uns[CLASSES + target]]
+        parts.append(pd.DataFrame(probabilities, predicted.obs_names, columns))
     return pd.concat(parts, axis=1)
 
 

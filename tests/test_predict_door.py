@@ -1,11 +1,14 @@
 """The predict door: what a fine-tuned model says of new cells and genes, and adapters on bases."""
 
+import dataclasses
+
 import anndata as ad
 import jax
 import numpy as np
 import pandas as pd
 import pytest
 
+from geneformer_jax.analysis.prediction import predict_cells
 from geneformer_jax.common.errors import InputError
 from geneformer_jax.interop.huggingface import read_model
 from geneformer_jax.interop.load import load_model
@@ -57,8 +60,8 @@ def test_cells_are_predicted_as_in_the_fold(toy_store, cell_fold, tmp_path, monk
     assert found.obs["kind"].tolist() == toy_store.obs["kind"].tolist()
     own = found[table["id"].tolist()]
     assert own.obs["predicted_label"].tolist() == table["predicted"].tolist()
-    probabilities = found.obsm["probabilities_label"].loc[table["id"]]
-    assert list(probabilities) == ["a", "b"]
+    probabilities = own.obsm["probabilities_label"]
+    assert list(own.uns["classes_label"]) == ["a", "b"]
     wanted = table[["probability_a", "probability_b"]].to_numpy()
     np.testing.assert_allclose(probabilities, wanted, rtol=0, atol=2e-5)
     right = (found.obs["predicted_label"].astype(str) == found.obs["kind"].astype(str)).mean()
@@ -66,6 +69,20 @@ def test_cells_are_predicted_as_in_the_fold(toy_store, cell_fold, tmp_path, monk
     assert right > 0.8
     status, _, error = run_door("predict", arguments, monkeypatch, capsys)
     assert (status, "nothing is overwritten" in error) == (1, True)
+
+
+@pytest.mark.filterwarnings("error")
+def test_labels_with_a_slash_are_written(toy_store, cell_fold, tmp_path):
+    model = load_model(cell_fold[0])
+    head = dataclasses.replace(model.head, labels=("T/NK", "b"), tasks=())
+    model = dataclasses.replace(model, head=head)
+    predicted = predict_cells(model, toy_store)
+    predicted.write_h5ad(tmp_path / "out.h5ad")
+    found = ad.read_h5ad(tmp_path / "out.h5ad")
+    assert list(found.uns["classes_label"]) == ["T/NK", "b"]
+    np.testing.assert_array_equal(
+        found.obsm["probabilities_label"].max(axis=1), found.obs["probability_label"]
+    )
 
 
 def test_raw_counts_are_predicted_and_unknown_labels_are_told(

@@ -35,7 +35,7 @@ def roc_figure(rocs: Mapping[str, Roc], title: str = "") -> Figure:
                 color=colour,
                 ls=dash,
                 lw=2.6 if first else 1.6,
-                label=f"{name}: {roc.auc:.2f} ± {roc.sd:.2f}",
+                label=f"{name}: {roc.auc:.2f}" + (f" ± {roc.sd:.2f}" if len(roc.folds) > 1 else ""),
                 zorder=3 if first else 2,
             )
         axes.set(

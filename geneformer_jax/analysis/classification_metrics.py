@@ -37,9 +37,9 @@ class Roc(NamedTuple):
       weights: [F] weight of each fold; they add up to 1.
       mean_curve: [100] weighted.
       auc: weighted mean of the areas.
-      sd: weighted standard deviation (of a population) of the areas.
+      sd: weighted standard deviation (of a population) of the areas; NaN of a single fold.
       plain_auc: mean of the areas.
-      plain_sd: standard deviation (of a population) of the areas.
+      plain_sd: standard deviation (of a population) of the areas; NaN of a single fold.
     """
 
     folds: np.ndarray
@@ -221,9 +221,10 @@ def _mean_roc(folds: np.ndarray, curves: np.ndarray, aucs: np.ndarray, weights: 
     mean_curve = weights @ curves
     mean_curve[-1] = 1.0
     auc, sd = weighted_mean_and_sd(aucs, weights)
-    return Roc(
-        folds, curves, aucs, weights, mean_curve, auc, sd, float(aucs.mean()), float(aucs.std())
-    )
+    plain_sd = float(aucs.std())
+    if len(aucs) == 1:
+        sd = plain_sd = np.nan
+    return Roc(folds, curves, aucs, weights, mean_curve, auc, sd, float(aucs.mean()), plain_sd)
 
 
 def _macro_f1(label: np.ndarray, predicted: np.ndarray) -> float:

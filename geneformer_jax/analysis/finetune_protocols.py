@@ -92,7 +92,7 @@ class Protocol:
             self.section, self.cells, workdir, networks_of(model, config, layers), configuration
         )
         kept = [name for name in _LISTED if name in results]
-        return [*results[kept].to_string(index=False).splitlines(), *_where(workdir)]
+        return [*results[kept].to_string(index=False, na_rep="").splitlines(), *_where(workdir)]
 
     def _run_targets(
         self,

@@ -32,6 +32,8 @@ from geneformer_jax.training.label_predictions import (
 )
 
 PREDICTED = "predicted"
+# Keys of .obsm and .uns, before the name of a target.
+PROBABILITIES, CLASSES = "probabilities_", "classes_"
 _CELLS_AT_A_TIME = 4_096
 
 
@@ -109,8 +111,9 @@ def predict_cells(
     Returns:
       AnnData without X: all cells in input order, under their ids, with all their obs columns. For
       each class target `.obs["predicted_NAME"]` (categorical), `.obs["probability_NAME"]` and
-      `.obsm["probabilities_NAME"]`, a float32 table [cells, C] with the classes as columns; for
-      each number `.obs["predicted_NAME"]`. The target of a plain classifier is called "label".
+      `.obsm["probabilities_NAME"]`, float32 [cells, C], whose columns are the classes in
+      `.uns["classes_NAME"]`; for each number `.obs["predicted_NAME"]`. The target of a plain
+      classifier is called "label".
 
     Raises:
       InputError: the model has no cell classifier, or the cells do not fit it.
@@ -126,24 +129,24 @@ def predict_cells(
             parts.append(predictor.outputs(unlabelled(chosen)))
             progress.advance(len(chosen))
     outputs = Outputs(*(np.concatenate(each) for each in zip(*parts, strict=True)))
-    obs, obsm = encoded.obs.copy(), {}
+    predicted = ad.AnnData(obs=encoded.obs.copy())
     for task, _, own in per_task(model.head, outputs):
-        _add_columns(obs, obsm, task, own)
-    return ad.AnnData(obs=obs, obsm=obsm)
+        _add_target(predicted, task, own)
+    return predicted
 
 
-def _add_columns(obs: pd.DataFrame, obsm: dict, task: HeadTask, own: np.ndarray) -> None:
+def _add_target(predicted: ad.AnnData, task: HeadTask, own: np.ndarray) -> None:
     if task.regression:
-        obs[f"{PREDICTED}_{task.name}"] = own[:, 0]
+        predicted.obs[f"{PREDICTED}_{task.name}"] = own[:, 0]
         return
     probabilities = np.exp(own).astype(np.float32)
     best = probabilities.argmax(axis=1)
     names = pd.Categorical.from_codes(best, categories=pd.Index(task.labels, dtype=object))
-    obs[f"{PREDICTED}_{task.name}"] = names
-    obs[f"{PROBABILITY}{task.name}"] = probabilities[np.arange(len(best)), best]
-    obsm[f"probabilities_{task.name}"] = pd.DataFrame(
-        probabilities, index=obs.index, columns=list(task.labels)
-    )
+    predicted.obs[f"{PREDICTED}_{task.name}"] = names
+    predicted.obs[f"{PROBABILITY}{task.name}"] = probabilities[np.arange(len(best)), best]
+    # Not a table: h5ad cannot keep a column whose name holds "/", as labels of cell types do.
+    predicted.obsm[f"{PROBABILITIES}{task.name}"] = probabilities
+    predicted.uns[f"{CLASSES}{task.name}"] = np.array(task.labels, dtype=object)
 
 
 def predict_genes(

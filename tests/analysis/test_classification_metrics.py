@@ -100,6 +100,13 @@ def test_folds_are_weighted_as_the_original_does():
     assert abs(roc.auc - roc.plain_auc) > 1e-4  # the folds are unequal, so weighting shows
 
 
+def test_a_single_fold_has_no_deviation():
+    predictions = made_up()
+    roc = fold_roc(predictions[predictions["fold"] == 0])
+    assert roc.auc == roc.plain_auc == roc.aucs[0]
+    assert np.isnan([roc.sd, roc.plain_sd]).all()
+
+
 def test_the_originals_fold_figures_give_its_published_mean():
     """Folds .937 .941 .964 .890 .878 were published as .914 +/- .032.
 
