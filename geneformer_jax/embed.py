@@ -12,7 +12,8 @@ model's vocabulary. The output is AnnData with `.obsm["X_geneformer"]`, cells in
 their ids, with all their obs columns; or, for more cells than fit in memory, a .parquet table or a
 .npy array. Interrupted, the same command goes on where it stopped. For each column of labels in
 --color the accuracy of nearest neighbours is printed, beside that of principal components of the
-counts and beside chance; --quality measures more, beside a model with random weights too.
+counts and beside chance; --quality measures more, beside a model with random weights too. All of
+that, with figures and provenance, is in NAME.report.html, which needs no network.
 """
 
 import json
@@ -25,7 +26,6 @@ from geneformer_jax.cells.counts import CountSource, open_counts
 from geneformer_jax.cells.options import configuration
 from geneformer_jax.common import door
 from geneformer_jax.common.errors import InputError
-from geneformer_jax.common.files import write_aside
 from geneformer_jax.common.provenance import describe_run
 
 FLAGS = flags.FLAGS
@@ -74,6 +74,7 @@ def main() -> None:
     door.require("checkpoint", "cells", "output")
     # JAX takes seconds to import, which --help and a mistyped flag should not have to wait for.
     from geneformer_jax.analysis import cell_selection, embedder, embedding_batches, embedding_files
+    from geneformer_jax.analysis.embedding_extras import Page
     from geneformer_jax.interop.load import load_model
 
     output, layers = Path(FLAGS.output), _numbers("layer", int)
@@ -97,9 +98,10 @@ def main() -> None:
     parts = embedding_files.Parts(output, worker, {"command": configuration()})
     embedded = parts.embed()
     print(worker.throughput.describe(), flush=True)
-    told, arrays = extras.run(worker, embedded, counts, output.with_suffix(""))
+    page = Page(worker, embedded, output)
+    told, arrays = extras.run(worker, embedded, counts, page)
     story = {"throughput": vars(worker.throughput), **embedded.facts, **told}
-    _write(embedded, output, story, arrays)
+    _write(embedded, page, output, story, arrays)
     parts.remove()
     print(f"embeddings: {output} ({', '.join(embedded.by_key())}; {len(embedded.table):,} rows)")
 
@@ -137,14 +139,15 @@ def _counts() -> CountSource | None:
     return open_counts(FLAGS.cells) if Path(FLAGS.cells).is_file() else None
 
 
-def _write(embedded: Any, output: Path, counts: dict[str, Any], arrays: dict[str, Any]) -> None:
+def _write(
+    embedded: Any, page: Any, output: Path, counts: dict[str, Any], arrays: dict[str, Any]
+) -> None:
     from geneformer_jax.analysis.embedding_files import write_output
 
     inputs = [FLAGS.cells, *([FLAGS.counts] if FLAGS.counts else [])]
-    text = json.dumps(describe_run("embed", configuration(), inputs, counts), indent=2, default=str)
-    with write_aside(output.with_suffix(".provenance.json")) as aside:
-        aside.write_text(text + "\n")
-    write_output(embedded, output, text, **arrays)
+    story = describe_run("embed", configuration(), inputs, counts)
+    page.write(story)
+    write_output(embedded, output, json.dumps(story, indent=2, default=str), **arrays)
 
 
 if __name__ == "__main__":

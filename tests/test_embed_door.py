@@ -16,6 +16,7 @@ from geneformer_jax.model import pretrained
 from geneformer_jax.model.config import EncoderConfig
 from geneformer_jax.model.encoder import init_params
 from tests.doors import assert_one_line, run_door
+from tests.pages import Page
 from tests.toy import toy_cells, toy_vocabulary
 
 
@@ -70,6 +71,7 @@ def test_embeddings_accuracies_and_story_are_written(embed, model, toy_store, tm
     assert sorted(path.name for path in tmp_path.glob("out*")) == [
         "out.h5ad",
         "out.provenance.json",
+        "out.report.html",
     ]
 
 
@@ -199,6 +201,12 @@ def test_quality_is_measured_beside_baselines(embed, tmp_path, monkeypatch):
     assert measured["PCA(50) of log counts"][accuracy] > 0.9
     assert "the model" in output
     assert (tmp_path / "out_quality_kind.png").stat().st_size > 5_000
+    page = Page((tmp_path / "out.report.html").read_text(encoding="utf-8"))
+    shown = {row[0]: row for row in page.rows[1:]}
+    assert set(shown) == set(measured)
+    files = ["out.h5ad", "out.provenance.json", "out_quality_kind.pdf", "out_quality_kind.png"]
+    assert page.addresses[1:] == files and len(page.images) == 1
+    assert all((tmp_path / name).is_file() for name in files)
 
 
 @pytest.mark.slow

@@ -68,8 +68,11 @@ def write_report(
                 aside / f"{name}.parquet", index=False
             )
         _write_genes(found, attender, aside / GENES, only)
-        _build(found, attender, aside / FIGURES, story).write(aside / REPORT)
+        report = _build(found, attender, aside / FIGURES)
         write_provenance(aside, story)
+        report.files(aside.iterdir())
+        report.provenance(story)
+        report.write(aside / REPORT)
 
 
 def _write_genes(found: HeadAttention, attender: Attender, path: Path, only: Mapping) -> None:
@@ -92,9 +95,7 @@ def _share(prefers: pd.Series) -> str:
     return f"{prefers.mean():.0%} ({prefers.sum()} of {len(prefers)})"
 
 
-def _build(
-    found: HeadAttention, attender: Attender, folder: Path, story: Mapping[str, Any]
-) -> Report:
+def _build(found: HeadAttention, attender: Attender, folder: Path) -> Report:
     config = attender.model.config
     report = Report(
         "What the attention heads look at",
@@ -114,7 +115,6 @@ def _build(
         of_model = found.pairs[found.pairs["model"] == MODEL]
         caption = "Weight that one gene gives another, mean of all heads (pairs.parquet)."
         show("pairs", figures.pair_figure(of_model), caption)
-    report.provenance(story)
     return report
 
 

@@ -66,9 +66,10 @@ def write_corpus_report(
         (aside / FIGURES).mkdir(parents=True)
         genes.to_parquet(aside / GENES, index=False)
         report = _build_report(summary, genes, store, aside / FIGURES)
+        write_provenance(aside, story)
+        report.files(aside.iterdir())
         report.provenance({"report": story, "store": store_story(store)})
         report.write(aside / REPORT)
-        write_provenance(aside, story)
     return summary
 
 

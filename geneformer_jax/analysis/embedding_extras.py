@@ -1,5 +1,7 @@
-"""What is asked of embeddings beside the vectors: states, measures and figures."""
+"""What is asked of embeddings beside the vectors: states, measures, figures and a report."""
 
+import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,11 +11,58 @@ import numpy as np
 from geneformer_jax.analysis import embedding_report as report
 from geneformer_jax.analysis.cell_selection import EncodedCells, check_columns
 from geneformer_jax.analysis.embedder import Embedded, Embedder
+from geneformer_jax.analysis.embedding_files import table_path
 from geneformer_jax.analysis.embedding_quality import check_labels, describe_quality
-from geneformer_jax.analysis.label_accuracy import rows_of
+from geneformer_jax.analysis.figures import Drawing, save_figure
+from geneformer_jax.analysis.label_accuracy import FOLDS, NEIGHBOURS, rows_of
+from geneformer_jax.analysis.report import Report
 from geneformer_jax.analysis.state_embeddings import QUANTILES, check_states, state_embeddings
 from geneformer_jax.cells.counts import CountSource
 from geneformer_jax.common.errors import InputError
+from geneformer_jax.common.files import write_aside
+
+
+class Page:
+    """The report of a run, and the files that lie beside it.
+
+    Attributes:
+      report: to add to.
+    """
+
+    def __init__(self, embedder: Embedder, embedded: Embedded, output: Path):
+        """Begins the report of `output`."""
+        layers = ", ".join(map(str, embedded.layers))
+        self.report = Report(
+            "Embeddings",
+            f"{len(embedded.table):,} rows ({embedder.pass_.mode}), layer {layers} of "
+            f"{embedder.model.source}. {embedder.throughput.describe()}.",
+        )
+        self._output = output
+        self._files = [output, table_path(output)] if output.suffix == ".npy" else [output]
+
+    def path(self, ending: str) -> Path:
+        """A file beside the output, with another ending."""
+        return self._output.with_name(self._output.stem + ending)
+
+    def wrote(self, path: Path) -> None:
+        """Tells of a written file."""
+        self._files.append(path)
+        print(f"written: {path}", flush=True)
+
+    def draw(self, drawing: Drawing) -> None:
+        """Writes a figure as PNG and PDF, and shows it."""
+        for path in save_figure(drawing.figure, self.path(f"_{drawing.name}")):
+            self.wrote(path)
+        self.report.figure(drawing.figure, drawing.caption)
+
+    def write(self, story: Mapping[str, Any]) -> None:
+        """Writes it with links to the files, the provenance and its file included."""
+        provenance = self.path(".provenance.json")
+        with write_aside(provenance) as aside:
+            aside.write_text(json.dumps(story, indent=2, default=str) + "\n")
+        self.report.files([*self._files, provenance])
+        self.report.provenance(story)
+        self.report.write(self.path(".report.html"))
 
 
 @dataclass(frozen=True)
@@ -63,7 +112,7 @@ class Extras:
             rows_of(counts, obs.index)
 
     def run(
-        self, embedder: Embedder, embedded: Embedded, counts: CountSource | None, stem: Path
+        self, embedder: Embedder, embedded: Embedded, counts: CountSource | None, page: Page
     ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
         """Measures, draws and prints.
 
@@ -71,50 +120,60 @@ class Extras:
           embedder: that made the embeddings.
           embedded: the embeddings.
           counts: raw counts of the cells, or None.
-          stem: beginning of the names of written files.
+          page: to which everything is added.
 
         Returns:
           (what to tell in the provenance, further arrays for .obsm).
         """
         story: dict[str, Any] = {}
         arrays: dict[str, np.ndarray] = {}
-        written: list[Path] = []
         if self.states:
-            path = stem.with_name(stem.name + ".states.parquet")
+            path = page.path(".states.parquet")
             state_embeddings(embedded, self.states, self.quantiles).save(path)
-            written.append(path)
+            page.wrote(path)
         if self.color:
-            story["label_accuracy"] = self._accuracies(embedded, counts)
+            story["label_accuracy"] = self._accuracies(embedded, counts, page)
         if self.quality:
-            story["quality"], drawn = self._quality(embedder, embedded, counts, stem)
-            written += drawn
+            story["quality"] = self._quality(embedder, embedded, counts, page)
         if self.figures and embedder.pass_.mode == "gene":
-            written += report.draw_genes(embedded, self.genes, stem)
+            page.report.section("Genes")
+            page.draw(report.draw_genes(embedded, self.genes))
         elif self.figures:
-            lengths = embedder.cells.lengths
-            umaps, positions = report.draw_umaps(embedded, self.color, lengths, stem)
-            written += umaps + report.draw_heatmaps(embedded, self.color, stem)
+            page.report.section("Cells")
+            umaps, positions = report.draw_umaps(embedded, self.color, embedder.cells.lengths)
+            for drawing in umaps + report.draw_heatmaps(embedded, self.color):
+                page.draw(drawing)
             if positions is not None:
                 arrays[report.UMAP_KEY] = positions
-        for path in written:
-            print(f"written: {path}", flush=True)
         return story, arrays
 
-    def _accuracies(self, embedded: Embedded, counts: CountSource | None) -> dict[str, Any]:
+    def _accuracies(
+        self, embedded: Embedded, counts: CountSource | None, page: Page
+    ) -> dict[str, Any]:
         accuracies = report.compare_accuracies(embedded, self.color, counts)
-        for line in report.describe_accuracies(accuracies):
-            print(line, flush=True)
+        lines = report.describe_accuracies(accuracies)
+        print("\n".join(lines), flush=True)
+        if accuracies:
+            page.report.section("Labels told apart by nearest neighbours")
+            page.report.table(
+                report.accuracy_table(accuracies),
+                f"Accuracy of {NEIGHBOURS} nearest neighbours in {FOLDS} folds; majority: of "
+                "always naming the commonest label; shuffled: with labels dealt out at random.",
+            )
         return {
             column: {name: result._asdict() for name, result in results.items()}
             for column, results in accuracies.items()
         }
 
     def _quality(
-        self, embedder: Embedder, embedded: Embedded, counts: CountSource | None, stem: Path
-    ) -> tuple[dict[str, Any], list[Path]]:
+        self, embedder: Embedder, embedded: Embedded, counts: CountSource | None, page: Page
+    ) -> dict[str, Any]:
         tables = report.compare_quality(embedder, embedded, self.quality, self.batch, counts)
-        written: list[Path] = []
         for column, table in tables.items():
-            print("\n".join(describe_quality(table, column)), flush=True)
-            written += report.draw_quality(table, column, len(embedded.table), stem)
-        return {column: table.to_dict("index") for column, table in tables.items()}, written
+            lines = describe_quality(table, column)
+            print("\n".join(lines), flush=True)
+            page.report.section(f"How well {column} shows")
+            page.draw(report.draw_quality(table, column, len(embedded.table)))
+            shown = table.rename_axis("representation").reset_index()
+            page.report.table(shown, "The same in numbers.")
+        return {column: table.to_dict("index") for column, table in tables.items()}

@@ -1,7 +1,6 @@
 """What the embed door says and draws of its embeddings."""
 
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -21,7 +20,7 @@ from geneformer_jax.analysis.embedding_quality import (
     measure_quality,
     random_model,
 )
-from geneformer_jax.analysis.figures import PALETTE, save_figure, umap_figure, umap_positions
+from geneformer_jax.analysis.figures import PALETTE, Drawing, umap_figure, umap_positions
 from geneformer_jax.analysis.label_accuracy import (
     FOLDS,
     NEIGHBOURS,
@@ -98,6 +97,15 @@ def describe_accuracies(accuracies: dict[str, dict[str, LabelAccuracy]]) -> list
     return lines
 
 
+def accuracy_table(accuracies: dict[str, dict[str, LabelAccuracy]]) -> pd.DataFrame:
+    """Returns `compare_accuracies` as a table, a row for each column and representation."""
+    return pd.DataFrame(
+        {"column": column, "representation": name, **result._asdict()}
+        for column, results in accuracies.items()
+        for name, result in results.items()
+    )
+
+
 def compare_quality(
     embedder: Embedder,
     embedded: Embedded,
@@ -128,25 +136,25 @@ def compare_quality(
     return {column: measure_quality(representations, obs, column, batch) for column in columns}
 
 
-def draw_quality(table: pd.DataFrame, column: str, cells: int, stem: Path) -> list[Path]:
-    """Draws one table of `compare_quality`; returns the written files."""
+def draw_quality(table: pd.DataFrame, column: str, cells: int) -> Drawing:
+    """Draws one table of `compare_quality`, made of so many cells at hand."""
     title = f"How well {column} shows, {min(cells, MOST_CELLS):,} cells"
-    return save_figure(quality_figure(table, title), f"{stem}_quality_{_as_name(column)}")
+    caption = f"How well the representations show {column}."
+    return Drawing(f"quality_{_as_name(column)}", quality_figure(table, title), caption)
 
 
 def draw_umaps(
-    embedded: Embedded, columns: Sequence[str], lengths: np.ndarray, stem: Path
-) -> tuple[list[Path], np.ndarray | None]:
+    embedded: Embedded, columns: Sequence[str], lengths: np.ndarray
+) -> tuple[list[Drawing], np.ndarray | None]:
     """Draws a UMAP for each column, or one coloured by the cells' tokens if there is none.
 
     Args:
       embedded: cells with their embeddings, of which the first layer is taken.
       columns: obs columns that colour the cells.
       lengths: [cells] tokens of each cell.
-      stem: where to write: stem_umap_<column>.png and .pdf.
 
     Returns:
-      (the written files; the layout [cells, 2], or None where only 20,000 cells of more are drawn).
+      (a drawing of each; the layout [cells, 2], or None where only 20,000 cells of more are drawn).
     """
     drawn = draw_rows(len(embedded.table), _MOST_CELLS)
     whole = len(drawn) == len(embedded.table)
@@ -154,38 +162,44 @@ def draw_umaps(
     title = "Cell embeddings" if whole else f"Cell embeddings, {len(drawn):,} cells drawn at random"
     values = [embedded.table[column].iloc[drawn] for column in columns]
     values = values or [pd.Series(np.asarray(lengths)[drawn], name="tokens")]
-    written: list[Path] = []
-    for each in values:
-        figure = umap_figure(positions, each, title)
-        written += save_figure(figure, f"{stem}_umap_{_as_name(each.name)}")
-    return written, positions if whole else None
+    drawings = [
+        Drawing(
+            f"umap_{_as_name(each.name)}",
+            umap_figure(positions, each, title),
+            f"UMAP of the embeddings, cells coloured by {each.name}. Distances between far groups "
+            "mean little.",
+        )
+        for each in values
+    ]
+    return drawings, positions if whole else None
 
 
-def draw_heatmaps(embedded: Embedded, columns: Sequence[str], stem: Path) -> list[Path]:
-    """Draws a clustered heat map for each column of at most 12 labels; returns the files."""
+def draw_heatmaps(embedded: Embedded, columns: Sequence[str]) -> list[Drawing]:
+    """Draws a clustered heat map for each column of at most 12 labels."""
     drawn = draw_rows(len(embedded.table), _MOST_HEATMAP_CELLS)
     if len(drawn) < 3:
         return []
     title = "Cell embeddings"
     if len(drawn) < len(embedded.table):
         title += f", {len(drawn):,} of {len(embedded.table):,} cells drawn at random"
-    written: list[Path] = []
+    drawings: list[Drawing] = []
     for column in columns:
         labels = embedded.table[column].iloc[drawn]
         if not is_number(labels) and labels.nunique() <= len(PALETTE):
             figure = cell_heatmap_figure(np.asarray(embedded.rows[drawn, 0]), labels, title)
-            written += save_figure(figure, f"{stem}_heatmap_{_as_name(column)}")
-    return written
+            caption = f"Embeddings of cells, clustered; the strip tells their {column}."
+            drawings.append(Drawing(f"heatmap_{_as_name(column)}", figure, caption))
+    return drawings
 
 
-def draw_genes(embedded: Embedded, wanted: Sequence[str], stem: Path) -> list[Path]:
-    """Draws the similarity of named genes, or of the commonest; returns the written files."""
+def draw_genes(embedded: Embedded, wanted: Sequence[str]) -> Drawing:
+    """Draws the similarity of named genes, or of the commonest."""
     rows, names = choose_genes(embedded.table, wanted)
     which = "" if wanted else f", the {len(names)} genes of most cells"
     figure = gene_similarity_figure(
         np.asarray(embedded.rows[rows, 0]), names, f"Similarity of gene embeddings{which}"
     )
-    return save_figure(figure, f"{stem}_gene_similarity")
+    return Drawing("gene_similarity", figure, "Cosine of the genes' mean embeddings, clustered.")
 
 
 def _random_embeddings(embedder: Embedder, drawn: np.ndarray) -> np.ndarray:

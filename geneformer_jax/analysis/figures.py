@@ -6,7 +6,7 @@ Figures are built without pyplot, so that nothing is left open and no display is
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import matplotlib
 import numpy as np
@@ -59,6 +59,14 @@ def new_figure(width: float, height: float) -> Figure:
     figure = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(figure)
     return figure
+
+
+class Drawing(NamedTuple):
+    """A figure for files and a report: end of the files' names, the figure, what it shows."""
+
+    name: str
+    figure: Figure
+    caption: str
 
 
 def save_figure(figure: Figure, stem: Path | str) -> list[Path]:

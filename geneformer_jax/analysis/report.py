@@ -8,9 +8,10 @@ import base64
 import html
 import io
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import numpy as np
 import pandas as pd
@@ -147,6 +148,15 @@ class Report:
             f'<figure><figcaption>{html.escape(caption)}</figcaption><div class="scroll"><table>'
             f"<thead><tr>{headings}</tr></thead>\n<tbody>{rows}</tbody></table></div></figure>"
         )
+
+    def files(self, paths: Iterable[Path | str]) -> None:
+        """Adds links to files and folders that lie beside the report; hidden ones are left out."""
+        names = sorted(name for name in (Path(path).name for path in paths) if name[0] != ".")
+        links = (
+            f'<li><a href="{html.escape(quote(name))}">{html.escape(name)}</a></li>'
+            for name in names
+        )
+        self._parts.append(f"<h2>Files</h2><ul>{''.join(links)}</ul>")
 
     def provenance(self, story: Mapping[str, Any]) -> None:
         """Adds the story of an output (see `common.provenance`), folded up."""

@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pandas as pd
-from matplotlib.figure import Figure
 
 from geneformer_jax.analysis import shift_figures as draw
 from geneformer_jax.analysis import shift_statistics as statistics
+from geneformer_jax.analysis.figures import Drawing
 from geneformer_jax.analysis.shift_combinations import combinations
 from geneformer_jax.analysis.shift_files import (
     COSINES,
@@ -48,14 +48,6 @@ class Options:
     background: int = statistics.BACKGROUND
     seed: int = statistics.SEED
     set_size: int = 0
-
-
-class Drawing(NamedTuple):
-    """A figure of an outcome: end of its file name, the figure, what it shows."""
-
-    name: str
-    figure: Figure
-    caption: str
 
 
 class Outcome(NamedTuple):

@@ -34,7 +34,7 @@ from geneformer_jax.common.files import write_aside
 from geneformer_jax.common.provenance import describe_run, write_provenance
 
 PER_GENE, PER_OCCURRENCE, PER_CELL = "gene", "occurrence", "cell"
-RESULTS = "results.csv"
+RESULTS, REPORT = "results.csv", "report.html"
 PUBLISHED = "published (not ours)"
 _MEASURES = (
     "auc",
@@ -111,8 +111,9 @@ def write_results(
     report = Report(f"Classification: {task.name}", " ".join(f"{line}." for line in told))
     _add_tables(report, results, controls)
     _add_figures(report, folder.path, task, predictions)
+    report.files(path for path in folder.path.iterdir() if path.name != REPORT)
     report.provenance(facts)
-    report.write(folder.path / "report.html")
+    report.write(folder.path / REPORT)
     write_provenance(folder.path, facts)
 
 

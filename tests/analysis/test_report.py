@@ -2,7 +2,6 @@ import base64
 import io
 import json
 import re
-from html.parser import HTMLParser
 
 import matplotlib.image
 import numpy as np
@@ -11,46 +10,7 @@ import pytest
 from matplotlib.figure import Figure
 
 from geneformer_jax.analysis.report import Report
-
-VOID = {"meta", "img"}
-
-
-class Page(HTMLParser):
-    """Checks that elements are nested properly; collects rows, images and addresses."""
-
-    def __init__(self, content: str):
-        super().__init__()
-        self.open, self.rows, self.images, self.addresses = [], [], [], []
-        self.texts: dict[str, list[str]] = {}
-        self.headings, self.values = [], []
-        self.feed(content)
-        assert self.open == []
-
-    def handle_starttag(self, tag, attributes):
-        attributes = dict(attributes)
-        self.addresses += [
-            attributes[name] for name in ("src", "href", "data") if name in attributes
-        ]
-        if tag == "img":
-            self.images.append(attributes)
-        if tag == "tr":
-            self.rows.append([])
-        if tag == "th":
-            self.headings.append(attributes.get("class"))
-        if tag in ("td", "th"):
-            self.rows[-1].append("")
-            self.values.append(attributes.get("data-value"))
-        if tag not in VOID:
-            self.open.append(tag)
-
-    def handle_endtag(self, tag):
-        assert self.open.pop() == tag
-
-    def handle_data(self, data):
-        if self.open:
-            self.texts.setdefault(self.open[-1], []).append(data)
-        if "td" in self.open or "th" in self.open:
-            self.rows[-1][-1] += data
+from tests.pages import Page
 
 
 def write(report: Report, tmp_path) -> Page:
@@ -80,6 +40,14 @@ def test_a_page_holds_all_it_needs_and_asks_for_nothing(tmp_path):
     assert json.loads("".join(page.texts["pre"])) == {"door": "perturb", "counts": {"cells": 3}}
     whole = (tmp_path / "report.html").read_text()
     assert "default-src 'none'" in whole and not re.search(r"https?://|@import|url\(", whole)
+
+
+def test_files_beside_the_page_are_linked(tmp_path):
+    report = Report("Title", "Summary.")
+    report.files([tmp_path / "b & c.csv", "shifts", tmp_path / ".hidden"])
+    page = write(report, tmp_path)
+    assert page.addresses == ["b%20%26%20c.csv", "shifts"]
+    assert page.texts["a"] == ["b & c.csv", "shifts"]
 
 
 def test_tables_keep_exact_values_for_sorting_and_show_readable_ones(tmp_path):
