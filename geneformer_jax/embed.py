@@ -64,7 +64,7 @@ flags.DEFINE_string("counts", "", "Raw counts of a store's cells, to compare wit
 flags.DEFINE_string("precision", "float32", "float32, bfloat16 or float16.")
 flags.DEFINE_string("attention", "auto", "Attention implementation; auto chooses for the device.")
 flags.DEFINE_integer(
-    "tokens_per_device", None, "Padded tokens in a batch; default 4,096 on CPUs and 131,072 on "
+    "tokens_per_device", None, "Padded tokens in a batch; default 2,048 on CPUs and 131,072 on "
     "accelerators. Fewer take less memory.", lower_bound=1,
 )  # fmt: skip
 
