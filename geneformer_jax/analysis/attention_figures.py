@@ -6,7 +6,7 @@ import matplotlib
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
-from matplotlib.ticker import StrMethodFormatter
+from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
 from geneformer_jax.analysis.attention_statistics import SIGNIFICANT, THIRDS
 from geneformer_jax.analysis.embedding_quality import MODEL, RANDOM
@@ -78,6 +78,8 @@ def rank_figure(ranks: pd.DataFrame) -> Figure:
     """
     L, N = ranks["layer"].max(), ranks["head"].max()
     columns = min(L, 3)
+    received = ranks["received"][ranks["received"] > 0]
+    is_narrow = received.max() < 3 * received.min()
     with matplotlib.rc_context(STYLE):
         rows = -(-L // columns)
         figure = new_figure(3.1 * columns + 1.2, 2.5 * rows + 0.4)
@@ -96,8 +98,11 @@ def rank_figure(ranks: pd.DataFrame) -> Figure:
             axes.set_visible(layer <= L)
             axes.set(xscale="log", yscale="log", title=f"layer {layer}")
             axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
-            for which in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
-                which(StrMethodFormatter("{x:g}"))
+            axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+            # Labels between these run into each other, but in a narrow range there are no others.
+            few = StrMethodFormatter("{x:g}") if is_narrow else NullFormatter()
+            axes.yaxis.set_minor_formatter(few)
             axes.axhline(1, color="#bbbbbb", lw=0.8, zorder=0)
         for axes in panels[max(L - columns, 0) : L]:
             axes.set_xlabel("rank of the gene")
