@@ -1,9 +1,12 @@
 """Shows that memory does not grow with the file of counts: a JSON line per case.
 
     python benchmarks/read_memory.py [--megabytes=300,1500] [--limit=700] [--folder=DIR]
+        [--cells=20000,200000,1000000]
 
-Each file is generated, read (or tokenised: way "door") by a process of its own, and deleted. One
-that reads may take no more than --limit MB of address space on top of what its imports took; the
+Each file is generated, read (or tokenised: way "door") by a process of its own, and deleted. Files
+of --megabytes have cells of 2,000 genes. Those of --cells (case many-door) have cells of 20 genes,
+ids of 36 letters and two columns to carry along: what is kept for each cell shows there. One that
+reads may take no more than --limit MB of address space on top of what its imports took; the
 ArrayRecord library waits for ever where address space ends, so that of the door only the peak is
 told. `peak_mb` is the growth of the largest resident set meanwhile. `seconds` is our time,
 `plain_seconds` is the file's arrays read with h5py alone in the same slices, in the same process,
@@ -31,28 +34,43 @@ from geneformer_jax.cells.vocabulary import GeneVocabulary
 
 MEGABYTES = flags.DEFINE_list("megabytes", ["300", "1500"], "sizes of the files")
 LIMIT = flags.DEFINE_integer("limit", 700, "MB of address space that reading may add")
-CASES = flags.DEFINE_list("cases", ["csr-read", "csc-read", "csr-door"], "layout and way")
+CELLS = flags.DEFINE_list("cells", ["20000", "200000", "1000000"], "cells of the files of many")
+CASES = flags.DEFINE_list(
+    "cases", ["csr-read", "csc-read", "csr-door", "many-door"], "layout and way"
+)
 FOLDER = flags.DEFINE_string("folder", tempfile.gettempdir(), "where files are generated")
 GENES, GENES_PER_CELL = 20_000, 2_000
+FEW_GENES, FEW_GENES_PER_CELL = 200, 20
+CARRIED = ["donor", "age"]
 BYTES_PER_ENTRY = 8
 SLICE = 1 << 23
 
 
-def generate(path: Path, layout: str, megabytes: int) -> None:
-    """Writes a sparse h5ad of int32 counts, major axis by major axis, without holding it."""
-    cells = megabytes * 1_000_000 // (GENES_PER_CELL * BYTES_PER_ENTRY)
-    major, minor = (cells, GENES) if layout == "csr" else (GENES, cells)
-    per_major = GENES_PER_CELL * cells // major
+def generate(path: Path, layout: str, size: int) -> None:
+    """Writes a sparse h5ad of int32 counts, major axis by major axis, without holding it.
+
+    Args:
+      path: of the file.
+      layout: "csr", "csc", or "many" for a CSR matrix of few genes.
+      size: megabytes, for "many" the number of cells.
+    """
+    many = layout == "many"
+    genes, per_cell = (FEW_GENES, FEW_GENES_PER_CELL) if many else (GENES, GENES_PER_CELL)
+    cells = size if many else size * 1_000_000 // (per_cell * BYTES_PER_ENTRY)
+    layout = "csr" if many else layout
+    major, minor = (cells, genes) if layout == "csr" else (genes, cells)
+    per_major = per_cell * cells // major
     rng = np.random.default_rng(0)
-    anndata.AnnData(
-        obs=pd.DataFrame(index=[f"cell{n}" for n in range(cells)]),
-        var=pd.DataFrame(index=[f"ENSG{n:011d}" for n in range(GENES)]),
-    ).write_h5ad(path)
+    obs = pd.DataFrame(index=[f"sample-of-some-study_{n:015d}" for n in range(cells)])
+    obs["donor"] = pd.Categorical.from_codes(rng.integers(0, 9, cells), [f"d{n}" for n in range(9)])
+    obs["age"] = rng.normal(50, 20, cells)
+    var = pd.DataFrame(index=[f"ENSG{n:011d}" for n in range(genes)])
+    anndata.AnnData(obs=obs, var=var).write_h5ad(path)
     with h5py.File(path, "r+") as root:
         group = root.create_group("X")
         group.attrs.update(
             {"encoding-type": f"{layout}_matrix", "encoding-version": "0.1.0"},
-            shape=np.array([cells, GENES]),
+            shape=np.array([cells, genes]),
         )
         options = {"shape": (major * per_major,), "dtype": np.int32, "chunks": (1 << 16,)}
         data = group.create_dataset("data", **options)
@@ -90,7 +108,7 @@ def read(path: Path) -> dict[str, float]:
 def tokenize(path: Path) -> dict[str, float]:
     ids = np.array([f"ENSG{n:011d}" for n in range(GENES)])
     vocabulary = GeneVocabulary(ids, np.full(GENES, ""), np.ones(GENES))
-    build = StoreBuild(path.with_name("store"), vocabulary, Recipe(2048), Reading(), [])
+    build = StoreBuild(path.with_name("store"), vocabulary, Recipe(2048), Reading(), CARRIED)
     build.survey([path])
     build.write()
     return {"said": next(iter(list(build.finish({}))))}
@@ -119,17 +137,18 @@ def within(limit_mb: int, way: str, path: Path, answer: multiprocessing.Queue) -
 
 def main(_: list[str]) -> None:
     processes = multiprocessing.get_context("spawn")
-    for megabytes in map(int, MEGABYTES.value):
-        for layout, way in [case.split("-") for case in CASES.value]:
+    for layout, way in [case.split("-") for case in CASES.value]:
+        for size in CELLS.value if layout == "many" else MEGABYTES.value:
             with tempfile.TemporaryDirectory(dir=FOLDER.value) as folder:
                 path = Path(folder) / "counts.h5ad"
-                generate(path, layout, megabytes)
+                generate(path, layout, int(size))
                 answer = processes.Queue()
                 arguments = (LIMIT.value, way, path, answer)
                 reader = processes.Process(target=within, args=arguments)
                 reader.start()
                 reader.join()
-                case = {"layout": layout, "way": way, "file_mb": round(path.stat().st_size / 1e6)}
+                case = {"layout": layout, "way": way, "size": int(size)}
+                case["file_mb"] = round(path.stat().st_size / 1e6)
                 done = answer.get() if reader.exitcode == 0 else {"failed": reader.exitcode}
                 print(json.dumps({**case, "limit_mb": LIMIT.value, **done}), flush=True)
 

@@ -36,6 +36,7 @@ from absl import app, flags
 from scipy import sparse
 
 from geneformer_jax.cells.cell_store import CellStore
+from geneformer_jax.cells.counts import look_ahead
 from geneformer_jax.cells.rank_encoding import RankEncodings, encode_counts, gene_columns
 from geneformer_jax.cells.store_building import Reading, StoreBuild
 from geneformer_jax.cells.store_writer import begin_store, join_sources, write_source
@@ -140,6 +141,7 @@ def read_arrays(path):
 
 
 def tokenize_files(paths, vocabulary_folder, output, share=(0, 1), join=True):
+    look_ahead(paths[0])
     vocabulary = GeneVocabulary.load(vocabulary_folder)
     recipe = Recipe(default_max_length(vocabulary))
     build = StoreBuild(output, vocabulary, recipe, Reading(), [])

@@ -15,7 +15,7 @@ from absl import flags
 from geneformer_jax.cells import store_building
 from geneformer_jax.cells.carried_columns import check_names
 from geneformer_jax.cells.cell_store import CellStore
-from geneformer_jax.cells.counts import expand_paths
+from geneformer_jax.cells.counts import expand_paths, look_ahead
 from geneformer_jax.cells.options import (
     configuration,
     define_count_flags,
@@ -54,6 +54,8 @@ def main() -> None:
         _verify()
         return
     door.require("counts", "vocabulary", "output")
+    paths = expand_paths(FLAGS.counts)
+    look_ahead(paths[0])
     vocabulary = GeneVocabulary.load(FLAGS.vocabulary)
     obs = door.split_list(FLAGS.obs)
     check_names(obs)
@@ -70,7 +72,6 @@ def main() -> None:
     reading = store_building.Reading(
         FLAGS.layer or None, FLAGS.gene_column or None, FLAGS.prefix_cell_ids
     )
-    paths = expand_paths(FLAGS.counts)
     print(f"{len(paths)} files -> {FLAGS.output}; vocabulary {FLAGS.vocabulary}:")
     print(f"  {len(vocabulary.gene_ids):,} genes of {vocabulary.species}, {vocabulary.hash[:12]}")
     build = store_building.StoreBuild(Path(FLAGS.output), vocabulary, recipe, reading, obs)

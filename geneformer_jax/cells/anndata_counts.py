@@ -19,12 +19,15 @@ from geneformer_jax.cells.count_matrix import (
     dense_matrix,
 )
 from geneformer_jax.cells.count_source import MatrixSource, as_packed_text
-from geneformer_jax.cells.reading import reading
+from geneformer_jax.cells.reading import reading, require_survivable_texts
 from geneformer_jax.cells.stored_tables import (
+    column_shape,
+    index_name,
     read_column,
     read_texts,
     refuse_pickle,
     require_chunks,
+    rows_per_chunk,
     table_columns,
 )
 from geneformer_jax.common.errors import InputError, did_you_mean
@@ -51,9 +54,21 @@ class AnnDataFileSource(MatrixSource):
         self._layer = layer
         with reading(self.path, self.kind), self._root() as root:
             self.matrix_name = self._matrix_path(root)
-            self.packed_ids = as_packed_text(read_texts(root["obs"], None))
+            self._set_cells(root["obs"])
             self._set_genes(table_columns(root[self._genes_path()]), gene_column)
             self._finish(_open_matrix(root[self.matrix_name], self._name()).shape)
+
+    def _set_cells(self, obs: h5py.Group | zarr.Group) -> None:
+        name = index_name(obs)
+        # HDF5 keeps the last chunks itself.
+        self._obs_chunk = rows_per_chunk(obs, name) if self.path.is_dir() else 1
+        require_survivable_texts(obs[name])
+        self._ids_in_blocks(self._read_ids, column_shape(obs, name)[0])
+
+    def _read_ids(self, start: int, stop: int) -> np.ndarray:
+        with self._root() as root:
+            obs = root["obs"]
+            return as_packed_text(read_texts(obs, index_name(obs), slice(start, stop)))
 
     @contextlib.contextmanager
     def _root(self) -> Iterator[h5py.Group | zarr.Group]:
@@ -68,7 +83,8 @@ class AnnDataFileSource(MatrixSource):
 
     def _read_genes(self, column: str | None) -> object:
         with self._root() as root:
-            return read_texts(root[self._genes_path()], column)
+            genes = root[self._genes_path()]
+            return read_texts(genes, column or index_name(genes))
 
     def _name(self) -> str:
         return f"{self.path} ({self.matrix_name})"
@@ -98,9 +114,13 @@ class AnnDataFileSource(MatrixSource):
         with self._root() as root:
             return table_columns(root["obs"])
 
-    def _read_obs(self, columns: list[str]) -> dict[str, object]:
+    def _obs_shape(self, column: str) -> tuple[int, ...]:
         with self._root() as root:
-            return {column: read_column(root["obs"], column) for column in columns}
+            return column_shape(root["obs"], column)
+
+    def _read_obs(self, columns: list[str], rows: slice) -> dict[str, object]:
+        with self._root() as root:
+            return {column: read_column(root["obs"], column, rows) for column in columns}
 
 
 class AnnDataSource(MatrixSource):
@@ -163,8 +183,11 @@ class AnnDataSource(MatrixSource):
     def _obs_columns(self) -> list[str]:
         return [str(column) for column in self._adata.obs.columns]
 
-    def _read_obs(self, columns: list[str]) -> dict[str, object]:
-        return {column: self._adata.obs[column].array for column in columns}
+    def _obs_shape(self, column: str) -> tuple[int, ...]:
+        return self._adata.obs[column].shape
+
+    def _read_obs(self, columns: list[str], rows: slice) -> dict[str, object]:
+        return {column: self._adata.obs[column].array[rows] for column in columns}
 
 
 def _matrix_places(root: h5py.Group | zarr.Group) -> dict[str, str]:

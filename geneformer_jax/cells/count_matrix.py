@@ -12,6 +12,7 @@ import numpy as np
 from scipy import sparse
 
 from geneformer_jax.cells.gzip_chunks import GzipChunks, has_gzip_chunks
+from geneformer_jax.cells.row_blocks import RowBlocks, blocks_of
 from geneformer_jax.common.errors import InputError
 
 # Most stored values in one batch or piece: with indices about 70 MB, however large the file.
@@ -75,11 +76,11 @@ class CompressedRows(Rows):
 
     def rows(self, cells_per_batch: int) -> Iterator[tuple[int, sparse.csr_matrix]]:
         """Yields (first row, rows) in order, with values as stored."""
-        for start, stop in _spans(self._indptr, cells_per_batch):
-            first, last = int(self._indptr[start]), int(self._indptr[stop])
+        for start, pointers in _spans(self._indptr, cells_per_batch):
+            first, last = int(pointers[0]), int(pointers[-1])
             indices = checked_indices(self._indices[first:last], self.shape[1], self._name)
-            pointers = (self._indptr[start : stop + 1] - first).astype(np.int32)
-            shape = (stop - start, self.shape[1])
+            pointers = (pointers - first).astype(np.int32)
+            shape = (len(pointers) - 1, self.shape[1])
             yield start, sparse.csr_matrix((self._data[first:last], indices, pointers), shape=shape)
 
 
@@ -95,7 +96,7 @@ class CompressedColumns(Pieces):
         self.shape = shape
         self.entries, self.dtype, self._name = data.shape[0], data.dtype, name
         self._data, self._indices = _unpacking(data), _unpacking(indices)
-        self._indptr = _checked_pointers(data, indices, indptr, shape[1], name)
+        self._indptr = _checked_pointers(data, indices, indptr, shape[1], name)[:]
 
     def pieces(self) -> Iterator[Piece]:
         """Yields every stored entry once, gene after gene."""
@@ -178,18 +179,22 @@ def _unpacking(array):
     return GzipChunks(array) if has_gzip_chunks(array) else array
 
 
-def _spans(indptr: np.ndarray, most_rows: int) -> Iterator[tuple[int, int]]:
-    """Yields row spans of at most `most_rows` rows and MOST_ENTRIES entries (or one row)."""
+def _spans(indptr: RowBlocks[np.ndarray], most_rows: int) -> Iterator[tuple[int, np.ndarray]]:
+    """Yields the first row and the pointers of at most `most_rows` rows.
+
+    They have at most MOST_ENTRIES entries, or are one row.
+    """
     start, n_rows = 0, len(indptr) - 1
     while start < n_rows:
-        fitting = np.searchsorted(indptr, indptr[start] + MOST_ENTRIES, side="right") - 1
-        stop = min(max(int(fitting), start + 1), start + most_rows, n_rows)
-        yield start, stop
-        start = stop
+        pointers = indptr[start : start + most_rows + 1]
+        fitting = np.searchsorted(pointers, pointers[0] + MOST_ENTRIES, side="right") - 1
+        rows = max(int(fitting), 1)
+        yield start, pointers[: rows + 1]
+        start += rows
 
 
-def _checked_pointers(data, indices, indptr, rows: int, name: str) -> np.ndarray:
-    """All row pointers as int64, so that no slice of them can leave the arrays."""
+def _checked_pointers(data, indices, indptr, rows: int, name: str) -> RowBlocks[np.ndarray]:
+    """The row pointers as int64, read in blocks; no slice of them can leave the arrays."""
     if any(array.ndim != 1 for array in (data, indices, indptr)):
         raise InputError(f"{name}: data, indices and indptr must have one dimension each")
     if indptr.shape[0] != rows + 1:
@@ -199,10 +204,12 @@ def _checked_pointers(data, indices, indptr, rows: int, name: str) -> np.ndarray
         )
     if indptr.dtype.kind not in "iu" or indices.dtype.kind not in "iu":
         raise InputError(f"{name}: indptr and indices must be whole numbers; write the file again")
-    pointers = np.asarray(indptr[:]).astype(np.int64)
-    stored = data.shape[0]
-    ends_right = pointers[0] == 0 and pointers[-1] == stored == indices.shape[0]
-    if not ends_right or np.any(np.diff(pointers) < 0):
+    pointers = RowBlocks(lambda start, stop: np.asarray(indptr[start:stop], np.int64), rows + 1)
+    stored, last, sound = data.shape[0], 0, pointers[0] == 0
+    for block in blocks_of(pointers):
+        sound = sound and block[0] >= last and not np.any(np.diff(block) < 0)
+        last = int(block[-1])
+    if not sound or not last == stored == indices.shape[0]:
         raise InputError(
             f"{name}: indptr does not run upwards from 0 to the {stored} values and "
             f"{indices.shape[0]} indices stored; the matrix is damaged: write the file again"

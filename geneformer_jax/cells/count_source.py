@@ -3,7 +3,7 @@
 import abc
 import contextlib
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
@@ -14,6 +14,7 @@ from scipy import sparse
 from geneformer_jax.cells.count_matrix import Pieces, Rows
 from geneformer_jax.cells.raw_counts import Place, as_raw_counts
 from geneformer_jax.cells.reading import reading
+from geneformer_jax.cells.row_blocks import RowBlocks, blocks_of
 from geneformer_jax.cells.row_scratch import RowScratch
 from geneformer_jax.common.errors import InputError, did_you_mean
 
@@ -31,6 +32,7 @@ _SYMBOL_COLUMNS = (
 )
 # A total kept as float32 differs from the exact sum by less than this share.
 _TOTAL_TOLERANCE = 1e-4
+_TOTALS_REMEDY = f"correct or remove obs column {TOTAL_COLUMN} (without it the totals are computed)"
 _LISTED = 20
 _ID_COLUMN = "ensembl_id"
 _INDEX = "index"
@@ -61,7 +63,8 @@ class CountSource(Protocol):
       gene_ids: [columns] str, as written in the source; '' where it has none.
       symbols: [columns] str, or None where the source has none.
       cell_ids: [n_cells] str (dtype object), made anew at each use.
-      packed_ids: the same in numpy's StringDType, some 40 bytes a cell.
+      packed_ids: the same in numpy's StringDType, of which slices can be taken; large files are
+        read for each.
     """
 
     path: Path
@@ -69,10 +72,10 @@ class CountSource(Protocol):
     gene_ids: np.ndarray
     symbols: np.ndarray | None
     cell_ids: np.ndarray
-    packed_ids: np.ndarray
+    packed_ids: np.ndarray | RowBlocks[np.ndarray]
 
-    def table(self, columns: list[str]) -> pd.DataFrame:
-        """Returns the asked per-cell columns, row after row, without the ids."""
+    def table(self, columns: list[str]) -> RowBlocks[pd.DataFrame]:
+        """Returns the asked per-cell columns without the ids; rows are read when they are asked."""
 
     def obs(self, columns: list[str] | None = None) -> pd.DataFrame:
         """Returns the asked (or all) per-cell columns, indexed by cell id."""
@@ -92,10 +95,12 @@ class MatrixSource(abc.ABC):
     kind: str
     n_cells: int
     gene_ids: np.ndarray
-    packed_ids: np.ndarray
+    packed_ids: np.ndarray | RowBlocks[np.ndarray]
     matrix_name: str = "X"
     remedy: str = "give a file with raw counts"
-    _totals: np.ndarray | None = None
+    _totals: RowBlocks[np.ndarray] | None = None
+    # Rows that are stored together; see `RowBlocks`.
+    _obs_chunk: int = 1
     _kept_columns: np.ndarray | None = None
     _has_symbols: bool = False
     _symbol_column: str | None = None
@@ -110,8 +115,12 @@ class MatrixSource(abc.ABC):
         """Names of the per-cell columns."""
 
     @abc.abstractmethod
-    def _read_obs(self, columns: list[str]) -> dict[str, object]:
-        """Reads per-cell columns as arrays of n_cells values."""
+    def _obs_shape(self, column: str) -> tuple[int, ...]:
+        """The shape of a per-cell column as it is stored."""
+
+    @abc.abstractmethod
+    def _read_obs(self, columns: list[str], rows: slice) -> dict[str, object]:
+        """Reads some rows of per-cell columns."""
 
     @abc.abstractmethod
     def _read_genes(self, column: str | None) -> object:
@@ -124,7 +133,7 @@ class MatrixSource(abc.ABC):
     @property
     def cell_ids(self) -> np.ndarray:
         """[n_cells] str (dtype object), made anew at each use."""
-        return self.packed_ids.astype(object)
+        return self.packed_ids[:].astype(object)
 
     def obs(self, columns: list[str] | None = None) -> pd.DataFrame:
         """Returns the asked (or all) per-cell columns, indexed by cell id.
@@ -135,27 +144,38 @@ class MatrixSource(abc.ABC):
         if columns is None:
             with reading(self.path, self.kind):
                 columns = self._obs_columns()
-        return self.table(columns).set_axis(pd.Index(self.cell_ids, name="cell_id"))
+        return self.table(columns)[:].set_axis(pd.Index(self.cell_ids, name="cell_id"))
 
-    def table(self, columns: list[str]) -> pd.DataFrame:
-        """Returns the asked per-cell columns, row after row, without the ids.
+    def table(self, columns: list[str]) -> RowBlocks[pd.DataFrame]:
+        """Returns the asked per-cell columns without the ids; rows are read when they are asked.
 
         Raises:
           InputError: as from `obs`.
         """
-        with reading(self.path, self.kind):
-            known = self._obs_columns()
-            for column in columns:
-                if column not in known:
-                    raise self._no_column("obs", column, known)
-            values = self._read_obs(columns)
-        for column, value in values.items():
-            if np.shape(value) != (self.n_cells,):
+        if columns:
+            with reading(self.path, self.kind):
+                self._require_columns(columns)
+        read = functools.partial(self._read_table, columns)
+        return RowBlocks(read, self.n_cells, join=pd.concat, chunk=self._obs_chunk)
+
+    def _require_columns(self, columns: list[str]) -> None:
+        known = self._obs_columns()
+        for column in columns:
+            if column not in known:
+                raise self._no_column("obs", column, known)
+            shape = self._obs_shape(column)
+            if shape != (self.n_cells,):
                 raise InputError(
-                    f'{self.path}: obs column "{column}" has shape {np.shape(value)} for '
+                    f'{self.path}: obs column "{column}" has shape {shape} for '
                     f"{self.n_cells} cells; write the file again"
                 )
-        return pd.DataFrame(values, index=pd.RangeIndex(self.n_cells), columns=columns)
+
+    def _read_table(self, columns: list[str], start: int, stop: int) -> pd.DataFrame:
+        values = {}
+        if columns:
+            with reading(self.path, self.kind):
+                values = self._read_obs(columns, slice(start, stop))
+        return pd.DataFrame(values, index=pd.RangeIndex(start, stop), columns=columns)
 
     def batches(self, cells_per_batch: int = 4096) -> Iterator[CountBatch]:
         """Yields all cells in order, at most `cells_per_batch` at a time, fewer if cells are deep.
@@ -170,12 +190,8 @@ class MatrixSource(abc.ABC):
             for start, rows in self._rows(cells_per_batch):
                 if self._kept_columns is not None:
                     rows = rows[:, self._kept_columns]
-                place = Place(
-                    f"{self.path} ({self.matrix_name})",
-                    self.packed_ids[start : start + rows.shape[0]],
-                    self.gene_ids,
-                    self.remedy,
-                )
+                matrix = f"{self.path} ({self.matrix_name})"
+                place = Place(matrix, start, self.packed_ids, self.gene_ids, self.remedy)
                 counts, sums = as_raw_counts(rows, place)
                 found = found or counts.nnz > 0
                 yield CountBatch(counts, self._batch_totals(sums, start), start)
@@ -202,8 +218,8 @@ class MatrixSource(abc.ABC):
             row = wrong[0]
             raise InputError(
                 f'{self.path}: cell "{self.packed_ids[start + row]}" has {TOTAL_COLUMN} '
-                f"{given[row]:g}, less than the {summed[row]:g} counts of its genes; correct or "
-                f"remove obs column {TOTAL_COLUMN} (without it the totals are computed)"
+                f"{given[row]:g}, less than the {summed[row]:g} counts of its genes; "
+                f"{_TOTALS_REMEDY}"
             )
         return given
 
@@ -245,8 +261,19 @@ class MatrixSource(abc.ABC):
             )
         return symbols
 
+    def _ids_in_blocks(self, read: Callable[[int, int], np.ndarray], length: int) -> None:
+        """Sets `packed_ids` to what reads (first row, end) when it is asked for."""
+        read = functools.partial(self._reading_ids, read)
+        self.packed_ids = RowBlocks(read, length, chunk=self._obs_chunk)
+
+    def _reading_ids(
+        self, read: Callable[[int, int], np.ndarray], start: int, stop: int
+    ) -> np.ndarray:
+        with reading(self.path, self.kind):
+            return read(start, stop)
+
     def _finish(self, shape: tuple[int, int]) -> None:
-        """Checks that matrix, cells and genes agree, and reads the given totals."""
+        """Checks that matrix, cells and genes agree, and the given totals."""
         if 0 in shape:
             raise InputError(
                 f"{self.path} ({self.matrix_name}): the matrix is empty "
@@ -260,7 +287,7 @@ class MatrixSource(abc.ABC):
             )
         self.n_cells = shape[0]
         if TOTAL_COLUMN in self._obs_columns():
-            self._totals = self._valid_totals(self._read_obs([TOTAL_COLUMN])[TOTAL_COLUMN])
+            self._set_totals()
 
     def _keep_columns(self, columns: np.ndarray) -> None:
         """Leaves out all other columns of the matrix, from totals too."""
@@ -269,24 +296,30 @@ class MatrixSource(abc.ABC):
         self._kept_columns = columns
         self.gene_ids = self.gene_ids[columns]
 
-    def _valid_totals(self, values: object) -> np.ndarray:
-        remedy = f"correct or remove obs column {TOTAL_COLUMN} (without it the totals are computed)"
+    def _set_totals(self) -> None:
+        length = self._obs_shape(TOTAL_COLUMN)[0]
+        if length != self.n_cells:
+            raise InputError(
+                f"{self.path}: {TOTAL_COLUMN} has {length} values for {self.n_cells} cells; "
+                f"{_TOTALS_REMEDY}"
+            )
+        self._totals = RowBlocks(self._valid_totals, self.n_cells, chunk=self._obs_chunk)
+        for _ in blocks_of(self._totals):
+            pass
+
+    def _valid_totals(self, start: int, stop: int) -> np.ndarray:
+        values = self._read_obs([TOTAL_COLUMN], slice(start, stop))[TOTAL_COLUMN]
         try:
             totals = pd.Series(values).to_numpy(dtype=np.float64, na_value=np.nan)
         except (TypeError, ValueError) as error:
-            raise InputError(f"{self.path}: {TOTAL_COLUMN} is not made of numbers; {remedy}") from (
-                error
-            )
-        if len(totals) != self.n_cells:
             raise InputError(
-                f"{self.path}: {TOTAL_COLUMN} has {len(totals)} values for {self.n_cells} cells; "
-                f"{remedy}"
-            )
+                f"{self.path}: {TOTAL_COLUMN} is not made of numbers; {_TOTALS_REMEDY}"
+            ) from error
         wrong = np.flatnonzero(~np.isfinite(totals) | (totals < 0))
         if wrong.size:
             raise InputError(
-                f'{self.path}: cell "{self.packed_ids[wrong[0]]}" has {TOTAL_COLUMN} '
-                f"{totals[wrong[0]]:g}, but a total is a number of at least 0; {remedy}"
+                f'{self.path}: cell "{self.packed_ids[start + wrong[0]]}" has {TOTAL_COLUMN} '
+                f"{totals[wrong[0]]:g}, but a total is a number of at least 0; {_TOTALS_REMEDY}"
             )
         return totals
 

@@ -1,9 +1,11 @@
 """Raw counts from files, a bounded number of cells at a time."""
 
+import threading
 from pathlib import Path
 
 import h5py
 
+from geneformer_jax.cells import hdf5_probe
 from geneformer_jax.cells.anndata_counts import AnnDataFileSource, AnnDataSource
 from geneformer_jax.cells.count_paths import (
     HDF5_SUFFIXES,
@@ -19,7 +21,14 @@ from geneformer_jax.cells.reading import reading, require_survivable
 from geneformer_jax.cells.tenx_counts import TenxH5Source, TenxMtxSource
 from geneformer_jax.common.errors import InputError
 
-__all__ = ["AnnDataSource", "CountBatch", "CountSource", "expand_paths", "open_counts"]
+__all__ = [
+    "AnnDataSource",
+    "CountBatch",
+    "CountSource",
+    "expand_paths",
+    "look_ahead",
+    "open_counts",
+]
 
 
 def open_counts(
@@ -43,6 +52,12 @@ def open_counts(
     if path.is_file() and path.suffix in HDF5_SUFFIXES:
         require_survivable(path)
     return _source_type(path)(path, layer=layer, gene_column=gene_column)
+
+
+def look_ahead(path: Path) -> None:
+    """Begins the look at a file that `open_counts` will wait for, while other things are done."""
+    if path.is_file() and path.suffix in HDF5_SUFFIXES:
+        threading.Thread(target=hdf5_probe.survives, args=(path,), daemon=True).start()
 
 
 def _source_type(path: Path) -> type[MatrixSource]:

@@ -46,7 +46,9 @@ class GeneLookup:
         """Takes gene ids in the order of their tokens, and other ids in upper case with theirs."""
         self._ids, others = gene_ids.combine_chunks(), others.combine_chunks()
         self._first_token = first_token
-        genes = pc.index_in(genes_of_others.combine_chunks(), self._ids)
+        genes_of_others = genes_of_others.combine_chunks()
+        # Looking up nothing would make a table of all ids first.
+        genes = pc.index_in(genes_of_others, self._ids if len(genes_of_others) else others)
         self._others = others.filter(genes.is_valid())
         self._tokens_of_others = genes.drop_null().to_numpy() + np.int32(first_token)
         is_plain = pc.match_substring_regex(self._ids, _PLAIN_ENSEMBL_PATTERN)
@@ -60,42 +62,45 @@ class GeneLookup:
         self._known = pa.concat_arrays([pc.utf8_upper(self._ids), self._others])
 
     def tokens_of(
-        self, gene_ids: Sequence[str], *, aliases: bool, symbols: Mapping[str, int]
+        self, ids: pa.StringArray, *, aliases: bool, symbols: Mapping[str, int]
     ) -> np.ndarray:
         """Finds tokens.
 
         Args:
-          gene_ids: [N] str.
+          ids: [N] str.
           aliases: whether what is no Ensembl id is looked up among the other ids, too.
           symbols: in upper case, to tokens: where what is no Ensembl id is looked up at last.
 
         Returns:
           [N] int32, -1 where there is no such gene.
         """
-        ids = pa.array(gene_ids, pa.string())
         tokens = self._tokens_of_usual_ids(ids)
         rest = np.flatnonzero(tokens < 0)
         others = ids.take(pa.array(rest))
-        plain = pc.replace_substring_regex(others, _VERSION_PATTERN, r"\1\2")
-        found = self._tokens_of_usual_ids(plain)
-        known = pa.concat_arrays([self._known, pa.array(list(symbols), pa.string())])
-        simple, as_written, without_version = (
-            each.to_numpy(zero_copy_only=False)
-            for each in (
-                pc.match_substring_regex(others, _SIMPLE_PATTERN),
-                pc.is_in(pc.utf8_upper(others), known),
-                pc.is_in(pc.utf8_upper(plain), known),
-            )
-        )
+        known = self._known
+        if symbols:
+            known = pa.concat_arrays([known, pa.array(list(symbols), pa.string())])
         # What is in no table, with or without a version, need not be looked at.
-        second_look = np.flatnonzero(~simple | as_written | (without_version & (found < 0)))
+        odd = pc.invert(pc.match_substring_regex(others, _SIMPLE_PATTERN))
+        look = pc.or_(odd, pc.is_in(pc.utf8_upper(others), known)).to_numpy(zero_copy_only=False)
+        dotted = np.flatnonzero(pc.match_substring(others, "."))
+        if dotted.size:
+            found, in_a_table = self._without_version(others.take(pa.array(dotted)), known)
+            tokens[rest[dotted]] = found
+            look[dotted] |= in_a_table & (found < 0)
         tables = [self._token_of_other] if aliases else []
-        for i, gene_id in zip(
-            second_look, others.take(pa.array(second_look)).to_pylist(), strict=True
-        ):
-            found[i] = self._token_of(gene_id, [*tables, symbols])
-        tokens[rest] = found
+        names = others.filter(pa.array(look)).to_pylist()
+        for i, gene_id in zip(rest[look], names, strict=True):
+            tokens[i] = self._token_of(gene_id, [*tables, symbols])
         return tokens
+
+    def _without_version(
+        self, ids: pa.StringArray, known: pa.StringArray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Tokens of ids that may end in a version, and whether any table has what is left."""
+        plain = pc.replace_substring_regex(ids, _VERSION_PATTERN, r"\1\2")
+        in_a_table = pc.is_in(pc.utf8_upper(plain), known)
+        return self._tokens_of_usual_ids(plain), in_a_table.to_numpy(zero_copy_only=False)
 
     def _tokens_of_usual_ids(self, ids: pa.StringArray) -> np.ndarray:
         return self._tokens_of_usual[pc.index_in(ids, self._usual).fill_null(-1).to_numpy()]

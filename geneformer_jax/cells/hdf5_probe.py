@@ -22,6 +22,7 @@ import h5py
 
 _SECONDS = 10
 _BYTES_PER_SECOND = 1 << 28
+_BLOCK = 1 << 16
 _one_at_a_time = threading.Lock()
 
 
@@ -36,24 +37,24 @@ def survives(path: Path, texts_below: str = "") -> bool:
       texts_below: the dataset or group whose texts are looked at; "" for all but texts.
     """
     stat = path.stat()
-    return _survives(str(path.resolve()), texts_below, stat.st_size, stat.st_mtime_ns)
+    with _one_at_a_time:
+        return _survives(str(path.resolve()), texts_below, stat.st_size, stat.st_mtime_ns)
 
 
 @functools.lru_cache(maxsize=1 << 14)
 def _survives(path: str, texts_below: str, size: int, _changed: int) -> bool:
-    with _one_at_a_time:
-        child = _child(os.getpid())
-        if child is None:
-            return True
-        question = json.dumps([path, texts_below, _SECONDS + size // _BYTES_PER_SECOND])
-        with contextlib.suppress(BrokenPipeError):
-            child.stdin.write(question + "\n")
-            child.stdin.flush()
-        if child.stdout.readline():
-            return True
-        child.communicate()
-        _child.cache_clear()
-        return False
+    child = _child(os.getpid())
+    if child is None:
+        return True
+    question = json.dumps([path, texts_below, _SECONDS + size // _BYTES_PER_SECOND])
+    with contextlib.suppress(BrokenPipeError):
+        child.stdin.write(question + "\n")
+        child.stdin.flush()
+    if child.stdout.readline():
+        return True
+    child.communicate()
+    _child.cache_clear()
+    return False
 
 
 @functools.lru_cache(maxsize=1)
@@ -108,9 +109,14 @@ def _visit(node: h5py.Group | h5py.Dataset, texts: bool) -> None:
     # Texts live in heaps; of numbers, the corners show whether the chunks can be found.
     if holds_texts(node) != texts:
         return
-    for corner in [...] if texts else [(0,) * node.ndim, (-1,) * node.ndim]:
+    for part in _blocks(node) if texts else [(0,) * node.ndim, (-1,) * node.ndim]:
         with _unless_damaged():
-            node[corner]
+            node[part]
+
+
+def _blocks(texts: h5py.Dataset) -> list[slice]:
+    """Slices that hold a bounded number of texts, all of them together."""
+    return [slice(first, first + _BLOCK) for first in range(0, len(texts), _BLOCK)]
 
 
 def _names(holder: h5py.Group | h5py.AttributeManager) -> list[str]:

@@ -15,6 +15,7 @@ from geneformer_jax.common.errors import InputError, did_you_mean
 
 _GENE_INDEX = ("Accession", "var_names", "Gene")
 _CELL_INDEX = ("CellID", "obs_names", "cell_id", "barcode")
+_ALL = slice(None)
 
 
 class LoomSource(MatrixSource):
@@ -53,8 +54,23 @@ class LoomSource(MatrixSource):
             n_genes, n_cells = (int(length) for length in root[self.matrix_name].shape)
             if self._set_genes(columns, gene_column) is None and self._gene_index is None:
                 raise self._no_column("row_attrs", "ensembl_id", columns)
-            self.packed_ids = _cell_ids(root["col_attrs"], n_cells)
+            self._set_cells(root["col_attrs"], n_cells)
             self._finish((n_cells, n_genes))
+
+    def _set_cells(self, cells: h5py.Group, n_cells: int) -> None:
+        self._id_column = next((name for name in _CELL_INDEX if name in cells), None)
+        if self._id_column is not None:
+            require_survivable_texts(cells[self._id_column])
+            n_cells = cells[self._id_column].shape[0]
+        self._ids_in_blocks(self._read_ids, n_cells)
+
+    def _read_ids(self, start: int, stop: int) -> np.ndarray:
+        if self._id_column is None:
+            return as_packed_text(np.arange(start, stop))
+        with h5py.File(self.path, "r") as root:
+            return as_packed_text(
+                _attribute(root["col_attrs"][self._id_column], slice(start, stop))
+            )
 
     @contextlib.contextmanager
     def _matrix(self) -> Iterator[Rows | Pieces]:
@@ -71,22 +87,19 @@ class LoomSource(MatrixSource):
             cells = root["col_attrs"]
             return [name for name in cells if cells[name].ndim == 1]
 
-    def _read_obs(self, columns: list[str]) -> dict[str, object]:
+    def _obs_shape(self, column: str) -> tuple[int, ...]:
         with h5py.File(self.path, "r") as root:
-            return {name: _attribute(root["col_attrs"][name]) for name in columns}
+            return root["col_attrs"][column].shape
+
+    def _read_obs(self, columns: list[str], rows: slice) -> dict[str, object]:
+        with h5py.File(self.path, "r") as root:
+            return {name: _attribute(root["col_attrs"][name], rows) for name in columns}
 
 
-def _cell_ids(cells: h5py.Group, n_cells: int) -> np.ndarray:
-    name = next((name for name in _CELL_INDEX if name in cells), None)
-    if name is None:
-        return as_packed_text(np.arange(n_cells))
-    return as_packed_text(_attribute(cells[name]))
-
-
-def _attribute(dataset: h5py.Dataset) -> np.ndarray:
+def _attribute(dataset: h5py.Dataset, rows: slice = _ALL) -> np.ndarray:
     """Values of an attribute; texts are unescaped, since loom before 3.0 kept them as ASCII."""
     require_survivable_texts(dataset)
-    values = dataset[:]
+    values = dataset[rows]
     if values.dtype.kind not in "SO":
         return values
     return np.array([html.unescape(text) for text in as_text(values)], dtype=object)

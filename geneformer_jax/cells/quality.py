@@ -4,6 +4,7 @@ Two steps, since a rule compares each cell with all of its dataset: `measure` re
 and keeps three numbers per cell, `judge` decides on those numbers alone.
 """
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -103,6 +104,19 @@ class Verdict(NamedTuple):
     dropped: dict[str, int]
     skipped: tuple[str, ...]
 
+    def drop(self, reason: str, cells: np.ndarray) -> None:
+        """Drops cells (bool [cells]), and counts those that had passed so far."""
+        self.dropped[reason] = int((self.keep & cells).sum())
+        self.keep[cells] = False
+
+    @classmethod
+    def joined(cls, parts: Sequence["Verdict"]) -> "Verdict":
+        """One verdict on the cells of several, in order."""
+        dropped: Counter[str] = Counter()
+        for part in parts:
+            dropped.update(part.dropped)
+        return cls(np.concatenate([part.keep for part in parts]), dict(dropped), ())
+
 
 def mitochondrial_columns(source: CountSource) -> np.ndarray:
     """Bool [columns]: mitochondrial genes, by a symbol MT-... (mt-...) or a human Ensembl id."""
@@ -161,21 +175,27 @@ def judge(rules: QualityRules, obs: pd.DataFrame, measures: CellMeasures | None 
     Raises:
       InputError: the filter column is not made of numbers.
     """
-    keep = np.ones(len(obs), dtype=bool)
-    dropped: dict[str, int] = {}
-    skipped = []
+    return judge_counts(rules, judge_columns(rules, obs), measures)
 
-    def drop(reason: str, cells: np.ndarray) -> None:
-        dropped[reason] = int((keep & cells).sum())
-        keep[cells] = False
 
+def judge_columns(rules: QualityRules, obs: pd.DataFrame) -> Verdict:
+    """Applies the filter column and the exclusions, of which each looks at one cell alone."""
+    verdict = Verdict(np.ones(len(obs), dtype=bool), {}, ())
     if rules.filter_column:
-        drop(f"{rules.filter_column} is not 1", ~_passes(obs[rules.filter_column]))
+        verdict.drop(f"{rules.filter_column} is not 1", ~_passes(obs[rules.filter_column]))
     for column, values in rules.exclude.items():
         excluded = obs[column].astype(str).isin([str(value) for value in values])
-        drop(f"{column} is {' or '.join(map(str, values))}", excluded.to_numpy())
+        verdict.drop(f"{column} is {' or '.join(map(str, values))}", excluded.to_numpy())
+    return verdict
+
+
+def judge_counts(
+    rules: QualityRules, verdict: Verdict, measures: CellMeasures | None = None
+) -> Verdict:
+    """Adds to the verdict of `judge_columns` the rules that compare a cell with its dataset."""
     if not rules.need_counts:
-        return Verdict(keep, dropped, ())
+        return verdict
+    keep, drop, skipped = verdict.keep, verdict.drop, []
     candidates = keep.copy()
     if rules.total_sd is not None:
         reason = f"total is beyond {rules.total_sd:g} s.d. of the mean"
@@ -189,7 +209,7 @@ def judge(rules: QualityRules, obs: pd.DataFrame, measures: CellMeasures | None 
     if rules.min_genes is not None:
         reason = f"fewer than {rules.min_genes} genes of the vocabulary"
         drop(reason, measures.detected < rules.min_genes)
-    return Verdict(keep, dropped, tuple(skipped))
+    return verdict._replace(skipped=tuple(skipped))
 
 
 def _distinct_genes(counts: sparse.csr_matrix, columns_to_genes: sparse.csr_matrix) -> np.ndarray:

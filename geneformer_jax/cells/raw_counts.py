@@ -1,5 +1,6 @@
 """The rule for raw counts: whole numbers of at least 0, and what else a matrix may look like."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -19,13 +20,15 @@ class Place(NamedTuple):
 
     Attributes:
       matrix: file and matrix.
-      cell_ids: [rows] str.
+      first_row: number of the first of the rows.
+      cell_ids: of all cells of the matrix, of which one can be asked for.
       gene_ids: [columns] str.
       remedy: what the user can do about values that are not raw counts.
     """
 
     matrix: str
-    cell_ids: np.ndarray
+    first_row: int
+    cell_ids: Sequence[str]
     gene_ids: np.ndarray
     remedy: str
 
@@ -131,7 +134,7 @@ def _not_raw(rows: sparse.csr_matrix, place: Place) -> InputError:
     row = int(np.searchsorted(rows.indptr, entry, side="right")) - 1
     value = data[entry]
     where = (
-        f'{place.matrix}: cell "{place.cell_ids[row]}", '
+        f'{place.matrix}: cell "{place.cell_ids[place.first_row + row]}", '
         f'gene "{place.gene_ids[rows.indices[entry]]}": value {value:g}'
     )
     if not np.isfinite(value):

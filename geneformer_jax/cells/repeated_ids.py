@@ -1,51 +1,123 @@
-"""Cell ids must be distinct within a store, across all of its files."""
+"""Cell ids must be distinct within a store, across all of its files.
 
-from collections.abc import Callable, Sequence
+Hashes of the ids are compared, eight bytes a cell, which lie in a scratch file beyond a few million
+cells; where two are equal, the ids themselves are read again and compared. So memory is bounded
+whatever the number of cells, and the answer is exact.
+"""
+
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
+from typing import IO
 
 import numpy as np
 import pandas as pd
 
 from geneformer_jax.common.errors import InputError
 
-# As Python objects, ids take some 70 bytes more each.
-_BLOCK = 1 << 16
+# 4 MB of hashes stay in memory; beyond that each bucket holds a share of them on disk.
+_IN_MEMORY = 1 << 19
+_BUCKETS = 64
+_SUSPECTS_AT_ONCE = 1 << 16
 
 
 def hash_ids(ids: np.ndarray) -> np.ndarray:
-    """Returns uint64 [cells], a hash of each id: eight bytes a cell, so that millions fit."""
-    blocks = [ids[first : first + _BLOCK] for first in range(0, len(ids), _BLOCK)]
-    hashes = [pd.util.hash_array(np.asarray(each, object), categorize=False) for each in blocks]
-    return np.concatenate([np.empty(0, np.uint64), *hashes])
+    """Returns uint64 [cells], a hash of each id."""
+    return pd.util.hash_array(np.asarray(ids, object), categorize=False)
 
 
-def refuse_repeated_ids(
-    hashes: Sequence[np.ndarray], names: Sequence[str], read_ids: Callable[[int], np.ndarray]
-) -> None:
-    """Raises InputError if a cell id occurs twice, in one file or in two.
+class RepeatedIds:
+    """Finds cell ids that occur twice, in one file or in two."""
 
-    Args:
-      hashes: of the cell ids of each file, see `hash_ids`.
-      names: of the files.
-      read_ids: number of a file -> its cell ids; called only for files with equal hashes.
-    """
-    everything = np.concatenate([np.empty(0, np.uint64), *hashes])
-    everything.sort()
-    if not np.any(everything[1:] == everything[:-1]):
-        return
-    starts = np.cumsum([0, *map(len, hashes)])
-    everything = np.concatenate(hashes)
-    rank = np.argsort(everything, kind="stable")
-    for pair in np.flatnonzero(np.diff(everything[rank]) == 0):
-        cells = rank[pair : pair + 2]
-        files = np.searchsorted(starts, cells, side="right") - 1
-        first, second = (
-            read_ids(file)[cell - starts[file]] for file, cell in zip(files, cells, strict=True)
-        )
-        if first != second:
-            continue
-        one, other = (names[file] for file in files)
-        where = f"twice in {one}" if files[0] == files[1] else f"in {one} and in {other}"
-        raise InputError(
-            f'the cell id "{first}" is {where}, but the ids of a store must be distinct; make them '
-            "so in the files, or use --prefix_cell_ids where files share barcodes"
-        )
+    def __init__(self):
+        self._hashes = _Hashes()
+        self._files: list[tuple[str, Callable[[], Iterable[np.ndarray]]]] = []
+
+    def add(self, name: str, read: Callable[[], Iterable[np.ndarray]]) -> None:
+        """Adds a file.
+
+        Args:
+          name: of the file.
+          read: yields its cell ids, a bounded number at a time; called once more at most for each
+            65,536 hashes that occur twice.
+        """
+        for ids in read():
+            self._hashes.add(hash_ids(ids))
+        self._files.append((name, read))
+
+    def refuse(self) -> None:
+        """Raises InputError if a cell id occurs twice."""
+        for hashes in self._hashes.repeated():
+            for first in range(0, len(hashes), _SUSPECTS_AT_ONCE):
+                self._refuse_among(hashes[first : first + _SUSPECTS_AT_ONCE])
+
+    def _refuse_among(self, suspects: np.ndarray) -> None:
+        """Compares the ids with one of these hashes, as texts."""
+        seen: dict[str, str] = {}
+        for name, read in self._files:
+            for ids in read():
+                for cell_id in ids[np.isin(hash_ids(ids), suspects)].tolist():
+                    if cell_id in seen:
+                        raise _refusal(cell_id, seen[cell_id], name)
+                    seen[cell_id] = name
+
+
+def _refusal(cell_id: str, one: str, other: str) -> InputError:
+    where = f"twice in {one}" if one == other else f"in {one} and in {other}"
+    return InputError(
+        f'the cell id "{cell_id}" is {where}, but the ids of a store must be distinct; make them '
+        "so in the files, or use --prefix_cell_ids where files share barcodes"
+    )
+
+
+class _Hashes:
+    """Many uint64, of which those that occur more than once are asked for."""
+
+    def __init__(self):
+        self._recent: list[np.ndarray] = []
+        self._in_memory = 0
+        # Unnamed files: gone when the process is, however it ends.
+        self._buckets: list[IO[bytes]] = []
+
+    def add(self, hashes: np.ndarray) -> None:
+        self._recent.append(hashes)
+        self._in_memory += len(hashes)
+        if self._in_memory >= _IN_MEMORY:
+            self._spill()
+
+    def repeated(self) -> Iterator[np.ndarray]:
+        """Yields those that occur more than once, ascending, in parts."""
+        if not self._buckets:
+            yield _repeated(self._sorted())
+            return
+        self._spill()
+        for file in self._buckets:
+            file.seek(0)
+            yield _repeated(np.sort(np.frombuffer(file.read(), np.uint64)))
+
+    def _sorted(self) -> np.ndarray:
+        hashes = np.concatenate([np.empty(0, np.uint64), *self._recent])
+        hashes.sort()
+        return hashes
+
+    def _spill(self) -> None:
+        """Moves all from memory into the buckets, by their upper bits."""
+        hashes = self._sorted()
+        edges = np.arange(1, _BUCKETS, dtype=np.uint64) * np.uint64((1 << 64) // _BUCKETS)
+        parts = np.split(hashes, hashes.searchsorted(edges))
+        try:
+            if not self._buckets:
+                self._buckets = [tempfile.TemporaryFile() for _ in range(_BUCKETS)]  # noqa: SIM115
+            for file, part in zip(self._buckets, parts, strict=True):
+                file.write(part.data)
+                file.flush()
+        except OSError as error:
+            raise InputError(
+                f"no room in {tempfile.gettempdir()} for {hashes.nbytes / 1e6:.0f} MB more of "
+                "scratch files, needed to find repeated cell ids; free some space or name another "
+                "folder in the environment variable TMPDIR"
+            ) from error
+        self._recent, self._in_memory = [], 0
+
+
+def _repeated(ascending: np.ndarray) -> np.ndarray:
+    return np.unique(ascending[1:][ascending[1:] == ascending[:-1]])

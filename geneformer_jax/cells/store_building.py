@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import json
 import re
@@ -11,13 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from geneformer_jax.cells import cell_store, store_writer
-from geneformer_jax.cells.carried_columns import common_kind, kind_of
+from geneformer_jax.cells.carried_columns import common_kind
+from geneformer_jax.cells.cell_columns import CellColumns
 from geneformer_jax.cells.counts import CountSource, open_counts
 from geneformer_jax.cells.options import share_of
-from geneformer_jax.cells.repeated_ids import hash_ids, refuse_repeated_ids
+from geneformer_jax.cells.repeated_ids import RepeatedIds
 from geneformer_jax.cells.tokenization import (
     GeneMatch,
     Recipe,
@@ -52,11 +52,10 @@ class Reading:
         """Opens a file."""
         return open_counts(path, layer=self.layer, gene_column=self.gene_column)
 
-    def cell_ids(self, source: CountSource) -> np.ndarray:
-        """The cell ids of a source as they are stored, packed."""
-        if not self.prefix_cell_ids:
-            return source.packed_ids
-        return np.strings.add(f"{source.path.stem}|", source.packed_ids)
+    def columns(self, source: CountSource, carried: Sequence[str] = ()) -> CellColumns:
+        """The cell ids of a source as they are stored, and the columns to carry along."""
+        prefix = f"{source.path.stem}|" if self.prefix_cell_ids else ""
+        return CellColumns(source, carried, prefix)
 
 
 @dataclass(frozen=True)
@@ -66,14 +65,14 @@ class SurveyedSource:
     Attributes:
       path: where it is.
       key: name of its folder in the store, from its name and content.
-      id_hashes: uint64 [cells], of the cell ids as stored.
+      n_cells: its number of cells.
       obs_kinds: carried column -> kind.
       match: which of its columns are genes.
     """
 
     path: Path
     key: str
-    id_hashes: np.ndarray
+    n_cells: int
     obs_kinds: Mapping[str, str]
     match: GeneMatch
 
@@ -122,13 +121,15 @@ class StoreBuild:
             occurs twice; the folder holds something else or a store made otherwise.
         """
         store_writer.check_folder(self.folder, self._options())
+        ids = RepeatedIds()
         for path in paths:
             with self._bad_file(path, skip_bad_files):
-                self.sources.append(self._survey(path))
+                self.sources.append(self._survey(path, ids))
         if not self.sources:
             reason = next(iter(self.bad_files.values()))
             raise InputError(f"none of {len(paths)} files can be used; the first: {reason}")
-        self._refuse_repeated_ids()
+        self._add_stored_ids(ids)
+        ids.refuse()
         kinds = {
             name: common_kind(source.obs_kinds[name] for source in self.sources)
             for name in self.obs
@@ -140,7 +141,7 @@ class StoreBuild:
         for source in self.sources:
             match = source.match
             yield (
-                f"  {source.path}: {len(source.id_hashes):,} cells, {match.matched:,} of "
+                f"  {source.path}: {source.n_cells:,} cells, {match.matched:,} of "
                 f"{match.named:,} gene ids are in the vocabulary"
                 + (f" ({match.genes:,} genes)" if match.genes < match.matched else "")
                 + (f"; {match.ambiguous:,} have several orthologs" if match.ambiguous else "")
@@ -174,7 +175,7 @@ class StoreBuild:
             raise
 
     def _write_each(self, sources: Sequence[SurveyedSource], skip_bad_files: bool) -> None:
-        total = sum(len(source.id_hashes) for source in sources)
+        total = sum(source.n_cells for source in sources)
         with Progress(total, "tokenizing", "cells") as progress:
             for source in sources:
                 with self._bad_file(source.path, skip_bad_files):
@@ -237,21 +238,13 @@ class StoreBuild:
         options = {"vocabulary": self.vocabulary.hash, **recipe}
         return {**options, **dataclasses.asdict(self.reading), "obs": self.obs}
 
-    def _refuse_repeated_ids(self) -> None:
-        """Compares the files with each other and with those that the store holds already."""
-        keys = {source.key for source in self.sources}
-        stored = [key for key in store_writer.joined_sources(self.folder) if key not in keys]
-
-        def ids(number: int) -> np.ndarray:
-            if number < len(self.sources):
-                return self.reading.cell_ids(self.reading.open(self.sources[number].path))
-            return store_writer.stored_cell_ids(self.folder, stored[number - len(self.sources)])
-
-        hashes = [source.id_hashes for source in self.sources]
-        hashes += [store_writer.stored_id_hashes(self.folder, key) for key in stored]
-        names = [str(source.path) for source in self.sources]
-        names += [f"{self.folder} ({key})" for key in stored]
-        refuse_repeated_ids(hashes, names, ids)
+    def _add_stored_ids(self, ids: RepeatedIds) -> None:
+        """Adds those of the files that the store holds already and that were not surveyed."""
+        surveyed = {source.key for source in self.sources}
+        for key in store_writer.joined_sources(self.folder):
+            if key not in surveyed:
+                read = functools.partial(store_writer.stored_cell_ids, self.folder, key)
+                ids.add(f"{self.folder} ({key})", read)
 
     def _open(self, path: Path) -> CountSource:
         """Opens a file; the one opened last is kept, since a run often has but one."""
@@ -259,26 +252,27 @@ class StoreBuild:
             self._last_opened = path, self.reading.open(path)
         return self._last_opened[1]
 
-    def _survey(self, path: Path) -> SurveyedSource:
+    def _survey(self, path: Path, ids: RepeatedIds) -> SurveyedSource:
         source = self._open(path)
-        carried = source.table(self.obs)
-        return SurveyedSource(
+        surveyed = SurveyedSource(
             path=path,
             key=source_key(path),
-            id_hashes=hash_ids(self.reading.cell_ids(source)),
-            obs_kinds={name: kind_of(carried[name]) for name in self.obs},
+            n_cells=source.n_cells,
+            obs_kinds=self.reading.columns(source, self.obs).kinds(),
             match=match_genes(source, self.vocabulary, self.recipe),
         )
+        ids.add(str(path), lambda: self.reading.columns(self._open(path)).ids())
+        return surveyed
 
     def _write_source(self, surveyed: SurveyedSource, progress: Progress) -> None:
         source = self._open(surveyed.path)
         verdict = choose_cells(source, self.recipe.quality, surveyed.match.tokens)
         kinds = store_writer.obs_kinds(self.folder)
-        obs, ids = source.table(list(kinds)), self.reading.cell_ids(source)
+        columns = self.reading.columns(source, list(kinds))
         with store_writer.write_source(self.folder, surveyed.key, kinds) as writer:
             encoded = encode_source(source, self.vocabulary, self.recipe, surveyed.match, verdict)
             for batch in encoded:
-                writer.write(batch.encodings, ids[batch.rows], obs.iloc[batch.rows])
+                writer.write(batch.encodings, *columns.of(batch.rows))
                 progress.advance(batch.read, file=surveyed.path.name)
             writer.finish(
                 {

@@ -8,11 +8,12 @@ one.
 
 import contextlib
 import errno
-import io
+import functools
 import json
 import os
 import uuid
 from collections.abc import Iterator, Mapping
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,6 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
-import tensorflow_datasets as tfds
 from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
 
 from geneformer_jax.cells import cell_store
@@ -30,12 +30,13 @@ from geneformer_jax.cells.carried_columns import (
     as_bytes,
     as_kind,
     common_kind,
-    tfds_features,
 )
 from geneformer_jax.cells.cell_store import checksum, shard_name
+from geneformer_jax.cells.growing_array import GrowingArray
+from geneformer_jax.cells.joined_files import join_tables, write_dataset_info
 from geneformer_jax.cells.rank_encoding import RankEncodings
 from geneformer_jax.cells.records import TOKENS, ByteRows, encode_records
-from geneformer_jax.cells.repeated_ids import hash_ids, refuse_repeated_ids
+from geneformer_jax.cells.repeated_ids import RepeatedIds
 from geneformer_jax.cells.vocabulary import GeneVocabulary
 from geneformer_jax.common.errors import InputError
 from geneformer_jax.common.files import (
@@ -51,7 +52,7 @@ SHARD_BYTES = 1 << 28
 _ROWS_PER_GROUP = 1 << 16
 _OPTIONS = "group_size:1,uncompressed"
 _ORDER = "order.json"
-_VERSION = "1.0.0"
+_ASIDE = "joined.partial"
 _BAD = ".skipped.json"
 _SYSTEM_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EROFS)
 
@@ -59,21 +60,22 @@ _SYSTEM_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.E
 class SourceWriter:
     """Writes the cells of one source into a folder of their own; see `write_source`."""
 
-    def __init__(self, folder: Path, obs_kinds: Mapping[str, str], shard_bytes: int):
+    def __init__(
+        self, folder: Path, obs_kinds: Mapping[str, str], shard_bytes: int, disk: Executor
+    ):
         self._folder, self._kinds, self._shard_bytes = folder, dict(obs_kinds), shard_bytes
+        self._disk = disk
+        self._flushed: list[Future[None]] = []
         self._shards: list[dict[str, Any]] = []
         self._writer: ArrayRecordWriter | None = None
         self._in_shard = self._bytes_in_shard = 0
-        self._lengths: list[np.ndarray] = []
-        self._genes: list[np.ndarray | None] = []
+        self.cells = 0
+        self._lengths = GrowingArray(folder / cell_store.LENGTHS, np.int32)
+        # None from the first cells on of which the number of genes is not known.
+        self._genes: GrowingArray | None = GrowingArray(folder / cell_store.N_GENES, np.int32)
         self._tables: list[pa.RecordBatch] = []
         self._schema = arrow_schema(self._kinds)
         self._obs = pq.ParquetWriter(folder / cell_store.OBS, self._schema)
-
-    @property
-    def cells(self) -> int:
-        """Number of cells written so far."""
-        return sum(len(each) for each in self._lengths)
 
     def write(self, encodings: RankEncodings, cell_ids: np.ndarray, obs: pd.DataFrame) -> None:
         """Adds cells: their tokens, ids and per-cell columns (one row per cell, in order)."""
@@ -88,21 +90,33 @@ class SourceWriter:
         features |= {name: as_bytes(table[name], kind) for name, kind in kinds.items()}
         with _system_errors(self._folder):
             self._write_records(encode_records(features))
+        self.cells += len(table)
         self._lengths.append(encodings.lengths)
-        self._genes.append(encodings.genes)
+        self._add_genes(encodings.genes)
 
     def finish(self, story: Mapping[str, Any]) -> None:
         """Closes the files and writes down what they hold."""
         self._close_shard()
         self._write_tables()
         self._obs.close()
-        lengths = np.concatenate([np.empty(0, np.int32), *self._lengths])
-        _save_array(self._folder / cell_store.LENGTHS, lengths)
-        if all(each is not None for each in self._genes):
-            genes = np.concatenate([np.empty(0, np.int32), *self._genes])
-            _save_array(self._folder / cell_store.N_GENES, genes)
-        story = {**story, "cells": len(lengths), "shards": self._shards}
+        self._lengths.close()
+        if self._genes is not None:
+            self._genes.close()
+        story = {**story, "cells": self.cells, "shards": self._shards}
         (self._folder / cell_store.SOURCE).write_text(_as_json(story))
+        for flushed in self._flushed:
+            # The system tells of a failure only once.
+            flushed.result()
+
+    def _add_genes(self, genes: np.ndarray | None) -> None:
+        if self._genes is None:
+            return
+        if genes is not None:
+            self._genes.append(genes)
+            return
+        self._genes.close()
+        self._genes = None
+        (self._folder / cell_store.N_GENES).unlink()
 
     def _write_tables(self) -> None:
         self._obs.write_table(pa.Table.from_batches(self._tables, self._schema))
@@ -135,6 +149,8 @@ class SourceWriter:
             written = ArrayRecordReader(str(path)).num_records()
         if written != self._in_shard:
             raise OSError(errno.EIO, f"{written} of {self._in_shard} cells arrived", str(path))
+        # On its way to the disk while it is hashed and further cells are encoded.
+        self._flushed.append(self._disk.submit(fsync_tree, path))
         size = path.stat().st_size
         shard = {"cells": self._in_shard, "bytes": size, "sha256": checksum(path)}
         self._shards.append(shard)
@@ -161,9 +177,9 @@ def write_source(
 
     The block must call the writer's `finish`.
     """
-    with write_aside(store / cell_store.SOURCES / key) as aside:
+    with write_aside(store / cell_store.SOURCES / key) as aside, ThreadPoolExecutor(1) as disk:
         aside.mkdir()
-        yield SourceWriter(aside, obs_kinds, shard_bytes)
+        yield SourceWriter(aside, obs_kinds, shard_bytes, disk)
 
 
 def check_folder(folder: Path, options: Mapping[str, Any]) -> None:
@@ -234,17 +250,11 @@ def source_story(folder: Path, key: str) -> dict[str, Any]:
     return json.loads((folder / cell_store.SOURCES / key / cell_store.SOURCE).read_text())
 
 
-def stored_cell_ids(folder: Path, key: str) -> np.ndarray:
-    """The ids of a finished source's cells, [cells] str."""
-    return cell_store.read_cell_ids(folder / cell_store.SOURCES / key / cell_store.OBS)
-
-
-def stored_id_hashes(folder: Path, key: str) -> np.ndarray:
-    """`hash_ids` of a finished source's cells, read a bounded number at a time."""
+def stored_cell_ids(folder: Path, key: str) -> Iterator[np.ndarray]:
+    """Yields the ids of a finished source's cells, a bounded number at a time."""
     with pq.ParquetFile(folder / cell_store.SOURCES / key / cell_store.OBS) as table:
-        batches = table.iter_batches(columns=[CELL_ID])
-        hashes = [hash_ids(batch[0].to_numpy(zero_copy_only=False)) for batch in batches]
-    return np.concatenate([np.empty(0, np.uint64), *hashes])
+        for batch in table.iter_batches(columns=[CELL_ID]):
+            yield batch[0].to_numpy(zero_copy_only=False)
 
 
 def note_bad_source(folder: Path, key: str, reason: str) -> None:
@@ -285,15 +295,37 @@ def join_sources(
     shards = [shard for key in order for shard in source_story(folder, key)["shards"]]
     if not shards:
         raise InputError("no cell is left to store; see the counts of dropped cells above")
+    aside = folder / _ASIDE
+    remove(aside)
+    aside.mkdir()
+    try:
+        (aside / _ORDER).write_text(_as_json(order))
+        join_tables([folder / cell_store.SOURCES / key for key in order], aside)
+        if not (folder / cell_store.VOCABULARY).exists():
+            vocabulary.write_into(aside / cell_store.VOCABULARY)
+        write_provenance(aside, story)
+        write_dataset_info(folder, shards, obs_kinds(folder), aside)
+        # All files at once, which takes a fraction of the time of one by one.
+        fsync_tree(aside)
+    except BaseException:
+        remove(aside)
+        raise
+    _put_in_place(folder, order, aside)
+
+
+def _put_in_place(folder: Path, order: list[str], aside: Path) -> None:
+    """Moves up the shards and all that was written; dataset_info.json, the last, makes it whole."""
     # From here until dataset_info.json is back the folder is a store in the making.
     (folder / cell_store.DATASET_INFO).unlink(missing_ok=True)
-    _write_json(folder / cell_store.SOURCES / _ORDER, order)
+    os.replace(aside / _ORDER, folder / cell_store.SOURCES / _ORDER)
     _move_shards(folder, order)
-    _join_tables(folder, order)
-    if not (folder / cell_store.VOCABULARY).exists():
-        vocabulary.save(folder / cell_store.VOCABULARY)
-    write_provenance(folder, story)
-    _write_dataset_info(folder, shards)
+    for path in sorted(aside.iterdir()):
+        if path.name != cell_store.DATASET_INFO:
+            os.replace(path, folder / path.name)
+    fsync_tree_entry(folder)
+    os.replace(aside / cell_store.DATASET_INFO, folder / cell_store.DATASET_INFO)
+    aside.rmdir()
+    fsync_tree_entry(folder)
 
 
 def _move_shards(folder: Path, order: list[str]) -> None:
@@ -304,70 +336,14 @@ def _move_shards(folder: Path, order: list[str]) -> None:
             if apart.exists():
                 os.replace(apart, folder / shard_name(index))
             index += 1
-    fsync_tree_entry(folder)
-
-
-def _join_tables(folder: Path, order: list[str]) -> None:
-    sources = [folder / cell_store.SOURCES / key for key in order]
-    for name in (cell_store.LENGTHS, cell_store.N_GENES):
-        if all((each / name).is_file() for each in sources):
-            with write_aside(folder / name) as aside:
-                _save_array(aside, np.concatenate([np.load(each / name) for each in sources]))
-    with write_aside(folder / cell_store.OBS) as aside:
-        schema = pq.read_schema(sources[0] / cell_store.OBS)
-        with pq.ParquetWriter(aside, schema) as table:
-            for each in sources:
-                for batch in pq.ParquetFile(each / cell_store.OBS).iter_batches():
-                    table.write_batch(batch)
-
-
-def _write_dataset_info(folder: Path, shards: list[dict[str, Any]]) -> None:
-    kinds = obs_kinds(folder)
-    template = tfds.core.ShardedFileTemplate(
-        data_dir=folder,
-        template=cell_store.FILE_NAMES,
-        dataset_name=cell_store.DATASET,
-        split=cell_store.SPLIT,
-        filetype_suffix="array_record",
-    )
-    split = tfds.core.SplitInfo(
-        name=cell_store.SPLIT,
-        shard_lengths=[shard["cells"] for shard in shards],
-        num_bytes=sum(shard["bytes"] for shard in shards),
-        filename_template=template,
-    )
-    # Written apart first: dataset_info.json must appear whole, and as the last of all files.
-    apart = folder / "tfds.partial"
-    remove(apart)
-    apart.mkdir()
-    identity = tfds.core.dataset_info.DatasetIdentity(
-        name=cell_store.DATASET,
-        version=tfds.core.Version(_VERSION),
-        data_dir=str(folder),
-        module_name="",
-    )
-    info = tfds.core.DatasetInfo(builder=identity, features=tfds_features(kinds))
-    info.set_file_format(tfds.core.FileFormat.ARRAY_RECORD)
-    info.set_splits(tfds.core.splits.SplitDict([split]))
-    info.write_to_directory(apart)
-    fsync_tree(apart)
-    for path in sorted(apart.iterdir(), key=lambda path: path.name == cell_store.DATASET_INFO):
-        os.replace(path, folder / path.name)
-    apart.rmdir()
-    fsync_tree_entry(folder)
 
 
 def _refuse_repeated_ids(folder: Path, order: list[str]) -> None:
-    names = [source_story(folder, key)["path"] for key in order]
-    hashes = [stored_id_hashes(folder, key) for key in order]
-    refuse_repeated_ids(hashes, names, lambda number: stored_cell_ids(folder, order[number]))
-
-
-def _save_array(path: Path, array: np.ndarray) -> None:
-    # numpy's own way to a file does not say that the disk is full.
-    content = io.BytesIO()
-    np.save(content, array)
-    path.write_bytes(content.getbuffer())
+    ids = RepeatedIds()
+    for key in order:
+        read = functools.partial(stored_cell_ids, folder, key)
+        ids.add(source_story(folder, key)["path"], read)
+    ids.refuse()
 
 
 def _as_json(content: object) -> str:

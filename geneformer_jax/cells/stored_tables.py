@@ -13,6 +13,8 @@ from geneformer_jax.common.errors import InputError
 
 Group = h5py.Group | zarr.Group
 _LEGACY_CATEGORIES = "__categories"
+_ALL = slice(None)
+_ROW_PARTS = ("codes", "values")
 
 
 def table_columns(table: Group) -> list[str]:
@@ -24,30 +26,86 @@ def table_columns(table: Group) -> list[str]:
     return named + sorted(stored - set(named))
 
 
-def read_texts(table: Group, name: str | None) -> np.ndarray | pd.api.extensions.ExtensionArray:
-    """A column, or (None) the index; of numpy's StringDType if it is a plain list of texts.
+def index_name(table: Group) -> str:
+    """Name of the column that is the index."""
+    _require_group(table)
+    return table.attrs["_index"]
+
+
+def column_shape(table: Group, name: str) -> tuple[int, ...]:
+    """The shape of a column, however it is stored."""
+    return tuple(_stored_rows(table[name]).shape)
+
+
+def rows_per_chunk(table: Group, name: str) -> int:
+    """How many rows of a column are stored together."""
+    chunks = getattr(_stored_rows(table[name]), "chunks", None)
+    return chunks[0] if chunks else 1
+
+
+def read_texts(
+    table: Group, name: str, rows: slice = _ALL
+) -> np.ndarray | pd.api.extensions.ExtensionArray:
+    """Rows of a column; of numpy's StringDType if it is a plain list of texts.
 
     Such a list is read at once, without a Python object for each text.
     """
     _require_group(table)
-    name = table.attrs["_index"] if name is None else name
     column = table[name]
     if not _is_plain_text(column):
-        return read_column(table, name)
+        return read_column(table, name, rows)
     require_survivable_texts(column)
-    return column.astype(np.dtypes.StringDType())[:]
+    return column.astype(np.dtypes.StringDType())[rows]
 
 
-def read_column(table: Group, name: str) -> np.ndarray | pd.api.extensions.ExtensionArray:
-    """One column: an array, a pandas array with missing values, or a categorical."""
+def read_column(
+    table: Group, name: str, rows: slice = _ALL
+) -> np.ndarray | pd.api.extensions.ExtensionArray:
+    """Rows of one column: an array, a pandas array with missing values, or a categorical."""
     column = table[name]
     refuse_pickle(column, f"{table.name}/{name}")
-    values = _read_element(column)
     if isinstance(column, h5py.Dataset) and "categories" in column.attrs:
         # AnnData before 0.8 kept codes in the column and a reference to their categories.
         categories = _read_element(column.file[column.attrs["categories"]])
-        return pd.Categorical.from_codes(values, categories)
-    return values
+        return pd.Categorical.from_codes(column[rows], categories)
+    kind = str(column.attrs.get("encoding-type", ""))
+    if kind in _MASKED:
+        return _MASKED[kind](_rows_of(column["values"], rows), column["mask"][rows])
+    if kind == "categorical":
+        categories, ordered = _read_element(column["categories"]), bool(column.attrs["ordered"])
+        return pd.Categorical.from_codes(column["codes"][rows], categories, ordered=ordered)
+    return _rows_of(column, rows)
+
+
+def _rows_of(
+    column: Group | h5py.Dataset | zarr.Array, rows: slice
+) -> np.ndarray | pd.api.extensions.ExtensionArray:
+    if _is_plain_text(column):
+        require_survivable_texts(column)
+        return column.asstr()[rows]
+    if isinstance(column, zarr.Array) and column.dtype.kind in "TUO":
+        return np.asarray(column[rows], object)
+    if isinstance(column, h5py.Dataset | zarr.Array) and column.dtype.kind in "biuf":
+        return column[rows]
+    return _read_element(column)[rows]
+
+
+def _nullable_texts(values: np.ndarray, mask: np.ndarray) -> pd.api.extensions.ExtensionArray:
+    return pd.array(np.where(mask, pd.NA, values), dtype="string")
+
+
+# How AnnData stores columns of which some values are missing.
+_MASKED = {
+    "nullable-integer": pd.arrays.IntegerArray,
+    "nullable-boolean": pd.arrays.BooleanArray,
+    "nullable-string-array": _nullable_texts,
+}
+
+
+def _stored_rows(column: Group | h5py.Dataset | zarr.Array) -> h5py.Dataset | zarr.Array:
+    """The array that has an entry for each row."""
+    parts = [name for name in _ROW_PARTS if hasattr(column, "keys") and name in column]
+    return column[parts[0]] if parts else column
 
 
 def _read_element(node: Group | h5py.Dataset | zarr.Array) -> object:

@@ -70,7 +70,10 @@ class _TenxSource(MatrixSource):
     def _obs_columns(self) -> list[str]:
         return []
 
-    def _read_obs(self, columns: list[str]) -> dict[str, object]:
+    def _obs_shape(self, column: str) -> tuple[int, ...]:
+        raise KeyError(column)
+
+    def _read_obs(self, columns: list[str], rows: slice) -> dict[str, object]:
         return {}
 
 
@@ -95,9 +98,13 @@ class TenxH5Source(_TenxSource):
             self.matrix_name = _pick_genome(root, path, layer)
             group = root[self.matrix_name]
             require_survivable_texts(group)
-            self.packed_ids = as_packed_text(group["barcodes"][:])
+            self._ids_in_blocks(self._read_ids, group["barcodes"].shape[0])
             shape = tuple(index(length) for length in group["shape"][:][::-1])
             self._set_features(_h5_features(group), shape, gene_column)
+
+    def _read_ids(self, start: int, stop: int) -> np.ndarray:
+        with h5py.File(self.path, "r") as root:
+            return as_packed_text(root[self.matrix_name]["barcodes"][start:stop])
 
     @contextlib.contextmanager
     def _matrix(self) -> Iterator[Rows | Pieces]:

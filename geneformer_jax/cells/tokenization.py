@@ -7,10 +7,17 @@ from typing import NamedTuple
 import anndata
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 
 from geneformer_jax.cells.counts import AnnDataSource, CountSource
 from geneformer_jax.cells.gene_lookup import strip_version
-from geneformer_jax.cells.quality import QualityRules, Verdict, judge, measure
+from geneformer_jax.cells.quality import (
+    QualityRules,
+    Verdict,
+    judge_columns,
+    judge_counts,
+    measure,
+)
 from geneformer_jax.cells.rank_encoding import (
     RankEncodings,
     encode_counts,
@@ -18,6 +25,7 @@ from geneformer_jax.cells.rank_encoding import (
     join_encodings,
 )
 from geneformer_jax.cells.read_ahead import read_ahead
+from geneformer_jax.cells.row_blocks import blocks_of
 from geneformer_jax.cells.species import refuse_mixed_species, species_of
 from geneformer_jax.cells.vocabulary import GeneVocabulary
 from geneformer_jax.common.errors import InputError
@@ -91,7 +99,8 @@ def match_genes(source: CountSource, vocabulary: GeneVocabulary, recipe: Recipe)
     if recipe.orthologs is not None:
         found = [recipe.orthologs.get(strip_version(each).upper()) for each in ids]
         ambiguous, ids = found.count(""), [each or "" for each in found]
-    else:
+    ids = pa.array(ids, pa.string())
+    if recipe.orthologs is None:
         _refuse_other_species(source, ids, vocabulary)
     tokens = vocabulary.tokens_of(ids, symbols=recipe.symbols)
     known = tokens >= 0
@@ -117,10 +126,10 @@ def match_genes(source: CountSource, vocabulary: GeneVocabulary, recipe: Recipe)
 
 
 def _refuse_other_species(
-    source: CountSource, ids: Sequence[str], vocabulary: GeneVocabulary
+    source: CountSource, ids: pa.StringArray, vocabulary: GeneVocabulary
 ) -> None:
     theirs = refuse_mixed_species(source.path, ids)
-    ours = species_of(vocabulary.gene_ids[:_GENES_THAT_TELL].tolist())
+    ours = species_of(pa.array(vocabulary.gene_ids[:_GENES_THAT_TELL]))
     if theirs and ours and theirs != ours:
         raise InputError(
             f"{source.path} has {theirs} gene ids, but the vocabulary is of {vocabulary.species} "
@@ -141,7 +150,9 @@ def choose_cells(source: CountSource, rules: QualityRules, tokens: np.ndarray) -
       InputError: the source has not the columns that the rules name, or no raw counts.
     """
     measures = measure(source, tokens) if rules.need_counts else None
-    return judge(rules, source.table(rules.obs_columns), measures)
+    obs = source.table(rules.obs_columns)
+    verdict = Verdict.joined([judge_columns(rules, block) for block in blocks_of(obs)])
+    return judge_counts(rules, verdict, measures)
 
 
 class EncodedBatch(NamedTuple):

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from geneformer_jax.cells.gene_lookup import GeneLookup
@@ -22,6 +23,7 @@ SYMBOL_POLICIES = ("mapping", "names", "never")
 LARGEST_TOKEN = np.iinfo(np.uint16).max
 
 _FORMAT = 1
+_ASCII_END = 0x80
 _DESCRIPTION, _GENES, _MAPPING = "vocabulary.json", "genes.parquet", "id_mapping.parquet"
 
 
@@ -50,7 +52,7 @@ class GeneVocabulary:
     def __post_init__(self):
         for name in ("gene_ids", "symbols"):
             # Plain unicode whatever came in (object, pandas strings).
-            object.__setattr__(self, name, np.asarray(getattr(self, name)).astype(np.str_))
+            object.__setattr__(self, name, np.asarray(getattr(self, name), np.str_))
         object.__setattr__(self, "medians", np.asarray(self.medians, dtype=np.float64))
         object.__setattr__(self, "special_tokens", tuple(self.special_tokens))
         for array in (self.gene_ids, self.symbols, self.medians):
@@ -128,7 +130,8 @@ class GeneVocabulary:
     def hash(self) -> str:
         """SHA-256 of all that decides tokens: ids, medians, special tokens, mapping, species."""
         digest = hashlib.sha256()
-        parts = (list(self.special_tokens), self.gene_ids.tolist(), sorted(self.id_mapping.items()))
+        mapping = [(name, self.id_mapping[name]) for name in sorted(self.id_mapping)]
+        parts = (list(self.special_tokens), self.gene_ids.tolist(), mapping)
         digest.update(json.dumps([_FORMAT, self.species, *parts]).encode())
         digest.update(self.medians.astype("<f8").tobytes())
         return digest.hexdigest()
@@ -140,7 +143,7 @@ class GeneVocabulary:
         the gene ids themselves; Ensembl ids also without their version.
 
         Args:
-          gene_ids: [N] str, a list or an array; ids, aliases or symbols.
+          gene_ids: [N] str, a list or an array (of Arrow, too); ids, aliases or symbols.
           symbols: what is not an Ensembl id is looked up in: "mapping" the mapping (as the
             original), "names" also `symbols` where a symbol stands for one gene only, "never" the
             gene ids alone.
@@ -150,8 +153,10 @@ class GeneVocabulary:
         """
         if symbols not in SYMBOL_POLICIES:
             raise InputError(f'symbols "{symbols}" must be one of {", ".join(SYMBOL_POLICIES)}')
+        if not isinstance(gene_ids, pa.Array):
+            gene_ids = pa.array([str(each) for each in gene_ids], pa.string())
         return self._lookup.tokens_of(
-            [str(each) for each in gene_ids],
+            gene_ids,
             aliases=symbols != "never",
             symbols=self._token_of_symbol if symbols == "names" else {},
         )
@@ -241,16 +246,17 @@ class GeneVocabulary:
             )
         try:
             description = json.loads((folder / _DESCRIPTION).read_text())
-            genes = pq.read_table(folder / _GENES).to_pydict()
-            mapping = pq.read_table(folder / _MAPPING).to_pydict()
+            genes, mapping = (_read(folder / name) for name in (_GENES, _MAPPING))
             vocabulary = cls(
-                gene_ids=np.array(genes["gene_id"], str),
-                symbols=np.array(genes["symbol"], str),
-                medians=np.array(genes["median"]),
+                gene_ids=_texts(genes["gene_id"]),
+                symbols=_texts(genes["symbol"]),
+                medians=genes["median"].to_numpy(),
                 special_tokens=tuple(description["special_tokens"]),
-                id_mapping=dict(zip(mapping["other_id"], mapping["gene_id"], strict=True)),
+                id_mapping=dict(zip(*(column.to_pylist() for column in mapping), strict=True)),
                 species=description["species"],
             )
+            # As they were read, so that nothing need be made of them again.
+            vocabulary.__dict__.update(_genes=genes, _mapping=mapping)
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise InputError(
                 f"the vocabulary in {folder} cannot be read ({error}); write it anew"
@@ -299,3 +305,20 @@ class GeneVocabulary:
         except (ValueError, KeyError, TypeError) as error:
             raise InputError(f"this text is no vocabulary ({error}); write it anew") from error
         return vocabulary._verified(content.get("hash"), "this text")
+
+
+def _read(path: Path) -> pa.Table:
+    with pq.ParquetFile(path) as file:
+        return file.read(use_threads=False)
+
+
+def _texts(column: pa.ChunkedArray) -> np.ndarray:
+    """[n] str (dtype U); ASCII, as ids are, needs no Python object for each text."""
+    texts = column.combine_chunks()
+    content = np.frombuffer(texts.buffers()[2] or b"", np.uint8)
+    lengths = pc.binary_length(texts).to_numpy()
+    if not content.size or content.max() >= _ASCII_END or len(content) != lengths.sum():
+        return texts.to_numpy(zero_copy_only=False).astype(np.str_)
+    letters = np.zeros((len(texts), lengths.max()), np.uint32)
+    letters[np.arange(letters.shape[1]) < lengths[:, None]] = content
+    return letters.view(f"U{letters.shape[1]}")[:, 0]

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 
 from geneformer_jax.cells.counts import CountSource
 from geneformer_jax.cells.gene_lookup import strip_version
@@ -140,7 +141,7 @@ def survey_corpus(
     for path in paths:
         source = open_source(path)
         ids = _gene_ids(source)
-        refuse_mixed_species(path, ids.tolist())
+        refuse_mixed_species(path, pa.array(ids))
         genes.update(ids.tolist())
         cells[path] = source.n_cells
         nameless += int((ids == "").sum())
@@ -253,7 +254,7 @@ def build_vocabulary(
         )
     names = {**corpus.symbols, **symbols}
     gene_ids = corpus.gene_ids[enough]
-    found = species_of(gene_ids.tolist())
+    found = species_of(pa.array(gene_ids))
     if found not in (None, species):
         raise InputError(
             f'the species is said to be "{species}", but the gene ids ({gene_ids[0]}, ...) are of '

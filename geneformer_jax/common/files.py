@@ -1,6 +1,7 @@
 """Files and folders that appear whole or not at all (law: interrupted is not lost)."""
 
 import contextlib
+import functools
 import hashlib
 import os
 import shutil
@@ -86,8 +87,8 @@ def fingerprint(path: Path | str) -> dict[str, str | int]:
     sizes.
     """
     path = Path(path)
-    digest = hashlib.sha256()
     if path.is_dir():
+        digest = hashlib.sha256()
         files = sorted(each for each in path.rglob("*") if each.is_file())
         for each in files:
             digest.update(f"{each.relative_to(path)}\0{each.stat().st_size}\n".encode())
@@ -98,9 +99,17 @@ def fingerprint(path: Path | str) -> dict[str, str | int]:
             "bytes": size,
             "names_and_sizes_sha256": digest.hexdigest(),
         }
-    size = path.stat().st_size
-    with path.open("rb") as file:
+    state = path.stat()
+    edges = _hash_of_edges(str(path.resolve()), state.st_size, state.st_mtime_ns)
+    return {"name": path.name, "bytes": state.st_size, "edges_sha256": edges}
+
+
+@functools.lru_cache(maxsize=1 << 14)
+def _hash_of_edges(path: str, size: int, _changed: int) -> str:
+    """One run asks several times for the fingerprint of a file."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
         digest.update(file.read(_EDGE_BYTES))
         file.seek(max(size - _EDGE_BYTES, 0))
         digest.update(file.read(_EDGE_BYTES))
-    return {"name": path.name, "bytes": size, "edges_sha256": digest.hexdigest()}
+    return digest.hexdigest()

@@ -1,0 +1,87 @@
+"""What lies beside the shards of a complete store: its sources' tables as one, and TFDS's files."""
+
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import tensorflow_datasets as tfds
+
+from geneformer_jax.cells import cell_store
+from geneformer_jax.cells.carried_columns import tfds_features
+from geneformer_jax.cells.growing_array import GrowingArray
+from geneformer_jax.cells.row_blocks import blocks_of
+
+_VERSION = "1.0.0"
+
+
+def join_tables(sources: Sequence[Path], into: Path) -> None:
+    """Writes lengths, numbers of genes (where all know them) and obs of all sources, in order.
+
+    Args:
+      sources: folders of whole sources.
+      into: folder to write in.
+    """
+    for name in (cell_store.LENGTHS, cell_store.N_GENES, cell_store.OBS):
+        parts = [each / name for each in sources]
+        if not all(part.is_file() for part in parts):
+            continue
+        if len(parts) == 1:
+            shutil.copyfile(parts[0], into / name)
+        elif name == cell_store.OBS:
+            _join_obs(parts, into / name)
+        else:
+            _join_arrays(parts, into / name)
+
+
+def _join_arrays(parts: list[Path], into: Path) -> None:
+    joined = GrowingArray(into, np.int32)
+    for part in parts:
+        for block in blocks_of(np.load(part, mmap_mode="r")):
+            joined.append(block)
+    joined.close()
+
+
+def _join_obs(parts: list[Path], into: Path) -> None:
+    with pq.ParquetWriter(into, pq.read_schema(parts[0])) as table:
+        for part in parts:
+            for batch in pq.ParquetFile(part).iter_batches():
+                table.write_batch(batch)
+
+
+def write_dataset_info(
+    folder: Path, shards: Sequence[Mapping[str, Any]], kinds: Mapping[str, str], into: Path
+) -> None:
+    """Writes what TFDS needs to know to open a store.
+
+    Args:
+      folder: of the store.
+      shards: their cells and bytes, in order.
+      kinds: carried column -> kind.
+      into: folder to write in.
+    """
+    template = tfds.core.ShardedFileTemplate(
+        data_dir=folder,
+        template=cell_store.FILE_NAMES,
+        dataset_name=cell_store.DATASET,
+        split=cell_store.SPLIT,
+        filetype_suffix="array_record",
+    )
+    split = tfds.core.SplitInfo(
+        name=cell_store.SPLIT,
+        shard_lengths=[shard["cells"] for shard in shards],
+        num_bytes=sum(shard["bytes"] for shard in shards),
+        filename_template=template,
+    )
+    identity = tfds.core.dataset_info.DatasetIdentity(
+        name=cell_store.DATASET,
+        version=tfds.core.Version(_VERSION),
+        data_dir=str(folder),
+        module_name="",
+    )
+    info = tfds.core.DatasetInfo(builder=identity, features=tfds_features(kinds))
+    info.set_file_format(tfds.core.FileFormat.ARRAY_RECORD)
+    info.set_splits(tfds.core.splits.SplitDict([split]))
+    info.write_to_directory(into)

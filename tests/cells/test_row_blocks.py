@@ -1,0 +1,102 @@
+"""Columns in blocks are those read at once, of every format."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from count_files import WRITERS, example_cells
+from small_stores import build, cells, same_stores, write
+
+from geneformer_jax.cells import row_blocks
+from geneformer_jax.cells.count_matrix import CompressedRows
+from geneformer_jax.cells.counts import AnnDataSource, open_counts
+from geneformer_jax.cells.growing_array import GrowingArray
+from geneformer_jax.cells.quality import QualityRules
+from geneformer_jax.cells.row_blocks import RowBlocks, blocks_of
+from geneformer_jax.common.errors import InputError
+
+
+@pytest.mark.parametrize("chunk", [1, 3, 8])
+def test_slices_are_those_of_the_array(monkeypatch, chunk):
+    monkeypatch.setattr(row_blocks, "ROWS_PER_BLOCK", 5)
+    values, asked = np.arange(100, 123), []
+
+    def read(start, stop):
+        asked.append((start, stop))
+        return values[start:stop]
+
+    blocks = RowBlocks(read, len(values), chunk=chunk)
+    assert len(blocks) == 23 and blocks[22] == 122 and len(blocks[7:7]) == 0
+    for start in range(23):
+        for stop in range(start + 1, 24):
+            np.testing.assert_array_equal(blocks[start:stop], values[start:stop])
+    size = -(-5 // chunk) * chunk
+    assert all(a % size == 0 and b in (a + size, 23) for a, b in asked if a < b)
+    asked.clear()
+    np.testing.assert_array_equal(np.concatenate(list(blocks_of(blocks))), values)
+    assert len(asked) <= -(-23 // size) + 1
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_every_format_in_small_blocks(tmp_path, monkeypatch, name):
+    path = WRITERS[name](example_cells(), tmp_path)
+    whole = open_counts(path)
+    expected, batches = whole.obs(), list(whole.batches(10))
+    monkeypatch.setattr(row_blocks, "ROWS_PER_BLOCK", 7)
+    source = open_counts(path)
+    pd.testing.assert_frame_equal(source.obs(), expected)
+    for batch, other in zip(source.batches(10), batches, strict=True):
+        np.testing.assert_array_equal(batch.totals, other.totals)
+        assert (batch.counts != other.counts).nnz == 0
+
+
+@pytest.mark.parametrize("row", range(1, 12))
+def test_pointers_that_run_back_anywhere_are_refused(monkeypatch, row):
+    monkeypatch.setattr(row_blocks, "ROWS_PER_BLOCK", 4)
+    pointers = np.arange(0, 26, 2)
+    sound = CompressedRows(np.ones(24), np.zeros(24, int), pointers, (12, 1), "x")
+    assert sum(rows.shape[0] for _, rows in sound.rows(5)) == 12
+    pointers[row] = pointers[row + 1] + 1 if row % 2 else pointers[row - 1] - 1
+    with pytest.raises(InputError, match="does not run upwards"):
+        CompressedRows(np.ones(24), np.zeros(24, int), pointers, (12, 1), "x")
+
+
+@pytest.mark.parametrize("suffix", ["h5ad", "zarr"])
+def test_columns_with_missing_values_in_small_blocks(tmp_path, monkeypatch, suffix):
+    adata = example_cells()
+    adata.obs["number"] = pd.array([None, *range(adata.n_obs - 1)], "Int64")
+    adata.obs["truth"] = pd.array([True, None, False] * 19, "boolean")
+    adata.obs["grade"] = pd.Categorical(["b", None, "a"] * 19, ["c", "b", "a"], ordered=True)
+    path = tmp_path / f"x.{suffix}"
+    (adata.write_h5ad if suffix == "h5ad" else adata.write_zarr)(path)
+    monkeypatch.setattr(row_blocks, "ROWS_PER_BLOCK", 7)
+    read, expected = open_counts(path).obs(), AnnDataSource(adata).obs()
+    for column in ("number", "truth", "grade", "cell_type"):
+        pd.testing.assert_series_equal(read[column], expected[column])
+
+
+def test_a_store_made_in_small_blocks(tmp_path, monkeypatch, files, vocabulary):
+    adata = cells(3, "e")
+    adata.obs["donor"] = range(adata.n_obs)
+    adata.obs["score"] = pd.array([*range(adata.n_obs - 1), None], "Int64")
+    paths = [*files, write(adata, tmp_path / "e.h5ad")]
+    rules = QualityRules("filter_pass", {"cell_type": ["B"]}, None, None, 3)
+    options = {"obs": ["donor", "cell_type"], "quality": rules}
+    whole, said = build(tmp_path / "whole", paths, vocabulary, **options)
+    monkeypatch.setattr(row_blocks, "ROWS_PER_BLOCK", 7)
+    parts, also_said = build(tmp_path / "parts", paths, vocabulary, **options)
+    same_stores(parts, whole)
+    assert said[1:] == also_said[1:] and len(said) > 2
+    np.testing.assert_array_equal(parts.lengths, whole.lengths)
+    np.testing.assert_array_equal(parts.n_genes, whole.n_genes)
+
+
+def test_an_array_that_grows(tmp_path):
+    for lengths in ([], [0], [3, 0, 100_000, 1]):
+        array = GrowingArray(tmp_path / "x.npy", np.int32)
+        values = [np.arange(length, dtype=np.int64) for length in lengths]
+        for each in values:
+            array.append(each)
+        array.close()
+        read = np.load(tmp_path / "x.npy")
+        assert read.dtype == np.int32
+        np.testing.assert_array_equal(read, np.concatenate([np.empty(0), *values]))
