@@ -9,8 +9,8 @@ backward and update:
   frozen 4       the same for genes with the lowest 4 of 6 layers frozen, as in the dosage task
   lora 8         low-rank factors on query and value, head and factors learning (ours only)
 Each case is a process of its own, warmed up by one step (so compiling is left out and told apart),
-and all take turns. Cells per second are medians over repeats. The loss of the first step is told: it
-comes with dropout on both sides, so that it agrees roughly (tests compare a step without).
+and all take turns. Cells per second are medians over repeats. The loss of the first step, with
+dropout on both sides, agrees roughly (tests compare a step without).
 """
 
 import json
