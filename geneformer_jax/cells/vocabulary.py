@@ -25,6 +25,8 @@ LARGEST_TOKEN = np.iinfo(np.uint16).max
 _FORMAT = 1
 _ASCII_END = 0x80
 _DESCRIPTION, _GENES, _MAPPING = "vocabulary.json", "genes.parquet", "id_mapping.parquet"
+_GENES_SCHEMA = pa.schema({"gene_id": pa.string(), "symbol": pa.string(), "median": pa.float64()})
+_MAPPING_SCHEMA = pa.schema({"other_id": pa.string(), "gene_id": pa.string()})
 
 
 @dataclass(frozen=True, eq=False)
@@ -169,12 +171,12 @@ class GeneVocabulary:
     @cached_property
     def _genes(self) -> pa.Table:
         texts = {"gene_id": self.gene_ids.tolist(), "symbol": self.symbols.tolist()}
-        return pa.table({**texts, "median": self.medians})
+        return pa.table({**texts, "median": self.medians}, _GENES_SCHEMA)
 
     @cached_property
     def _mapping(self) -> pa.Table:
         columns = {"other_id": list(self.id_mapping), "gene_id": list(self.id_mapping.values())}
-        return pa.table({name: pa.array(ids, pa.string()) for name, ids in columns.items()})
+        return pa.table(columns, _MAPPING_SCHEMA)
 
     @cached_property
     def _token_of_symbol(self) -> Mapping[str, int]:
@@ -246,7 +248,9 @@ class GeneVocabulary:
             )
         try:
             description = json.loads((folder / _DESCRIPTION).read_text())
-            genes, mapping = (_read(folder / name) for name in (_GENES, _MAPPING))
+            # Cast, for other writers know other texts, and give an empty column no type.
+            genes = _read(folder / _GENES).cast(_GENES_SCHEMA)
+            mapping = _read(folder / _MAPPING).cast(_MAPPING_SCHEMA)
             vocabulary = cls(
                 gene_ids=_texts(genes["gene_id"]),
                 symbols=_texts(genes["symbol"]),

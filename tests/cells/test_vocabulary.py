@@ -6,6 +6,8 @@ import re
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from geneformer_jax.cells.gene_lookup import strip_version
@@ -195,6 +197,20 @@ def test_every_way_of_storing_keeps_everything(tmp_path):
 def test_an_empty_mapping_survives(tmp_path):
     small(id_mapping={}).save(tmp_path / "vocabulary")
     assert dict(GeneVocabulary.load(tmp_path / "vocabulary").id_mapping) == {}
+
+
+def test_tables_may_come_from_other_writers(tmp_path):
+    original = small(id_mapping={})
+    original.save(tmp_path / "v")
+    untyped = pa.table({"other_id": pa.nulls(0), "gene_id": pa.nulls(0)})
+    pq.write_table(untyped, tmp_path / "v" / "id_mapping.parquet")
+    genes = {"gene_id": original.gene_ids, "symbol": original.symbols}
+    genes = {name: pa.array(texts.tolist(), pa.large_string()) for name, texts in genes.items()}
+    table = pa.table({**genes, "median": original.medians})
+    pq.write_table(table, tmp_path / "v" / "genes.parquet")
+    loaded = GeneVocabulary.load(tmp_path / "v")
+    ids = [*IDS, "GATA4"]
+    np.testing.assert_array_equal(loaded.tokens_of(ids), original.tokens_of(ids))
 
 
 def test_the_hash_changes_with_all_that_decides_tokens():
