@@ -26,6 +26,7 @@ from geneformer_jax.cells.counts import CountSource, open_counts
 from geneformer_jax.cells.options import configuration
 from geneformer_jax.common import door
 from geneformer_jax.common.errors import InputError
+from geneformer_jax.common.files import write_aside
 from geneformer_jax.common.provenance import describe_run
 
 FLAGS = flags.FLAGS
@@ -74,7 +75,7 @@ def main() -> None:
     door.require("checkpoint", "cells", "output")
     # JAX takes seconds to import, which --help and a mistyped flag should not have to wait for.
     from geneformer_jax.analysis import cell_selection, embedder, embedding_batches, embedding_files
-    from geneformer_jax.analysis.embedding_extras import Page
+    from geneformer_jax.analysis.embedding_report import Page
     from geneformer_jax.interop.load import load_model
 
     output, layers = Path(FLAGS.output), _numbers("layer", int)
@@ -146,8 +147,11 @@ def _write(
 
     inputs = [FLAGS.cells, *([FLAGS.counts] if FLAGS.counts else [])]
     story = describe_run("embed", configuration(), inputs, counts)
+    text = json.dumps(story, indent=2, default=str)
+    with write_aside(output.with_suffix(".provenance.json")) as aside:
+        aside.write_text(text + "\n")
+    write_output(embedded, output, text, **arrays)
     page.write(story)
-    write_output(embedded, output, json.dumps(story, indent=2, default=str), **arrays)
 
 
 if __name__ == "__main__":

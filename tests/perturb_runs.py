@@ -3,32 +3,18 @@
 from collections.abc import Callable
 from pathlib import Path
 
-import jax
 import pandas as pd
 
 from geneformer_jax.analysis import perturbation_plan
 from geneformer_jax.model import pretrained
-from geneformer_jax.model.config import EncoderConfig
-from geneformer_jax.model.encoder import init_params
 from tests.doors import run_door
-from tests.toy import toy_vocabulary
+from tests.toy import toy_model
 
 GENES = [f"ENSG{i:011d}" for i in (0, 3, 5, 8, 13)]
 
 
 def make_model() -> pretrained.PretrainedModel:
-    vocabulary = toy_vocabulary()
-    config = EncoderConfig(
-        vocabulary_size=vocabulary.size,
-        layers=2,
-        width=16,
-        heads=2,
-        feed_forward=32,
-        positions=128,
-        initializer_range=0.2,
-    )
-    params = init_params(config, jax.random.key(0))
-    return pretrained.PretrainedModel(config, params, vocabulary, source="toy", step=0)
+    return toy_model(positions=128, initializer_range=0.2)
 
 
 def door_on_five_cells(

@@ -3,35 +3,21 @@
 import dataclasses
 import json
 
-import jax
 import numpy as np
 import pandas as pd
 import pytest
 
 from geneformer_jax.analysis.attention_heads import attend_cells
 from geneformer_jax.model import pretrained
-from geneformer_jax.model.config import EncoderConfig
-from geneformer_jax.model.encoder import init_params
 from tests.doors import assert_one_line, run_door
-from tests.toy import toy_vocabulary
+from tests.toy import toy_model, toy_vocabulary
 
 GENES = [f"ENSG{number:011d}" for number in range(0, 60, 3)]
 
 
 @pytest.fixture(scope="module")
 def model() -> pretrained.PretrainedModel:
-    vocabulary = toy_vocabulary()
-    config = EncoderConfig(
-        vocabulary_size=vocabulary.size,
-        layers=3,
-        width=16,
-        heads=2,
-        feed_forward=16,
-        positions=256,
-        initializer_range=0.4,
-    )
-    params = init_params(config, jax.random.key(3))
-    return pretrained.PretrainedModel(config, params, vocabulary, source="toy", step=0)
+    return toy_model(3, layers=3, feed_forward=16, initializer_range=0.4)
 
 
 @pytest.fixture

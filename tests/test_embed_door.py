@@ -3,7 +3,6 @@
 import json
 
 import anndata as ad
-import jax
 import numpy as np
 import pandas as pd
 import pytest
@@ -13,26 +12,14 @@ from geneformer_jax.analysis.embedder import Embedder
 from geneformer_jax.analysis.embedding import KEY, embed_cells
 from geneformer_jax.analysis.state_embeddings import StateEmbeddings
 from geneformer_jax.model import pretrained
-from geneformer_jax.model.config import EncoderConfig
-from geneformer_jax.model.encoder import init_params
 from tests.doors import assert_one_line, run_door
 from tests.pages import Page
-from tests.toy import toy_cells, toy_vocabulary
+from tests.toy import toy_cells, toy_model
 
 
 @pytest.fixture(scope="module")
 def model() -> pretrained.PretrainedModel:
-    vocabulary = toy_vocabulary()
-    config = EncoderConfig(
-        vocabulary_size=vocabulary.size,
-        layers=2,
-        width=16,
-        heads=2,
-        feed_forward=32,
-        positions=256,
-    )
-    params = init_params(config, jax.random.key(0))
-    return pretrained.PretrainedModel(config, params, vocabulary, source="toy", step=0)
+    return toy_model()
 
 
 @pytest.fixture

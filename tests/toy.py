@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import anndata as ad
+import jax
 import numpy as np
 import pandas as pd
 from scipy import sparse
@@ -11,6 +12,9 @@ from geneformer_jax.cells.cell_store import CellStore
 from geneformer_jax.cells.store_building import Reading, StoreBuild
 from geneformer_jax.cells.tokenization import Recipe
 from geneformer_jax.cells.vocabulary import GeneVocabulary
+from geneformer_jax.model.config import EncoderConfig
+from geneformer_jax.model.encoder import init_params
+from geneformer_jax.model.pretrained import PretrainedModel
 
 GENES = 150
 
@@ -29,6 +33,15 @@ def toy_cells(cells: int = 240, seed: int = 0) -> ad.AnnData:
         obs=pd.DataFrame({"kind": np.where(kind, "b", "a")}, index=[f"c{i}" for i in range(cells)]),
         var=pd.DataFrame(index=[f"ENSG{i:011d}" for i in range(GENES)]),
     )
+
+
+def toy_model(seed: int = 0, **changes) -> PretrainedModel:
+    """A model of the toy genes with random weights; changes are to EncoderConfig."""
+    vocabulary = toy_vocabulary()
+    shape = {"layers": 2, "width": 16, "heads": 2, "feed_forward": 32, "positions": 256}
+    config = EncoderConfig(vocabulary_size=vocabulary.size, **{**shape, **changes})
+    params = init_params(config, jax.random.key(seed))
+    return PretrainedModel(config, params, vocabulary, source="toy", step=0)
 
 
 def toy_vocabulary(special_tokens: tuple[str, ...] = ("<pad>", "<mask>")) -> GeneVocabulary:

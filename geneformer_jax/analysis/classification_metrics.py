@@ -83,8 +83,13 @@ def fold_roc(predictions: pd.DataFrame) -> Roc:
 
 
 def weighted_mean_and_sd(values: np.ndarray, weights: np.ndarray) -> tuple[float, float]:
-    """Returns the mean and the standard deviation (of a population) under weights, as [F]."""
+    """Returns the mean and the standard deviation (of a population) under weights, as [F].
+
+    A single value has no deviation: NaN.
+    """
     mean = float(np.average(values, weights=weights))
+    if len(values) == 1:
+        return mean, np.nan
     return mean, float(np.sqrt(np.average((values - mean) ** 2, weights=weights)))
 
 
@@ -221,10 +226,8 @@ def _mean_roc(folds: np.ndarray, curves: np.ndarray, aucs: np.ndarray, weights: 
     mean_curve = weights @ curves
     mean_curve[-1] = 1.0
     auc, sd = weighted_mean_and_sd(aucs, weights)
-    plain_sd = float(aucs.std())
-    if len(aucs) == 1:
-        sd = plain_sd = np.nan
-    return Roc(folds, curves, aucs, weights, mean_curve, auc, sd, float(aucs.mean()), plain_sd)
+    plain = weighted_mean_and_sd(aucs, np.ones(len(aucs)))
+    return Roc(folds, curves, aucs, weights, mean_curve, auc, sd, *plain)
 
 
 def _macro_f1(label: np.ndarray, predicted: np.ndarray) -> float:

@@ -20,8 +20,8 @@ from geneformer_jax.model.precision import precision_preset
 from geneformer_jax.training.config import MeshConfig
 from geneformer_jax.training.mesh import batch_divisor, make_mesh, put_batch
 
-# A CPU's caches hold small batches (2,048 tokens took a third to a seventh less time than 8,192);
-# an accelerator idles on them.
+# A CPU's caches hold small batches (perturbing cells of 1,000 genes, 2,048 tokens took a fifth less
+# time than 8,192); an accelerator idles on them.
 TOKENS_PER_DEVICE = {"cpu": 2_048}
 TOKENS_PER_ACCELERATOR = 131_072
 # Floating point operations per second, roughly, to weigh computing padding against compiling.

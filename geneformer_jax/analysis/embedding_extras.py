@@ -1,9 +1,6 @@
 """What is asked of embeddings beside the vectors: states, measures, figures and a report."""
 
-import json
-from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,58 +8,11 @@ import numpy as np
 from geneformer_jax.analysis import embedding_report as report
 from geneformer_jax.analysis.cell_selection import EncodedCells, check_columns
 from geneformer_jax.analysis.embedder import Embedded, Embedder
-from geneformer_jax.analysis.embedding_files import table_path
 from geneformer_jax.analysis.embedding_quality import check_labels, describe_quality
-from geneformer_jax.analysis.figures import Drawing, save_figure
 from geneformer_jax.analysis.label_accuracy import FOLDS, NEIGHBOURS, rows_of
-from geneformer_jax.analysis.report import Report
 from geneformer_jax.analysis.state_embeddings import QUANTILES, check_states, state_embeddings
 from geneformer_jax.cells.counts import CountSource
 from geneformer_jax.common.errors import InputError
-from geneformer_jax.common.files import write_aside
-
-
-class Page:
-    """The report of a run, and the files that lie beside it.
-
-    Attributes:
-      report: to add to.
-    """
-
-    def __init__(self, embedder: Embedder, embedded: Embedded, output: Path):
-        """Begins the report of `output`."""
-        layers = ", ".join(map(str, embedded.layers))
-        self.report = Report(
-            "Embeddings",
-            f"{len(embedded.table):,} rows ({embedder.pass_.mode}), layer {layers} of "
-            f"{embedder.model.source}. {embedder.throughput.describe()}.",
-        )
-        self._output = output
-        self._files = [output, table_path(output)] if output.suffix == ".npy" else [output]
-
-    def path(self, ending: str) -> Path:
-        """A file beside the output, with another ending."""
-        return self._output.with_name(self._output.stem + ending)
-
-    def wrote(self, path: Path) -> None:
-        """Tells of a written file."""
-        self._files.append(path)
-        print(f"written: {path}", flush=True)
-
-    def draw(self, drawing: Drawing) -> None:
-        """Writes a figure as PNG and PDF, and shows it."""
-        for path in save_figure(drawing.figure, self.path(f"_{drawing.name}")):
-            self.wrote(path)
-        self.report.figure(drawing.figure, drawing.caption)
-
-    def write(self, story: Mapping[str, Any]) -> None:
-        """Writes it with links to the files, the provenance and its file included."""
-        provenance = self.path(".provenance.json")
-        with write_aside(provenance) as aside:
-            aside.write_text(json.dumps(story, indent=2, default=str) + "\n")
-        self.report.files([*self._files, provenance])
-        self.report.provenance(story)
-        self.report.write(self.path(".report.html"))
 
 
 @dataclass(frozen=True)
@@ -112,7 +62,7 @@ class Extras:
             rows_of(counts, obs.index)
 
     def run(
-        self, embedder: Embedder, embedded: Embedded, counts: CountSource | None, page: Page
+        self, embedder: Embedder, embedded: Embedded, counts: CountSource | None, page: report.Page
     ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
         """Measures, draws and prints.
 
@@ -148,12 +98,11 @@ class Extras:
         return story, arrays
 
     def _accuracies(
-        self, embedded: Embedded, counts: CountSource | None, page: Page
+        self, embedded: Embedded, counts: CountSource | None, page: report.Page
     ) -> dict[str, Any]:
         accuracies = report.compare_accuracies(embedded, self.color, counts)
-        lines = report.describe_accuracies(accuracies)
-        print("\n".join(lines), flush=True)
         if accuracies:
+            print("\n".join(report.describe_accuracies(accuracies)), flush=True)
             page.report.section("Labels told apart by nearest neighbours")
             page.report.table(
                 report.accuracy_table(accuracies),
@@ -166,7 +115,7 @@ class Extras:
         }
 
     def _quality(
-        self, embedder: Embedder, embedded: Embedded, counts: CountSource | None, page: Page
+        self, embedder: Embedder, embedded: Embedded, counts: CountSource | None, page: report.Page
     ) -> dict[str, Any]:
         tables = report.compare_quality(embedder, embedded, self.quality, self.batch, counts)
         for column, table in tables.items():

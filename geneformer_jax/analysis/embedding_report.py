@@ -1,6 +1,8 @@
 """What the embed door says and draws of its embeddings."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -13,6 +15,7 @@ from geneformer_jax.analysis.embedding_figures import (
     gene_similarity_figure,
     quality_figure,
 )
+from geneformer_jax.analysis.embedding_files import table_path
 from geneformer_jax.analysis.embedding_quality import (
     MODEL,
     MOST_CELLS,
@@ -20,7 +23,13 @@ from geneformer_jax.analysis.embedding_quality import (
     measure_quality,
     random_model,
 )
-from geneformer_jax.analysis.figures import PALETTE, Drawing, umap_figure, umap_positions
+from geneformer_jax.analysis.figures import (
+    PALETTE,
+    Drawing,
+    save_figure,
+    umap_figure,
+    umap_positions,
+)
 from geneformer_jax.analysis.label_accuracy import (
     FOLDS,
     NEIGHBOURS,
@@ -29,6 +38,7 @@ from geneformer_jax.analysis.label_accuracy import (
     label_accuracy,
     log_count_components,
 )
+from geneformer_jax.analysis.report import Report
 from geneformer_jax.cells.counts import CountSource
 
 UMAP_KEY = "X_umap"
@@ -36,6 +46,46 @@ COMPONENTS = 50
 # Nearest neighbours and layouts of more cells take long and say no more.
 _MOST_CELLS = 20_000
 _MOST_HEATMAP_CELLS = 1_000
+
+
+class Page:
+    """The report of a run, and the files that lie beside it.
+
+    Attributes:
+      report: to add to.
+    """
+
+    def __init__(self, embedder: Embedder, embedded: Embedded, output: Path):
+        """Begins the report of `output`."""
+        layers = ", ".join(map(str, embedded.layers))
+        self.report = Report(
+            "Embeddings",
+            f"{len(embedded.table):,} rows ({embedder.pass_.mode}), layer {layers} of "
+            f"{embedder.model.source}. {embedder.throughput.describe()}.",
+        )
+        self._output = output
+        self._files = [output, table_path(output)] if output.suffix == ".npy" else [output]
+
+    def path(self, ending: str) -> Path:
+        """A file beside the output, with another ending."""
+        return self._output.with_name(self._output.stem + ending)
+
+    def wrote(self, path: Path) -> None:
+        """Tells of a written file."""
+        self._files.append(path)
+        print(f"written: {path}", flush=True)
+
+    def draw(self, drawing: Drawing) -> None:
+        """Writes a figure as PNG and PDF, and shows it."""
+        for path in save_figure(drawing.figure, self.path(f"_{drawing.name}")):
+            self.wrote(path)
+        self.report.figure(drawing.figure, drawing.caption)
+
+    def write(self, story: Mapping[str, Any]) -> None:
+        """Writes it, with its story and links to the files."""
+        self.report.files([*self._files, self.path(".provenance.json")])
+        self.report.provenance(story)
+        self.report.write(self.path(".report.html"))
 
 
 def draw_rows(rows: int, most: int) -> np.ndarray:

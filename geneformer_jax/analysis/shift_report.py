@@ -51,7 +51,6 @@ def run_statistics(
     background: int = BACKGROUND,
     seed: int = SEED,
     set_size: int = 0,
-    report: Report | None = None,
 ) -> list[Path]:
     """Computes one statistic of a perturbation and writes it into the folder `statistics` there.
 
@@ -77,7 +76,6 @@ def run_statistics(
       seed: of that sample.
       set_size: only edits of so many genes; 0 takes all, and so compares pairs with single genes
         where a perturbation has both.
-      report: a report to which the statistic is added as well.
 
     Returns:
       The files written.
@@ -105,9 +103,7 @@ def run_statistics(
     _remove_others(target, mode, written)
     story = _story(folder, mode, options, outcome, {name: head[1] for name, head in heads.items()})
     page = Report(_title(mode), f"Statistics of the perturbation {folder.name}.")
-    for each in (page, report):
-        if each:
-            _add(each, mode, outcome, drawings, heads)
+    _add(page, mode, outcome, drawings, heads)
     page.provenance(story)
     page.write(target / f"{mode}.html")
     _record(target / FILE_NAME, mode, story)

@@ -15,6 +15,7 @@ from scipy import sparse
 
 from geneformer_jax.cells.count_source import CountSource
 from geneformer_jax.cells.read_ahead import read_ahead
+from geneformer_jax.cells.row_blocks import RowBlocks, blocks_of
 from geneformer_jax.common.errors import InputError
 
 # The 37 genes of the human mitochondrial genome: 13 proteins, 2 rRNAs, 22 tRNAs.
@@ -161,7 +162,11 @@ def measure(
     )
 
 
-def judge(rules: QualityRules, obs: pd.DataFrame, measures: CellMeasures | None = None) -> Verdict:
+def judge(
+    rules: QualityRules,
+    obs: pd.DataFrame | RowBlocks[pd.DataFrame],
+    measures: CellMeasures | None = None,
+) -> Verdict:
     """Applies the rules to the cells of one dataset.
 
     The filter column and the exclusions come first; means and standard deviations (of the
@@ -169,16 +174,17 @@ def judge(rules: QualityRules, obs: pd.DataFrame, measures: CellMeasures | None 
 
     Args:
       rules: to apply.
-      obs: [cells], at least the rules' `obs_columns`.
+      obs: [cells], at least the rules' `obs_columns`; gone through in blocks.
       measures: of the same cells; may be None if no rule needs counts.
 
     Raises:
       InputError: the filter column is not made of numbers.
     """
-    return judge_counts(rules, judge_columns(rules, obs), measures)
+    parts = [_judge_columns(rules, block) for block in blocks_of(obs)]
+    return _judge_counts(rules, Verdict.joined(parts), measures)
 
 
-def judge_columns(rules: QualityRules, obs: pd.DataFrame) -> Verdict:
+def _judge_columns(rules: QualityRules, obs: pd.DataFrame) -> Verdict:
     """Applies the filter column and the exclusions, of which each looks at one cell alone."""
     verdict = Verdict(np.ones(len(obs), dtype=bool), {}, ())
     if rules.filter_column:
@@ -189,10 +195,8 @@ def judge_columns(rules: QualityRules, obs: pd.DataFrame) -> Verdict:
     return verdict
 
 
-def judge_counts(
-    rules: QualityRules, verdict: Verdict, measures: CellMeasures | None = None
-) -> Verdict:
-    """Adds to the verdict of `judge_columns` the rules that compare a cell with its dataset."""
+def _judge_counts(rules: QualityRules, verdict: Verdict, measures: CellMeasures | None) -> Verdict:
+    """Adds to the verdict of `_judge_columns` the rules that compare a cell with its dataset."""
     if not rules.need_counts:
         return verdict
     keep, drop, skipped = verdict.keep, verdict.drop, []

@@ -297,8 +297,9 @@ def join_sources(
         raise InputError("no cell is left to store; see the counts of dropped cells above")
     aside = folder / _ASIDE
     remove(aside)
-    aside.mkdir()
-    try:
+    with contextlib.ExitStack() as stack:
+        stack.callback(remove, aside)
+        aside.mkdir()
         (aside / _ORDER).write_text(_as_json(order))
         join_tables([folder / cell_store.SOURCES / key for key in order], aside)
         if not (folder / cell_store.VOCABULARY).exists():
@@ -307,10 +308,7 @@ def join_sources(
         write_dataset_info(folder, shards, obs_kinds(folder), aside)
         # All files at once, which takes a fraction of the time of one by one.
         fsync_tree(aside)
-    except BaseException:
-        remove(aside)
-        raise
-    _put_in_place(folder, order, aside)
+        _put_in_place(folder, order, aside)
 
 
 def _put_in_place(folder: Path, order: list[str], aside: Path) -> None:
@@ -324,7 +322,6 @@ def _put_in_place(folder: Path, order: list[str], aside: Path) -> None:
             os.replace(path, folder / path.name)
     fsync_tree_entry(folder)
     os.replace(aside / cell_store.DATASET_INFO, folder / cell_store.DATASET_INFO)
-    aside.rmdir()
     fsync_tree_entry(folder)
 
 

@@ -11,13 +11,7 @@ import pyarrow as pa
 
 from geneformer_jax.cells.counts import AnnDataSource, CountSource
 from geneformer_jax.cells.gene_lookup import strip_version
-from geneformer_jax.cells.quality import (
-    QualityRules,
-    Verdict,
-    judge_columns,
-    judge_counts,
-    measure,
-)
+from geneformer_jax.cells.quality import QualityRules, Verdict, judge, measure
 from geneformer_jax.cells.rank_encoding import (
     RankEncodings,
     encode_counts,
@@ -25,7 +19,6 @@ from geneformer_jax.cells.rank_encoding import (
     join_encodings,
 )
 from geneformer_jax.cells.read_ahead import read_ahead
-from geneformer_jax.cells.row_blocks import blocks_of
 from geneformer_jax.cells.species import refuse_mixed_species, species_of
 from geneformer_jax.cells.vocabulary import GeneVocabulary
 from geneformer_jax.common.errors import InputError
@@ -150,9 +143,7 @@ def choose_cells(source: CountSource, rules: QualityRules, tokens: np.ndarray) -
       InputError: the source has not the columns that the rules name, or no raw counts.
     """
     measures = measure(source, tokens) if rules.need_counts else None
-    obs = source.table(rules.obs_columns)
-    verdict = Verdict.joined([judge_columns(rules, block) for block in blocks_of(obs)])
-    return judge_counts(rules, verdict, measures)
+    return judge(rules, source.table(rules.obs_columns), measures)
 
 
 class EncodedBatch(NamedTuple):

@@ -25,19 +25,7 @@ from geneformer_jax.analysis.classification_metrics import fold_roc
 from geneformer_jax.cells.counts import AnnDataSource
 from geneformer_jax.cells.vocabulary import V1_SPECIAL_TOKENS, V2_SPECIAL_TOKENS
 from geneformer_jax.common.errors import InputError
-from tests.analysis.task_cells import cell_task, gene_task, toy_gene_labels, toy_task_cells
-
-
-@pytest.fixture(scope="module")
-def toy():
-    """(counts, tokens) of toy cells."""
-    return toy_task_cells()
-
-
-@pytest.fixture(scope="module")
-def task(toy):
-    """Genes of two programs."""
-    return gene_task(toy[1], toy_gene_labels())
+from tests.analysis.task_cells import cell_task, toy_task_cells
 
 
 @pytest.mark.parametrize("special_tokens", [V1_SPECIAL_TOKENS, V2_SPECIAL_TOKENS])

@@ -47,18 +47,6 @@ from tests.analysis.task_cells import (
 CONFIGS = sorted((Path(__file__).parents[2] / "configs" / "tasks").glob("*.py"))
 
 
-@pytest.fixture(scope="module")
-def toy():
-    """(counts, tokens) of toy cells."""
-    return toy_task_cells()
-
-
-@pytest.fixture(scope="module")
-def task(toy):
-    """Genes of two programs."""
-    return gene_task(toy[1], toy_gene_labels())
-
-
 @pytest.mark.parametrize("special_tokens", [V1_SPECIAL_TOKENS, V2_SPECIAL_TOKENS])
 def test_occurrences_are_those_of_a_search_cell_by_cell(special_tokens):
     _, cells = toy_task_cells(20, special_tokens)
