@@ -1,6 +1,7 @@
 """Reports taken apart."""
 
 from html.parser import HTMLParser
+from pathlib import Path
 
 VOID = {"meta", "img"}
 
@@ -41,3 +42,14 @@ class Page(HTMLParser):
             self.texts.setdefault(self.open[-1], []).append(data)
         if "td" in self.open or "th" in self.open:
             self.rows[-1][-1] += data
+
+
+def read_page(path: Path) -> Page:
+    return Page(path.read_text(encoding="utf-8"))
+
+
+def assert_files_are_linked(page: Page, folder: Path, names: list[str]) -> None:
+    """The page links just these files and folders, and they are there."""
+    images = [image["src"] for image in page.images]
+    assert [address for address in page.addresses if address not in images] == names
+    assert all((folder / name).exists() for name in names)

@@ -10,6 +10,7 @@ import pytest
 from geneformer_jax.analysis.attention_heads import attend_cells
 from geneformer_jax.model import pretrained
 from tests.doors import assert_one_line, run_door
+from tests.pages import Page, assert_files_are_linked
 from tests.toy import toy_model, toy_vocabulary
 
 GENES = [f"ENSG{number:011d}" for number in range(0, 60, 3)]
@@ -67,6 +68,8 @@ def test_tables_figures_and_report_are_written(attend, model, toy_store, tmp_pat
     page = (folder / "report.html").read_text()
     assert page.count("<img") == len(drawn)
     assert "20 % (5 of 24)" in page
+    files = sorted(path.name for path in folder.iterdir() if path.name != "report.html")
+    assert_files_are_linked(Page(page), folder, files)
     assert json.loads((folder / "provenance.json").read_text())["counts"]["cells"] == 40
 
 

@@ -13,7 +13,7 @@ from geneformer_jax.analysis.embedding import KEY, embed_cells
 from geneformer_jax.analysis.state_embeddings import StateEmbeddings
 from geneformer_jax.model import pretrained
 from tests.doors import assert_one_line, run_door
-from tests.pages import Page
+from tests.pages import assert_files_are_linked, read_page
 from tests.toy import toy_cells, toy_model
 
 
@@ -188,12 +188,12 @@ def test_quality_is_measured_beside_baselines(embed, tmp_path, monkeypatch):
     assert measured["PCA(50) of log counts"][accuracy] > 0.9
     assert "the model" in output
     assert (tmp_path / "out_quality_kind.png").stat().st_size > 5_000
-    page = Page((tmp_path / "out.report.html").read_text(encoding="utf-8"))
+    page = read_page(tmp_path / "out.report.html")
     shown = {row[0]: row for row in page.rows[1:]}
     assert set(shown) == set(measured)
     files = ["out.h5ad", "out.provenance.json", "out_quality_kind.pdf", "out_quality_kind.png"]
-    assert page.addresses[1:] == files and len(page.images) == 1
-    assert all((tmp_path / name).is_file() for name in files)
+    assert_files_are_linked(page, tmp_path, files)
+    assert len(page.images) == 1
 
 
 @pytest.mark.slow

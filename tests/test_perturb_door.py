@@ -13,6 +13,7 @@ import pytest
 from geneformer_jax.analysis.perturbation import States, perturb_cells
 from geneformer_jax.model import pretrained
 from tests.doors import assert_one_line
+from tests.pages import assert_files_are_linked, read_page
 from tests.perturb_runs import GENES, assert_same_folders, door_on_five_cells, make_model
 from tests.toy import toy_cells
 
@@ -64,7 +65,9 @@ def test_tables_edits_story_and_report_are_written(perturb, model, toy_store, tm
     assert story["counts"]["edits"] == len(found) / 2
     assert story["counts"]["states"] is None
     assert story["counts"]["left_out"]["not drawn"] == 235
-    assert GENES[0] in (out / "report.html").read_text()
+    page = read_page(out / "report.html")
+    assert GENES[0] in {row[0] for row in page.rows}
+    assert_files_are_linked(page, out, ["edits.parquet", "provenance.json", "shifts"])
     assert "edits (delete) in 5 of 5 cells" in output and "edits/s" in output
 
 

@@ -42,6 +42,8 @@ from geneformer_jax.common.provenance import FILE_NAME, write_provenance
 
 SHIFTS, GENE_SHIFTS, GENE_MEANS = "shifts", "gene_shifts", "gene_shift_means.parquet"
 EDITS, STATES, REPORT = "edits.parquet", "states.parquet", "report.html"
+# All else in the folder of a run is gone when it is finished.
+OUTPUTS = (EDITS, STATES, SHIFTS, GENE_SHIFTS, GENE_MEANS, FILE_NAME)
 _RECORDS = "records"
 _MEANS = "means"
 _PAIRS_AT_ONCE = 4_194_304

@@ -6,7 +6,7 @@ from typing import Any
 
 import pandas as pd
 
-from geneformer_jax.analysis.perturbation_files import REPORT, SHIFTS
+from geneformer_jax.analysis.perturbation_files import OUTPUTS, REPORT, SHIFTS
 from geneformer_jax.analysis.report import Report
 from geneformer_jax.analysis.shift_figures import ranked_figure
 
@@ -50,6 +50,6 @@ def write_report(folder: Path, summary: pd.DataFrame, story: Mapping[str, Any]) 
         left = pd.DataFrame(counts["left_out"].items(), columns=["left out", "number"])
         report.section("What was left out")
         report.table(left, "Cells and edits, by reason.")
-    report.files(path for path in folder.iterdir() if path.name != REPORT)
+    report.files(path for path in folder.iterdir() if path.name in OUTPUTS)
     report.provenance(story)
     report.write(folder / REPORT)

@@ -43,6 +43,7 @@ from tests.analysis.task_cells import (
     toy_gene_labels,
     toy_task_cells,
 )
+from tests.pages import assert_files_are_linked, read_page
 
 CONFIGS = sorted((Path(__file__).parents[2] / "configs" / "tasks").glob("*.py"))
 
@@ -237,7 +238,11 @@ def test_a_run_writes_everything_and_goes_on_where_it_stopped(toy, task, tmp_pat
     controls = pd.read_csv(tmp_path / "run" / "controls.csv")
     assert len(controls) == 2 * 2 * len(kinds) + 1
     assert controls["control"].value_counts()["shuffled labels once, by fold"] == 1
-    assert PUBLISHED in (tmp_path / "run" / "report.html").read_text()
+    page = read_page(tmp_path / "run" / "report.html")
+    assert PUBLISHED in page.rows[0]
+    # The provenance is written last of all, and the page holds it.
+    files = sorted(written - {"report.html", "provenance.json"})
+    assert_files_are_linked(page, tmp_path / "run", files)
 
 
 def interrupted(*_) -> None:

@@ -10,12 +10,12 @@ import pytest
 from matplotlib.figure import Figure
 
 from geneformer_jax.analysis.report import Report
-from tests.pages import Page
+from tests.pages import Page, read_page
 
 
 def write(report: Report, tmp_path) -> Page:
     report.write(tmp_path / "report.html")
-    return Page((tmp_path / "report.html").read_text(encoding="utf-8"))
+    return read_page(tmp_path / "report.html")
 
 
 def test_a_page_holds_all_it_needs_and_asks_for_nothing(tmp_path):
