@@ -137,13 +137,18 @@ def base(tmp_path_factory):
 
 
 @pytest.fixture
-def compilations(monkeypatch):
-    """Counts programs that XLA is asked for."""
+def compilations():
+    """Lists programs that XLA is asked for, after forgetting those of other tests."""
+    jax.clear_caches()
     events = []
-    jax.monitoring.register_event_duration_secs_listener(
-        lambda name, seconds, **_: events.append(name) if "backend_compile" in name else None
-    )
-    return events
+
+    def listen(name: str, seconds: float, **_) -> None:
+        if "backend_compile" in name:
+            events.append(name)
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    yield events
+    jax.monitoring.unregister_event_duration_listener(listen)
 
 
 def test_folds_and_other_rates_share_their_programs(toy_store, base, tmp_path, compilations):
