@@ -3,6 +3,9 @@
 import contextlib
 import csv
 import gzip
+import io
+import itertools
+import threading
 from collections.abc import Iterator
 from operator import index
 from pathlib import Path
@@ -144,7 +147,8 @@ class TenxMtxSource(_TenxSource):
             prefix = self._file.name.partition("matrix.mtx")[0]
             cells = _sister(self._file.parent, [f"{prefix}barcodes.tsv"])
             genes = _sister(self._file.parent, [f"{prefix}features.tsv", f"{prefix}genes.tsv"])
-            self.packed_ids = as_packed_text([row[0] for row in _tsv(cells)])
+            barcodes = _FirstValues(cells)
+            self._ids_in_blocks(barcodes.read, barcodes.lines)
             with _open(self._file) as file:
                 n_genes, n_cells, _, _ = _mtx_header(file, self._file)
             self._set_features(_tsv_features(genes), (n_cells, n_genes), gene_column)
@@ -153,6 +157,28 @@ class TenxMtxSource(_TenxSource):
     def _matrix(self) -> Iterator[Rows | Pieces]:
         with _open(self._file) as file:
             yield _MtxPieces(file, self._file)
+
+
+class _FirstValues:
+    """The first value of each line of a tab-separated text, which may be too long to be held."""
+
+    def __init__(self, path: Path):
+        """Reads the file once, to count `lines`."""
+        self._path = path
+        self.lines = sum(1 for _ in _tsv(path))
+        self._rest: Iterator[list[str]] = iter(())
+        self._next = self.lines
+        # Errors met while counts are read ahead name cells, too.
+        self._reading = threading.Lock()
+
+    def read(self, start: int, stop: int) -> np.ndarray:
+        """Returns those of the lines start to stop; other lines than the next cost a new start."""
+        with self._reading:
+            if start != self._next:
+                self._rest = itertools.islice(_tsv(self._path), start, None)
+            self._next = stop
+            rows = itertools.islice(self._rest, stop - start)
+            return as_packed_text([row[0] for row in rows])
 
 
 class _MtxPieces(Pieces):
@@ -242,7 +268,7 @@ def _h5_features(group: h5py.Group) -> dict[str, np.ndarray]:
 
 def _tsv_features(file: Path) -> dict[str, np.ndarray]:
     """Columns of features.tsv (id, name, type), genes.tsv (id, name) or a bare list of ids."""
-    rows = _tsv(file)
+    rows = list(_tsv(file))
     width = min((len(row) for row in rows), default=1)
     named = zip((_ID, _NAME, _TYPE), range(width), strict=False)
     return {name: as_fixed_text([row[column] for row in rows]) for name, column in named}
@@ -274,6 +300,7 @@ def _open(path: Path) -> BinaryIO:
     return gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb")
 
 
-def _tsv(path: Path) -> list[list[str]]:
-    with reading(path, "tab-separated text"), _open(path) as file:
-        return [line.rstrip("\n\r").split("\t") for line in file.read().decode().splitlines()]
+def _tsv(path: Path) -> Iterator[list[str]]:
+    with reading(path, "tab-separated text"), io.TextIOWrapper(_open(path), "utf-8") as file:
+        for line in file:
+            yield line.rstrip("\n").split("\t")

@@ -100,3 +100,21 @@ def test_an_array_that_grows(tmp_path):
         read = np.load(tmp_path / "x.npy")
         assert read.dtype == np.int32
         np.testing.assert_array_equal(read, np.concatenate([np.empty(0), *values]))
+
+
+@pytest.mark.parametrize("version", ["10x mtx version 2", "10x mtx version 3 gz"])
+def test_barcodes_are_read_forwards_or_anew(tmp_path, monkeypatch, version):
+    path = WRITERS[version](example_cells(), tmp_path)
+    expected = open_counts(path).cell_ids.tolist()
+    monkeypatch.setattr(row_blocks, "ROWS_PER_BLOCK", 4)
+    ids = open_counts(path).packed_ids
+    for row in (0, 9, 5, len(expected) - 1, 0):
+        assert ids[row] == expected[row]
+    assert ids[2:11].tolist() == expected[2:11]
+
+
+def test_barcodes_that_are_no_text_are_named(tmp_path):
+    path = WRITERS["10x mtx version 2"](example_cells(), tmp_path)
+    (path / "barcodes.tsv").write_bytes(b"cell1\n\xff\xfe\n")
+    with pytest.raises(InputError, match=r"barcodes\.tsv cannot be read as tab-separated text"):
+        open_counts(path)
