@@ -32,7 +32,7 @@ PUBLISHED = {
     "no pretraining, 6 layers": "AUC 0.41 ± 0.05",
     "no pretraining, 4 layers": "AUC 0.41 ± 0.04",
     "no pretraining, 3 layers": "AUC 0.51 ± 0.07",
-    "no pretraining, 1 layers": "AUC 0.56 ± 0.07",
+    "no pretraining, 1 layer": "AUC 0.56 ± 0.07",
 }
 
 

@@ -46,7 +46,8 @@ def roc_figure(rocs: Mapping[str, Roc], title: str = "") -> Figure:
             ylim=(-0.01, 1.01),
             aspect="equal",
         )
-        _legend(axes, "AUC, mean ± sd over folds")
+        several = any(len(roc.folds) > 1 for roc in rocs.values())
+        _legend(axes, "AUC, mean ± sd over folds" if several else "AUC")
     return figure
 
 

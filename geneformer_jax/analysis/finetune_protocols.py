@@ -38,7 +38,7 @@ _LISTED = ("method", "per", "auc", "auc_sd", "accuracy", "macro_f1")
 
 def untrained_name(layers: int) -> str:
     """Name in tables of a network of so many layers that was trained from scratch."""
-    return f"no pretraining, {layers} layers"
+    return f"no pretraining, {layers} layer{'s' if layers > 1 else ''}"
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -283,6 +283,9 @@ def test_figures_show_what_was_measured(classes, tmp_path):
     np.testing.assert_array_equal(lines[label].get_ydata(), roc.mean_curve)
     assert len(drawn.axes[0].lines) == 1 + len(roc.folds) + 2
     assert drawn.axes[0].get_title() == "a task"
+    assert drawn.axes[0].get_legend().get_title().get_text() == "AUC, mean ± sd over folds"
+    one = figures.roc_figure({"network": fold_roc(predictions[predictions["fold"] == 0])})
+    assert one.axes[0].get_legend().get_title().get_text() == "AUC"
     matrix = confusion(predictions)
     drawn = figures.confusion_figure(matrix)
     assert [text.get_text() for text in drawn.axes[0].texts] == [
