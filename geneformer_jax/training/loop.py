@@ -17,7 +17,7 @@ from geneformer_jax.training.checkpoint import Checkpoints
 from geneformer_jax.training.config import PretrainConfig
 from geneformer_jax.training.evaluation import Evaluation, Evaluator
 from geneformer_jax.training.mesh import put_batch
-from geneformer_jax.training.profiling import Profile
+from geneformer_jax.training.profiling import Profile, refuse_crashing_profiler
 from geneformer_jax.training.run import Run, open_store, prepare_run, start_state
 from geneformer_jax.training.state import TrainState, abstract_state
 from geneformer_jax.training.stopping import Stopped, StopRequest
@@ -84,6 +84,7 @@ def pretrain(config: PretrainConfig, workdir: Path) -> PretrainResult:
       Stopped: SIGTERM came; the state is saved. Ends the program with exit status 143.
     """
     run = prepare_run(config, open_store(config))
+    refuse_crashing_profiler(config.profile)
     if jax.process_index() == 0:
         _claim_workdir(run, workdir)
         print("\n".join(run.summary()), flush=True)

@@ -4,10 +4,32 @@ from pathlib import Path
 
 import jax
 
+from geneformer_jax.common.errors import InputError
 from geneformer_jax.training.config import ProfileConfig
 from geneformer_jax.training.state import TrainState
 
 PROFILE = "profile"
+_LOADED_FILES = Path("/proc/self/maps")
+
+
+def refuse_crashing_profiler(config: ProfileConfig) -> None:
+    """Looks ahead to the first step to trace, where the process may end without a word.
+
+    JAX asks every library it has loaded for what it has to tell. libtpu (0.0.52, with JAX 0.10.2)
+    ends the process where it finds no TPU; JAX loads it wherever it is installed.
+
+    Raises:
+      InputError: steps are to be profiled, and libtpu is loaded without a TPU.
+    """
+    if not config.steps or jax.default_backend() == "tpu" or not _LOADED_FILES.exists():
+        return
+    if "/libtpu.so" in _LOADED_FILES.read_text():
+        platforms = ",".join(dict.fromkeys((jax.default_backend(), "cpu")))
+        raise InputError(
+            f"--config.profile.steps={config.steps}: JAX's profiler crashes where libtpu is loaded "
+            f"and no TPU is there; start with JAX_PLATFORMS={platforms} in the environment, or "
+            "without the package libtpu"
+        )
 
 
 class Profile:

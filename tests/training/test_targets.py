@@ -20,11 +20,13 @@ from geneformer_jax.training.compiled import collectives_in, memory_of
 from geneformer_jax.training.config import MeshConfig, pretrain_config, typed_config
 from geneformer_jax.training.dry_run import abstract_batch, describe_dry_run
 from geneformer_jax.training.estimate import bytes_per_device
+from geneformer_jax.training.loop import pretrain
 from geneformer_jax.training.mesh import make_mesh
 from geneformer_jax.training.run import prepare_run
 from geneformer_jax.training.stated_corpus import stated_corpus
 from tests.doors import assert_one_line, run_door
 from tests.training.test_config import load
+from tests.training.test_pretrain import config_of as pretraining_config
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 SMALL = EncoderConfig(512, 2, 128, 2, 128, 128, dropout=0.1, attention_dropout=0.0)
@@ -106,6 +108,14 @@ def test_what_does_not_fit_is_refused_with_numbers_and_remedies(libtpu, monkeypa
 def test_a_slice_that_is_not_sold_is_refused(libtpu):
     with pytest.raises(InputError, match="tpu:v5e:3x3 is no slice that exists"):
         targets.find_target("tpu:v5e:3x3")
+
+
+@pytest.mark.aot_tpu
+def test_what_crashes_the_profiler_is_refused(libtpu, toy_store, tmp_path):
+    targets.find_target("tpu:v5e:2x2")
+    with pytest.raises(InputError, match=r"profile\.steps=2: .* JAX_PLATFORMS=cpu"):
+        pretrain(pretraining_config(toy_store, **{"profile.steps": 2}), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.aot_tpu

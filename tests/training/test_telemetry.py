@@ -2,7 +2,9 @@
 
 import itertools
 import json
+import multiprocessing
 import struct
+from concurrent.futures import ProcessPoolExecutor
 
 import jax
 import numpy as np
@@ -70,7 +72,9 @@ def profiled(toy_store, tmp_path_factory):
     """Workdir of a run of 6 steps of which steps 3 and 4 were profiled."""
     workdir = tmp_path_factory.mktemp("telemetry") / "run"
     changes = {"steps": 6, "evaluation.every_steps": 4, "profile.first_step": 3, "profile.steps": 2}
-    pretrain(config_of(toy_store, **changes), workdir)
+    # Other tests of this process may have loaded libtpu, with which nothing can be profiled.
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as another:
+        another.submit(pretrain, config_of(toy_store, **changes), workdir).result()
     return workdir
 
 
