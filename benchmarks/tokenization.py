@@ -160,7 +160,8 @@ def peak_mib():
 
 def run_once(way, cores, vocabulary, output, *paths):
     """Runs in a process of its own; a first small file compiles what needs compiling."""
-    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: int(cores)])
+    first = int(way[-1]) if way.startswith("share") else 0
+    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[first : first + int(cores)])
     paths, output, vocabulary = [Path(path) for path in paths], Path(output), Path(vocabulary)
 
     def work(paths, output):
