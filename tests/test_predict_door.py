@@ -71,7 +71,7 @@ def test_cells_are_predicted_as_in_the_fold(toy_store, cell_fold, tmp_path, monk
     assert (status, "nothing is overwritten" in error) == (1, True)
 
 
-@pytest.mark.filterwarnings("error")
+@pytest.mark.filterwarnings("error:Forward slashes")
 def test_labels_with_a_slash_are_written(toy_store, cell_fold, tmp_path):
     model = load_model(cell_fold[0])
     head = dataclasses.replace(model.head, labels=("T/NK", "b"), tasks=())
