@@ -147,8 +147,8 @@ class TenxMtxSource(_TenxSource):
             prefix = self._file.name.partition("matrix.mtx")[0]
             cells = _sister(self._file.parent, [f"{prefix}barcodes.tsv"])
             genes = _sister(self._file.parent, [f"{prefix}features.tsv", f"{prefix}genes.tsv"])
-            barcodes = _FirstValues(cells)
-            self._ids_in_blocks(barcodes.read, barcodes.lines)
+            barcodes = _Barcodes(cells)
+            self._ids_in_blocks(barcodes.read, barcodes.count)
             with _open(self._file) as file:
                 n_genes, n_cells, _, _ = _mtx_header(file, self._file)
             self._set_features(_tsv_features(genes), (n_cells, n_genes), gene_column)
@@ -159,20 +159,20 @@ class TenxMtxSource(_TenxSource):
             yield _MtxPieces(file, self._file)
 
 
-class _FirstValues:
-    """The first value of each line of a tab-separated text, which may be too long to be held."""
+class _Barcodes:
+    """The barcodes of a file of one a line, which may be more than memory holds."""
 
     def __init__(self, path: Path):
-        """Reads the file once, to count `lines`."""
+        """Reads the file once, to count them."""
         self._path = path
-        self.lines = sum(1 for _ in _tsv(path))
+        self.count = sum(1 for _ in _tsv(path))
         self._rest: Iterator[list[str]] = iter(())
-        self._next = self.lines
+        self._next = self.count
         # Errors met while counts are read ahead name cells, too.
         self._reading = threading.Lock()
 
     def read(self, start: int, stop: int) -> np.ndarray:
-        """Returns those of the lines start to stop; other lines than the next cost a new start."""
+        """Returns barcodes [start, stop); others than the next ones cost a new start."""
         with self._reading:
             if start != self._next:
                 self._rest = itertools.islice(_tsv(self._path), start, None)
