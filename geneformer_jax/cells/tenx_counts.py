@@ -171,6 +171,10 @@ class _Barcodes:
         # Errors met while counts are read ahead name cells, too.
         self._reading = threading.Lock()
 
+    def __reduce__(self) -> tuple[type, tuple[Path]]:
+        # In another process the file is begun anew.
+        return _Barcodes, (self._path,)
+
     def read(self, start: int, stop: int) -> np.ndarray:
         """Returns barcodes [start, stop); others than the next ones cost a new start."""
         with self._reading:

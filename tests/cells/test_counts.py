@@ -256,12 +256,13 @@ def test_categories_as_anndata_before_0_8_wrote_them(tmp_path):
     assert "__categories" not in obs
 
 
-def test_a_source_travels_to_another_process(tmp_path):
-    adata = example_cells()
-    source = open_counts(WRITERS["h5ad csc"](adata, tmp_path))
-    read_whole(source)
+@pytest.mark.parametrize("name", WRITERS)
+def test_a_source_travels_to_another_process(tmp_path, name):
+    source = open_counts(WRITERS[name](example_cells(), tmp_path))
+    counts, _ = read_whole(source)
     copy = pickle.loads(pickle.dumps(source))
-    np.testing.assert_array_equal(read_whole(copy)[0], adata.X.toarray())
+    np.testing.assert_array_equal(read_whole(copy)[0], counts)
+    assert copy.cell_ids.tolist() == source.cell_ids.tolist()
 
 
 @pytest.mark.reference_data
