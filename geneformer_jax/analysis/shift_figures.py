@@ -91,7 +91,8 @@ def ranked_figure(table: pd.DataFrame, shift: str, chosen: pd.Series, labels: Se
         axes.set(xlabel="rank", ylabel=labels[0])
         axes.margins(y=0.08)
         axes.xaxis.set_major_formatter("{x:,.0f}")
-        axes.ticklabel_format(axis="y", scilimits=(-3, 4))
+        # Cosines lie close to 1, of which ticks must not be the differences.
+        axes.ticklabel_format(axis="y", scilimits=(-3, 4), useOffset=False)
         half = min(_NAMED // 2, len(shown) // 2)
         named = np.r_[0:half, len(shown) - half : len(shown)]
         _name_points(axes, ranks[named], values[named], shown["Gene_name"].iloc[named], 1.05)

@@ -281,6 +281,17 @@ def test_figures_of_very_few_edits_and_long_names_are_drawn(tmp_path):
     assert shift_figures.pairs_figure(anchored, "v", "") is None
 
 
+def test_cosines_close_to_one_are_written_out():
+    table = pd.DataFrame({"Gene_name": list("abc"), "cosine": [0.99995, 0.99996, 0.99998]})
+    figure = shift_figures.ranked_figure(
+        table, "cosine", pd.Series([False] * 3), ("cosine", "chosen")
+    )
+    figure.draw_without_rendering()
+    axis = figure.axes[0].yaxis
+    assert axis.get_offset_text().get_text() == ""
+    assert "0.999960" in {label.get_text() for label in axis.get_ticklabels()}
+
+
 def test_the_heat_map_shows_each_pair_at_its_genes():
     pairs = pd.DataFrame(
         {
