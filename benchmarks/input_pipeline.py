@@ -26,7 +26,7 @@ from geneformer_jax.cells.cell_store import CellStore
 from geneformer_jax.cells.rank_encoding import RankEncodings
 from geneformer_jax.cells.store_writer import begin_store, join_sources, write_source
 from geneformer_jax.cells.vocabulary import GeneVocabulary
-from tests.real_lengths import simulated_lengths
+from tests.helpers.real_lengths import simulated_lengths
 
 CELLS = flags.DEFINE_integer("cells", 20_000, "cells of the store")
 SECONDS = flags.DEFINE_float("seconds", 5.0, "of reading for each measurement")

@@ -19,7 +19,7 @@ import numpy as np
 from absl import app, flags
 
 from geneformer_jax.batches.plan import BatchShape, PlanRecipe, choose_buckets, shape_batches
-from tests.real_lengths import real_lengths, simulated_lengths
+from tests.helpers.real_lengths import real_lengths, simulated_lengths
 
 CELLS = flags.DEFINE_list("cells", ["30000000", "100000000"], "cells of the simulated corpora")
 DATA = flags.DEFINE_string("data", "", "folder with real cells; none are planned without")

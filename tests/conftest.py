@@ -51,7 +51,7 @@ def reference_dir() -> Path:
 def toy_store(tmp_path_factory: pytest.TempPathFactory):
     """A cell store of 240 made-up cells of two types."""
     # Imported here: JAX must not start before its eight devices are asked for above.
-    from tests.toy import make_store, toy_cells, toy_vocabulary
+    from tests.helpers.toy import make_store, toy_cells, toy_vocabulary
 
     folder = tmp_path_factory.mktemp("toy") / "store"
     return make_store(folder, toy_cells(), toy_vocabulary(), obs=("kind",))

@@ -9,9 +9,9 @@ import pytest
 
 from geneformer_jax.analysis.attention_heads import attend_cells
 from geneformer_jax.model import pretrained
-from tests.doors import assert_one_line, run_door
-from tests.pages import Page, assert_files_are_linked
-from tests.toy import toy_model, toy_vocabulary
+from tests.helpers.commands import assert_one_line, run_door
+from tests.helpers.pages import Page, assert_files_are_linked
+from tests.helpers.toy import toy_model, toy_vocabulary
 
 GENES = [f"ENSG{number:011d}" for number in range(0, 60, 3)]
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.doors import assert_one_line, run_door
+from tests.helpers.commands import assert_one_line, run_door
 
 PROJECT = Path(__file__).resolve().parents[1]
 DOORS = sorted(

@@ -12,9 +12,9 @@ from geneformer_jax.analysis.embedder import Embedder
 from geneformer_jax.analysis.embedding import KEY, embed_cells
 from geneformer_jax.analysis.state_embeddings import StateEmbeddings
 from geneformer_jax.model import pretrained
-from tests.doors import assert_one_line, run_door
-from tests.pages import assert_files_are_linked, read_page
-from tests.toy import toy_cells, toy_model
+from tests.helpers.commands import assert_one_line, run_door
+from tests.helpers.pages import assert_files_are_linked, read_page
+from tests.helpers.toy import toy_cells, toy_model
 
 
 @pytest.fixture(scope="module")

@@ -7,8 +7,8 @@ import pandas as pd
 import pytest
 
 from geneformer_jax.interop.load import load_model
-from tests.doors import assert_one_line, run_door
-from tests.toy import GENES, make_store, toy_cells, toy_vocabulary
+from tests.helpers.commands import assert_one_line, run_door
+from tests.helpers.toy import GENES, make_store, toy_cells, toy_vocabulary
 
 TINY = [
     "--config.model.layers=1",

@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from geneformer_jax.training.config import typed_config
-from tests.doors import run_door
+from tests.helpers.commands import run_door
 
 PROJECT = Path(__file__).resolve().parents[1]
 LAUNCH = PROJECT / "launch"

@@ -12,10 +12,10 @@ import pytest
 
 from geneformer_jax.analysis.perturbation import States, perturb_cells
 from geneformer_jax.model import pretrained
-from tests.doors import assert_one_line
-from tests.pages import assert_files_are_linked, read_page
-from tests.perturb_runs import GENES, assert_same_folders, door_on_five_cells, make_model
-from tests.toy import toy_cells
+from tests.helpers.commands import assert_one_line
+from tests.helpers.pages import assert_files_are_linked, read_page
+from tests.helpers.perturb_runs import GENES, assert_same_folders, door_on_five_cells, make_model
+from tests.helpers.toy import toy_cells
 
 
 @pytest.fixture(scope="module")

@@ -13,8 +13,8 @@ import geneformer_jax as gf
 from geneformer_jax.analysis import perturbation_files
 from geneformer_jax.analysis.perturbation_engine import Perturber
 from geneformer_jax.model import pretrained
-from tests.doors import assert_one_line
-from tests.perturb_runs import assert_same_folders, door_on_five_cells, make_model
+from tests.helpers.commands import assert_one_line
+from tests.helpers.perturb_runs import assert_same_folders, door_on_five_cells, make_model
 
 
 @pytest.fixture(scope="module")

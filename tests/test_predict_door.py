@@ -16,9 +16,9 @@ from geneformer_jax.model.encoder import init_params
 from geneformer_jax.model.heads import HeadTask
 from geneformer_jax.model.pretrained import PretrainedModel, save_model
 from geneformer_jax.training.finetuning import finetune_folds
-from tests.doors import assert_one_line, run_door
-from tests.toy import toy_cells, toy_vocabulary
-from tests.training.labelled_tasks import TINY, ToyTask, config_of
+from tests.helpers.commands import assert_one_line, run_door
+from tests.helpers.labelled_tasks import TINY, ToyTask, config_of
+from tests.helpers.toy import toy_cells, toy_vocabulary
 
 LORA = {"tuning.lora_rank": 2, "tuning.lora_targets": "query,value,up", "steps": 120}
 

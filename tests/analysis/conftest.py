@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.analysis.task_cells import gene_task, toy_gene_labels, toy_task_cells
+from tests.helpers.task_cells import gene_task, toy_gene_labels, toy_task_cells
 
 
 @pytest.fixture(scope="module")

@@ -32,7 +32,7 @@ from geneformer_jax.model.attention_profile import PROFILED
 from geneformer_jax.model.config import EncoderConfig
 from geneformer_jax.model.encoder import encode_all_layers, init_params
 from geneformer_jax.model.pretrained import PretrainedModel
-from tests.toy import toy_cells, toy_vocabulary
+from tests.helpers.toy import toy_cells, toy_vocabulary
 
 CELLS, LAYERS, HEADS = 30, 3, 2
 GENES = [f"ENSG{number:011d}" for number in (3, 10, 40, 80, 100)]

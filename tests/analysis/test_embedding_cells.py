@@ -22,7 +22,7 @@ from geneformer_jax.model.config import EncoderConfig, preset
 from geneformer_jax.model.encoder import Runtime, init_params
 from geneformer_jax.model.precision import precision_preset
 from geneformer_jax.model.pretrained import PretrainedModel
-from tests.toy import toy_vocabulary
+from tests.helpers.toy import toy_vocabulary
 
 CONFIG = EncoderConfig(152, 2, 16, 2, 32, 2_048)
 

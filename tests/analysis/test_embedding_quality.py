@@ -16,7 +16,7 @@ from geneformer_jax.common.errors import InputError
 from geneformer_jax.model.config import EncoderConfig
 from geneformer_jax.model.encoder import init_params
 from geneformer_jax.model.pretrained import PretrainedModel
-from tests.toy import toy_vocabulary
+from tests.helpers.toy import toy_vocabulary
 
 
 @pytest.fixture(scope="module")

@@ -36,14 +36,14 @@ from geneformer_jax.batches.labelled import UNLABELLED
 from geneformer_jax.cells.vocabulary import V1_SPECIAL_TOKENS, V2_SPECIAL_TOKENS
 from geneformer_jax.common.errors import InputError
 from geneformer_jax.training.finetune_config import typed_finetune_config
-from tests.analysis.task_cells import (
+from tests.helpers.pages import assert_files_are_linked, read_page
+from tests.helpers.task_cells import (
     cell_task,
     gene_file,
     gene_task,
     toy_gene_labels,
     toy_task_cells,
 )
-from tests.pages import assert_files_are_linked, read_page
 
 CONFIGS = sorted((Path(__file__).parents[2] / "configs" / "tasks").glob("*.py"))
 

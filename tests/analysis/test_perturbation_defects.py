@@ -6,7 +6,6 @@ import pytest
 from geneformer_jax.analysis.perturbation import perturb_cells
 from geneformer_jax.analysis.perturbation_edits import EditRule, Frame, edits_of
 from geneformer_jax.common.errors import InputError
-from tests.analysis.perturbation_reference import index, run
 from tests.analysis.test_perturbation_engine import (
     by_hand,
     ids_of,
@@ -14,6 +13,7 @@ from tests.analysis.test_perturbation_engine import (
     make_model,
     value_of,
 )
+from tests.helpers.perturbation_reference import index, run
 
 LIMIT = 24
 

@@ -19,9 +19,9 @@ from geneformer_jax.model.encoder import encode, init_params
 from geneformer_jax.model.heads import HeadConfig, head_module, init_head
 from geneformer_jax.model.precision import precision_preset
 from geneformer_jax.model.pretrained import PretrainedModel
-from tests.analysis.perturbation_reference import GivenCells
 from tests.analysis.test_perturbation_edits import edited_by_hand
-from tests.toy import toy_vocabulary
+from tests.helpers.perturbation_reference import GivenCells
+from tests.helpers.toy import toy_vocabulary
 
 LIMIT, PADDED = 24, 32
 ATOL = 3e-6

@@ -8,8 +8,8 @@ from geneformer_jax.analysis import perturbation_engine
 from geneformer_jax.analysis.perturbation_engine import PartShifts, Perturber
 from geneformer_jax.analysis.perturbation_options import Options, make_perturber
 from geneformer_jax.cells.vocabulary import V2_SPECIAL_TOKENS
-from tests.analysis.perturbation_reference import GivenCells
 from tests.analysis.test_perturbation_engine import LIMIT, make_cells, make_model
+from tests.helpers.perturbation_reference import GivenCells
 
 # At the limit, beyond it in the models without and with a frame, and down to a single gene.
 RAGGED = [LIMIT, 20, 17, 9, 3, 2, 1, LIMIT - 2]

@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from tests.analysis.perturbation_reference import index, run, table_of
+from tests.helpers.perturbation_reference import index, run, table_of
 
 pytestmark = pytest.mark.reference_data
 ATOL = 2e-6

@@ -10,7 +10,7 @@ import pytest
 from matplotlib.figure import Figure
 
 from geneformer_jax.analysis.report import Report
-from tests.pages import Page, read_page
+from tests.helpers.pages import Page, read_page
 
 
 def write(report: Report, tmp_path) -> Page:

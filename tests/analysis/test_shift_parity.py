@@ -11,7 +11,7 @@ from geneformer_jax.analysis import shift_statistics
 from geneformer_jax.analysis.shift_combinations import combinations
 from geneformer_jax.analysis.shift_mixture import mixture_model
 from geneformer_jax.interop.original_files import read_original_vocabulary
-from tests.analysis.shift_pieces import cut
+from tests.helpers.shift_pieces import cut
 
 GOAL, ALTERNATIVES = "CD14+ Mono", ("B", "NK")
 DICTIONARIES = {"v1": "v1_gc30M", "v2": "v2_gc104M"}

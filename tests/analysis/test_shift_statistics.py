@@ -12,7 +12,7 @@ from geneformer_jax.analysis.shift_combinations import combinations
 from geneformer_jax.analysis.shift_mixture import fit_mixture, mixture_model
 from geneformer_jax.analysis.shift_ranks import RunningMoments, RunningSample, blocks_of
 from geneformer_jax.common.errors import InputError
-from tests.analysis.shift_pieces import cut
+from tests.helpers.shift_pieces import cut
 
 
 def made_up(seed: int = 0, edits: int = 40, cells: int = 60, ties: bool = False) -> pd.DataFrame:

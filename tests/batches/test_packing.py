@@ -9,7 +9,7 @@ from geneformer_jax.batches.loader import pack_cells
 from geneformer_jax.batches.packing import pack_lengths
 from geneformer_jax.batches.plan import BatchShape, PackedPlan, PlanRecipe
 from geneformer_jax.common.errors import InputError
-from tests.real_lengths import real_lengths, simulated_lengths
+from tests.helpers.real_lengths import real_lengths, simulated_lengths
 
 SHAPE = BatchShape((2_048,), (16,))
 

@@ -15,7 +15,7 @@ from geneformer_jax.batches.plan import (
     split_cells,
 )
 from geneformer_jax.common.errors import InputError
-from tests.real_lengths import real_lengths, simulated_lengths
+from tests.helpers.real_lengths import real_lengths, simulated_lengths
 
 
 def some_lengths(cells: int = 3_000, longest: int = 2_048) -> np.ndarray:

@@ -3,12 +3,12 @@
 import shutil
 
 import pytest
-from small_stores import cells
 
 from geneformer_jax.cells.counts import open_counts
 from geneformer_jax.cells.tokenization import NO_RULES
 from geneformer_jax.cells.vocabulary import V1_SPECIAL_TOKENS
 from geneformer_jax.cells.vocabulary_building import build_vocabulary, measure_corpus
+from tests.helpers.small_stores import cells
 
 
 @pytest.fixture(scope="session")

@@ -13,12 +13,12 @@ import h5py
 import numpy as np
 import pytest
 import scipy.io
-from count_files import WRITERS, example_cells, with_matrix
 from scipy import sparse
 
 from geneformer_jax.cells import hdf5_probe, row_scratch
 from geneformer_jax.cells.counts import AnnDataSource, open_counts
 from geneformer_jax.common.errors import InputError
+from tests.helpers.count_files import WRITERS, example_cells, with_matrix
 
 CELL, GENE = 31, 12
 REMEDIES = ("copy", "write", "give", "name", "choose", "correct", "check", "free", "use")

@@ -7,12 +7,12 @@ import shutil
 import numpy as np
 import pytest
 from array_record.python.array_record_module import ArrayRecordWriter
-from small_stores import cells, same_stores, with_ids, write
 
 from geneformer_jax.cells import store_writer
 from geneformer_jax.cells.cell_store import CellStore
 from geneformer_jax.common.errors import InputError
-from tests.doors import run_door
+from tests.helpers.commands import run_door
+from tests.helpers.small_stores import cells, same_stores, with_ids, write
 
 
 @pytest.fixture

@@ -7,12 +7,12 @@ import h5py
 import numpy as np
 import pandas as pd
 import pytest
-from count_files import WRITERS, example_cells, with_matrix
 from scipy import sparse
 
 from geneformer_jax.cells import count_matrix, row_scratch
 from geneformer_jax.cells.counts import AnnDataSource, open_counts
 from geneformer_jax.common.errors import InputError
+from tests.helpers.count_files import WRITERS, example_cells, with_matrix
 
 
 def read_whole(source, cells_per_batch=4096):

@@ -6,7 +6,7 @@ import pytest
 from geneformer_jax.cells.store_building import Reading, StoreBuild
 from geneformer_jax.cells.tokenization import Recipe
 from geneformer_jax.common.errors import InputError
-from tests.toy import toy_cells, toy_vocabulary
+from tests.helpers.toy import toy_cells, toy_vocabulary
 
 
 def build(folder):

@@ -4,7 +4,6 @@ import anndata
 import numpy as np
 import pandas as pd
 import pytest
-from count_files import example_cells
 from scipy import sparse
 
 from geneformer_jax.cells.counts import AnnDataSource, open_counts
@@ -17,6 +16,7 @@ from geneformer_jax.cells.quality import (
     mitochondrial_columns,
 )
 from geneformer_jax.common.errors import InputError
+from tests.helpers.count_files import example_cells
 
 OFF = {"total_sd": None, "mitochondrial_sd": None, "min_genes": None}
 

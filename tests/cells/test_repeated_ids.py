@@ -2,12 +2,12 @@
 
 import numpy as np
 import pytest
-from small_stores import build, cells, write
 
 from geneformer_jax.cells import repeated_ids, row_blocks
 from geneformer_jax.cells.cell_store import CellStore
 from geneformer_jax.cells.repeated_ids import RepeatedIds
 from geneformer_jax.common.errors import InputError
+from tests.helpers.small_stores import build, cells, write
 
 
 def by_first_letter(ids):

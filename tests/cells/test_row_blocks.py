@@ -3,8 +3,6 @@
 import numpy as np
 import pandas as pd
 import pytest
-from count_files import WRITERS, example_cells
-from small_stores import build, cells, same_stores, write
 
 from geneformer_jax.cells import row_blocks
 from geneformer_jax.cells.count_matrix import CompressedRows
@@ -13,6 +11,8 @@ from geneformer_jax.cells.growing_array import GrowingArray
 from geneformer_jax.cells.quality import QualityRules
 from geneformer_jax.cells.row_blocks import RowBlocks, blocks_of
 from geneformer_jax.common.errors import InputError
+from tests.helpers.count_files import WRITERS, example_cells
+from tests.helpers.small_stores import build, cells, same_stores, write
 
 
 @pytest.mark.parametrize("chunk", [1, 3, 8])

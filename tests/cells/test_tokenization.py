@@ -7,12 +7,9 @@ import numpy as np
 import pandas as pd
 import pytest
 from scipy import sparse
-from small_stores import build, cells, slow_tokens, with_ids, write
 
 from geneformer_jax.cells.counts import open_counts
-from geneformer_jax.cells.options import (
-    read_orthologs,
-)
+from geneformer_jax.cells.options import read_orthologs
 from geneformer_jax.cells.quality import QualityRules
 from geneformer_jax.cells.store_building import Reading, StoreBuild
 from geneformer_jax.cells.tokenization import (
@@ -25,6 +22,7 @@ from geneformer_jax.cells.tokenization import (
 from geneformer_jax.cells.vocabulary import V1_SPECIAL_TOKENS, V2_SPECIAL_TOKENS, GeneVocabulary
 from geneformer_jax.cells.vocabulary_building import build_vocabulary, measure_corpus
 from geneformer_jax.common.errors import InputError
+from tests.helpers.small_stores import build, cells, slow_tokens, with_ids, write
 
 
 def test_nothing_matches(tmp_path, vocabulary):

@@ -3,16 +3,14 @@
 import anndata
 import numpy as np
 import pytest
-from small_stores import build, slow_tokens, with_ids, write
 
 from geneformer_jax.cells.counts import open_counts
 from geneformer_jax.cells.quality import QualityRules
-from geneformer_jax.cells.tokenization import (
-    NO_RULES,
-)
+from geneformer_jax.cells.tokenization import NO_RULES
 from geneformer_jax.cells.vocabulary import V1_SPECIAL_TOKENS, V2_SPECIAL_TOKENS
 from geneformer_jax.cells.vocabulary_building import GeneTable, build_vocabulary, measure_corpus
 from geneformer_jax.common.errors import InputError
+from tests.helpers.small_stores import build, slow_tokens, with_ids, write
 
 
 def test_vocabulary_of_a_corpus(files, tmp_path):

@@ -5,7 +5,13 @@ import json
 
 import numpy as np
 import pytest
-from bert_folders import (
+from safetensors.numpy import load_file
+
+import geneformer_jax as gf
+from geneformer_jax.common.errors import InputError
+from geneformer_jax.interop import huggingface
+from geneformer_jax.model import pretrained
+from tests.helpers.bert_folders import (
     CLASSES,
     WORD,
     D,
@@ -20,13 +26,7 @@ from bert_folders import (
     tensors,
     write_folder,
 )
-from safetensors.numpy import load_file
-
-import geneformer_jax as gf
-from geneformer_jax.common.errors import InputError
-from geneformer_jax.interop import huggingface
-from geneformer_jax.model import pretrained
-from tests.toy import toy_vocabulary
+from tests.helpers.toy import toy_vocabulary
 
 ARCHITECTURES = ("BertForMaskedLM", *CLASSES)
 

@@ -8,15 +8,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from bert_folders import tensors, write_folder
 from safetensors.numpy import load_file
 
 import geneformer_jax as gf
 from geneformer_jax.common.errors import InputError
 from geneformer_jax.interop import huggingface
 from geneformer_jax.interop.original_files import read_original_vocabulary
+from tests.helpers.bert_folders import tensors, write_folder
+from tests.helpers.toy import toy_vocabulary
 from tests.test_doors_help import assert_one_line, run_door
-from tests.toy import toy_vocabulary
 
 PROJECT = Path(__file__).resolve().parents[2]
 
@@ -97,7 +97,7 @@ def test_v1_weights_with_v2_tokens_are_told_in_one_line(tmp_path, reference_dir,
     counts.var_names = v2.gene_ids[[3, 5]]
     store = tmp_path / "store"
     from geneformer_jax.analysis.embedding import embed_cells, open_cells
-    from tests.toy import make_store
+    from tests.helpers.toy import make_store
 
     make_store(store, counts, v2)
     model = gf.load_model(source, v1)

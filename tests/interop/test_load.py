@@ -6,11 +6,11 @@ import typing
 import huggingface_hub
 import numpy as np
 import pytest
-from bert_folders import tensors, write_folder, write_torch_file
 from huggingface_hub import errors
 
 import geneformer_jax as gf
 from geneformer_jax.common.errors import InputError
+from tests.helpers.bert_folders import tensors, write_folder, write_torch_file
 
 TRANSPORT_ERROR = errors.HfHubHTTPError.__bases__[0]
 

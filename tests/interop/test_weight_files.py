@@ -5,7 +5,11 @@ import json
 import ml_dtypes
 import numpy as np
 import pytest
-from bert_folders import (
+from safetensors.numpy import save_file
+
+from geneformer_jax.common.errors import InputError
+from geneformer_jax.interop import huggingface
+from tests.helpers.bert_folders import (
     WORD,
     D,
     equal_params,
@@ -15,10 +19,6 @@ from bert_folders import (
     write_folder,
     write_torch_file,
 )
-from safetensors.numpy import save_file
-
-from geneformer_jax.common.errors import InputError
-from geneformer_jax.interop import huggingface
 
 
 def test_weights_in_parts_equal_the_whole(tmp_path):

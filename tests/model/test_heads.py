@@ -12,13 +12,7 @@ import pytest
 from geneformer_jax.common.errors import InputError
 from geneformer_jax.model.config import EncoderConfig
 from geneformer_jax.model.encoder import encode, init_params
-from geneformer_jax.model.heads import (
-    HeadConfig,
-    HeadTask,
-    head_module,
-    head_of_tasks,
-    init_head,
-)
+from geneformer_jax.model.heads import HeadConfig, HeadTask, head_module, head_of_tasks, init_head
 from geneformer_jax.model.precision import precision_preset
 from geneformer_jax.model.pretrained import (
     PretrainedModel,
@@ -26,7 +20,7 @@ from geneformer_jax.model.pretrained import (
     load_model,
     save_model,
 )
-from tests.toy import toy_vocabulary
+from tests.helpers.toy import toy_vocabulary
 
 CONFIG = EncoderConfig(152, 1, 16, 2, 24, 12)
 HEADS = {

@@ -14,7 +14,7 @@ from geneformer_jax.training.estimate import Speed, peak_flops
 from geneformer_jax.training.run import prepare_run
 from geneformer_jax.training.state import init_state
 from geneformer_jax.training.stated_corpus import stated_corpus
-from tests.doors import assert_one_line, run_door
+from tests.helpers.commands import assert_one_line, run_door
 from tests.training.test_config import toy_config
 
 PROJECT = Path(__file__).parents[2]

@@ -21,8 +21,8 @@ from geneformer_jax.training.finetuning import (
 from geneformer_jax.training.network import prepare_network
 from geneformer_jax.training.stopping import Stopped
 from geneformer_jax.training.telemetry import read_metrics
-from tests.toy import toy_vocabulary
-from tests.training.labelled_tasks import TINY, ToyTask, config_of
+from tests.helpers.labelled_tasks import TINY, ToyTask, config_of
+from tests.helpers.toy import toy_vocabulary
 
 V2_VOCABULARY = toy_vocabulary(("<pad>", "<mask>", "<cls>", "<eos>"))
 

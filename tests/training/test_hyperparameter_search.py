@@ -14,7 +14,7 @@ from geneformer_jax.training.hyperparameter_search import (
     SearchConfig,
     with_values,
 )
-from tests.training.labelled_tasks import ToyTask, config_of
+from tests.helpers.labelled_tasks import ToyTask, config_of
 
 SPACE = ("optimizer.learning_rate: log 1e-4 3e-2", "optimizer.schedule: one of linear, constant")
 STEPS = {"steps": 8, "stopping.every_steps": 2}

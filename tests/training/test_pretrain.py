@@ -18,7 +18,7 @@ from geneformer_jax.model.pretrained import CHECKPOINTS, find_checkpoint, load_m
 from geneformer_jax.training.config import PretrainConfig, pretrain_config, typed_config
 from geneformer_jax.training.loop import pretrain
 from geneformer_jax.training.telemetry import read_metrics
-from tests.toy import make_store, toy_cells, toy_vocabulary
+from tests.helpers.toy import make_store, toy_cells, toy_vocabulary
 
 PROJECT = Path(__file__).parents[2]
 # As in this process, so that both compute the same bits.

@@ -24,7 +24,7 @@ from geneformer_jax.training.loop import pretrain
 from geneformer_jax.training.mesh import make_mesh
 from geneformer_jax.training.run import prepare_run
 from geneformer_jax.training.stated_corpus import stated_corpus
-from tests.doors import assert_one_line, run_door
+from tests.helpers.commands import assert_one_line, run_door
 from tests.training.test_config import load
 from tests.training.test_pretrain import config_of as pretraining_config
 

@@ -2,13 +2,11 @@
 
 import numpy as np
 import pandas as pd
-from count_files import example_cells
 
 from geneformer_jax.cells.cell_store import CellStore
 from geneformer_jax.cells.store_building import Reading, StoreBuild
-from geneformer_jax.cells.tokenization import (
-    Recipe,
-)
+from geneformer_jax.cells.tokenization import Recipe
+from tests.helpers.count_files import example_cells
 
 
 def cells(seed=0, name="c", **options):

@@ -15,12 +15,12 @@ import h5py
 import numpy as np
 import scipy.io
 import zarr
-from count_files import WRITERS, example_cells
 from scipy import sparse
 
 from geneformer_jax.cells import hdf5_probe
 from geneformer_jax.cells.counts import open_counts
 from geneformer_jax.common.errors import InputError
+from tests.helpers.count_files import WRITERS, example_cells
 
 _SPARE_MEMORY = 2 << 30
 

@@ -7,8 +7,8 @@ import pandas as pd
 
 from geneformer_jax.analysis import perturbation_plan
 from geneformer_jax.model import pretrained
-from tests.doors import run_door
-from tests.toy import toy_model
+from tests.helpers.commands import run_door
+from tests.helpers.toy import toy_model
 
 GENES = [f"ENSG{i:011d}" for i in (0, 3, 5, 8, 13)]
 

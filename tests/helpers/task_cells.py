@@ -10,7 +10,7 @@ from geneformer_jax.analysis.classification_task import ClassificationTask
 from geneformer_jax.analysis.splits import SplitRule, make_split
 from geneformer_jax.cells.tokenization import TokenizedCells, tokenize_cells
 from geneformer_jax.cells.vocabulary import V1_SPECIAL_TOKENS
-from tests.toy import GENES, toy_cells, toy_vocabulary
+from tests.helpers.toy import GENES, toy_cells, toy_vocabulary
 
 
 def toy_task_cells(

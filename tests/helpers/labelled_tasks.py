@@ -13,7 +13,7 @@ from geneformer_jax.training.finetune_config import (
     finetune_config,
     typed_finetune_config,
 )
-from tests.toy import GENES
+from tests.helpers.toy import GENES
 
 TINY = EncoderConfig(
     152, 2, 16, 2, 32, 256, dropout=0.1, attention_dropout=0.0, initializer_range=0.1
