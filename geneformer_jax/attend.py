@@ -16,33 +16,67 @@ where it stopped.
 
 from absl import flags
 
-from geneformer_jax.cells.options import configuration
-from geneformer_jax.common import door
+from geneformer_jax.common import command_line
+from geneformer_jax.common.command_line import configuration
 from geneformer_jax.common.errors import InputError
 from geneformer_jax.common.files import remove, require_new_folder
 from geneformer_jax.common.provenance import describe_run
 
 FLAGS = flags.FLAGS
+
+
 flags.DEFINE_string("checkpoint", "", "Checkpoint, or workdir of a training run (its newest).")
+
+
 flags.DEFINE_string("cells", "", "Cell store, or file of raw counts.")
+
+
 flags.DEFINE_string("output", "", "Folder to write.")
+
+
 flags.DEFINE_string("genes", "", "Files with gene lists, separated by commas.")
+
+
 flags.DEFINE_string("pairs", "", "Genes (ids or symbols), or a file: the weights between them.")
+
+
 flags.DEFINE_string("group_by", None, "obs column: look at each of its values apart too.")
+
+
 flags.DEFINE_enum("control", "none", ("none", "random"), "Ask the same of random weights.")
+
+
 flags.DEFINE_string("layers", "", "Limit the tables of genes and pairs to these, as in 1,6.")
+
+
 flags.DEFINE_string("heads", "", "Limit the tables of genes and pairs to these, as in 1,2.")
+
+
 flags.DEFINE_integer(
     "least_cells", 10, "Cells that a group must have, and a gene that is compared.", lower_bound=2
 )
+
+
 flags.DEFINE_string("vocabulary", "", "Vocabulary folder, for a checkpoint that carries none.")
+
+
 flags.DEFINE_multi_string(
     "filter", [], "column:value|value: only cells with such a value; if repeated, all must pass."
 )
+
+
 flags.DEFINE_integer("cells_at_most", None, "Draw so many of the cells at random.", lower_bound=1)
+
+
 flags.DEFINE_integer("seed", 42, "Of the draw; 42 draws the cells that the original keeps.")
+
+
 flags.DEFINE_string("precision", "float32", "float32, bfloat16 or float16.")
+
+
 flags.DEFINE_string("attention", "auto", "xla, chunked, by_head, or auto.")
+
+
 flags.DEFINE_integer(
     "tokens_per_device", None, "Padded tokens in a batch; fewer take less memory.", lower_bound=1
 )
@@ -50,7 +84,7 @@ flags.DEFINE_integer(
 
 def main() -> None:
     """Attends, tests and reports."""
-    door.require("checkpoint", "cells", "output", "genes")
+    command_line.require("checkpoint", "cells", "output", "genes")
     # JAX takes seconds to import, which --help and a mistyped flag should not have to wait for.
     from geneformer_jax.analysis import attention_heads, attention_report, cell_selection
     from geneformer_jax.analysis.attention_parts import attend_in_parts, begin
@@ -97,11 +131,11 @@ def main() -> None:
 
 def _numbers(name: str, most: int) -> tuple[int, ...]:
     """The values of --layers or --heads, which count from 1."""
-    text = door.split_list(FLAGS[name].value)
+    text = command_line.split_list(FLAGS[name].value)
     if not all(each.isdigit() and 1 <= int(each) <= most for each in text):
         raise InputError(f"--{name}={FLAGS[name].value} must list numbers from 1 to {most}")
     return tuple(map(int, text))
 
 
 if __name__ == "__main__":
-    door.run(main)
+    command_line.run(main)

@@ -18,20 +18,9 @@ from pathlib import Path
 from absl import flags
 
 from geneformer_jax.cells.counts import expand_paths, open_counts
-from geneformer_jax.cells.median_shares import (
-    join_shares,
-    save_share,
-    shares_folder,
-    work_key,
-)
+from geneformer_jax.cells.median_shares import join_shares, save_share, shares_folder, work_key
 from geneformer_jax.cells.medians import RELATIVE_ERROR
-from geneformer_jax.cells.options import (
-    configuration,
-    define_count_flags,
-    parse_share,
-    quality_rules,
-    share_of,
-)
+from geneformer_jax.cells.options import define_count_flags, quality_rules
 from geneformer_jax.cells.vocabulary import V1_SPECIAL_TOKENS, V2_SPECIAL_TOKENS
 from geneformer_jax.cells.vocabulary_building import (
     CorpusGenes,
@@ -40,34 +29,53 @@ from geneformer_jax.cells.vocabulary_building import (
     measure_files,
     survey_corpus,
 )
-from geneformer_jax.common import door
+from geneformer_jax.common import command_line
+from geneformer_jax.common.command_line import configuration, parse_share, share_of
 from geneformer_jax.common.errors import InputError
 from geneformer_jax.common.files import remove, require_new_folder, write_aside
 from geneformer_jax.common.provenance import describe_run, write_provenance
 
 FLAGS = flags.FLAGS
+
+
 define_count_flags()
+
+
 flags.DEFINE_string("output", "", "Folder of the new vocabulary.")
+
+
 flags.DEFINE_string("gene_table", "", "TSV or CSV with the columns gene_id, symbol, biotype.")
+
+
 flags.DEFINE_string("biotypes", "", "Biotypes of the gene table to keep; all if empty.")
+
+
 flags.DEFINE_string("species", "human", "Species of the gene ids.")
+
+
 flags.DEFINE_integer("min_cells", 1, "Fewest cells that must express a gene.", lower_bound=1)
+
+
 flags.DEFINE_enum(
     "special_tokens", "v1", ("v1", "v2"), "v1: <pad> <mask>; v2: <pad> <mask> <cls> <eos>."
 )
+
+
 flags.DEFINE_string("shard", "", "i/n: take only every n-th file, starting from i (0 .. n-1).")
+
+
 flags.DEFINE_bool("finish", False, "Join what --shard processes have measured.")
 
 
 def main() -> None:
     """Measures the corpus and writes the vocabulary."""
-    door.require("counts", "output")
+    command_line.require("counts", "output")
     if FLAGS.biotypes and not FLAGS.gene_table:
         raise InputError("--biotypes needs a --gene_table that says each gene's biotype")
     output = require_new_folder(FLAGS.output)
     paths = expand_paths(FLAGS.counts)
     table = GeneTable(FLAGS.gene_table) if FLAGS.gene_table else None
-    wanted = table.genes(door.split_list(FLAGS.biotypes)) if table else None
+    wanted = table.genes(command_line.split_list(FLAGS.biotypes)) if table else None
     rules = quality_rules()
     open_source = functools.partial(
         open_counts, layer=FLAGS.layer or None, gene_column=FLAGS.gene_column or None
@@ -118,4 +126,4 @@ def _report(counts: dict[str, object], content_hash: str) -> None:
 
 
 if __name__ == "__main__":
-    door.run(main)
+    command_line.run(main)

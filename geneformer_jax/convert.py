@@ -16,7 +16,7 @@ from absl import flags
 
 from geneformer_jax.cells.cell_store import STORE
 from geneformer_jax.cells.vocabulary import GeneVocabulary
-from geneformer_jax.common import door
+from geneformer_jax.common import command_line
 from geneformer_jax.common.errors import InputError
 from geneformer_jax.common.provenance import describe_run
 from geneformer_jax.interop import original_files, store_exchange
@@ -46,7 +46,7 @@ _MAX_LENGTH = flags.DEFINE_integer(
 
 def main() -> None:
     """Finds out what the source is and converts it."""
-    door.require("source", "target")
+    command_line.require("source", "target")
     source, target = Path(_SOURCE.value), Path(_TARGET.value)
     if not source.exists():
         raise InputError(f"--source={source} does not exist; check the path")
@@ -167,4 +167,4 @@ def _tell_columns(names: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    door.run(main)
+    command_line.run(main)

@@ -23,47 +23,87 @@ from typing import Any
 from absl import flags
 
 from geneformer_jax.cells.counts import CountSource, open_counts
-from geneformer_jax.cells.options import configuration
-from geneformer_jax.common import door
+from geneformer_jax.common import command_line
+from geneformer_jax.common.command_line import configuration
 from geneformer_jax.common.errors import InputError
 from geneformer_jax.common.files import write_aside
 from geneformer_jax.common.provenance import describe_run
 
 FLAGS = flags.FLAGS
+
+
 flags.DEFINE_string("checkpoint", "", "Checkpoint, or workdir of a training run (its newest).")
+
+
 flags.DEFINE_string("cells", "", "Cell store, or file of raw counts.")
+
+
 flags.DEFINE_string("output", "", "File to write: .h5ad, .parquet or .npy.")
+
+
 flags.DEFINE_enum(
     "mode", "cell", ("cell", "cls", "gene", "occurrence"),
     "cell: mean over a cell's genes; cls: its <cls> token (V2 models); gene: each gene's mean over "
     "the cells that have it; occurrence: each gene of each cell.",
 )  # fmt: skip
+
+
 flags.DEFINE_string(
     "layer", "-1", "Hidden state, from the last (0); -1 is the one before it. Several, as in "
     "-1,0, are read off one pass; figures and measures are of the first.",
 )  # fmt: skip
+
+
 flags.DEFINE_string("vocabulary", "", "Vocabulary folder, for a checkpoint that carries none.")
+
+
 flags.DEFINE_multi_string(
     "filter", [], "column:value|value: only cells with such a value; if repeated, all must pass."
 )
+
+
 flags.DEFINE_integer("cells_at_most", None, "Draw so many of the cells at random.", lower_bound=1)
+
+
 flags.DEFINE_integer("seed", 42, "Of the draw; 42 draws the cells that the original keeps.")
+
+
 flags.DEFINE_string(
     "states", "", "obs column: also write the mean, medians and quantiles of each of its values "
     "to NAME.states.parquet, for perturb.",
 )  # fmt: skip
+
+
 flags.DEFINE_string("quantiles", "0.25,0.75", "Of the states, separated by commas.")
+
+
 flags.DEFINE_string("color", "", "obs columns for accuracies and figures, separated by commas.")
+
+
 flags.DEFINE_string("quality", "", "obs columns of labels to measure, separated by commas.")
+
+
 flags.DEFINE_string("batch", "", "obs column that should not show, for --quality (scIB).")
+
+
 flags.DEFINE_bool(
     "figures", False, "Draw (PNG and PDF) beside --output: UMAP and heat map for each --color; "
     "for --mode=gene the similarity of --genes.",
 )  # fmt: skip
+
+
 flags.DEFINE_string("genes", "", "Genes for the figure, ids or symbols; default: the commonest.")
+
+
 flags.DEFINE_string("counts", "", "Raw counts of a store's cells, to compare with their PCA.")
+
+
 flags.DEFINE_string("precision", "float32", "float32, bfloat16 or float16.")
+
+
 flags.DEFINE_string("attention", "auto", "Attention implementation; auto chooses for the device.")
+
+
 flags.DEFINE_integer(
     "tokens_per_device", None, "Padded tokens in a batch; default 2,048 on CPUs and 131,072 on "
     "accelerators. Fewer take less memory.", lower_bound=1,
@@ -72,7 +112,7 @@ flags.DEFINE_integer(
 
 def main() -> None:
     """Embeds, reports and writes."""
-    door.require("checkpoint", "cells", "output")
+    command_line.require("checkpoint", "cells", "output")
     # JAX takes seconds to import, which --help and a mistyped flag should not have to wait for.
     from geneformer_jax.analysis import cell_selection, embedder, embedding_batches, embedding_files
     from geneformer_jax.analysis.embedding_report import Page
@@ -113,11 +153,11 @@ def _extras() -> Any:
     extras = Extras(
         states=FLAGS.states,
         quantiles=tuple(_numbers("quantiles", float)),
-        color=tuple(door.split_list(FLAGS.color)),
-        quality=tuple(door.split_list(FLAGS.quality)),
+        color=tuple(command_line.split_list(FLAGS.color)),
+        quality=tuple(command_line.split_list(FLAGS.quality)),
         batch=FLAGS.batch,
         figures=FLAGS.figures,
-        genes=tuple(door.split_list(FLAGS.genes)),
+        genes=tuple(command_line.split_list(FLAGS.genes)),
     )
     extras.check_mode(FLAGS.mode)
     return extras
@@ -126,7 +166,7 @@ def _extras() -> Any:
 def _numbers(name: str, kind: type) -> list[Any]:
     """The values of a flag that lists numbers."""
     try:
-        return [kind(text) for text in door.split_list(FLAGS[name].value)]
+        return [kind(text) for text in command_line.split_list(FLAGS[name].value)]
     except ValueError:
         raise InputError(
             f"--{name}={FLAGS[name].value} must list numbers, separated by commas"
@@ -155,4 +195,4 @@ def _write(
 
 
 if __name__ == "__main__":
-    door.run(main)
+    command_line.run(main)

@@ -23,7 +23,7 @@ from typing import Any
 from absl import flags
 from ml_collections import config_flags
 
-from geneformer_jax.common import door
+from geneformer_jax.common import command_line
 from geneformer_jax.common.errors import InputError
 
 _CONFIG = config_flags.DEFINE_config_file(
@@ -46,7 +46,7 @@ _SECTIONS = ("task", "targets", "search")
 
 def main() -> None:
     """Fine-tunes as the flags say, and reports."""
-    door.require("config", *([] if _DRY_RUN.value else ["workdir"]))
+    command_line.require("config", *([] if _DRY_RUN.value else ["workdir"]))
     # What imports JAX's heavier companions waits until the flags are known to be right.
     from geneformer_jax.analysis.finetune_protocols import prepare_protocol
     from geneformer_jax.cells.cell_store import CellStore
@@ -91,4 +91,4 @@ def _search(protocol: Any, model: Any, config: Any, section: dict[str, Any]) -> 
 
 
 if __name__ == "__main__":
-    door.run(main)
+    command_line.run(main)

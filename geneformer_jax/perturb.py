@@ -18,49 +18,115 @@ from pathlib import Path
 
 from absl import flags
 
-from geneformer_jax.cells.options import configuration, parse_share
-from geneformer_jax.common import door
+from geneformer_jax.common import command_line
+from geneformer_jax.common.command_line import configuration, parse_share
 from geneformer_jax.common.errors import InputError
 
 FLAGS = flags.FLAGS
+
+
 flags.DEFINE_string("checkpoint", "", "Checkpoint, or workdir of a training run (its newest).")
+
+
 flags.DEFINE_string("cells", "", "Cell store, or file of raw counts.")
+
+
 flags.DEFINE_string("output", "", "Folder to write.")
+
+
 flags.DEFINE_string("edit", "delete", "delete, overexpress, inhibit or activate.")
+
+
 flags.DEFINE_string("genes", "all", "all; or ids or symbols, separated by commas, or their file.")
+
+
 flags.DEFINE_string("combine", "each", "each gene in turn, all together, or all pairs of them.")
+
+
 flags.DEFINE_string("anchor", "", "Gene that is perturbed together with each of the others.")
+
+
 flags.DEFINE_string("combinations", "", "File with one set of genes per line, in place of --genes.")
+
+
 flags.DEFINE_integer("ranks", None, "How far inhibit and activate move a gene.", lower_bound=1)
+
+
 flags.DEFINE_float("quantile", None, "The same as a share of the cell's genes.")
+
+
 flags.DEFINE_string(
     "truncation", "original", "original: nothing slides in when genes leave; refill: genes from "
     "beyond the model's context do (needs counts, or a store of uncut cells).",
 )  # fmt: skip
+
+
 flags.DEFINE_string("mode", "", "cell: mean over a cell's genes; cls; default: cls where there is.")
+
+
 flags.DEFINE_integer("layer", -1, "Hidden state to compare, counted back from the last (0).")
+
+
 flags.DEFINE_string("states", "", "obs column of cell states to measure shifts towards.")
+
+
 flags.DEFINE_string("start", "", "State whose cells are perturbed; all cells by default.")
+
+
 flags.DEFINE_string("goal", "", "State that the cells should come nearer to.")
+
+
 flags.DEFINE_string("alternatives", "", "Further states, separated by commas.")
+
+
 flags.DEFINE_string("state_embeddings", "", "File of embed --states; computed by default.")
+
+
 flags.DEFINE_bool("classes", False, "Measure class probabilities (checkpoint of a classifier).")
+
+
 flags.DEFINE_string("gene_shifts", "none", "Shifts of single genes: none, full, top or means.")
+
+
 flags.DEFINE_integer("top", 100, "Genes of each edit for --gene_shifts=top.", lower_bound=1)
+
+
 flags.DEFINE_multi_string("filter", [], "column:value|value: only such cells; may be repeated.")
+
+
 flags.DEFINE_string("expressing", "", "Only cells with all these genes, separated by commas.")
+
+
 flags.DEFINE_integer("cells_at_most", None, "Draw so many of the cells at random.", lower_bound=1)
+
+
 flags.DEFINE_integer("seed", 42, "Of the draw; 42 draws the cells that the original keeps.")
+
+
 flags.DEFINE_string("vocabulary", "", "Vocabulary folder, for a checkpoint that carries none.")
+
+
 flags.DEFINE_string("precision", "float32", "float32, bfloat16 or float16.")
+
+
 flags.DEFINE_string("attention", "auto", "Attention implementation; auto chooses for the device.")
+
+
 flags.DEFINE_integer("tokens_per_device", None, "Padded tokens at a time.", lower_bound=1)
+
+
 flags.DEFINE_string("shard", "", "i/n: make only the i-th of n shares of the edits.")
+
+
 flags.DEFINE_bool("finish", False, "Put the tables of all shards together.")
+
+
 flags.DEFINE_string(
     "statistics", "", "Of the tables, separated by commas: goal_state_shift, vs_null, "
     "mixture_model, aggregate, aggregate_gene_shifts, combinations. May be asked for later.",
 )  # fmt: skip
+
+
 flags.DEFINE_string("null", "", "For vs_null: what perturb wrote of other cells.")
 # Asked of tables that are there, so a run with others of them is the same run.
 _AFTERWARDS = ("statistics", "null")
@@ -68,8 +134,8 @@ _AFTERWARDS = ("statistics", "null")
 
 def main() -> None:
     """Perturbs, writes, and computes statistics."""
-    door.require("checkpoint", "cells", "output")
-    modes = door.split_list(FLAGS.statistics)
+    command_line.require("checkpoint", "cells", "output")
+    modes = command_line.split_list(FLAGS.statistics)
     # JAX takes seconds to import, which --help and a mistyped flag should not have to wait for.
     from geneformer_jax.analysis.shift_report import require_modes, run_statistics
 
@@ -138,4 +204,4 @@ def _options():
 
 
 if __name__ == "__main__":
-    door.run(main)
+    command_line.run(main)

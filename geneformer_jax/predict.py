@@ -20,28 +20,46 @@ from typing import Any
 
 from absl import flags
 
-from geneformer_jax.cells.options import configuration
-from geneformer_jax.common import door
+from geneformer_jax.common import command_line
+from geneformer_jax.common.command_line import configuration
 from geneformer_jax.common.errors import InputError
 from geneformer_jax.common.files import write_aside
 from geneformer_jax.common.provenance import describe_run
 
 FLAGS = flags.FLAGS
+
+
 flags.DEFINE_string("checkpoint", "", "Fine-tuned model: a fold's folder, or its model or adapter.")
+
+
 flags.DEFINE_string("base", "", "For an adapter: the model it was trained on, if that has moved.")
+
+
 flags.DEFINE_string("cells", "", "Cell store, or file of raw counts.")
+
+
 flags.DEFINE_string("output", "", "File to write: .h5ad (of cells), .parquet or .csv.")
+
+
 flags.DEFINE_string("label", "", "obs column of known labels, to compare the predictions with.")
+
+
 flags.DEFINE_string("target", "", "Which of several targets --label is of; default: the first.")
+
+
 flags.DEFINE_string("vocabulary", "", "Vocabulary folder, for a model that carries none.")
+
+
 flags.DEFINE_string("precision", "float32", "float32, bfloat16 or float16.")
+
+
 flags.DEFINE_string("attention", "auto", "Attention implementation; auto chooses for the device.")
 _SUFFIXES = (".h5ad", ".parquet", ".csv")
 
 
 def main() -> None:
     """Predicts, compares and writes."""
-    door.require("checkpoint", "cells", "output")
+    command_line.require("checkpoint", "cells", "output")
     output = Path(FLAGS.output)
     if output.suffix not in _SUFFIXES:
         raise InputError(f"--output={output} must end in one of {', '.join(_SUFFIXES)}")
@@ -114,4 +132,4 @@ def _table(predicted: Any) -> Any:
 
 
 if __name__ == "__main__":
-    door.run(main)
+    command_line.run(main)

@@ -20,7 +20,7 @@ import jax
 from absl import flags
 from ml_collections import config_flags
 
-from geneformer_jax.common import door
+from geneformer_jax.common import command_line
 from geneformer_jax.common.errors import InputError
 
 _CONFIG = config_flags.DEFINE_config_file(
@@ -55,7 +55,7 @@ _COORDINATOR = flags.DEFINE_string(
 
 def main() -> None:
     """Pretrains as the flags say, then reports and draws the loss."""
-    door.require("config", *([] if _DRY_RUN.value else ["workdir"]))
+    command_line.require("config", *([] if _DRY_RUN.value else ["workdir"]))
     _check_dry_run()
     # What imports JAX's heavier companions waits until the flags are known to be right.
     _join_processes()
@@ -99,7 +99,7 @@ def _join_processes() -> None:
     if _PROCESSES.value == 0:
         jax.distributed.initialize()
     elif _PROCESSES.value > 1:
-        door.require("coordinator")
+        command_line.require("coordinator")
         if not 0 <= _PROCESS.value < _PROCESSES.value:
             raise InputError(
                 f"--process is {_PROCESS.value}, but must be 0 to {_PROCESSES.value - 1}"
@@ -108,4 +108,4 @@ def _join_processes() -> None:
 
 
 if __name__ == "__main__":
-    door.run(main)
+    command_line.run(main)

@@ -16,35 +16,56 @@ from geneformer_jax.cells import store_building
 from geneformer_jax.cells.carried_columns import check_names
 from geneformer_jax.cells.cell_store import CellStore
 from geneformer_jax.cells.counts import expand_paths, look_ahead
-from geneformer_jax.cells.options import (
-    configuration,
-    define_count_flags,
-    parse_share,
-    quality_rules,
-    read_orthologs,
-)
+from geneformer_jax.cells.options import define_count_flags, quality_rules, read_orthologs
 from geneformer_jax.cells.tokenization import Recipe, check_max_length, default_max_length
 from geneformer_jax.cells.vocabulary import SYMBOL_POLICIES, GeneVocabulary
-from geneformer_jax.common import door
+from geneformer_jax.common import command_line
+from geneformer_jax.common.command_line import configuration, parse_share
 from geneformer_jax.common.files import require_new_folder
 from geneformer_jax.common.progress import Progress
 
 FLAGS = flags.FLAGS
+
+
 define_count_flags()
+
+
 flags.DEFINE_string("vocabulary", "", "Folder written by build_vocabulary or convert.")
+
+
 flags.DEFINE_string("output", "", "Folder of the cell store.")
+
+
 flags.DEFINE_string("obs", "", "Per-cell columns to carry along, separated by commas.")
+
+
 flags.DEFINE_integer("max_length", 0, "Most tokens of a cell; 0: 2,048 for V1, 4,096 for V2.")
+
+
 flags.DEFINE_string("orthologs", "", "Table (TSV or CSV) of gene id and gene id of the vocabulary.")
+
+
 flags.DEFINE_enum(
     "symbols", "mapping", SYMBOL_POLICIES, "Where ids that are no Ensembl ids are looked up: the "
     "vocabulary's mapping (as the original), also its gene names, or never.",
 )  # fmt: skip
+
+
 flags.DEFINE_bool("prefix_cell_ids", False, 'Put "<file name>|" in front of each cell id.')
+
+
 flags.DEFINE_bool("skip_bad_files", False, "Go on without files that cannot be used.")
+
+
 flags.DEFINE_string("shard", "", "i/n: take only every n-th file, starting from i (0 .. n-1).")
+
+
 flags.DEFINE_bool("finish", False, "Join what --shard processes have written.")
+
+
 flags.DEFINE_string("report", "", "New folder for a report on the store.")
+
+
 flags.DEFINE_bool("verify", False, "Only check the checksums of the store in --output.")
 
 
@@ -53,11 +74,11 @@ def main() -> None:
     if FLAGS.verify:
         _verify()
         return
-    door.require("counts", "vocabulary", "output")
+    command_line.require("counts", "vocabulary", "output")
     paths = expand_paths(FLAGS.counts)
     look_ahead(paths[0])
     vocabulary = GeneVocabulary.load(FLAGS.vocabulary)
-    obs = door.split_list(FLAGS.obs)
+    obs = command_line.split_list(FLAGS.obs)
     check_names(obs)
     if FLAGS.report:
         require_new_folder(FLAGS.report)
@@ -103,7 +124,7 @@ def _report(obs: list[str]) -> None:
 
 
 def _verify() -> None:
-    door.require("output")
+    command_line.require("output")
     store = CellStore.open(FLAGS.output)
     with Progress(len(store.shards), "verifying", "shards") as progress:
         for _ in store.verify():
@@ -112,4 +133,4 @@ def _verify() -> None:
 
 
 if __name__ == "__main__":
-    door.run(main)
+    command_line.run(main)

@@ -19,7 +19,7 @@ from absl import flags
 from scipy import sparse
 
 from geneformer_jax.cells.counts import open_counts
-from geneformer_jax.common import door
+from geneformer_jax.common import command_line
 from geneformer_jax.common.errors import InputError
 from geneformer_jax.common.files import fingerprint, write_aside
 
@@ -198,4 +198,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    door.run(main)
+    command_line.run(main)

@@ -12,8 +12,8 @@ import pandas as pd
 import pyarrow.parquet as pq
 
 from geneformer_jax.cells.cell_store import OBS, CellStore
-from geneformer_jax.cells.rank_encoding import compiled
 from geneformer_jax.common.errors import InputError, did_you_mean
+from geneformer_jax.common.numba_jit import compiled
 from geneformer_jax.common.progress import Progress
 from geneformer_jax.common.provenance import FILE_NAME
 

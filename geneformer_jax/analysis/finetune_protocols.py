@@ -19,6 +19,7 @@ from geneformer_jax.analysis.task_config import task_config, typed_task
 from geneformer_jax.common.errors import InputError
 from geneformer_jax.common.files import write_aside
 from geneformer_jax.common.provenance import describe_run, write_provenance
+from geneformer_jax.common.workdir import claim_workdir
 from geneformer_jax.model.heads import HeadTask
 from geneformer_jax.model.pretrained import RESULT, PretrainedModel, load_model, weights_hash
 from geneformer_jax.training.finetune_config import (
@@ -29,7 +30,6 @@ from geneformer_jax.training.finetune_config import (
 )
 from geneformer_jax.training.finetuning import NOT_DECISIVE, finetune_folds
 from geneformer_jax.training.network import Task, prepare_network
-from geneformer_jax.training.workdir import claim_workdir
 
 TASK, TARGETS = "task", "targets"
 PRETRAINED = "Geneformer"

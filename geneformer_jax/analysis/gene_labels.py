@@ -8,12 +8,10 @@ import numpy as np
 import pandas as pd
 
 from geneformer_jax.analysis.cell_selection import check_columns
-from geneformer_jax.analysis.id_tables import named_column, read_id_table
 from geneformer_jax.cells.vocabulary import GeneVocabulary
 from geneformer_jax.common.errors import InputError
+from geneformer_jax.common.tables import CLASS_COLUMNS, GENE_COLUMNS, named_column, read_id_table
 
-CLASS_COLUMNS = ("class", "label", "labels", "category")
-GENE_COLUMNS = ("ensembl_id", "gene_id", "id", "gene", "gene_symbol", "symbol", "gene_name")
 CONFLICTS = ("refuse", "drop")
 OUTSIDE, TWICE, CONFLICT = (
     "not in the vocabulary",

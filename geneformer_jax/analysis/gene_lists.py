@@ -7,10 +7,9 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from geneformer_jax.analysis.gene_labels import CLASS_COLUMNS, GENE_COLUMNS
-from geneformer_jax.analysis.id_tables import named_column, read_id_table
 from geneformer_jax.cells.vocabulary import GeneVocabulary
 from geneformer_jax.common.errors import InputError
+from geneformer_jax.common.tables import CLASS_COLUMNS, GENE_COLUMNS, named_column, read_id_table
 
 OTHERS = "other genes"
 # A rank-sum test of fewer genes finds nothing.

@@ -11,7 +11,7 @@ from geneformer_jax.analysis.cell_selection import ChosenCells, EncodedCells, se
 from geneformer_jax.analysis.embedder import Embedded, Embedder
 from geneformer_jax.analysis.state_embeddings import MEAN, StateEmbeddings, state_embeddings
 from geneformer_jax.cells.vocabulary import GeneVocabulary
-from geneformer_jax.common.door import split_list
+from geneformer_jax.common.command_line import split_list
 from geneformer_jax.common.errors import InputError, did_you_mean
 from geneformer_jax.model.encoder import Runtime
 from geneformer_jax.model.pretrained import PretrainedModel

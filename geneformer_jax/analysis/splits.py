@@ -12,9 +12,9 @@ import numpy as np
 import pandas as pd
 from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold, train_test_split
 
-from geneformer_jax.analysis.id_tables import named_column, read_id_table
 from geneformer_jax.common.errors import InputError, did_you_mean
 from geneformer_jax.common.files import write_aside
+from geneformer_jax.common.tables import named_column, read_id_table
 
 SIDES = ("train", "valid", "test")
 ID_COLUMNS = ("id", "cell_id", "gene_id", "ensembl_id", "gene", "cell", "barcode")

@@ -7,7 +7,7 @@ chunks; ISA-L unpacks them about twice as fast where it is installed, zlib where
 import h5py
 import numpy as np
 
-from geneformer_jax.cells.threads import for_each, spans
+from geneformer_jax.common.threads import for_each, spans
 
 try:
     from isal import isal_zlib as zlib

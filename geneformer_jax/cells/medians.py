@@ -13,7 +13,8 @@ import numba
 import numpy as np
 from scipy import sparse
 
-from geneformer_jax.cells.rank_encoding import TARGET_SUM, compiled
+from geneformer_jax.cells.rank_encoding import TARGET_SUM
+from geneformer_jax.common.numba_jit import compiled
 
 RELATIVE_ERROR = 0.0025
 DEFAULT_BYTES_FOR_EXACT = 1 << 31

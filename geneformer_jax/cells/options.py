@@ -1,18 +1,15 @@
 """What the doors of this room take alike: files, quality control, exclusions, tables, shares."""
 
-import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TypeVar
 
-import pandas as pd
 from absl import flags
 
 from geneformer_jax.cells.gene_lookup import strip_version
 from geneformer_jax.cells.quality import QualityRules
 from geneformer_jax.common.errors import InputError
+from geneformer_jax.common.tables import read_table
 
-T = TypeVar("T")
 # Flags defined here belong to the door that asks for them, and appear in its --help.
 flags.disclaim_key_flags()
 
@@ -52,11 +49,6 @@ def quality_rules() -> QualityRules:
     )
 
 
-def configuration() -> dict[str, object]:
-    """The values of all flags of the running door, for its provenance."""
-    return {flag.name: flag.value for flag in flags.FLAGS.get_key_flags_for_module(sys.argv[0])}
-
-
 def parse_exclusions(values: Sequence[str]) -> dict[str, list[str]]:
     """Reads "column=value" texts into column -> values.
 
@@ -70,42 +62,6 @@ def parse_exclusions(values: Sequence[str]) -> dict[str, list[str]]:
             raise InputError(f'--exclude="{text}" must have the form column=value')
         result.setdefault(column.strip(), []).append(value.strip())
     return result
-
-
-def parse_share(text: str) -> tuple[int, int]:
-    """Reads "i/n" into (i, n); "" is all: (0, 1).
-
-    Raises:
-      InputError: another form, or i not in 0 .. n-1.
-    """
-    if not text:
-        return 0, 1
-    first, _, second = text.partition("/")
-    if not (first.isdecimal() and second.isdecimal() and int(first) < int(second)):
-        raise InputError(f'--shard="{text}" must be i/n with i from 0 to n-1, such as 0/4')
-    return int(first), int(second)
-
-
-def share_of(items: Sequence[T], share: tuple[int, int]) -> list[T]:
-    """Returns every n-th item, starting from the i-th."""
-    index, count = share
-    return list(items[index::count])
-
-
-def read_table(path: Path | str) -> pd.DataFrame:
-    """Reads a table of text, separated by tabs (or by commas if its name ends in .csv).
-
-    Raises:
-      InputError: it is not there or no such table.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise InputError(f"{path} does not exist; check the path")
-    separator = "," if ".csv" in path.suffixes else "\t"
-    try:
-        return pd.read_csv(path, sep=separator, dtype=str, keep_default_na=False, comment=None)
-    except (ValueError, UnicodeDecodeError, OSError) as error:
-        raise InputError(f"{path} is no table that can be read ({error})") from error
 
 
 def read_orthologs(path: Path | str) -> dict[str, str]:

@@ -14,9 +14,9 @@ import pandas as pd
 from scipy import sparse
 
 from geneformer_jax.cells.count_source import CountSource
-from geneformer_jax.cells.read_ahead import read_ahead
 from geneformer_jax.cells.row_blocks import RowBlocks, blocks_of
 from geneformer_jax.common.errors import InputError
+from geneformer_jax.common.threads import read_ahead
 
 # The 37 genes of the human mitochondrial genome: 13 proteins, 2 rRNAs, 22 tRNAs.
 # fmt: off

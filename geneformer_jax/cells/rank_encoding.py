@@ -6,15 +6,14 @@ operations, so that ranks are equal to its ranks bit for bit. Equal values keep 
 source's columns; the original leaves that order undefined.
 """
 
-from collections.abc import Callable
 from typing import NamedTuple
 
-import numba
 import numpy as np
 from scipy import sparse
 
-from geneformer_jax.cells.threads import for_each, spans
 from geneformer_jax.cells.vocabulary import LARGEST_TOKEN, GeneVocabulary
+from geneformer_jax.common.numba_jit import compiled
+from geneformer_jax.common.threads import for_each, spans
 
 TARGET_SUM = 10_000.0
 # An entry of the sort: the key above, the index of the value below.
@@ -153,14 +152,6 @@ def encode_counts(
     offsets = _offsets(lengths)
     used = [tokens[room[a] : room[a] + offsets[b] - offsets[a]] for a, b in blocks]
     return RankEncodings(used[0] if len(used) == 1 else np.concatenate(used), offsets, genes)
-
-
-def compiled(function: Callable) -> Callable:
-    """Compiles a kernel that holds no lock; kept on disk where a place for that is writable."""
-    try:
-        return numba.njit(nogil=True, cache=True)(function)
-    except RuntimeError:  # no writable folder for the compiled code
-        return numba.njit(nogil=True)(function)
 
 
 class _Scratch(NamedTuple):

@@ -6,8 +6,8 @@ from typing import NamedTuple
 import numpy as np
 from scipy import sparse
 
-from geneformer_jax.cells.rank_encoding import compiled
 from geneformer_jax.common.errors import InputError
+from geneformer_jax.common.numba_jit import compiled
 
 _MOST = np.iinfo(np.int32).max
 # log1p of a count scaled to any usual total stays far below this.

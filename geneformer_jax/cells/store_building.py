@@ -16,7 +16,6 @@ from geneformer_jax.cells import cell_store, store_writer
 from geneformer_jax.cells.carried_columns import common_kind
 from geneformer_jax.cells.cell_columns import CellColumns
 from geneformer_jax.cells.counts import CountSource, open_counts
-from geneformer_jax.cells.options import share_of
 from geneformer_jax.cells.repeated_ids import RepeatedIds
 from geneformer_jax.cells.tokenization import (
     GeneMatch,
@@ -26,6 +25,7 @@ from geneformer_jax.cells.tokenization import (
     match_genes,
 )
 from geneformer_jax.cells.vocabulary import GeneVocabulary
+from geneformer_jax.common.command_line import share_of
 from geneformer_jax.common.errors import InputError
 from geneformer_jax.common.files import fingerprint
 from geneformer_jax.common.progress import Progress

@@ -18,10 +18,10 @@ from geneformer_jax.cells.rank_encoding import (
     gene_columns,
     join_encodings,
 )
-from geneformer_jax.cells.read_ahead import read_ahead
 from geneformer_jax.cells.species import refuse_mixed_species, species_of
 from geneformer_jax.cells.vocabulary import GeneVocabulary
 from geneformer_jax.common.errors import InputError
+from geneformer_jax.common.threads import read_ahead
 
 V1_MAX_LENGTH, V2_MAX_LENGTH = 2048, 4096
 NO_RULES = QualityRules(total_sd=None, mitochondrial_sd=None, min_genes=None)

@@ -12,14 +12,14 @@ import pyarrow as pa
 from geneformer_jax.cells.counts import CountSource
 from geneformer_jax.cells.gene_lookup import strip_version
 from geneformer_jax.cells.medians import DEFAULT_BYTES_FOR_EXACT, MedianAccumulator
-from geneformer_jax.cells.options import read_table
 from geneformer_jax.cells.quality import QualityRules
-from geneformer_jax.cells.read_ahead import read_ahead
 from geneformer_jax.cells.species import refuse_mixed_species, species_of
 from geneformer_jax.cells.tokenization import CELLS_PER_BATCH, choose_cells
 from geneformer_jax.cells.vocabulary import GeneVocabulary
 from geneformer_jax.common.errors import InputError, did_you_mean
 from geneformer_jax.common.progress import Progress
+from geneformer_jax.common.tables import read_table
+from geneformer_jax.common.threads import read_ahead
 
 _ID_COLUMNS = ("gene_id", "ensembl_id", "ensembl", "id")
 _SYMBOL_COLUMNS = ("symbol", "gene_symbol", "gene_name", "name")

@@ -7,23 +7,13 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from geneformer_jax.batches.plan import MEGA_BATCH_MULTIPLIER, MOST_BUCKETS
+from geneformer_jax.common.config import one_of, require
 from geneformer_jax.common.errors import InputError, did_you_mean
 from geneformer_jax.model.config import EncoderConfig, preset
 from geneformer_jax.model.encoder import REMAT_POLICIES
 from geneformer_jax.model.precision import PRESETS as PRECISIONS
 
 SCHEDULES = ("linear", "cosine", "constant")
-
-
-def require(condition: bool, name: str, value: object, rule: str) -> None:
-    """Raises InputError, naming --config.`name`, its value and the rule, unless it holds."""
-    if not condition:
-        raise InputError(f"--config.{name} is {value!r}; {rule}")
-
-
-def one_of(name: str, value: str, known: tuple[str, ...]) -> None:
-    """Raises InputError unless --config.`name` is one of the known values."""
-    require(value in known, name, value, f"choose one of {', '.join(known)}")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -6,6 +6,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from geneformer_jax.common.config import one_of, require
 from geneformer_jax.common.errors import InputError
 from geneformer_jax.model.config import EncoderConfig, preset
 from geneformer_jax.model.heads import POOLINGS
@@ -17,8 +18,6 @@ from geneformer_jax.training.config import (
     OptimizerConfig,
     RuntimeConfig,
     fill,
-    one_of,
-    require,
 )
 
 NATURAL, BALANCED, NONE = "natural", "balanced", "none"

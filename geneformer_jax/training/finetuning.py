@@ -24,6 +24,7 @@ from geneformer_jax.batches.loader import read_ahead
 from geneformer_jax.common.files import remove, write_aside
 from geneformer_jax.common.progress import Progress
 from geneformer_jax.common.provenance import describe_run
+from geneformer_jax.common.workdir import claim_workdir
 from geneformer_jax.model.config import EncoderConfig
 from geneformer_jax.model.encoder import Params
 from geneformer_jax.model.heads import HeadTask
@@ -44,7 +45,6 @@ from geneformer_jax.training.network import Network, Sides, Task, prepare_networ
 from geneformer_jax.training.state import TrainState
 from geneformer_jax.training.stopping import Stopped, StopRequest
 from geneformer_jax.training.telemetry import MetricsLog, Window, read_metrics
-from geneformer_jax.training.workdir import claim_workdir
 
 TRAINING = "training"
 PREDICTIONS = "predictions.parquet"

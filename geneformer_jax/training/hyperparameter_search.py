@@ -15,6 +15,7 @@ import pandas as pd
 
 from geneformer_jax.common.errors import InputError, did_you_mean
 from geneformer_jax.common.files import write_aside
+from geneformer_jax.common.workdir import claim_workdir
 from geneformer_jax.model.heads import HeadTask
 from geneformer_jax.model.pretrained import PretrainedModel
 from geneformer_jax.training.config import fill
@@ -22,7 +23,6 @@ from geneformer_jax.training.finetune_config import FinetuneConfig
 from geneformer_jax.training.finetuning import HELD_OUT, FoldRun, finetune_fold
 from geneformer_jax.training.network import Task, prepare_network
 from geneformer_jax.training.telemetry import read_metrics
-from geneformer_jax.training.workdir import claim_workdir
 
 TRIALS = "trials.csv"
 _JOURNAL = "study.log"

@@ -11,6 +11,7 @@ from jax.experimental import multihost_utils
 from geneformer_jax.batches.loader import read_ahead
 from geneformer_jax.common.progress import Progress
 from geneformer_jax.common.provenance import describe_run
+from geneformer_jax.common.workdir import claim_workdir
 from geneformer_jax.model.pretrained import CHECKPOINTS, describe_model
 from geneformer_jax.training.baselines import BaselineScore, fit_baselines
 from geneformer_jax.training.checkpoint import Checkpoints
@@ -22,7 +23,6 @@ from geneformer_jax.training.run import Run, open_store, prepare_run, start_stat
 from geneformer_jax.training.state import TrainState, abstract_state
 from geneformer_jax.training.stopping import Stopped, StopRequest
 from geneformer_jax.training.telemetry import MetricsLog, Window
-from geneformer_jax.training.workdir import claim_workdir
 
 
 class PretrainResult(NamedTuple):

@@ -7,8 +7,9 @@ import h5py
 import numpy as np
 import pytest
 
-from geneformer_jax.cells import gzip_chunks, threads
+from geneformer_jax.cells import gzip_chunks
 from geneformer_jax.cells.gzip_chunks import GzipChunks, has_gzip_chunks
+from geneformer_jax.common import threads
 
 SPANS = [(0, 1000), (0, 0), (3, 4), (95, 105), (300, 700), (990, 2000)]
 

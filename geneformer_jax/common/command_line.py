@@ -10,6 +10,7 @@ import runpy
 import sys
 import textwrap
 from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 from absl import flags
 
@@ -18,6 +19,8 @@ from geneformer_jax.common.errors import InputError, did_you_mean
 BAD_INPUT = 1
 INTERRUPTED = 130
 _CONFIG_PREFIX = "--config."
+
+T = TypeVar("T")
 
 
 def run(main: Callable[[], None]) -> None:
@@ -147,3 +150,28 @@ def _help() -> str:
         lines.append(f"  --{flag.name}{default}")
         lines.append(textwrap.indent(textwrap.fill(flag.help or "", 92), " " * 6))
     return "\n".join(lines)
+
+
+def configuration() -> dict[str, object]:
+    """The values of all flags of the running door, for its provenance."""
+    return {flag.name: flag.value for flag in flags.FLAGS.get_key_flags_for_module(sys.argv[0])}
+
+
+def parse_share(text: str) -> tuple[int, int]:
+    """Reads "i/n" into (i, n); "" is all: (0, 1).
+
+    Raises:
+      InputError: another form, or i not in 0 .. n-1.
+    """
+    if not text:
+        return 0, 1
+    first, _, second = text.partition("/")
+    if not (first.isdecimal() and second.isdecimal() and int(first) < int(second)):
+        raise InputError(f'--shard="{text}" must be i/n with i from 0 to n-1, such as 0/4')
+    return int(first), int(second)
+
+
+def share_of(items: Sequence[T], share: tuple[int, int]) -> list[T]:
+    """Returns every n-th item, starting from the i-th."""
+    index, count = share
+    return list(items[index::count])

@@ -6,10 +6,12 @@ from pathlib import Path
 import pandas as pd
 import pyarrow as pa
 
-from geneformer_jax.cells.options import read_table
 from geneformer_jax.common.errors import InputError
 
 SUFFIXES = (".json", ".txt", ".tsv", ".csv", ".parquet")
+
+CLASS_COLUMNS = ("class", "label", "labels", "category")
+GENE_COLUMNS = ("ensembl_id", "gene_id", "id", "gene", "gene_symbol", "symbol", "gene_name")
 
 
 def read_id_table(path: Path | str) -> pd.DataFrame:
@@ -88,3 +90,19 @@ def _from_parquet(path: Path) -> pd.DataFrame:
     if table.index.name is not None:
         table = table.reset_index()
     return table.astype(object).where(table.notna(), "")
+
+
+def read_table(path: Path | str) -> pd.DataFrame:
+    """Reads a table of text, separated by tabs (or by commas if its name ends in .csv).
+
+    Raises:
+      InputError: it is not there or no such table.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"{path} does not exist; check the path")
+    separator = "," if ".csv" in path.suffixes else "\t"
+    try:
+        return pd.read_csv(path, sep=separator, dtype=str, keep_default_na=False, comment=None)
+    except (ValueError, UnicodeDecodeError, OSError) as error:
+        raise InputError(f"{path} is no table that can be read ({error})") from error

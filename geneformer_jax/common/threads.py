@@ -1,10 +1,15 @@
 """Work on several cores by threads, for what holds no lock of Python's (compiled kernels, zlib)."""
 
+import contextlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
 
 _SPANS_PER_THREAD = 4
+
+T = TypeVar("T")
+_END = object()
 
 
 def cores() -> int:
@@ -37,3 +42,17 @@ def for_each(
     with ThreadPoolExecutor(threads) as pool:
         for _ in pool.map(lambda part: work(*part), parts):
             pass
+
+
+def read_ahead(items: Generator[T]) -> Iterator[T]:
+    """Yields the items of a generator, the next of which is being made meanwhile.
+
+    One item is ahead at a time, so that memory holds two. An error comes where the item would have.
+    This gains where making items leaves Python free to go on, as HDF5 and zlib do.
+    """
+    with contextlib.closing(items), ThreadPoolExecutor(1) as thread:
+        coming = thread.submit(next, items, _END)
+        while (item := coming.result()) is not _END:
+            coming = thread.submit(next, items, _END)
+            yield item
+            del item

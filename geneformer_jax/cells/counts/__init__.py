@@ -1,0 +1,1 @@
+"""Raw counts from the files that people have: h5ad, zarr, loom, 10x."""

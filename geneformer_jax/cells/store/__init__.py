@@ -1,0 +1,1 @@
+"""The cell store: rank value encodings on disk, as a TFDS dataset in ArrayRecord shards."""

@@ -1,0 +1,1 @@
+"""From raw counts to rank value encodings: vocabulary, medians, quality control, ranks."""
