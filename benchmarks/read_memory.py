@@ -27,7 +27,7 @@ import pandas as pd
 from absl import app, flags
 from anndata.io import write_elem
 
-from geneformer_jax.cells.counts import open_counts
+from geneformer_jax.cells.counts.open import open_counts
 from geneformer_jax.cells.store_building import Reading, StoreBuild
 from geneformer_jax.cells.tokenization import Recipe
 from geneformer_jax.cells.vocabulary import GeneVocabulary

@@ -36,7 +36,7 @@ from absl import app, flags
 from scipy import sparse
 
 from geneformer_jax.cells.cell_store import CellStore
-from geneformer_jax.cells.counts import look_ahead
+from geneformer_jax.cells.counts.open import look_ahead
 from geneformer_jax.cells.rank_encoding import RankEncodings, encode_counts, gene_columns
 from geneformer_jax.cells.store_building import Reading, StoreBuild
 from geneformer_jax.cells.store_writer import begin_store, join_sources, write_source

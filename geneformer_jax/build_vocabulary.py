@@ -17,7 +17,7 @@ from pathlib import Path
 
 from absl import flags
 
-from geneformer_jax.cells.counts import expand_paths, open_counts
+from geneformer_jax.cells.counts.open import expand_paths, open_counts
 from geneformer_jax.cells.median_shares import join_shares, save_share, shares_folder, work_key
 from geneformer_jax.cells.medians import RELATIVE_ERROR
 from geneformer_jax.cells.options import define_count_flags, quality_rules

@@ -16,7 +16,7 @@ PACKAGE = "geneformer_jax"
 # A package imports from packages of the rows above its own, and from nothing beside it.
 LAYERS = (
     ("common",),
-    ("cells/counts",),
+    ("cells/counts/open",),
     ("cells/tokenization",),
     ("cells/store",),
     ("model/attention",),

@@ -11,7 +11,7 @@ from geneformer_jax.analysis.embedder import Embedded, Embedder
 from geneformer_jax.analysis.embedding_quality import check_labels, describe_quality
 from geneformer_jax.analysis.label_accuracy import FOLDS, NEIGHBOURS, rows_of
 from geneformer_jax.analysis.state_embeddings import QUANTILES, check_states, state_embeddings
-from geneformer_jax.cells.counts import CountSource
+from geneformer_jax.cells.counts.open import CountSource
 from geneformer_jax.common.errors import InputError
 
 

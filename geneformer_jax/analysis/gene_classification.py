@@ -36,12 +36,7 @@ from geneformer_jax.analysis.classification_task import (
     ClassificationTask,
     labelled_cells,
 )
-from geneformer_jax.analysis.gene_labels import (
-    NOWHERE,
-    Labels,
-    read_cell_labels,
-    read_gene_labels,
-)
+from geneformer_jax.analysis.gene_labels import NOWHERE, Labels, read_cell_labels, read_gene_labels
 from geneformer_jax.analysis.splits import Split, given_split, leak_warnings, make_split
 from geneformer_jax.analysis.task_config import TaskConfig
 from geneformer_jax.analysis.task_controls import (
@@ -54,7 +49,7 @@ from geneformer_jax.analysis.task_controls import (
 )
 from geneformer_jax.analysis.task_folder import TaskFolder
 from geneformer_jax.analysis.task_report import read_results, results_table, write_results
-from geneformer_jax.cells.counts import expand_paths, open_counts
+from geneformer_jax.cells.counts.open import expand_paths, open_counts
 from geneformer_jax.common.errors import InputError
 from geneformer_jax.common.progress import Progress
 

@@ -6,8 +6,8 @@ import numpy as np
 import pandas as pd
 
 from geneformer_jax.cells.carried_columns import common_kind, kind_of
-from geneformer_jax.cells.count_source import CountSource
-from geneformer_jax.cells.row_blocks import blocks_of
+from geneformer_jax.cells.counts.lazy_columns import blocks_of
+from geneformer_jax.cells.counts.source import CountSource
 
 
 class CellColumns:

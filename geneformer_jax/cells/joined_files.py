@@ -11,8 +11,8 @@ import tensorflow_datasets as tfds
 
 from geneformer_jax.cells import cell_store
 from geneformer_jax.cells.carried_columns import tfds_features
+from geneformer_jax.cells.counts.lazy_columns import blocks_of
 from geneformer_jax.cells.growing_array import GrowingArray
-from geneformer_jax.cells.row_blocks import blocks_of
 
 _VERSION = "1.0.0"
 

@@ -13,8 +13,8 @@ import numpy as np
 import pandas as pd
 from scipy import sparse
 
-from geneformer_jax.cells.count_source import CountSource
-from geneformer_jax.cells.row_blocks import RowBlocks, blocks_of
+from geneformer_jax.cells.counts.lazy_columns import RowBlocks, blocks_of
+from geneformer_jax.cells.counts.source import CountSource
 from geneformer_jax.common.errors import InputError
 from geneformer_jax.common.threads import read_ahead
 

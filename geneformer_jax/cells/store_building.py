@@ -15,7 +15,7 @@ from typing import Any
 from geneformer_jax.cells import cell_store, store_writer
 from geneformer_jax.cells.carried_columns import common_kind
 from geneformer_jax.cells.cell_columns import CellColumns
-from geneformer_jax.cells.counts import CountSource, open_counts
+from geneformer_jax.cells.counts.open import CountSource, open_counts
 from geneformer_jax.cells.repeated_ids import RepeatedIds
 from geneformer_jax.cells.tokenization import (
     GeneMatch,

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
-from geneformer_jax.cells.counts import AnnDataSource, CountSource
+from geneformer_jax.cells.counts.open import AnnDataSource, CountSource
 from geneformer_jax.cells.gene_lookup import strip_version
 from geneformer_jax.cells.quality import QualityRules, Verdict, judge, measure
 from geneformer_jax.cells.rank_encoding import (

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
-from geneformer_jax.cells.counts import CountSource
+from geneformer_jax.cells.counts.open import CountSource
 from geneformer_jax.cells.gene_lookup import strip_version
 from geneformer_jax.cells.medians import DEFAULT_BYTES_FOR_EXACT, MedianAccumulator
 from geneformer_jax.cells.quality import QualityRules

@@ -15,8 +15,8 @@ import pytest
 import scipy.io
 from scipy import sparse
 
-from geneformer_jax.cells import hdf5_probe, row_scratch
-from geneformer_jax.cells.counts import AnnDataSource, open_counts
+from geneformer_jax.cells.counts import hdf5_probe, transpose
+from geneformer_jax.cells.counts.open import AnnDataSource, open_counts
 from geneformer_jax.common.errors import InputError
 from tests.helpers.count_files import WRITERS, example_cells, with_matrix
 
@@ -301,16 +301,16 @@ def test_an_mtx_file_without_counts(field, tmp_path):
 
 def test_a_full_scratch_disk_is_told(tmp_path, monkeypatch):
     path = WRITERS["h5ad csc"](example_cells(), tmp_path)
-    monkeypatch.setattr(row_scratch, "_IN_MEMORY_BYTES", 256)
+    monkeypatch.setattr(transpose, "_IN_MEMORY_BYTES", 256)
 
     def full(self, _):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(row_scratch.tempfile.SpooledTemporaryFile, "write", full)
+    monkeypatch.setattr(transpose.tempfile.SpooledTemporaryFile, "write", full)
     assert "TMPDIR" in refusal(lambda: read(path))
     monkeypatch.undo()
-    monkeypatch.setattr(row_scratch, "_IN_MEMORY_BYTES", 256)
-    monkeypatch.setattr(row_scratch.shutil, "disk_usage", lambda _: _Disk)
+    monkeypatch.setattr(transpose, "_IN_MEMORY_BYTES", 256)
+    monkeypatch.setattr(transpose.shutil, "disk_usage", lambda _: _Disk)
     assert "TMPDIR" in refusal(lambda: read(path))
 
 

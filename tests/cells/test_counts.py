@@ -9,8 +9,8 @@ import pandas as pd
 import pytest
 from scipy import sparse
 
-from geneformer_jax.cells import count_matrix, row_scratch
-from geneformer_jax.cells.counts import AnnDataSource, open_counts
+from geneformer_jax.cells.counts import matrix, transpose
+from geneformer_jax.cells.counts.open import AnnDataSource, open_counts
 from geneformer_jax.common.errors import InputError
 from tests.helpers.count_files import WRITERS, example_cells, with_matrix
 
@@ -35,12 +35,12 @@ def read_whole(source, cells_per_batch=4096):
 @pytest.fixture
 def tiny_budgets(monkeypatch):
     """Every limit so low that small files need many pieces, buckets, blocks and batches."""
-    monkeypatch.setattr(count_matrix, "MOST_ENTRIES", 100)
-    monkeypatch.setattr(count_matrix, "_PIECE_ENTRIES", 64)
-    monkeypatch.setattr(count_matrix, "_DENSE_BLOCK", 400)
-    monkeypatch.setattr(count_matrix, "_LARGEST_DENSE_BLOCK", 2000)
-    monkeypatch.setattr(row_scratch, "_BUCKET_ENTRIES", 128)
-    monkeypatch.setattr(row_scratch, "_IN_MEMORY_BYTES", 256)
+    monkeypatch.setattr(matrix, "MOST_ENTRIES", 100)
+    monkeypatch.setattr(matrix, "_PIECE_ENTRIES", 64)
+    monkeypatch.setattr(matrix, "_DENSE_BLOCK", 400)
+    monkeypatch.setattr(matrix, "_LARGEST_DENSE_BLOCK", 2000)
+    monkeypatch.setattr(transpose, "_BUCKET_ENTRIES", 128)
+    monkeypatch.setattr(transpose, "_IN_MEMORY_BYTES", 256)
 
 
 @pytest.mark.parametrize("kind", WRITERS)
@@ -81,9 +81,9 @@ def test_tall_chunks_are_read_as_tiles(tiny_budgets, tmp_path):
         shape, dtype = array.shape, array.dtype
         chunks = (57, 3)
 
-    assert isinstance(count_matrix.dense_matrix(Chunked()), count_matrix.DenseTiles)
+    assert isinstance(matrix.dense_matrix(Chunked()), matrix.DenseTiles)
     Chunked.chunks = (5, 83)
-    assert isinstance(count_matrix.dense_matrix(Chunked()), count_matrix.Dense)
+    assert isinstance(matrix.dense_matrix(Chunked()), matrix.Dense)
 
 
 def test_deep_cells_come_in_smaller_batches(tiny_budgets, tmp_path):

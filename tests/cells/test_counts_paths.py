@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from geneformer_jax.cells.counts import expand_paths, open_counts
+from geneformer_jax.cells.counts.open import expand_paths, open_counts
 from geneformer_jax.common.errors import InputError
 
 

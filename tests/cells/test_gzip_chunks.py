@@ -7,8 +7,8 @@ import h5py
 import numpy as np
 import pytest
 
-from geneformer_jax.cells import gzip_chunks
-from geneformer_jax.cells.gzip_chunks import GzipChunks, has_gzip_chunks
+from geneformer_jax.cells.counts import matrix
+from geneformer_jax.cells.counts.matrix import GzipChunks, has_gzip_chunks
 from geneformer_jax.common import threads
 
 SPANS = [(0, 1000), (0, 0), (3, 4), (95, 105), (300, 700), (990, 2000)]
@@ -33,7 +33,7 @@ def dataset(file, dtype=np.int32, **options):
 def test_every_slice_is_what_h5py_reads(file, dtype, shuffle, cores, library, monkeypatch):
     monkeypatch.setattr(threads, "cores", lambda: cores)
     if library == "zlib":
-        monkeypatch.setattr(gzip_chunks, "zlib", zlib)
+        monkeypatch.setattr(matrix, "zlib", zlib)
     stored = dataset(file, dtype, shuffle=shuffle)
     assert has_gzip_chunks(stored)
     chunks = GzipChunks(stored)

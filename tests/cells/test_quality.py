@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 from scipy import sparse
 
-from geneformer_jax.cells.counts import AnnDataSource, open_counts
+from geneformer_jax.cells.counts.open import AnnDataSource, open_counts
 from geneformer_jax.cells.quality import (
     HUMAN_MITOCHONDRIAL_IDS,
     CellMeasures,

@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 
-from geneformer_jax.cells import repeated_ids, row_blocks
+from geneformer_jax.cells import repeated_ids
 from geneformer_jax.cells.cell_store import CellStore
+from geneformer_jax.cells.counts import lazy_columns
 from geneformer_jax.cells.repeated_ids import RepeatedIds
 from geneformer_jax.common.errors import InputError
 from tests.helpers.small_stores import build, cells, write
@@ -84,7 +85,7 @@ def test_a_full_disk_is_told(monkeypatch):
 
 @pytest.fixture
 def small_blocks(monkeypatch, way):
-    monkeypatch.setattr(row_blocks, "ROWS_PER_BLOCK", 5)
+    monkeypatch.setattr(lazy_columns, "ROWS_PER_BLOCK", 5)
 
 
 def test_an_id_twice_in_a_store_of_small_blocks(tmp_path, vocabulary, small_blocks):

@@ -4,12 +4,12 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from geneformer_jax.cells import row_blocks
-from geneformer_jax.cells.count_matrix import CompressedRows
-from geneformer_jax.cells.counts import AnnDataSource, open_counts
+from geneformer_jax.cells.counts import lazy_columns
+from geneformer_jax.cells.counts.lazy_columns import RowBlocks, blocks_of
+from geneformer_jax.cells.counts.matrix import CompressedRows
+from geneformer_jax.cells.counts.open import AnnDataSource, open_counts
 from geneformer_jax.cells.growing_array import GrowingArray
 from geneformer_jax.cells.quality import QualityRules
-from geneformer_jax.cells.row_blocks import RowBlocks, blocks_of
 from geneformer_jax.common.errors import InputError
 from tests.helpers.count_files import WRITERS, example_cells
 from tests.helpers.small_stores import build, cells, same_stores, write
@@ -17,7 +17,7 @@ from tests.helpers.small_stores import build, cells, same_stores, write
 
 @pytest.mark.parametrize("chunk", [1, 3, 8])
 def test_slices_are_those_of_the_array(monkeypatch, chunk):
-    monkeypatch.setattr(row_blocks, "ROWS_PER_BLOCK", 5)
+    monkeypatch.setattr(lazy_columns, "ROWS_PER_BLOCK", 5)
     values, asked = np.arange(100, 123), []
 
     def read(start, stop):
@@ -41,7 +41,7 @@ def test_every_format_in_small_blocks(tmp_path, monkeypatch, name):
     path = WRITERS[name](example_cells(), tmp_path)
     whole = open_counts(path)
     expected, batches = whole.obs(), list(whole.batches(10))
-    monkeypatch.setattr(row_blocks, "ROWS_PER_BLOCK", 7)
+    monkeypatch.setattr(lazy_columns, "ROWS_PER_BLOCK", 7)
     source = open_counts(path)
     pd.testing.assert_frame_equal(source.obs(), expected)
     for batch, other in zip(source.batches(10), batches, strict=True):
@@ -51,7 +51,7 @@ def test_every_format_in_small_blocks(tmp_path, monkeypatch, name):
 
 @pytest.mark.parametrize("row", range(1, 12))
 def test_pointers_that_run_back_anywhere_are_refused(monkeypatch, row):
-    monkeypatch.setattr(row_blocks, "ROWS_PER_BLOCK", 4)
+    monkeypatch.setattr(lazy_columns, "ROWS_PER_BLOCK", 4)
     pointers = np.arange(0, 26, 2)
     sound = CompressedRows(np.ones(24), np.zeros(24, int), pointers, (12, 1), "x")
     assert sum(rows.shape[0] for _, rows in sound.rows(5)) == 12
@@ -68,7 +68,7 @@ def test_columns_with_missing_values_in_small_blocks(tmp_path, monkeypatch, suff
     adata.obs["grade"] = pd.Categorical(["b", None, "a"] * 19, ["c", "b", "a"], ordered=True)
     path = tmp_path / f"x.{suffix}"
     (adata.write_h5ad if suffix == "h5ad" else adata.write_zarr)(path)
-    monkeypatch.setattr(row_blocks, "ROWS_PER_BLOCK", 7)
+    monkeypatch.setattr(lazy_columns, "ROWS_PER_BLOCK", 7)
     read, expected = open_counts(path).obs(), AnnDataSource(adata).obs()
     for column in ("number", "truth", "grade", "cell_type"):
         pd.testing.assert_series_equal(read[column], expected[column])
@@ -82,7 +82,7 @@ def test_a_store_made_in_small_blocks(tmp_path, monkeypatch, files, vocabulary):
     rules = QualityRules("filter_pass", {"cell_type": ["B"]}, None, None, 3)
     options = {"obs": ["donor", "cell_type"], "quality": rules}
     whole, said = build(tmp_path / "whole", paths, vocabulary, **options)
-    monkeypatch.setattr(row_blocks, "ROWS_PER_BLOCK", 7)
+    monkeypatch.setattr(lazy_columns, "ROWS_PER_BLOCK", 7)
     parts, also_said = build(tmp_path / "parts", paths, vocabulary, **options)
     same_stores(parts, whole)
     assert said[1:] == also_said[1:] and len(said) > 2
@@ -106,7 +106,7 @@ def test_an_array_that_grows(tmp_path):
 def test_barcodes_are_read_forwards_or_anew(tmp_path, monkeypatch, version):
     path = WRITERS[version](example_cells(), tmp_path)
     expected = open_counts(path).cell_ids.tolist()
-    monkeypatch.setattr(row_blocks, "ROWS_PER_BLOCK", 4)
+    monkeypatch.setattr(lazy_columns, "ROWS_PER_BLOCK", 4)
     ids = open_counts(path).packed_ids
     for row in (0, 9, 5, len(expected) - 1, 0):
         assert ids[row] == expected[row]

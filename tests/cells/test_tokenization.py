@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 from scipy import sparse
 
-from geneformer_jax.cells.counts import open_counts
+from geneformer_jax.cells.counts.open import open_counts
 from geneformer_jax.cells.options import read_orthologs
 from geneformer_jax.cells.quality import QualityRules
 from geneformer_jax.cells.store_building import Reading, StoreBuild

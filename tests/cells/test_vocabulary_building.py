@@ -4,7 +4,7 @@ import anndata
 import numpy as np
 import pytest
 
-from geneformer_jax.cells.counts import open_counts
+from geneformer_jax.cells.counts.open import open_counts
 from geneformer_jax.cells.quality import QualityRules
 from geneformer_jax.cells.tokenization import NO_RULES
 from geneformer_jax.cells.vocabulary import V1_SPECIAL_TOKENS, V2_SPECIAL_TOKENS

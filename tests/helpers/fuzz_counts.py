@@ -17,8 +17,8 @@ import scipy.io
 import zarr
 from scipy import sparse
 
-from geneformer_jax.cells import hdf5_probe
-from geneformer_jax.cells.counts import open_counts
+from geneformer_jax.cells.counts import hdf5_probe
+from geneformer_jax.cells.counts.open import open_counts
 from geneformer_jax.common.errors import InputError
 from tests.helpers.count_files import WRITERS, example_cells
 

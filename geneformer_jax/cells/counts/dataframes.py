@@ -8,7 +8,7 @@ import pandas as pd
 import zarr
 from anndata.io import read_elem
 
-from geneformer_jax.cells.reading import require_survivable_texts
+from geneformer_jax.cells.counts.file_errors import require_survivable_texts
 from geneformer_jax.common.errors import InputError
 
 Group = h5py.Group | zarr.Group

@@ -11,11 +11,11 @@ import numpy as np
 import pandas as pd
 from scipy import sparse
 
-from geneformer_jax.cells.count_matrix import Pieces, Rows
-from geneformer_jax.cells.raw_counts import Place, as_raw_counts
-from geneformer_jax.cells.reading import reading
-from geneformer_jax.cells.row_blocks import RowBlocks, blocks_of
-from geneformer_jax.cells.row_scratch import RowScratch
+from geneformer_jax.cells.counts.file_errors import reading
+from geneformer_jax.cells.counts.lazy_columns import RowBlocks, blocks_of
+from geneformer_jax.cells.counts.matrix import Pieces, Rows
+from geneformer_jax.cells.counts.raw_counts import Place, as_raw_counts
+from geneformer_jax.cells.counts.transpose import RowScratch
 from geneformer_jax.common.errors import InputError, did_you_mean
 
 TOTAL_COLUMN = "n_counts"

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import h5py
 
-from geneformer_jax.cells import hdf5_probe
+from geneformer_jax.cells.counts import hdf5_probe
 from geneformer_jax.common.errors import InputError
 
 # What h5py, zarr, numcodecs, anndata, pandas and gzip raise on damaged bytes. A damaged length

@@ -15,16 +15,10 @@ import h5py
 import numpy as np
 import pandas as pd
 
-from geneformer_jax.cells.count_matrix import (
-    CompressedRows,
-    Piece,
-    Pieces,
-    Rows,
-    checked_indices,
-)
-from geneformer_jax.cells.count_paths import mtx_files
-from geneformer_jax.cells.count_source import MatrixSource, as_fixed_text, as_packed_text
-from geneformer_jax.cells.reading import reading, require_survivable_texts
+from geneformer_jax.cells.counts.file_errors import reading, require_survivable_texts
+from geneformer_jax.cells.counts.matrix import CompressedRows, Piece, Pieces, Rows, checked_indices
+from geneformer_jax.cells.counts.paths import mtx_files
+from geneformer_jax.cells.counts.source import MatrixSource, as_fixed_text, as_packed_text
 from geneformer_jax.common.errors import InputError, did_you_mean
 
 _GENES = "Gene Expression"

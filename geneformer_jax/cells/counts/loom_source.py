@@ -8,9 +8,9 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from geneformer_jax.cells.count_matrix import Pieces, Rows, dense_matrix
-from geneformer_jax.cells.count_source import MatrixSource, as_packed_text, as_text
-from geneformer_jax.cells.reading import reading, require_survivable_texts
+from geneformer_jax.cells.counts.file_errors import reading, require_survivable_texts
+from geneformer_jax.cells.counts.matrix import Pieces, Rows, dense_matrix
+from geneformer_jax.cells.counts.source import MatrixSource, as_packed_text, as_text
 from geneformer_jax.common.errors import InputError, did_you_mean
 
 _GENE_INDEX = ("Accession", "var_names", "Gene")

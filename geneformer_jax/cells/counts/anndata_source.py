@@ -11,16 +11,7 @@ import numpy as np
 import zarr
 from scipy import sparse
 
-from geneformer_jax.cells.count_matrix import (
-    CompressedColumns,
-    CompressedRows,
-    Pieces,
-    Rows,
-    dense_matrix,
-)
-from geneformer_jax.cells.count_source import MatrixSource, as_packed_text
-from geneformer_jax.cells.reading import reading, require_survivable_texts
-from geneformer_jax.cells.stored_tables import (
+from geneformer_jax.cells.counts.dataframes import (
     column_shape,
     index_name,
     read_column,
@@ -30,6 +21,15 @@ from geneformer_jax.cells.stored_tables import (
     rows_per_chunk,
     table_columns,
 )
+from geneformer_jax.cells.counts.file_errors import reading, require_survivable_texts
+from geneformer_jax.cells.counts.matrix import (
+    CompressedColumns,
+    CompressedRows,
+    Pieces,
+    Rows,
+    dense_matrix,
+)
+from geneformer_jax.cells.counts.source import MatrixSource, as_packed_text
 from geneformer_jax.common.errors import InputError, did_you_mean
 
 _MAIN, _RAW = "X", "raw"

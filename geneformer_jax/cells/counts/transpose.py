@@ -12,7 +12,7 @@ from collections.abc import Iterator
 import numpy as np
 from scipy import sparse
 
-from geneformer_jax.cells.count_matrix import Piece, Pieces
+from geneformer_jax.cells.counts.matrix import Piece, Pieces
 from geneformer_jax.common.errors import InputError
 
 _BUCKET_ENTRIES = 1 << 22

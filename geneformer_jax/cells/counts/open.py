@@ -5,9 +5,11 @@ from pathlib import Path
 
 import h5py
 
-from geneformer_jax.cells import hdf5_probe
-from geneformer_jax.cells.anndata_counts import AnnDataFileSource, AnnDataSource
-from geneformer_jax.cells.count_paths import (
+from geneformer_jax.cells.counts import hdf5_probe
+from geneformer_jax.cells.counts.anndata_source import AnnDataFileSource, AnnDataSource
+from geneformer_jax.cells.counts.file_errors import reading, require_survivable
+from geneformer_jax.cells.counts.loom_source import LoomSource
+from geneformer_jax.cells.counts.paths import (
     HDF5_SUFFIXES,
     KINDS,
     expand_paths,
@@ -15,10 +17,8 @@ from geneformer_jax.cells.count_paths import (
     is_zarr,
     mtx_files,
 )
-from geneformer_jax.cells.count_source import CountBatch, CountSource, MatrixSource
-from geneformer_jax.cells.loom_counts import LoomSource
-from geneformer_jax.cells.reading import reading, require_survivable
-from geneformer_jax.cells.tenx_counts import TenxH5Source, TenxMtxSource
+from geneformer_jax.cells.counts.source import CountBatch, CountSource, MatrixSource
+from geneformer_jax.cells.counts.tenx_source import TenxH5Source, TenxMtxSource
 from geneformer_jax.common.errors import InputError
 
 __all__ = [
