@@ -38,7 +38,7 @@ def batch_of(counts, dictionaries, cells, length):
     """Tokens, lengths and random labels of cells and genes."""
     from geneformer_jax.analysis.cell_selection import select_cells
     from geneformer_jax.cells.counts.open import open_counts
-    from geneformer_jax.cells.tokenization import Recipe, tokenize_source
+    from geneformer_jax.cells.tokenization.tokenizer import Recipe, tokenize_source
     from geneformer_jax.interop.original_files import read_original_vocabulary
 
     vocabulary = read_original_vocabulary(Path(dictionaries))

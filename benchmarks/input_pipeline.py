@@ -23,9 +23,9 @@ from geneformer_jax.batches.loader import MaskedBatches, read_ahead
 from geneformer_jax.batches.masking import MaskingRule
 from geneformer_jax.batches.plan import PlanRecipe, choose_buckets, shape_batches
 from geneformer_jax.cells.cell_store import CellStore
-from geneformer_jax.cells.rank_encoding import RankEncodings
 from geneformer_jax.cells.store_writer import begin_store, join_sources, write_source
-from geneformer_jax.cells.vocabulary import GeneVocabulary
+from geneformer_jax.cells.tokenization.rank_encoding import RankEncodings
+from geneformer_jax.cells.tokenization.vocabulary import GeneVocabulary
 from tests.helpers.real_lengths import simulated_lengths
 
 CELLS = flags.DEFINE_integer("cells", 20_000, "cells of the store")

@@ -62,7 +62,7 @@ def jax_case(weights, genes, edits):
 
     from geneformer_jax.analysis.embedding_batches import inference_runtime, use_all_cores
     from geneformer_jax.analysis.perturbation_options import Options, make_perturber
-    from geneformer_jax.cells.vocabulary import GeneVocabulary
+    from geneformer_jax.cells.tokenization.vocabulary import GeneVocabulary
     from geneformer_jax.interop.huggingface import read_model
 
     use_all_cores()

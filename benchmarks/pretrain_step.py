@@ -81,7 +81,7 @@ class MadeUpCells:
     """Cells of one length with random genes, read like a cell store."""
 
     def __init__(self, cells: int, tokens: int, vocabulary_size: int):
-        from geneformer_jax.cells.vocabulary import GeneVocabulary
+        from geneformer_jax.cells.tokenization.vocabulary import GeneVocabulary
 
         genes = vocabulary_size - 2
         ids = np.array([f"ENSG{gene:011d}" for gene in range(genes)])
@@ -109,7 +109,7 @@ def cells_of(workload, encoder, steps):
     if workload.tokens:
         return MadeUpCells(workload.cells * steps, workload.tokens, encoder.vocabulary_size)
     from geneformer_jax.cells.counts.open import open_counts
-    from geneformer_jax.cells.tokenization import Recipe, tokenize_source
+    from geneformer_jax.cells.tokenization.tokenizer import Recipe, tokenize_source
     from geneformer_jax.interop.original_files import read_original_vocabulary
 
     vocabulary = read_original_vocabulary(Path(workload.dictionaries))

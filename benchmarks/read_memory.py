@@ -29,8 +29,8 @@ from anndata.io import write_elem
 
 from geneformer_jax.cells.counts.open import open_counts
 from geneformer_jax.cells.store_building import Reading, StoreBuild
-from geneformer_jax.cells.tokenization import Recipe
-from geneformer_jax.cells.vocabulary import GeneVocabulary
+from geneformer_jax.cells.tokenization.tokenizer import Recipe
+from geneformer_jax.cells.tokenization.vocabulary import GeneVocabulary
 
 MEGABYTES = flags.DEFINE_list("megabytes", ["300", "1500"], "sizes of the files")
 LIMIT = flags.DEFINE_integer("limit", 700, "MB of address space that reading may add")

@@ -37,11 +37,15 @@ from scipy import sparse
 
 from geneformer_jax.cells.cell_store import CellStore
 from geneformer_jax.cells.counts.open import look_ahead
-from geneformer_jax.cells.rank_encoding import RankEncodings, encode_counts, gene_columns
 from geneformer_jax.cells.store_building import Reading, StoreBuild
 from geneformer_jax.cells.store_writer import begin_store, join_sources, write_source
-from geneformer_jax.cells.tokenization import Recipe, default_max_length
-from geneformer_jax.cells.vocabulary import GeneVocabulary
+from geneformer_jax.cells.tokenization.rank_encoding import (
+    RankEncodings,
+    encode_counts,
+    gene_columns,
+)
+from geneformer_jax.cells.tokenization.tokenizer import Recipe, default_max_length
+from geneformer_jax.cells.tokenization.vocabulary import GeneVocabulary
 from geneformer_jax.interop.original_files import read_original_vocabulary
 
 CELLS = flags.DEFINE_integer("cells", 200_000, "cells of the large generated file")

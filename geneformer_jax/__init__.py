@@ -21,7 +21,7 @@ _HOME = {
     "perturb_cells": "geneformer_jax.analysis.perturbation",
     "predict_cells": "geneformer_jax.analysis.prediction",
     "predict_genes": "geneformer_jax.analysis.prediction",
-    "tokenize_cells": "geneformer_jax.cells.tokenization",
+    "tokenize_cells": "geneformer_jax.cells.tokenization.tokenizer",
 }
 __all__ = [*_HOME, "__version__"]
 

@@ -18,16 +18,19 @@ from pathlib import Path
 from absl import flags
 
 from geneformer_jax.cells.counts.open import expand_paths, open_counts
-from geneformer_jax.cells.median_shares import join_shares, save_share, shares_folder, work_key
-from geneformer_jax.cells.medians import RELATIVE_ERROR
-from geneformer_jax.cells.options import define_count_flags, quality_rules
-from geneformer_jax.cells.vocabulary import V1_SPECIAL_TOKENS, V2_SPECIAL_TOKENS
-from geneformer_jax.cells.vocabulary_building import (
+from geneformer_jax.cells.tokenization.flags import define_count_flags, quality_rules
+from geneformer_jax.cells.tokenization.medians import RELATIVE_ERROR
+from geneformer_jax.cells.tokenization.vocabulary import V1_SPECIAL_TOKENS, V2_SPECIAL_TOKENS
+from geneformer_jax.cells.tokenization.vocabulary_building import (
     CorpusGenes,
     GeneTable,
     build_vocabulary,
+    join_shares,
     measure_files,
+    save_share,
+    shares_folder,
     survey_corpus,
+    work_key,
 )
 from geneformer_jax.common import command_line
 from geneformer_jax.common.command_line import configuration, parse_share, share_of

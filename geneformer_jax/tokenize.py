@@ -16,9 +16,13 @@ from geneformer_jax.cells import store_building
 from geneformer_jax.cells.carried_columns import check_names
 from geneformer_jax.cells.cell_store import CellStore
 from geneformer_jax.cells.counts.open import expand_paths, look_ahead
-from geneformer_jax.cells.options import define_count_flags, quality_rules, read_orthologs
-from geneformer_jax.cells.tokenization import Recipe, check_max_length, default_max_length
-from geneformer_jax.cells.vocabulary import SYMBOL_POLICIES, GeneVocabulary
+from geneformer_jax.cells.tokenization.flags import (
+    define_count_flags,
+    quality_rules,
+    read_orthologs,
+)
+from geneformer_jax.cells.tokenization.tokenizer import Recipe, check_max_length, default_max_length
+from geneformer_jax.cells.tokenization.vocabulary import SYMBOL_POLICIES, GeneVocabulary
 from geneformer_jax.common import command_line
 from geneformer_jax.common.command_line import configuration, parse_share
 from geneformer_jax.common.files import require_new_folder

@@ -17,7 +17,7 @@ PACKAGE = "geneformer_jax"
 LAYERS = (
     ("common",),
     ("cells/counts/open",),
-    ("cells/tokenization",),
+    ("cells/tokenization/tokenizer",),
     ("cells/store",),
     ("model/attention",),
     ("batches", "model"),
@@ -43,7 +43,7 @@ FILE_LIBRARIES = {"h5py", "io", "os", "pathlib", "pyarrow", "safetensors", "shut
 PURE = (
     "batches/plan",
     "batches/masking",
-    "cells/rank_encoding",
+    "cells/tokenization/rank_encoding",
     "analysis/shift_ranks",
     "analysis/shift_statistics",
     "analysis/shift_mixture",

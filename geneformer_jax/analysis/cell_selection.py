@@ -13,8 +13,8 @@ import pandas as pd
 from geneformer_jax.cells.cell_store import CellStore
 from geneformer_jax.cells.counts.open import AnnDataSource, open_counts
 from geneformer_jax.cells.counts.paths import is_counts
-from geneformer_jax.cells.tokenization import Recipe, default_max_length, tokenize_source
-from geneformer_jax.cells.vocabulary import GeneVocabulary
+from geneformer_jax.cells.tokenization.tokenizer import Recipe, default_max_length, tokenize_source
+from geneformer_jax.cells.tokenization.vocabulary import GeneVocabulary
 from geneformer_jax.common.errors import InputError, did_you_mean
 from geneformer_jax.model.pretrained import PretrainedModel
 

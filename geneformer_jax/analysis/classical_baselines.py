@@ -25,8 +25,8 @@ from geneformer_jax.analysis.cell_selection import EncodedCells
 from geneformer_jax.analysis.classification_task import GENE, ClassificationTask
 from geneformer_jax.analysis.predictions import make_predictions
 from geneformer_jax.cells.counts.open import CountSource
-from geneformer_jax.cells.tokenization import Recipe, match_genes
-from geneformer_jax.cells.vocabulary import GeneVocabulary
+from geneformer_jax.cells.tokenization.tokenizer import Recipe, match_genes
+from geneformer_jax.cells.tokenization.vocabulary import GeneVocabulary
 from geneformer_jax.common.errors import InputError
 
 RANKS, COUNTS = "ranks", "counts"

@@ -24,7 +24,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from geneformer_jax.cells.vocabulary import GeneVocabulary
+from geneformer_jax.cells.tokenization.vocabulary import GeneVocabulary
 from geneformer_jax.common.errors import InputError, did_you_mean
 
 DELETE, OVEREXPRESS, INHIBIT, ACTIVATE = "delete", "overexpress", "inhibit", "activate"

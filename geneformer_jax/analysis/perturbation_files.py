@@ -35,7 +35,7 @@ from geneformer_jax.analysis.unfinished import (
     sha256,
 )
 from geneformer_jax.cells.cell_store import checksum
-from geneformer_jax.cells.vocabulary import GeneVocabulary
+from geneformer_jax.cells.tokenization.vocabulary import GeneVocabulary
 from geneformer_jax.common.errors import InputError
 from geneformer_jax.common.files import fsync_tree_entry, remove, write_aside
 from geneformer_jax.common.provenance import FILE_NAME, write_provenance

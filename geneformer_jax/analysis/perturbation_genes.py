@@ -6,13 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
-from geneformer_jax.analysis.perturbation_edits import (
-    INHIBIT,
-    NOTHING,
-    CellRanks,
-    EditRule,
-)
-from geneformer_jax.cells.vocabulary import GeneVocabulary
+from geneformer_jax.analysis.perturbation_edits import INHIBIT, NOTHING, CellRanks, EditRule
+from geneformer_jax.cells.tokenization.vocabulary import GeneVocabulary
 from geneformer_jax.common.errors import InputError, did_you_mean
 
 ALL = "all"

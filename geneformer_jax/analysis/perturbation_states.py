@@ -10,7 +10,7 @@ import pandas as pd
 from geneformer_jax.analysis.cell_selection import ChosenCells, EncodedCells, select_cells
 from geneformer_jax.analysis.embedder import Embedded, Embedder
 from geneformer_jax.analysis.state_embeddings import MEAN, StateEmbeddings, state_embeddings
-from geneformer_jax.cells.vocabulary import GeneVocabulary
+from geneformer_jax.cells.tokenization.vocabulary import GeneVocabulary
 from geneformer_jax.common.command_line import split_list
 from geneformer_jax.common.errors import InputError, did_you_mean
 from geneformer_jax.model.encoder import Runtime

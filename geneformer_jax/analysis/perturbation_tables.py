@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 
 from geneformer_jax.analysis.perturbation_engine import PartShifts
 from geneformer_jax.analysis.perturbation_genes import JOINT
-from geneformer_jax.cells.vocabulary import GeneVocabulary
+from geneformer_jax.cells.tokenization.vocabulary import GeneVocabulary
 from geneformer_jax.common.files import write_aside
 
 _TEXT = pa.dictionary(pa.int32(), pa.string())

@@ -8,7 +8,7 @@ import numpy as np
 
 from geneformer_jax.batches.loader import WHOLE, Share, pad_cells
 from geneformer_jax.batches.plan import MEGA_BATCH_MULTIPLIER, BatchPlan, BatchShape
-from geneformer_jax.cells.vocabulary import GeneVocabulary
+from geneformer_jax.cells.tokenization.vocabulary import GeneVocabulary
 
 # Number of the class of what has none, as in the original.
 UNLABELLED = -100

@@ -21,7 +21,7 @@ from array_record.python.array_record_data_source import ArrayRecordDataSource
 
 from geneformer_jax.cells.carried_columns import CELL_ID
 from geneformer_jax.cells.records import decode_tokens
-from geneformer_jax.cells.vocabulary import GeneVocabulary
+from geneformer_jax.cells.tokenization.vocabulary import GeneVocabulary
 from geneformer_jax.common.errors import InputError
 
 DATASET_INFO = "dataset_info.json"

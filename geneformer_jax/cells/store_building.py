@@ -17,14 +17,14 @@ from geneformer_jax.cells.carried_columns import common_kind
 from geneformer_jax.cells.cell_columns import CellColumns
 from geneformer_jax.cells.counts.open import CountSource, open_counts
 from geneformer_jax.cells.repeated_ids import RepeatedIds
-from geneformer_jax.cells.tokenization import (
+from geneformer_jax.cells.tokenization.tokenizer import (
     GeneMatch,
     Recipe,
     choose_cells,
     encode_source,
     match_genes,
 )
-from geneformer_jax.cells.vocabulary import GeneVocabulary
+from geneformer_jax.cells.tokenization.vocabulary import GeneVocabulary
 from geneformer_jax.common.command_line import share_of
 from geneformer_jax.common.errors import InputError
 from geneformer_jax.common.files import fingerprint

@@ -34,10 +34,10 @@ from geneformer_jax.cells.carried_columns import (
 from geneformer_jax.cells.cell_store import checksum, shard_name
 from geneformer_jax.cells.growing_array import GrowingArray
 from geneformer_jax.cells.joined_files import join_tables, write_dataset_info
-from geneformer_jax.cells.rank_encoding import RankEncodings
 from geneformer_jax.cells.records import TOKENS, ByteRows, encode_records
 from geneformer_jax.cells.repeated_ids import RepeatedIds
-from geneformer_jax.cells.vocabulary import GeneVocabulary
+from geneformer_jax.cells.tokenization.rank_encoding import RankEncodings
+from geneformer_jax.cells.tokenization.vocabulary import GeneVocabulary
 from geneformer_jax.common.errors import InputError
 from geneformer_jax.common.files import (
     fsync_tree,

@@ -6,7 +6,7 @@ import math
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from geneformer_jax.cells.vocabulary import GeneVocabulary
+from geneformer_jax.cells.tokenization.vocabulary import GeneVocabulary
 from geneformer_jax.common.files import require_new_folder, write_aside
 from geneformer_jax.common.provenance import describe_run, write_provenance
 from geneformer_jax.interop.bert_layout import (
@@ -18,12 +18,7 @@ from geneformer_jax.interop.bert_layout import (
 from geneformer_jax.interop.bert_weights import bert_values, fill_params, match_tensors
 from geneformer_jax.interop.safetensors_files import Tensor, write_tensors
 from geneformer_jax.interop.weight_files import CONFIG, WEIGHT_FILES, open_weights, read_json
-from geneformer_jax.model.pretrained import (
-    PretrainedModel,
-    load_model,
-    save_model,
-    with_vocabulary,
-)
+from geneformer_jax.model.pretrained import PretrainedModel, load_model, save_model, with_vocabulary
 
 VOCABULARY = "vocabulary"
 # Of the released model.safetensors: size in bytes -> (name, SHA-256).

@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-from geneformer_jax.cells.vocabulary import GeneVocabulary
+from geneformer_jax.cells.tokenization.vocabulary import GeneVocabulary
 from geneformer_jax.common.errors import InputError
 from geneformer_jax.interop import huggingface
 from geneformer_jax.interop.weight_files import CONFIG, WEIGHT_FILES, is_huggingface_model

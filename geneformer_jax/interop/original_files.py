@@ -17,7 +17,7 @@ from typing import Any, NoReturn
 
 import numpy as np
 
-from geneformer_jax.cells.vocabulary import GeneVocabulary
+from geneformer_jax.cells.tokenization.vocabulary import GeneVocabulary
 from geneformer_jax.common.errors import InputError
 from geneformer_jax.common.files import require_new_folder, write_aside
 from geneformer_jax.common.provenance import describe_run, write_provenance

@@ -10,10 +10,14 @@ import pyarrow.parquet as pq
 
 from geneformer_jax.cells import records, store_writer
 from geneformer_jax.cells.cell_store import CELL_ID, OBS, CellStore
-from geneformer_jax.cells.rank_encoding import RankEncodings
 from geneformer_jax.cells.store_building import source_key, summarise
-from geneformer_jax.cells.tokenization import NO_GENE, check_max_length, default_max_length
-from geneformer_jax.cells.vocabulary import GeneVocabulary
+from geneformer_jax.cells.tokenization.rank_encoding import RankEncodings
+from geneformer_jax.cells.tokenization.tokenizer import (
+    NO_GENE,
+    check_max_length,
+    default_max_length,
+)
+from geneformer_jax.cells.tokenization.vocabulary import GeneVocabulary
 from geneformer_jax.common.errors import InputError
 from geneformer_jax.common.files import fingerprint, require_new_folder, write_aside
 from geneformer_jax.common.progress import Progress

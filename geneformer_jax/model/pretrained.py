@@ -16,7 +16,7 @@ from flax import traverse_util
 from jax.sharding import SingleDeviceSharding
 from orbax.checkpoint import v1 as ocp
 
-from geneformer_jax.cells.vocabulary import GeneVocabulary
+from geneformer_jax.cells.tokenization.vocabulary import GeneVocabulary
 from geneformer_jax.common.errors import InputError
 from geneformer_jax.common.files import require_new_folder, write_aside
 from geneformer_jax.common.provenance import write_provenance

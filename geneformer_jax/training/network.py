@@ -16,18 +16,11 @@ from geneformer_jax.batches.labelled import (
     balanced_weights,
 )
 from geneformer_jax.batches.plan import BatchShape, choose_buckets, shape_batches
-from geneformer_jax.cells.vocabulary import GeneVocabulary
+from geneformer_jax.cells.tokenization.vocabulary import GeneVocabulary
 from geneformer_jax.common.errors import InputError
 from geneformer_jax.model.config import EncoderConfig
 from geneformer_jax.model.encoder import Params, init_params
-from geneformer_jax.model.heads import (
-    CELLS,
-    GENES,
-    HeadConfig,
-    HeadTask,
-    head_of_tasks,
-    init_head,
-)
+from geneformer_jax.model.heads import CELLS, GENES, HeadConfig, HeadTask, head_of_tasks, init_head
 from geneformer_jax.model.pretrained import PretrainedModel, weights_hash
 from geneformer_jax.training.finetune_config import BALANCED, FinetuneConfig
 from geneformer_jax.training.finetune_step import Design, Programs, build_programs

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from geneformer_jax.cells.vocabulary import GeneVocabulary
+from geneformer_jax.cells.tokenization.vocabulary import GeneVocabulary
 from geneformer_jax.common.errors import InputError
 
 

@@ -13,8 +13,12 @@ from geneformer_jax.analysis.cell_selection import select_cells
 from geneformer_jax.analysis.embedder import Embedder
 from geneformer_jax.analysis.embedding import KEY, embed_cells
 from geneformer_jax.analysis.embedding_passes import take_states
-from geneformer_jax.cells.tokenization import tokenize_cells
-from geneformer_jax.cells.vocabulary import V1_SPECIAL_TOKENS, V2_SPECIAL_TOKENS, GeneVocabulary
+from geneformer_jax.cells.tokenization.tokenizer import tokenize_cells
+from geneformer_jax.cells.tokenization.vocabulary import (
+    V1_SPECIAL_TOKENS,
+    V2_SPECIAL_TOKENS,
+    GeneVocabulary,
+)
 from geneformer_jax.common.errors import InputError
 from geneformer_jax.interop.original_files import read_original_vocabulary
 from geneformer_jax.model.config import EncoderConfig

@@ -33,7 +33,7 @@ from geneformer_jax.analysis.task_controls import (
 from geneformer_jax.analysis.task_folder import TaskFolder
 from geneformer_jax.analysis.task_report import PUBLISHED
 from geneformer_jax.batches.labelled import UNLABELLED
-from geneformer_jax.cells.vocabulary import V1_SPECIAL_TOKENS, V2_SPECIAL_TOKENS
+from geneformer_jax.cells.tokenization.vocabulary import V1_SPECIAL_TOKENS, V2_SPECIAL_TOKENS
 from geneformer_jax.common.errors import InputError
 from geneformer_jax.training.finetune_config import typed_finetune_config
 from tests.helpers.pages import assert_files_are_linked, read_page

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from geneformer_jax.analysis.gene_labels import Labels, read_cell_labels, read_gene_labels
-from geneformer_jax.cells.vocabulary import GeneVocabulary
+from geneformer_jax.cells.tokenization.vocabulary import GeneVocabulary
 from geneformer_jax.common.errors import InputError
 
 VOCABULARY = GeneVocabulary(

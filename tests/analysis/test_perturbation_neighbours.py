@@ -7,7 +7,7 @@ import pytest
 from geneformer_jax.analysis import perturbation_engine
 from geneformer_jax.analysis.perturbation_engine import PartShifts, Perturber
 from geneformer_jax.analysis.perturbation_options import Options, make_perturber
-from geneformer_jax.cells.vocabulary import V2_SPECIAL_TOKENS
+from geneformer_jax.cells.tokenization.vocabulary import V2_SPECIAL_TOKENS
 from tests.analysis.test_perturbation_engine import LIMIT, make_cells, make_model
 from tests.helpers.perturbation_reference import GivenCells
 

@@ -14,10 +14,10 @@ import tensorflow_datasets as tfds
 from geneformer_jax.cells import cell_store, store_writer
 from geneformer_jax.cells.carried_columns import common_kind, kind_of
 from geneformer_jax.cells.cell_store import CellStore
-from geneformer_jax.cells.rank_encoding import RankEncodings
 from geneformer_jax.cells.records import ByteRows, decode_tokens, encode_records
 from geneformer_jax.cells.store_writer import begin_store, join_sources, store_order, write_source
-from geneformer_jax.cells.vocabulary import GeneVocabulary
+from geneformer_jax.cells.tokenization.rank_encoding import RankEncodings
+from geneformer_jax.cells.tokenization.vocabulary import GeneVocabulary
 from geneformer_jax.common.errors import InputError
 
 OPTIONS = {"max_length": 300}

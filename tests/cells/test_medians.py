@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from scipy import sparse
 
-from geneformer_jax.cells import medians as medians_module
-from geneformer_jax.cells.medians import RELATIVE_ERROR, MedianAccumulator
+from geneformer_jax.cells.tokenization import medians as medians_module
+from geneformer_jax.cells.tokenization.medians import RELATIVE_ERROR, MedianAccumulator
 
 
 def corpus(seed=0, cells=400, genes=60):

@@ -7,7 +7,7 @@ import pytest
 from scipy import sparse
 
 from geneformer_jax.cells.counts.open import AnnDataSource, open_counts
-from geneformer_jax.cells.quality import (
+from geneformer_jax.cells.tokenization.quality_control import (
     HUMAN_MITOCHONDRIAL_IDS,
     CellMeasures,
     QualityRules,

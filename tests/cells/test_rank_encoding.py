@@ -6,13 +6,13 @@ import pandas as pd
 import pytest
 from scipy import sparse
 
-from geneformer_jax.cells.rank_encoding import (
+from geneformer_jax.cells.tokenization.rank_encoding import (
     GeneColumns,
     encode_counts,
     gene_columns,
     join_encodings,
 )
-from geneformer_jax.cells.vocabulary import (
+from geneformer_jax.cells.tokenization.vocabulary import (
     V1_SPECIAL_TOKENS,
     V2_SPECIAL_TOKENS,
     GeneVocabulary,

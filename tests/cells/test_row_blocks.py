@@ -9,7 +9,7 @@ from geneformer_jax.cells.counts.lazy_columns import RowBlocks, blocks_of
 from geneformer_jax.cells.counts.matrix import CompressedRows
 from geneformer_jax.cells.counts.open import AnnDataSource, open_counts
 from geneformer_jax.cells.growing_array import GrowingArray
-from geneformer_jax.cells.quality import QualityRules
+from geneformer_jax.cells.tokenization.quality_control import QualityRules
 from geneformer_jax.common.errors import InputError
 from tests.helpers.count_files import WRITERS, example_cells
 from tests.helpers.small_stores import build, cells, same_stores, write

@@ -9,18 +9,22 @@ import pytest
 from scipy import sparse
 
 from geneformer_jax.cells.counts.open import open_counts
-from geneformer_jax.cells.options import read_orthologs
-from geneformer_jax.cells.quality import QualityRules
 from geneformer_jax.cells.store_building import Reading, StoreBuild
-from geneformer_jax.cells.tokenization import (
+from geneformer_jax.cells.tokenization.flags import read_orthologs
+from geneformer_jax.cells.tokenization.quality_control import QualityRules
+from geneformer_jax.cells.tokenization.tokenizer import (
     NO_GENE,
     NO_RULES,
     Recipe,
     check_max_length,
     tokenize_cells,
 )
-from geneformer_jax.cells.vocabulary import V1_SPECIAL_TOKENS, V2_SPECIAL_TOKENS, GeneVocabulary
-from geneformer_jax.cells.vocabulary_building import build_vocabulary, measure_corpus
+from geneformer_jax.cells.tokenization.vocabulary import (
+    V1_SPECIAL_TOKENS,
+    V2_SPECIAL_TOKENS,
+    GeneVocabulary,
+)
+from geneformer_jax.cells.tokenization.vocabulary_building import build_vocabulary, measure_corpus
 from geneformer_jax.common.errors import InputError
 from tests.helpers.small_stores import build, cells, slow_tokens, with_ids, write
 

@@ -14,10 +14,10 @@ import pytest
 import tensorflow_datasets as tfds
 
 from geneformer_jax.cells.cell_store import CellStore
-from geneformer_jax.cells.options import parse_exclusions
 from geneformer_jax.cells.store_building import Reading, StoreBuild
-from geneformer_jax.cells.tokenization import NO_GENE, Recipe
-from geneformer_jax.cells.vocabulary import GeneVocabulary
+from geneformer_jax.cells.tokenization.flags import parse_exclusions
+from geneformer_jax.cells.tokenization.tokenizer import NO_GENE, Recipe
+from geneformer_jax.cells.tokenization.vocabulary import GeneVocabulary
 from geneformer_jax.common.command_line import parse_share, share_of
 from geneformer_jax.common.errors import InputError
 from tests.helpers.commands import run_door

@@ -10,8 +10,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from geneformer_jax.cells.gene_lookup import strip_version
-from geneformer_jax.cells.vocabulary import (
+from geneformer_jax.cells.tokenization.gene_ids import strip_version
+from geneformer_jax.cells.tokenization.vocabulary import (
     V1_SPECIAL_TOKENS,
     V2_SPECIAL_TOKENS,
     GeneVocabulary,

@@ -5,10 +5,14 @@ import numpy as np
 import pytest
 
 from geneformer_jax.cells.counts.open import open_counts
-from geneformer_jax.cells.quality import QualityRules
-from geneformer_jax.cells.tokenization import NO_RULES
-from geneformer_jax.cells.vocabulary import V1_SPECIAL_TOKENS, V2_SPECIAL_TOKENS
-from geneformer_jax.cells.vocabulary_building import GeneTable, build_vocabulary, measure_corpus
+from geneformer_jax.cells.tokenization.quality_control import QualityRules
+from geneformer_jax.cells.tokenization.tokenizer import NO_RULES
+from geneformer_jax.cells.tokenization.vocabulary import V1_SPECIAL_TOKENS, V2_SPECIAL_TOKENS
+from geneformer_jax.cells.tokenization.vocabulary_building import (
+    GeneTable,
+    build_vocabulary,
+    measure_corpus,
+)
 from geneformer_jax.common.errors import InputError
 from tests.helpers.small_stores import build, slow_tokens, with_ids, write
 

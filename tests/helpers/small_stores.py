@@ -5,7 +5,7 @@ import pandas as pd
 
 from geneformer_jax.cells.cell_store import CellStore
 from geneformer_jax.cells.store_building import Reading, StoreBuild
-from geneformer_jax.cells.tokenization import Recipe
+from geneformer_jax.cells.tokenization.tokenizer import Recipe
 from tests.helpers.count_files import example_cells
 
 

@@ -10,8 +10,8 @@ from scipy import sparse
 
 from geneformer_jax.cells.cell_store import CellStore
 from geneformer_jax.cells.store_building import Reading, StoreBuild
-from geneformer_jax.cells.tokenization import Recipe
-from geneformer_jax.cells.vocabulary import GeneVocabulary
+from geneformer_jax.cells.tokenization.tokenizer import Recipe
+from geneformer_jax.cells.tokenization.vocabulary import GeneVocabulary
 from geneformer_jax.model.config import EncoderConfig
 from geneformer_jax.model.encoder import init_params
 from geneformer_jax.model.pretrained import PretrainedModel

@@ -112,7 +112,7 @@ CHILD = """
 import re, sys
 import jax
 jax.devices()
-from geneformer_jax.cells.vocabulary import GeneVocabulary
+from geneformer_jax.cells.tokenization.vocabulary import GeneVocabulary
 from geneformer_jax.interop.huggingface import export_model, import_model
 import numpy as np
 source, target, genes = sys.argv[1:]

@@ -6,7 +6,7 @@ import struct
 import numpy as np
 import pytest
 
-from geneformer_jax.cells.vocabulary import GeneVocabulary
+from geneformer_jax.cells.tokenization.vocabulary import GeneVocabulary
 from geneformer_jax.common.errors import InputError
 from geneformer_jax.interop import original_files
 

@@ -9,8 +9,12 @@ import pytest
 import tensorflow_datasets as tfds
 
 from geneformer_jax.cells.cell_store import CellStore
-from geneformer_jax.cells.tokenization import NO_GENE
-from geneformer_jax.cells.vocabulary import V1_SPECIAL_TOKENS, V2_SPECIAL_TOKENS, GeneVocabulary
+from geneformer_jax.cells.tokenization.tokenizer import NO_GENE
+from geneformer_jax.cells.tokenization.vocabulary import (
+    V1_SPECIAL_TOKENS,
+    V2_SPECIAL_TOKENS,
+    GeneVocabulary,
+)
 from geneformer_jax.common.errors import InputError
 from geneformer_jax.interop import dataset_files, store_exchange
 from geneformer_jax.interop.original_files import read_original_vocabulary

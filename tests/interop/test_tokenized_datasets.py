@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from geneformer_jax.cells.vocabulary import (
+from geneformer_jax.cells.tokenization.vocabulary import (
     V1_SPECIAL_TOKENS,
     V2_SPECIAL_TOKENS,
     GeneVocabulary,

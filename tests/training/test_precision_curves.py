@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from geneformer_jax.cells.store_building import Reading, StoreBuild
-from geneformer_jax.cells.tokenization import Recipe
+from geneformer_jax.cells.tokenization.tokenizer import Recipe
 from geneformer_jax.interop.original_files import read_original_vocabulary
 from geneformer_jax.model.config import EncoderConfig
 from geneformer_jax.training.config import pretrain_config, typed_config

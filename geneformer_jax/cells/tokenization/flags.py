@@ -5,8 +5,8 @@ from pathlib import Path
 
 from absl import flags
 
-from geneformer_jax.cells.gene_lookup import strip_version
-from geneformer_jax.cells.quality import QualityRules
+from geneformer_jax.cells.tokenization.gene_ids import strip_version
+from geneformer_jax.cells.tokenization.quality_control import QualityRules
 from geneformer_jax.common.errors import InputError
 from geneformer_jax.common.tables import read_table
 

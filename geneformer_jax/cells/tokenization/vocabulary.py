@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from geneformer_jax.cells.gene_lookup import GeneLookup
+from geneformer_jax.cells.tokenization.gene_ids import GeneLookup
 from geneformer_jax.common.errors import InputError
 from geneformer_jax.common.files import require_new_folder, write_aside
 

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 from scipy import sparse
 
-from geneformer_jax.cells.vocabulary import LARGEST_TOKEN, GeneVocabulary
+from geneformer_jax.cells.tokenization.vocabulary import LARGEST_TOKEN, GeneVocabulary
 from geneformer_jax.common.numba_jit import compiled
 from geneformer_jax.common.threads import for_each, spans
 

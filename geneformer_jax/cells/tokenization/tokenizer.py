@@ -10,16 +10,19 @@ import pandas as pd
 import pyarrow as pa
 
 from geneformer_jax.cells.counts.open import AnnDataSource, CountSource
-from geneformer_jax.cells.gene_lookup import strip_version
-from geneformer_jax.cells.quality import QualityRules, Verdict, judge, measure
-from geneformer_jax.cells.rank_encoding import (
+from geneformer_jax.cells.tokenization.gene_ids import (
+    refuse_mixed_species,
+    species_of,
+    strip_version,
+)
+from geneformer_jax.cells.tokenization.quality_control import QualityRules, Verdict, judge, measure
+from geneformer_jax.cells.tokenization.rank_encoding import (
     RankEncodings,
     encode_counts,
     gene_columns,
     join_encodings,
 )
-from geneformer_jax.cells.species import refuse_mixed_species, species_of
-from geneformer_jax.cells.vocabulary import GeneVocabulary
+from geneformer_jax.cells.tokenization.vocabulary import GeneVocabulary
 from geneformer_jax.common.errors import InputError
 from geneformer_jax.common.threads import read_ahead
 

@@ -13,7 +13,7 @@ import numba
 import numpy as np
 from scipy import sparse
 
-from geneformer_jax.cells.rank_encoding import TARGET_SUM
+from geneformer_jax.cells.tokenization.rank_encoding import TARGET_SUM
 from geneformer_jax.common.numba_jit import compiled
 
 RELATIVE_ERROR = 0.0025
