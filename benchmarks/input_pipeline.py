@@ -22,8 +22,8 @@ from absl import app, flags
 from geneformer_jax.batches.loader import MaskedBatches, read_ahead
 from geneformer_jax.batches.masking import MaskingRule
 from geneformer_jax.batches.plan import PlanRecipe, choose_buckets, shape_batches
-from geneformer_jax.cells.cell_store import CellStore
-from geneformer_jax.cells.store_writer import begin_store, join_sources, write_source
+from geneformer_jax.cells.store.cell_store import CellStore
+from geneformer_jax.cells.store.writer import begin_store, join_sources, write_source
 from geneformer_jax.cells.tokenization.rank_encoding import RankEncodings
 from geneformer_jax.cells.tokenization.vocabulary import GeneVocabulary
 from tests.helpers.real_lengths import simulated_lengths

@@ -28,7 +28,7 @@ from absl import app, flags
 from anndata.io import write_elem
 
 from geneformer_jax.cells.counts.open import open_counts
-from geneformer_jax.cells.store_building import Reading, StoreBuild
+from geneformer_jax.cells.store.builder import Reading, StoreBuild
 from geneformer_jax.cells.tokenization.tokenizer import Recipe
 from geneformer_jax.cells.tokenization.vocabulary import GeneVocabulary
 

@@ -35,10 +35,10 @@ import pandas as pd
 from absl import app, flags
 from scipy import sparse
 
-from geneformer_jax.cells.cell_store import CellStore
 from geneformer_jax.cells.counts.open import look_ahead
-from geneformer_jax.cells.store_building import Reading, StoreBuild
-from geneformer_jax.cells.store_writer import begin_store, join_sources, write_source
+from geneformer_jax.cells.store.builder import Reading, StoreBuild
+from geneformer_jax.cells.store.cell_store import CellStore
+from geneformer_jax.cells.store.writer import begin_store, join_sources, write_source
 from geneformer_jax.cells.tokenization.rank_encoding import (
     RankEncodings,
     encode_counts,

@@ -17,7 +17,8 @@ from pathlib import Path
 
 from absl import flags
 
-from geneformer_jax.cells.counts.open import expand_paths, open_counts
+from geneformer_jax.cells.counts.open import open_counts
+from geneformer_jax.cells.counts.paths import expand_paths
 from geneformer_jax.cells.tokenization.flags import define_count_flags, quality_rules
 from geneformer_jax.cells.tokenization.medians import RELATIVE_ERROR
 from geneformer_jax.cells.tokenization.vocabulary import V1_SPECIAL_TOKENS, V2_SPECIAL_TOKENS

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from absl import flags
 
-from geneformer_jax.cells.cell_store import STORE
+from geneformer_jax.cells.store.cell_store import STORE
 from geneformer_jax.cells.tokenization.vocabulary import GeneVocabulary
 from geneformer_jax.common import command_line
 from geneformer_jax.common.errors import InputError

@@ -22,7 +22,8 @@ from typing import Any
 
 from absl import flags
 
-from geneformer_jax.cells.counts.open import CountSource, open_counts
+from geneformer_jax.cells.counts.open import open_counts
+from geneformer_jax.cells.counts.source import CountSource
 from geneformer_jax.common import command_line
 from geneformer_jax.common.command_line import configuration
 from geneformer_jax.common.errors import InputError

@@ -49,7 +49,7 @@ def main() -> None:
     command_line.require("config", *([] if _DRY_RUN.value else ["workdir"]))
     # What imports JAX's heavier companions waits until the flags are known to be right.
     from geneformer_jax.analysis.finetune_protocols import prepare_protocol
-    from geneformer_jax.cells.cell_store import CellStore
+    from geneformer_jax.cells.store.cell_store import CellStore
     from geneformer_jax.interop.load import load_model
     from geneformer_jax.training.finetune_config import typed_finetune_config
 

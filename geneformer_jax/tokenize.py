@@ -12,10 +12,11 @@ from pathlib import Path
 
 from absl import flags
 
-from geneformer_jax.cells import store_building
-from geneformer_jax.cells.carried_columns import check_names
-from geneformer_jax.cells.cell_store import CellStore
-from geneformer_jax.cells.counts.open import expand_paths, look_ahead
+from geneformer_jax.cells.counts.open import look_ahead
+from geneformer_jax.cells.counts.paths import expand_paths
+from geneformer_jax.cells.store import builder
+from geneformer_jax.cells.store.cell_store import CellStore
+from geneformer_jax.cells.store.obs_columns import check_names
 from geneformer_jax.cells.tokenization.flags import (
     define_count_flags,
     quality_rules,
@@ -94,12 +95,10 @@ def main() -> None:
         quality=quality_rules(),
     )
     check_max_length(recipe.max_length, vocabulary)
-    reading = store_building.Reading(
-        FLAGS.layer or None, FLAGS.gene_column or None, FLAGS.prefix_cell_ids
-    )
+    reading = builder.Reading(FLAGS.layer or None, FLAGS.gene_column or None, FLAGS.prefix_cell_ids)
     print(f"{len(paths)} files -> {FLAGS.output}; vocabulary {FLAGS.vocabulary}:")
     print(f"  {len(vocabulary.gene_ids):,} genes of {vocabulary.species}, {vocabulary.hash[:12]}")
-    build = store_building.StoreBuild(Path(FLAGS.output), vocabulary, recipe, reading, obs)
+    build = builder.StoreBuild(Path(FLAGS.output), vocabulary, recipe, reading, obs)
     build.survey(paths, FLAGS.skip_bad_files)
     for line in build.describe():
         print(line)

@@ -8,8 +8,8 @@ import pandas as pd
 import pytest
 
 from geneformer_jax.analysis import embedding_files, embedding_quality
-from geneformer_jax.analysis.embedder import Embedder
-from geneformer_jax.analysis.embedding import KEY, embed_cells
+from geneformer_jax.analysis.embedder import KEY, Embedder
+from geneformer_jax.analysis.embedding import embed_cells
 from geneformer_jax.analysis.state_embeddings import StateEmbeddings
 from geneformer_jax.model import pretrained
 from tests.helpers.commands import assert_one_line, run_door

@@ -10,7 +10,8 @@ import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 import pytest
 
-from geneformer_jax.analysis.perturbation import States, perturb_cells
+from geneformer_jax.analysis.perturbation import perturb_cells
+from geneformer_jax.analysis.perturbation_states import States
 from geneformer_jax.model import pretrained
 from tests.helpers.commands import assert_one_line
 from tests.helpers.pages import assert_files_are_linked, read_page

@@ -19,7 +19,6 @@ from geneformer_jax.analysis import attention_statistics as statistics
 from geneformer_jax.analysis.attender import Attended, Attender, CellGroups
 from geneformer_jax.analysis.cell_selection import (
     ORIGINAL_SEED,
-    EncodedCells,
     check_columns,
     open_cells,
     select_cells,
@@ -32,6 +31,7 @@ from geneformer_jax.analysis.gene_lists import (
     known_genes,
     read_gene_lists,
 )
+from geneformer_jax.cells.store.cell_store import EncodedCells
 from geneformer_jax.common.errors import InputError
 from geneformer_jax.common.progress import Progress
 from geneformer_jax.model.attention import LONGEST_PLAIN

@@ -4,15 +4,15 @@ import functools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 import anndata as ad
 import numpy as np
 import pandas as pd
 
-from geneformer_jax.cells.cell_store import CellStore
-from geneformer_jax.cells.counts.open import AnnDataSource, open_counts
+from geneformer_jax.cells.counts.anndata_source import AnnDataSource
+from geneformer_jax.cells.counts.open import open_counts
 from geneformer_jax.cells.counts.paths import is_counts
+from geneformer_jax.cells.store.cell_store import CellStore, EncodedCells
 from geneformer_jax.cells.tokenization.tokenizer import Recipe, default_max_length, tokenize_source
 from geneformer_jax.cells.tokenization.vocabulary import GeneVocabulary
 from geneformer_jax.common.errors import InputError, did_you_mean
@@ -22,23 +22,6 @@ from geneformer_jax.model.pretrained import PretrainedModel
 ORIGINAL_SEED = 42
 FILTERED_OUT, NOT_DRAWN = "filtered out", "not drawn"
 _EXAMPLES = 8
-
-
-class EncodedCells(Protocol):
-    """Tokenised cells: a CellStore, TokenizedCells in memory, or ChosenCells of either.
-
-    Attributes:
-      lengths: int32 [cells] tokens of each cell.
-      obs: [cells] per-cell columns, indexed by cell id.
-      vocabulary: of the tokens.
-    """
-
-    lengths: np.ndarray
-    obs: pd.DataFrame
-    vocabulary: GeneVocabulary
-
-    def read(self, indices: np.ndarray) -> list[np.ndarray]:
-        """Returns the tokens of cells."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -11,7 +11,7 @@ from geneformer_jax.analysis import corpus_figures
 from geneformer_jax.analysis.corpus_summary import CorpusSummary, store_story, summarise_corpus
 from geneformer_jax.analysis.figures import save_figure
 from geneformer_jax.analysis.report import Report
-from geneformer_jax.cells.cell_store import CellStore
+from geneformer_jax.cells.store.cell_store import CellStore
 from geneformer_jax.cells.tokenization.vocabulary import GeneVocabulary
 from geneformer_jax.common.files import require_new_folder, write_aside
 from geneformer_jax.common.provenance import describe_run, write_provenance

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
 
-from geneformer_jax.cells.cell_store import OBS, CellStore
+from geneformer_jax.cells.store.cell_store import OBS, CellStore
 from geneformer_jax.common.errors import InputError, did_you_mean
 from geneformer_jax.common.numba_jit import compiled
 from geneformer_jax.common.progress import Progress

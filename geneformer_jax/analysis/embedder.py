@@ -13,7 +13,6 @@ import numpy as np
 import pandas as pd
 from jax.sharding import NamedSharding
 
-from geneformer_jax.analysis.cell_selection import EncodedCells
 from geneformer_jax.analysis.embedding_batches import (
     TokenBatch,
     inference_mesh,
@@ -23,6 +22,7 @@ from geneformer_jax.analysis.embedding_batches import (
 )
 from geneformer_jax.analysis.embedding_passes import REPLICATED, Pass, add_genes, take_states
 from geneformer_jax.analysis.gene_totals import GeneTotals, zero_totals
+from geneformer_jax.cells.store.cell_store import EncodedCells
 from geneformer_jax.common.errors import InputError, did_you_mean
 from geneformer_jax.common.progress import Progress
 from geneformer_jax.model.encoder import Runtime

@@ -8,9 +8,9 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from geneformer_jax.analysis.cell_selection import EncodedCells
 from geneformer_jax.batches.loader import pad_cells
 from geneformer_jax.batches.plan import BatchPlan, BatchShape, choose_buckets
+from geneformer_jax.cells.store.cell_store import EncodedCells
 from geneformer_jax.common.errors import InputError
 from geneformer_jax.common.threads import cores
 from geneformer_jax.model.attention import choose_attention

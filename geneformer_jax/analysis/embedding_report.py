@@ -39,7 +39,7 @@ from geneformer_jax.analysis.label_accuracy import (
     log_count_components,
 )
 from geneformer_jax.analysis.report import Report
-from geneformer_jax.cells.counts.open import CountSource
+from geneformer_jax.cells.counts.source import CountSource
 
 UMAP_KEY = "X_umap"
 COMPONENTS = 50

@@ -11,11 +11,12 @@ import pandas as pd
 from flax import traverse_util
 from sklearn import metrics
 
-from geneformer_jax.analysis.cell_selection import EncodedCells, open_cells
+from geneformer_jax.analysis.cell_selection import open_cells
 from geneformer_jax.analysis.classification_task import CELL
 from geneformer_jax.analysis.gene_classification import Network, prepare_task, run_task
 from geneformer_jax.analysis.target_task import prepare_targets, typed_targets
 from geneformer_jax.analysis.task_config import task_config, typed_task
+from geneformer_jax.cells.store.cell_store import EncodedCells
 from geneformer_jax.common.errors import InputError
 from geneformer_jax.common.files import write_aside
 from geneformer_jax.common.provenance import describe_run, write_provenance

@@ -14,12 +14,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from geneformer_jax.analysis.cell_selection import (
-    EncodedCells,
-    check_columns,
-    parse_filters,
-    select_cells,
-)
+from geneformer_jax.analysis.cell_selection import check_columns, parse_filters, select_cells
 from geneformer_jax.analysis.classical_baselines import (
     COUNTS,
     ESTIMATORS,
@@ -49,7 +44,9 @@ from geneformer_jax.analysis.task_controls import (
 )
 from geneformer_jax.analysis.task_folder import TaskFolder
 from geneformer_jax.analysis.task_report import read_results, results_table, write_results
-from geneformer_jax.cells.counts.open import expand_paths, open_counts
+from geneformer_jax.cells.counts.open import open_counts
+from geneformer_jax.cells.counts.paths import expand_paths
+from geneformer_jax.cells.store.cell_store import EncodedCells
 from geneformer_jax.common.errors import InputError
 from geneformer_jax.common.progress import Progress
 

@@ -13,7 +13,7 @@ from sklearn.decomposition import PCA
 from sklearn.model_selection import StratifiedKFold, cross_val_predict
 from sklearn.neighbors import KNeighborsClassifier
 
-from geneformer_jax.cells.counts.open import CountSource
+from geneformer_jax.cells.counts.source import CountSource
 from geneformer_jax.common.errors import InputError
 
 NEIGHBOURS = 15

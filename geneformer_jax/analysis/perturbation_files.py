@@ -34,7 +34,7 @@ from geneformer_jax.analysis.unfinished import (
     refuse_other_plan,
     sha256,
 )
-from geneformer_jax.cells.cell_store import checksum
+from geneformer_jax.cells.store.cell_store import checksum
 from geneformer_jax.cells.tokenization.vocabulary import GeneVocabulary
 from geneformer_jax.common.errors import InputError
 from geneformer_jax.common.files import fsync_tree_entry, remove, write_aside

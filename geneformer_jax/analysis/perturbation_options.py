@@ -10,7 +10,6 @@ import numpy as np
 from geneformer_jax.analysis.cell_selection import (
     ORIGINAL_SEED,
     ChosenCells,
-    EncodedCells,
     check_vocabulary,
     select_cells,
 )
@@ -35,6 +34,7 @@ from geneformer_jax.analysis.perturbation_states import (
     unit_vectors,
 )
 from geneformer_jax.analysis.state_embeddings import StateEmbeddings
+from geneformer_jax.cells.store.cell_store import EncodedCells
 from geneformer_jax.common.errors import InputError, did_you_mean
 from geneformer_jax.model.encoder import Runtime
 from geneformer_jax.model.heads import HeadConfig

@@ -13,7 +13,6 @@ from typing import NamedTuple
 
 import numpy as np
 
-from geneformer_jax.analysis.cell_selection import EncodedCells
 from geneformer_jax.analysis.perturbation_edits import (
     DELETE,
     OVEREXPRESS,
@@ -25,6 +24,7 @@ from geneformer_jax.analysis.perturbation_edits import (
     edits_of,
 )
 from geneformer_jax.analysis.perturbation_genes import GeneSets
+from geneformer_jax.cells.store.cell_store import EncodedCells
 from geneformer_jax.common.errors import InputError
 
 NO_GENE_LEFT = "edits that leave no other gene"

@@ -4,15 +4,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from geneformer_jax.analysis.cell_selection import EncodedCells, open_cells
+from geneformer_jax.analysis.cell_selection import open_cells
 from geneformer_jax.analysis.embedding_batches import inference_runtime
 from geneformer_jax.analysis.perturbation_edits import Frame
 from geneformer_jax.analysis.perturbation_engine import Perturber
-from geneformer_jax.analysis.perturbation_files import (
-    PerturbationFolder,
-    check_space,
-    plan_of,
-)
+from geneformer_jax.analysis.perturbation_files import PerturbationFolder, check_space, plan_of
 from geneformer_jax.analysis.perturbation_options import (
     MEANS,
     Options,
@@ -26,6 +22,7 @@ from geneformer_jax.analysis.perturbation_plan import Work
 from geneformer_jax.analysis.perturbation_report import write_report
 from geneformer_jax.analysis.state_embeddings import StateEmbeddings
 from geneformer_jax.analysis.unfinished import as_json, identity_of, weights_sha256
+from geneformer_jax.cells.store.cell_store import EncodedCells
 from geneformer_jax.common.provenance import describe_run
 from geneformer_jax.model.encoder import Runtime
 from geneformer_jax.model.pretrained import PretrainedModel

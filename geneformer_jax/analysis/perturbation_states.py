@@ -7,9 +7,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from geneformer_jax.analysis.cell_selection import ChosenCells, EncodedCells, select_cells
+from geneformer_jax.analysis.cell_selection import ChosenCells, select_cells
 from geneformer_jax.analysis.embedder import Embedded, Embedder
 from geneformer_jax.analysis.state_embeddings import MEAN, StateEmbeddings, state_embeddings
+from geneformer_jax.cells.store.cell_store import EncodedCells
 from geneformer_jax.cells.tokenization.vocabulary import GeneVocabulary
 from geneformer_jax.common.command_line import split_list
 from geneformer_jax.common.errors import InputError, did_you_mean

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from geneformer_jax.analysis.cell_selection import EncodedCells
+from geneformer_jax.cells.store.cell_store import EncodedCells
 from geneformer_jax.common.errors import InputError
 from geneformer_jax.model.pretrained import PretrainedModel
 

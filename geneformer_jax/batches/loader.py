@@ -10,7 +10,7 @@ from absl import flags
 
 from geneformer_jax.batches.masking import MaskingRule, Packing, mask_cells
 from geneformer_jax.batches.plan import BatchPlan, PackedPlan, PlanRecipe
-from geneformer_jax.cells.cell_store import CellStore
+from geneformer_jax.cells.store.cell_store import CellStore
 
 
 class Batch(NamedTuple):

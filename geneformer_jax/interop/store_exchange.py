@@ -8,9 +8,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from geneformer_jax.cells import records, store_writer
-from geneformer_jax.cells.cell_store import CELL_ID, OBS, CellStore
-from geneformer_jax.cells.store_building import source_key, summarise
+from geneformer_jax.cells.store import records
+from geneformer_jax.cells.store import writer as store_writer
+from geneformer_jax.cells.store.builder import source_key, summarise
+from geneformer_jax.cells.store.cell_store import OBS, CellStore
+from geneformer_jax.cells.store.obs_columns import CELL_ID
 from geneformer_jax.cells.tokenization.rank_encoding import RankEncodings
 from geneformer_jax.cells.tokenization.tokenizer import (
     NO_GENE,

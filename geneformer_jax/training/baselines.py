@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from geneformer_jax.cells.cell_store import CellStore
+from geneformer_jax.cells.store.cell_store import CellStore
 
 MOST_CELLS = 20_000
 _FINEST_WIDTH = 8

@@ -20,7 +20,7 @@ from geneformer_jax.batches.plan import (
     shape_batches,
     split_cells,
 )
-from geneformer_jax.cells.cell_store import CellStore
+from geneformer_jax.cells.store.cell_store import CellStore
 from geneformer_jax.common.errors import InputError
 from geneformer_jax.model.attention import choose_attention, compute_capability_of
 from geneformer_jax.model.config import EncoderConfig
@@ -35,12 +35,7 @@ from geneformer_jax.training.estimate import (
     hours_line,
     step_flops,
 )
-from geneformer_jax.training.mesh import (
-    BATCH,
-    batch_divisor,
-    make_mesh,
-    vocabulary_rows,
-)
+from geneformer_jax.training.mesh import BATCH, batch_divisor, make_mesh, vocabulary_rows
 from geneformer_jax.training.optimizer import make_optimizer
 from geneformer_jax.training.state import (
     Recipe,

@@ -22,7 +22,7 @@ from geneformer_jax.analysis.classical_baselines import (
     rank_matrix,
 )
 from geneformer_jax.analysis.classification_metrics import fold_roc
-from geneformer_jax.cells.counts.open import AnnDataSource
+from geneformer_jax.cells.counts.anndata_source import AnnDataSource
 from geneformer_jax.cells.tokenization.vocabulary import V1_SPECIAL_TOKENS, V2_SPECIAL_TOKENS
 from geneformer_jax.common.errors import InputError
 from tests.helpers.task_cells import cell_task, toy_task_cells

@@ -13,8 +13,8 @@ from scipy import sparse
 from geneformer_jax.analysis import corpus_figures
 from geneformer_jax.analysis.corpus_report import comparison_table, write_corpus_report
 from geneformer_jax.analysis.corpus_summary import summarise_corpus
-from geneformer_jax.cells.cell_store import CellStore
-from geneformer_jax.cells.store_building import Reading, StoreBuild
+from geneformer_jax.cells.store.builder import Reading, StoreBuild
+from geneformer_jax.cells.store.cell_store import CellStore
 from geneformer_jax.cells.tokenization.quality_control import QualityRules
 from geneformer_jax.cells.tokenization.tokenizer import Recipe
 from geneformer_jax.cells.tokenization.vocabulary import V2_SPECIAL_TOKENS, GeneVocabulary

@@ -10,8 +10,8 @@ import pytest
 from scipy import sparse
 
 from geneformer_jax.analysis.cell_selection import select_cells
-from geneformer_jax.analysis.embedder import Embedder
-from geneformer_jax.analysis.embedding import KEY, embed_cells
+from geneformer_jax.analysis.embedder import KEY, Embedder
+from geneformer_jax.analysis.embedding import embed_cells
 from geneformer_jax.analysis.embedding_passes import take_states
 from geneformer_jax.cells.tokenization.tokenizer import tokenize_cells
 from geneformer_jax.cells.tokenization.vocabulary import (

@@ -9,7 +9,8 @@ import pytest
 
 from geneformer_jax.analysis import embedding_batches
 from geneformer_jax.analysis.cell_selection import parse_filters, select_cells
-from geneformer_jax.analysis.embedding import KEY, embed_cells
+from geneformer_jax.analysis.embedder import KEY
+from geneformer_jax.analysis.embedding import embed_cells
 from geneformer_jax.analysis.embedding_batches import (
     inference_mesh,
     inference_runtime,

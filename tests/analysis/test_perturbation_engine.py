@@ -9,9 +9,10 @@ import pandas as pd
 import pytest
 
 from geneformer_jax.analysis import perturbation_engine, perturbation_pass
-from geneformer_jax.analysis.perturbation import States, perturb_cells
+from geneformer_jax.analysis.perturbation import perturb_cells
 from geneformer_jax.analysis.perturbation_edits import EditRule, Frame
 from geneformer_jax.analysis.perturbation_options import Options, make_perturber
+from geneformer_jax.analysis.perturbation_states import States
 from geneformer_jax.cells.tokenization.vocabulary import V2_SPECIAL_TOKENS
 from geneformer_jax.common.errors import InputError
 from geneformer_jax.model.config import EncoderConfig

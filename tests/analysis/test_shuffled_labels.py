@@ -12,7 +12,7 @@ from geneformer_jax.analysis.classical_baselines import (
 from geneformer_jax.analysis.gene_classification import prepare_task
 from geneformer_jax.analysis.task_config import TaskConfig
 from geneformer_jax.analysis.task_controls import SHUFFLED, permuted_aucs, summarise_control
-from geneformer_jax.cells.counts.open import AnnDataSource
+from geneformer_jax.cells.counts.anndata_source import AnnDataSource
 from geneformer_jax.cells.tokenization.tokenizer import Recipe, TokenizedCells, tokenize_source
 from geneformer_jax.interop.original_files import read_original_vocabulary
 

@@ -16,7 +16,8 @@ import scipy.io
 from scipy import sparse
 
 from geneformer_jax.cells.counts import hdf5_probe, transpose
-from geneformer_jax.cells.counts.open import AnnDataSource, open_counts
+from geneformer_jax.cells.counts.anndata_source import AnnDataSource
+from geneformer_jax.cells.counts.open import open_counts
 from geneformer_jax.common.errors import InputError
 from tests.helpers.count_files import WRITERS, example_cells, with_matrix
 

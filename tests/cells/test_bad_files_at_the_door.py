@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from array_record.python.array_record_module import ArrayRecordWriter
 
-from geneformer_jax.cells import store_writer
-from geneformer_jax.cells.cell_store import CellStore
+from geneformer_jax.cells.store import writer
+from geneformer_jax.cells.store.cell_store import CellStore
 from geneformer_jax.common.errors import InputError
 from tests.helpers.commands import run_door
 from tests.helpers.small_stores import cells, same_stores, with_ids, write
@@ -150,7 +150,7 @@ def test_a_disk_without_space(folder, tokenize, whole, monkeypatch):
                 raise RuntimeError("write() failed: No space left on device; at byte 65536")
 
     with monkeypatch.context() as patch:
-        patch.setattr(store_writer, "ArrayRecordWriter", FullDisk)
+        patch.setattr(writer, "ArrayRecordWriter", FullDisk)
         said = tokenize("--obs=donor", fails=True)
     assert "no space left" in said and "run the same command again" in said
     with pytest.raises(InputError, match="not complete"):

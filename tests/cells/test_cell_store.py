@@ -11,11 +11,12 @@ import pandas as pd
 import pytest
 import tensorflow_datasets as tfds
 
-from geneformer_jax.cells import cell_store, store_writer
-from geneformer_jax.cells.carried_columns import common_kind, kind_of
-from geneformer_jax.cells.cell_store import CellStore
-from geneformer_jax.cells.records import ByteRows, decode_tokens, encode_records
-from geneformer_jax.cells.store_writer import begin_store, join_sources, store_order, write_source
+from geneformer_jax.cells.store import cell_store
+from geneformer_jax.cells.store import writer as store_writer
+from geneformer_jax.cells.store.cell_store import CellStore
+from geneformer_jax.cells.store.obs_columns import common_kind, kind_of
+from geneformer_jax.cells.store.records import ByteRows, decode_tokens, encode_records
+from geneformer_jax.cells.store.writer import begin_store, join_sources, store_order, write_source
 from geneformer_jax.cells.tokenization.rank_encoding import RankEncodings
 from geneformer_jax.cells.tokenization.vocabulary import GeneVocabulary
 from geneformer_jax.common.errors import InputError

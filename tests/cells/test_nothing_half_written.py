@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from geneformer_jax.cells.store_building import Reading, StoreBuild
+from geneformer_jax.cells.store.builder import Reading, StoreBuild
 from geneformer_jax.cells.tokenization.tokenizer import Recipe
 from geneformer_jax.common.errors import InputError
 from tests.helpers.toy import toy_cells, toy_vocabulary

@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
-from geneformer_jax.cells import repeated_ids
-from geneformer_jax.cells.cell_store import CellStore
 from geneformer_jax.cells.counts import lazy_columns
-from geneformer_jax.cells.repeated_ids import RepeatedIds
+from geneformer_jax.cells.store import repeated_ids
+from geneformer_jax.cells.store.cell_store import CellStore
+from geneformer_jax.cells.store.repeated_ids import RepeatedIds
 from geneformer_jax.common.errors import InputError
 from tests.helpers.small_stores import build, cells, write
 

@@ -5,10 +5,11 @@ import pandas as pd
 import pytest
 
 from geneformer_jax.cells.counts import lazy_columns
+from geneformer_jax.cells.counts.anndata_source import AnnDataSource
 from geneformer_jax.cells.counts.lazy_columns import RowBlocks, blocks_of
 from geneformer_jax.cells.counts.matrix import CompressedRows
-from geneformer_jax.cells.counts.open import AnnDataSource, open_counts
-from geneformer_jax.cells.growing_array import GrowingArray
+from geneformer_jax.cells.counts.open import open_counts
+from geneformer_jax.cells.store.join import GrowingArray
 from geneformer_jax.cells.tokenization.quality_control import QualityRules
 from geneformer_jax.common.errors import InputError
 from tests.helpers.count_files import WRITERS, example_cells

@@ -9,7 +9,7 @@ import pytest
 from scipy import sparse
 
 from geneformer_jax.cells.counts.open import open_counts
-from geneformer_jax.cells.store_building import Reading, StoreBuild
+from geneformer_jax.cells.store.builder import Reading, StoreBuild
 from geneformer_jax.cells.tokenization.flags import read_orthologs
 from geneformer_jax.cells.tokenization.quality_control import QualityRules
 from geneformer_jax.cells.tokenization.tokenizer import (

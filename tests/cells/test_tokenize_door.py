@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
-from geneformer_jax.cells.cell_store import CellStore
-from geneformer_jax.cells.store_building import Reading, StoreBuild
+from geneformer_jax.cells.store.builder import Reading, StoreBuild
+from geneformer_jax.cells.store.cell_store import CellStore
 from geneformer_jax.cells.tokenization.flags import parse_exclusions
 from geneformer_jax.cells.tokenization.tokenizer import NO_GENE, Recipe
 from geneformer_jax.cells.tokenization.vocabulary import GeneVocabulary

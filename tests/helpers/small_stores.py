@@ -3,8 +3,8 @@
 import numpy as np
 import pandas as pd
 
-from geneformer_jax.cells.cell_store import CellStore
-from geneformer_jax.cells.store_building import Reading, StoreBuild
+from geneformer_jax.cells.store.builder import Reading, StoreBuild
+from geneformer_jax.cells.store.cell_store import CellStore
 from geneformer_jax.cells.tokenization.tokenizer import Recipe
 from tests.helpers.count_files import example_cells
 

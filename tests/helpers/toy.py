@@ -8,8 +8,8 @@ import numpy as np
 import pandas as pd
 from scipy import sparse
 
-from geneformer_jax.cells.cell_store import CellStore
-from geneformer_jax.cells.store_building import Reading, StoreBuild
+from geneformer_jax.cells.store.builder import Reading, StoreBuild
+from geneformer_jax.cells.store.cell_store import CellStore
 from geneformer_jax.cells.tokenization.tokenizer import Recipe
 from geneformer_jax.cells.tokenization.vocabulary import GeneVocabulary
 from geneformer_jax.model.config import EncoderConfig

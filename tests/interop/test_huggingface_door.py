@@ -15,8 +15,8 @@ from geneformer_jax.common.errors import InputError
 from geneformer_jax.interop import huggingface
 from geneformer_jax.interop.original_files import read_original_vocabulary
 from tests.helpers.bert_folders import tensors, write_folder
+from tests.helpers.commands import assert_one_line, run_door
 from tests.helpers.toy import toy_vocabulary
-from tests.test_doors_help import assert_one_line, run_door
 
 PROJECT = Path(__file__).resolve().parents[2]
 
@@ -96,7 +96,8 @@ def test_v1_weights_with_v2_tokens_are_told_in_one_line(tmp_path, reference_dir,
     counts = ad.AnnData(np.ones((1, 2), np.int32))
     counts.var_names = v2.gene_ids[[3, 5]]
     store = tmp_path / "store"
-    from geneformer_jax.analysis.embedding import embed_cells, open_cells
+    from geneformer_jax.analysis.cell_selection import open_cells
+    from geneformer_jax.analysis.embedding import embed_cells
     from tests.helpers.toy import make_store
 
     make_store(store, counts, v2)

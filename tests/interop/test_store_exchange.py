@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 import tensorflow_datasets as tfds
 
-from geneformer_jax.cells.cell_store import CellStore
+from geneformer_jax.cells.store.cell_store import CellStore
 from geneformer_jax.cells.tokenization.tokenizer import NO_GENE
 from geneformer_jax.cells.tokenization.vocabulary import (
     V1_SPECIAL_TOKENS,

@@ -6,7 +6,7 @@ The bounds come from measurement, see `Precision: 200 steps` in benchmarks/LOG.m
 import numpy as np
 import pytest
 
-from geneformer_jax.cells.store_building import Reading, StoreBuild
+from geneformer_jax.cells.store.builder import Reading, StoreBuild
 from geneformer_jax.cells.tokenization.tokenizer import Recipe
 from geneformer_jax.interop.original_files import read_original_vocabulary
 from geneformer_jax.model.config import EncoderConfig

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
-from geneformer_jax.cells.counts.open import CountSource
+from geneformer_jax.cells.counts.source import CountSource
 from geneformer_jax.cells.tokenization.gene_ids import (
     refuse_mixed_species,
     species_of,

@@ -9,10 +9,9 @@ import numpy as np
 import pyarrow.parquet as pq
 import tensorflow_datasets as tfds
 
-from geneformer_jax.cells import cell_store
-from geneformer_jax.cells.carried_columns import tfds_features
 from geneformer_jax.cells.counts.lazy_columns import blocks_of
-from geneformer_jax.cells.growing_array import GrowingArray
+from geneformer_jax.cells.store import cell_store
+from geneformer_jax.cells.store.obs_columns import tfds_features
 
 _VERSION = "1.0.0"
 
@@ -85,3 +84,28 @@ def write_dataset_info(
     info.set_file_format(tfds.core.FileFormat.ARRAY_RECORD)
     info.set_splits(tfds.core.splits.SplitDict([split]))
     info.write_to_directory(into)
+
+
+class GrowingArray:
+    """Writes a one-dimensional array of numbers, part by part; `close` makes the file whole."""
+
+    def __init__(self, path: Path, dtype: type[np.generic]):
+        self._dtype = np.dtype(dtype)
+        self._file, self._length = path.open("wb"), 0
+        self._write_header()
+
+    def append(self, values: np.ndarray) -> None:
+        """Adds values at the end."""
+        self._file.write(np.ascontiguousarray(values, self._dtype).data)
+        self._length += len(values)
+
+    def close(self) -> None:
+        """Writes down how many values there are."""
+        self._file.seek(0)
+        # NumPy leaves room in the header, so that its size does not depend on the length.
+        self._write_header()
+        self._file.close()
+
+    def _write_header(self) -> None:
+        shape = {"shape": (self._length,), "fortran_order": False, "descr": self._dtype.str}
+        np.lib.format.write_array_header_1_0(self._file, shape)

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import pandas as pd
@@ -19,8 +20,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from array_record.python.array_record_data_source import ArrayRecordDataSource
 
-from geneformer_jax.cells.carried_columns import CELL_ID
-from geneformer_jax.cells.records import decode_tokens
+from geneformer_jax.cells.store.obs_columns import CELL_ID
+from geneformer_jax.cells.store.records import decode_tokens
 from geneformer_jax.cells.tokenization.vocabulary import GeneVocabulary
 from geneformer_jax.common.errors import InputError
 
@@ -213,3 +214,20 @@ def _shards(folder: Path) -> Iterator[Shard]:
         for shard in source["shards"]:
             yield Shard(folder / shard_name(index), source=source["path"], **shard)
             index += 1
+
+
+class EncodedCells(Protocol):
+    """Tokenised cells: a CellStore, TokenizedCells in memory, or ChosenCells of either.
+
+    Attributes:
+      lengths: int32 [cells] tokens of each cell.
+      obs: [cells] per-cell columns, indexed by cell id.
+      vocabulary: of the tokens.
+    """
+
+    lengths: np.ndarray
+    obs: pd.DataFrame
+    vocabulary: GeneVocabulary
+
+    def read(self, indices: np.ndarray) -> list[np.ndarray]:
+        """Returns the tokens of cells."""

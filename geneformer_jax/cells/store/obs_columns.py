@@ -11,7 +11,7 @@ import pandas as pd
 import pyarrow as pa
 import tensorflow_datasets as tfds
 
-from geneformer_jax.cells.records import TOKENS, ByteRows
+from geneformer_jax.cells.store.records import TOKENS, ByteRows
 from geneformer_jax.common.errors import InputError
 
 CELL_ID = "cell_id"

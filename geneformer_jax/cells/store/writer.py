@@ -23,19 +23,18 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
 
-from geneformer_jax.cells import cell_store
-from geneformer_jax.cells.carried_columns import (
+from geneformer_jax.cells.store import cell_store
+from geneformer_jax.cells.store.cell_store import checksum, shard_name
+from geneformer_jax.cells.store.join import GrowingArray, join_tables, write_dataset_info
+from geneformer_jax.cells.store.obs_columns import (
     CELL_ID,
     arrow_schema,
     as_bytes,
     as_kind,
     common_kind,
 )
-from geneformer_jax.cells.cell_store import checksum, shard_name
-from geneformer_jax.cells.growing_array import GrowingArray
-from geneformer_jax.cells.joined_files import join_tables, write_dataset_info
-from geneformer_jax.cells.records import TOKENS, ByteRows, encode_records
-from geneformer_jax.cells.repeated_ids import RepeatedIds
+from geneformer_jax.cells.store.records import TOKENS, ByteRows, encode_records
+from geneformer_jax.cells.store.repeated_ids import RepeatedIds
 from geneformer_jax.cells.tokenization.rank_encoding import RankEncodings
 from geneformer_jax.cells.tokenization.vocabulary import GeneVocabulary
 from geneformer_jax.common.errors import InputError
