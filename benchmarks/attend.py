@@ -48,11 +48,11 @@ def jax_case(weights, genes, cells, batch):
     import jax
 
     from geneformer_jax.analysis.attender import Attender, CellGroups
-    from geneformer_jax.analysis.attention_heads import profiled_runtime
     from geneformer_jax.analysis.attention_statistics import gene_means
-    from geneformer_jax.analysis.embedding_batches import use_all_cores
     from geneformer_jax.common.progress import Progress
     from geneformer_jax.interop.huggingface import read_model
+    from geneformer_jax.model.runtime import profiled_runtime
+    from geneformer_jax.model.sharding import use_all_cores
 
     use_all_cores()
     tokens = random_cells(genes, cells)

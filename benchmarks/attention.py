@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from absl import app, flags
 
-from geneformer_jax.model.attention import attend
+from geneformer_jax.model.attention.dispatch import attend
 
 REPEATS = flags.DEFINE_integer("repeats", 9, "measurements of each case", lower_bound=1)
 # Batch, tokens, heads, head size.

@@ -47,8 +47,9 @@ def jax_case(weights, arguments, layer):
     import jax
 
     from geneformer_jax.analysis.embedder import Embedder
-    from geneformer_jax.analysis.embedding_batches import inference_runtime, use_all_cores
     from geneformer_jax.interop.huggingface import read_model
+    from geneformer_jax.model.runtime import inference_runtime
+    from geneformer_jax.model.sharding import use_all_cores
 
     use_all_cores()
     cells = tokenized(*arguments)

@@ -88,8 +88,9 @@ def main() -> None:
     # JAX takes seconds to import, which --help and a mistyped flag should not have to wait for.
     from geneformer_jax.analysis import attention_heads, attention_report, cell_selection
     from geneformer_jax.analysis.attention_parts import attend_in_parts, begin
-    from geneformer_jax.analysis.embedding_batches import use_all_cores
     from geneformer_jax.interop.load import load_model
+    from geneformer_jax.model import runtime as model_runtime
+    from geneformer_jax.model.sharding import use_all_cores
 
     output = require_new_folder(FLAGS.output)
     filters = cell_selection.parse_filters(FLAGS.filter)
@@ -109,7 +110,7 @@ def main() -> None:
     cells = cell_selection.select_cells(
         cell_selection.open_cells(FLAGS.cells, model), filters, FLAGS.cells_at_most, FLAGS.seed
     )
-    runtime, chosen = attention_heads.profiled_runtime(
+    runtime, chosen = model_runtime.profiled_runtime(
         int(cells.lengths.max()), FLAGS.precision, FLAGS.attention
     )
     attenders = attention_heads.prepare(

@@ -115,14 +115,16 @@ def main() -> None:
     """Embeds, reports and writes."""
     command_line.require("checkpoint", "cells", "output")
     # JAX takes seconds to import, which --help and a mistyped flag should not have to wait for.
-    from geneformer_jax.analysis import cell_selection, embedder, embedding_batches, embedding_files
+    from geneformer_jax.analysis import cell_selection, embedder, embedding_files
     from geneformer_jax.analysis.embedding_report import Page
     from geneformer_jax.interop.load import load_model
+    from geneformer_jax.model import runtime as model_runtime
+    from geneformer_jax.model import sharding
 
     output, layers = Path(FLAGS.output), _numbers("layer", int)
     embedding_files.check_output(output, configuration())
     filters, extras = cell_selection.parse_filters(FLAGS.filter), _extras()
-    embedding_batches.use_all_cores()
+    sharding.use_all_cores()
     model = load_model(FLAGS.checkpoint, FLAGS.vocabulary or None)
     embedder.check_options(model, FLAGS.mode, layers)
     cells = cell_selection.select_cells(
@@ -130,7 +132,7 @@ def main() -> None:
     )
     counts = _counts()
     extras.check_cells(cells, counts)
-    runtime, chosen = embedding_batches.inference_runtime(
+    runtime, chosen = model_runtime.inference_runtime(
         model.config, int(cells.lengths.max()), FLAGS.precision, FLAGS.attention
     )
     print(f"{len(cells.lengths):,} cells, model {model.source}\n{chosen}", flush=True)

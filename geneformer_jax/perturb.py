@@ -152,9 +152,9 @@ def _perturb() -> bool:
     share = parse_share(FLAGS.shard)
     if FLAGS.shard and FLAGS.finish:
         raise InputError("--shard makes a share and --finish joins all of them; give one of them")
-    from geneformer_jax.analysis.embedding_batches import use_all_cores
     from geneformer_jax.analysis.perturbation_run import PerturbationRun
     from geneformer_jax.interop.load import load_model
+    from geneformer_jax.model.sharding import use_all_cores
 
     command = {name: value for name, value in configuration().items() if name not in _AFTERWARDS}
     run = PerturbationRun(Path(FLAGS.output), _options(), command, share)

@@ -68,7 +68,7 @@ def main() -> None:
     # JAX takes seconds to import, which --help and a mistyped flag should not have to wait for.
     from geneformer_jax.analysis import prediction
     from geneformer_jax.interop.load import load_model
-    from geneformer_jax.training.config import RuntimeConfig
+    from geneformer_jax.model.runtime import RuntimeConfig
 
     model = load_model(FLAGS.checkpoint, FLAGS.vocabulary or None, base=FLAGS.base or None)
     runtime = RuntimeConfig(precision=FLAGS.precision, attention=FLAGS.attention)

@@ -19,7 +19,7 @@ LAYERS = (
     ("cells/counts/open",),
     ("cells/tokenization/tokenizer",),
     ("cells/store",),
-    ("model/attention",),
+    ("model/attention/dispatch",),
     ("batches", "model"),
     ("reporting",),
     ("inference",),

@@ -17,15 +17,16 @@ from geneformer_jax.analysis.attention_totals import (
     measure_cells,
     place_genes,
 )
-from geneformer_jax.analysis.embedding_batches import inference_mesh, lay_out, token_batches
-from geneformer_jax.analysis.embedding_passes import REPLICATED
+from geneformer_jax.analysis.embedding_batches import lay_out, token_batches
 from geneformer_jax.cells.store.cell_store import EncodedCells
 from geneformer_jax.common.progress import Progress
-from geneformer_jax.model.attention_profile import attention_profile, require_profiled
+from geneformer_jax.model.attention.dispatch import require_profiled
+from geneformer_jax.model.attention_profile import attention_profile
 from geneformer_jax.model.config import EncoderConfig
-from geneformer_jax.model.encoder import Params, Runtime
+from geneformer_jax.model.encoder import Params
 from geneformer_jax.model.pretrained import PretrainedModel
-from geneformer_jax.training.mesh import BATCH, put_batch
+from geneformer_jax.model.runtime import Runtime
+from geneformer_jax.model.sharding import BATCH, REPLICATED, inference_mesh, put_batch
 
 
 class Pass(NamedTuple):

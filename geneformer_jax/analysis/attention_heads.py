@@ -34,11 +34,8 @@ from geneformer_jax.analysis.gene_lists import (
 from geneformer_jax.cells.store.cell_store import EncodedCells
 from geneformer_jax.common.errors import InputError
 from geneformer_jax.common.progress import Progress
-from geneformer_jax.model.attention import LONGEST_PLAIN
-from geneformer_jax.model.attention_profile import require_profiled
-from geneformer_jax.model.encoder import Runtime
-from geneformer_jax.model.precision import precision_preset
 from geneformer_jax.model.pretrained import PretrainedModel
+from geneformer_jax.model.runtime import Runtime, profiled_runtime
 
 ALL_CELLS = "all cells"
 NO_VALUE = "no value"
@@ -273,36 +270,6 @@ def count_cells(cells: EncodedCells, most: int = 65_536) -> np.ndarray:
         tokens = np.concatenate(cells.read(rows)).astype(np.int64)
         counts += np.bincount(tokens, minlength=len(counts))
     return counts
-
-
-def profiled_runtime(longest: int, precision: str, attention: str) -> tuple[Runtime, str]:
-    """Chooses how to compute: fused kernels never hold their weights, so none of them can serve.
-
-    Args:
-      longest: tokens of the longest cell to come.
-      precision: name of a precision preset.
-      attention: one of `attention_profile.PROFILED`, or "auto".
-
-    Returns:
-      (the runtime, a line that says what was chosen and why).
-
-    Raises:
-      InputError: an implementation that never holds its weights.
-    """
-    reason = "asked for"
-    if attention == "auto":
-        attention, why = _profiled_attention(longest)
-        reason = f"{why}; fused kernels never hold their weights"
-    require_profiled(attention)
-    line = f"precision {precision}; attention {attention} ({reason})"
-    return Runtime(precision_preset(precision), attention), line
-
-
-def _profiled_attention(longest: int) -> tuple[str, str]:
-    if jax.default_backend() == "cpu":
-        return "by_head", "on a CPU"
-    plain = longest <= LONGEST_PLAIN
-    return "xla" if plain else "chunked", f"the longest cell has {longest:,} tokens"
 
 
 def _compare(means, comparisons: Sequence[GeneComparison], seed: int) -> pd.DataFrame:

@@ -13,21 +13,15 @@ import numpy as np
 import pandas as pd
 from jax.sharding import NamedSharding
 
-from geneformer_jax.analysis.embedding_batches import (
-    TokenBatch,
-    inference_mesh,
-    inference_runtime,
-    lay_out,
-    token_batches,
-)
-from geneformer_jax.analysis.embedding_passes import REPLICATED, Pass, add_genes, take_states
+from geneformer_jax.analysis.embedding_batches import TokenBatch, lay_out, token_batches
+from geneformer_jax.analysis.embedding_passes import Pass, add_genes, take_states
 from geneformer_jax.analysis.gene_totals import GeneTotals, zero_totals
 from geneformer_jax.cells.store.cell_store import EncodedCells
 from geneformer_jax.common.errors import InputError, did_you_mean
 from geneformer_jax.common.progress import Progress
-from geneformer_jax.model.encoder import Runtime
 from geneformer_jax.model.pretrained import PretrainedModel
-from geneformer_jax.training.mesh import BATCH
+from geneformer_jax.model.runtime import Runtime, inference_runtime
+from geneformer_jax.model.sharding import BATCH, REPLICATED, inference_mesh
 
 KEY = "X_geneformer"
 MODES = ("cell", "cls", "gene", "occurrence")

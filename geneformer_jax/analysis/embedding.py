@@ -13,8 +13,8 @@ import jax
 from geneformer_jax.analysis.cell_selection import ORIGINAL_SEED, open_cells, select_cells
 from geneformer_jax.analysis.embedder import KEY, MODES, Embedded, Embedder, check_options
 from geneformer_jax.cells.store.cell_store import EncodedCells
-from geneformer_jax.model.encoder import Runtime
 from geneformer_jax.model.pretrained import PretrainedModel
+from geneformer_jax.model.runtime import Runtime
 
 __all__ = ["KEY", "MODES", "embed_cells"]
 

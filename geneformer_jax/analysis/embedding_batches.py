@@ -1,6 +1,5 @@
 """Cells as padded batches for inference on all devices at once, in buckets of like length."""
 
-import os
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -12,13 +11,8 @@ from geneformer_jax.batches.loader import pad_cells
 from geneformer_jax.batches.plan import BatchPlan, BatchShape, choose_buckets
 from geneformer_jax.cells.store.cell_store import EncodedCells
 from geneformer_jax.common.errors import InputError
-from geneformer_jax.common.threads import cores
-from geneformer_jax.model.attention import choose_attention
 from geneformer_jax.model.config import EncoderConfig
-from geneformer_jax.model.encoder import Runtime
-from geneformer_jax.model.precision import precision_preset
-from geneformer_jax.training.config import MeshConfig
-from geneformer_jax.training.mesh import batch_divisor, make_mesh, put_batch
+from geneformer_jax.model.sharding import batch_divisor, put_batch
 
 # A CPU's caches hold small batches (perturbing cells of 1,000 genes, 2,048 tokens took a fifth less
 # time than 8,192); an accelerator idles on them.
@@ -56,59 +50,6 @@ class BatchLayout(NamedTuple):
     shape: BatchShape
     mesh: Mesh
     pad_token: int
-
-
-def use_all_cores() -> None:
-    """Makes each core of a CPU a device; to be called before JAX computes anything.
-
-    Each core then has cells of its own, in its own caches, which took two cores a fifth to a third
-    less time than sharing each product. Left alone is what the user set, by JAX_NUM_CPU_DEVICES or
-    XLA_FLAGS. Other kinds of devices are not affected.
-    """
-    told = "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
-    if jax.config.jax_num_cpu_devices < 0 and not told:
-        jax.config.update("jax_num_cpu_devices", cores())
-
-
-def inference_mesh(devices: list[jax.Device] | None = None) -> Mesh:
-    """Returns the mesh that shares cells between devices, all of this process by default."""
-    return make_mesh(MeshConfig(), jax.local_devices() if devices is None else devices)
-
-
-def inference_runtime(
-    config: EncoderConfig, longest: int, precision: str = "float32", attention: str = "auto"
-) -> tuple[Runtime, str]:
-    """Chooses how to compute on this machine.
-
-    Args:
-      config: shape of the model.
-      longest: tokens of the longest cell to come.
-      precision: name of a precision preset.
-      attention: name of an attention implementation, or "auto".
-
-    Returns:
-      (the runtime, a line that says what was chosen and why).
-
-    Raises:
-      InputError: there is no such precision or attention, or it cannot run here.
-    """
-    preset = precision_preset(precision)
-    devices = jax.local_devices()
-    choice = choose_attention(
-        attention,
-        platform=devices[0].platform,
-        compute_dtype=preset.compute,
-        head_size=config.head_size,
-        dropout_rate=0.0,
-        packed=False,
-        positions=longest,
-        inference=True,
-    )
-    line = (
-        f"devices: {len(devices)} x {devices[0].device_kind}; precision {precision}; "
-        f"attention {choice.implementation} ({choice.reason})"
-    )
-    return Runtime(precision=preset, attention=choice.implementation), line
 
 
 def lay_out(

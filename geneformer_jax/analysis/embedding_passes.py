@@ -10,10 +10,9 @@ from jax.sharding import Mesh, PartitionSpec
 
 from geneformer_jax.analysis.gene_totals import GeneTotals, add_states
 from geneformer_jax.model.config import EncoderConfig
-from geneformer_jax.model.encoder import Params, Runtime, encode, encode_all_layers
-from geneformer_jax.training.mesh import BATCH
-
-REPLICATED = PartitionSpec()
+from geneformer_jax.model.encoder import Params, encode, encode_all_layers
+from geneformer_jax.model.runtime import Runtime
+from geneformer_jax.model.sharding import BATCH, REPLICATED
 
 
 class Pass(NamedTuple):

@@ -29,8 +29,8 @@ from geneformer_jax.analysis.perturbation_tables import (
     shifts_table,
 )
 from geneformer_jax.cells.store.cell_store import EncodedCells
-from geneformer_jax.model.encoder import Runtime
 from geneformer_jax.model.pretrained import PretrainedModel
+from geneformer_jax.model.runtime import Runtime
 
 __all__ = ["States", "perturb_cells"]
 

@@ -10,7 +10,6 @@ import jax
 import numpy as np
 from jax.sharding import NamedSharding
 
-from geneformer_jax.analysis.embedding_batches import inference_mesh
 from geneformer_jax.analysis.perturbation_batches import (
     Batches,
     SlotWork,
@@ -34,10 +33,10 @@ from geneformer_jax.analysis.perturbation_pass import (
 from geneformer_jax.analysis.perturbation_plan import Work, choose_lengths
 from geneformer_jax.common.errors import InputError
 from geneformer_jax.common.progress import Progress
-from geneformer_jax.model.encoder import Runtime
 from geneformer_jax.model.heads import HeadConfig
 from geneformer_jax.model.pretrained import PretrainedModel
-from geneformer_jax.training.mesh import BATCH
+from geneformer_jax.model.runtime import Runtime
+from geneformer_jax.model.sharding import BATCH, inference_mesh
 
 # Padded lengths are multiples of this: kernels of accelerators want 128.
 _MULTIPLE = {"cpu": 16}

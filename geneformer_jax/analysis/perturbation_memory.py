@@ -10,8 +10,8 @@ from geneformer_jax.analysis.embedding_batches import (
 )
 from geneformer_jax.analysis.perturbation_pass import PerturbationPass
 from geneformer_jax.common.errors import InputError
+from geneformer_jax.model.attention.plain import CHUNK
 from geneformer_jax.model.config import EncoderConfig
-from geneformer_jax.model.plain_attention import CHUNK
 
 _SHARE = 0.6
 # Seconds that compiling the programs of one more padded length takes, roughly.

@@ -14,7 +14,6 @@ from geneformer_jax.analysis.cell_selection import (
     select_cells,
 )
 from geneformer_jax.analysis.embedder import check_options
-from geneformer_jax.analysis.embedding_batches import inference_runtime
 from geneformer_jax.analysis.perturbation_edits import EditRule, Frame
 from geneformer_jax.analysis.perturbation_engine import Measures, Perturber
 from geneformer_jax.analysis.perturbation_genes import (
@@ -36,9 +35,9 @@ from geneformer_jax.analysis.perturbation_states import (
 from geneformer_jax.analysis.state_embeddings import StateEmbeddings
 from geneformer_jax.cells.store.cell_store import EncodedCells
 from geneformer_jax.common.errors import InputError, did_you_mean
-from geneformer_jax.model.encoder import Runtime
 from geneformer_jax.model.heads import HeadConfig
 from geneformer_jax.model.pretrained import PretrainedModel
+from geneformer_jax.model.runtime import Runtime, inference_runtime
 
 ORIGINAL, REFILL = "original", "refill"
 TRUNCATIONS = (ORIGINAL, REFILL)

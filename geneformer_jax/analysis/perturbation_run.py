@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 from geneformer_jax.analysis.cell_selection import open_cells
-from geneformer_jax.analysis.embedding_batches import inference_runtime
 from geneformer_jax.analysis.perturbation_edits import Frame
 from geneformer_jax.analysis.perturbation_engine import Perturber
 from geneformer_jax.analysis.perturbation_files import PerturbationFolder, check_space, plan_of
@@ -24,8 +23,8 @@ from geneformer_jax.analysis.state_embeddings import StateEmbeddings
 from geneformer_jax.analysis.unfinished import as_json, identity_of, weights_sha256
 from geneformer_jax.cells.store.cell_store import EncodedCells
 from geneformer_jax.common.provenance import describe_run
-from geneformer_jax.model.encoder import Runtime
 from geneformer_jax.model.pretrained import PretrainedModel
+from geneformer_jax.model.runtime import Runtime, inference_runtime
 
 # What does not change the tables.
 _NOT_IN_PLAN = ("output", "shard", "finish", "tokens_per_device")

@@ -14,8 +14,8 @@ from geneformer_jax.cells.store.cell_store import EncodedCells
 from geneformer_jax.cells.tokenization.vocabulary import GeneVocabulary
 from geneformer_jax.common.command_line import split_list
 from geneformer_jax.common.errors import InputError, did_you_mean
-from geneformer_jax.model.encoder import Runtime
 from geneformer_jax.model.pretrained import PretrainedModel
+from geneformer_jax.model.runtime import Runtime
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,9 @@ from geneformer_jax.common.errors import InputError, did_you_mean
 from geneformer_jax.common.progress import Progress
 from geneformer_jax.model.heads import CELLS, GENES, HeadTask
 from geneformer_jax.model.pretrained import PretrainedModel
-from geneformer_jax.training.config import MeshConfig, OptimizerConfig, RuntimeConfig
+from geneformer_jax.model.runtime import RuntimeConfig
+from geneformer_jax.model.sharding import MeshConfig
+from geneformer_jax.training.config import OptimizerConfig
 from geneformer_jax.training.finetune_config import TuningConfig
 from geneformer_jax.training.finetune_step import Design, Programs, build_programs
 from geneformer_jax.training.label_predictions import (

@@ -12,18 +12,18 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from geneformer_jax.common.errors import InputError
-from geneformer_jax.model.config import EncoderConfig
-from geneformer_jax.model.encoder import Params, Runtime, module
-from geneformer_jax.model.plain_attention import (
+from geneformer_jax.model.attention.dispatch import require_profiled
+from geneformer_jax.model.attention.plain import (
     CHUNK,
     MASKED,
     einsum_f32,
     softmax_weights,
     split_positions,
 )
+from geneformer_jax.model.config import EncoderConfig
+from geneformer_jax.model.encoder import Params, module
+from geneformer_jax.model.runtime import Runtime
 
-PROFILED = ("xla", "chunked", "by_head")
 # Queries at a time; all of them where none is named. Scores and weights of fewer queries, which are
 # both gone through more than once, stay in a CPU's cache.
 _CHUNKS = {"chunked": CHUNK, "by_head": CHUNK // 2}
@@ -52,15 +52,6 @@ class _Cells(NamedTuple):
     segments_BT: jax.Array
     is_top_BT: jax.Array
     chosen_BS: jax.Array
-
-
-def require_profiled(attention: str) -> None:
-    """Raises InputError for an implementation that never holds its weights."""
-    if attention not in PROFILED:
-        raise InputError(
-            f'attention "{attention}" never holds its weights, so none can be read off; use '
-            f"{', '.join(PROFILED)} or auto"
-        )
 
 
 def attention_profile(

@@ -10,7 +10,6 @@ which the layers are stacked along a leading axis L and scanned:
   masked_gene_head/..., or a classifier's cell_classifier/... or gene_classifier/... (see heads.py)
 """
 
-import dataclasses
 import functools
 import operator
 from collections.abc import Callable
@@ -21,35 +20,12 @@ import jax.numpy as jnp
 from flax import nnx
 
 from geneformer_jax.common.errors import InputError
-from geneformer_jax.model.attention import attend
+from geneformer_jax.model.attention.dispatch import attend
 from geneformer_jax.model.config import EncoderConfig
-from geneformer_jax.model.masked_gene_head import MaskedGeneHead
-from geneformer_jax.model.precision import Precision, precision_preset
+from geneformer_jax.model.precision import Precision
+from geneformer_jax.model.runtime import REMAT_POLICIES, Runtime
 
 Params = dict[str, Any]
-
-REMAT_POLICIES = {
-    "none": None,
-    "full": jax.checkpoint_policies.nothing_saveable,
-    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-}
-
-
-@dataclasses.dataclass(frozen=True)
-class Runtime:
-    """How to compute, as opposed to what: nothing here changes the mathematics.
-
-    Attributes:
-      precision: number formats.
-      attention: name of the attention implementation.
-      remat: what the backward pass recomputes instead of keeping, a key of REMAT_POLICIES.
-      constrain: applied to activations [B, T, D] after each block; fixes their sharding on a mesh.
-    """
-
-    precision: Precision = dataclasses.field(default_factory=lambda: precision_preset("float32"))
-    attention: str = "xla"
-    remat: str = "none"
-    constrain: Callable[[jax.Array], jax.Array] = lambda x: x
 
 
 def _normal(config: EncoderConfig) -> nnx.Initializer:
@@ -323,3 +299,35 @@ def masked_gene_logits(
     if rows == config.vocabulary_size:
         return logits_BMV
     return jnp.where(jnp.arange(rows) < config.vocabulary_size, logits_BMV, -jnp.inf)
+
+
+class MaskedGeneHead(nnx.Module):
+    """Predicts masked genes as BERT does: dense, ReLU, norm, then the tied embedding and a bias."""
+
+    def __init__(self, config: EncoderConfig, dtype: Any, rngs: nnx.Rngs):
+        self.transform = nnx.Linear(
+            config.width,
+            config.width,
+            kernel_init=nnx.initializers.normal(config.initializer_range),
+            dtype=dtype,
+            rngs=rngs,
+        )
+        self.norm = nnx.LayerNorm(
+            config.width,
+            epsilon=config.layer_norm_eps,
+            dtype=dtype,
+            use_fast_variance=False,
+            rngs=rngs,
+        )
+        self.bias = nnx.Param(jnp.zeros(config.vocabulary_size))
+
+    def __call__(self, hidden_BMD: jax.Array, embedding_VD: jax.Array) -> jax.Array:
+        """Returns float32 logits [B, M, V] for hidden states [B, M, D]."""
+        x_BMD = self.norm(jax.nn.relu(self.transform(hidden_BMD)))
+        logits_BMV = jnp.einsum(
+            "bmd,vd->bmv",
+            x_BMD,
+            embedding_VD.astype(x_BMD.dtype),
+            preferred_element_type=jnp.float32,
+        )
+        return logits_BMV + self.bias[...]

@@ -4,9 +4,10 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from geneformer_jax.model.attention.plain import attend_plain
 from geneformer_jax.model.config import EncoderConfig
-from geneformer_jax.model.encoder import Block, Params, Runtime, module
-from geneformer_jax.model.plain_attention import attend_plain
+from geneformer_jax.model.encoder import Block, Params, module
+from geneformer_jax.model.runtime import Runtime
 
 
 def run_blocks(

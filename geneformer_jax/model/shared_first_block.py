@@ -14,10 +14,11 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from geneformer_jax.model.attention.plain import MASKED, einsum_f32, split_positions
 from geneformer_jax.model.config import EncoderConfig
-from geneformer_jax.model.encoder import Block, Encoder, Params, Runtime, module
+from geneformer_jax.model.encoder import Block, Encoder, Params, module
 from geneformer_jax.model.partial_encoding import single_block
-from geneformer_jax.model.plain_attention import MASKED, einsum_f32, split_positions
+from geneformer_jax.model.runtime import Runtime
 
 
 class Neighbours(NamedTuple):

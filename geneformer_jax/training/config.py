@@ -10,8 +10,8 @@ from geneformer_jax.batches.plan import MEGA_BATCH_MULTIPLIER, MOST_BUCKETS
 from geneformer_jax.common.config import one_of, require
 from geneformer_jax.common.errors import InputError, did_you_mean
 from geneformer_jax.model.config import EncoderConfig, preset
-from geneformer_jax.model.encoder import REMAT_POLICIES
-from geneformer_jax.model.precision import PRESETS as PRECISIONS
+from geneformer_jax.model.runtime import RuntimeConfig
+from geneformer_jax.model.sharding import MeshConfig
 
 SCHEDULES = ("linear", "cosine", "constant")
 
@@ -102,49 +102,6 @@ class OptimizerConfig:
         for name in ("warmup_steps", "weight_decay", "clip_norm"):
             value = getattr(self, name)
             require(value >= 0, f"optimizer.{name}", value, "it must not be negative")
-
-
-@dataclasses.dataclass(frozen=True)
-class MeshConfig:
-    """Devices along each mesh axis.
-
-    Attributes:
-      data: copies of the model; 0 takes all devices that the other axes leave, another number
-        only so many.
-      fsdp: devices over which weights and optimizer state are sharded (and batches too).
-      tensor: devices over which heads and feed-forward are split.
-    """
-
-    data: int = 0
-    fsdp: int = 1
-    tensor: int = 1
-
-    def __post_init__(self):
-        require(self.data >= 0, "mesh.data", self.data, "0 (all devices left) or more")
-        for name in ("fsdp", "tensor"):
-            require(getattr(self, name) >= 1, f"mesh.{name}", getattr(self, name), "at least 1")
-
-
-@dataclasses.dataclass(frozen=True)
-class RuntimeConfig:
-    """How to compute.
-
-    Attributes:
-      precision, attention, remat: see model.encoder.Runtime.
-      micro_batches: parts into which each batch is cut to save memory (gradient accumulation).
-      optimizer_on_host: keep the optimizer's state in host memory between steps.
-    """
-
-    precision: str = "float32"
-    attention: str = "auto"
-    remat: str = "none"
-    micro_batches: int = 1
-    optimizer_on_host: bool = False
-
-    def __post_init__(self):
-        require(self.micro_batches >= 1, "runtime.micro_batches", self.micro_batches, "at least 1")
-        one_of("runtime.precision", self.precision, PRECISIONS)
-        one_of("runtime.remat", self.remat, tuple(REMAT_POLICIES))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,9 +9,10 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from geneformer_jax.batches.loader import Batch, MaskedBatches, read_ahead
 from geneformer_jax.model.config import EncoderConfig
-from geneformer_jax.model.encoder import Params, Runtime
+from geneformer_jax.model.encoder import Params
+from geneformer_jax.model.runtime import Runtime
+from geneformer_jax.model.sharding import put_batch
 from geneformer_jax.training.baselines import Baselines, BaselineScore
-from geneformer_jax.training.mesh import put_batch
 from geneformer_jax.training.objectives import LossSums, masked_gene_sums
 
 

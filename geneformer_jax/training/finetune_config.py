@@ -11,14 +11,9 @@ from geneformer_jax.common.errors import InputError
 from geneformer_jax.model.config import EncoderConfig, preset
 from geneformer_jax.model.heads import POOLINGS
 from geneformer_jax.model.lora import LoraConfig
-from geneformer_jax.training.config import (
-    CheckpointConfig,
-    DataConfig,
-    MeshConfig,
-    OptimizerConfig,
-    RuntimeConfig,
-    fill,
-)
+from geneformer_jax.model.runtime import RuntimeConfig
+from geneformer_jax.model.sharding import MeshConfig
+from geneformer_jax.training.config import CheckpointConfig, DataConfig, OptimizerConfig, fill
 
 NATURAL, BALANCED, NONE = "natural", "balanced", "none"
 

@@ -13,8 +13,8 @@ from geneformer_jax.batches.labelled import Cells, LabelledBatches
 from geneformer_jax.batches.loader import read_ahead
 from geneformer_jax.model.encoder import Params
 from geneformer_jax.model.heads import HeadConfig, HeadTask
+from geneformer_jax.model.sharding import put_batch
 from geneformer_jax.training.finetune_step import Programs
-from geneformer_jax.training.mesh import put_batch
 
 PROBABILITY = "probability_"
 _IN_FLIGHT = 4

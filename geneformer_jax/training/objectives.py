@@ -7,7 +7,8 @@ import optax
 
 from geneformer_jax.batches.loader import Batch
 from geneformer_jax.model.config import EncoderConfig
-from geneformer_jax.model.encoder import Params, Runtime, encode, masked_gene_logits
+from geneformer_jax.model.encoder import Params, encode, masked_gene_logits
+from geneformer_jax.model.runtime import Runtime
 
 
 class LossSums(NamedTuple):

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 from flax import traverse_util
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding
 
 from geneformer_jax.batches.loader import MaskedBatches, Share
 from geneformer_jax.batches.masking import MaskingRule
@@ -22,12 +22,11 @@ from geneformer_jax.batches.plan import (
 )
 from geneformer_jax.cells.store.cell_store import CellStore
 from geneformer_jax.common.errors import InputError
-from geneformer_jax.model.attention import choose_attention, compute_capability_of
 from geneformer_jax.model.config import EncoderConfig
-from geneformer_jax.model.encoder import Runtime
-from geneformer_jax.model.precision import precision_preset
 from geneformer_jax.model.pretrained import load_model
-from geneformer_jax.training.config import PretrainConfig, RuntimeConfig
+from geneformer_jax.model.runtime import Runtime, make_runtime
+from geneformer_jax.model.sharding import BATCH, batch_divisor, make_mesh, vocabulary_rows
+from geneformer_jax.training.config import PretrainConfig
 from geneformer_jax.training.estimate import (
     ASSUMED_SPEED,
     Speed,
@@ -35,7 +34,6 @@ from geneformer_jax.training.estimate import (
     hours_line,
     step_flops,
 )
-from geneformer_jax.training.mesh import BATCH, batch_divisor, make_mesh, vocabulary_rows
 from geneformer_jax.training.optimizer import make_optimizer
 from geneformer_jax.training.state import (
     Recipe,
@@ -336,40 +334,3 @@ def _held_out(
 ) -> MaskedBatches:
     steps = recipe.make(store.lengths).steps_per_epoch
     return MaskedBatches(store, recipe, rule, steps, share)
-
-
-def make_runtime(
-    config: RuntimeConfig, encoder: EncoderConfig, mesh: Mesh, longest: int, packed: bool = False
-) -> tuple[Runtime, tuple[str, ...]]:
-    """Returns how to compute on a mesh, and lines that say what was chosen and why.
-
-    Args:
-      config: what was asked for.
-      encoder: shape of the model.
-      mesh: devices.
-      longest: tokens of the longest batch.
-      packed: whether rows hold several cells.
-
-    Raises:
-      InputError: it cannot run there.
-    """
-    precision = precision_preset(config.precision)
-    device = mesh.devices.flat[0]
-    choice = choose_attention(
-        config.attention,
-        platform=device.platform,
-        compute_dtype=precision.compute,
-        head_size=encoder.head_size,
-        dropout_rate=encoder.attention_dropout,
-        packed=packed,
-        positions=longest,
-        compute_capability=compute_capability_of(device),
-    )
-    activations = NamedSharding(mesh, PartitionSpec(("data", "fsdp"), None, None))
-    runtime = Runtime(
-        precision=precision,
-        attention=choice.implementation,
-        remat=config.remat,
-        constrain=lambda x: jax.lax.with_sharding_constraint(x, activations),
-    )
-    return runtime, (f"attention: {choice.implementation} ({choice.reason})",)

@@ -13,14 +13,15 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from geneformer_jax.batches.loader import Batch, mask_batch
 from geneformer_jax.batches.masking import MaskingRule
 from geneformer_jax.model.config import EncoderConfig
-from geneformer_jax.model.encoder import Params, Runtime, init_params
+from geneformer_jax.model.encoder import Params, init_params
+from geneformer_jax.model.runtime import Runtime
+from geneformer_jax.model.sharding import BATCH, resize_vocabulary, shardings
 from geneformer_jax.training.loss_scale import (
     LossScale,
     all_finite,
     initial_loss_scale,
     next_loss_scale,
 )
-from geneformer_jax.training.mesh import BATCH, resize_vocabulary, shardings
 from geneformer_jax.training.objectives import LossSums, masked_gene_sums
 
 

@@ -17,7 +17,6 @@ from geneformer_jax.analysis.attention_heads import (
     attend_cells,
     group_cells,
     prepare,
-    profiled_runtime,
     read_pairs,
 )
 from geneformer_jax.analysis.attention_totals import RANK_EDGES
@@ -27,11 +26,11 @@ from geneformer_jax.cells.tokenization.tokenizer import tokenize_cells
 from geneformer_jax.cells.tokenization.vocabulary import V2_SPECIAL_TOKENS
 from geneformer_jax.common.errors import InputError
 from geneformer_jax.common.progress import Progress
-from geneformer_jax.model.attention import attention_weights
-from geneformer_jax.model.attention_profile import PROFILED
+from geneformer_jax.model.attention.dispatch import PROFILED, attention_weights
 from geneformer_jax.model.config import EncoderConfig
 from geneformer_jax.model.encoder import encode_all_layers, init_params
 from geneformer_jax.model.pretrained import PretrainedModel
+from geneformer_jax.model.runtime import profiled_runtime
 from tests.helpers.toy import toy_cells, toy_vocabulary
 
 CELLS, LAYERS, HEADS = 30, 3, 2

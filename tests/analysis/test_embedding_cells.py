@@ -11,18 +11,15 @@ from geneformer_jax.analysis import embedding_batches
 from geneformer_jax.analysis.cell_selection import parse_filters, select_cells
 from geneformer_jax.analysis.embedder import KEY
 from geneformer_jax.analysis.embedding import embed_cells
-from geneformer_jax.analysis.embedding_batches import (
-    inference_mesh,
-    inference_runtime,
-    lay_out,
-    token_batches,
-)
+from geneformer_jax.analysis.embedding_batches import lay_out, token_batches
 from geneformer_jax.batches.plan import BatchPlan
 from geneformer_jax.common.errors import InputError
 from geneformer_jax.model.config import EncoderConfig, preset
-from geneformer_jax.model.encoder import Runtime, init_params
+from geneformer_jax.model.encoder import init_params
 from geneformer_jax.model.precision import precision_preset
 from geneformer_jax.model.pretrained import PretrainedModel
+from geneformer_jax.model.runtime import Runtime, inference_runtime
+from geneformer_jax.model.sharding import inference_mesh
 from tests.helpers.toy import toy_vocabulary
 
 CONFIG = EncoderConfig(152, 2, 16, 2, 32, 2_048)

@@ -11,8 +11,8 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from geneformer_jax.common.errors import InputError
-from geneformer_jax.model.attention import attend, attention_weights
-from geneformer_jax.model.plain_attention import CHUNK
+from geneformer_jax.model.attention.dispatch import attend, attention_weights
+from geneformer_jax.model.attention.plain import CHUNK
 
 # More than one chunk, and a multiple of neither the chunk nor the TPU's 128 lanes.
 B, T, N, H = 4, 300, 2, 8

@@ -3,7 +3,7 @@
 import pytest
 
 from geneformer_jax.common.errors import InputError
-from geneformer_jax.model.attention import choose_attention
+from geneformer_jax.model.attention.dispatch import choose_attention
 
 USUAL = {
     "platform": "gpu",

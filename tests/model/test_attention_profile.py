@@ -10,10 +10,12 @@ import pytest
 from geneformer_jax.common.errors import InputError
 from geneformer_jax.interop.huggingface import read_model
 from geneformer_jax.model import attention_profile as profiles
-from geneformer_jax.model.attention import attention_weights
+from geneformer_jax.model.attention import dispatch
+from geneformer_jax.model.attention.dispatch import attention_weights
 from geneformer_jax.model.config import EncoderConfig
-from geneformer_jax.model.encoder import Runtime, encode_all_layers, init_params
+from geneformer_jax.model.encoder import encode_all_layers, init_params
 from geneformer_jax.model.precision import precision_preset
+from geneformer_jax.model.runtime import Runtime
 
 CONFIG = EncoderConfig(
     vocabulary_size=40, layers=2, width=16, heads=4, feed_forward=16, positions=64, dropout=0.1
@@ -55,7 +57,7 @@ def profile_of(attention: str, chosen_BS=None) -> profiles.AttentionProfile:
     return jax.tree.map(np.asarray, got)
 
 
-@pytest.mark.parametrize("attention", profiles.PROFILED)
+@pytest.mark.parametrize("attention", dispatch.PROFILED)
 def test_reductions_are_those_of_the_whole_matrices(attention, monkeypatch):
     # Chunks that do not divide the padded length.
     monkeypatch.setattr(profiles, "CHUNK", 24)
@@ -72,7 +74,7 @@ def test_reductions_are_those_of_the_whole_matrices(attention, monkeypatch):
     assert weights.max() > 0.3, "attention that is the same everywhere would show nothing"
 
 
-@pytest.mark.parametrize("attention", profiles.PROFILED)
+@pytest.mark.parametrize("attention", dispatch.PROFILED)
 def test_pairs_are_entries_of_the_whole_matrices(attention):
     chosen_BS = np.array([[3, 49, 64], [0, 6, 7], [0, 1, 64], [63, 2, 5], [0, 64, 64]], np.int32)
     got = profile_of(attention, chosen_BS).pairs_LBNSS
@@ -94,7 +96,7 @@ def test_fused_kernels_are_refused(attention):
 
 
 @pytest.mark.reference_data
-@pytest.mark.parametrize("attention", profiles.PROFILED)
+@pytest.mark.parametrize("attention", dispatch.PROFILED)
 @pytest.mark.parametrize("name", ["v1_tiny", "v2_tiny"])
 def test_received_attention_is_the_originals(reference_dir, name, attention, monkeypatch):
     monkeypatch.setattr(profiles, "CHUNK", 16)

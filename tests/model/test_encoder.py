@@ -12,7 +12,6 @@ import pytest
 from geneformer_jax.common.errors import InputError
 from geneformer_jax.model.config import PRESETS, EncoderConfig, preset
 from geneformer_jax.model.encoder import (
-    Runtime,
     abstract_params,
     encode,
     encode_all_layers,
@@ -20,6 +19,7 @@ from geneformer_jax.model.encoder import (
     masked_gene_logits,
 )
 from geneformer_jax.model.precision import precision_preset
+from geneformer_jax.model.runtime import Runtime
 
 TINY = EncoderConfig(
     vocabulary_size=60,

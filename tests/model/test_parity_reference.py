@@ -16,11 +16,12 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from geneformer_jax.interop.huggingface import read_model
-from geneformer_jax.model.attention import attention_weights
-from geneformer_jax.model.encoder import Runtime, encode_all_layers, masked_gene_logits
+from geneformer_jax.model.attention.dispatch import attention_weights
+from geneformer_jax.model.encoder import encode_all_layers, masked_gene_logits
 from geneformer_jax.model.heads import head_module
 from geneformer_jax.model.precision import precision_preset
 from geneformer_jax.model.pretrained import PretrainedModel
+from geneformer_jax.model.runtime import Runtime
 
 pytestmark = pytest.mark.reference_data
 NAMES = ("v1_tiny", "v2_tiny")

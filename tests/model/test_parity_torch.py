@@ -12,14 +12,10 @@ from geneformer_jax.batches.loader import Batch
 from geneformer_jax.interop.bert_layout import places
 from geneformer_jax.interop.bert_weights import bert_values
 from geneformer_jax.interop.huggingface import read_model
-from geneformer_jax.model.encoder import (
-    Runtime,
-    encode,
-    encode_all_layers,
-    masked_gene_logits,
-)
+from geneformer_jax.model.encoder import encode, encode_all_layers, masked_gene_logits
 from geneformer_jax.model.heads import head_module
 from geneformer_jax.model.precision import precision_preset
+from geneformer_jax.model.runtime import Runtime
 from geneformer_jax.training.objectives import masked_gene_sums
 
 pytestmark = pytest.mark.parity

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from geneformer_jax.model.config import EncoderConfig
-from geneformer_jax.model.encoder import Runtime, encode, init_params
+from geneformer_jax.model.encoder import encode, init_params
+from geneformer_jax.model.runtime import Runtime
 from geneformer_jax.model.shared_first_block import (
     Neighbours,
     finish_first_block,

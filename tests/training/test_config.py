@@ -13,8 +13,9 @@ from geneformer_jax.batches.loader import Batch
 from geneformer_jax.batches.masking import masked_capacity
 from geneformer_jax.common.errors import InputError
 from geneformer_jax.model.config import EncoderConfig
-from geneformer_jax.model.encoder import Runtime, abstract_params
+from geneformer_jax.model.encoder import abstract_params
 from geneformer_jax.model.precision import precision_preset
+from geneformer_jax.model.runtime import Runtime
 from geneformer_jax.training.config import PretrainConfig, pretrain_config, typed_config
 from geneformer_jax.training.estimate import bytes_per_device, step_flops
 from geneformer_jax.training.objectives import masked_gene_sums

@@ -13,9 +13,11 @@ from geneformer_jax.interop.bert_layout import places
 from geneformer_jax.interop.bert_weights import bert_values
 from geneformer_jax.interop.huggingface import read_model
 from geneformer_jax.model.config import EncoderConfig
-from geneformer_jax.model.encoder import Runtime, init_params
+from geneformer_jax.model.encoder import init_params
 from geneformer_jax.model.heads import HeadConfig, HeadTask, init_head
-from geneformer_jax.training.config import MeshConfig, OptimizerConfig, RuntimeConfig
+from geneformer_jax.model.runtime import Runtime, RuntimeConfig
+from geneformer_jax.model.sharding import MeshConfig, put_batch
+from geneformer_jax.training.config import OptimizerConfig
 from geneformer_jax.training.finetune_config import TuningConfig
 from geneformer_jax.training.finetune_step import (
     Constants,
@@ -26,7 +28,6 @@ from geneformer_jax.training.finetune_step import (
     tuned_adamw,
 )
 from geneformer_jax.training.label_losses import label_losses, task_totals, weighted_means
-from geneformer_jax.training.mesh import put_batch
 from geneformer_jax.training.optimizer import make_optimizer
 from geneformer_jax.training.tuned_weights import join_weights, split_weights
 from tests.model.test_parity_torch import SHAPES, assert_gradients, random_bert, random_cells

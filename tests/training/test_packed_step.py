@@ -12,9 +12,10 @@ import pytest
 from geneformer_jax.batches.loader import Batch, mask_batch, pack_cells, pad_cells
 from geneformer_jax.batches.masking import MaskingRule
 from geneformer_jax.model.config import EncoderConfig
-from geneformer_jax.model.encoder import Runtime, init_params
-from geneformer_jax.training.config import MeshConfig, OptimizerConfig
-from geneformer_jax.training.mesh import make_mesh, put_batch, vocabulary_rows
+from geneformer_jax.model.encoder import init_params
+from geneformer_jax.model.runtime import Runtime
+from geneformer_jax.model.sharding import MeshConfig, make_mesh, put_batch, vocabulary_rows
+from geneformer_jax.training.config import OptimizerConfig
 from geneformer_jax.training.objectives import masked_gene_sums
 from geneformer_jax.training.optimizer import make_optimizer
 from geneformer_jax.training.state import (

@@ -12,15 +12,12 @@ import pytest
 from geneformer_jax.batches.loader import Batch
 from geneformer_jax.batches.masking import MaskingRule, mask_cells
 from geneformer_jax.model.config import EncoderConfig
-from geneformer_jax.model.encoder import Runtime, init_params
+from geneformer_jax.model.encoder import init_params
 from geneformer_jax.model.precision import precision_preset
-from geneformer_jax.training.config import MeshConfig, OptimizerConfig
-from geneformer_jax.training.loss_scale import (
-    GROWTH_PERIOD,
-    initial_loss_scale,
-    next_loss_scale,
-)
-from geneformer_jax.training.mesh import make_mesh, put_batch, shardings
+from geneformer_jax.model.runtime import Runtime
+from geneformer_jax.model.sharding import MeshConfig, make_mesh, put_batch, shardings
+from geneformer_jax.training.config import OptimizerConfig
+from geneformer_jax.training.loss_scale import GROWTH_PERIOD, initial_loss_scale, next_loss_scale
 from geneformer_jax.training.optimizer import decayed, learning_rate, make_optimizer
 from geneformer_jax.training.state import (
     Recipe,

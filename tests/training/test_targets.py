@@ -15,13 +15,13 @@ import pytest
 
 from geneformer_jax.common.errors import InputError
 from geneformer_jax.model.config import EncoderConfig
+from geneformer_jax.model.sharding import MeshConfig, make_mesh
 from geneformer_jax.training import targets
 from geneformer_jax.training.compiled import collectives_in, memory_of
-from geneformer_jax.training.config import MeshConfig, pretrain_config, typed_config
+from geneformer_jax.training.config import pretrain_config, typed_config
 from geneformer_jax.training.dry_run import abstract_batch, describe_dry_run
 from geneformer_jax.training.estimate import bytes_per_device
 from geneformer_jax.training.loop import pretrain
-from geneformer_jax.training.mesh import make_mesh
 from geneformer_jax.training.run import prepare_run
 from geneformer_jax.training.stated_corpus import stated_corpus
 from tests.helpers.commands import assert_one_line, run_door

@@ -5,8 +5,8 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
-from geneformer_jax.model.attention_mesh import on_each_shard
-from geneformer_jax.model.plain_attention import attend_matrix, dropout_words, split_positions
+from geneformer_jax.model.attention.plain import attend_matrix, dropout_words, split_positions
+from geneformer_jax.model.attention.sharded import on_each_shard
 
 _OPERANDS = (*(("batch", "heads"),) * 3, ("batch",), *(("batch", "heads"),) * 2)
 

@@ -12,9 +12,9 @@ import jax
 import jax.numpy as jnp
 
 from geneformer_jax.common.errors import InputError, did_you_mean
-from geneformer_jax.model.head_attention import attend_by_head
-from geneformer_jax.model.plain_attention import attend_chunked, attend_plain, softmax_weights
-from geneformer_jax.model.splash_attention import attend_splash
+from geneformer_jax.model.attention.by_head import attend_by_head
+from geneformer_jax.model.attention.plain import attend_chunked, attend_plain, softmax_weights
+from geneformer_jax.model.attention.splash import attend_splash
 
 IMPLEMENTATIONS = ("xla", "chunked", "by_head", "cudnn", "splash")
 # Longest cells for which "auto" materialises all scores. On a CPU a training step took a tenth less
@@ -22,6 +22,8 @@ IMPLEMENTATIONS = ("xla", "chunked", "by_head", "cudnn", "splash")
 LONGEST_PLAIN = 512
 LONGEST_PLAIN_ON_CPU = 256
 _UNPACKED = "needs rows of one cell each, not packed cells"
+
+PROFILED = ("xla", "chunked", "by_head")
 
 
 class AttentionChoice(NamedTuple):
@@ -244,3 +246,12 @@ def _unknown(name: str, known: tuple[str, ...]) -> str:
     return (
         f'attention "{name}" is unknown: use one of {", ".join(known)}{did_you_mean(name, known)}'
     )
+
+
+def require_profiled(attention: str) -> None:
+    """Raises InputError for an implementation that never holds its weights."""
+    if attention not in PROFILED:
+        raise InputError(
+            f'attention "{attention}" never holds its weights, so none can be read off; use '
+            f"{', '.join(PROFILED)} or auto"
+        )

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax.experimental.pallas.ops.tpu import splash_attention as splash
 
-from geneformer_jax.model.attention_mesh import on_each_shard
+from geneformer_jax.model.attention.sharded import on_each_shard
 
 # The kernel's lanes: it takes lengths that are multiples of this only.
 LANES = 128

@@ -5,6 +5,8 @@ moments have the same paths below their own, so the same tables place them. This
 the original's DeepSpeed partitioning.
 """
 
+import dataclasses
+import os
 import re
 from collections.abc import Sequence
 from typing import Any
@@ -14,8 +16,9 @@ import jax.numpy as jnp
 from jax.experimental.mesh_utils import create_device_mesh
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from geneformer_jax.common.config import require
 from geneformer_jax.common.errors import InputError
-from geneformer_jax.training.config import MeshConfig
+from geneformer_jax.common.threads import cores
 
 AXES = ("data", "fsdp", "tensor")
 _LANES = 128
@@ -61,6 +64,29 @@ _MESH_AXES = {
     "feed_forward": "tensor",
     None: None,
 }
+
+REPLICATED = PartitionSpec()
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshConfig:
+    """Devices along each mesh axis.
+
+    Attributes:
+      data: copies of the model; 0 takes all devices that the other axes leave, another number
+        only so many.
+      fsdp: devices over which weights and optimizer state are sharded (and batches too).
+      tensor: devices over which heads and feed-forward are split.
+    """
+
+    data: int = 0
+    fsdp: int = 1
+    tensor: int = 1
+
+    def __post_init__(self):
+        require(self.data >= 0, "mesh.data", self.data, "0 (all devices left) or more")
+        for name in ("fsdp", "tensor"):
+            require(getattr(self, name) >= 1, f"mesh.{name}", getattr(self, name), "at least 1")
 
 
 def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
@@ -164,3 +190,20 @@ def put_batch(batch: Any, mesh: Mesh) -> Any:
     """Puts the rows that this process read onto its devices, as parts of the global batch."""
     sharding = NamedSharding(mesh, BATCH)
     return jax.tree.map(lambda rows: jax.make_array_from_process_local_data(sharding, rows), batch)
+
+
+def use_all_cores() -> None:
+    """Makes each core of a CPU a device; to be called before JAX computes anything.
+
+    Each core then has cells of its own, in its own caches, which took two cores a fifth to a third
+    less time than sharing each product. Left alone is what the user set, by JAX_NUM_CPU_DEVICES or
+    XLA_FLAGS. Other kinds of devices are not affected.
+    """
+    told = "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
+    if jax.config.jax_num_cpu_devices < 0 and not told:
+        jax.config.update("jax_num_cpu_devices", cores())
+
+
+def inference_mesh(devices: list[jax.Device] | None = None) -> Mesh:
+    """Returns the mesh that shares cells between devices, all of this process by default."""
+    return make_mesh(MeshConfig(), jax.local_devices() if devices is None else devices)

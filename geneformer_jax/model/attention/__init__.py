@@ -1,0 +1,1 @@
+"""Attention over padded or packed cells: implementations, and which one a device gets."""

@@ -1,0 +1,166 @@
+"""How a model computes: precision, attention and rematerialisation, chosen once for the device."""
+
+import dataclasses
+from collections.abc import Callable
+
+import jax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from geneformer_jax.common.config import one_of, require
+from geneformer_jax.model.attention.dispatch import (
+    LONGEST_PLAIN,
+    choose_attention,
+    compute_capability_of,
+    require_profiled,
+)
+from geneformer_jax.model.config import EncoderConfig
+from geneformer_jax.model.precision import PRESETS as PRECISIONS
+from geneformer_jax.model.precision import Precision, precision_preset
+
+REMAT_POLICIES = {
+    "none": None,
+    "full": jax.checkpoint_policies.nothing_saveable,
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Runtime:
+    """How to compute, as opposed to what: nothing here changes the mathematics.
+
+    Attributes:
+      precision: number formats.
+      attention: name of the attention implementation.
+      remat: what the backward pass recomputes instead of keeping, a key of REMAT_POLICIES.
+      constrain: applied to activations [B, T, D] after each block; fixes their sharding on a mesh.
+    """
+
+    precision: Precision = dataclasses.field(default_factory=lambda: precision_preset("float32"))
+    attention: str = "xla"
+    remat: str = "none"
+    constrain: Callable[[jax.Array], jax.Array] = lambda x: x
+
+
+def profiled_runtime(longest: int, precision: str, attention: str) -> tuple[Runtime, str]:
+    """Chooses how to compute: fused kernels never hold their weights, so none of them can serve.
+
+    Args:
+      longest: tokens of the longest cell to come.
+      precision: name of a precision preset.
+      attention: one of `attention_profile.PROFILED`, or "auto".
+
+    Returns:
+      (the runtime, a line that says what was chosen and why).
+
+    Raises:
+      InputError: an implementation that never holds its weights.
+    """
+    reason = "asked for"
+    if attention == "auto":
+        attention, why = _profiled_attention(longest)
+        reason = f"{why}; fused kernels never hold their weights"
+    require_profiled(attention)
+    line = f"precision {precision}; attention {attention} ({reason})"
+    return Runtime(precision_preset(precision), attention), line
+
+
+def _profiled_attention(longest: int) -> tuple[str, str]:
+    if jax.default_backend() == "cpu":
+        return "by_head", "on a CPU"
+    plain = longest <= LONGEST_PLAIN
+    return "xla" if plain else "chunked", f"the longest cell has {longest:,} tokens"
+
+
+def inference_runtime(
+    config: EncoderConfig, longest: int, precision: str = "float32", attention: str = "auto"
+) -> tuple[Runtime, str]:
+    """Chooses how to compute on this machine.
+
+    Args:
+      config: shape of the model.
+      longest: tokens of the longest cell to come.
+      precision: name of a precision preset.
+      attention: name of an attention implementation, or "auto".
+
+    Returns:
+      (the runtime, a line that says what was chosen and why).
+
+    Raises:
+      InputError: there is no such precision or attention, or it cannot run here.
+    """
+    preset = precision_preset(precision)
+    devices = jax.local_devices()
+    choice = choose_attention(
+        attention,
+        platform=devices[0].platform,
+        compute_dtype=preset.compute,
+        head_size=config.head_size,
+        dropout_rate=0.0,
+        packed=False,
+        positions=longest,
+        inference=True,
+    )
+    line = (
+        f"devices: {len(devices)} x {devices[0].device_kind}; precision {precision}; "
+        f"attention {choice.implementation} ({choice.reason})"
+    )
+    return Runtime(precision=preset, attention=choice.implementation), line
+
+
+@dataclasses.dataclass(frozen=True)
+class RuntimeConfig:
+    """How to compute.
+
+    Attributes:
+      precision, attention, remat: see model.encoder.Runtime.
+      micro_batches: parts into which each batch is cut to save memory (gradient accumulation).
+      optimizer_on_host: keep the optimizer's state in host memory between steps.
+    """
+
+    precision: str = "float32"
+    attention: str = "auto"
+    remat: str = "none"
+    micro_batches: int = 1
+    optimizer_on_host: bool = False
+
+    def __post_init__(self):
+        require(self.micro_batches >= 1, "runtime.micro_batches", self.micro_batches, "at least 1")
+        one_of("runtime.precision", self.precision, PRECISIONS)
+        one_of("runtime.remat", self.remat, tuple(REMAT_POLICIES))
+
+
+def make_runtime(
+    config: RuntimeConfig, encoder: EncoderConfig, mesh: Mesh, longest: int, packed: bool = False
+) -> tuple[Runtime, tuple[str, ...]]:
+    """Returns how to compute on a mesh, and lines that say what was chosen and why.
+
+    Args:
+      config: what was asked for.
+      encoder: shape of the model.
+      mesh: devices.
+      longest: tokens of the longest batch.
+      packed: whether rows hold several cells.
+
+    Raises:
+      InputError: it cannot run there.
+    """
+    precision = precision_preset(config.precision)
+    device = mesh.devices.flat[0]
+    choice = choose_attention(
+        config.attention,
+        platform=device.platform,
+        compute_dtype=precision.compute,
+        head_size=encoder.head_size,
+        dropout_rate=encoder.attention_dropout,
+        packed=packed,
+        positions=longest,
+        compute_capability=compute_capability_of(device),
+    )
+    activations = NamedSharding(mesh, PartitionSpec(("data", "fsdp"), None, None))
+    runtime = Runtime(
+        precision=precision,
+        attention=choice.implementation,
+        remat=config.remat,
+        constrain=lambda x: jax.lax.with_sharding_constraint(x, activations),
+    )
+    return runtime, (f"attention: {choice.implementation} ({choice.reason})",)
