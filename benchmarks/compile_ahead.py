@@ -20,14 +20,14 @@ from geneformer_jax.common.errors import InputError
 from geneformer_jax.model.config import PRESETS, preset
 from geneformer_jax.model.runtime import Runtime
 from geneformer_jax.model.sharding import MeshConfig, make_mesh
-from geneformer_jax.training.config import OptimizerConfig, typed_config
-from geneformer_jax.training.dry_run import compile_steps
-from geneformer_jax.training.estimate import ASSUMED_SPEED, bytes_per_device, peak_flops
-from geneformer_jax.training.optimizer import make_optimizer
+from geneformer_jax.training.config import typed_config
+from geneformer_jax.training.dry_run.hardware import find_target
+from geneformer_jax.training.dry_run.report import compile_steps
+from geneformer_jax.training.dry_run.synthetic_corpus import stated_corpus
+from geneformer_jax.training.flops import ASSUMED_SPEED, bytes_per_device, peak_flops
+from geneformer_jax.training.optimizer import OptimizerConfig, make_optimizer
 from geneformer_jax.training.run import prepare_run
 from geneformer_jax.training.state import Recipe, abstract_state
-from geneformer_jax.training.stated_corpus import stated_corpus
-from geneformer_jax.training.targets import find_target
 
 TARGETS = flags.DEFINE_list("targets", ["tpu", "cuda"], "platforms to compile for")
 CASES = flags.DEFINE_string("cases", "", "only cases whose configuration or target contains this")

@@ -141,7 +141,7 @@ def jax_case(workload, options):
     import jax
 
     from geneformer_jax.model.sharding import put_batch
-    from geneformer_jax.training.estimate import peak_flops, step_flops
+    from geneformer_jax.training.flops import peak_flops, step_flops
     from geneformer_jax.training.run import start_state
 
     run = run_of(workload, options)

@@ -61,8 +61,8 @@ def main() -> None:
     _join_processes()
     from geneformer_jax.analysis.figures import loss_curve_figure, save_figure
     from geneformer_jax.training.config import typed_config
-    from geneformer_jax.training.dry_run import describe_dry_run
-    from geneformer_jax.training.estimate import Speed
+    from geneformer_jax.training.dry_run.report import describe_dry_run
+    from geneformer_jax.training.flops import Speed
     from geneformer_jax.training.loop import pretrain
     from geneformer_jax.training.telemetry import read_metrics
 

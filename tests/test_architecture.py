@@ -26,7 +26,7 @@ LAYERS = (
     ("interop/weights",),
     ("interop",),
     ("training",),
-    ("training/dry_run",),
+    ("training/dry_run/report",),
     ("attention_analysis", "embedding"),
     ("finetuning/classification",),
     ("finetuning",),

@@ -24,7 +24,6 @@ from geneformer_jax.model.heads import CELLS, GENES, HeadTask
 from geneformer_jax.model.pretrained import PretrainedModel
 from geneformer_jax.model.runtime import RuntimeConfig
 from geneformer_jax.model.sharding import MeshConfig
-from geneformer_jax.training.config import OptimizerConfig
 from geneformer_jax.training.finetune_config import TuningConfig
 from geneformer_jax.training.finetune_step import Design, Programs, build_programs
 from geneformer_jax.training.label_predictions import (
@@ -33,6 +32,7 @@ from geneformer_jax.training.label_predictions import (
     compute_outputs,
     per_task,
 )
+from geneformer_jax.training.optimizer import OptimizerConfig
 
 PREDICTED = "predicted"
 # Keys of .obsm and .uns, before the name of a target.

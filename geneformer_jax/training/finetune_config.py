@@ -13,7 +13,9 @@ from geneformer_jax.model.heads import POOLINGS
 from geneformer_jax.model.lora import LoraConfig
 from geneformer_jax.model.runtime import RuntimeConfig
 from geneformer_jax.model.sharding import MeshConfig
-from geneformer_jax.training.config import CheckpointConfig, DataConfig, OptimizerConfig, fill
+from geneformer_jax.training.checkpoint import CheckpointConfig
+from geneformer_jax.training.config import DataConfig, fill
+from geneformer_jax.training.optimizer import OptimizerConfig
 
 NATURAL, BALANCED, NONE = "natural", "balanced", "none"
 

@@ -22,11 +22,10 @@ from geneformer_jax.model.heads import HeadConfig, head_module
 from geneformer_jax.model.pretrained import abstract_weights
 from geneformer_jax.model.runtime import Runtime, RuntimeConfig, make_runtime
 from geneformer_jax.model.sharding import BATCH, MeshConfig, make_mesh, shardings
-from geneformer_jax.training.config import OptimizerConfig
 from geneformer_jax.training.finetune_config import FinetuneConfig, TuningConfig
 from geneformer_jax.training.label_losses import label_losses, task_totals, weighted_means
 from geneformer_jax.training.objectives import LossSums
-from geneformer_jax.training.optimizer import decayed, rate_share, warmup_steps
+from geneformer_jax.training.optimizer import OptimizerConfig, decayed, rate_share, warmup_steps
 from geneformer_jax.training.state import (
     StepMetrics,
     TrainState,

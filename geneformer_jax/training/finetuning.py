@@ -37,13 +37,13 @@ from geneformer_jax.model.pretrained import (
 )
 from geneformer_jax.model.sharding import put_batch
 from geneformer_jax.training.checkpoint import Checkpoints
-from geneformer_jax.training.estimate import step_flops
 from geneformer_jax.training.finetune_config import FinetuneConfig, StoppingConfig
 from geneformer_jax.training.finetune_step import Constants, run_rates
+from geneformer_jax.training.flops import step_flops
 from geneformer_jax.training.label_predictions import compute_outputs, prediction_table, score
 from geneformer_jax.training.network import Network, Sides, Task, prepare_network
+from geneformer_jax.training.preemption import Stopped, StopRequest
 from geneformer_jax.training.state import TrainState
-from geneformer_jax.training.stopping import Stopped, StopRequest
 from geneformer_jax.training.telemetry import MetricsLog, Window, read_metrics
 
 TRAINING = "training"

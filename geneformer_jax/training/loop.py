@@ -14,14 +14,13 @@ from geneformer_jax.common.provenance import describe_run
 from geneformer_jax.common.workdir import claim_workdir
 from geneformer_jax.model.pretrained import CHECKPOINTS, describe_model
 from geneformer_jax.model.sharding import put_batch
-from geneformer_jax.training.baselines import BaselineScore, fit_baselines
 from geneformer_jax.training.checkpoint import Checkpoints
 from geneformer_jax.training.config import PretrainConfig
-from geneformer_jax.training.evaluation import Evaluation, Evaluator
+from geneformer_jax.training.evaluation import BaselineScore, Evaluation, Evaluator, fit_baselines
+from geneformer_jax.training.preemption import Stopped, StopRequest
 from geneformer_jax.training.profiling import Profile, refuse_crashing_profiler
 from geneformer_jax.training.run import Run, open_store, prepare_run, start_state
 from geneformer_jax.training.state import TrainState, abstract_state
-from geneformer_jax.training.stopping import Stopped, StopRequest
 from geneformer_jax.training.telemetry import MetricsLog, Window
 
 

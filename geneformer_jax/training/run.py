@@ -27,7 +27,7 @@ from geneformer_jax.model.pretrained import load_model
 from geneformer_jax.model.runtime import Runtime, make_runtime
 from geneformer_jax.model.sharding import BATCH, batch_divisor, make_mesh, vocabulary_rows
 from geneformer_jax.training.config import PretrainConfig
-from geneformer_jax.training.estimate import (
+from geneformer_jax.training.flops import (
     ASSUMED_SPEED,
     Speed,
     bytes_per_device,

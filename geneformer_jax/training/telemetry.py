@@ -16,7 +16,7 @@ from tensorboardX.proto.summary_pb2 import Summary
 from geneformer_jax.batches.loader import Batch
 from geneformer_jax.common.errors import InputError
 from geneformer_jax.common.files import write_aside
-from geneformer_jax.training.estimate import peak_flops
+from geneformer_jax.training.flops import peak_flops
 from geneformer_jax.training.optimizer import learning_rate
 from geneformer_jax.training.run import Run
 from geneformer_jax.training.state import StepMetrics, TrainState

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from geneformer_jax.training.baselines import fit_baselines
+from geneformer_jax.training.evaluation import fit_baselines
 
 
 def test_gene_frequency_is_the_share_of_occurrences(toy_store):

@@ -17,7 +17,7 @@ from geneformer_jax.model.encoder import abstract_params
 from geneformer_jax.model.precision import precision_preset
 from geneformer_jax.model.runtime import Runtime
 from geneformer_jax.training.config import PretrainConfig, pretrain_config, typed_config
-from geneformer_jax.training.estimate import bytes_per_device, step_flops
+from geneformer_jax.training.flops import bytes_per_device, step_flops
 from geneformer_jax.training.objectives import masked_gene_sums
 from geneformer_jax.training.optimizer import make_optimizer
 from geneformer_jax.training.run import prepare_run

@@ -7,13 +7,13 @@ import jax
 import numpy as np
 import pytest
 
-from geneformer_jax.training import targets
 from geneformer_jax.training.config import pretrain_config, typed_config
-from geneformer_jax.training.dry_run import abstract_batch, describe_dry_run
-from geneformer_jax.training.estimate import Speed, peak_flops
+from geneformer_jax.training.dry_run import hardware
+from geneformer_jax.training.dry_run.report import abstract_batch, describe_dry_run
+from geneformer_jax.training.dry_run.synthetic_corpus import stated_corpus
+from geneformer_jax.training.flops import Speed, peak_flops
 from geneformer_jax.training.run import prepare_run
 from geneformer_jax.training.state import init_state
-from geneformer_jax.training.stated_corpus import stated_corpus
 from tests.helpers.commands import assert_one_line, run_door
 from tests.training.test_config import toy_config
 
@@ -137,7 +137,7 @@ def test_the_door_refuses_targets_and_estimates_that_cannot_be(
 def test_a_compiler_that_is_not_installed_is_told_with_its_extra(
     target, extra, pretrain, toy_store, monkeypatch
 ):
-    monkeypatch.setattr(targets, "_is_installed", lambda module: False)
+    monkeypatch.setattr(hardware, "_is_installed", lambda module: False)
     store = f"--config.data.store={toy_store.folder}"
     status, _, error = pretrain("--dry_run", store, f"--target={target}")
     assert status == 1

@@ -17,7 +17,6 @@ from geneformer_jax.model.encoder import init_params
 from geneformer_jax.model.heads import HeadConfig, HeadTask, init_head
 from geneformer_jax.model.runtime import Runtime, RuntimeConfig
 from geneformer_jax.model.sharding import MeshConfig, put_batch
-from geneformer_jax.training.config import OptimizerConfig
 from geneformer_jax.training.finetune_config import TuningConfig
 from geneformer_jax.training.finetune_step import (
     Constants,
@@ -28,7 +27,7 @@ from geneformer_jax.training.finetune_step import (
     tuned_adamw,
 )
 from geneformer_jax.training.label_losses import label_losses, task_totals, weighted_means
-from geneformer_jax.training.optimizer import make_optimizer
+from geneformer_jax.training.optimizer import OptimizerConfig, make_optimizer
 from geneformer_jax.training.tuned_weights import join_weights, split_weights
 from tests.model.test_parity_torch import SHAPES, assert_gradients, random_bert, random_cells
 

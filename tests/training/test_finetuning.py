@@ -19,7 +19,7 @@ from geneformer_jax.training.finetuning import (
     finetune_folds,
 )
 from geneformer_jax.training.network import prepare_network
-from geneformer_jax.training.stopping import Stopped
+from geneformer_jax.training.preemption import Stopped
 from geneformer_jax.training.telemetry import read_metrics
 from tests.helpers.labelled_tasks import TINY, ToyTask, config_of
 from tests.helpers.toy import toy_vocabulary

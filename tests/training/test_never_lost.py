@@ -16,11 +16,11 @@ import pytest
 
 from geneformer_jax.common.errors import InputError
 from geneformer_jax.model.pretrained import CHECKPOINTS, describe_model, load_model
-from geneformer_jax.training.checkpoint import DAMAGED, Checkpoints
-from geneformer_jax.training.config import CheckpointConfig, PretrainConfig
+from geneformer_jax.training.checkpoint import DAMAGED, CheckpointConfig, Checkpoints
+from geneformer_jax.training.config import PretrainConfig
 from geneformer_jax.training.loop import pretrain
-from geneformer_jax.training.loss_scale import INITIAL_SCALE
 from geneformer_jax.training.run import Run, prepare_run
+from geneformer_jax.training.state import INITIAL_SCALE
 from geneformer_jax.training.telemetry import read_metrics
 from tests.training.test_pretrain import (
     CONFIG,

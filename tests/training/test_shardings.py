@@ -19,12 +19,12 @@ import jax
 import pytest
 
 from geneformer_jax.model.config import EncoderConfig
-from geneformer_jax.training.compiled import Collectives, collectives_in, memory_of
 from geneformer_jax.training.config import pretrain_config, typed_config
-from geneformer_jax.training.dry_run import abstract_batch
-from geneformer_jax.training.estimate import bytes_per_device
+from geneformer_jax.training.dry_run.program import Collectives, collectives_in, memory_of
+from geneformer_jax.training.dry_run.report import abstract_batch
+from geneformer_jax.training.dry_run.synthetic_corpus import stated_corpus
+from geneformer_jax.training.flops import bytes_per_device
 from geneformer_jax.training.run import prepare_run
-from geneformer_jax.training.stated_corpus import stated_corpus
 
 GOLDEN = Path(__file__).with_name("shardings.json")
 MODELS = ("v1_10m", "v2_104m")

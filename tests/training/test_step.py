@@ -16,14 +16,20 @@ from geneformer_jax.model.encoder import init_params
 from geneformer_jax.model.precision import precision_preset
 from geneformer_jax.model.runtime import Runtime
 from geneformer_jax.model.sharding import MeshConfig, make_mesh, put_batch, shardings
-from geneformer_jax.training.config import OptimizerConfig
-from geneformer_jax.training.loss_scale import GROWTH_PERIOD, initial_loss_scale, next_loss_scale
-from geneformer_jax.training.optimizer import decayed, learning_rate, make_optimizer
+from geneformer_jax.training.optimizer import (
+    OptimizerConfig,
+    decayed,
+    learning_rate,
+    make_optimizer,
+)
 from geneformer_jax.training.state import (
+    GROWTH_PERIOD,
     Recipe,
     abstract_state,
     init_state,
+    initial_loss_scale,
     jit_train_step,
+    next_loss_scale,
     train_step,
 )
 

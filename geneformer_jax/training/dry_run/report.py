@@ -13,12 +13,12 @@ from geneformer_jax.batches.loader import Batch
 from geneformer_jax.batches.masking import Packing, masked_capacity
 from geneformer_jax.common.errors import InputError
 from geneformer_jax.model.sharding import BATCH
-from geneformer_jax.training.compiled import Collectives, Memory, collectives_in, memory_of
 from geneformer_jax.training.config import PretrainConfig
-from geneformer_jax.training.estimate import ASSUMED_SPEED, Speed
+from geneformer_jax.training.dry_run.hardware import Target, find_target
+from geneformer_jax.training.dry_run.program import Collectives, Memory, collectives_in, memory_of
+from geneformer_jax.training.dry_run.synthetic_corpus import stated_corpus
+from geneformer_jax.training.flops import ASSUMED_SPEED, Speed
 from geneformer_jax.training.run import Run, open_store, prepare_run
-from geneformer_jax.training.stated_corpus import stated_corpus
-from geneformer_jax.training.targets import Target, find_target
 
 _GIB = 2**30
 
