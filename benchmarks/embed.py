@@ -36,7 +36,7 @@ def tokenized(counts, dictionaries, cells):
     from geneformer_jax.analysis.cell_selection import select_cells
     from geneformer_jax.cells.counts.open import open_counts
     from geneformer_jax.cells.tokenization.tokenizer import Recipe, tokenize_source
-    from geneformer_jax.interop.original_files import read_original_vocabulary
+    from geneformer_jax.interop.original_dictionaries import read_original_vocabulary
 
     vocabulary = read_original_vocabulary(Path(dictionaries))
     source = tokenize_source(open_counts(counts), vocabulary, Recipe(max_length=2048))

@@ -110,7 +110,7 @@ def cells_of(workload, encoder, steps):
         return MadeUpCells(workload.cells * steps, workload.tokens, encoder.vocabulary_size)
     from geneformer_jax.cells.counts.open import open_counts
     from geneformer_jax.cells.tokenization.tokenizer import Recipe, tokenize_source
-    from geneformer_jax.interop.original_files import read_original_vocabulary
+    from geneformer_jax.interop.original_dictionaries import read_original_vocabulary
 
     vocabulary = read_original_vocabulary(Path(workload.dictionaries))
     return tokenize_source(

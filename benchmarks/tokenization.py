@@ -46,7 +46,7 @@ from geneformer_jax.cells.tokenization.rank_encoding import (
 )
 from geneformer_jax.cells.tokenization.tokenizer import Recipe, default_max_length
 from geneformer_jax.cells.tokenization.vocabulary import GeneVocabulary
-from geneformer_jax.interop.original_files import read_original_vocabulary
+from geneformer_jax.interop.original_dictionaries import read_original_vocabulary
 
 CELLS = flags.DEFINE_integer("cells", 200_000, "cells of the large generated file")
 REPEATS = flags.DEFINE_integer("repeats", 5, "measurements of each case", lower_bound=1)

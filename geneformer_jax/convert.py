@@ -19,9 +19,9 @@ from geneformer_jax.cells.tokenization.vocabulary import GeneVocabulary
 from geneformer_jax.common import command_line
 from geneformer_jax.common.errors import InputError
 from geneformer_jax.common.provenance import describe_run
-from geneformer_jax.interop import original_files, store_exchange
+from geneformer_jax.interop import original_dictionaries, store_exchange
 from geneformer_jax.interop.tokenized_datasets import is_tokenized_dataset
-from geneformer_jax.interop.weight_files import is_huggingface_model
+from geneformer_jax.interop.weights.files import is_huggingface_model
 
 _SOURCE = flags.DEFINE_string("source", None, "What to convert: a folder or file.")
 _TARGET = flags.DEFINE_string("target", None, "Where to write it; nothing is overwritten.")
@@ -52,14 +52,14 @@ def main() -> None:
         raise InputError(f"--source={source} does not exist; check the path")
     if is_huggingface_model(source):
         _convert_model(source, target)
-    elif original_files.holds_original_dictionaries(source):
+    elif original_dictionaries.holds_original_dictionaries(source):
         _convert_dictionaries(source, target)
     elif is_tokenized_dataset(source):
         _convert_dataset(source, target)
     elif (source / STORE).is_file():
         _convert_store(source, target)
     elif (source / "vocabulary.json").is_file():
-        original_files.refuse_to_write_dictionaries(target)
+        original_dictionaries.refuse_to_write_dictionaries(target)
     elif source.is_dir():
         _convert_checkpoint(source, target)
     else:
@@ -68,7 +68,7 @@ def main() -> None:
 
 def _convert_dictionaries(source: Path, target: Path) -> None:
     _announce(source, "the original's dictionaries", target, "a vocabulary")
-    vocabulary = original_files.import_vocabulary(source, target, _SPECIES.value)
+    vocabulary = original_dictionaries.import_vocabulary(source, target, _SPECIES.value)
     print(
         f"wrote {len(vocabulary.gene_ids):,} genes, {len(vocabulary.id_mapping):,} other ids and "
         f"{len(vocabulary.special_tokens)} special tokens to {target}"
@@ -145,8 +145,8 @@ def _merge_adapter(source: Path, target: Path) -> None:
 
 
 def _vocabulary(folder: Path) -> GeneVocabulary:
-    if original_files.holds_original_dictionaries(folder):
-        return original_files.read_original_vocabulary(folder, _SPECIES.value)
+    if original_dictionaries.holds_original_dictionaries(folder):
+        return original_dictionaries.read_original_vocabulary(folder, _SPECIES.value)
     return GeneVocabulary.load(folder)
 
 

@@ -9,15 +9,15 @@ from typing import Any, NamedTuple
 from geneformer_jax.cells.tokenization.vocabulary import GeneVocabulary
 from geneformer_jax.common.files import require_new_folder, write_aside
 from geneformer_jax.common.provenance import describe_run, write_provenance
-from geneformer_jax.interop.bert_layout import (
+from geneformer_jax.interop.weights.bert_layout import (
     architecture_of,
     places,
     read_settings,
     write_settings,
 )
-from geneformer_jax.interop.bert_weights import bert_values, fill_params, match_tensors
-from geneformer_jax.interop.safetensors_files import Tensor, write_tensors
-from geneformer_jax.interop.weight_files import CONFIG, WEIGHT_FILES, open_weights, read_json
+from geneformer_jax.interop.weights.conversion import bert_values, fill_params, match_tensors
+from geneformer_jax.interop.weights.files import CONFIG, WEIGHT_FILES, open_weights, read_json
+from geneformer_jax.interop.weights.safetensors import Tensor, write_tensors
 from geneformer_jax.model.pretrained import PretrainedModel, load_model, save_model, with_vocabulary
 
 VOCABULARY = "vocabulary"

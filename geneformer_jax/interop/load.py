@@ -6,7 +6,7 @@ from pathlib import Path
 from geneformer_jax.cells.tokenization.vocabulary import GeneVocabulary
 from geneformer_jax.common.errors import InputError
 from geneformer_jax.interop import huggingface
-from geneformer_jax.interop.weight_files import CONFIG, WEIGHT_FILES, is_huggingface_model
+from geneformer_jax.interop.weights.files import CONFIG, WEIGHT_FILES, is_huggingface_model
 from geneformer_jax.model import pretrained
 from geneformer_jax.model.pretrained import PretrainedModel, with_vocabulary
 

@@ -24,7 +24,7 @@ from geneformer_jax.common.errors import InputError
 from geneformer_jax.common.files import fingerprint, require_new_folder, write_aside
 from geneformer_jax.common.progress import Progress
 from geneformer_jax.common.provenance import describe_run, write_provenance
-from geneformer_jax.interop.dataset_files import (
+from geneformer_jax.interop.dataset_writing import (
     dataset_schema,
     write_dataset_folder,
     write_parquet_file,

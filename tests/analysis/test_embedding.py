@@ -20,7 +20,7 @@ from geneformer_jax.cells.tokenization.vocabulary import (
     GeneVocabulary,
 )
 from geneformer_jax.common.errors import InputError
-from geneformer_jax.interop.original_files import read_original_vocabulary
+from geneformer_jax.interop.original_dictionaries import read_original_vocabulary
 from geneformer_jax.model.config import EncoderConfig
 from geneformer_jax.model.encoder import init_params
 from geneformer_jax.model.pretrained import PretrainedModel

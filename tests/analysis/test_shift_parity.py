@@ -10,7 +10,7 @@ from scipy.stats import wilcoxon
 from geneformer_jax.analysis import shift_statistics
 from geneformer_jax.analysis.shift_combinations import combinations
 from geneformer_jax.analysis.shift_mixture import mixture_model
-from geneformer_jax.interop.original_files import read_original_vocabulary
+from geneformer_jax.interop.original_dictionaries import read_original_vocabulary
 from tests.helpers.shift_pieces import cut
 
 GOAL, ALTERNATIVES = "CD14+ Mono", ("B", "NK")

@@ -14,7 +14,7 @@ from geneformer_jax.analysis.task_config import TaskConfig
 from geneformer_jax.analysis.task_controls import SHUFFLED, permuted_aucs, summarise_control
 from geneformer_jax.cells.counts.anndata_source import AnnDataSource
 from geneformer_jax.cells.tokenization.tokenizer import Recipe, TokenizedCells, tokenize_source
-from geneformer_jax.interop.original_files import read_original_vocabulary
+from geneformer_jax.interop.original_dictionaries import read_original_vocabulary
 
 pytestmark = pytest.mark.reference_data
 PERMUTATIONS = 12

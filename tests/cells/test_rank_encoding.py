@@ -17,7 +17,7 @@ from geneformer_jax.cells.tokenization.vocabulary import (
     V2_SPECIAL_TOKENS,
     GeneVocabulary,
 )
-from geneformer_jax.interop.original_files import read_original_vocabulary
+from geneformer_jax.interop.original_dictionaries import read_original_vocabulary
 
 
 def vocabulary_of(medians, special_tokens=V1_SPECIAL_TOKENS):

@@ -17,7 +17,7 @@ from geneformer_jax.cells.tokenization.vocabulary import (
     GeneVocabulary,
 )
 from geneformer_jax.common.errors import InputError
-from geneformer_jax.interop.original_files import read_original_vocabulary
+from geneformer_jax.interop.original_dictionaries import read_original_vocabulary
 
 IDS = ["ENSG00000000003", "ENSG00000000005", "ENSG00000000419"]
 

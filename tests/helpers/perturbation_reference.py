@@ -12,7 +12,7 @@ from geneformer_jax.analysis.perturbation_engine import Measures, Perturber
 from geneformer_jax.analysis.perturbation_options import Options, find_work
 from geneformer_jax.cells.tokenization.vocabulary import GeneVocabulary
 from geneformer_jax.interop.huggingface import read_model
-from geneformer_jax.interop.original_files import read_original_vocabulary
+from geneformer_jax.interop.original_dictionaries import read_original_vocabulary
 from geneformer_jax.model.pretrained import PretrainedModel
 
 

@@ -13,7 +13,7 @@ from safetensors.numpy import load_file
 import geneformer_jax as gf
 from geneformer_jax.common.errors import InputError
 from geneformer_jax.interop import huggingface
-from geneformer_jax.interop.original_files import read_original_vocabulary
+from geneformer_jax.interop.original_dictionaries import read_original_vocabulary
 from tests.helpers.bert_folders import tensors, write_folder
 from tests.helpers.commands import assert_one_line, run_door
 from tests.helpers.toy import toy_vocabulary
@@ -147,7 +147,7 @@ def large_folder(folder: Path, layers: int, width: int, vocabulary: int) -> Path
     """A model of random weights, written with transformers' names."""
     from safetensors.numpy import save_file
 
-    from geneformer_jax.interop.bert_layout import places, write_settings
+    from geneformer_jax.interop.weights.bert_layout import places, write_settings
     from geneformer_jax.model.config import EncoderConfig
 
     config = EncoderConfig(vocabulary, layers, width, width // 64, 4 * width, 2048)

@@ -8,7 +8,7 @@ import pytest
 
 from geneformer_jax.cells.tokenization.vocabulary import GeneVocabulary
 from geneformer_jax.common.errors import InputError
-from geneformer_jax.interop import original_files
+from geneformer_jax.interop import original_dictionaries
 
 GENES = {"ENSG00000000003": 2.5, "ENSG00000000005": 0.5, "ENSG00000000419": 1.25}
 FILES = {
@@ -51,7 +51,7 @@ class Calls:
 
 def test_small_dictionaries_become_a_vocabulary(tmp_path):
     folder = write_dictionaries(tmp_path / "gc", small_dictionaries())
-    vocabulary = original_files.read_original_vocabulary(folder)
+    vocabulary = original_dictionaries.read_original_vocabulary(folder)
     assert vocabulary.gene_ids.tolist() == list(GENES)
     assert vocabulary.symbols.tolist() == ["TSPAN6", "TNMD", ""]
     assert vocabulary.medians.tolist() == list(GENES.values())
@@ -66,7 +66,7 @@ def test_the_september_2022_files_without_mapping_and_names_are_enough(tmp_path)
     content = small_dictionaries()
     (folder / "token_dictionary.pkl").write_bytes(pickle.dumps(content["token"]))
     (folder / "gene_median_dictionary.pkl").write_bytes(pickle.dumps(content["median"]))
-    vocabulary = original_files.read_original_vocabulary(folder, species="mouse")
+    vocabulary = original_dictionaries.read_original_vocabulary(folder, species="mouse")
     assert vocabulary.symbols.tolist() == ["", "", ""]
     assert dict(vocabulary.id_mapping) == {}
     assert vocabulary.species == "mouse"
@@ -82,7 +82,7 @@ def test_of_several_names_the_alphabetically_first_is_the_symbol(tmp_path):
         "ENSG00000000005": "ENSG00000000005",
     }
     folder = write_dictionaries(tmp_path / "gc", content)
-    symbols = original_files.read_original_vocabulary(folder).symbols.tolist()
+    symbols = original_dictionaries.read_original_vocabulary(folder).symbols.tolist()
     assert symbols == ["ALPHA", "", ""]
 
 
@@ -96,7 +96,7 @@ def test_of_several_names_the_alphabetically_first_is_the_symbol(tmp_path):
 )
 def test_real_dictionaries(data_dir, version, size, specials, mapped, medians):
     folder = data_dir / "dictionaries" / version
-    vocabulary = original_files.read_original_vocabulary(folder)
+    vocabulary = original_dictionaries.read_original_vocabulary(folder)
     assert vocabulary.size == size
     assert len(vocabulary.special_tokens) == specials
     assert len(vocabulary.id_mapping) == mapped
@@ -125,7 +125,9 @@ def test_real_dictionaries(data_dir, version, size, specials, mapped, medians):
 
 @pytest.mark.reference_data
 def test_the_second_version_maps_symbols_and_the_vocabulary_survives_saving(data_dir, tmp_path):
-    vocabulary = original_files.read_original_vocabulary(data_dir / "dictionaries" / "v2_gc104M")
+    vocabulary = original_dictionaries.read_original_vocabulary(
+        data_dir / "dictionaries" / "v2_gc104M"
+    )
     assert vocabulary.tokens_of(["GATA4"]).tolist() == [7196]
     vocabulary.save(tmp_path / "vocabulary")
     assert GeneVocabulary.load(tmp_path / "vocabulary").hash == vocabulary.hash
@@ -163,7 +165,7 @@ def test_nothing_in_a_pickle_is_executed(tmp_path):
     for name, content in malicious_pickles(flag):
         path.write_bytes(content)
         with pytest.raises(InputError) as caught:
-            original_files.read_dictionary(path)
+            original_dictionaries.read_dictionary(path)
         assert not flag.exists(), name
         message = str(caught.value)
         assert "\n" not in message and str(path) in message
@@ -179,16 +181,16 @@ def test_the_stand_ins_are_unchanged_after_an_attack(tmp_path):
     for _, content in malicious_pickles(tmp_path / "executed"):
         path.write_bytes(content)
         with pytest.raises(InputError):
-            original_files.read_dictionary(path)
+            original_dictionaries.read_dictionary(path)
     content = {"a": np.float64(0.1), "b": np.int16(-3), "c": 7, "d": np.dtype(">f4").type(0.5)}
     for protocol in range(pickle.HIGHEST_PROTOCOL + 1):
         path.write_bytes(pickle.dumps(content, protocol=protocol))
         if protocol < 3:
             # Old protocols spell bytes as a call of codecs.encode, which is refused like any other.
             with pytest.raises(InputError, match=r"_codecs\.encode"):
-                original_files.read_dictionary(path)
+                original_dictionaries.read_dictionary(path)
             continue
-        found = original_files.read_dictionary(path)
+        found = original_dictionaries.read_dictionary(path)
         assert found == {"a": 0.1, "b": -3, "c": 7, "d": 0.5}
         assert {type(value) for value in found.values()} == {int, float}
 
@@ -206,7 +208,7 @@ def test_mutated_dictionaries_give_a_dictionary_or_one_line(tmp_path):
             content = content[: rng.randrange(len(content))]
         path.write_bytes(bytes(content))
         try:
-            found = original_files.read_dictionary(path)
+            found = original_dictionaries.read_dictionary(path)
         except InputError as error:
             refused += 1
             assert "\n" not in str(error)
@@ -242,7 +244,7 @@ def broken(kind, change):
 def test_dictionaries_that_do_not_fit_are_refused_in_one_line(tmp_path, content, words):
     folder = write_dictionaries(tmp_path / "gc", content)
     with pytest.raises(InputError, match=words) as caught:
-        original_files.read_original_vocabulary(folder)
+        original_dictionaries.read_original_vocabulary(folder)
     assert "\n" not in str(caught.value)
 
 
@@ -250,22 +252,22 @@ def test_missing_and_ambiguous_files_are_named(tmp_path):
     folder = tmp_path / "gc"
     folder.mkdir()
     with pytest.raises(InputError, match=r"no \*token_dictionary\*\.pkl"):
-        original_files.read_original_vocabulary(folder)
+        original_dictionaries.read_original_vocabulary(folder)
     write_dictionaries(folder, small_dictionaries())
     (folder / "token_dictionary_gc104M.pkl").write_bytes(b"")
     with pytest.raises(InputError, match=r"several .*gc104M\.pkl, token_dictionary_gc30M\.pkl"):
-        original_files.read_original_vocabulary(folder)
+        original_dictionaries.read_original_vocabulary(folder)
     with pytest.raises(InputError, match="no file"):
-        original_files.read_dictionary(folder / "absent.pkl")
+        original_dictionaries.read_dictionary(folder / "absent.pkl")
 
 
 def test_the_way_back_says_that_no_pickle_is_written(tmp_path):
     with pytest.raises(InputError, match="pickles, which this package never writes"):
-        original_files.refuse_to_write_dictionaries(tmp_path / "gc")
+        original_dictionaries.refuse_to_write_dictionaries(tmp_path / "gc")
 
 
 def test_large_index_in_a_small_file_does_not_exhaust_memory(tmp_path):
     path = tmp_path / "token_dictionary.pkl"
     path.write_bytes(b"\x80\x04}r" + struct.pack("<I", 2**31) + b".")
     with pytest.raises(InputError, match="memo index"):
-        original_files.read_dictionary(path)
+        original_dictionaries.read_dictionary(path)

@@ -16,8 +16,8 @@ from geneformer_jax.cells.tokenization.vocabulary import (
     GeneVocabulary,
 )
 from geneformer_jax.common.errors import InputError
-from geneformer_jax.interop import dataset_files, store_exchange
-from geneformer_jax.interop.original_files import read_original_vocabulary
+from geneformer_jax.interop import dataset_writing, store_exchange
+from geneformer_jax.interop.original_dictionaries import read_original_vocabulary
 from tests.helpers.commands import assert_one_line, run_door
 
 GENES = 50
@@ -95,13 +95,13 @@ def test_a_dataset_in_several_shards_loads_in_order(tmp_path):
     table = random_table(2500)
     pq.write_table(table, tmp_path / "in.parquet")
     store_exchange.dataset_to_store(tmp_path / "in.parquet", tmp_path / "store", vocabulary())
-    schema = dataset_files.dataset_schema(pa.int16(), pa.schema([("cell_id", pa.string())]))
+    schema = dataset_writing.dataset_schema(pa.int16(), pa.schema([("cell_id", pa.string())]))
     rows = table.select(["input_ids", "cell_id", "length"]).cast(schema)
 
     batches = rows.to_batches(max_chunksize=300)
     tokens = sum(table["length"].to_pylist())
     folder = tmp_path / "out.dataset"
-    dataset_files.write_dataset_folder(
+    dataset_writing.write_dataset_folder(
         folder, schema, batches, 2500, tokens, shard_bytes=tokens // 3
     )
     names = sorted(path.name for path in folder.glob("*.arrow"))
@@ -112,12 +112,12 @@ def test_a_dataset_in_several_shards_loads_in_order(tmp_path):
 
 
 def test_fingerprints_differ_where_only_tokens_differ(tmp_path):
-    schema = dataset_files.dataset_schema(pa.int16(), pa.schema([("cell_id", pa.string())]))
+    schema = dataset_writing.dataset_schema(pa.int16(), pa.schema([("cell_id", pa.string())]))
     fingerprints = set()
     for number, tokens in enumerate([[5, 6], [6, 5], [5, 6]]):
         rows = pa.table({"input_ids": [tokens], "cell_id": ["a"], "length": [2]}).cast(schema)
         folder = tmp_path / str(number)
-        dataset_files.write_dataset_folder(folder, schema, rows.to_batches(), 1, 2)
+        dataset_writing.write_dataset_folder(folder, schema, rows.to_batches(), 1, 2)
         fingerprints.add(json.loads((folder / "state.json").read_text())["_fingerprint"])
     assert len(fingerprints) == 2
 

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from geneformer_jax.batches.loader import Batch
-from geneformer_jax.interop.bert_layout import places
-from geneformer_jax.interop.bert_weights import bert_values
 from geneformer_jax.interop.huggingface import read_model
+from geneformer_jax.interop.weights.bert_layout import places
+from geneformer_jax.interop.weights.conversion import bert_values
 from geneformer_jax.model.encoder import encode, encode_all_layers, masked_gene_logits
 from geneformer_jax.model.heads import head_module
 from geneformer_jax.model.precision import precision_preset

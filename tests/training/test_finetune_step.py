@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from geneformer_jax.batches.labelled import LabelledBatch
-from geneformer_jax.interop.bert_layout import places
-from geneformer_jax.interop.bert_weights import bert_values
 from geneformer_jax.interop.huggingface import read_model
+from geneformer_jax.interop.weights.bert_layout import places
+from geneformer_jax.interop.weights.conversion import bert_values
 from geneformer_jax.model.config import EncoderConfig
 from geneformer_jax.model.encoder import init_params
 from geneformer_jax.model.heads import HeadConfig, HeadTask, init_head

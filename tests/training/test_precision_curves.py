@@ -8,7 +8,7 @@ import pytest
 
 from geneformer_jax.cells.store.builder import Reading, StoreBuild
 from geneformer_jax.cells.tokenization.tokenizer import Recipe
-from geneformer_jax.interop.original_files import read_original_vocabulary
+from geneformer_jax.interop.original_dictionaries import read_original_vocabulary
 from geneformer_jax.model.config import EncoderConfig
 from geneformer_jax.training.config import pretrain_config, typed_config
 from geneformer_jax.training.loop import pretrain

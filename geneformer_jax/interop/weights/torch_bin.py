@@ -18,8 +18,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from geneformer_jax.common.errors import InputError
-from geneformer_jax.interop.original_files import PickleSource, read_pickle
-from geneformer_jax.interop.stored_tensor import NUMBER_TYPES, StoredTensor
+from geneformer_jax.interop.restricted_pickle import PickleSource, read_pickle
+from geneformer_jax.interop.weights.stored_tensor import NUMBER_TYPES, StoredTensor
 
 _LARGEST_PICKLE = 64 << 20
 # What zipfile raises on archives that are not whole or of a kind it does not read.

@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from geneformer_jax.common.errors import InputError
-from geneformer_jax.interop import safetensors_files, torch_files
-from geneformer_jax.interop.stored_tensor import StoredTensor
+from geneformer_jax.interop.weights import safetensors, torch_bin
+from geneformer_jax.interop.weights.stored_tensor import StoredTensor
 
 CONFIG = "config.json"
 # The first that is there is read, as transformers does.
@@ -103,4 +103,4 @@ def _list_tensors(path: Path) -> dict[str, StoredTensor]:
         raise InputError(
             f"{path} is only git's pointer to the weights; fetch them with: git lfs pull"
         )
-    return (torch_files if path.suffix == ".bin" else safetensors_files).list_tensors(path)
+    return (torch_bin if path.suffix == ".bin" else safetensors).list_tensors(path)

@@ -12,7 +12,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from geneformer_jax.common.errors import InputError
-from geneformer_jax.interop.stored_tensor import StoredTensor
+from geneformer_jax.interop.weights.stored_tensor import StoredTensor
 
 _ALIGNMENT = 8
 

@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from geneformer_jax.common.errors import InputError
-from geneformer_jax.interop.bert_layout import POSITION_IDS, TIED, UNUSED, Place, places
-from geneformer_jax.interop.stored_tensor import FLOAT_TYPES, StoredTensor
+from geneformer_jax.interop.weights.bert_layout import POSITION_IDS, TIED, UNUSED, Place, places
+from geneformer_jax.interop.weights.stored_tensor import FLOAT_TYPES, StoredTensor
 from geneformer_jax.model.config import EncoderConfig
 from geneformer_jax.model.encoder import Params
 from geneformer_jax.model.heads import HeadConfig

@@ -1,0 +1,1 @@
+"""Weights as other software keeps them: safetensors, PyTorch, Hugging Face layouts."""
