@@ -33,9 +33,9 @@ BATCHES = flags.DEFINE_list("batches", ["8", "16", "32"], "batch sizes of PyTorc
 
 
 def tokenized(counts, dictionaries, cells):
-    from geneformer_jax.analysis.cell_selection import select_cells
     from geneformer_jax.cells.counts.open import open_counts
     from geneformer_jax.cells.tokenization.tokenizer import Recipe, tokenize_source
+    from geneformer_jax.inference.cells import select_cells
     from geneformer_jax.interop.original_dictionaries import read_original_vocabulary
 
     vocabulary = read_original_vocabulary(Path(dictionaries))

@@ -86,14 +86,15 @@ def main() -> None:
     """Attends, tests and reports."""
     command_line.require("checkpoint", "cells", "output", "genes")
     # JAX takes seconds to import, which --help and a mistyped flag should not have to wait for.
-    from geneformer_jax.analysis import attention_heads, attention_report, cell_selection
+    from geneformer_jax.analysis import attention_heads, attention_report
     from geneformer_jax.analysis.attention_parts import attend_in_parts, begin
+    from geneformer_jax.inference import cells as inference_cells
     from geneformer_jax.interop.load import load_model
     from geneformer_jax.model import runtime as model_runtime
     from geneformer_jax.model.sharding import use_all_cores
 
     output = require_new_folder(FLAGS.output)
-    filters = cell_selection.parse_filters(FLAGS.filter)
+    filters = inference_cells.parse_filters(FLAGS.filter)
     question = attention_heads.Question(
         lists=attention_heads.read_gene_lists(FLAGS.genes),
         group_by=FLAGS.group_by,
@@ -107,8 +108,8 @@ def main() -> None:
         "layer": _numbers("layers", model.config.layers),
         "head": _numbers("heads", model.config.heads),
     }
-    cells = cell_selection.select_cells(
-        cell_selection.open_cells(FLAGS.cells, model), filters, FLAGS.cells_at_most, FLAGS.seed
+    cells = inference_cells.select_cells(
+        inference_cells.open_cells(FLAGS.cells, model), filters, FLAGS.cells_at_most, FLAGS.seed
     )
     runtime, chosen = model_runtime.profiled_runtime(
         int(cells.lengths.max()), FLAGS.precision, FLAGS.attention

@@ -115,20 +115,21 @@ def main() -> None:
     """Embeds, reports and writes."""
     command_line.require("checkpoint", "cells", "output")
     # JAX takes seconds to import, which --help and a mistyped flag should not have to wait for.
-    from geneformer_jax.analysis import cell_selection, embedder, embedding_files
+    from geneformer_jax.analysis import embedder, embedding_files
     from geneformer_jax.analysis.embedding_report import Page
+    from geneformer_jax.inference import cells as inference_cells
     from geneformer_jax.interop.load import load_model
     from geneformer_jax.model import runtime as model_runtime
     from geneformer_jax.model import sharding
 
     output, layers = Path(FLAGS.output), _numbers("layer", int)
     embedding_files.check_output(output, configuration())
-    filters, extras = cell_selection.parse_filters(FLAGS.filter), _extras()
+    filters, extras = inference_cells.parse_filters(FLAGS.filter), _extras()
     sharding.use_all_cores()
     model = load_model(FLAGS.checkpoint, FLAGS.vocabulary or None)
     embedder.check_options(model, FLAGS.mode, layers)
-    cells = cell_selection.select_cells(
-        cell_selection.open_cells(FLAGS.cells, model), filters, FLAGS.cells_at_most, FLAGS.seed
+    cells = inference_cells.select_cells(
+        inference_cells.open_cells(FLAGS.cells, model), filters, FLAGS.cells_at_most, FLAGS.seed
     )
     counts = _counts()
     extras.check_cells(cells, counts)

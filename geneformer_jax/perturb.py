@@ -175,10 +175,10 @@ def _perturb() -> bool:
 
 
 def _options():
-    from geneformer_jax.analysis.cell_selection import parse_filters
     from geneformer_jax.analysis.perturbation_genes import read_combinations, read_list
     from geneformer_jax.analysis.perturbation_options import Options
     from geneformer_jax.analysis.perturbation_states import read_state_names
+    from geneformer_jax.inference.cells import parse_filters
 
     return Options(
         edit=FLAGS.edit,

@@ -128,8 +128,8 @@ def test_genes_are_predicted_by_their_mean_over_cells(
 
 def test_probabilities_of_genes_are_those_of_the_fold(toy_store, gene_fold, tmp_path):
     """The fold predicted its test genes in every third cell."""
-    from geneformer_jax.analysis.cell_selection import ChosenCells
     from geneformer_jax.analysis.prediction import predict_genes
+    from geneformer_jax.inference.cells import ChosenCells
 
     folder, table = gene_fold
     chosen = ChosenCells(toy_store, np.arange(0, 240, 3), {})

@@ -17,9 +17,9 @@ from geneformer_jax.analysis.attention_totals import (
     measure_cells,
     place_genes,
 )
-from geneformer_jax.analysis.embedding_batches import lay_out, token_batches
 from geneformer_jax.cells.store.cell_store import EncodedCells
 from geneformer_jax.common.progress import Progress
+from geneformer_jax.inference.batches import lay_out, token_batches
 from geneformer_jax.model.attention.dispatch import require_profiled
 from geneformer_jax.model.attention_profile import attention_profile
 from geneformer_jax.model.config import EncoderConfig

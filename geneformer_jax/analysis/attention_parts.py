@@ -11,16 +11,16 @@ import numpy as np
 
 from geneformer_jax.analysis.attender import Attended, Attender, sum_devices
 from geneformer_jax.analysis.attention_totals import AttentionTotals, CellMeasures
-from geneformer_jax.analysis.unfinished import (
+from geneformer_jax.common.errors import InputError
+from geneformer_jax.common.files import require_new_folder, write_aside
+from geneformer_jax.common.progress import Progress
+from geneformer_jax.inference.resume import (
     PLAN,
     as_json,
     identity_of,
     parts_folder,
     refuse_other_plan,
 )
-from geneformer_jax.common.errors import InputError
-from geneformer_jax.common.files import require_new_folder, write_aside
-from geneformer_jax.common.progress import Progress
 
 # Sums are float32 on the devices, and float64 on the host between parts.
 CELLS_PER_PART = {"cpu": 1_024}

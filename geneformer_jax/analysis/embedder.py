@@ -13,47 +13,19 @@ import numpy as np
 import pandas as pd
 from jax.sharding import NamedSharding
 
-from geneformer_jax.analysis.embedding_batches import TokenBatch, lay_out, token_batches
 from geneformer_jax.analysis.embedding_passes import Pass, add_genes, take_states
 from geneformer_jax.analysis.gene_totals import GeneTotals, zero_totals
 from geneformer_jax.cells.store.cell_store import EncodedCells
 from geneformer_jax.common.errors import InputError, did_you_mean
 from geneformer_jax.common.progress import Progress
+from geneformer_jax.inference.batches import TokenBatch, lay_out, token_batches
+from geneformer_jax.inference.pipeline import Throughput
 from geneformer_jax.model.pretrained import PretrainedModel
 from geneformer_jax.model.runtime import Runtime, inference_runtime
 from geneformer_jax.model.sharding import BATCH, REPLICATED, inference_mesh
 
 KEY = "X_geneformer"
 MODES = ("cell", "cls", "gene", "occurrence")
-
-
-@dataclass
-class Throughput:
-    """What was computed, and in what time.
-
-    Attributes:
-      cells: embedded cells.
-      tokens: their tokens.
-      padded: tokens with padding and filler rows.
-      seconds: of the whole, reading included, but without `compiling`.
-      compiling: seconds until the first batch of each bucket was under way.
-    """
-
-    cells: int = 0
-    tokens: int = 0
-    padded: int = 0
-    seconds: float = 0.0
-    compiling: float = 0.0
-
-    def describe(self) -> str:
-        """Returns one line for the user."""
-        seconds = max(self.seconds, 1e-9)
-        return (
-            f"{self.cells:,} cells, {self.tokens:,} tokens in {self.seconds:,.1f} s "
-            f"({self.cells / seconds:,.1f} cells/s, {self.tokens / seconds:,.0f} tokens/s), after "
-            f"{self.compiling:,.1f} s of compiling; padding "
-            f"{1 - self.tokens / max(self.padded, 1):.1%} of tokens"
-        )
 
 
 @dataclass(frozen=True, eq=False)

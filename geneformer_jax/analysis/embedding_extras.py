@@ -6,14 +6,15 @@ from typing import Any
 import numpy as np
 
 from geneformer_jax.analysis import embedding_report as report
-from geneformer_jax.analysis.cell_selection import check_columns
 from geneformer_jax.analysis.embedder import Embedded, Embedder
 from geneformer_jax.analysis.embedding_quality import check_labels, describe_quality
-from geneformer_jax.analysis.label_accuracy import FOLDS, NEIGHBOURS, rows_of
+from geneformer_jax.analysis.label_accuracy import FOLDS, NEIGHBOURS
 from geneformer_jax.analysis.state_embeddings import QUANTILES, check_states, state_embeddings
 from geneformer_jax.cells.counts.source import CountSource
 from geneformer_jax.cells.store.cell_store import EncodedCells
 from geneformer_jax.common.errors import InputError
+from geneformer_jax.inference.cells import check_columns
+from geneformer_jax.inference.counts import rows_of
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,9 @@ import pyarrow.parquet as pq
 
 from geneformer_jax.analysis.embedder import Embedded, Embedder
 from geneformer_jax.analysis.gene_totals import GeneTotals
-from geneformer_jax.analysis.unfinished import (
+from geneformer_jax.common.errors import InputError
+from geneformer_jax.common.files import remove, write_aside
+from geneformer_jax.inference.resume import (
     PLAN,
     as_json,
     identity_of,
@@ -28,8 +30,6 @@ from geneformer_jax.analysis.unfinished import (
     refuse_other_plan,
     sha256,
 )
-from geneformer_jax.common.errors import InputError
-from geneformer_jax.common.files import remove, write_aside
 
 SUFFIXES = (".h5ad", ".parquet", ".npy")
 PROVENANCE = "provenance"

@@ -5,12 +5,10 @@ Zero-shot embeddings of Geneformer are known to lose to simple baselines on many
 and of a model of the same shape with random weights: only what lies above both was learned.
 """
 
-import dataclasses
 import importlib.util
 from collections.abc import Mapping
 from typing import Any
 
-import jax
 import numpy as np
 import pandas as pd
 from sklearn.cluster import KMeans
@@ -19,8 +17,6 @@ from sklearn.neighbors import NearestNeighbors
 
 from geneformer_jax.analysis.label_accuracy import NEIGHBOURS, label_accuracy
 from geneformer_jax.common.errors import InputError
-from geneformer_jax.model.encoder import init_params
-from geneformer_jax.model.pretrained import PretrainedModel
 
 MODEL, RANDOM = "model", "random weights"
 MOST_CELLS = 5_000
@@ -29,13 +25,6 @@ ACCURACY = f"accuracy of {NEIGHBOURS} neighbours"
 _GRAPH_NEIGHBOURS = 90
 # Differences below this are no more than what another draw of cells would change.
 _LEVEL = 0.01
-
-
-def random_model(model: PretrainedModel, seed: int = 0) -> PretrainedModel:
-    """Returns a model of the same shape and vocabulary with weights as before any training."""
-    draw = jax.jit(init_params, static_argnums=0)
-    params = draw(model.config, jax.random.key(seed))
-    return dataclasses.replace(model, params=params, source=RANDOM, step=0, head=None)
 
 
 def has_scib() -> bool:

@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from geneformer_jax.analysis.cell_selection import ChosenCells, is_number
 from geneformer_jax.analysis.embedder import KEY, Embedded, Embedder
 from geneformer_jax.analysis.embedding_figures import (
     cell_heatmap_figure,
@@ -16,13 +15,7 @@ from geneformer_jax.analysis.embedding_figures import (
     quality_figure,
 )
 from geneformer_jax.analysis.embedding_files import table_path
-from geneformer_jax.analysis.embedding_quality import (
-    MODEL,
-    MOST_CELLS,
-    RANDOM,
-    measure_quality,
-    random_model,
-)
+from geneformer_jax.analysis.embedding_quality import MODEL, MOST_CELLS, RANDOM, measure_quality
 from geneformer_jax.analysis.figures import (
     PALETTE,
     Drawing,
@@ -34,12 +27,14 @@ from geneformer_jax.analysis.label_accuracy import (
     FOLDS,
     NEIGHBOURS,
     LabelAccuracy,
-    counts_of,
     label_accuracy,
     log_count_components,
 )
 from geneformer_jax.analysis.report import Report
 from geneformer_jax.cells.counts.source import CountSource
+from geneformer_jax.inference.cells import ChosenCells, is_number
+from geneformer_jax.inference.counts import counts_of
+from geneformer_jax.inference.random_control import random_model
 
 UMAP_KEY = "X_umap"
 COMPONENTS = 50

@@ -11,7 +11,6 @@ import pandas as pd
 from flax import traverse_util
 from sklearn import metrics
 
-from geneformer_jax.analysis.cell_selection import open_cells
 from geneformer_jax.analysis.classification_task import CELL
 from geneformer_jax.analysis.gene_classification import Network, prepare_task, run_task
 from geneformer_jax.analysis.target_task import prepare_targets, typed_targets
@@ -21,6 +20,7 @@ from geneformer_jax.common.errors import InputError
 from geneformer_jax.common.files import write_aside
 from geneformer_jax.common.provenance import describe_run, write_provenance
 from geneformer_jax.common.workdir import claim_workdir
+from geneformer_jax.inference.cells import open_cells
 from geneformer_jax.model.heads import HeadTask
 from geneformer_jax.model.pretrained import RESULT, PretrainedModel, load_model, weights_hash
 from geneformer_jax.training.finetune_config import (

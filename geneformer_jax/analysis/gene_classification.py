@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from geneformer_jax.analysis.cell_selection import check_columns, parse_filters, select_cells
 from geneformer_jax.analysis.classical_baselines import (
     COUNTS,
     ESTIMATORS,
@@ -49,6 +48,7 @@ from geneformer_jax.cells.counts.paths import expand_paths
 from geneformer_jax.cells.store.cell_store import EncodedCells
 from geneformer_jax.common.errors import InputError
 from geneformer_jax.common.progress import Progress
+from geneformer_jax.inference.cells import check_columns, parse_filters, select_cells
 
 # (task, a folder of its own) -> predictions.
 Network = Callable[[ClassificationTask, Path], pd.DataFrame]

@@ -10,7 +10,6 @@ import anndata as ad
 import jax
 import pandas as pd
 
-from geneformer_jax.analysis.cell_selection import ORIGINAL_SEED, open_cells
 from geneformer_jax.analysis.perturbation_engine import PartShifts, Perturber
 from geneformer_jax.analysis.perturbation_genes import ALL, EACH
 from geneformer_jax.analysis.perturbation_options import (
@@ -29,6 +28,7 @@ from geneformer_jax.analysis.perturbation_tables import (
     shifts_table,
 )
 from geneformer_jax.cells.store.cell_store import EncodedCells
+from geneformer_jax.inference.cells import ORIGINAL_SEED, open_cells
 from geneformer_jax.model.pretrained import PretrainedModel
 from geneformer_jax.model.runtime import Runtime
 

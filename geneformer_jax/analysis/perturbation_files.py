@@ -27,18 +27,12 @@ from geneformer_jax.analysis.perturbation_tables import (
     shifts_table,
     write_table,
 )
-from geneformer_jax.analysis.unfinished import (
-    PLAN,
-    as_json,
-    parts_folder,
-    refuse_other_plan,
-    sha256,
-)
 from geneformer_jax.cells.store.cell_store import checksum
 from geneformer_jax.cells.tokenization.vocabulary import GeneVocabulary
 from geneformer_jax.common.errors import InputError
 from geneformer_jax.common.files import fsync_tree_entry, remove, write_aside
 from geneformer_jax.common.provenance import FILE_NAME, write_provenance
+from geneformer_jax.inference.resume import PLAN, as_json, parts_folder, refuse_other_plan, sha256
 
 SHIFTS, GENE_SHIFTS, GENE_MEANS = "shifts", "gene_shifts", "gene_shift_means.parquet"
 EDITS, STATES, REPORT = "edits.parquet", "states.parquet", "report.html"

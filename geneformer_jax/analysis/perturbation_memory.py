@@ -2,14 +2,14 @@
 
 import jax
 
-from geneformer_jax.analysis.embedding_batches import (
+from geneformer_jax.analysis.perturbation_pass import PerturbationPass
+from geneformer_jax.common.errors import InputError
+from geneformer_jax.inference.batches import (
     ACCELERATOR_SPEED,
     SPEED,
     TOKENS_PER_ACCELERATOR,
     TOKENS_PER_DEVICE,
 )
-from geneformer_jax.analysis.perturbation_pass import PerturbationPass
-from geneformer_jax.common.errors import InputError
 from geneformer_jax.model.attention.plain import CHUNK
 from geneformer_jax.model.config import EncoderConfig
 

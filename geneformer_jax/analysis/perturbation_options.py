@@ -7,12 +7,6 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from geneformer_jax.analysis.cell_selection import (
-    ORIGINAL_SEED,
-    ChosenCells,
-    check_vocabulary,
-    select_cells,
-)
 from geneformer_jax.analysis.embedder import check_options
 from geneformer_jax.analysis.perturbation_edits import EditRule, Frame
 from geneformer_jax.analysis.perturbation_engine import Measures, Perturber
@@ -35,6 +29,12 @@ from geneformer_jax.analysis.perturbation_states import (
 from geneformer_jax.analysis.state_embeddings import StateEmbeddings
 from geneformer_jax.cells.store.cell_store import EncodedCells
 from geneformer_jax.common.errors import InputError, did_you_mean
+from geneformer_jax.inference.cells import (
+    ORIGINAL_SEED,
+    ChosenCells,
+    check_vocabulary,
+    select_cells,
+)
 from geneformer_jax.model.heads import HeadConfig
 from geneformer_jax.model.pretrained import PretrainedModel
 from geneformer_jax.model.runtime import Runtime, inference_runtime

@@ -4,7 +4,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from geneformer_jax.analysis.cell_selection import open_cells
 from geneformer_jax.analysis.perturbation_edits import Frame
 from geneformer_jax.analysis.perturbation_engine import Perturber
 from geneformer_jax.analysis.perturbation_files import PerturbationFolder, check_space, plan_of
@@ -20,9 +19,10 @@ from geneformer_jax.analysis.perturbation_options import (
 from geneformer_jax.analysis.perturbation_plan import Work
 from geneformer_jax.analysis.perturbation_report import write_report
 from geneformer_jax.analysis.state_embeddings import StateEmbeddings
-from geneformer_jax.analysis.unfinished import as_json, identity_of, weights_sha256
 from geneformer_jax.cells.store.cell_store import EncodedCells
 from geneformer_jax.common.provenance import describe_run
+from geneformer_jax.inference.cells import open_cells
+from geneformer_jax.inference.resume import as_json, identity_of, weights_sha256
 from geneformer_jax.model.pretrained import PretrainedModel
 from geneformer_jax.model.runtime import Runtime, inference_runtime
 

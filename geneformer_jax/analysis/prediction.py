@@ -7,8 +7,6 @@ import anndata as ad
 import numpy as np
 import pandas as pd
 
-from geneformer_jax.analysis.cell_selection import check_columns, open_cells
-from geneformer_jax.analysis.embedding_batches import lay_out
 from geneformer_jax.batches.labelled import (
     UNLABELLED,
     LabelledBatches,
@@ -20,6 +18,8 @@ from geneformer_jax.batches.plan import BatchShape
 from geneformer_jax.cells.store.cell_store import EncodedCells
 from geneformer_jax.common.errors import InputError, did_you_mean
 from geneformer_jax.common.progress import Progress
+from geneformer_jax.inference.batches import lay_out
+from geneformer_jax.inference.cells import check_columns, open_cells
 from geneformer_jax.model.heads import CELLS, GENES, HeadTask
 from geneformer_jax.model.pretrained import PretrainedModel
 from geneformer_jax.model.runtime import RuntimeConfig

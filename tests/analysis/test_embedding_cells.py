@@ -7,13 +7,13 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from geneformer_jax.analysis import embedding_batches
-from geneformer_jax.analysis.cell_selection import parse_filters, select_cells
 from geneformer_jax.analysis.embedder import KEY
 from geneformer_jax.analysis.embedding import embed_cells
-from geneformer_jax.analysis.embedding_batches import lay_out, token_batches
 from geneformer_jax.batches.plan import BatchPlan
 from geneformer_jax.common.errors import InputError
+from geneformer_jax.inference import batches
+from geneformer_jax.inference.batches import lay_out, token_batches
+from geneformer_jax.inference.cells import parse_filters, select_cells
 from geneformer_jax.model.config import EncoderConfig, preset
 from geneformer_jax.model.encoder import init_params
 from geneformer_jax.model.precision import precision_preset
@@ -89,7 +89,7 @@ def test_a_seed_draws_the_same_cells_again_and_another_draws_others():
 
 @pytest.mark.parametrize("devices", [1, 8])
 def test_every_cell_is_in_one_batch_that_the_devices_share(devices, monkeypatch):
-    monkeypatch.setattr(embedding_batches, "SPEED", {"cpu": 1e5})
+    monkeypatch.setattr(batches, "SPEED", {"cpu": 1e5})
     lengths = np.random.default_rng(0).integers(1, 400, 150)
     cells = Cells(pd.DataFrame(index=range(150)), lengths)
     mesh = inference_mesh(jax.devices()[:devices])

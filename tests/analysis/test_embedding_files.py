@@ -10,11 +10,11 @@ import pandas as pd
 import pytest
 
 from geneformer_jax.analysis import embedding_files
-from geneformer_jax.analysis.cell_selection import select_cells
 from geneformer_jax.analysis.embedder import KEY, Embedder
 from geneformer_jax.analysis.embedding_files import Parts, table_path, write_output
-from geneformer_jax.analysis.unfinished import parts_folder
 from geneformer_jax.common.errors import InputError
+from geneformer_jax.inference.cells import select_cells
+from geneformer_jax.inference.resume import parts_folder
 from geneformer_jax.model.config import EncoderConfig
 from geneformer_jax.model.encoder import init_params
 from geneformer_jax.model.pretrained import PretrainedModel

@@ -6,13 +6,9 @@ import pandas as pd
 import pytest
 
 from geneformer_jax.analysis import embedding_quality
-from geneformer_jax.analysis.embedding_quality import (
-    ACCURACY,
-    describe_quality,
-    measure_quality,
-    random_model,
-)
+from geneformer_jax.analysis.embedding_quality import ACCURACY, describe_quality, measure_quality
 from geneformer_jax.common.errors import InputError
+from geneformer_jax.inference.random_control import random_model
 from geneformer_jax.model.config import EncoderConfig
 from geneformer_jax.model.encoder import init_params
 from geneformer_jax.model.pretrained import PretrainedModel

@@ -9,7 +9,6 @@ import pandas as pd
 import pytest
 
 from geneformer_jax.analysis import gene_classification
-from geneformer_jax.analysis.cell_selection import ChosenCells
 from geneformer_jax.analysis.classical_baselines import (
     RANKS,
     SVM,
@@ -35,6 +34,7 @@ from geneformer_jax.analysis.task_report import PUBLISHED
 from geneformer_jax.batches.labelled import UNLABELLED
 from geneformer_jax.cells.tokenization.vocabulary import V1_SPECIAL_TOKENS, V2_SPECIAL_TOKENS
 from geneformer_jax.common.errors import InputError
+from geneformer_jax.inference.cells import ChosenCells
 from geneformer_jax.training.finetune_config import typed_finetune_config
 from tests.helpers.pages import assert_files_are_linked, read_page
 from tests.helpers.task_cells import (

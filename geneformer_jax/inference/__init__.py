@@ -1,0 +1,1 @@
+"""What embedding, perturbation and attention analysis share: cells, batches, pipeline, resuming."""
