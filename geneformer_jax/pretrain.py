@@ -59,7 +59,7 @@ def main() -> None:
     _check_dry_run()
     # What imports JAX's heavier companions waits until the flags are known to be right.
     _join_processes()
-    from geneformer_jax.analysis.figures import loss_curve_figure, save_figure
+    from geneformer_jax.reporting.figures import loss_curve_figure, save_figure
     from geneformer_jax.training.config import typed_config
     from geneformer_jax.training.dry_run.report import describe_dry_run
     from geneformer_jax.training.flops import Speed

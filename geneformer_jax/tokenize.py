@@ -120,7 +120,7 @@ def _report(obs: list[str]) -> None:
     if not FLAGS.report:
         return
     # matplotlib takes a second to import, which only a report should have to wait for.
-    from geneformer_jax.analysis.corpus_report import write_corpus_report
+    from geneformer_jax.reporting.corpus_report import write_corpus_report
 
     write_corpus_report(FLAGS.output, FLAGS.report, obs)
     print(f"{FLAGS.report}: report on the store, in report.html")

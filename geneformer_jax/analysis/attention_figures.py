@@ -10,7 +10,7 @@ from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
 from geneformer_jax.analysis.attention_statistics import SIGNIFICANT, THIRDS
 from geneformer_jax.analysis.embedding_quality import MODEL, RANDOM
-from geneformer_jax.analysis.figures import PALETTE, STYLE, new_figure
+from geneformer_jax.reporting.figures import PALETTE, STYLE, new_figure
 
 _MEASURES = {
     "diversity": "diversity of heads\n(Jensen-Shannon distance)",

@@ -12,12 +12,11 @@ from geneformer_jax.analysis import attention_figures as figures
 from geneformer_jax.analysis.attender import Attender
 from geneformer_jax.analysis.attention_heads import ALL_CELLS, HeadAttention, token_names
 from geneformer_jax.analysis.attention_statistics import STATEMENTS
-from geneformer_jax.analysis.corpus_report import file_name
 from geneformer_jax.analysis.embedding_quality import MODEL, RANDOM
-from geneformer_jax.analysis.figures import save_figure
-from geneformer_jax.analysis.report import Report
-from geneformer_jax.common.files import write_aside
+from geneformer_jax.common.files import file_name, write_aside
 from geneformer_jax.common.provenance import write_provenance
+from geneformer_jax.reporting.figures import save_figure
+from geneformer_jax.reporting.html import Report
 
 REPORT, FIGURES, GENES = "report.html", "figures", "genes.parquet"
 TABLES = ("heads", "ranks", "layers", "thirds", "statements", "groups", "pairs")

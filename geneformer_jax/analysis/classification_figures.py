@@ -9,8 +9,8 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from geneformer_jax.analysis.classification_metrics import FALSE_POSITIVE_SHARES, Roc
-from geneformer_jax.analysis.figures import PALETTE, STYLE, new_figure
 from geneformer_jax.analysis.predictions import PROBABILITY, classes_of
+from geneformer_jax.reporting.figures import PALETTE, STYLE, new_figure
 
 _DASHES = ("-", "--", ":", "-.")
 _CHANCE = {"color": "#8a8a8a", "lw": 1, "ls": (0, (2, 3)), "zorder": 0}

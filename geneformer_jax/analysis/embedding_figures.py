@@ -12,8 +12,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from scipy.cluster import hierarchy
 
-from geneformer_jax.analysis.figures import MISSING_COLOUR, PALETTE, STYLE, categories, new_figure
 from geneformer_jax.common.errors import InputError, did_you_mean
+from geneformer_jax.reporting.figures import MISSING_COLOUR, PALETTE, STYLE, categories, new_figure
 
 COMMONEST_GENES = 40
 _MOST_GENES = 120

@@ -16,13 +16,6 @@ from geneformer_jax.analysis.embedding_figures import (
 )
 from geneformer_jax.analysis.embedding_files import table_path
 from geneformer_jax.analysis.embedding_quality import MODEL, MOST_CELLS, RANDOM, measure_quality
-from geneformer_jax.analysis.figures import (
-    PALETTE,
-    Drawing,
-    save_figure,
-    umap_figure,
-    umap_positions,
-)
 from geneformer_jax.analysis.label_accuracy import (
     FOLDS,
     NEIGHBOURS,
@@ -30,11 +23,18 @@ from geneformer_jax.analysis.label_accuracy import (
     label_accuracy,
     log_count_components,
 )
-from geneformer_jax.analysis.report import Report
 from geneformer_jax.cells.counts.source import CountSource
 from geneformer_jax.inference.cells import ChosenCells, is_number
 from geneformer_jax.inference.counts import counts_of
 from geneformer_jax.inference.random_control import random_model
+from geneformer_jax.reporting.figures import (
+    PALETTE,
+    Drawing,
+    save_figure,
+    umap_figure,
+    umap_positions,
+)
+from geneformer_jax.reporting.html import Report
 
 UMAP_KEY = "X_umap"
 COMPONENTS = 50

@@ -7,8 +7,8 @@ from typing import Any
 import pandas as pd
 
 from geneformer_jax.analysis.perturbation_files import OUTPUTS, REPORT, SHIFTS
-from geneformer_jax.analysis.report import Report
 from geneformer_jax.analysis.shift_figures import ranked_figure
+from geneformer_jax.reporting.html import Report
 
 _TOLD = {
     "mean_gene_cosine": "mean over the genes left of the cosine of each before and after the edit",

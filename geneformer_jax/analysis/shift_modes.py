@@ -9,7 +9,6 @@ import pandas as pd
 
 from geneformer_jax.analysis import shift_figures as draw
 from geneformer_jax.analysis import shift_statistics as statistics
-from geneformer_jax.analysis.figures import Drawing
 from geneformer_jax.analysis.shift_combinations import combinations
 from geneformer_jax.analysis.shift_files import (
     COSINES,
@@ -26,6 +25,7 @@ from geneformer_jax.analysis.shift_files import (
 )
 from geneformer_jax.analysis.shift_mixture import mixture_model
 from geneformer_jax.common.errors import InputError, did_you_mean
+from geneformer_jax.reporting.figures import Drawing
 
 _CELL_ROWS = ("cell", "perturbed", "perturbed_symbol", "state", "value")
 _GENE_ROWS = ("cell", "perturbed", "perturbed_symbol", "affected", "affected_symbol", "value")

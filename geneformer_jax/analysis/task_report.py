@@ -26,12 +26,12 @@ from geneformer_jax.analysis.classification_metrics import (
     summarise,
 )
 from geneformer_jax.analysis.classification_task import GENE, ClassificationTask
-from geneformer_jax.analysis.figures import save_figure
 from geneformer_jax.analysis.predictions import average_by_gene
-from geneformer_jax.analysis.report import Report
 from geneformer_jax.analysis.task_folder import SPLIT, TaskFolder
 from geneformer_jax.common.files import write_aside
 from geneformer_jax.common.provenance import describe_run, write_provenance
+from geneformer_jax.reporting.figures import save_figure
+from geneformer_jax.reporting.html import Report
 
 PER_GENE, PER_OCCURRENCE, PER_CELL = "gene", "occurrence", "cell"
 RESULTS, REPORT = "results.csv", "report.html"

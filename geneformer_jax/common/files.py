@@ -4,6 +4,7 @@ import contextlib
 import functools
 import hashlib
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -113,3 +114,8 @@ def _hash_of_edges(path: str, size: int, _changed: int) -> str:
         file.seek(max(size - _EDGE_BYTES, 0))
         digest.update(file.read(_EDGE_BYTES))
     return digest.hexdigest()
+
+
+def file_name(name: str) -> str:
+    """Returns a name as it may stand in the name of a file."""
+    return re.sub(r"[^A-Za-z0-9_-]+", "_", name)

@@ -10,9 +10,6 @@ import pytest
 from matplotlib.image import imread
 from scipy import sparse
 
-from geneformer_jax.analysis import corpus_figures
-from geneformer_jax.analysis.corpus_report import comparison_table, write_corpus_report
-from geneformer_jax.analysis.corpus_summary import summarise_corpus
 from geneformer_jax.cells.store.builder import Reading, StoreBuild
 from geneformer_jax.cells.store.cell_store import CellStore
 from geneformer_jax.cells.tokenization.quality_control import QualityRules
@@ -20,6 +17,9 @@ from geneformer_jax.cells.tokenization.tokenizer import Recipe
 from geneformer_jax.cells.tokenization.vocabulary import V2_SPECIAL_TOKENS, GeneVocabulary
 from geneformer_jax.common.errors import InputError
 from geneformer_jax.interop.store_exchange import dataset_to_store
+from geneformer_jax.reporting import corpus_figures
+from geneformer_jax.reporting.corpus_report import comparison_table, write_corpus_report
+from geneformer_jax.reporting.corpus_summary import summarise_corpus
 
 GENES, LIMIT = 40, 20
 FILES = {"heart": 300, "lung": 110}

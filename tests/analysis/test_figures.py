@@ -6,7 +6,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from geneformer_jax.analysis.figures import (
+from geneformer_jax.common.errors import InputError
+from geneformer_jax.reporting.figures import (
     MISSING_COLOUR,
     PALETTE,
     loss_curve_figure,
@@ -14,7 +15,6 @@ from geneformer_jax.analysis.figures import (
     umap_figure,
     umap_positions,
 )
-from geneformer_jax.common.errors import InputError
 
 # Machado, Oliveira and Fernandes (2009): linear-light matrices of complete colour blindness.
 EYES = {

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 from matplotlib.figure import Figure
 
-from geneformer_jax.analysis.report import Report
+from geneformer_jax.reporting.html import Report
 from tests.helpers.pages import Page, read_page
 
 

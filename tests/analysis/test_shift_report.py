@@ -11,12 +11,12 @@ import pytest
 from matplotlib.image import imread
 
 from geneformer_jax.analysis import shift_figures, shift_report, shift_statistics
-from geneformer_jax.analysis.report import Report
 from geneformer_jax.analysis.shift_combinations import combinations
 from geneformer_jax.analysis.shift_mixture import fit_mixture
 from geneformer_jax.analysis.shift_modes import MODES
 from geneformer_jax.analysis.shift_report import run_statistics
 from geneformer_jax.common.errors import InputError
+from geneformer_jax.reporting.html import Report
 
 GENES, CELLS = 8, 12
 STATES = {"column": "kind", "start": "a", "goal": "b", "alternatives": ["c"]}

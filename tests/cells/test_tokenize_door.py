@@ -87,7 +87,7 @@ def test_a_report_with_the_first_run(files, tmp_path, door, vocabulary, monkeypa
     def report(store, output, columns):
         asked.append((len(CellStore.open(store)), output, columns))
 
-    monkeypatch.setattr("geneformer_jax.analysis.corpus_report.write_corpus_report", report)
+    monkeypatch.setattr("geneformer_jax.reporting.corpus_report.write_corpus_report", report)
     arguments = ("--counts=counts/b.h5ad", "--vocabulary=vocabulary", "--output=store")
     said = door("tokenize", *arguments, "--obs=donor", "--report=report")
     assert "report: report on the store" in said

@@ -1,20 +1,19 @@
 """A report of what a corpus of tokenised cells holds, beside the corpus of the paper."""
 
-import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pandas as pd
 from matplotlib.figure import Figure
 
-from geneformer_jax.analysis import corpus_figures
-from geneformer_jax.analysis.corpus_summary import CorpusSummary, store_story, summarise_corpus
-from geneformer_jax.analysis.figures import save_figure
-from geneformer_jax.analysis.report import Report
 from geneformer_jax.cells.store.cell_store import CellStore
 from geneformer_jax.cells.tokenization.vocabulary import GeneVocabulary
-from geneformer_jax.common.files import require_new_folder, write_aside
+from geneformer_jax.common.files import file_name, require_new_folder, write_aside
 from geneformer_jax.common.provenance import describe_run, write_provenance
+from geneformer_jax.reporting import corpus_figures
+from geneformer_jax.reporting.corpus_summary import CorpusSummary, store_story, summarise_corpus
+from geneformer_jax.reporting.figures import save_figure
+from geneformer_jax.reporting.html import Report
 
 REPORT, GENES, FIGURES = "report.html", "genes.parquet", "figures"
 
@@ -167,8 +166,3 @@ def _show_genes(report: Report, show: Show, summary: CorpusSummary, genes: pd.Da
     caption = "Genes found in at least so many cells."
     show("genes_by_cells", corpus_figures.detection_figure(summary), caption)
     report.table(genes, "Genes by the number of cells they are found in.", whole_in=GENES)
-
-
-def file_name(name: str) -> str:
-    """Returns a name as it may stand in the name of a file."""
-    return re.sub(r"[^A-Za-z0-9_-]+", "_", name)

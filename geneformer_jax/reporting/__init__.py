@@ -1,0 +1,1 @@
+"""Reports and figures in one style, and the report on a corpus."""
