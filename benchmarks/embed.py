@@ -46,7 +46,7 @@ def tokenized(counts, dictionaries, cells):
 def jax_case(weights, arguments, layer):
     import jax
 
-    from geneformer_jax.analysis.embedder import Embedder
+    from geneformer_jax.embedding.embedder import Embedder
     from geneformer_jax.interop.huggingface import read_model
     from geneformer_jax.model.runtime import inference_runtime
     from geneformer_jax.model.sharding import use_all_cores

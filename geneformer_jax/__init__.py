@@ -15,7 +15,7 @@ __version__ = "0.1.0"
 _HOME = {
     "InputError": "geneformer_jax.common.errors",
     "attend_cells": "geneformer_jax.analysis.attention_heads",
-    "embed_cells": "geneformer_jax.analysis.embedding",
+    "embed_cells": "geneformer_jax.embedding.api",
     "finetune_cells": "geneformer_jax.analysis.finetune_protocols",
     "load_model": "geneformer_jax.interop.load",
     "perturb_cells": "geneformer_jax.analysis.perturbation",

@@ -115,15 +115,16 @@ def main() -> None:
     """Embeds, reports and writes."""
     command_line.require("checkpoint", "cells", "output")
     # JAX takes seconds to import, which --help and a mistyped flag should not have to wait for.
-    from geneformer_jax.analysis import embedder, embedding_files
-    from geneformer_jax.analysis.embedding_report import Page
+    from geneformer_jax.embedding import embedder
+    from geneformer_jax.embedding import output as embedding_output
+    from geneformer_jax.embedding.report import Page
     from geneformer_jax.inference import cells as inference_cells
     from geneformer_jax.interop.load import load_model
     from geneformer_jax.model import runtime as model_runtime
     from geneformer_jax.model import sharding
 
     output, layers = Path(FLAGS.output), _numbers("layer", int)
-    embedding_files.check_output(output, configuration())
+    embedding_output.check_output(output, configuration())
     filters, extras = inference_cells.parse_filters(FLAGS.filter), _extras()
     sharding.use_all_cores()
     model = load_model(FLAGS.checkpoint, FLAGS.vocabulary or None)
@@ -140,7 +141,7 @@ def main() -> None:
     worker = embedder.Embedder(
         model, cells, FLAGS.mode, layers, runtime, tokens_per_device=FLAGS.tokens_per_device
     )
-    parts = embedding_files.Parts(output, worker, {"command": configuration()})
+    parts = embedding_output.Parts(output, worker, {"command": configuration()})
     embedded = parts.embed()
     print(worker.throughput.describe(), flush=True)
     page = Page(worker, embedded, output)
@@ -152,7 +153,7 @@ def main() -> None:
 
 
 def _extras() -> Any:
-    from geneformer_jax.analysis.embedding_extras import Extras
+    from geneformer_jax.embedding.report import Extras
 
     extras = Extras(
         states=FLAGS.states,
@@ -187,7 +188,7 @@ def _counts() -> CountSource | None:
 def _write(
     embedded: Any, page: Any, output: Path, counts: dict[str, Any], arrays: dict[str, Any]
 ) -> None:
-    from geneformer_jax.analysis.embedding_files import write_output
+    from geneformer_jax.embedding.output import write_output
 
     inputs = [FLAGS.cells, *([FLAGS.counts] if FLAGS.counts else [])]
     story = describe_run("embed", configuration(), inputs, counts)

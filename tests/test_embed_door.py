@@ -7,10 +7,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from geneformer_jax.analysis import embedding_files, embedding_quality
-from geneformer_jax.analysis.embedder import KEY, Embedder
-from geneformer_jax.analysis.embedding import embed_cells
-from geneformer_jax.analysis.state_embeddings import StateEmbeddings
+from geneformer_jax.embedding import output, quality
+from geneformer_jax.embedding.api import embed_cells
+from geneformer_jax.embedding.embedder import KEY, Embedder
+from geneformer_jax.embedding.states import StateEmbeddings
 from geneformer_jax.model import pretrained
 from tests.helpers.commands import assert_one_line, run_door
 from tests.helpers.pages import assert_files_are_linked, read_page
@@ -149,7 +149,7 @@ def test_filtered_states_go_to_a_table_for_perturb(embed, model, toy_store, tmp_
 
 def test_a_killed_command_goes_on_and_leaves_nothing_behind(embed, tmp_path, monkeypatch):
     # The parts are for eight devices.
-    monkeypatch.setattr(embedding_files, "_CELLS_PER_PART", {"cpu": 13})
+    monkeypatch.setattr(output, "_CELLS_PER_PART", {"cpu": 13})
     assert embed(f"--output={tmp_path / 'whole.npy'}")[0] == 0
     rows, calls = Embedder.rows, []
 
@@ -174,7 +174,7 @@ def test_a_killed_command_goes_on_and_leaves_nothing_behind(embed, tmp_path, mon
 
 
 def test_quality_is_measured_beside_baselines(embed, tmp_path, monkeypatch):
-    monkeypatch.setattr(embedding_quality, "has_scib", lambda: False)
+    monkeypatch.setattr(quality, "has_scib", lambda: False)
     counts = tmp_path / "counts.h5ad"
     toy_cells().write_h5ad(counts)
     status, output, error = embed("--quality=kind", f"--counts={counts}")
@@ -183,7 +183,7 @@ def test_quality_is_measured_beside_baselines(embed, tmp_path, monkeypatch):
     measured = story["counts"]["quality"]["kind"]
     assert set(measured) == {"model", "random weights", "PCA(50) of log counts"}
     # The weights of this model are random too.
-    accuracy = embedding_quality.ACCURACY
+    accuracy = quality.ACCURACY
     assert abs(measured["model"][accuracy] - measured["random weights"][accuracy]) < 0.1
     assert measured["PCA(50) of log counts"][accuracy] > 0.9
     assert "the model" in output

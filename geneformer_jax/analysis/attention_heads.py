@@ -17,7 +17,6 @@ import pandas as pd
 
 from geneformer_jax.analysis import attention_statistics as statistics
 from geneformer_jax.analysis.attender import Attended, Attender, CellGroups
-from geneformer_jax.analysis.embedding_quality import MODEL, RANDOM
 from geneformer_jax.analysis.gene_lists import (
     GeneComparison,
     GeneLists,
@@ -28,6 +27,7 @@ from geneformer_jax.analysis.gene_lists import (
 from geneformer_jax.cells.store.cell_store import EncodedCells
 from geneformer_jax.common.errors import InputError
 from geneformer_jax.common.progress import Progress
+from geneformer_jax.embedding.quality import MODEL, RANDOM
 from geneformer_jax.inference.cells import ORIGINAL_SEED, check_columns, open_cells, select_cells
 from geneformer_jax.inference.random_control import random_model
 from geneformer_jax.model.pretrained import PretrainedModel

@@ -12,9 +12,9 @@ from geneformer_jax.analysis import attention_figures as figures
 from geneformer_jax.analysis.attender import Attender
 from geneformer_jax.analysis.attention_heads import ALL_CELLS, HeadAttention, token_names
 from geneformer_jax.analysis.attention_statistics import STATEMENTS
-from geneformer_jax.analysis.embedding_quality import MODEL, RANDOM
 from geneformer_jax.common.files import file_name, write_aside
 from geneformer_jax.common.provenance import write_provenance
+from geneformer_jax.embedding.quality import MODEL, RANDOM
 from geneformer_jax.reporting.figures import save_figure
 from geneformer_jax.reporting.html import Report
 

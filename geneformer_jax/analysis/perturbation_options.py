@@ -7,7 +7,6 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from geneformer_jax.analysis.embedder import check_options
 from geneformer_jax.analysis.perturbation_edits import EditRule, Frame
 from geneformer_jax.analysis.perturbation_engine import Measures, Perturber
 from geneformer_jax.analysis.perturbation_genes import (
@@ -26,9 +25,10 @@ from geneformer_jax.analysis.perturbation_states import (
     read_states,
     unit_vectors,
 )
-from geneformer_jax.analysis.state_embeddings import StateEmbeddings
 from geneformer_jax.cells.store.cell_store import EncodedCells
 from geneformer_jax.common.errors import InputError, did_you_mean
+from geneformer_jax.embedding.embedder import check_options
+from geneformer_jax.embedding.states import StateEmbeddings
 from geneformer_jax.inference.cells import (
     ORIGINAL_SEED,
     ChosenCells,

@@ -18,9 +18,9 @@ from geneformer_jax.analysis.perturbation_options import (
 )
 from geneformer_jax.analysis.perturbation_plan import Work
 from geneformer_jax.analysis.perturbation_report import write_report
-from geneformer_jax.analysis.state_embeddings import StateEmbeddings
 from geneformer_jax.cells.store.cell_store import EncodedCells
 from geneformer_jax.common.provenance import describe_run
+from geneformer_jax.embedding.states import StateEmbeddings
 from geneformer_jax.inference.cells import open_cells
 from geneformer_jax.inference.resume import as_json, identity_of, weights_sha256
 from geneformer_jax.model.pretrained import PretrainedModel

@@ -7,12 +7,12 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from geneformer_jax.analysis.embedder import Embedded, Embedder
-from geneformer_jax.analysis.state_embeddings import MEAN, StateEmbeddings, state_embeddings
 from geneformer_jax.cells.store.cell_store import EncodedCells
 from geneformer_jax.cells.tokenization.vocabulary import GeneVocabulary
 from geneformer_jax.common.command_line import split_list
 from geneformer_jax.common.errors import InputError, did_you_mean
+from geneformer_jax.embedding.embedder import Embedded, Embedder
+from geneformer_jax.embedding.states import MEAN, StateEmbeddings, state_embeddings
 from geneformer_jax.inference.cells import ChosenCells, select_cells
 from geneformer_jax.model.pretrained import PretrainedModel
 from geneformer_jax.model.runtime import Runtime

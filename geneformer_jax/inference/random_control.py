@@ -4,7 +4,7 @@ import dataclasses
 
 import jax
 
-from geneformer_jax.analysis.embedding_quality import RANDOM
+from geneformer_jax.embedding.quality import RANDOM
 from geneformer_jax.model.encoder import init_params
 from geneformer_jax.model.pretrained import PretrainedModel
 

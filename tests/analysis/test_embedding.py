@@ -9,9 +9,6 @@ import pandas as pd
 import pytest
 from scipy import sparse
 
-from geneformer_jax.analysis.embedder import KEY, Embedder
-from geneformer_jax.analysis.embedding import embed_cells
-from geneformer_jax.analysis.embedding_passes import take_states
 from geneformer_jax.cells.tokenization.tokenizer import tokenize_cells
 from geneformer_jax.cells.tokenization.vocabulary import (
     V1_SPECIAL_TOKENS,
@@ -19,6 +16,9 @@ from geneformer_jax.cells.tokenization.vocabulary import (
     GeneVocabulary,
 )
 from geneformer_jax.common.errors import InputError
+from geneformer_jax.embedding.api import embed_cells
+from geneformer_jax.embedding.embedder import KEY, Embedder
+from geneformer_jax.embedding.pooling import take_states
 from geneformer_jax.inference.cells import select_cells
 from geneformer_jax.interop.original_dictionaries import read_original_vocabulary
 from geneformer_jax.model.config import EncoderConfig

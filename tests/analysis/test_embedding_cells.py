@@ -7,10 +7,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from geneformer_jax.analysis.embedder import KEY
-from geneformer_jax.analysis.embedding import embed_cells
 from geneformer_jax.batches.plan import BatchPlan
 from geneformer_jax.common.errors import InputError
+from geneformer_jax.embedding.api import embed_cells
+from geneformer_jax.embedding.embedder import KEY
 from geneformer_jax.inference import batches
 from geneformer_jax.inference.batches import lay_out, token_batches
 from geneformer_jax.inference.cells import parse_filters, select_cells

@@ -5,14 +5,14 @@ import pandas as pd
 import pytest
 from matplotlib.collections import LineCollection
 
-from geneformer_jax.analysis.embedding_figures import (
+from geneformer_jax.common.errors import InputError
+from geneformer_jax.embedding.figures import (
     cell_heatmap_figure,
     choose_genes,
     cosine_similarity,
     gene_similarity_figure,
     quality_figure,
 )
-from geneformer_jax.common.errors import InputError
 
 
 def two_groups() -> tuple[np.ndarray, pd.Series]:

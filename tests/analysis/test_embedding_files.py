@@ -9,10 +9,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from geneformer_jax.analysis import embedding_files
-from geneformer_jax.analysis.embedder import KEY, Embedder
-from geneformer_jax.analysis.embedding_files import Parts, table_path, write_output
 from geneformer_jax.common.errors import InputError
+from geneformer_jax.embedding import output as embedding_output
+from geneformer_jax.embedding.embedder import KEY, Embedder
+from geneformer_jax.embedding.output import Parts, table_path, write_output
 from geneformer_jax.inference.cells import select_cells
 from geneformer_jax.inference.resume import parts_folder
 from geneformer_jax.model.config import EncoderConfig
@@ -32,8 +32,8 @@ def model() -> PretrainedModel:
 
 @pytest.fixture
 def small_parts(monkeypatch):
-    monkeypatch.setattr(embedding_files, "_CELLS_PER_PART", {"cpu": 50})
-    monkeypatch.setattr(embedding_files, "_ROWS_PER_PART", 1_000)
+    monkeypatch.setattr(embedding_output, "_CELLS_PER_PART", {"cpu": 50})
+    monkeypatch.setattr(embedding_output, "_ROWS_PER_PART", 1_000)
 
 
 @pytest.fixture
@@ -139,7 +139,7 @@ def test_parts_of_another_run_are_refused(embedder_of, model, small_parts, tmp_p
 def test_all_formats_hold_the_same(embedder_of, tmp_path):
     embedder = embedder_of(layer=[-1, 0])
     embedded = Parts(tmp_path / "any.npy", embedder, {}).embed()
-    for suffix in embedding_files.SUFFIXES:
+    for suffix in embedding_output.SUFFIXES:
         write_output(embedded, tmp_path / f"out{suffix}", STORY)
     adata = ad.read_h5ad(tmp_path / "out.h5ad")
     table = pd.read_parquet(tmp_path / "out.parquet")
@@ -156,7 +156,7 @@ def test_all_formats_hold_the_same(embedder_of, tmp_path):
 
 
 def test_one_layer_is_a_plain_array_and_groups_of_rows_join(embedder_of, tmp_path, monkeypatch):
-    monkeypatch.setattr(embedding_files, "_ROWS_PER_GROUP", 7)
+    monkeypatch.setattr(embedding_output, "_ROWS_PER_GROUP", 7)
     embedded = Parts(tmp_path / "any.npy", embedder_of(), {}).embed()
     for suffix in (".npy", ".parquet"):
         write_output(embedded, tmp_path / f"out{suffix}", STORY)
@@ -168,16 +168,16 @@ def test_one_layer_is_a_plain_array_and_groups_of_rows_join(embedder_of, tmp_pat
     pd.testing.assert_frame_equal(table.drop(columns=KEY), embedded.table)
 
 
-@pytest.mark.parametrize("suffix", embedding_files.SUFFIXES)
+@pytest.mark.parametrize("suffix", embedding_output.SUFFIXES)
 def test_only_what_the_same_command_wrote_is_written_over(embedder_of, tmp_path, suffix):
     output = tmp_path / f"out{suffix}"
     embedded = Parts(tmp_path / "any.npy", embedder_of(), {}).embed()
-    embedding_files.check_output(output, {"seed": 1})
+    embedding_output.check_output(output, {"seed": 1})
     write_output(embedded, output, STORY)
-    embedding_files.check_output(output, {"seed": 1})
+    embedding_output.check_output(output, {"seed": 1})
     with pytest.raises(InputError, match="was not written by this command"):
-        embedding_files.check_output(output, {"seed": 2})
+        embedding_output.check_output(output, {"seed": 2})
     output.write_text("precious")
     table_path(output).unlink(missing_ok=True)
     with pytest.raises(InputError, match="was not written by this command"):
-        embedding_files.check_output(output, {"seed": 1})
+        embedding_output.check_output(output, {"seed": 1})

@@ -5,9 +5,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from geneformer_jax.analysis import embedding_quality
-from geneformer_jax.analysis.embedding_quality import ACCURACY, describe_quality, measure_quality
 from geneformer_jax.common.errors import InputError
+from geneformer_jax.embedding import quality
+from geneformer_jax.embedding.quality import ACCURACY, describe_quality, measure_quality
 from geneformer_jax.inference.random_control import random_model
 from geneformer_jax.model.config import EncoderConfig
 from geneformer_jax.model.encoder import init_params
@@ -37,7 +37,7 @@ def cells() -> tuple[dict[str, np.ndarray], pd.DataFrame]:
 
 @pytest.fixture
 def without_scib(monkeypatch):
-    monkeypatch.setattr(embedding_quality, "has_scib", lambda: False)
+    monkeypatch.setattr(quality, "has_scib", lambda: False)
 
 
 def test_kinds_that_are_far_apart_score_high_and_noise_low(cells, without_scib):
@@ -92,11 +92,11 @@ def test_cells_without_a_label_or_alone_take_no_part(cells, without_scib):
 def test_columns_without_labels_are_refused(cells):
     _, obs = cells
     with pytest.raises(InputError, match="fewer than two different values"):
-        embedding_quality.check_labels(obs.assign(one="same"), "one")
+        quality.check_labels(obs.assign(one="same"), "one")
     with pytest.raises(InputError, match="fewer than two different values"):
-        embedding_quality.check_labels(obs.assign(id=range(len(obs))), "id")
+        quality.check_labels(obs.assign(id=range(len(obs))), "id")
     with pytest.raises(InputError, match='batch column "one"'):
-        embedding_quality.check_labels(obs.assign(one="same"), "kind", "one")
+        quality.check_labels(obs.assign(one="same"), "kind", "one")
 
 
 def test_a_random_model_has_the_shape_but_not_the_weights():

@@ -5,8 +5,8 @@ import pandas as pd
 import pytest
 from scipy import sparse
 
-from geneformer_jax.analysis.label_accuracy import label_accuracy, log_count_components
 from geneformer_jax.common.errors import InputError
+from geneformer_jax.embedding.label_accuracy import label_accuracy, log_count_components
 
 
 def two_groups(distance: float) -> tuple[np.ndarray, pd.Series]:

@@ -4,9 +4,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from geneformer_jax.analysis.embedder import Embedded
-from geneformer_jax.analysis.state_embeddings import StateEmbeddings, state_embeddings
 from geneformer_jax.common.errors import InputError
+from geneformer_jax.embedding.embedder import Embedded
+from geneformer_jax.embedding.states import StateEmbeddings, state_embeddings
 
 
 @pytest.fixture(scope="module")

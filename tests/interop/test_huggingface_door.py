@@ -96,7 +96,7 @@ def test_v1_weights_with_v2_tokens_are_told_in_one_line(tmp_path, reference_dir,
     counts = ad.AnnData(np.ones((1, 2), np.int32))
     counts.var_names = v2.gene_ids[[3, 5]]
     store = tmp_path / "store"
-    from geneformer_jax.analysis.embedding import embed_cells
+    from geneformer_jax.embedding.api import embed_cells
     from geneformer_jax.inference.cells import open_cells
     from tests.helpers.toy import make_store
 

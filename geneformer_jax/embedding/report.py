@@ -1,20 +1,70 @@
-"""What is asked of embeddings beside the vectors: states, measures, figures and a report."""
+"""What the embed door says and draws of its embeddings."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from geneformer_jax.analysis import embedding_report as report
-from geneformer_jax.analysis.embedder import Embedded, Embedder
-from geneformer_jax.analysis.embedding_quality import check_labels, describe_quality
-from geneformer_jax.analysis.label_accuracy import FOLDS, NEIGHBOURS
-from geneformer_jax.analysis.state_embeddings import QUANTILES, check_states, state_embeddings
 from geneformer_jax.cells.counts.source import CountSource
 from geneformer_jax.cells.store.cell_store import EncodedCells
 from geneformer_jax.common.errors import InputError
+from geneformer_jax.embedding import comparison, figures
+from geneformer_jax.embedding.embedder import Embedded, Embedder
+from geneformer_jax.embedding.label_accuracy import FOLDS, NEIGHBOURS
+from geneformer_jax.embedding.output import table_path
+from geneformer_jax.embedding.quality import check_labels, describe_quality
+from geneformer_jax.embedding.states import QUANTILES, check_states, state_embeddings
 from geneformer_jax.inference.cells import check_columns
 from geneformer_jax.inference.counts import rows_of
+from geneformer_jax.reporting.figures import Drawing, save_figure
+from geneformer_jax.reporting.html import Report
+
+
+class Page:
+    """The report of a run, and the files that lie beside it.
+
+    Attributes:
+      report: to add to.
+    """
+
+    def __init__(self, embedder: Embedder, embedded: Embedded, output: Path):
+        """Begins the report of `output`."""
+        layers = ", ".join(map(str, embedded.layers))
+        self.report = Report(
+            "Embeddings",
+            f"{len(embedded.table):,} rows ({embedder.pass_.mode}), layer {layers} of "
+            f"{embedder.model.source}. {embedder.throughput.describe()}.",
+        )
+        self._output = output
+        self._files = [output, table_path(output)] if output.suffix == ".npy" else [output]
+
+    def path(self, ending: str) -> Path:
+        """A file beside the output, with another ending."""
+        return self._output.with_name(self._output.stem + ending)
+
+    def wrote(self, path: Path) -> None:
+        """Tells of a written file."""
+        self._files.append(path)
+        print(f"written: {path}", flush=True)
+
+    def draw(self, drawing: Drawing) -> None:
+        """Writes a figure as PNG and PDF, and shows it."""
+        for path in save_figure(drawing.figure, self.path(f"_{drawing.name}")):
+            self.wrote(path)
+        self.report.figure(drawing.figure, drawing.caption)
+
+    def write(self, story: Mapping[str, Any]) -> None:
+        """Writes it, with its story and links to the files."""
+        self.report.files([*self._files, self.path(".provenance.json")])
+        self.report.provenance(story)
+        self.report.write(self.path(".report.html"))
+
+
+def _as_name(text: object) -> str:
+    """A text as part of a file name."""
+    return "".join(letter if letter.isalnum() or letter in "-_." else "_" for letter in str(text))
 
 
 @dataclass(frozen=True)
@@ -64,7 +114,7 @@ class Extras:
             rows_of(counts, obs.index)
 
     def run(
-        self, embedder: Embedder, embedded: Embedded, counts: CountSource | None, page: report.Page
+        self, embedder: Embedder, embedded: Embedded, counts: CountSource | None, page: Page
     ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
         """Measures, draws and prints.
 
@@ -89,25 +139,25 @@ class Extras:
             story["quality"] = self._quality(embedder, embedded, counts, page)
         if self.figures and embedder.pass_.mode == "gene":
             page.report.section("Genes")
-            page.draw(report.draw_genes(embedded, self.genes))
+            page.draw(figures.draw_genes(embedded, self.genes))
         elif self.figures:
             page.report.section("Cells")
-            umaps, positions = report.draw_umaps(embedded, self.color, embedder.cells.lengths)
-            for drawing in umaps + report.draw_heatmaps(embedded, self.color):
+            umaps, positions = figures.draw_umaps(embedded, self.color, embedder.cells.lengths)
+            for drawing in umaps + figures.draw_heatmaps(embedded, self.color):
                 page.draw(drawing)
             if positions is not None:
-                arrays[report.UMAP_KEY] = positions
+                arrays[figures.UMAP_KEY] = positions
         return story, arrays
 
     def _accuracies(
-        self, embedded: Embedded, counts: CountSource | None, page: report.Page
+        self, embedded: Embedded, counts: CountSource | None, page: Page
     ) -> dict[str, Any]:
-        accuracies = report.compare_accuracies(embedded, self.color, counts)
+        accuracies = comparison.compare_accuracies(embedded, self.color, counts)
         if accuracies:
-            print("\n".join(report.describe_accuracies(accuracies)), flush=True)
+            print("\n".join(comparison.describe_accuracies(accuracies)), flush=True)
             page.report.section("Labels told apart by nearest neighbours")
             page.report.table(
-                report.accuracy_table(accuracies),
+                comparison.accuracy_table(accuracies),
                 f"Accuracy of {NEIGHBOURS} nearest neighbours in {FOLDS} folds; majority: of "
                 "always naming the commonest label; shuffled: with labels dealt out at random.",
             )
@@ -117,14 +167,14 @@ class Extras:
         }
 
     def _quality(
-        self, embedder: Embedder, embedded: Embedded, counts: CountSource | None, page: report.Page
+        self, embedder: Embedder, embedded: Embedded, counts: CountSource | None, page: Page
     ) -> dict[str, Any]:
-        tables = report.compare_quality(embedder, embedded, self.quality, self.batch, counts)
+        tables = comparison.compare_quality(embedder, embedded, self.quality, self.batch, counts)
         for column, table in tables.items():
             lines = describe_quality(table, column)
             print("\n".join(lines), flush=True)
             page.report.section(f"How well {column} shows")
-            page.draw(report.draw_quality(table, column, len(embedded.table)))
+            page.draw(figures.draw_quality(table, column, len(embedded.table)))
             shown = table.rename_axis("representation").reset_index()
             page.report.table(shown, "The same in numbers.")
         return {column: table.to_dict("index") for column, table in tables.items()}

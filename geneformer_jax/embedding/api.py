@@ -10,8 +10,8 @@ from pathlib import Path
 import anndata as ad
 import jax
 
-from geneformer_jax.analysis.embedder import KEY, MODES, Embedded, Embedder, check_options
 from geneformer_jax.cells.store.cell_store import EncodedCells
+from geneformer_jax.embedding.embedder import KEY, MODES, Embedded, Embedder, check_options
 from geneformer_jax.inference.cells import ORIGINAL_SEED, open_cells, select_cells
 from geneformer_jax.model.pretrained import PretrainedModel
 from geneformer_jax.model.runtime import Runtime

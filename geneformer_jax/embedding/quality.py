@@ -15,8 +15,8 @@ from sklearn.cluster import KMeans
 from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score, silhouette_score
 from sklearn.neighbors import NearestNeighbors
 
-from geneformer_jax.analysis.label_accuracy import NEIGHBOURS, label_accuracy
 from geneformer_jax.common.errors import InputError
+from geneformer_jax.embedding.label_accuracy import NEIGHBOURS, label_accuracy
 
 MODEL, RANDOM = "model", "random weights"
 MOST_CELLS = 5_000

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, PartitionSpec
 
-from geneformer_jax.analysis.gene_totals import GeneTotals, add_states
+from geneformer_jax.embedding.gene_means import GeneTotals, add_states
 from geneformer_jax.model.config import EncoderConfig
 from geneformer_jax.model.encoder import Params, encode, encode_all_layers
 from geneformer_jax.model.runtime import Runtime

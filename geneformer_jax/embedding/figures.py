@@ -13,11 +13,28 @@ from matplotlib.lines import Line2D
 from scipy.cluster import hierarchy
 
 from geneformer_jax.common.errors import InputError, did_you_mean
-from geneformer_jax.reporting.figures import MISSING_COLOUR, PALETTE, STYLE, categories, new_figure
+from geneformer_jax.embedding.comparison import _MOST_CELLS, draw_rows
+from geneformer_jax.embedding.embedder import Embedded
+from geneformer_jax.embedding.quality import MOST_CELLS
+from geneformer_jax.embedding.report import _as_name
+from geneformer_jax.inference.cells import is_number
+from geneformer_jax.reporting.figures import (
+    MISSING_COLOUR,
+    PALETTE,
+    STYLE,
+    Drawing,
+    categories,
+    new_figure,
+    umap_figure,
+    umap_positions,
+)
 
 COMMONEST_GENES = 40
 _MOST_GENES = 120
 _Z_LIMIT = 2.5
+
+UMAP_KEY = "X_umap"
+_MOST_HEATMAP_CELLS = 1_000
 
 
 def cell_heatmap_figure(vectors: np.ndarray, labels: pd.Series, title: str = "") -> Figure:
@@ -202,3 +219,69 @@ def _class_legend(figure: Figure, names: list[str], codes: np.ndarray, title: st
         for name, colour, n in shown
     ]
     figure.legend(handles=handles, title=title, alignment="left", loc="outside right center")
+
+
+def draw_quality(table: pd.DataFrame, column: str, cells: int) -> Drawing:
+    """Draws one table of `compare_quality`, made of so many cells at hand."""
+    title = f"How well {column} shows, {min(cells, MOST_CELLS):,} cells"
+    caption = f"How well the representations show {column}."
+    return Drawing(f"quality_{_as_name(column)}", quality_figure(table, title), caption)
+
+
+def draw_umaps(
+    embedded: Embedded, columns: Sequence[str], lengths: np.ndarray
+) -> tuple[list[Drawing], np.ndarray | None]:
+    """Draws a UMAP for each column, or one coloured by the cells' tokens if there is none.
+
+    Args:
+      embedded: cells with their embeddings, of which the first layer is taken.
+      columns: obs columns that colour the cells.
+      lengths: [cells] tokens of each cell.
+
+    Returns:
+      (a drawing of each; the layout [cells, 2], or None where only 20,000 cells of more are drawn).
+    """
+    drawn = draw_rows(len(embedded.table), _MOST_CELLS)
+    whole = len(drawn) == len(embedded.table)
+    positions = umap_positions(np.asarray(embedded.rows[drawn, 0]))
+    title = "Cell embeddings" if whole else f"Cell embeddings, {len(drawn):,} cells drawn at random"
+    values = [embedded.table[column].iloc[drawn] for column in columns]
+    values = values or [pd.Series(np.asarray(lengths)[drawn], name="tokens")]
+    drawings = [
+        Drawing(
+            f"umap_{_as_name(each.name)}",
+            umap_figure(positions, each, title),
+            f"UMAP of the embeddings, cells coloured by {each.name}. Distances between far groups "
+            "mean little.",
+        )
+        for each in values
+    ]
+    return drawings, positions if whole else None
+
+
+def draw_heatmaps(embedded: Embedded, columns: Sequence[str]) -> list[Drawing]:
+    """Draws a clustered heat map for each column of at most 12 labels."""
+    drawn = draw_rows(len(embedded.table), _MOST_HEATMAP_CELLS)
+    if len(drawn) < 3:
+        return []
+    title = "Cell embeddings"
+    if len(drawn) < len(embedded.table):
+        title += f", {len(drawn):,} of {len(embedded.table):,} cells drawn at random"
+    drawings: list[Drawing] = []
+    for column in columns:
+        labels = embedded.table[column].iloc[drawn]
+        if not is_number(labels) and labels.nunique() <= len(PALETTE):
+            figure = cell_heatmap_figure(np.asarray(embedded.rows[drawn, 0]), labels, title)
+            caption = f"Embeddings of cells, clustered; the strip tells their {column}."
+            drawings.append(Drawing(f"heatmap_{_as_name(column)}", figure, caption))
+    return drawings
+
+
+def draw_genes(embedded: Embedded, wanted: Sequence[str]) -> Drawing:
+    """Draws the similarity of named genes, or of the commonest."""
+    rows, names = choose_genes(embedded.table, wanted)
+    which = "" if wanted else f", the {len(names)} genes of most cells"
+    figure = gene_similarity_figure(
+        np.asarray(embedded.rows[rows, 0]), names, f"Similarity of gene embeddings{which}"
+    )
+    return Drawing("gene_similarity", figure, "Cosine of the genes' mean embeddings, clustered.")

@@ -13,11 +13,11 @@ import numpy as np
 import pandas as pd
 from jax.sharding import NamedSharding
 
-from geneformer_jax.analysis.embedding_passes import Pass, add_genes, take_states
-from geneformer_jax.analysis.gene_totals import GeneTotals, zero_totals
 from geneformer_jax.cells.store.cell_store import EncodedCells
 from geneformer_jax.common.errors import InputError, did_you_mean
 from geneformer_jax.common.progress import Progress
+from geneformer_jax.embedding.gene_means import GeneTotals, zero_totals
+from geneformer_jax.embedding.pooling import Pass, add_genes, take_states
 from geneformer_jax.inference.batches import TokenBatch, lay_out, token_batches
 from geneformer_jax.inference.pipeline import Throughput
 from geneformer_jax.model.pretrained import PretrainedModel

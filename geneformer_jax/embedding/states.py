@@ -14,9 +14,9 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from geneformer_jax.analysis.embedder import Embedded
 from geneformer_jax.common.errors import InputError, did_you_mean
 from geneformer_jax.common.files import write_aside
+from geneformer_jax.embedding.embedder import Embedded
 from geneformer_jax.inference.cells import check_columns
 
 MEAN, MEDIAN, LOWER_MEDIAN = "mean", "median", "lower_median"

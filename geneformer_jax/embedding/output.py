@@ -18,10 +18,10 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from geneformer_jax.analysis.embedder import Embedded, Embedder
-from geneformer_jax.analysis.gene_totals import GeneTotals
 from geneformer_jax.common.errors import InputError
 from geneformer_jax.common.files import remove, write_aside
+from geneformer_jax.embedding.embedder import Embedded, Embedder
+from geneformer_jax.embedding.gene_means import GeneTotals
 from geneformer_jax.inference.resume import (
     PLAN,
     as_json,

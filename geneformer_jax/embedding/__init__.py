@@ -1,0 +1,1 @@
+"""Embeddings of cells, genes and cell states, and how good they are."""
