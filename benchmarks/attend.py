@@ -47,8 +47,8 @@ def memory(name):
 def jax_case(weights, genes, cells, batch):
     import jax
 
-    from geneformer_jax.analysis.attender import Attender, CellGroups
-    from geneformer_jax.analysis.attention_statistics import gene_means
+    from geneformer_jax.attention_analysis.extractor import Attender, CellGroups
+    from geneformer_jax.attention_analysis.statistics import gene_means
     from geneformer_jax.common.progress import Progress
     from geneformer_jax.interop.huggingface import read_model
     from geneformer_jax.model.runtime import profiled_runtime

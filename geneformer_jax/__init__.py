@@ -14,7 +14,7 @@ import importlib
 __version__ = "0.1.0"
 _HOME = {
     "InputError": "geneformer_jax.common.errors",
-    "attend_cells": "geneformer_jax.analysis.attention_heads",
+    "attend_cells": "geneformer_jax.attention_analysis.api",
     "embed_cells": "geneformer_jax.embedding.api",
     "finetune_cells": "geneformer_jax.analysis.finetune_protocols",
     "load_model": "geneformer_jax.interop.load",

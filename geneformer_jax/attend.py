@@ -86,8 +86,8 @@ def main() -> None:
     """Attends, tests and reports."""
     command_line.require("checkpoint", "cells", "output", "genes")
     # JAX takes seconds to import, which --help and a mistyped flag should not have to wait for.
-    from geneformer_jax.analysis import attention_heads, attention_report
-    from geneformer_jax.analysis.attention_parts import attend_in_parts, begin
+    from geneformer_jax.attention_analysis import api, report
+    from geneformer_jax.attention_analysis.parts import attend_in_parts, begin
     from geneformer_jax.inference import cells as inference_cells
     from geneformer_jax.interop.load import load_model
     from geneformer_jax.model import runtime as model_runtime
@@ -95,10 +95,10 @@ def main() -> None:
 
     output = require_new_folder(FLAGS.output)
     filters = inference_cells.parse_filters(FLAGS.filter)
-    question = attention_heads.Question(
-        lists=attention_heads.read_gene_lists(FLAGS.genes),
+    question = api.Question(
+        lists=api.read_gene_lists(FLAGS.genes),
         group_by=FLAGS.group_by,
-        pairs=attention_heads.read_pairs(FLAGS.pairs),
+        pairs=api.read_pairs(FLAGS.pairs),
         control=FLAGS.control == "random",
         least_cells=FLAGS.least_cells,
     )
@@ -114,21 +114,21 @@ def main() -> None:
     runtime, chosen = model_runtime.profiled_runtime(
         int(cells.lengths.max()), FLAGS.precision, FLAGS.attention
     )
-    attenders = attention_heads.prepare(
+    attenders = api.prepare(
         model, cells, question, runtime, tokens_per_device=FLAGS.tokens_per_device
     )
     print(f"{len(cells.lengths):,} cells, model {model.source}\n{chosen}", flush=True)
     parts = begin(output, attenders, configuration())
     attended = attend_in_parts(attenders, parts)
-    attender = attenders[attention_heads.MODEL]
-    found = attention_heads.answer(question, attender, attended)
+    attender = attenders[api.MODEL]
+    found = api.answer(question, attender, attended)
     counts = {"cells": len(cells.lengths), "left_out": dict(cells.dropped)}
     story = describe_run("attend", configuration(), [FLAGS.cells], counts)
-    attention_report.write_report(found, attender, output, story, only)
+    report.write_report(found, attender, output, story, only)
     remove(parts)
-    print(attention_report.preferring(found).to_string(index=False))
+    print(report.preferring(found).to_string(index=False))
     print(found.statements.to_string(index=False))
-    print(f"report: {output / attention_report.REPORT}")
+    print(f"report: {output / report.REPORT}")
 
 
 def _numbers(name: str, most: int) -> tuple[int, ...]:

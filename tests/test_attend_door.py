@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from geneformer_jax.analysis.attention_heads import attend_cells
+from geneformer_jax.attention_analysis.api import attend_cells
 from geneformer_jax.model import pretrained
 from tests.helpers.commands import assert_one_line, run_door
 from tests.helpers.pages import Page, assert_files_are_linked

@@ -10,8 +10,8 @@ import pandas as pd
 import pytest
 from scipy.spatial.distance import jensenshannon
 
-from geneformer_jax.analysis import attention_parts, attention_statistics
-from geneformer_jax.analysis.attention_heads import (
+from geneformer_jax.attention_analysis import parts, statistics
+from geneformer_jax.attention_analysis.api import (
     Question,
     answer,
     attend_cells,
@@ -19,8 +19,8 @@ from geneformer_jax.analysis.attention_heads import (
     prepare,
     read_pairs,
 )
-from geneformer_jax.analysis.attention_totals import RANK_EDGES
-from geneformer_jax.analysis.gene_lists import compare_lists, read_gene_lists
+from geneformer_jax.attention_analysis.gene_lists import compare_lists, read_gene_lists
+from geneformer_jax.attention_analysis.sums import RANK_EDGES
 from geneformer_jax.cells.tokenization.tokenizer import tokenize_cells
 from geneformer_jax.cells.tokenization.vocabulary import V2_SPECIAL_TOKENS
 from geneformer_jax.common.errors import InputError
@@ -105,8 +105,8 @@ def test_gene_means_are_those_of_the_whole_matrices(found, model, slow):
             to_top = row[:, :, first : first + int(np.ceil(0.1 * genes))].sum(-1)
             relative = weights[:, :, :, position].mean(2) * len(tokens)
             received.setdefault(token, []).append((relative, entropy, to_top, position))
-    totals = attention_statistics.of_all_groups(found.attended[MODEL].totals)
-    means = attention_statistics.gene_means(totals)
+    totals = statistics.of_all_groups(found.attended[MODEL].totals)
+    means = statistics.gene_means(totals)
     some = [token for token in received if token >= model.vocabulary.first_gene_token]
     assert np.flatnonzero(means.cells).tolist() == sorted(some), "special tokens are no genes"
     for token in some:
@@ -136,7 +136,7 @@ def test_expected_by_rank_is_the_mean_of_all_genes_there(found, model, slow):
                 at_bin.setdefault(bin_, []).append(relative)
                 of_gene.setdefault(token, []).append(bin_)
     group = found.group_names.index("b")
-    means = attention_statistics.gene_means(found.attended[MODEL].totals, group)
+    means = statistics.gene_means(found.attended[MODEL].totals, group)
     for token, bins in of_gene.items():
         wanted = np.mean([np.mean(at_bin[bin_], axis=0) for bin_ in bins], axis=0)
         np.testing.assert_allclose(means.expected[token], wanted, rtol=2e-5)
@@ -209,10 +209,10 @@ def test_devices_chunks_and_batches_change_nothing(found, model, cells, attentio
 def test_a_run_in_parts_goes_on_after_a_kill_to_the_same_tables(
     found, model, cells, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(attention_parts, "CELLS_PER_PART", {"cpu": 7})
+    monkeypatch.setattr(parts, "CELLS_PER_PART", {"cpu": 7})
     question = Question({"listed genes": GENES}, "kind", GENES[:3])
     attenders = prepare(model, cells, question, devices=jax.devices()[:1])
-    folder = attention_parts.begin(tmp_path / "out", attenders, {})
+    folder = parts.begin(tmp_path / "out", attenders, {})
     run, calls = type(attenders[MODEL]).run, []
 
     def killed(self, start, stop, progress):
@@ -223,19 +223,19 @@ def test_a_run_in_parts_goes_on_after_a_kill_to_the_same_tables(
 
     monkeypatch.setattr(type(attenders[MODEL]), "run", killed)
     with pytest.raises(KeyboardInterrupt):
-        attention_parts.attend_in_parts(attenders, folder)
+        parts.attend_in_parts(attenders, folder)
     monkeypatch.setattr(type(attenders[MODEL]), "run", run)
-    assert attention_parts.begin(tmp_path / "out", attenders, {}) == folder
-    attended = attention_parts.attend_in_parts(attenders, folder)
+    assert parts.begin(tmp_path / "out", attenders, {}) == folder
+    attended = parts.attend_in_parts(attenders, folder)
     assert calls == [0, 7]
     got = answer(question, attenders[MODEL], attended)
     wanted = found.heads[found.heads["model"] == MODEL].reset_index(drop=True)
     pd.testing.assert_frame_equal(got.heads, wanted, rtol=1e-4)
     with pytest.raises(InputError, match="another command"):
-        attention_parts.begin(tmp_path / "out", attenders, {"genes": "others"})
+        parts.begin(tmp_path / "out", attenders, {"genes": "others"})
     (folder / MODEL / "totals.npz").write_bytes(b"PK\x03\x04 damaged")
     with pytest.raises(InputError, match=r"totals\.npz is damaged; remove .* to begin anew"):
-        attention_parts.attend_in_parts(attenders, folder)
+        parts.attend_in_parts(attenders, folder)
 
 
 def test_control_is_another_model_over_the_same_cells(found):

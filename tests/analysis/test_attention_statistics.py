@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from geneformer_jax.analysis import attention_statistics as statistics
-from geneformer_jax.analysis.attention_totals import CellMeasures
+from geneformer_jax.attention_analysis import statistics
+from geneformer_jax.attention_analysis.sums import CellMeasures
 
 GENES, LAYERS, HEADS = 400, 2, 3
 

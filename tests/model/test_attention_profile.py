@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from geneformer_jax.attention_analysis import profile as profiles
 from geneformer_jax.common.errors import InputError
 from geneformer_jax.interop.huggingface import read_model
-from geneformer_jax.model import attention_profile as profiles
 from geneformer_jax.model.attention import dispatch
 from geneformer_jax.model.attention.dispatch import attention_weights
 from geneformer_jax.model.config import EncoderConfig

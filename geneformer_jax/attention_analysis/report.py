@@ -8,10 +8,10 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from geneformer_jax.analysis import attention_figures as figures
-from geneformer_jax.analysis.attender import Attender
-from geneformer_jax.analysis.attention_heads import ALL_CELLS, HeadAttention, token_names
-from geneformer_jax.analysis.attention_statistics import STATEMENTS
+from geneformer_jax.attention_analysis import figures
+from geneformer_jax.attention_analysis.api import ALL_CELLS, HeadAttention, token_names
+from geneformer_jax.attention_analysis.extractor import Attender
+from geneformer_jax.attention_analysis.statistics import STATEMENTS
 from geneformer_jax.common.files import file_name, write_aside
 from geneformer_jax.common.provenance import write_provenance
 from geneformer_jax.embedding.quality import MODEL, RANDOM

@@ -8,7 +8,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
-from geneformer_jax.analysis.attention_statistics import SIGNIFICANT, THIRDS
+from geneformer_jax.attention_analysis.statistics import SIGNIFICANT, THIRDS
 from geneformer_jax.embedding.quality import MODEL, RANDOM
 from geneformer_jax.reporting.figures import PALETTE, STYLE, new_figure
 

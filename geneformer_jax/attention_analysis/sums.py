@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from geneformer_jax.model.attention_profile import AttentionProfile
+from geneformer_jax.attention_analysis.profile import AttentionProfile
 
 # Ranks in bins of about a tenth of a decade, single ranks at the top.
 _EDGES = np.unique(np.round(10 ** (np.arange(2, 40) / 10)).astype(int))

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from geneformer_jax.analysis.attention_totals import (
+from geneformer_jax.attention_analysis.sums import (
     GENE_MEASURES,
     RANK_EDGES,
     AttentionTotals,

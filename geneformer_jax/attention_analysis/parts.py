@@ -9,8 +9,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from geneformer_jax.analysis.attender import Attended, Attender, sum_devices
-from geneformer_jax.analysis.attention_totals import AttentionTotals, CellMeasures
+from geneformer_jax.attention_analysis.extractor import Attended, Attender, sum_devices
+from geneformer_jax.attention_analysis.sums import AttentionTotals, CellMeasures
 from geneformer_jax.common.errors import InputError
 from geneformer_jax.common.files import require_new_folder, write_aside
 from geneformer_jax.common.progress import Progress

@@ -15,9 +15,9 @@ import jax
 import numpy as np
 import pandas as pd
 
-from geneformer_jax.analysis import attention_statistics as statistics
-from geneformer_jax.analysis.attender import Attended, Attender, CellGroups
-from geneformer_jax.analysis.gene_lists import (
+from geneformer_jax.attention_analysis import statistics
+from geneformer_jax.attention_analysis.extractor import Attended, Attender, CellGroups
+from geneformer_jax.attention_analysis.gene_lists import (
     GeneComparison,
     GeneLists,
     compare_lists,

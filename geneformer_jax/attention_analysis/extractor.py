@@ -9,7 +9,8 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
-from geneformer_jax.analysis.attention_totals import (
+from geneformer_jax.attention_analysis.profile import attention_profile
+from geneformer_jax.attention_analysis.sums import (
     AttentionTotals,
     CellMeasures,
     add_profile,
@@ -21,7 +22,6 @@ from geneformer_jax.cells.store.cell_store import EncodedCells
 from geneformer_jax.common.progress import Progress
 from geneformer_jax.inference.batches import lay_out, token_batches
 from geneformer_jax.model.attention.dispatch import require_profiled
-from geneformer_jax.model.attention_profile import attention_profile
 from geneformer_jax.model.config import EncoderConfig
 from geneformer_jax.model.encoder import Params
 from geneformer_jax.model.pretrained import PretrainedModel

@@ -1,0 +1,1 @@
+"""What the attention heads of a model look at, over many cells."""
