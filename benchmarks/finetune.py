@@ -58,17 +58,17 @@ def jax_case(folder, case, batch):
     import jax
 
     from geneformer_jax.batches.labelled import LabelledBatch
-    from geneformer_jax.interop.huggingface import read_model
-    from geneformer_jax.model.runtime import RuntimeConfig
-    from geneformer_jax.model.sharding import MeshConfig, put_batch
-    from geneformer_jax.training.finetune_config import (
+    from geneformer_jax.finetuning.config import (
         TuningConfig,
         finetune_config,
         typed_finetune_config,
     )
-    from geneformer_jax.training.finetune_step import Constants, Design, build_programs, run_rates
+    from geneformer_jax.finetuning.step import Constants, Design, build_programs, run_rates
+    from geneformer_jax.finetuning.trainable import split_weights
+    from geneformer_jax.interop.huggingface import read_model
+    from geneformer_jax.model.runtime import RuntimeConfig
+    from geneformer_jax.model.sharding import MeshConfig, put_batch
     from geneformer_jax.training.optimizer import OptimizerConfig
-    from geneformer_jax.training.tuned_weights import split_weights
 
     tokens, lengths, of_cells, of_genes, known = batch_of(*batch)
     model = read_model(folder).model

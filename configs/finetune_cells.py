@@ -11,8 +11,8 @@ cells: with a few thousand, fewer steps of warmup and a higher learning rate lea
 
 from ml_collections import ConfigDict
 
-from geneformer_jax.analysis.task_config import task_config
-from geneformer_jax.training.finetune_config import finetune_config
+from geneformer_jax.finetuning.classification.config import task_config
+from geneformer_jax.finetuning.config import finetune_config
 
 
 def get_config() -> ConfigDict:

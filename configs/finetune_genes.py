@@ -9,8 +9,8 @@ from the store. Whole folds, baselines and controls: see configs/tasks.
 
 from ml_collections import ConfigDict
 
-from geneformer_jax.analysis.task_config import task_config
-from geneformer_jax.training.finetune_config import finetune_config
+from geneformer_jax.finetuning.classification.config import task_config
+from geneformer_jax.finetuning.config import finetune_config
 
 
 def get_config() -> ConfigDict:

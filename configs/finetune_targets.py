@@ -10,7 +10,7 @@ have no one best gene to look at.
 
 from ml_collections import ConfigDict
 
-from geneformer_jax.training.finetune_config import finetune_config
+from geneformer_jax.finetuning.config import finetune_config
 
 
 def get_config() -> ConfigDict:

@@ -16,11 +16,11 @@ _HOME = {
     "InputError": "geneformer_jax.common.errors",
     "attend_cells": "geneformer_jax.attention_analysis.api",
     "embed_cells": "geneformer_jax.embedding.api",
-    "finetune_cells": "geneformer_jax.analysis.finetune_protocols",
+    "finetune_cells": "geneformer_jax.finetuning.run",
     "load_model": "geneformer_jax.interop.load",
     "perturb_cells": "geneformer_jax.analysis.perturbation",
-    "predict_cells": "geneformer_jax.analysis.prediction",
-    "predict_genes": "geneformer_jax.analysis.prediction",
+    "predict_cells": "geneformer_jax.finetuning.predict",
+    "predict_genes": "geneformer_jax.finetuning.predict",
     "tokenize_cells": "geneformer_jax.cells.tokenization.tokenizer",
 }
 __all__ = [*_HOME, "__version__"]

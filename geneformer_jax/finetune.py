@@ -48,10 +48,10 @@ def main() -> None:
     """Fine-tunes as the flags say, and reports."""
     command_line.require("config", *([] if _DRY_RUN.value else ["workdir"]))
     # What imports JAX's heavier companions waits until the flags are known to be right.
-    from geneformer_jax.analysis.finetune_protocols import prepare_protocol
     from geneformer_jax.cells.store.cell_store import CellStore
+    from geneformer_jax.finetuning.config import typed_finetune_config
+    from geneformer_jax.finetuning.run import prepare_protocol
     from geneformer_jax.interop.load import load_model
-    from geneformer_jax.training.finetune_config import typed_finetune_config
 
     given = _CONFIG.value.to_dict()
     sections = {name: given.pop(name) for name in _SECTIONS if name in given}
@@ -74,20 +74,20 @@ def main() -> None:
 
 def _search(protocol: Any, model: Any, config: Any, section: dict[str, Any]) -> None:
     try:
-        from geneformer_jax.training import hyperparameter_search
+        from geneformer_jax.finetuning import search as finetuning_search
     except ModuleNotFoundError as error:
         raise InputError('a search needs Optuna: pip install "geneformer_jax[search]"') from error
-    search = hyperparameter_search.Search(
+    search = finetuning_search.Search(
         protocol.task,
         protocol.outputs,
         model,
         config,
-        hyperparameter_search.typed_search(section),
+        finetuning_search.typed_search(section),
         Path(_WORKDIR.value),
     )
     table = search.run(_TRIALS.value)
     print(table.to_string(index=False))
-    print(f"trials: {_WORKDIR.value}/{hyperparameter_search.TRIALS}")
+    print(f"trials: {_WORKDIR.value}/{finetuning_search.TRIALS}")
 
 
 if __name__ == "__main__":

@@ -66,7 +66,7 @@ def main() -> None:
     if output.exists():
         raise InputError(f"--output={output} exists and nothing is overwritten; name another file")
     # JAX takes seconds to import, which --help and a mistyped flag should not have to wait for.
-    from geneformer_jax.analysis import prediction
+    from geneformer_jax.finetuning import predict
     from geneformer_jax.interop.load import load_model
     from geneformer_jax.model.runtime import RuntimeConfig
 
@@ -78,16 +78,16 @@ def main() -> None:
                 f"the model of {model.source} tells genes apart; write a .parquet or .csv table, "
                 "without --label"
             )
-        table = prediction.predict_genes(model, FLAGS.cells, runtime)
+        table = predict.predict_genes(model, FLAGS.cells, runtime)
         _write(table, output, {"genes": len(table)})
         print(f"predictions: {output} ({len(table):,} genes)")
         return
-    predictor = prediction.open_predictor(model, FLAGS.cells, runtime)
+    predictor = predict.open_predictor(model, FLAGS.cells, runtime)
     if FLAGS.label:
-        prediction.check_labels(predictor.cells.obs, FLAGS.label, _target(model))
-    predicted = prediction.predict_cells(model, predictor.cells, runtime)
+        predict.check_labels(predictor.cells.obs, FLAGS.label, _target(model))
+    predicted = predict.predict_cells(model, predictor.cells, runtime)
     if FLAGS.label:
-        print("\n".join(prediction.compare_with_labels(predicted, FLAGS.label, _target(model))))
+        print("\n".join(predict.compare_with_labels(predicted, FLAGS.label, _target(model))))
     _write(predicted, output, {"cells": predicted.n_obs})
     print(f"predictions: {output} ({predicted.n_obs:,} cells)")
 
@@ -121,7 +121,7 @@ def _table(predicted: Any) -> Any:
     """obs and probabilities side by side."""
     import pandas as pd
 
-    from geneformer_jax.analysis.prediction import CLASSES, PROBABILITIES
+    from geneformer_jax.finetuning.predict import CLASSES, PROBABILITIES
 
     parts = [predicted.obs]
     for name, probabilities in predicted.obsm.items():

@@ -8,14 +8,14 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from geneformer_jax.analysis.prediction import predict_cells
 from geneformer_jax.common.errors import InputError
+from geneformer_jax.finetuning.loop import finetune_folds
+from geneformer_jax.finetuning.predict import predict_cells
 from geneformer_jax.interop.huggingface import read_model
 from geneformer_jax.interop.load import load_model
 from geneformer_jax.model.encoder import init_params
 from geneformer_jax.model.heads import HeadTask
 from geneformer_jax.model.pretrained import PretrainedModel, save_model
-from geneformer_jax.training.finetuning import finetune_folds
 from tests.helpers.commands import assert_one_line, run_door
 from tests.helpers.labelled_tasks import TINY, ToyTask, config_of
 from tests.helpers.toy import toy_cells, toy_vocabulary
@@ -128,7 +128,7 @@ def test_genes_are_predicted_by_their_mean_over_cells(
 
 def test_probabilities_of_genes_are_those_of_the_fold(toy_store, gene_fold, tmp_path):
     """The fold predicted its test genes in every third cell."""
-    from geneformer_jax.analysis.prediction import predict_genes
+    from geneformer_jax.finetuning.predict import predict_genes
     from geneformer_jax.inference.cells import ChosenCells
 
     folder, table = gene_fold
@@ -193,7 +193,7 @@ def test_a_fine_tuned_model_becomes_a_hugging_face_model(gene_fold, tmp_path, mo
 
 
 def test_a_regression_comes_back_on_its_own_scale(toy_store, base, tmp_path):
-    from geneformer_jax.analysis.prediction import predict_cells
+    from geneformer_jax.finetuning.predict import predict_cells
 
     ages = np.where(toy_store.obs["kind"] == "b", 60.0, 30.0)
     output = HeadTask("age", ("age",), regression=True, center=45.0, scale=15.0)

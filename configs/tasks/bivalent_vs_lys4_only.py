@@ -19,8 +19,8 @@ and tested on the genome: 0.78.
 
 from ml_collections import ConfigDict
 
-from geneformer_jax.analysis.task_config import task_config
-from geneformer_jax.training.finetune_config import finetune_config
+from geneformer_jax.finetuning.classification.config import task_config
+from geneformer_jax.finetuning.config import finetune_config
 
 PUBLISHED = {
     "Geneformer": "AUC 0.88 ± 0.09",

@@ -19,8 +19,8 @@ one split. Position 0 of a V1 cell is its top-ranked gene, from which the origin
 
 from ml_collections import ConfigDict
 
-from geneformer_jax.analysis.task_config import task_config
-from geneformer_jax.training.finetune_config import finetune_config
+from geneformer_jax.finetuning.classification.config import task_config
+from geneformer_jax.finetuning.config import finetune_config
 
 PUBLISHED = {"Geneformer": "accuracy .919 to .992, macro F1 .828 to .975 (six tissues)"}
 

@@ -17,8 +17,8 @@ layers, its polynomial schedule of power 1 being linear.
 
 from ml_collections import ConfigDict
 
-from geneformer_jax.analysis.task_config import task_config
-from geneformer_jax.training.finetune_config import finetune_config
+from geneformer_jax.finetuning.classification.config import task_config
+from geneformer_jax.finetuning.config import finetune_config
 
 PUBLISHED = {
     "Geneformer": "accuracy .90, precision .82, recall .87; rerun: accuracy .864, macro F1 .843"

@@ -18,8 +18,8 @@ weighted 0.914 ± 0.032.
 
 from ml_collections import ConfigDict
 
-from geneformer_jax.analysis.task_config import task_config
-from geneformer_jax.training.finetune_config import finetune_config
+from geneformer_jax.finetuning.classification.config import task_config
+from geneformer_jax.finetuning.config import finetune_config
 
 PUBLISHED = {
     "Geneformer": "AUC 0.91 ± 0.02",

@@ -17,8 +17,8 @@ at hand; 4 is what the original's notebook freezes for dosage sensitivity.
 
 from ml_collections import ConfigDict
 
-from geneformer_jax.analysis.task_config import task_config
-from geneformer_jax.training.finetune_config import finetune_config
+from geneformer_jax.finetuning.classification.config import task_config
+from geneformer_jax.finetuning.config import finetune_config
 
 PUBLISHED = {
     "Geneformer": "AUC 0.74 ± 0.08",

@@ -8,7 +8,10 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 from sklearn.svm import SVC
 
-from geneformer_jax.analysis.classical_baselines import (
+from geneformer_jax.cells.counts.anndata_source import AnnDataSource
+from geneformer_jax.cells.tokenization.vocabulary import V1_SPECIAL_TOKENS, V2_SPECIAL_TOKENS
+from geneformer_jax.common.errors import InputError
+from geneformer_jax.finetuning.classification.baselines import (
     COUNTS,
     ESTIMATORS,
     FOREST,
@@ -21,10 +24,7 @@ from geneformer_jax.analysis.classical_baselines import (
     features_of,
     rank_matrix,
 )
-from geneformer_jax.analysis.classification_metrics import fold_roc
-from geneformer_jax.cells.counts.anndata_source import AnnDataSource
-from geneformer_jax.cells.tokenization.vocabulary import V1_SPECIAL_TOKENS, V2_SPECIAL_TOKENS
-from geneformer_jax.common.errors import InputError
+from geneformer_jax.finetuning.classification.metrics import fold_roc
 from tests.helpers.task_cells import cell_task, toy_task_cells
 
 

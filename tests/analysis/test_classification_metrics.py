@@ -7,10 +7,11 @@ from matplotlib.figure import Figure
 from sklearn import metrics
 from sklearn.calibration import calibration_curve as sklearn_calibration
 
-from geneformer_jax.analysis import classification_figures as figures
-from geneformer_jax.analysis.bootstrap import bootstrap_intervals, weighted_auc
-from geneformer_jax.analysis.classification_metrics import (
+from geneformer_jax.common.errors import InputError
+from geneformer_jax.finetuning.classification import figures
+from geneformer_jax.finetuning.classification.metrics import (
     average_precision,
+    bootstrap_intervals,
     calibration_curve,
     calibration_error,
     class_table,
@@ -19,16 +20,16 @@ from geneformer_jax.analysis.classification_metrics import (
     fold_table,
     precision_recall,
     summarise,
+    weighted_auc,
     weighted_mean_and_sd,
 )
-from geneformer_jax.analysis.predictions import (
+from geneformer_jax.finetuning.classification.predictions import (
     average_by_gene,
     classes_of,
     make_predictions,
     read_predictions,
     write_predictions,
 )
-from geneformer_jax.common.errors import InputError
 
 
 def made_up(classes: int = 2, rows: int = 300, folds: int = 3, seed: int = 0) -> pd.DataFrame:

@@ -8,20 +8,19 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from geneformer_jax.analysis import gene_classification
-from geneformer_jax.analysis.classical_baselines import (
+from geneformer_jax.batches.labelled import UNLABELLED
+from geneformer_jax.cells.tokenization.vocabulary import V1_SPECIAL_TOKENS, V2_SPECIAL_TOKENS
+from geneformer_jax.common.errors import InputError
+from geneformer_jax.finetuning.classification import protocol
+from geneformer_jax.finetuning.classification.baselines import (
     RANKS,
     SVM,
     baseline_predictions,
     features_of,
     rank_matrix,
 )
-from geneformer_jax.analysis.classification_metrics import fold_roc
-from geneformer_jax.analysis.classification_task import find_occurrences, labelled_cells
-from geneformer_jax.analysis.gene_classification import prepare_task, run_task
-from geneformer_jax.analysis.predictions import make_predictions
-from geneformer_jax.analysis.task_config import TaskConfig, typed_task
-from geneformer_jax.analysis.task_controls import (
+from geneformer_jax.finetuning.classification.config import TaskConfig, typed_task
+from geneformer_jax.finetuning.classification.controls import (
     MATCHED,
     SHUFFLED,
     frequency_strata,
@@ -29,13 +28,14 @@ from geneformer_jax.analysis.task_controls import (
     permuted_labels,
     summarise_control,
 )
-from geneformer_jax.analysis.task_folder import TaskFolder
-from geneformer_jax.analysis.task_report import PUBLISHED
-from geneformer_jax.batches.labelled import UNLABELLED
-from geneformer_jax.cells.tokenization.vocabulary import V1_SPECIAL_TOKENS, V2_SPECIAL_TOKENS
-from geneformer_jax.common.errors import InputError
+from geneformer_jax.finetuning.classification.folder import TaskFolder
+from geneformer_jax.finetuning.classification.metrics import fold_roc
+from geneformer_jax.finetuning.classification.predictions import make_predictions
+from geneformer_jax.finetuning.classification.protocol import prepare_task, run_task
+from geneformer_jax.finetuning.classification.report import PUBLISHED
+from geneformer_jax.finetuning.classification.task import find_occurrences, labelled_cells
+from geneformer_jax.finetuning.config import typed_finetune_config
 from geneformer_jax.inference.cells import ChosenCells
-from geneformer_jax.training.finetune_config import typed_finetune_config
 from tests.helpers.pages import assert_files_are_linked, read_page
 from tests.helpers.task_cells import (
     cell_task,
@@ -196,7 +196,7 @@ def fake_network(calls: list[str]):
 def test_a_run_writes_everything_and_goes_on_where_it_stopped(toy, task, tmp_path, monkeypatch):
     adata, cells = toy
     kinds = (SVM,)
-    monkeypatch.setattr(gene_classification, "ESTIMATORS", kinds)  # the quickest
+    monkeypatch.setattr(protocol, "ESTIMATORS", kinds)  # the quickest
     adata.write_h5ad(tmp_path / "counts.h5ad")
     config = TaskConfig(
         name="programs",
@@ -212,7 +212,7 @@ def test_a_run_writes_everything_and_goes_on_where_it_stopped(toy, task, tmp_pat
         return run_task(config, cells, tmp_path / "run", {"fake": fake_network(calls)}, {"x": 1})
 
     with monkeypatch.context() as patch:
-        patch.setattr(gene_classification, "permuted_aucs", interrupted)
+        patch.setattr(protocol, "permuted_aucs", interrupted)
         with pytest.raises(KeyboardInterrupt):
             run()
     assert not (tmp_path / "run" / "provenance.json").exists()

@@ -6,9 +6,13 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from geneformer_jax.analysis.gene_labels import Labels, read_cell_labels, read_gene_labels
 from geneformer_jax.cells.tokenization.vocabulary import GeneVocabulary
 from geneformer_jax.common.errors import InputError
+from geneformer_jax.finetuning.classification.labels import (
+    Labels,
+    read_cell_labels,
+    read_gene_labels,
+)
 
 VOCABULARY = GeneVocabulary(
     gene_ids=np.array([f"ENSG{i:011d}" for i in range(8)]),

@@ -2,18 +2,22 @@
 
 import pytest
 
-from geneformer_jax.analysis.classical_baselines import (
+from geneformer_jax.cells.counts.anndata_source import AnnDataSource
+from geneformer_jax.cells.tokenization.tokenizer import Recipe, TokenizedCells, tokenize_source
+from geneformer_jax.finetuning.classification.baselines import (
     RANKS,
     SVM,
     baseline_predictions,
     features_of,
     rank_matrix,
 )
-from geneformer_jax.analysis.gene_classification import prepare_task
-from geneformer_jax.analysis.task_config import TaskConfig
-from geneformer_jax.analysis.task_controls import SHUFFLED, permuted_aucs, summarise_control
-from geneformer_jax.cells.counts.anndata_source import AnnDataSource
-from geneformer_jax.cells.tokenization.tokenizer import Recipe, TokenizedCells, tokenize_source
+from geneformer_jax.finetuning.classification.config import TaskConfig
+from geneformer_jax.finetuning.classification.controls import (
+    SHUFFLED,
+    permuted_aucs,
+    summarise_control,
+)
+from geneformer_jax.finetuning.classification.protocol import prepare_task
 from geneformer_jax.interop.original_dictionaries import read_original_vocabulary
 
 pytestmark = pytest.mark.reference_data

@@ -5,14 +5,14 @@ import pandas as pd
 import pytest
 from sklearn.model_selection import StratifiedKFold
 
-from geneformer_jax.analysis.splits import (
+from geneformer_jax.common.errors import InputError
+from geneformer_jax.finetuning.classification.splits import (
     Split,
     SplitRule,
     given_split,
     leak_warnings,
     make_split,
 )
-from geneformer_jax.common.errors import InputError
 
 
 def labels_of(sizes: dict[str, int]) -> pd.Series:

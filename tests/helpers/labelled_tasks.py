@@ -7,12 +7,8 @@ from typing import NamedTuple
 import numpy as np
 
 from geneformer_jax.batches.labelled import UNLABELLED, LabelledCells
+from geneformer_jax.finetuning.config import FinetuneConfig, finetune_config, typed_finetune_config
 from geneformer_jax.model.config import EncoderConfig
-from geneformer_jax.training.finetune_config import (
-    FinetuneConfig,
-    finetune_config,
-    typed_finetune_config,
-)
 from tests.helpers.toy import GENES
 
 TINY = EncoderConfig(

@@ -6,10 +6,10 @@ import anndata as ad
 import numpy as np
 import pandas as pd
 
-from geneformer_jax.analysis.classification_task import ClassificationTask
-from geneformer_jax.analysis.splits import SplitRule, make_split
 from geneformer_jax.cells.tokenization.tokenizer import TokenizedCells, tokenize_cells
 from geneformer_jax.cells.tokenization.vocabulary import V1_SPECIAL_TOKENS
+from geneformer_jax.finetuning.classification.splits import SplitRule, make_split
+from geneformer_jax.finetuning.classification.task import ClassificationTask
 from tests.helpers.toy import GENES, toy_cells, toy_vocabulary
 
 

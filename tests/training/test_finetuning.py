@@ -9,16 +9,16 @@ import pandas as pd
 import pytest
 
 from geneformer_jax.common.errors import InputError
-from geneformer_jax.model.encoder import init_params
-from geneformer_jax.model.pretrained import PretrainedModel, load_model, save_model
-from geneformer_jax.training.finetuning import (
+from geneformer_jax.finetuning.loop import (
     PREDICTIONS,
     TRAINING,
     FoldRun,
     finetune_fold,
     finetune_folds,
 )
-from geneformer_jax.training.network import prepare_network
+from geneformer_jax.finetuning.network import prepare_network
+from geneformer_jax.model.encoder import init_params
+from geneformer_jax.model.pretrained import PretrainedModel, load_model, save_model
 from geneformer_jax.training.preemption import Stopped
 from geneformer_jax.training.telemetry import read_metrics
 from tests.helpers.labelled_tasks import TINY, ToyTask, config_of

@@ -6,10 +6,10 @@ import jax
 import jax.numpy as jnp
 
 from geneformer_jax.common.errors import InputError
+from geneformer_jax.finetuning.config import TuningConfig
 from geneformer_jax.model.config import EncoderConfig
 from geneformer_jax.model.encoder import Params
 from geneformer_jax.model.lora import LORA, init_lora, merge_lora
-from geneformer_jax.training.finetune_config import TuningConfig
 
 _EMBEDDINGS, _BLOCKS = "embeddings", "blocks"
 

@@ -14,7 +14,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from geneformer_jax.analysis.classical_baselines import (
+from geneformer_jax.cells.counts.open import open_counts
+from geneformer_jax.cells.counts.paths import expand_paths
+from geneformer_jax.cells.store.cell_store import EncodedCells
+from geneformer_jax.common.errors import InputError
+from geneformer_jax.common.progress import Progress
+from geneformer_jax.finetuning.classification.baselines import (
     COUNTS,
     ESTIMATORS,
     RANKS,
@@ -23,17 +28,8 @@ from geneformer_jax.analysis.classical_baselines import (
     features_of,
     rank_matrix,
 )
-from geneformer_jax.analysis.classification_metrics import fold_roc
-from geneformer_jax.analysis.classification_task import (
-    CELL,
-    GENE,
-    ClassificationTask,
-    labelled_cells,
-)
-from geneformer_jax.analysis.gene_labels import NOWHERE, Labels, read_cell_labels, read_gene_labels
-from geneformer_jax.analysis.splits import Split, given_split, leak_warnings, make_split
-from geneformer_jax.analysis.task_config import TaskConfig
-from geneformer_jax.analysis.task_controls import (
+from geneformer_jax.finetuning.classification.config import TaskConfig
+from geneformer_jax.finetuning.classification.controls import (
     CONTROL_COLUMNS,
     MATCHED,
     SHUFFLED,
@@ -41,13 +37,31 @@ from geneformer_jax.analysis.task_controls import (
     permuted_labels,
     summarise_control,
 )
-from geneformer_jax.analysis.task_folder import TaskFolder
-from geneformer_jax.analysis.task_report import read_results, results_table, write_results
-from geneformer_jax.cells.counts.open import open_counts
-from geneformer_jax.cells.counts.paths import expand_paths
-from geneformer_jax.cells.store.cell_store import EncodedCells
-from geneformer_jax.common.errors import InputError
-from geneformer_jax.common.progress import Progress
+from geneformer_jax.finetuning.classification.folder import TaskFolder
+from geneformer_jax.finetuning.classification.labels import (
+    NOWHERE,
+    Labels,
+    read_cell_labels,
+    read_gene_labels,
+)
+from geneformer_jax.finetuning.classification.metrics import fold_roc
+from geneformer_jax.finetuning.classification.report import (
+    read_results,
+    results_table,
+    write_results,
+)
+from geneformer_jax.finetuning.classification.splits import (
+    Split,
+    given_split,
+    leak_warnings,
+    make_split,
+)
+from geneformer_jax.finetuning.classification.task import (
+    CELL,
+    GENE,
+    ClassificationTask,
+    labelled_cells,
+)
 from geneformer_jax.inference.cells import check_columns, parse_filters, select_cells
 
 # (task, a folder of its own) -> predictions.

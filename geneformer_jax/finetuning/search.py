@@ -16,12 +16,12 @@ import pandas as pd
 from geneformer_jax.common.errors import InputError, did_you_mean
 from geneformer_jax.common.files import write_aside
 from geneformer_jax.common.workdir import claim_workdir
+from geneformer_jax.finetuning.config import FinetuneConfig
+from geneformer_jax.finetuning.loop import HELD_OUT, FoldRun, finetune_fold
+from geneformer_jax.finetuning.network import Task, prepare_network
 from geneformer_jax.model.heads import HeadTask
 from geneformer_jax.model.pretrained import PretrainedModel
 from geneformer_jax.training.config import fill
-from geneformer_jax.training.finetune_config import FinetuneConfig
-from geneformer_jax.training.finetuning import HELD_OUT, FoldRun, finetune_fold
-from geneformer_jax.training.network import Task, prepare_network
 from geneformer_jax.training.telemetry import read_metrics
 
 TRIALS = "trials.csv"

@@ -16,14 +16,20 @@ import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from geneformer_jax.batches.labelled import LabelledBatch
+from geneformer_jax.finetuning.config import FinetuneConfig, TuningConfig
+from geneformer_jax.finetuning.losses import label_losses, task_totals, weighted_means
+from geneformer_jax.finetuning.trainable import (
+    constant_layers,
+    join_weights,
+    rate_factors,
+    split_weights,
+)
 from geneformer_jax.model.config import EncoderConfig
 from geneformer_jax.model.encoder import Params, encode
 from geneformer_jax.model.heads import HeadConfig, head_module
 from geneformer_jax.model.pretrained import abstract_weights
 from geneformer_jax.model.runtime import Runtime, RuntimeConfig, make_runtime
 from geneformer_jax.model.sharding import BATCH, MeshConfig, make_mesh, shardings
-from geneformer_jax.training.finetune_config import FinetuneConfig, TuningConfig
-from geneformer_jax.training.label_losses import label_losses, task_totals, weighted_means
 from geneformer_jax.training.objectives import LossSums
 from geneformer_jax.training.optimizer import OptimizerConfig, decayed, rate_share, warmup_steps
 from geneformer_jax.training.state import (
@@ -32,12 +38,6 @@ from geneformer_jax.training.state import (
     abstract_state,
     init_state,
     jit_train_step,
-)
-from geneformer_jax.training.tuned_weights import (
-    constant_layers,
-    join_weights,
-    rate_factors,
-    split_weights,
 )
 
 

@@ -8,8 +8,8 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from geneformer_jax.analysis.classification_metrics import FALSE_POSITIVE_SHARES, Roc
-from geneformer_jax.analysis.predictions import PROBABILITY, classes_of
+from geneformer_jax.finetuning.classification.metrics import FALSE_POSITIVE_SHARES, Roc
+from geneformer_jax.finetuning.classification.predictions import PROBABILITY, classes_of
 from geneformer_jax.reporting.figures import PALETTE, STYLE, new_figure
 
 _DASHES = ("-", "--", ":", "-.")

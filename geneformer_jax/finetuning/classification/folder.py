@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pandas as pd
 
-from geneformer_jax.analysis.classification_task import ClassificationTask
-from geneformer_jax.analysis.predictions import read_predictions, write_predictions
-from geneformer_jax.analysis.task_config import TaskConfig
 from geneformer_jax.common.errors import InputError
 from geneformer_jax.common.files import write_aside
 from geneformer_jax.common.provenance import FILE_NAME
+from geneformer_jax.finetuning.classification.config import TaskConfig
+from geneformer_jax.finetuning.classification.predictions import read_predictions, write_predictions
+from geneformer_jax.finetuning.classification.task import ClassificationTask
 
 _TASK, SPLIT, LABELS = "task.json", "split.parquet", "labels.csv"
 

@@ -21,13 +21,13 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.svm import SVC
 
-from geneformer_jax.analysis.classification_task import GENE, ClassificationTask
-from geneformer_jax.analysis.predictions import make_predictions
 from geneformer_jax.cells.counts.source import CountSource
 from geneformer_jax.cells.store.cell_store import EncodedCells
 from geneformer_jax.cells.tokenization.tokenizer import Recipe, match_genes
 from geneformer_jax.cells.tokenization.vocabulary import GeneVocabulary
 from geneformer_jax.common.errors import InputError
+from geneformer_jax.finetuning.classification.predictions import make_predictions
+from geneformer_jax.finetuning.classification.task import GENE, ClassificationTask
 
 RANKS, COUNTS = "ranks", "counts"
 SVM, FOREST, REGRESSION = "SVM", "random forest", "logistic regression"

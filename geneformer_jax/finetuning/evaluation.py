@@ -11,10 +11,10 @@ from sklearn.metrics import f1_score
 
 from geneformer_jax.batches.labelled import Cells, LabelledBatches
 from geneformer_jax.batches.loader import read_ahead
+from geneformer_jax.finetuning.step import Programs
 from geneformer_jax.model.encoder import Params
 from geneformer_jax.model.heads import HeadConfig, HeadTask
 from geneformer_jax.model.sharding import put_batch
-from geneformer_jax.training.finetune_step import Programs
 
 PROBABILITY = "probability_"
 _IN_FLIGHT = 4

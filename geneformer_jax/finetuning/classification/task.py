@@ -8,10 +8,10 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from geneformer_jax.analysis.splits import Split, SplitRule, make_split
 from geneformer_jax.batches.labelled import UNLABELLED, LabelledCells
 from geneformer_jax.cells.store.cell_store import EncodedCells
 from geneformer_jax.common.errors import InputError
+from geneformer_jax.finetuning.classification.splits import Split, SplitRule, make_split
 from geneformer_jax.inference.cells import ORIGINAL_SEED, ChosenCells
 
 GENE, CELL = "gene", "cell"

@@ -25,6 +25,10 @@ from geneformer_jax.common.files import remove, write_aside
 from geneformer_jax.common.progress import Progress
 from geneformer_jax.common.provenance import describe_run
 from geneformer_jax.common.workdir import claim_workdir
+from geneformer_jax.finetuning.config import FinetuneConfig, StoppingConfig
+from geneformer_jax.finetuning.evaluation import compute_outputs, prediction_table, score
+from geneformer_jax.finetuning.network import Network, Sides, Task, prepare_network
+from geneformer_jax.finetuning.step import Constants, run_rates
 from geneformer_jax.model.config import EncoderConfig
 from geneformer_jax.model.encoder import Params
 from geneformer_jax.model.heads import HeadTask
@@ -37,11 +41,7 @@ from geneformer_jax.model.pretrained import (
 )
 from geneformer_jax.model.sharding import put_batch
 from geneformer_jax.training.checkpoint import Checkpoints
-from geneformer_jax.training.finetune_config import FinetuneConfig, StoppingConfig
-from geneformer_jax.training.finetune_step import Constants, run_rates
 from geneformer_jax.training.flops import step_flops
-from geneformer_jax.training.label_predictions import compute_outputs, prediction_table, score
-from geneformer_jax.training.network import Network, Sides, Task, prepare_network
 from geneformer_jax.training.preemption import Stopped, StopRequest
 from geneformer_jax.training.state import TrainState
 from geneformer_jax.training.telemetry import MetricsLog, Window, read_metrics

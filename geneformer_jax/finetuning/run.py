@@ -11,26 +11,26 @@ import pandas as pd
 from flax import traverse_util
 from sklearn import metrics
 
-from geneformer_jax.analysis.classification_task import CELL
-from geneformer_jax.analysis.gene_classification import Network, prepare_task, run_task
-from geneformer_jax.analysis.target_task import prepare_targets, typed_targets
-from geneformer_jax.analysis.task_config import task_config, typed_task
 from geneformer_jax.cells.store.cell_store import EncodedCells
 from geneformer_jax.common.errors import InputError
 from geneformer_jax.common.files import write_aside
 from geneformer_jax.common.provenance import describe_run, write_provenance
 from geneformer_jax.common.workdir import claim_workdir
-from geneformer_jax.inference.cells import open_cells
-from geneformer_jax.model.heads import HeadTask
-from geneformer_jax.model.pretrained import RESULT, PretrainedModel, load_model, weights_hash
-from geneformer_jax.training.finetune_config import (
+from geneformer_jax.finetuning.classification.config import task_config, typed_task
+from geneformer_jax.finetuning.classification.protocol import Network, prepare_task, run_task
+from geneformer_jax.finetuning.classification.task import CELL
+from geneformer_jax.finetuning.config import (
     FinetuneConfig,
     finetune_config,
     typed_finetune_config,
     with_layers,
 )
-from geneformer_jax.training.finetuning import NOT_DECISIVE, finetune_folds
-from geneformer_jax.training.network import Task, prepare_network
+from geneformer_jax.finetuning.loop import NOT_DECISIVE, finetune_folds
+from geneformer_jax.finetuning.multitask import prepare_targets, typed_targets
+from geneformer_jax.finetuning.network import Task, prepare_network
+from geneformer_jax.inference.cells import open_cells
+from geneformer_jax.model.heads import HeadTask
+from geneformer_jax.model.pretrained import RESULT, PretrainedModel, load_model, weights_hash
 
 TASK, TARGETS = "task", "targets"
 PRETRAINED = "Geneformer"

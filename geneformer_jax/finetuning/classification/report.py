@@ -7,16 +7,19 @@ from typing import Any
 
 import pandas as pd
 
-from geneformer_jax.analysis.bootstrap import bootstrap_intervals
-from geneformer_jax.analysis.classical_baselines import SVM
-from geneformer_jax.analysis.classification_figures import (
+from geneformer_jax.common.files import write_aside
+from geneformer_jax.common.provenance import describe_run, write_provenance
+from geneformer_jax.finetuning.classification.baselines import SVM
+from geneformer_jax.finetuning.classification.figures import (
     calibration_figure,
     confusion_figure,
     precision_recall_figure,
     probability_figure,
     roc_figure,
 )
-from geneformer_jax.analysis.classification_metrics import (
+from geneformer_jax.finetuning.classification.folder import SPLIT, TaskFolder
+from geneformer_jax.finetuning.classification.metrics import (
+    bootstrap_intervals,
     calibration_curve,
     class_table,
     confusion,
@@ -25,11 +28,8 @@ from geneformer_jax.analysis.classification_metrics import (
     precision_recall,
     summarise,
 )
-from geneformer_jax.analysis.classification_task import GENE, ClassificationTask
-from geneformer_jax.analysis.predictions import average_by_gene
-from geneformer_jax.analysis.task_folder import SPLIT, TaskFolder
-from geneformer_jax.common.files import write_aside
-from geneformer_jax.common.provenance import describe_run, write_provenance
+from geneformer_jax.finetuning.classification.predictions import average_by_gene
+from geneformer_jax.finetuning.classification.task import GENE, ClassificationTask
 from geneformer_jax.reporting.figures import save_figure
 from geneformer_jax.reporting.html import Report
 

@@ -18,14 +18,14 @@ from geneformer_jax.batches.labelled import (
 from geneformer_jax.batches.plan import BatchShape, choose_buckets, shape_batches
 from geneformer_jax.cells.tokenization.vocabulary import GeneVocabulary
 from geneformer_jax.common.errors import InputError
+from geneformer_jax.finetuning.config import BALANCED, FinetuneConfig
+from geneformer_jax.finetuning.step import Design, Programs, build_programs
+from geneformer_jax.finetuning.trainable import check_tuning, join_weights, split_weights
 from geneformer_jax.model.config import EncoderConfig
 from geneformer_jax.model.encoder import Params, init_params
 from geneformer_jax.model.heads import CELLS, GENES, HeadConfig, HeadTask, head_of_tasks, init_head
 from geneformer_jax.model.pretrained import PretrainedModel, weights_hash
 from geneformer_jax.model.sharding import batch_divisor, make_mesh
-from geneformer_jax.training.finetune_config import BALANCED, FinetuneConfig
-from geneformer_jax.training.finetune_step import Design, Programs, build_programs
-from geneformer_jax.training.tuned_weights import check_tuning, join_weights, split_weights
 
 _NO_RATES = {"learning_rate": 1.0, "weight_decay": 0.0, "warmup_steps": 0, "warmup_ratio": 0.0}
 

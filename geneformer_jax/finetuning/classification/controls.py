@@ -13,8 +13,8 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from geneformer_jax.analysis.classification_metrics import fold_roc
-from geneformer_jax.analysis.classification_task import ClassificationTask
+from geneformer_jax.finetuning.classification.metrics import fold_roc
+from geneformer_jax.finetuning.classification.task import ClassificationTask
 
 SHUFFLED, MATCHED = "shuffled labels", "labels shuffled among equally frequent genes"
 CONTROL_COLUMNS = ("method", "control", "permutations", "auc", "low", "high", "true_auc", "p")

@@ -1,0 +1,1 @@
+"""Classification tasks: labels, splits, baselines, controls, metrics, report."""
