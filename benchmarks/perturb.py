@@ -60,11 +60,12 @@ def jax_case(weights, genes, edits):
 
     import jax
 
-    from geneformer_jax.analysis.perturbation_options import Options, make_perturber
     from geneformer_jax.cells.tokenization.vocabulary import GeneVocabulary
     from geneformer_jax.interop.huggingface import read_model
     from geneformer_jax.model.runtime import inference_runtime
     from geneformer_jax.model.sharding import use_all_cores
+    from geneformer_jax.perturbation.config import Options
+    from geneformer_jax.perturbation.prepare import make_perturber
 
     use_all_cores()
     ids = np.array([f"ENSG{i:011d}" for i in range(VOCABULARY - FIRST_GENE)])

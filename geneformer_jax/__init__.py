@@ -18,7 +18,7 @@ _HOME = {
     "embed_cells": "geneformer_jax.embedding.api",
     "finetune_cells": "geneformer_jax.finetuning.run",
     "load_model": "geneformer_jax.interop.load",
-    "perturb_cells": "geneformer_jax.analysis.perturbation",
+    "perturb_cells": "geneformer_jax.perturbation.api",
     "predict_cells": "geneformer_jax.finetuning.predict",
     "predict_genes": "geneformer_jax.finetuning.predict",
     "tokenize_cells": "geneformer_jax.cells.tokenization.tokenizer",

@@ -137,7 +137,7 @@ def main() -> None:
     command_line.require("checkpoint", "cells", "output")
     modes = command_line.split_list(FLAGS.statistics)
     # JAX takes seconds to import, which --help and a mistyped flag should not have to wait for.
-    from geneformer_jax.analysis.shift_report import require_modes, run_statistics
+    from geneformer_jax.perturbation.statistics.report import require_modes, run_statistics
 
     require_modes(modes, FLAGS.null)
     if not _perturb():
@@ -152,9 +152,9 @@ def _perturb() -> bool:
     share = parse_share(FLAGS.shard)
     if FLAGS.shard and FLAGS.finish:
         raise InputError("--shard makes a share and --finish joins all of them; give one of them")
-    from geneformer_jax.analysis.perturbation_run import PerturbationRun
     from geneformer_jax.interop.load import load_model
     from geneformer_jax.model.sharding import use_all_cores
+    from geneformer_jax.perturbation.run import PerturbationRun
 
     command = {name: value for name, value in configuration().items() if name not in _AFTERWARDS}
     run = PerturbationRun(Path(FLAGS.output), _options(), command, share)
@@ -175,10 +175,10 @@ def _perturb() -> bool:
 
 
 def _options():
-    from geneformer_jax.analysis.perturbation_genes import read_combinations, read_list
-    from geneformer_jax.analysis.perturbation_options import Options
-    from geneformer_jax.analysis.perturbation_states import read_state_names
     from geneformer_jax.inference.cells import parse_filters
+    from geneformer_jax.perturbation.cell_states import read_state_names
+    from geneformer_jax.perturbation.config import Options
+    from geneformer_jax.perturbation.engine.gene_sets import read_combinations, read_list
 
     return Options(
         edit=FLAGS.edit,

@@ -44,10 +44,10 @@ PURE = (
     "batches/plan",
     "batches/masking",
     "cells/tokenization/rank_encoding",
-    "analysis/shift_ranks",
-    "analysis/shift_statistics",
-    "analysis/shift_mixture",
-    "analysis/shift_combinations",
+    "perturbation/statistics/moments",
+    "perturbation/statistics/shifts",
+    "perturbation/statistics/mixture",
+    "perturbation/statistics/combinations",
 )
 
 

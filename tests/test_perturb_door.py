@@ -10,9 +10,9 @@ import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 import pytest
 
-from geneformer_jax.analysis.perturbation import perturb_cells
-from geneformer_jax.analysis.perturbation_states import States
 from geneformer_jax.model import pretrained
+from geneformer_jax.perturbation.api import perturb_cells
+from geneformer_jax.perturbation.cell_states import States
 from tests.helpers.commands import assert_one_line
 from tests.helpers.pages import assert_files_are_linked, read_page
 from tests.helpers.perturb_runs import GENES, assert_same_folders, door_on_five_cells, make_model

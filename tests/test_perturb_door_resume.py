@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 import geneformer_jax as gf
-from geneformer_jax.analysis import perturbation_files
-from geneformer_jax.analysis.perturbation_engine import Perturber
 from geneformer_jax.model import pretrained
+from geneformer_jax.perturbation import output as perturbation_output
+from geneformer_jax.perturbation.engine.perturber import Perturber
 from tests.helpers.commands import assert_one_line
 from tests.helpers.perturb_runs import assert_same_folders, door_on_five_cells, make_model
 
@@ -98,7 +98,7 @@ def test_a_command_killed_while_it_joins_can_be_given_again(perturb, tmp_path, m
     whole = tmp_path / "whole"
     assert perturb(f"--output={whole}")[0] == 0
     with monkeypatch.context() as patch:
-        patch.setattr(perturbation_files.PerturbationFolder, "_tidy", _die)
+        patch.setattr(perturbation_output.PerturbationFolder, "_tidy", _die)
         assert perturb()[0] == 130
     assert (tmp_path / "out" / "plan.json").exists()
     status, output, _ = perturb()

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from geneformer_jax.analysis.perturbation import perturb_cells
-from geneformer_jax.analysis.perturbation_edits import EditRule, Frame, edits_of
 from geneformer_jax.common.errors import InputError
+from geneformer_jax.perturbation.api import perturb_cells
+from geneformer_jax.perturbation.engine.edits import EditRule, Frame, edits_of
 from tests.analysis.test_perturbation_engine import (
     by_hand,
     ids_of,

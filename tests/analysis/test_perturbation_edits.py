@@ -5,11 +5,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from geneformer_jax.analysis import perturbation_pass
-from geneformer_jax.analysis.perturbation_edits import EditRule, Frame, edits_of
-from geneformer_jax.analysis.perturbation_genes import GeneSets
-from geneformer_jax.analysis.perturbation_pass import Rows, Slots
 from geneformer_jax.common.errors import InputError
+from geneformer_jax.perturbation.engine import forward
+from geneformer_jax.perturbation.engine.edits import EditRule, Frame, edits_of
+from geneformer_jax.perturbation.engine.forward import Rows, Slots
+from geneformer_jax.perturbation.engine.gene_sets import GeneSets
 
 PADDED = 16
 CLS, EOS = 2, 3
@@ -64,11 +64,11 @@ def edited_on_device(rule: EditRule, frame: Frame, genes: list[int], sets_EK: np
     slots = Slots(tokens_CT, beyond, np.full(rows, len(seen), np.int32), edits.cut)
     slots = jax.tree.map(jnp.asarray, slots)
     order = Rows(np.arange(rows), edits.positions, edits.keys, edits.added)
-    arranged, _ = perturbation_pass._edit(frame, slots, jax.tree.map(jnp.asarray, order))
-    original = perturbation_pass._arrange(
+    arranged, _ = forward._edit(frame, slots, jax.tree.map(jnp.asarray, order))
+    original = forward._arrange(
         frame,
         jnp.concatenate([slots.tokens_CT, slots.beyond_CK], axis=1),
-        perturbation_pass._keys(frame, slots, slots.cut_C),
+        forward._keys(frame, slots, slots.cut_C),
         slots,
     )
     return as_lists(original), as_lists(arranged)

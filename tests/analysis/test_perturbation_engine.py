@@ -8,11 +8,6 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from geneformer_jax.analysis import perturbation_engine, perturbation_pass
-from geneformer_jax.analysis.perturbation import perturb_cells
-from geneformer_jax.analysis.perturbation_edits import EditRule, Frame
-from geneformer_jax.analysis.perturbation_options import Options, make_perturber
-from geneformer_jax.analysis.perturbation_states import States
 from geneformer_jax.cells.tokenization.vocabulary import V2_SPECIAL_TOKENS
 from geneformer_jax.common.errors import InputError
 from geneformer_jax.model.config import EncoderConfig
@@ -20,6 +15,12 @@ from geneformer_jax.model.encoder import encode, init_params
 from geneformer_jax.model.heads import HeadConfig, head_module, init_head
 from geneformer_jax.model.precision import precision_preset
 from geneformer_jax.model.pretrained import PretrainedModel
+from geneformer_jax.perturbation.api import perturb_cells
+from geneformer_jax.perturbation.cell_states import States
+from geneformer_jax.perturbation.config import Options
+from geneformer_jax.perturbation.engine import forward, perturber
+from geneformer_jax.perturbation.engine.edits import EditRule, Frame
+from geneformer_jax.perturbation.prepare import make_perturber
 from tests.analysis.test_perturbation_edits import edited_by_hand
 from tests.helpers.perturbation_reference import GivenCells
 from tests.helpers.toy import toy_vocabulary
@@ -265,13 +266,13 @@ def test_nothing_is_compiled_while_it_runs(v1):
     with perturber.progress(perturber.work.edits) as progress:
         perturber.shifts(0, 30, progress)
         perturber.shifts(30, perturber.work.edits, progress)
-    assert perturbation_pass.perturb_rows._cache_size() == len(perturber.lengths)
+    assert forward.perturb_rows._cache_size() == len(perturber.lengths)
 
 
 def test_a_batch_that_does_not_fit_is_halved_and_said_so(v1, monkeypatch, capsys):
     cells = make_cells(v1, [24, 20, 24])
     whole = table_with(v1, cells, 1, 32 * 8, gene_shifts="full")
-    run, sizes = perturbation_engine.perturb_rows, []
+    run, sizes = perturber.perturb_rows, []
 
     def small_device(pass_, params, states, slots, before, rows):
         sizes.append(pass_.together or len(rows.slot_R))
@@ -279,7 +280,7 @@ def test_a_batch_that_does_not_fit_is_halved_and_said_so(v1, monkeypatch, capsys
             raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 1 byte")
         return run(pass_, params, states, slots, before, rows)
 
-    monkeypatch.setattr(perturbation_engine, "perturb_rows", small_device)
+    monkeypatch.setattr(perturber, "perturb_rows", small_device)
     halved = table_with(v1, cells, 1, 32 * 8, gene_shifts="full")
     pd.testing.assert_frame_equal(halved, whole, rtol=0, atol=1e-6)
     output = capsys.readouterr().out
@@ -293,7 +294,7 @@ def test_a_device_too_small_for_one_cell_is_told_in_one_line(v1, monkeypatch):
     def no_device(*arguments):
         raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 1 byte")
 
-    monkeypatch.setattr(perturbation_engine, "perturb_rows", no_device)
+    monkeypatch.setattr(perturber, "perturb_rows", no_device)
     with pytest.raises(InputError, match="does not hold one cell of 16 tokens"):
         table_with(v1, make_cells(v1, [9]), 1, 32)
 
@@ -302,7 +303,7 @@ def test_other_failures_are_not_taken_for_lack_of_memory(v1, monkeypatch):
     def broken(*arguments):
         raise jax.errors.JaxRuntimeError("INTERNAL: something else")
 
-    monkeypatch.setattr(perturbation_engine, "perturb_rows", broken)
+    monkeypatch.setattr(perturber, "perturb_rows", broken)
     with pytest.raises(jax.errors.JaxRuntimeError, match="something else"):
         table_with(v1, make_cells(v1, [9]), 1, 32)
 

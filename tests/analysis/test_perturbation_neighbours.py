@@ -4,10 +4,11 @@ import jax
 import numpy as np
 import pytest
 
-from geneformer_jax.analysis import perturbation_engine
-from geneformer_jax.analysis.perturbation_engine import PartShifts, Perturber
-from geneformer_jax.analysis.perturbation_options import Options, make_perturber
 from geneformer_jax.cells.tokenization.vocabulary import V2_SPECIAL_TOKENS
+from geneformer_jax.perturbation.config import Options
+from geneformer_jax.perturbation.engine import perturber
+from geneformer_jax.perturbation.engine.perturber import PartShifts, Perturber
+from geneformer_jax.perturbation.prepare import make_perturber
 from tests.analysis.test_perturbation_engine import LIMIT, make_cells, make_model
 from tests.helpers.perturbation_reference import GivenCells
 
@@ -28,15 +29,15 @@ def v2():
 @pytest.fixture
 def shared(monkeypatch) -> list[str]:
     """The `neighbours` of each batch that is made; 16 edits in few batches share a cell."""
-    monkeypatch.setattr(perturbation_engine, "_FEW_BATCHES", 1)
-    monkeypatch.setattr(perturbation_engine, "_NEIGHBOURS", 16)
-    run, told = perturbation_engine.perturb_rows, []
+    monkeypatch.setattr(perturber, "_FEW_BATCHES", 1)
+    monkeypatch.setattr(perturber, "_NEIGHBOURS", 16)
+    run, told = perturber.perturb_rows, []
 
     def listen(pass_, *arguments):
         told.append(pass_.neighbours)
         return run(pass_, *arguments)
 
-    monkeypatch.setattr(perturbation_engine, "perturb_rows", listen)
+    monkeypatch.setattr(perturber, "perturb_rows", listen)
     return told
 
 
@@ -115,7 +116,7 @@ def test_fillers_are_neither_encoded_nor_counted(v1, shared):
 
 def test_so_are_those_of_halved_batches(v1, monkeypatch, shared):
     cells, sizes = make_cells(v1, RAGGED), []
-    run = perturbation_engine.perturb_rows
+    run = perturber.perturb_rows
 
     def small_device(pass_, *arguments):
         sizes.append(pass_.together)
@@ -124,7 +125,7 @@ def test_so_are_those_of_halved_batches(v1, monkeypatch, shared):
         return run(pass_, *arguments)
 
     whole = shifts_of(v1, cells, tokens=5 * LIMIT)
-    monkeypatch.setattr(perturbation_engine, "perturb_rows", small_device)
+    monkeypatch.setattr(perturber, "perturb_rows", small_device)
     assert_same(shifts_of(v1, cells, tokens=5 * LIMIT), whole)
     assert set(shared) == {"delete"}
     assert sizes[:2] == [5, 2] and set(sizes[2:]) == {2}

@@ -7,10 +7,10 @@ import pandas as pd
 import pytest
 from scipy.stats import wilcoxon
 
-from geneformer_jax.analysis import shift_statistics
-from geneformer_jax.analysis.shift_combinations import combinations
-from geneformer_jax.analysis.shift_mixture import mixture_model
 from geneformer_jax.interop.original_dictionaries import read_original_vocabulary
+from geneformer_jax.perturbation.statistics import aggregate, shifts
+from geneformer_jax.perturbation.statistics.combinations import combinations
+from geneformer_jax.perturbation.statistics.mixture import mixture_model
 from tests.helpers.shift_pieces import cut
 
 GOAL, ALTERNATIVES = "CD14+ Mono", ("B", "NK")
@@ -101,7 +101,7 @@ def assert_equal(ours: pd.DataFrame, theirs: pd.DataFrame, keys=("Ensembl_ID",))
     ],
 )
 def test_goal_state_shift_is_the_original_s(raw, original, name, experiment, alternatives):
-    ours = shift_statistics.goal_state_shift(raw(experiment).cells, GOAL, alternatives)
+    ours = shifts.goal_state_shift(raw(experiment).cells, GOAL, alternatives)
     theirs = original(f"goal_state_shift_{name}")
     assert_equal(ours, theirs)
     assert set(theirs) - {"Gene"} <= set(ours)
@@ -112,7 +112,7 @@ def test_goal_state_shift_is_the_original_s(raw, original, name, experiment, alt
 @pytest.mark.parametrize("edit", ["delete", "overexpress"])
 def test_goal_state_shift_of_one_set_is_the_original_s(raw, original, edit):
     pieces = raw(f"v1_states_{edit}_list2_cell").cells
-    ours = shift_statistics.goal_state_shift(pieces, GOAL, ALTERNATIVES)
+    ours = shifts.goal_state_shift(pieces, GOAL, ALTERNATIVES)
     theirs = original(f"goal_state_shift_{edit}_list2")
     assert not any("pval" in name or "Sig" in name for name in ours)
     np.testing.assert_allclose(ours[list(theirs)], theirs, rtol=0, atol=1e-9)
@@ -123,10 +123,10 @@ def test_goal_state_shift_of_one_set_is_the_original_s(raw, original, edit):
 def test_vs_null_is_the_original_s(raw, original, name):
     test, null = (raw(f"{name}_{which}_delete_all_cell").cells for which in ("test", "null"))
     theirs = original(f"vs_null_{name}")
-    ours = shift_statistics.versus_null(test, null)
+    ours = shifts.versus_null(test, null)
     assert_equal(ours, theirs)
     assert set(theirs) - {"Gene"} <= set(ours)
-    in_passes = shift_statistics.versus_null(test, null, rows_at_once=100)
+    in_passes = shifts.versus_null(test, null, rows_at_once=100)
     pd.testing.assert_frame_equal(ours, in_passes)
 
 
@@ -173,7 +173,7 @@ def test_mixture_model_is_the_original_s_but_for_which_component_is_the_impact(r
 @pytest.mark.reference_data
 def test_aggregate_data_is_the_original_s(raw, original):
     pieces = raw("mini_delete_list1_cell_and_gene").cells
-    ours = pd.concat(shift_statistics.aggregate_cells(pieces))
+    ours = pd.concat(aggregate.aggregate_cells(pieces))
     theirs = original("aggregate_data_mini_delete_list1")
     np.testing.assert_allclose(ours["Cosine_sim"], theirs["Cosine_sim"], rtol=0, atol=1e-9)
     assert set(theirs) <= set(ours)
@@ -182,11 +182,11 @@ def test_aggregate_data_is_the_original_s(raw, original):
 @pytest.mark.reference_data
 def test_aggregate_data_takes_sets_of_genes_at_which_the_original_fails(raw):
     pieces = raw("v1_delete_list2_cell").cells
-    rows = pd.concat(shift_statistics.aggregate_cells(pieces))
+    rows = pd.concat(aggregate.aggregate_cells(pieces))
     assert len(rows) == 20
     assert rows["Cell"].is_unique
     assert set(rows["Ensembl_ID"]) == {"ENSG00000198851+ENSG00000120742"}
-    (mean,) = shift_statistics.aggregate(pieces)["Cosine_sim_mean"]
+    (mean,) = aggregate.aggregate(pieces)["Cosine_sim_mean"]
     assert mean == pytest.approx(rows["Cosine_sim"].astype(float).mean(), abs=1e-12)
 
 
@@ -204,9 +204,7 @@ def test_aggregate_gene_shifts_is_the_original_s(raw, original, name, experiment
     whole = theirs["Affected"] == "cell_emb"
     theirs["Affected_Ensembl_ID"] = theirs["Affected_Ensembl_ID"].mask(whole, "")
     pieces = raw(experiment)
-    ours = list(
-        shift_statistics.aggregate_gene_shifts(pieces.cells, pieces.genes, pairs_at_once=9_000)
-    )
+    ours = list(aggregate.aggregate_gene_shifts(pieces.cells, pieces.genes, pairs_at_once=9_000))
     assert (len(ours) > 3) == (name == "mini"), "several passes over the genes"
     assert_equal(pd.concat(ours), theirs, ("Ensembl_ID", "Affected_Ensembl_ID"))
     assert set(theirs) - {"Perturbed"} <= set(ours[0])

@@ -10,12 +10,14 @@ import pyarrow.parquet as pq
 import pytest
 from matplotlib.image import imread
 
-from geneformer_jax.analysis import shift_figures, shift_report, shift_statistics
-from geneformer_jax.analysis.shift_combinations import combinations
-from geneformer_jax.analysis.shift_mixture import fit_mixture
-from geneformer_jax.analysis.shift_modes import MODES
-from geneformer_jax.analysis.shift_report import run_statistics
 from geneformer_jax.common.errors import InputError
+from geneformer_jax.perturbation.statistics import figures as statistics_figures
+from geneformer_jax.perturbation.statistics import report
+from geneformer_jax.perturbation.statistics import shifts as statistics_shifts
+from geneformer_jax.perturbation.statistics.combinations import combinations
+from geneformer_jax.perturbation.statistics.mixture import fit_mixture
+from geneformer_jax.perturbation.statistics.modes import MODES
+from geneformer_jax.perturbation.statistics.report import run_statistics
 from geneformer_jax.reporting.html import Report
 
 GENES, CELLS = 8, 12
@@ -85,7 +87,7 @@ def null_run(tmp_path_factory) -> Path:
 @pytest.fixture
 def undrawn(monkeypatch):
     """No figures are written, which take most of the time."""
-    monkeypatch.setattr(shift_report, "save_figure", lambda figure, stem: [])
+    monkeypatch.setattr(report, "save_figure", lambda figure, stem: [])
     monkeypatch.setattr(Report, "figure", lambda report, figure, caption: None)
 
 
@@ -135,8 +137,8 @@ def test_tables_from_files_are_those_from_memory(run, null_run, undrawn):
     frame, null = shifts(), shifts(0.02)
     states = frame[frame["measure"] == "state_shift"].astype({"value": np.float32})
     expected = {
-        "goal_state_shift": shift_statistics.goal_state_shift([states], "b", ["c"]),
-        "vs_null": shift_statistics.versus_null(
+        "goal_state_shift": statistics_shifts.goal_state_shift([states], "b", ["c"]),
+        "vs_null": statistics_shifts.versus_null(
             pieces_of(frame, "mean_gene_cosine"), pieces_of(null, "mean_gene_cosine")
         ),
         "combinations": combinations(pieces_of(frame, "mean_gene_cosine"))[0],
@@ -265,10 +267,10 @@ def test_figures_of_very_few_edits_and_long_names_are_drawn(tmp_path):
     )
     words = {"shift": "shift", "rate": "rate"}
     figures = [
-        shift_figures.volcano_figure(table, "shift", "rate", words),
-        shift_figures.ranked_figure(table, "shift", table["Sig"] == 1, ("shift", "chosen")),
-        shift_figures.background_figure(np.ones(5), {"B": np.ones(1)}, ("shift", "all")),
-        shift_figures.mixture_figure(
+        statistics_figures.volcano_figure(table, "shift", "rate", words),
+        statistics_figures.ranked_figure(table, "shift", table["Sig"] == 1, ("shift", "chosen")),
+        statistics_figures.background_figure(np.ones(5), {"B": np.ones(1)}, ("shift", "all")),
+        statistics_figures.mixture_figure(
             np.array([0.1, 0.1, 0.9]), fit_mixture(np.array([0.1, 0.1, 0.9])), "mean"
         ),
     ]
@@ -278,12 +280,12 @@ def test_figures_of_very_few_edits_and_long_names_are_drawn(tmp_path):
     anchored = pd.DataFrame(
         {"Ensembl_ID": ["A+B", "A+C", "A+D"], "Gene_name": ["a+b", "a+c", "a+d"], "v": [1, 2, 3]}
     )
-    assert shift_figures.pairs_figure(anchored, "v", "") is None
+    assert statistics_figures.pairs_figure(anchored, "v", "") is None
 
 
 def test_cosines_close_to_one_are_written_out():
     table = pd.DataFrame({"Gene_name": list("abc"), "cosine": [0.99995, 0.99996, 0.99998]})
-    figure = shift_figures.ranked_figure(
+    figure = statistics_figures.ranked_figure(
         table, "cosine", pd.Series([False] * 3), ("cosine", "chosen")
     )
     figure.draw_without_rendering()
@@ -300,7 +302,7 @@ def test_the_heat_map_shows_each_pair_at_its_genes():
             "v": [1.0, -2.0, 3.0, 9.0],
         }
     )
-    figure = shift_figures.pairs_figure(pairs, "v", "effect")
+    figure = statistics_figures.pairs_figure(pairs, "v", "effect")
     axes = figure.axes[0]
     shown = np.ma.filled(axes.images[0].get_array(), np.nan)
     assert [label.get_text() for label in axes.get_yticklabels()] == ["a", "b", "c"]

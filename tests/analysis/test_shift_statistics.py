@@ -7,11 +7,12 @@ import pandas as pd
 import pytest
 from scipy.stats import false_discovery_control, ranksums
 
-from geneformer_jax.analysis import shift_statistics
-from geneformer_jax.analysis.shift_combinations import combinations
-from geneformer_jax.analysis.shift_mixture import fit_mixture, mixture_model
-from geneformer_jax.analysis.shift_ranks import RunningMoments, RunningSample, blocks_of
 from geneformer_jax.common.errors import InputError
+from geneformer_jax.perturbation.statistics import aggregate, shifts
+from geneformer_jax.perturbation.statistics.combinations import combinations
+from geneformer_jax.perturbation.statistics.mixture import fit_mixture, mixture_model
+from geneformer_jax.perturbation.statistics.moments import RunningMoments, blocks_of
+from geneformer_jax.perturbation.statistics.rank_sums import RunningSample
 from tests.helpers.shift_pieces import cut
 
 
@@ -36,7 +37,7 @@ def made_up(seed: int = 0, edits: int = 40, cells: int = 60, ties: bool = False)
 @pytest.mark.parametrize("without_own", [False, True])
 def test_goal_tests_are_scipy_s_rank_sum_tests(ties, without_own):
     frame = made_up(ties=ties)
-    ours = shift_statistics.goal_state_shift(cut(frame, 300), "goal", without_own=without_own)
+    ours = shifts.goal_state_shift(cut(frame, 300), "goal", without_own=without_own)
     ours = ours.set_index("Ensembl_ID")
     for edit, values in frame.groupby("perturbed")["value"]:
         others = frame["value"][frame["perturbed"] != edit] if without_own else frame["value"]
@@ -55,7 +56,7 @@ def test_a_background_without_the_tested_edit_shows_what_hides_in_one_that_holds
     """Two edits of many cells, half the background each: with itself in it, an edit looks tame."""
     frame = made_up(edits=2, cells=400)
     p_with, p_without = (
-        shift_statistics.goal_state_shift([frame], "goal", without_own=without_own)
+        shifts.goal_state_shift([frame], "goal", without_own=without_own)
         .set_index("Ensembl_ID")
         .loc["G0", "Goal_end_vs_random_pval"]
         for without_own in (False, True)
@@ -68,7 +69,7 @@ def test_a_sampled_background_depends_on_the_seed_and_not_on_the_order_of_rows()
     shuffled = frame.sample(frac=1, random_state=1)
 
     def run(pieces, **options):
-        return shift_statistics.goal_state_shift(pieces, "goal", background=500, **options)
+        return shifts.goal_state_shift(pieces, "goal", background=500, **options)
 
     one = run([frame], seed=42)
     other_order = run(cut(shuffled, 777), seed=42)
@@ -76,14 +77,14 @@ def test_a_sampled_background_depends_on_the_seed_and_not_on_the_order_of_rows()
     assert not one["Goal_end_vs_random_pval"].equals(
         run([frame], seed=7)["Goal_end_vs_random_pval"]
     )
-    whole = shift_statistics.goal_state_shift([frame], "goal")
+    whole = shifts.goal_state_shift([frame], "goal")
     pair = [table.set_index("Ensembl_ID")["Goal_end_effect_size"] for table in (one, whole)]
     assert pair[0].corr(pair[1]) > 0.98
 
 
 def test_own_rows_leave_a_sampled_background_too():
     frame = made_up(cells=200)
-    table = shift_statistics.goal_state_shift(
+    table = shifts.goal_state_shift(
         cut(frame, 900), "goal", background=800, without_own=True
     ).set_index("Ensembl_ID")
     sample = RunningSample(800, 42)
@@ -168,11 +169,11 @@ class Endless:
 
 
 def everything(pieces: Endless) -> None:
-    shift_statistics.goal_state_shift(pieces, "goal", background=2_000)
+    shifts.goal_state_shift(pieces, "goal", background=2_000)
     mixture_model(pieces)
-    shift_statistics.aggregate(pieces)
-    shift_statistics.sample_shifts(pieces, 2_000)
-    shift_statistics.versus_null(pieces, pieces, rows_at_once=16_000)
+    aggregate.aggregate(pieces)
+    shifts.sample_shifts(pieces, 2_000)
+    shifts.versus_null(pieces, pieces, rows_at_once=16_000)
 
 
 def test_memory_does_not_grow_with_cells():
@@ -230,15 +231,15 @@ def test_combinations_against_sum_and_strongest_single(no_change):
 def test_bad_input_is_told_in_one_line():
     frame = made_up()
     with pytest.raises(InputError, match='state "gaol" \\(did you mean "goal"\\?\\)'):
-        shift_statistics.goal_state_shift([frame], "gaol")
+        shifts.goal_state_shift([frame], "gaol")
     one_cell = frame[frame["cell"] == frame["cell"].iloc[0]]
     with pytest.raises(InputError, match="too few cells"):
-        shift_statistics.goal_state_shift([one_cell], "goal")
+        shifts.goal_state_shift([one_cell], "goal")
     elsewhere = frame.assign(perturbed="X" + frame["perturbed"])
     with pytest.raises(InputError, match="no edit was made in both"):
-        shift_statistics.versus_null([frame], [elsewhere])
+        shifts.versus_null([frame], [elsewhere])
     with pytest.raises(InputError, match="too few cells"):
-        shift_statistics.versus_null([frame], [one_cell])
+        shifts.versus_null([frame], [one_cell])
     with pytest.raises(InputError, match="at least 3 edits"):
         mixture_model([frame[frame["perturbed"].isin(["G1", "G2"])]])
     with pytest.raises(InputError, match="no sets of genes"):

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from geneformer_jax.analysis import perturbation_plan
 from geneformer_jax.model import pretrained
+from geneformer_jax.perturbation.engine import plan
 from tests.helpers.commands import run_door
 from tests.helpers.toy import toy_model
 
@@ -22,7 +22,7 @@ def door_on_five_cells(
 ) -> Callable[..., tuple[int, str, str]]:
     """The door on five cells in small parts; each call returns (exit status, output, error)."""
     monkeypatch.setattr(pretrained, "load_model", lambda path: model)
-    monkeypatch.setattr(perturbation_plan, "_TOKENS_PER_PART", 1_000)
+    monkeypatch.setattr(plan, "_TOKENS_PER_PART", 1_000)
 
     def run(*arguments: str) -> tuple[int, str, str]:
         defaults = {

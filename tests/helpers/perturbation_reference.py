@@ -8,12 +8,13 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from geneformer_jax.analysis.perturbation_engine import Measures, Perturber
-from geneformer_jax.analysis.perturbation_options import Options, find_work
 from geneformer_jax.cells.tokenization.vocabulary import GeneVocabulary
 from geneformer_jax.interop.huggingface import read_model
 from geneformer_jax.interop.original_dictionaries import read_original_vocabulary
 from geneformer_jax.model.pretrained import PretrainedModel
+from geneformer_jax.perturbation.config import Options
+from geneformer_jax.perturbation.engine.perturber import Measures, Perturber
+from geneformer_jax.perturbation.prepare import find_work
 
 
 @dataclass(frozen=True, eq=False)

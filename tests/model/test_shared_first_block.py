@@ -10,7 +10,7 @@ import pytest
 from geneformer_jax.model.config import EncoderConfig
 from geneformer_jax.model.encoder import encode, init_params
 from geneformer_jax.model.runtime import Runtime
-from geneformer_jax.model.shared_first_block import (
+from geneformer_jax.perturbation.engine.shared_first_block import (
     Neighbours,
     finish_first_block,
     share_first_block,

@@ -8,10 +8,10 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from geneformer_jax.analysis.perturbation_engine import PartShifts
-from geneformer_jax.analysis.perturbation_genes import JOINT
 from geneformer_jax.cells.tokenization.vocabulary import GeneVocabulary
 from geneformer_jax.common.files import write_aside
+from geneformer_jax.perturbation.engine.perturber import PartShifts
+from geneformer_jax.perturbation.layout import JOINT
 
 _TEXT = pa.dictionary(pa.int32(), pa.string())
 

@@ -10,19 +10,23 @@ import jax
 import numpy as np
 from jax.sharding import NamedSharding
 
-from geneformer_jax.analysis.perturbation_batches import (
+from geneformer_jax.common.errors import InputError
+from geneformer_jax.common.progress import Progress
+from geneformer_jax.model.heads import HeadConfig
+from geneformer_jax.model.pretrained import PretrainedModel
+from geneformer_jax.model.runtime import Runtime
+from geneformer_jax.model.sharding import BATCH, inference_mesh
+from geneformer_jax.perturbation.engine.batches import (
     Batches,
     SlotWork,
     Step,
-    lay_out_edits,
-    split_by_cut,
-)
-from geneformer_jax.analysis.perturbation_memory import (
     choose_rows,
     is_out_of_memory,
+    lay_out_edits,
+    split_by_cut,
     tokens_worth_compiling,
 )
-from geneformer_jax.analysis.perturbation_pass import (
+from geneformer_jax.perturbation.engine.forward import (
     CELL,
     REPLICATED,
     PerturbationPass,
@@ -30,13 +34,7 @@ from geneformer_jax.analysis.perturbation_pass import (
     baseline,
     perturb_rows,
 )
-from geneformer_jax.analysis.perturbation_plan import Work, choose_lengths
-from geneformer_jax.common.errors import InputError
-from geneformer_jax.common.progress import Progress
-from geneformer_jax.model.heads import HeadConfig
-from geneformer_jax.model.pretrained import PretrainedModel
-from geneformer_jax.model.runtime import Runtime
-from geneformer_jax.model.sharding import BATCH, inference_mesh
+from geneformer_jax.perturbation.engine.plan import Work, choose_lengths
 
 # Padded lengths are multiples of this: kernels of accelerators want 128.
 _MULTIPLE = {"cpu": 16}

@@ -15,12 +15,12 @@ import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet as pq
 
-from geneformer_jax.analysis.shift_files import SHIFTS
-from geneformer_jax.analysis.shift_modes import MODES, Options, Outcome
-from geneformer_jax.analysis.shift_statistics import BACKGROUND, SEED
 from geneformer_jax.common.errors import InputError, did_you_mean
 from geneformer_jax.common.files import write_aside
 from geneformer_jax.common.provenance import FILE_NAME, describe_run
+from geneformer_jax.perturbation.statistics.modes import MODES, Options, Outcome
+from geneformer_jax.perturbation.statistics.shifts import BACKGROUND, SEED
+from geneformer_jax.perturbation.statistics.tables import SHIFTS
 from geneformer_jax.reporting.figures import Drawing, save_figure
 from geneformer_jax.reporting.html import Report
 

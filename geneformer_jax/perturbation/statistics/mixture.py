@@ -6,9 +6,9 @@ import numpy as np
 import pandas as pd
 from sklearn.mixture import GaussianMixture
 
-from geneformer_jax.analysis.shift_ranks import Numbering, RunningMoments
-from geneformer_jax.analysis.shift_statistics import Pieces
 from geneformer_jax.common.errors import InputError
+from geneformer_jax.perturbation.statistics.moments import Numbering, RunningMoments
+from geneformer_jax.perturbation.statistics.shifts import Pieces
 
 _FEWEST = 3
 

@@ -9,8 +9,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from scipy.stats import norm
 
-from geneformer_jax.analysis.shift_mixture import Mixture
-from geneformer_jax.analysis.shift_statistics import SIGNIFICANT
+from geneformer_jax.perturbation.statistics.mixture import Mixture
+from geneformer_jax.perturbation.statistics.shifts import SIGNIFICANT
 from geneformer_jax.reporting.figures import MISSING_COLOUR, PALETTE, STYLE, new_figure
 
 _MAIN, _STRONG, _DARK = PALETTE[11], PALETTE[8], "#222222"

@@ -6,9 +6,10 @@ import numpy as np
 import pandas as pd
 from scipy.stats import rankdata, wilcoxon
 
-from geneformer_jax.analysis.shift_ranks import Numbering, false_discovery_rates
-from geneformer_jax.analysis.shift_statistics import SIGNIFICANT, Pieces, require_cells
 from geneformer_jax.common.errors import InputError
+from geneformer_jax.perturbation.statistics.moments import Numbering
+from geneformer_jax.perturbation.statistics.rank_sums import false_discovery_rates
+from geneformer_jax.perturbation.statistics.shifts import SIGNIFICANT, Pieces, require_cells
 
 JOINT = "+"
 _ROWS_AT_ONCE = 5_000_000

@@ -13,14 +13,14 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, PartitionSpec
 
-from geneformer_jax.analysis.perturbation_edits import DELETE, Frame
 from geneformer_jax.model.config import EncoderConfig
 from geneformer_jax.model.encoder import Params, encode
 from geneformer_jax.model.heads import HeadConfig, head_module
 from geneformer_jax.model.partial_encoding import first_token, run_blocks
 from geneformer_jax.model.runtime import Runtime
 from geneformer_jax.model.sharding import BATCH
-from geneformer_jax.model.shared_first_block import (
+from geneformer_jax.perturbation.engine.edits import DELETE, Frame
+from geneformer_jax.perturbation.engine.shared_first_block import (
     Neighbours,
     finish_first_block,
     share_first_block,

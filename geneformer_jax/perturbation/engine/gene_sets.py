@@ -6,14 +6,13 @@ from pathlib import Path
 
 import numpy as np
 
-from geneformer_jax.analysis.perturbation_edits import INHIBIT, NOTHING, CellRanks, EditRule
 from geneformer_jax.cells.tokenization.vocabulary import GeneVocabulary
 from geneformer_jax.common.errors import InputError, did_you_mean
+from geneformer_jax.perturbation.engine.edits import INHIBIT, NOTHING, CellRanks, EditRule
 
 ALL = "all"
 EACH, TOGETHER, PAIRS = "each", "together", "pairs"
 COMBINE = (EACH, TOGETHER, PAIRS)
-JOINT = "+"
 
 
 @dataclass(frozen=True)

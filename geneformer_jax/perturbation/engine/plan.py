@@ -13,7 +13,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from geneformer_jax.analysis.perturbation_edits import (
+from geneformer_jax.cells.store.cell_store import EncodedCells
+from geneformer_jax.common.errors import InputError
+from geneformer_jax.perturbation.engine.edits import (
     DELETE,
     OVEREXPRESS,
     CellRanks,
@@ -23,9 +25,7 @@ from geneformer_jax.analysis.perturbation_edits import (
     edited_lengths,
     edits_of,
 )
-from geneformer_jax.analysis.perturbation_genes import GeneSets
-from geneformer_jax.cells.store.cell_store import EncodedCells
-from geneformer_jax.common.errors import InputError
+from geneformer_jax.perturbation.engine.gene_sets import GeneSets
 
 NO_GENE_LEFT = "edits that leave no other gene"
 # Minutes of work on a CPU, a second on an accelerator.

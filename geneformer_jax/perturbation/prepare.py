@@ -1,114 +1,28 @@
-"""What a perturbation run is asked to do, checked against the model and the cells."""
+"""A perturbation made ready: options checked against model and cells, cells chosen, states found."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
+from collections.abc import Sequence
 
 import jax
 import numpy as np
 
-from geneformer_jax.analysis.perturbation_edits import EditRule, Frame
-from geneformer_jax.analysis.perturbation_engine import Measures, Perturber
-from geneformer_jax.analysis.perturbation_genes import (
-    ALL,
-    EACH,
-    TOGETHER,
-    GeneSets,
-    gene_tokens,
-    read_gene_sets,
-)
-from geneformer_jax.analysis.perturbation_pass import CELL, CLS, MODES
-from geneformer_jax.analysis.perturbation_plan import Work, plan_work
-from geneformer_jax.analysis.perturbation_states import (
-    States,
-    compute_states,
-    read_states,
-    unit_vectors,
-)
 from geneformer_jax.cells.store.cell_store import EncodedCells
-from geneformer_jax.common.errors import InputError, did_you_mean
+from geneformer_jax.common.errors import InputError
 from geneformer_jax.embedding.embedder import check_options
 from geneformer_jax.embedding.states import StateEmbeddings
-from geneformer_jax.inference.cells import (
-    ORIGINAL_SEED,
-    ChosenCells,
-    check_vocabulary,
-    select_cells,
-)
+from geneformer_jax.inference.cells import ChosenCells, check_vocabulary, select_cells
 from geneformer_jax.model.heads import HeadConfig
 from geneformer_jax.model.pretrained import PretrainedModel
 from geneformer_jax.model.runtime import Runtime, inference_runtime
+from geneformer_jax.perturbation.cell_states import compute_states, read_states, unit_vectors
+from geneformer_jax.perturbation.config import Options
+from geneformer_jax.perturbation.engine.edits import Frame
+from geneformer_jax.perturbation.engine.forward import CELL, CLS
+from geneformer_jax.perturbation.engine.gene_sets import TOGETHER, gene_tokens
+from geneformer_jax.perturbation.engine.perturber import Measures, Perturber
+from geneformer_jax.perturbation.engine.plan import Work, plan_work
 
-ORIGINAL, REFILL = "original", "refill"
-TRUNCATIONS = (ORIGINAL, REFILL)
-NONE, FULL, TOP, MEANS = "none", "full", "top", "means"
-GENE_SHIFTS = (NONE, FULL, TOP, MEANS)
 NOT_EXPRESSING = "not expressing the genes"
 _READ_AT_ONCE = 4_096
-
-
-@dataclass(frozen=True)
-class Options:
-    """What is perturbed and what is measured; see `perturb_cells`."""
-
-    edit: str = "delete"
-    genes: str | Sequence[str] = ALL
-    combine: str = EACH
-    anchor: str | None = None
-    combinations: Sequence[Sequence[str]] | None = None
-    ranks: int | None = None
-    quantile: float | None = None
-    truncation: str = ORIGINAL
-    mode: str | None = None
-    layer: int = -1
-    states: States | None = None
-    state_embeddings: Path | str | None = None
-    classes: bool = False
-    gene_shifts: str = NONE
-    top: int = 100
-    filters: Mapping[str, Sequence[str]] = field(default_factory=dict)
-    expressing: Sequence[str] = ()
-    at_most: int | None = None
-    seed: int = ORIGINAL_SEED
-
-    def __post_init__(self):
-        _one_of("truncation", self.truncation, TRUNCATIONS)
-        _one_of("gene_shifts", self.gene_shifts, GENE_SHIFTS)
-        if self.mode is not None:
-            _one_of("mode", self.mode, MODES)
-        if self.top < 1:
-            raise InputError(f"top is {self.top}; keep at least 1 gene of each edit")
-        if self.state_embeddings and self.states is None:
-            raise InputError(
-                "state embeddings were given, but no states; say which column, start and goal"
-            )
-
-    @property
-    def refill(self) -> bool:
-        """Whether cells are needed whole, with the genes beyond the cut."""
-        return self.truncation == REFILL
-
-    def rule(self) -> EditRule:
-        """How genes are perturbed."""
-        return EditRule(self.edit, self.ranks, self.quantile, self.refill)
-
-    def gene_sets(self, model: PretrainedModel) -> GeneSets:
-        """Which genes are perturbed."""
-        return read_gene_sets(
-            model.vocabulary, self.genes, self.combine, self.anchor, self.combinations
-        )
-
-    def gene_rows(self) -> int:
-        """Values of single genes of each edit: 0 none, -1 all, or so many."""
-        return {NONE: 0, TOP: self.top}.get(self.gene_shifts, -1)
-
-
-def _one_of(name: str, value: str, known: Sequence[str]) -> None:
-    if value not in known:
-        raise InputError(
-            f'there is no {name} "{value}"{did_you_mean(value, known)}; use one of '
-            f"{', '.join(known)}"
-        )
 
 
 def check(model: PretrainedModel, options: Options) -> None:

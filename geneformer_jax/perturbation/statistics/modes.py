@@ -7,10 +7,13 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
-from geneformer_jax.analysis import shift_figures as draw
-from geneformer_jax.analysis import shift_statistics as statistics
-from geneformer_jax.analysis.shift_combinations import combinations
-from geneformer_jax.analysis.shift_files import (
+from geneformer_jax.common.errors import InputError, did_you_mean
+from geneformer_jax.perturbation.statistics import aggregate as statistics_aggregate
+from geneformer_jax.perturbation.statistics import figures as draw
+from geneformer_jax.perturbation.statistics import shifts as statistics
+from geneformer_jax.perturbation.statistics.combinations import combinations
+from geneformer_jax.perturbation.statistics.mixture import mixture_model
+from geneformer_jax.perturbation.statistics.tables import (
     COSINES,
     GENE_SHIFT_MEANS,
     GENE_SHIFTS,
@@ -23,8 +26,6 @@ from geneformer_jax.analysis.shift_files import (
     read_story,
     states_of,
 )
-from geneformer_jax.analysis.shift_mixture import mixture_model
-from geneformer_jax.common.errors import InputError, did_you_mean
 from geneformer_jax.reporting.figures import Drawing
 
 _CELL_ROWS = ("cell", "perturbed", "perturbed_symbol", "state", "value")
@@ -179,7 +180,7 @@ def aggregate(folder: Path, options: Options) -> Outcome:
     """Shifts put together over cells, and the shift of every cell beside."""
     measure = choose_measure(folder, options.measure, (*COSINES, STATE_SHIFT))
     rows = _cell_rows(folder, measure, options.state or None, options)
-    table = statistics.aggregate(rows)
+    table = statistics_aggregate.aggregate(rows)
 
     def drawings() -> Iterator[Drawing]:
         for state, part in table.groupby("State"):
@@ -190,7 +191,7 @@ def aggregate(folder: Path, options: Options) -> Outcome:
             yield Drawing(name, figure, f"All edits by their mean over cells: {label}.")
 
     text = "Mean and standard deviation over the cells in which an edit was made."
-    tables = {"aggregate": [table], "aggregate_data": statistics.aggregate_cells(rows)}
+    tables = {"aggregate": [table], "aggregate_data": statistics_aggregate.aggregate_cells(rows)}
     return Outcome(tables, drawings, text, {"measure": measure, "state": options.state})
 
 
@@ -200,7 +201,7 @@ def aggregate_gene_shifts(folder: Path, options: Options) -> Outcome:
     cells = _cell_rows(folder, measure, "", options)
     if (folder / GENE_SHIFTS).is_dir() or not (folder / GENE_SHIFT_MEANS).exists():
         genes = ShiftRows(folder / GENE_SHIFTS, _GENE_ROWS, None, options.set_size)
-        pieces = statistics.aggregate_gene_shifts(cells, genes)
+        pieces = statistics_aggregate.aggregate_gene_shifts(cells, genes)
     else:
         pieces = _with_means(cells, folder)
     kept: dict[str, list[pd.DataFrame]] = {}
@@ -223,7 +224,7 @@ def aggregate_gene_shifts(folder: Path, options: Options) -> Outcome:
 
 
 def _with_means(cells: ShiftRows, folder: Path) -> Iterator[pd.DataFrame]:
-    first, *_ = statistics.aggregate_gene_shifts(cells, [])
+    first, *_ = statistics_aggregate.aggregate_gene_shifts(cells, [])
     yield first
     for piece in read_gene_means(folder):
         yield piece[first.columns].sort_values("Cosine_sim_mean", ignore_index=True)

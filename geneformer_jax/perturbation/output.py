@@ -17,9 +17,15 @@ import pyarrow as pa
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
-from geneformer_jax.analysis.perturbation_engine import PartShifts, Perturber, Throughput
-from geneformer_jax.analysis.perturbation_genes import JOINT
-from geneformer_jax.analysis.perturbation_tables import (
+from geneformer_jax.cells.store.cell_store import checksum
+from geneformer_jax.cells.tokenization.vocabulary import GeneVocabulary
+from geneformer_jax.common.errors import InputError
+from geneformer_jax.common.files import fsync_tree_entry, remove, write_aside
+from geneformer_jax.common.provenance import FILE_NAME, write_provenance
+from geneformer_jax.inference.resume import PLAN, as_json, parts_folder, refuse_other_plan, sha256
+from geneformer_jax.perturbation.engine.perturber import PartShifts, Perturber, Throughput
+from geneformer_jax.perturbation.layout import EDITS, GENE_MEANS, GENE_SHIFTS, JOINT, SHIFTS, STATES
+from geneformer_jax.perturbation.tables import (
     gene_means_table,
     gene_shifts_table,
     merge_gene_means,
@@ -27,17 +33,7 @@ from geneformer_jax.analysis.perturbation_tables import (
     shifts_table,
     write_table,
 )
-from geneformer_jax.cells.store.cell_store import checksum
-from geneformer_jax.cells.tokenization.vocabulary import GeneVocabulary
-from geneformer_jax.common.errors import InputError
-from geneformer_jax.common.files import fsync_tree_entry, remove, write_aside
-from geneformer_jax.common.provenance import FILE_NAME, write_provenance
-from geneformer_jax.inference.resume import PLAN, as_json, parts_folder, refuse_other_plan, sha256
 
-SHIFTS, GENE_SHIFTS, GENE_MEANS = "shifts", "gene_shifts", "gene_shift_means.parquet"
-EDITS, STATES, REPORT = "edits.parquet", "states.parquet", "report.html"
-# All else in the folder of a run is gone when it is finished.
-OUTPUTS = (EDITS, STATES, SHIFTS, GENE_SHIFTS, GENE_MEANS, FILE_NAME)
 _RECORDS = "records"
 _MEANS = "means"
 _PAIRS_AT_ONCE = 4_194_304

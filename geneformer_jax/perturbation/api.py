@@ -10,27 +10,21 @@ import anndata as ad
 import jax
 import pandas as pd
 
-from geneformer_jax.analysis.perturbation_engine import PartShifts, Perturber
-from geneformer_jax.analysis.perturbation_genes import ALL, EACH
-from geneformer_jax.analysis.perturbation_options import (
-    MEANS,
-    NONE,
-    ORIGINAL,
-    Options,
-    check,
-    make_perturber,
-)
-from geneformer_jax.analysis.perturbation_states import States
-from geneformer_jax.analysis.perturbation_tables import (
+from geneformer_jax.cells.store.cell_store import EncodedCells
+from geneformer_jax.inference.cells import ORIGINAL_SEED, open_cells
+from geneformer_jax.model.pretrained import PretrainedModel
+from geneformer_jax.model.runtime import Runtime
+from geneformer_jax.perturbation.cell_states import States
+from geneformer_jax.perturbation.config import MEANS, NONE, ORIGINAL, Options
+from geneformer_jax.perturbation.engine.gene_sets import ALL, EACH
+from geneformer_jax.perturbation.engine.perturber import PartShifts, Perturber
+from geneformer_jax.perturbation.prepare import check, make_perturber
+from geneformer_jax.perturbation.tables import (
     gene_means_table,
     gene_shifts_table,
     merge_gene_means,
     shifts_table,
 )
-from geneformer_jax.cells.store.cell_store import EncodedCells
-from geneformer_jax.inference.cells import ORIGINAL_SEED, open_cells
-from geneformer_jax.model.pretrained import PretrainedModel
-from geneformer_jax.model.runtime import Runtime
 
 __all__ = ["States", "perturb_cells"]
 

@@ -1,0 +1,1 @@
+"""In silico perturbation: genes deleted or moved, and how far that shifts cells."""

@@ -1,0 +1,1 @@
+"""Edits of cells, planned, batched and encoded on all devices."""

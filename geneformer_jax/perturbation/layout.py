@@ -1,0 +1,9 @@
+"""Names of the files and columns of a perturbation's output folder."""
+
+from geneformer_jax.common.provenance import FILE_NAME
+
+SHIFTS, GENE_SHIFTS, GENE_MEANS = "shifts", "gene_shifts", "gene_shift_means.parquet"
+EDITS, STATES, REPORT = "edits.parquet", "states.parquet", "report.html"
+# All else in the folder of a run is gone when it is finished.
+OUTPUTS = (EDITS, STATES, SHIFTS, GENE_SHIFTS, GENE_MEANS, FILE_NAME)
+JOINT = "+"

@@ -1,0 +1,1 @@
+"""Statistics of shifts: which edits move cells, where to, and how surely."""

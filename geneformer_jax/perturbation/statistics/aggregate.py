@@ -1,0 +1,131 @@
+"""Means of shifts over cells, for each edit and for each pair of genes."""
+
+from collections.abc import Iterator
+
+import numpy as np
+import pandas as pd
+
+from geneformer_jax.perturbation.statistics.moments import (
+    Moments,
+    Numbering,
+    RunningMoments,
+    blocks_of,
+)
+from geneformer_jax.perturbation.statistics.shifts import (
+    _PAIRS_AT_ONCE,
+    CELL,
+    Pieces,
+    _sorted,
+    _within,
+)
+
+_PAIR_COLUMNS = (
+    "Gene_name",
+    "Ensembl_ID",
+    "Affected",
+    "Affected_gene_name",
+    "Affected_Ensembl_ID",
+)
+_MOMENT_COLUMNS = ("Cosine_sim_mean", "Cosine_sim_stdev", "N_Detections")
+
+
+def aggregate(pieces: Pieces) -> pd.DataFrame:
+    """How far each edit moves its cells: the mean over cells and its spread.
+
+    Returns:
+      One row for each edit and state, farthest moved from the top (the smallest mean): Gene_name,
+      Ensembl_ID, State ("" without states), Cosine_sim_mean, Cosine_sim_stdev (population, as the
+      original's other tables), N_Detections.
+    """
+    edits, states = Numbering(), Numbering()
+    running: dict[int, RunningMoments] = {}
+    for piece in pieces:
+        numbers = edits.add(piece["perturbed"], piece["perturbed_symbol"])
+        which = states.add(piece["state"], piece["state"])
+        for state in np.unique(which):
+            rows = which == state
+            values = piece["value"].to_numpy(np.float64)[rows]
+            running.setdefault(int(state), RunningMoments()).add(numbers[rows], values)
+    tables = []
+    for state, each in sorted(running.items()):
+        moments = each.result()
+        names = {
+            "Gene_name": edits.symbols[moments.keys],
+            "Ensembl_ID": edits.names[moments.keys],
+            "State": states.names[state],
+        }
+        tables.append(pd.DataFrame({**names, **_moment_columns(moments)}))
+    return _sorted(pd.concat(tables), {"State": True, "Cosine_sim_mean": True})
+
+
+def aggregate_cells(pieces: Pieces) -> Iterator[pd.DataFrame]:
+    """The shift of every cell, as the original's aggregate_data: Cosine_sim, Gene, a row per cell.
+
+    Sets of genes, at which the original fails, are named "A+B". `Cell`, `Ensembl_ID` and `State`
+    stand beside, because the original does not say which row is which cell.
+    """
+    columns = {
+        "cell": "Cell",
+        "value": "Cosine_sim",
+        "perturbed_symbol": "Gene",
+        "perturbed": "Ensembl_ID",
+        "state": "State",
+    }
+    for piece in pieces:
+        yield piece[list(columns)].rename(columns=columns)
+
+
+def aggregate_gene_shifts(
+    cells: Pieces, genes: Pieces, *, pairs_at_once: int = _PAIRS_AT_ONCE
+) -> Iterator[pd.DataFrame]:
+    """How far each edit moves the cells, and each gene in them.
+
+    Args:
+      cells: rows of one measure and state.
+      genes: rows with `affected` and `affected_symbol` instead of `state`: the shifts of genes.
+      pairs_at_once: pairs of a perturbed and an affected gene held in memory; with more, `genes`
+        is read several times.
+
+    Yields:
+      The table in pieces: Gene_name, Ensembl_ID, Affected (gene id, or "cell_emb" for the cell
+      itself, all of which come first), Affected_gene_name, Affected_Ensembl_ID, Cosine_sim_mean,
+      Cosine_sim_stdev (population), N_Detections; each piece by ascending mean.
+    """
+    by_cell = aggregate(cells).drop(columns="State")
+    by_cell[["Affected", "Affected_gene_name", "Affected_Ensembl_ID"]] = CELL, "", ""
+    yield by_cell[[*_PAIR_COLUMNS, *_MOMENT_COLUMNS]]
+    edits, affected = Numbering(), Numbering()
+    rows = np.zeros(0, np.int64)
+    for piece in genes:
+        numbers = edits.add(piece["perturbed"], piece["perturbed_symbol"])
+        affected.add(piece["affected"], piece["affected_symbol"])
+        counts = np.bincount(numbers, minlength=len(edits))
+        counts[: len(rows)] += rows
+        rows = counts
+    for block in blocks_of(np.minimum(rows, len(affected)), pairs_at_once):
+        yield _pair_table(genes, edits, affected, block)
+
+
+def _pair_table(genes: Pieces, edits: Numbering, affected: Numbering, block: range) -> pd.DataFrame:
+    running = RunningMoments()
+    for piece in genes:
+        numbers = edits.find(piece["perturbed"])
+        rows = _within(numbers, block)
+        keys = numbers[rows] * len(affected) + affected.find(piece["affected"][rows])
+        running.add(keys, piece["value"].to_numpy(np.float64)[rows])
+    moments = running.result()
+    edit, gene = np.divmod(moments.keys, max(len(affected), 1))
+    columns = (
+        edits.symbols[edit],
+        edits.names[edit],
+        affected.names[gene],
+        affected.symbols[gene],
+        affected.names[gene],
+    )
+    names = dict(zip(_PAIR_COLUMNS, columns, strict=True))
+    return _sorted(pd.DataFrame({**names, **_moment_columns(moments)}), {"Cosine_sim_mean": True})
+
+
+def _moment_columns(moments: Moments) -> dict[str, np.ndarray]:
+    columns = (moments.means, moments.deviations, moments.counts)
+    return dict(zip(_MOMENT_COLUMNS, columns, strict=True))
