@@ -27,9 +27,8 @@ from geneformer_jax.attention_analysis.gene_lists import (
 from geneformer_jax.cells.store.cell_store import EncodedCells
 from geneformer_jax.common.errors import InputError
 from geneformer_jax.common.progress import Progress
-from geneformer_jax.embedding.quality import MODEL, RANDOM
 from geneformer_jax.inference.cells import ORIGINAL_SEED, check_columns, open_cells, select_cells
-from geneformer_jax.inference.random_control import random_model
+from geneformer_jax.inference.random_control import MODEL, RANDOM, random_model
 from geneformer_jax.model.pretrained import PretrainedModel
 from geneformer_jax.model.runtime import Runtime, profiled_runtime
 

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
 from geneformer_jax.attention_analysis.statistics import SIGNIFICANT, THIRDS
-from geneformer_jax.embedding.quality import MODEL, RANDOM
+from geneformer_jax.inference.random_control import MODEL, RANDOM
 from geneformer_jax.reporting.figures import PALETTE, STYLE, new_figure
 
 _MEASURES = {

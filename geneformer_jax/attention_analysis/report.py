@@ -12,9 +12,9 @@ from geneformer_jax.attention_analysis import figures
 from geneformer_jax.attention_analysis.api import ALL_CELLS, HeadAttention, token_names
 from geneformer_jax.attention_analysis.extractor import Attender
 from geneformer_jax.attention_analysis.statistics import STATEMENTS
-from geneformer_jax.common.files import file_name, write_aside
+from geneformer_jax.common.files import slug, write_aside
 from geneformer_jax.common.provenance import write_provenance
-from geneformer_jax.embedding.quality import MODEL, RANDOM
+from geneformer_jax.inference.random_control import MODEL, RANDOM
 from geneformer_jax.reporting.figures import save_figure
 from geneformer_jax.reporting.html import Report
 
@@ -134,7 +134,7 @@ def _show_lists(found: HeadAttention, report: Report, show) -> None:
         chosen = (found.heads["list"] == each.name) & (found.heads["against"] == each.against)
         caption = f"{each.title}: preference of each head (heads.parquet)."
         show(
-            f"preference_{file_name(each.title)}",
+            f"preference_{slug(each.title)}",
             figures.preference_figure(found.heads[chosen], each.title),
             caption,
         )

@@ -4,7 +4,6 @@ import contextlib
 import functools
 import hashlib
 import os
-import re
 import shutil
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -13,6 +12,7 @@ from pathlib import Path
 from geneformer_jax.common.errors import InputError
 
 _EDGE_BYTES = 1 << 20
+_SLUG_LETTERS = 80
 _FLUSHED_AT_ONCE = 8
 
 
@@ -116,6 +116,7 @@ def _hash_of_edges(path: str, size: int, _changed: int) -> str:
     return digest.hexdigest()
 
 
-def file_name(name: str) -> str:
-    """Returns a name as it may stand in the name of a file."""
-    return re.sub(r"[^A-Za-z0-9_-]+", "_", name)
+def slug(text: object) -> str:
+    """Returns a text as part of a file name: words joined by underscores, at most 80 letters."""
+    kept = (letter if letter.isalnum() or letter in "-_." else " " for letter in str(text))
+    return "_".join("".join(kept).split())[:_SLUG_LETTERS]

@@ -1,4 +1,4 @@
-"""Embeddings beside what they must beat: principal components of the counts, random weights, chance."""
+"""Embeddings beside what they must beat: components of the counts, random weights, chance."""
 
 from collections.abc import Iterable, Sequence
 
@@ -14,14 +14,14 @@ from geneformer_jax.embedding.label_accuracy import (
     label_accuracy,
     log_count_components,
 )
-from geneformer_jax.embedding.quality import MODEL, MOST_CELLS, RANDOM, measure_quality
+from geneformer_jax.embedding.quality import MAX_MEASURED_CELLS, measure_quality
 from geneformer_jax.inference.cells import ChosenCells, is_number
 from geneformer_jax.inference.counts import counts_of
-from geneformer_jax.inference.random_control import random_model
+from geneformer_jax.inference.random_control import MODEL, RANDOM, random_model
 
 COMPONENTS = 50
 # Nearest neighbours and layouts of more cells take long and say no more.
-_MOST_CELLS = 20_000
+MAX_DRAWN_CELLS = 20_000
 
 
 def draw_rows(rows: int, most: int) -> np.ndarray:
@@ -53,7 +53,7 @@ def compare_accuracies(
     labels = [name for name in columns if not is_number(embedded.table[name])]
     if not labels:
         return {}
-    drawn = draw_rows(len(embedded.table), _MOST_CELLS)
+    drawn = draw_rows(len(embedded.table), MAX_DRAWN_CELLS)
     obs = embedded.table.iloc[drawn]
     representations = {KEY: np.asarray(embedded.rows[drawn, 0])}
     if source is not None:
@@ -111,7 +111,7 @@ def compare_quality(
     Returns:
       Column -> table of `measure_quality`, of at most 5,000 cells drawn at random.
     """
-    drawn = draw_rows(len(embedded.table), MOST_CELLS)
+    drawn = draw_rows(len(embedded.table), MAX_MEASURED_CELLS)
     obs = embedded.table.iloc[drawn]
     representations = {
         MODEL: np.asarray(embedded.rows[drawn, 0]),

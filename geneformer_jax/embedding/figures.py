@@ -13,10 +13,10 @@ from matplotlib.lines import Line2D
 from scipy.cluster import hierarchy
 
 from geneformer_jax.common.errors import InputError, did_you_mean
-from geneformer_jax.embedding.comparison import _MOST_CELLS, draw_rows
+from geneformer_jax.common.files import slug
+from geneformer_jax.embedding.comparison import MAX_DRAWN_CELLS, draw_rows
 from geneformer_jax.embedding.embedder import Embedded
-from geneformer_jax.embedding.quality import MOST_CELLS
-from geneformer_jax.embedding.report import _as_name
+from geneformer_jax.embedding.quality import MAX_MEASURED_CELLS
 from geneformer_jax.inference.cells import is_number
 from geneformer_jax.reporting.figures import (
     MISSING_COLOUR,
@@ -223,9 +223,9 @@ def _class_legend(figure: Figure, names: list[str], codes: np.ndarray, title: st
 
 def draw_quality(table: pd.DataFrame, column: str, cells: int) -> Drawing:
     """Draws one table of `compare_quality`, made of so many cells at hand."""
-    title = f"How well {column} shows, {min(cells, MOST_CELLS):,} cells"
+    title = f"How well {column} shows, {min(cells, MAX_MEASURED_CELLS):,} cells"
     caption = f"How well the representations show {column}."
-    return Drawing(f"quality_{_as_name(column)}", quality_figure(table, title), caption)
+    return Drawing(f"quality_{slug(column)}", quality_figure(table, title), caption)
 
 
 def draw_umaps(
@@ -241,7 +241,7 @@ def draw_umaps(
     Returns:
       (a drawing of each; the layout [cells, 2], or None where only 20,000 cells of more are drawn).
     """
-    drawn = draw_rows(len(embedded.table), _MOST_CELLS)
+    drawn = draw_rows(len(embedded.table), MAX_DRAWN_CELLS)
     whole = len(drawn) == len(embedded.table)
     positions = umap_positions(np.asarray(embedded.rows[drawn, 0]))
     title = "Cell embeddings" if whole else f"Cell embeddings, {len(drawn):,} cells drawn at random"
@@ -249,7 +249,7 @@ def draw_umaps(
     values = values or [pd.Series(np.asarray(lengths)[drawn], name="tokens")]
     drawings = [
         Drawing(
-            f"umap_{_as_name(each.name)}",
+            f"umap_{slug(each.name)}",
             umap_figure(positions, each, title),
             f"UMAP of the embeddings, cells coloured by {each.name}. Distances between far groups "
             "mean little.",
@@ -273,7 +273,7 @@ def draw_heatmaps(embedded: Embedded, columns: Sequence[str]) -> list[Drawing]:
         if not is_number(labels) and labels.nunique() <= len(PALETTE):
             figure = cell_heatmap_figure(np.asarray(embedded.rows[drawn, 0]), labels, title)
             caption = f"Embeddings of cells, clustered; the strip tells their {column}."
-            drawings.append(Drawing(f"heatmap_{_as_name(column)}", figure, caption))
+            drawings.append(Drawing(f"heatmap_{slug(column)}", figure, caption))
     return drawings
 
 

@@ -17,9 +17,9 @@ from sklearn.neighbors import NearestNeighbors
 
 from geneformer_jax.common.errors import InputError
 from geneformer_jax.embedding.label_accuracy import NEIGHBOURS, label_accuracy
+from geneformer_jax.inference.random_control import MODEL
 
-MODEL, RANDOM = "model", "random weights"
-MOST_CELLS = 5_000
+MAX_MEASURED_CELLS = 5_000
 ACCURACY = f"accuracy of {NEIGHBOURS} neighbours"
 # Neighbours in scIB's graphs.
 _GRAPH_NEIGHBOURS = 90

@@ -62,11 +62,6 @@ class Page:
         self.report.write(self.path(".report.html"))
 
 
-def _as_name(text: object) -> str:
-    """A text as part of a file name."""
-    return "".join(letter if letter.isalnum() or letter in "-_." else "_" for letter in str(text))
-
-
 @dataclass(frozen=True)
 class Extras:
     """What to do with embeddings.

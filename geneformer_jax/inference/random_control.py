@@ -4,9 +4,10 @@ import dataclasses
 
 import jax
 
-from geneformer_jax.embedding.quality import RANDOM
 from geneformer_jax.model.encoder import init_params
 from geneformer_jax.model.pretrained import PretrainedModel
+
+MODEL, RANDOM = "model", "random weights"
 
 
 def random_model(model: PretrainedModel, seed: int = 0) -> PretrainedModel:

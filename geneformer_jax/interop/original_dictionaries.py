@@ -18,8 +18,8 @@ from geneformer_jax.common.errors import InputError
 from geneformer_jax.common.files import require_new_folder, write_aside
 from geneformer_jax.common.provenance import describe_run, write_provenance
 from geneformer_jax.interop.restricted_pickle import (
-    _LARGEST_FILE,
-    _STAND_INS,
+    LARGEST_FILE,
+    STAND_INS,
     PickleSource,
     read_pickle,
 )
@@ -45,12 +45,12 @@ def read_dictionary(path: Path | str) -> dict[str, Any]:
     path = Path(path)
     if not path.is_file():
         raise InputError(f"{path} is no file; name a dictionary of the original package")
-    if path.stat().st_size > _LARGEST_FILE:
+    if path.stat().st_size > LARGEST_FILE:
         raise InputError(
             f"{path} is larger than 64 MiB, no dictionary of the original is; check it"
         )
     holds = "a dictionary of the original holds text and numbers"
-    found = read_pickle(path.read_bytes(), PickleSource(path, holds, _STAND_INS))
+    found = read_pickle(path.read_bytes(), PickleSource(path, holds, STAND_INS))
     if not isinstance(found, dict) or not found:
         raise InputError(f"{path} holds no dictionary with entries; name a dictionary file")
     for key, value in found.items():

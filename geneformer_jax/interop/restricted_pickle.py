@@ -13,7 +13,7 @@ import numpy as np
 from geneformer_jax.common.errors import InputError
 
 _NUMBER_CODES = frozenset("iuf")
-_LARGEST_FILE = 64 << 20
+LARGEST_FILE = 64 << 20
 
 # What the unpickler raises on bytes that are no whole pickle, or that misuse the stand-ins.
 _BROKEN = (
@@ -59,7 +59,7 @@ class _PickledScalar:
 
 
 # numpy 2 spells the module with an underscore.
-_STAND_INS = {
+STAND_INS = {
     ("numpy", "dtype"): _PickledDtype,
     ("numpy.core.multiarray", "scalar"): _PickledScalar(),
     ("numpy._core.multiarray", "scalar"): _PickledScalar(),

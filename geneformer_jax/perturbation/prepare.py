@@ -1,4 +1,4 @@
-"""A perturbation made ready: options checked against model and cells, cells chosen, states found."""
+"""A perturbation made ready: options checked, cells chosen, states found."""
 
 from collections.abc import Sequence
 

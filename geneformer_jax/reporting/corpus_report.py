@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 
 from geneformer_jax.cells.store.cell_store import CellStore
 from geneformer_jax.cells.tokenization.vocabulary import GeneVocabulary
-from geneformer_jax.common.files import file_name, require_new_folder, write_aside
+from geneformer_jax.common.files import require_new_folder, slug, write_aside
 from geneformer_jax.common.provenance import describe_run, write_provenance
 from geneformer_jax.reporting import corpus_figures
 from geneformer_jax.reporting.corpus_summary import CorpusSummary, store_story, summarise_corpus
@@ -131,7 +131,7 @@ def _show_cells(report: Report, show: Show, summary: CorpusSummary) -> None:
     report.table(sources.rename(columns=headings), "Cells of each file, in numbers.")
     for name, values in summary.groups.items():
         caption = f"Cells by {name}."
-        show(f"cells_per_{file_name(name)}", corpus_figures.bar_figure(values), caption)
+        show(f"cells_per_{slug(name)}", corpus_figures.bar_figure(values), caption)
         table = pd.DataFrame({name: values.index, "cells": values.to_numpy()})
         table["share (%)"] = 100 * table["cells"] / summary.cells
         report.table(table, f"Cells by {name}, in numbers.")

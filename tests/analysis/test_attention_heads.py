@@ -25,7 +25,7 @@ from geneformer_jax.cells.tokenization.tokenizer import tokenize_cells
 from geneformer_jax.cells.tokenization.vocabulary import V2_SPECIAL_TOKENS
 from geneformer_jax.common.errors import InputError
 from geneformer_jax.common.progress import Progress
-from geneformer_jax.embedding.quality import MODEL, RANDOM
+from geneformer_jax.inference.random_control import MODEL, RANDOM
 from geneformer_jax.model.attention.dispatch import PROFILED, attention_weights
 from geneformer_jax.model.config import EncoderConfig
 from geneformer_jax.model.encoder import encode_all_layers, init_params

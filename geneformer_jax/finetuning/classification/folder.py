@@ -9,7 +9,7 @@ from pathlib import Path
 import pandas as pd
 
 from geneformer_jax.common.errors import InputError
-from geneformer_jax.common.files import write_aside
+from geneformer_jax.common.files import slug, write_aside
 from geneformer_jax.common.provenance import FILE_NAME
 from geneformer_jax.finetuning.classification.config import TaskConfig
 from geneformer_jax.finetuning.classification.predictions import read_predictions, write_predictions
@@ -57,22 +57,16 @@ class TaskFolder:
     def table(self, name: str, make: Callable[[], pd.DataFrame]) -> pd.DataFrame:
         """Returns a table by its name, as "predictions/SVM, ranks"; makes it if not yet there."""
         folder, _, file = name.partition("/")
-        path = self.path / folder / f"{as_name(file)}.parquet"
+        path = self.path / folder / f"{slug(file)}.parquet"
         if not path.is_file():
             write_predictions(make(), path)
         return read_predictions(path)
 
     def network(self, name: str) -> Path:
         """Returns the folder that a network may use for its own files."""
-        folder = self.path / "networks" / as_name(name)
+        folder = self.path / "networks" / slug(name)
         folder.mkdir(parents=True, exist_ok=True)
         return folder
-
-
-def as_name(text: str) -> str:
-    """A text as part of a file name: words joined by single underscores."""
-    words = "".join(letter if letter.isalnum() or letter in "-." else " " for letter in text)
-    return "_".join(words.split())
 
 
 def _content_hash(task: ClassificationTask) -> str:

@@ -277,7 +277,7 @@ def bootstrap_intervals(
         values["auc_plain"].append(float(np.mean([auc for auc, _ in counted])))
         matrix = np.sum([matrix for _, matrix in counted], axis=0)
         values["accuracy"].append(float(np.trace(matrix) / matrix.sum()))
-        values["macro_f1"].append(_macro_f1(matrix))
+        values["macro_f1"].append(_macro_f1_of_matrix(matrix))
     tail = 100 * (1 - LEVEL) / 2
     return {
         name: Interval(*(float(end) for end in np.nanpercentile(each, [tail, 100 - tail])))
@@ -348,7 +348,7 @@ def _units(rows: pd.DataFrame, groups: pd.Series | None) -> np.ndarray:
     return np.arange(len(rows))
 
 
-def _macro_f1(matrix: np.ndarray) -> float:
+def _macro_f1_of_matrix(matrix: np.ndarray) -> float:
     hits = np.diag(matrix)
     sizes = matrix.sum(axis=1) + matrix.sum(axis=0)
     present = sizes > 0

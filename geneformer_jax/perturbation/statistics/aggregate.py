@@ -12,11 +12,11 @@ from geneformer_jax.perturbation.statistics.moments import (
     blocks_of,
 )
 from geneformer_jax.perturbation.statistics.shifts import (
-    _PAIRS_AT_ONCE,
     CELL,
+    PAIRS_AT_ONCE,
     Pieces,
-    _sorted,
-    _within,
+    is_within,
+    sorted_by,
 )
 
 _PAIR_COLUMNS = (
@@ -55,7 +55,7 @@ def aggregate(pieces: Pieces) -> pd.DataFrame:
             "State": states.names[state],
         }
         tables.append(pd.DataFrame({**names, **_moment_columns(moments)}))
-    return _sorted(pd.concat(tables), {"State": True, "Cosine_sim_mean": True})
+    return sorted_by(pd.concat(tables), {"State": True, "Cosine_sim_mean": True})
 
 
 def aggregate_cells(pieces: Pieces) -> Iterator[pd.DataFrame]:
@@ -76,7 +76,7 @@ def aggregate_cells(pieces: Pieces) -> Iterator[pd.DataFrame]:
 
 
 def aggregate_gene_shifts(
-    cells: Pieces, genes: Pieces, *, pairs_at_once: int = _PAIRS_AT_ONCE
+    cells: Pieces, genes: Pieces, *, pairs_at_once: int = PAIRS_AT_ONCE
 ) -> Iterator[pd.DataFrame]:
     """How far each edit moves the cells, and each gene in them.
 
@@ -110,7 +110,7 @@ def _pair_table(genes: Pieces, edits: Numbering, affected: Numbering, block: ran
     running = RunningMoments()
     for piece in genes:
         numbers = edits.find(piece["perturbed"])
-        rows = _within(numbers, block)
+        rows = is_within(numbers, block)
         keys = numbers[rows] * len(affected) + affected.find(piece["affected"][rows])
         running.add(keys, piece["value"].to_numpy(np.float64)[rows])
     moments = running.result()
@@ -123,7 +123,7 @@ def _pair_table(genes: Pieces, edits: Numbering, affected: Numbering, block: ran
         affected.names[gene],
     )
     names = dict(zip(_PAIR_COLUMNS, columns, strict=True))
-    return _sorted(pd.DataFrame({**names, **_moment_columns(moments)}), {"Cosine_sim_mean": True})
+    return sorted_by(pd.DataFrame({**names, **_moment_columns(moments)}), {"Cosine_sim_mean": True})
 
 
 def _moment_columns(moments: Moments) -> dict[str, np.ndarray]:

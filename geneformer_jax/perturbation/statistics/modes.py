@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from geneformer_jax.common.errors import InputError, did_you_mean
+from geneformer_jax.common.files import slug
 from geneformer_jax.perturbation.statistics import aggregate as statistics_aggregate
 from geneformer_jax.perturbation.statistics import figures as draw
 from geneformer_jax.perturbation.statistics import shifts as statistics
@@ -187,7 +188,7 @@ def aggregate(folder: Path, options: Options) -> Outcome:
             label = f"{_words(measure)} {state}".strip()
             figure = draw.ranked_figure(part, "Cosine_sim_mean", part["N_Detections"] < 2,
                                         (label, "one cell only"))  # fmt: skip
-            name = f"ranked_{_file_name(str(state))}" if state else "ranked"
+            name = f"ranked_{slug(state)}" if state else "ranked"
             yield Drawing(name, figure, f"All edits by their mean over cells: {label}.")
 
     text = "Mean and standard deviation over the cells in which an edit was made."
@@ -212,7 +213,7 @@ def aggregate_gene_shifts(folder: Path, options: Options) -> Outcome:
             if len(rows):
                 figure = draw.affected_figure(rows, str(rows["Gene_name"].iloc[0]))
                 caption = f"Genes that {rows['Gene_name'].iloc[0]} affects most."
-                yield Drawing(f"affected_{_file_name(edit)}", figure, caption)
+                yield Drawing(f"affected_{slug(edit)}", figure, caption)
 
     text = (
         "How far each edit moves the cell (Affected = cell_emb) and each of its genes, mean and "
@@ -348,7 +349,3 @@ def _background(
 
 def _words(measure: str) -> str:
     return _COSINE if measure in COSINES else f"mean {measure.replace('_', ' ')}"
-
-
-def _file_name(text: str) -> str:
-    return "".join(letter if letter.isalnum() or letter in "-_." else "_" for letter in text)[:80]

@@ -35,7 +35,7 @@ class Numbering:
 
     def add(self, names: pd.Series, symbols: pd.Series) -> np.ndarray:
         """Returns int64 [rows], the number of each row's name; new names get the next numbers."""
-        codes, distinct = _factorized(names)
+        codes, distinct = factorized(names)
         first = np.empty(len(distinct), np.int64)
         first[codes[::-1]] = np.arange(len(codes))[::-1]
         for name, row in zip(distinct, first, strict=True):
@@ -46,14 +46,15 @@ class Numbering:
 
     def find(self, names: pd.Series) -> np.ndarray:
         """Returns int64 [rows], the number of each row's name, -1 for names not yet seen."""
-        codes, distinct = _factorized(names)
+        codes, distinct = factorized(names)
         return self._look_up(distinct)[codes]
 
     def _look_up(self, distinct: Sequence[str]) -> np.ndarray:
         return np.array([self._numbers.get(name, -1) for name in distinct], np.int64)
 
 
-def _factorized(names: pd.Series) -> tuple[np.ndarray, Sequence[str]]:
+def factorized(names: pd.Series) -> tuple[np.ndarray, Sequence[str]]:
+    """Returns the code of each name, and the distinct names in order of first appearance."""
     codes, distinct = pd.factorize(names)
     return codes, list(distinct)
 

@@ -8,7 +8,7 @@ import pandas as pd
 from scipy.special import ndtr
 from scipy.stats import false_discovery_control
 
-from geneformer_jax.perturbation.statistics.moments import _factorized
+from geneformer_jax.perturbation.statistics.moments import factorized
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,7 +91,7 @@ class RunningSample:
         return Background(self._values[order], self._owners[order])
 
     def _hashes(self, names: pd.Series) -> np.ndarray:
-        codes, distinct = _factorized(names)
+        codes, distinct = factorized(names)
         hashed = pd.util.hash_array(
             np.array(distinct, object), hash_key=self._salt, categorize=False
         )

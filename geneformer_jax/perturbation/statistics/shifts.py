@@ -43,7 +43,7 @@ SEED = 42
 CELL = "cell_emb"
 # Some 200 MB.
 _ROWS_AT_ONCE = 5_000_000
-_PAIRS_AT_ONCE = 4_000_000
+PAIRS_AT_ONCE = 4_000_000
 
 
 def goal_state_shift(
@@ -98,7 +98,7 @@ def goal_state_shift(
     if len(edits) == 1:
         return table
     table["Sig"] = (table["Goal_end_FDR"] < SIGNIFICANT).astype(int)
-    return _sorted(table, {"Sig": False, "Shift_to_goal_end": False, "Goal_end_FDR": True})
+    return sorted_by(table, {"Sig": False, "Shift_to_goal_end": False, "Goal_end_FDR": True})
 
 
 def require_cells(counts: np.ndarray) -> None:
@@ -224,7 +224,7 @@ def versus_null(test: Pieces, null: Pieces, *, rows_at_once: int = _ROWS_AT_ONCE
     )
     table["Sig"] = (table["Test_vs_null_FDR"] < SIGNIFICANT).astype(int)
     order = {"Sig": False, "Test_vs_null_avg_shift": False, "Test_vs_null_FDR": True}
-    return _sorted(table, order)
+    return sorted_by(table, order)
 
 
 def sample_shifts(pieces: Pieces, most: int = 20_000, seed: int = SEED) -> np.ndarray:
@@ -264,7 +264,7 @@ def _values_of(pieces: Pieces, edits: Numbering, block: range) -> list[np.ndarra
     numbers, values = [np.zeros(0, np.int64)], [np.zeros(0)]
     for piece in pieces:
         found = edits.find(piece["perturbed"])
-        rows = _within(found, block)
+        rows = is_within(found, block)
         numbers.append(found[rows])
         values.append(piece["value"].to_numpy(np.float64)[rows])
     number = np.concatenate(numbers)
@@ -273,11 +273,12 @@ def _values_of(pieces: Pieces, edits: Numbering, block: range) -> list[np.ndarra
     return np.split(np.concatenate(values)[order], ends)
 
 
-def _within(numbers: np.ndarray, block: range) -> np.ndarray:
+def is_within(numbers: np.ndarray, block: range) -> np.ndarray:
+    """Returns which numbers lie in a block."""
     return (numbers >= block.start) & (numbers < block.stop)
 
 
-def _sorted(table: pd.DataFrame, order: dict[str, bool]) -> pd.DataFrame:
+def sorted_by(table: pd.DataFrame, order: dict[str, bool]) -> pd.DataFrame:
     """Sorts by these columns (True = ascending), and by ids where they are equal."""
     ids = [name for name in ("Ensembl_ID", "Affected_Ensembl_ID") if name in table]
     return table.sort_values(
