@@ -7,7 +7,7 @@ import pytest
 
 from geneformer_jax.model.config import preset
 from geneformer_jax.training.config import PretrainConfig, pretrain_config, typed_config
-from tests.training.test_config import CONFIGS, load
+from tests.helpers.configs import CONFIGS, load
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)

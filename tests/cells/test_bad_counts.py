@@ -345,7 +345,7 @@ def test_damaged_files_of_every_format_are_refused_or_read_right(tmp_path):
 
     Damage may leave other valid numbers: "right" is what h5py, zarr or scipy read of that file.
     """
-    program = Path(__file__).with_name("fuzz_counts.py")
+    program = Path(__file__).parents[1] / "helpers" / "fuzz_counts.py"
     run = subprocess.run(
         [sys.executable, str(program), str(tmp_path), "330", "0"],
         capture_output=True,

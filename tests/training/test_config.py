@@ -1,9 +1,7 @@
 """Configurations: what is refused, and that every shipped one can be built."""
 
 import functools
-import importlib.util
 import json
-from pathlib import Path
 
 import jax
 import numpy as np
@@ -16,25 +14,13 @@ from geneformer_jax.model.config import EncoderConfig
 from geneformer_jax.model.encoder import abstract_params
 from geneformer_jax.model.precision import precision_preset
 from geneformer_jax.model.runtime import Runtime
-from geneformer_jax.training.config import PretrainConfig, pretrain_config, typed_config
+from geneformer_jax.training.config import pretrain_config, typed_config
 from geneformer_jax.training.flops import bytes_per_device, step_flops
 from geneformer_jax.training.objectives import masked_gene_sums
 from geneformer_jax.training.optimizer import make_optimizer
 from geneformer_jax.training.run import prepare_run
 from geneformer_jax.training.state import Recipe, init_state, train_step
-
-CONFIGS = [
-    path
-    for path in sorted((Path(__file__).parents[2] / "configs").glob("*.py"))
-    if "pretrain_config" in path.read_text()
-]
-
-
-def load(path: Path) -> PretrainConfig:
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return typed_config(module.get_config())
+from tests.helpers.configs import CONFIGS, load, toy_config
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
@@ -116,18 +102,6 @@ def test_flops_are_those_xla_counts():
     counted = gradient.cost_analysis()["flops"]
     # XLA also counts norms, softmax and the like, which are of lower order but small models show.
     assert step_flops(encoder, batch.lengths_B, B * M) == pytest.approx(counted, rel=0.1)
-
-
-def toy_config(store, **changes) -> PretrainConfig:
-    """A run that the toy store can feed, with some fields changed: {"data.workers": 1}."""
-    model = EncoderConfig(1, 2, 32, 4, 64, 256, dropout=0.1, attention_dropout=0.1)
-    config = pretrain_config(model, vocabulary_size=0)
-    config.data.store = str(store.folder)
-    config.data.cells_per_batch = 8
-    config.data.most_buckets = 2
-    config.evaluation.held_out_cells = 24
-    config.update_from_flattened_dict(changes)
-    return typed_config(config)
 
 
 @pytest.mark.parametrize(

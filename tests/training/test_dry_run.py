@@ -15,7 +15,7 @@ from geneformer_jax.training.flops import Speed, peak_flops
 from geneformer_jax.training.run import prepare_run
 from geneformer_jax.training.state import init_state
 from tests.helpers.commands import assert_one_line, run_door
-from tests.training.test_config import toy_config
+from tests.helpers.configs import toy_config
 
 PROJECT = Path(__file__).parents[2]
 CONFIG = """

@@ -22,7 +22,7 @@ from geneformer_jax.training.loop import pretrain
 from geneformer_jax.training.run import Run, prepare_run
 from geneformer_jax.training.state import INITIAL_SCALE
 from geneformer_jax.training.telemetry import read_metrics
-from tests.training.test_pretrain import (
+from tests.helpers.pretrain_runs import (
     CONFIG,
     PROJECT,
     XLA_FLAGS,

@@ -11,8 +11,8 @@ from geneformer_jax.model.pretrained import CHECKPOINTS, load_model
 from geneformer_jax.training.loop import pretrain
 from geneformer_jax.training.run import prepare_run
 from geneformer_jax.training.telemetry import read_metrics
+from tests.helpers.pretrain_runs import config_of
 from tests.helpers.toy import make_store, toy_cells, toy_vocabulary
-from tests.training.test_pretrain import config_of
 
 PACKED = {
     "data.packing": True,

@@ -13,7 +13,7 @@ import pytest
 from geneformer_jax.model.pretrained import load_model
 from geneformer_jax.training.loop import pretrain
 from geneformer_jax.training.telemetry import read_metrics
-from tests.training.test_pretrain import CONFIG, config_of
+from tests.helpers.pretrain_runs import CONFIG, config_of
 
 PROJECT = Path(__file__).parents[2]
 CHANGES = {"mesh.data": 2, "mesh.fsdp": 2, "mesh.tensor": 2, "steps": 4}

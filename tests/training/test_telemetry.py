@@ -25,7 +25,7 @@ from geneformer_jax.training.telemetry import (
     Window,
     read_metrics,
 )
-from tests.training.test_pretrain import config_of
+from tests.helpers.pretrain_runs import config_of
 
 ASKED_FOR = {
     "loss",

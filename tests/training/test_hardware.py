@@ -25,8 +25,8 @@ from geneformer_jax.training.flops import bytes_per_device
 from geneformer_jax.training.loop import pretrain
 from geneformer_jax.training.run import prepare_run
 from tests.helpers.commands import assert_one_line, run_door
-from tests.training.test_config import load
-from tests.training.test_pretrain import config_of as pretraining_config
+from tests.helpers.configs import load
+from tests.helpers.pretrain_runs import config_of as pretraining_config
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 SMALL = EncoderConfig(512, 2, 128, 2, 128, 128, dropout=0.1, attention_dropout=0.0)

@@ -6,14 +6,8 @@ import pytest
 from geneformer_jax.common.errors import InputError
 from geneformer_jax.perturbation.api import perturb_cells
 from geneformer_jax.perturbation.engine.edits import EditRule, Frame, edits_of
-from tests.analysis.test_perturbation_engine import (
-    by_hand,
-    ids_of,
-    make_cells,
-    make_model,
-    value_of,
-)
 from tests.helpers.perturbation_reference import index, run
+from tests.helpers.slow_perturbation import by_hand, ids_of, make_cells, make_model, value_of
 
 LIMIT = 24
 

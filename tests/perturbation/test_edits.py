@@ -10,45 +10,10 @@ from geneformer_jax.perturbation.engine import forward
 from geneformer_jax.perturbation.engine.edits import EditRule, Frame, edits_of
 from geneformer_jax.perturbation.engine.forward import Rows, Slots
 from geneformer_jax.perturbation.engine.gene_sets import GeneSets
+from tests.helpers.slow_perturbation import edited_by_hand, framed
 
 PADDED = 16
-CLS, EOS = 2, 3
 FRAMES = {"V1": Frame(12, False, 2), "V2": Frame(12, True, 4)}
-
-
-def edited_by_hand(rule: EditRule, frame: Frame, genes: list[int], perturbed: list[int]):
-    """Edits a list of genes as the documentation says; returns (original, edited) tokens."""
-    seen = genes if rule.refill else genes[: frame.genes]
-    others = [gene for gene in seen if gene not in perturbed]
-    match rule.kind:
-        case "delete":
-            edited = others
-        case "overexpress":
-            edited = perturbed + others
-        case _:
-            edited = moved_by_hand(rule, seen, perturbed)
-    longer = 0 if rule.refill else max(len(edited) - frame.genes, 0)
-    original = genes[: frame.genes][: len(seen) - longer]
-    return framed(frame, original[: frame.genes]), framed(frame, edited[: frame.genes])
-
-
-def moved_by_hand(rule: EditRule, seen: list[int], perturbed: list[int]) -> list[int]:
-    """Puts each gene beside the one that stands r ranks below (inhibit) or above (activate)."""
-    r = rule.ranks or max(1, round(rule.quantile * len(seen)))
-    above, below = ([[] for _ in seen] for _ in range(2))
-    for rank, gene in enumerate(seen):
-        if gene in perturbed and rule.kind == "inhibit":
-            below[min(rank + r, len(seen) - 1)].append(gene)
-        elif gene in perturbed:
-            above[max(rank - r, 0)].append(gene)
-    edited = []
-    for rank, gene in enumerate(seen):
-        edited += [*above[rank], *([] if gene in perturbed else [gene]), *below[rank]]
-    return edited
-
-
-def framed(frame: Frame, genes: list[int]) -> list[int]:
-    return [CLS, *genes, EOS] if frame.framed else genes
 
 
 def edited_on_device(rule: EditRule, frame: Frame, genes: list[int], sets_EK: np.ndarray):

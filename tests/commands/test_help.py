@@ -8,7 +8,7 @@ import pytest
 
 from tests.helpers.commands import assert_one_line, run_door
 
-PROJECT = Path(__file__).resolve().parents[1]
+PROJECT = Path(__file__).resolve().parents[2]
 DOORS = sorted(
     path.stem for path in (PROJECT / "geneformer_jax").glob("*.py") if path.name != "__init__.py"
 )

@@ -24,7 +24,7 @@ from geneformer_jax.interop.original_dictionaries import read_original_vocabular
 from geneformer_jax.model.config import EncoderConfig
 from geneformer_jax.model.encoder import init_params
 from geneformer_jax.model.pretrained import PretrainedModel
-from tests.model.test_encoder import bert_weights
+from tests.helpers.bert_weights import bert_weights
 
 GENES = 60
 

@@ -1,51 +1,32 @@
 """What the engine measures, beside cells edited in plain Python and encoded one at a time."""
 
-import functools
-
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pandas as pd
 import pytest
 
 from geneformer_jax.cells.tokenization.vocabulary import V2_SPECIAL_TOKENS
 from geneformer_jax.common.errors import InputError
-from geneformer_jax.model.config import EncoderConfig
-from geneformer_jax.model.encoder import encode, init_params
-from geneformer_jax.model.heads import HeadConfig, head_module, init_head
-from geneformer_jax.model.precision import precision_preset
 from geneformer_jax.model.pretrained import PretrainedModel
 from geneformer_jax.perturbation.api import perturb_cells
 from geneformer_jax.perturbation.cell_states import States
 from geneformer_jax.perturbation.config import Options
 from geneformer_jax.perturbation.engine import forward, perturber
-from geneformer_jax.perturbation.engine.edits import EditRule, Frame
+from geneformer_jax.perturbation.engine.edits import EditRule
 from geneformer_jax.perturbation.prepare import make_perturber
-from tests.analysis.test_perturbation_edits import edited_by_hand
 from tests.helpers.perturbation_reference import GivenCells
-from tests.helpers.toy import toy_vocabulary
+from tests.helpers.slow_perturbation import (
+    LIMIT,
+    by_hand,
+    cosine,
+    encoded,
+    ids_of,
+    make_cells,
+    make_model,
+    value_of,
+)
 
-LIMIT, PADDED = 24, 32
 ATOL = 3e-6
-
-
-def make_model(special_tokens=("<pad>", "<mask>"), head: bool = False) -> PretrainedModel:
-    vocabulary = toy_vocabulary(special_tokens)
-    config = EncoderConfig(
-        vocabulary_size=vocabulary.size,
-        layers=3,
-        width=16,
-        heads=2,
-        feed_forward=32,
-        positions=LIMIT,
-        initializer_range=0.3,
-    )
-    params, told = init_params(config, jax.random.key(0)), None
-    if head:
-        del params["masked_gene_head"]
-        told = HeadConfig("cell_classifier", ("healthy", "sick"), 0.0)
-        params[told.kind] = init_head(config, told, jax.random.key(1))
-    return PretrainedModel(config, params, vocabulary, source="toy", step=0, head=told)
 
 
 @pytest.fixture(scope="module")
@@ -56,82 +37,6 @@ def v1() -> PretrainedModel:
 @pytest.fixture(scope="module")
 def v2() -> PretrainedModel:
     return make_model(V2_SPECIAL_TOKENS, head=True)
-
-
-def make_cells(model: PretrainedModel, lengths, seed: int = 0) -> GivenCells:
-    """Cells of so many genes, of those with even tokens; the first gene of all is the same."""
-    rng, vocabulary = np.random.default_rng(seed), model.vocabulary
-    first = vocabulary.first_gene_token
-    pool = np.arange(first + 2, first + 100, 2)
-    tokens = []
-    for length in lengths:
-        genes = np.append(rng.permutation(pool)[: length - 1], first)
-        genes = rng.permutation(genes)
-        tokens.append(np.array([2, *genes, 3] if vocabulary.cls_id else genes, np.uint16))
-    obs = pd.DataFrame(
-        {"kind": ["a", "b", "c"] * len(lengths)}, index=range(len(lengths) * 3)
-    ).iloc[: len(lengths)]
-    obs.index = [f"cell{i}" for i in range(len(lengths))]
-    return GivenCells(tokens, obs, vocabulary)
-
-
-@functools.cache
-def _encoder(config, layers):
-    return jax.jit(lambda params, ids, n: encode(config, params, ids, n, layers=layers))
-
-
-def encoded(model: PretrainedModel, tokens: list[int], layer: int) -> np.ndarray:
-    """Hidden states [T, D] of one cell."""
-    ids = np.zeros((1, LIMIT), np.int32)
-    ids[0, : len(tokens)] = tokens
-    run = _encoder(model.config, model.config.layers + layer)
-    hidden = run(model.params, ids, jnp.array([len(tokens)]))
-    return np.asarray(hidden, np.float64)[0, : len(tokens)]
-
-
-def cosine(a: np.ndarray, b: np.ndarray) -> float:
-    return float(a @ b / np.linalg.norm(a) / np.linalg.norm(b))
-
-
-def by_hand(model: PretrainedModel, rule: EditRule, genes, perturbed, layer=-1) -> dict:
-    """All measures of one edit, and the cosine of each gene."""
-    frame = Frame.of(model.vocabulary, LIMIT)
-    original, edited = edited_by_hand(rule, frame, list(genes), list(perturbed))
-    before, after = (encoded(model, tokens, layer) for tokens in (original, edited))
-    genes = {
-        token: cosine(after[edited.index(token)], before[original.index(token)])
-        for token in edited
-        if token in original and token not in perturbed and token >= frame.first_gene_token
-    }
-    mean = [
-        hidden[np.array(tokens) >= frame.first_gene_token].mean(axis=0)
-        for hidden, tokens in ((before, original), (after, edited))
-    ]
-    told = {"mean_gene_cosine": np.mean(list(genes.values())), "cell_cosine": cosine(*mean)}
-    told |= {"cls_cosine": cosine(before[0], after[0]), "genes": genes, "mean": mean}
-    if model.head is not None:
-        weights = model.params[model.head.kind]
-        head = head_module(model.config, model.head, weights, precision_preset("float32"))
-        last = [encoded(model, tokens, 0)[None].astype(np.float32) for tokens in (original, edited)]
-        told["classes"] = [np.asarray(jax.nn.softmax(head(each)))[0] for each in last]
-    return told
-
-
-def ids_of(model, tokens) -> str:
-    return "+".join(model.vocabulary.gene_id_of(int(token)) for token in tokens)
-
-
-def value_of(
-    table: pd.DataFrame, cell: str, perturbed: str, measure: str, state: str = ""
-) -> float:
-    rows = table[
-        (table["cell"] == cell)
-        & (table["perturbed"] == perturbed)
-        & (table["measure"] == measure)
-        & (table["state"] == state)
-    ]
-    assert len(rows) == 1, (cell, perturbed, measure, state)
-    return float(rows["value"].iloc[0])
 
 
 EDITS = [

@@ -9,8 +9,8 @@ from geneformer_jax.perturbation.config import Options
 from geneformer_jax.perturbation.engine import perturber
 from geneformer_jax.perturbation.engine.perturber import PartShifts, Perturber
 from geneformer_jax.perturbation.prepare import make_perturber
-from tests.analysis.test_perturbation_engine import LIMIT, make_cells, make_model
 from tests.helpers.perturbation_reference import GivenCells
+from tests.helpers.slow_perturbation import LIMIT, make_cells, make_model
 
 # At the limit, beyond it in the models without and with a frame, and down to a single gene.
 RAGGED = [LIMIT, 20, 17, 9, 3, 2, 1, LIMIT - 2]

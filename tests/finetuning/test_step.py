@@ -29,7 +29,7 @@ from geneformer_jax.model.heads import HeadConfig, HeadTask, init_head
 from geneformer_jax.model.runtime import Runtime, RuntimeConfig
 from geneformer_jax.model.sharding import MeshConfig, put_batch
 from geneformer_jax.training.optimizer import OptimizerConfig, make_optimizer
-from tests.model.test_parity_torch import SHAPES, assert_gradients, random_bert, random_cells
+from tests.helpers.torch_bert import SHAPES, assert_gradients, random_bert, random_cells
 
 TINY = EncoderConfig(
     64, 3, 32, 4, 64, 32, dropout=0.0, attention_dropout=0.0, initializer_range=0.1
