@@ -47,7 +47,7 @@ def memory(name):
 def jax_case(weights, genes, cells, batch):
     import jax
 
-    from geneformer_jax.attention_analysis.extractor import Attender, CellGroups
+    from geneformer_jax.attention_analysis.extractor import AttentionExtractor, CellGroups
     from geneformer_jax.attention_analysis.statistics import gene_means
     from geneformer_jax.common.progress import Progress
     from geneformer_jax.interop.huggingface import read_model
@@ -65,7 +65,7 @@ def jax_case(weights, genes, cells, batch):
     model = read_model(weights).model
     runtime, _ = profiled_runtime(genes, "float32", "auto")
     groups = CellGroups(("all",), np.zeros(cells, np.int32))
-    attender = Attender(model, store, groups, runtime=runtime)
+    attender = AttentionExtractor(model, store, groups, runtime=runtime)
 
     def run():
         with Progress(cells, "attend", "cells") as progress:

@@ -95,7 +95,7 @@ def main() -> None:
 
     output = require_new_folder(FLAGS.output)
     filters = inference_cells.parse_filters(FLAGS.filter)
-    question = api.Question(
+    question = api.AttentionQuery(
         lists=api.read_gene_lists(FLAGS.genes),
         group_by=FLAGS.group_by,
         pairs=api.read_pairs(FLAGS.pairs),

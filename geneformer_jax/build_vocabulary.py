@@ -34,9 +34,9 @@ from geneformer_jax.cells.tokenization.vocabulary_building import (
     work_key,
 )
 from geneformer_jax.common import command_line
-from geneformer_jax.common.command_line import configuration, parse_share, share_of
+from geneformer_jax.common.command_line import configuration, parse_shard, shard_of
 from geneformer_jax.common.errors import InputError
-from geneformer_jax.common.files import remove, require_new_folder, write_aside
+from geneformer_jax.common.files import atomic_write, remove, require_new_folder
 from geneformer_jax.common.provenance import describe_run, write_provenance
 
 FLAGS = flags.FLAGS
@@ -91,10 +91,10 @@ def main() -> None:
     if FLAGS.finish:
         join_shares(shares, key, corpus)
     else:
-        mine = share_of(paths, parse_share(FLAGS.shard))
+        mine = shard_of(paths, parse_shard(FLAGS.shard))
         dropped = measure_files(corpus, mine, open_source, rules)
         if FLAGS.shard:
-            save_share(shares, parse_share(FLAGS.shard), key, corpus, dropped)
+            save_share(shares, parse_shard(FLAGS.shard), key, corpus, dropped)
             print(f"share {FLAGS.shard} is done; when all are, run the same with --finish instead")
             return
         corpus.add_dropped(dropped)
@@ -114,7 +114,7 @@ def _write(
     )
     inputs = [*paths, *([FLAGS.gene_table] if table else [])]
     story = describe_run("build_vocabulary", configuration(), inputs, corpus.counts)
-    with write_aside(output) as aside:
+    with atomic_write(output) as aside:
         vocabulary.write_into(aside)
         write_provenance(aside, story)
     _report(corpus.counts, vocabulary.hash)

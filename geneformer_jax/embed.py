@@ -27,7 +27,7 @@ from geneformer_jax.cells.counts.source import CountSource
 from geneformer_jax.common import command_line
 from geneformer_jax.common.command_line import configuration
 from geneformer_jax.common.errors import InputError
-from geneformer_jax.common.files import write_aside
+from geneformer_jax.common.files import atomic_write
 from geneformer_jax.common.provenance import describe_run
 
 FLAGS = flags.FLAGS
@@ -153,9 +153,9 @@ def main() -> None:
 
 
 def _extras() -> Any:
-    from geneformer_jax.embedding.report import Extras
+    from geneformer_jax.embedding.report import EmbeddingReportConfig
 
-    extras = Extras(
+    extras = EmbeddingReportConfig(
         states=FLAGS.states,
         quantiles=tuple(_numbers("quantiles", float)),
         color=tuple(command_line.split_list(FLAGS.color)),
@@ -193,7 +193,7 @@ def _write(
     inputs = [FLAGS.cells, *([FLAGS.counts] if FLAGS.counts else [])]
     story = describe_run("embed", configuration(), inputs, counts)
     text = json.dumps(story, indent=2, default=str)
-    with write_aside(output.with_suffix(".provenance.json")) as aside:
+    with atomic_write(output.with_suffix(".provenance.json")) as aside:
         aside.write_text(text + "\n")
     write_output(embedded, output, text, **arrays)
     page.write(story)

@@ -19,7 +19,7 @@ from pathlib import Path
 from absl import flags
 
 from geneformer_jax.common import command_line
-from geneformer_jax.common.command_line import configuration, parse_share
+from geneformer_jax.common.command_line import configuration, parse_shard
 from geneformer_jax.common.errors import InputError
 
 FLAGS = flags.FLAGS
@@ -149,7 +149,7 @@ def main() -> None:
 
 def _perturb() -> bool:
     """Makes what is missing; returns whether the tables are complete."""
-    share = parse_share(FLAGS.shard)
+    share = parse_shard(FLAGS.shard)
     if FLAGS.shard and FLAGS.finish:
         raise InputError("--shard makes a share and --finish joins all of them; give one of them")
     from geneformer_jax.interop.load import load_model

@@ -23,7 +23,7 @@ from absl import flags
 from geneformer_jax.common import command_line
 from geneformer_jax.common.command_line import configuration
 from geneformer_jax.common.errors import InputError
-from geneformer_jax.common.files import write_aside
+from geneformer_jax.common.files import atomic_write
 from geneformer_jax.common.provenance import describe_run
 
 FLAGS = flags.FLAGS
@@ -106,9 +106,9 @@ def _target(model: Any) -> Any:
 def _write(predicted: Any, output: Path, counts: dict[str, int]) -> None:
     story = describe_run("predict", configuration(), [FLAGS.cells], counts)
     text = json.dumps(story, indent=2, default=str) + "\n"
-    with write_aside(output.with_suffix(".provenance.json")) as aside:
+    with atomic_write(output.with_suffix(".provenance.json")) as aside:
         aside.write_text(text)
-    with write_aside(output) as aside:
+    with atomic_write(output) as aside:
         if output.suffix == ".h5ad":
             predicted.uns["provenance"] = text
             predicted.write_h5ad(aside)

@@ -25,7 +25,7 @@ from geneformer_jax.cells.tokenization.flags import (
 from geneformer_jax.cells.tokenization.tokenizer import Recipe, check_max_length, default_max_length
 from geneformer_jax.cells.tokenization.vocabulary import SYMBOL_POLICIES, GeneVocabulary
 from geneformer_jax.common import command_line
-from geneformer_jax.common.command_line import configuration, parse_share
+from geneformer_jax.common.command_line import configuration, parse_shard
 from geneformer_jax.common.files import require_new_folder
 from geneformer_jax.common.progress import Progress
 
@@ -87,7 +87,7 @@ def main() -> None:
     check_names(obs)
     if FLAGS.report:
         require_new_folder(FLAGS.report)
-    share = parse_share(FLAGS.shard)
+    share = parse_shard(FLAGS.shard)
     recipe = Recipe(
         max_length=FLAGS.max_length or default_max_length(vocabulary),
         symbols=FLAGS.symbols,

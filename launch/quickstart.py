@@ -21,7 +21,7 @@ from scipy import sparse
 from geneformer_jax.cells.counts.open import open_counts
 from geneformer_jax.common import command_line
 from geneformer_jax.common.errors import InputError
-from geneformer_jax.common.files import fingerprint, write_aside
+from geneformer_jax.common.files import atomic_write, fingerprint
 
 DEMO_NAME = "pbmc68k_reduced"
 DEMO_LABEL = "bulk_labels"
@@ -131,7 +131,7 @@ def prepare() -> tuple[Path, Path, str]:
     counts = folder / "counts.h5ad"
     if not counts.exists():
         cells = demo_cells()
-        with write_aside(counts) as aside:
+        with atomic_write(counts) as aside:
             cells.write_h5ad(aside)
         print(f"Recovered the integer counts of {cells.n_obs} cells x {cells.n_vars} genes.")
     claim(folder, counts)
@@ -149,7 +149,7 @@ def claim(folder: Path, counts: Path) -> None:
                 "with --output"
             )
         return
-    with write_aside(mark) as aside:
+    with atomic_write(mark) as aside:
         aside.write_text(json.dumps(source) + "\n")
 
 

@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 
 from geneformer_jax.attention_analysis import statistics
-from geneformer_jax.attention_analysis.extractor import Attended, Attender, CellGroups
+from geneformer_jax.attention_analysis.extractor import Attended, AttentionExtractor, CellGroups
 from geneformer_jax.attention_analysis.gene_lists import (
     GeneComparison,
     GeneLists,
@@ -40,7 +40,7 @@ MOST_PAIRED = 200
 
 
 @dataclass(frozen=True, eq=False)
-class Question:
+class AttentionQuery:
     """What is asked of the heads.
 
     Attributes:
@@ -135,7 +135,7 @@ def attend_cells(
       InputError: a list matches no gene, a group has too few cells, the cells do not fit the model,
         or the attention implementation never holds its weights.
     """
-    question = Question(read_gene_lists(genes), group_by, tuple(pairs), control)
+    question = AttentionQuery(read_gene_lists(genes), group_by, tuple(pairs), control)
     chosen = select_cells(open_cells(cells, model), filters, at_most, seed)
     attenders = prepare(model, chosen, question, runtime, devices=devices)
     attended = {}
@@ -148,12 +148,12 @@ def attend_cells(
 def prepare(
     model: PretrainedModel,
     cells: EncodedCells,
-    question: Question,
+    question: AttentionQuery,
     runtime: Runtime | None = None,
     *,
     devices: list[jax.Device] | None = None,
     tokens_per_device: int | None = None,
-) -> dict[str, Attender]:
+) -> dict[str, AttentionExtractor]:
     """Checks the question and returns who answers it: the model, and its control if asked for."""
     longest = int(np.asarray(cells.lengths).max(initial=0))
     runtime = runtime or profiled_runtime(longest, "float32", "auto")[0]
@@ -167,7 +167,7 @@ def prepare(
         {RANDOM: random_model(model, question.seed)} if question.control else {}
     )
     return {
-        name: Attender(
+        name: AttentionExtractor(
             each,
             cells,
             groups,
@@ -181,7 +181,7 @@ def prepare(
 
 
 def answer(
-    question: Question, attender: Attender, attended: Mapping[str, Attended]
+    question: AttentionQuery, attender: AttentionExtractor, attended: Mapping[str, Attended]
 ) -> HeadAttention:
     """Turns totals into tables."""
     vocabulary, names = attender.cells.vocabulary, attender.groups.names
@@ -219,7 +219,7 @@ def answer(
     )
 
 
-def token_names(attender: Attender) -> tuple[np.ndarray, np.ndarray]:
+def token_names(attender: AttentionExtractor) -> tuple[np.ndarray, np.ndarray]:
     """Returns (gene id, symbol) of each token, [V] each."""
     vocabulary = attender.cells.vocabulary
     tokens = np.arange(vocabulary.size)

@@ -59,7 +59,7 @@ class Attended(NamedTuple):
     cells: CellMeasures
 
 
-class Attender:
+class AttentionExtractor:
     """Reads attention off ranges of cells, all with the same compiled programs."""
 
     def __init__(

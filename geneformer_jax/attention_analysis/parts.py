@@ -9,10 +9,10 @@ from typing import Any
 import jax
 import numpy as np
 
-from geneformer_jax.attention_analysis.extractor import Attended, Attender, sum_devices
+from geneformer_jax.attention_analysis.extractor import Attended, AttentionExtractor, sum_devices
 from geneformer_jax.attention_analysis.sums import AttentionTotals, CellMeasures
 from geneformer_jax.common.errors import InputError
-from geneformer_jax.common.files import require_new_folder, write_aside
+from geneformer_jax.common.files import atomic_write, require_new_folder
 from geneformer_jax.common.progress import Progress
 from geneformer_jax.inference.resume import (
     PLAN,
@@ -27,7 +27,9 @@ CELLS_PER_PART = {"cpu": 1_024}
 CELLS_PER_ACCELERATOR_PART = 16_384
 
 
-def begin(output: Path, attenders: Mapping[str, Attender], command: Mapping[str, Any]) -> Path:
+def begin(
+    output: Path, attenders: Mapping[str, AttentionExtractor], command: Mapping[str, Any]
+) -> Path:
     """Returns the folder of the parts of `output`: a new one, or one of the same command.
 
     Raises:
@@ -40,13 +42,15 @@ def begin(output: Path, attenders: Mapping[str, Attender], command: Mapping[str,
         refuse_other_plan(folder, plan)
         return folder
     require_new_folder(folder, "remove it, or name another output")
-    with write_aside(folder) as aside:
+    with atomic_write(folder) as aside:
         aside.mkdir()
         (aside / PLAN).write_text(json.dumps(plan, indent=2) + "\n")
     return folder
 
 
-def attend_in_parts(attenders: Mapping[str, Attender], folder: Path) -> dict[str, Attended]:
+def attend_in_parts(
+    attenders: Mapping[str, AttentionExtractor], folder: Path
+) -> dict[str, Attended]:
     """Runs each attender, going on with the parts that an interrupted run left in `folder`."""
     return {
         name: AttentionParts(folder / name.replace(" ", "_"), attender).attend()
@@ -57,7 +61,7 @@ def attend_in_parts(attenders: Mapping[str, Attender], folder: Path) -> dict[str
 class AttentionParts:
     """The unfinished attention of one output: totals so far, and the cells of each part."""
 
-    def __init__(self, folder: Path, attender: Attender):
+    def __init__(self, folder: Path, attender: AttentionExtractor):
         """Goes on with what is in `folder`, which belongs to this run alone."""
         self.folder, self._attender = folder, attender
 
@@ -84,7 +88,7 @@ class AttentionParts:
         return self.folder / f"cells-{start:09d}.npz"
 
     def _write(self, path: Path, arrays: Mapping[str, Any]) -> None:
-        with write_aside(path) as aside, aside.open("wb") as file:
+        with atomic_write(path) as aside, aside.open("wb") as file:
             np.savez(file, **arrays)
 
     def _kept(self) -> tuple[AttentionTotals, int]:
@@ -112,6 +116,6 @@ class AttentionParts:
             ) from None
 
 
-def _part_size(attender: Attender) -> int:
+def _part_size(attender: AttentionExtractor) -> int:
     platform = attender.pass_.mesh.devices.flat[0].platform
     return attender.pass_.mesh.size * CELLS_PER_PART.get(platform, CELLS_PER_ACCELERATOR_PART)

@@ -10,9 +10,9 @@ import pyarrow.parquet as pq
 
 from geneformer_jax.attention_analysis import figures
 from geneformer_jax.attention_analysis.api import ALL_CELLS, HeadAttention, token_names
-from geneformer_jax.attention_analysis.extractor import Attender
+from geneformer_jax.attention_analysis.extractor import AttentionExtractor
 from geneformer_jax.attention_analysis.statistics import STATEMENTS
-from geneformer_jax.common.files import slug, write_aside
+from geneformer_jax.common.files import atomic_write, slug
 from geneformer_jax.common.provenance import write_provenance
 from geneformer_jax.inference.random_control import MODEL, RANDOM
 from geneformer_jax.reporting.figures import save_figure
@@ -40,7 +40,7 @@ def preferring(found: HeadAttention) -> pd.DataFrame:
 
 def write_report(
     found: HeadAttention,
-    attender: Attender,
+    attender: AttentionExtractor,
     output: Path,
     story: Mapping[str, Any],
     only: Mapping[str, tuple[int, ...]],
@@ -59,7 +59,7 @@ def write_report(
       only: "layer" and "head" -> the numbers that the table of genes and pairs is limited to; all
         if empty.
     """
-    with write_aside(output) as aside:
+    with atomic_write(output) as aside:
         (aside / FIGURES).mkdir(parents=True)
         for name in TABLES:
             table = getattr(found, name)
@@ -74,7 +74,9 @@ def write_report(
         report.write(aside / REPORT)
 
 
-def _write_genes(found: HeadAttention, attender: Attender, path: Path, only: Mapping) -> None:
+def _write_genes(
+    found: HeadAttention, attender: AttentionExtractor, path: Path, only: Mapping
+) -> None:
     writer = None
     for table in found.gene_tables(*token_names(attender)):
         rows = pa.Table.from_pandas(_limited(table, only), preserve_index=False)
@@ -94,7 +96,7 @@ def _share(prefers: pd.Series) -> str:
     return f"{prefers.mean():.0%} ({prefers.sum()} of {len(prefers)})"
 
 
-def _build(found: HeadAttention, attender: Attender, folder: Path) -> Report:
+def _build(found: HeadAttention, attender: AttentionExtractor, folder: Path) -> Report:
     config = attender.model.config
     report = Report(
         "What the attention heads look at",

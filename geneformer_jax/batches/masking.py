@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from geneformer_jax.batches.random_words import random_words
+from geneformer_jax.batches.random_bits import random_bits
 from geneformer_jax.common.errors import InputError
 
 SELECTED_SHARE = 0.15
@@ -132,7 +132,7 @@ def mask_cells(
         ranks_BT = packing.ranks_BT
         cells_BT = xp.take_along_axis(cells_B, xp.maximum(packing.segments_BT - 1, 0), axis=1)
     real_BT = xp.arange(T) < lengths_B[:, None]
-    words = random_words(seed, step, cells_BT, ranks_BT)
+    words = random_bits(seed, step, cells_BT, ranks_BT)
     selected_BT, corrupted_BT = _corrupt(tokens_BT, real_BT, *words, rule)
     return MaskedCells(corrupted_BT, *_gather(tokens_BT, selected_BT, _capacity(T, rule)))
 

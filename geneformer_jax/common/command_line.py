@@ -15,6 +15,7 @@ from typing import TypeVar
 from absl import flags
 
 from geneformer_jax.common.errors import InputError, did_you_mean
+from geneformer_jax.common.log import show_log
 
 BAD_INPUT = 1
 INTERRUPTED = 130
@@ -29,6 +30,7 @@ def run(main: Callable[[], None]) -> None:
     Exit status: 0 done (also for `--help`), 1 bad input (one line on standard error), 130 stopped
     by Ctrl-C. Anything else is a defect of ours and shows its traceback.
     """
+    show_log()
     try:
         _parse(sys.argv)
         main()
@@ -157,7 +159,7 @@ def configuration() -> dict[str, object]:
     return {flag.name: flag.value for flag in flags.FLAGS.get_key_flags_for_module(sys.argv[0])}
 
 
-def parse_share(text: str) -> tuple[int, int]:
+def parse_shard(text: str) -> tuple[int, int]:
     """Reads "i/n" into (i, n); "" is all: (0, 1).
 
     Raises:
@@ -171,7 +173,7 @@ def parse_share(text: str) -> tuple[int, int]:
     return int(first), int(second)
 
 
-def share_of(items: Sequence[T], share: tuple[int, int]) -> list[T]:
+def shard_of(items: Sequence[T], share: tuple[int, int]) -> list[T]:
     """Returns every n-th item, starting from the i-th."""
     index, count = share
     return list(items[index::count])

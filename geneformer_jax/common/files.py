@@ -33,7 +33,7 @@ def remove(path: Path) -> None:
 
 
 @contextlib.contextmanager
-def write_aside(target: Path | str) -> Iterator[Path]:
+def atomic_write(target: Path | str) -> Iterator[Path]:
     """Yields a path beside `target` to write a file or folder at; renames it to `target` at last.
 
     A left-over of a killed run is removed first. If the block raises, what it wrote is removed and

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from geneformer_jax.common.errors import InputError
-from geneformer_jax.common.files import require_new_folder, write_aside
+from geneformer_jax.common.files import atomic_write, require_new_folder
 from geneformer_jax.common.provenance import write_provenance
 
 CONFIG = "config.json"
@@ -38,7 +38,7 @@ def claim_workdir(
         return
     require_new_folder(workdir, remedy="name a new --workdir")
     # As one folder, so that a run killed here leaves nothing that would be refused next time.
-    with write_aside(workdir) as aside:
+    with atomic_write(workdir) as aside:
         aside.mkdir()
         if story is not None:
             write_provenance(aside, story)

@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from geneformer_jax.common.errors import InputError
-from geneformer_jax.common.files import remove, write_aside
+from geneformer_jax.common.files import atomic_write, remove
 from geneformer_jax.embedding.embedder import Embedded, Embedder
 from geneformer_jax.embedding.gene_means import GeneTotals
 from geneformer_jax.inference.resume import (
@@ -94,7 +94,7 @@ class Parts:
         embedder = self._embedder
         if self.folder.exists() and any(self.folder.iterdir()):
             raise InputError(f"{self.folder} holds other files; remove it or name another output")
-        with write_aside(self.folder) as aside:
+        with atomic_write(self.folder) as aside:
             aside.mkdir()
             (aside / PLAN).write_text(json.dumps(plan, indent=2) + "\n")
             if embedder.pass_.mode != "gene":
@@ -120,7 +120,7 @@ class Parts:
         return self.folder / f"part-{part:06d}.sha256"
 
     def _record(self, part: int, rows: np.ndarray) -> None:
-        with write_aside(self._record_of(part)) as aside:
+        with atomic_write(self._record_of(part)) as aside:
             aside.write_text(sha256(rows) + "\n")
 
     def _is_done(self, part: int, rows: np.ndarray) -> bool:
@@ -137,7 +137,7 @@ class Parts:
             progress.advance(self.ranges[done - 1][1] if done else 0)
             for part, (start, stop) in enumerate(self.ranges[done:], done):
                 totals = totals.merged(embedder.genes(start, stop, progress))
-                with write_aside(self.folder / _TOTALS) as aside, aside.open("wb") as file:
+                with atomic_write(self.folder / _TOTALS) as aside, aside.open("wb") as file:
                     np.savez(file, done=part + 1, **totals._asdict())
         return totals
 
@@ -194,15 +194,15 @@ def write_output(embedded: Embedded, output: Path, story: str, **obsm: np.ndarra
         adata = embedded.to_anndata()
         adata.obsm.update(obsm)
         adata.uns["geneformer"][PROVENANCE] = story
-        with write_aside(output) as aside:
+        with atomic_write(output) as aside:
             adata.write_h5ad(aside)
     elif output.suffix == ".parquet":
-        with write_aside(output) as aside:
+        with atomic_write(output) as aside:
             _write_parquet(embedded.table, embedded.by_key(), aside, story)
     else:
-        with write_aside(table_path(output)) as aside:
+        with atomic_write(table_path(output)) as aside:
             _write_parquet(embedded.table, {}, aside, story)
-        with write_aside(output) as aside:
+        with atomic_write(output) as aside:
             _write_npy(embedded.rows, aside)
 
 

@@ -63,7 +63,7 @@ class Page:
 
 
 @dataclass(frozen=True)
-class Extras:
+class EmbeddingReportConfig:
     """What to do with embeddings.
 
     Attributes:

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from geneformer_jax.common.errors import InputError, did_you_mean
-from geneformer_jax.common.files import write_aside
+from geneformer_jax.common.files import atomic_write
 from geneformer_jax.embedding.embedder import Embedded
 from geneformer_jax.inference.cells import check_columns
 
@@ -82,7 +82,7 @@ class StateEmbeddings:
         table = table.append_column("embedding", lists).replace_schema_metadata(
             {**table.schema.metadata, _FACTS: json.dumps(facts, default=str)}
         )
-        with write_aside(path) as aside:
+        with atomic_write(path) as aside:
             pq.write_table(table, aside)
 
     @classmethod

@@ -21,7 +21,7 @@ from jax.sharding import Mesh
 
 from geneformer_jax.batches.labelled import Cells, LabelledBatches, LabelledCells
 from geneformer_jax.batches.loader import read_ahead
-from geneformer_jax.common.files import remove, write_aside
+from geneformer_jax.common.files import atomic_write, remove
 from geneformer_jax.common.progress import Progress
 from geneformer_jax.common.provenance import describe_run
 from geneformer_jax.common.workdir import claim_workdir
@@ -213,7 +213,7 @@ def finetune_fold(run: FoldRun) -> pd.DataFrame:
             run.config.data.workers,
         )
     table = prediction_table(run.store, network.head, outputs, run.fold)
-    with write_aside(path) as aside:
+    with atomic_write(path) as aside:
         table.to_parquet(aside, index=False)
     remove(run.folder / TRAINING)
     return table
@@ -260,7 +260,7 @@ class Best:
     def keep(self, learning: Params) -> None:
         """Writes the weights that learn, and removes those of an earlier evaluation."""
         flat = traverse_util.flatten_dict(jax.device_get(learning), sep="/")
-        with write_aside(self.path) as aside, aside.open("wb") as file:
+        with atomic_write(self.path) as aside, aside.open("wb") as file:
             np.savez(file, **flat)
         for other in self._run.folder.glob(f"{_BEST}*.npz"):
             if other != self.path:

@@ -13,7 +13,7 @@ from sklearn import metrics
 
 from geneformer_jax.cells.store.cell_store import EncodedCells
 from geneformer_jax.common.errors import InputError
-from geneformer_jax.common.files import write_aside
+from geneformer_jax.common.files import atomic_write
 from geneformer_jax.common.provenance import describe_run, write_provenance
 from geneformer_jax.common.workdir import claim_workdir
 from geneformer_jax.finetuning.classification.config import task_config, typed_task
@@ -108,7 +108,7 @@ class Protocol:
         table = finetune_folds(self.task, model, config, folder, outputs=self.outputs)
         results = target_scores(table, self.outputs)
         for name, each in (("predictions.parquet", table), ("results.csv", results)):
-            with write_aside(workdir / name) as aside:
+            with atomic_write(workdir / name) as aside:
                 each.to_parquet(aside) if name.endswith("parquet") else each.to_csv(aside)
         story = describe_run("finetune", configuration, [], {"left_out": self.task.dropped})
         write_provenance(workdir, story)

@@ -14,7 +14,7 @@ import optuna
 import pandas as pd
 
 from geneformer_jax.common.errors import InputError, did_you_mean
-from geneformer_jax.common.files import write_aside
+from geneformer_jax.common.files import atomic_write
 from geneformer_jax.common.workdir import claim_workdir
 from geneformer_jax.finetuning.config import FinetuneConfig
 from geneformer_jax.finetuning.loop import HELD_OUT, FoldRun, finetune_fold
@@ -261,6 +261,6 @@ class Search:
         if len(table):
             rising = self.search.metric == "loss"
             table = table.sort_values(["state", self.search.metric], ascending=[True, rising])
-            with write_aside(self.workdir / TRIALS) as aside:
+            with atomic_write(self.workdir / TRIALS) as aside:
                 table.to_csv(aside, index=False)
         return table.reset_index(drop=True)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from geneformer_jax.cells.tokenization.vocabulary import GeneVocabulary
-from geneformer_jax.common.files import require_new_folder, write_aside
+from geneformer_jax.common.files import atomic_write, require_new_folder
 from geneformer_jax.common.provenance import describe_run, write_provenance
 from geneformer_jax.interop.weights.bert_layout import (
     architecture_of,
@@ -120,7 +120,7 @@ def export_model(source: Path | str, target: Path | str) -> dict[str, Any]:
     wanted = places(model.config, model.head)
     counts = _count(model) | {"tensors": len(wanted)}
     configuration = {"source": source, "target": target}
-    with write_aside(target) as aside:
+    with atomic_write(target) as aside:
         aside.mkdir()
         settings = write_settings(model.config, model.head)
         (aside / CONFIG).write_text(json.dumps(settings, indent=2) + "\n")

@@ -15,7 +15,7 @@ import numpy as np
 
 from geneformer_jax.cells.tokenization.vocabulary import GeneVocabulary
 from geneformer_jax.common.errors import InputError
-from geneformer_jax.common.files import require_new_folder, write_aside
+from geneformer_jax.common.files import atomic_write, require_new_folder
 from geneformer_jax.common.provenance import describe_run, write_provenance
 from geneformer_jax.interop.restricted_pickle import (
     LARGEST_FILE,
@@ -130,7 +130,7 @@ def import_vocabulary(
         "other_ids": len(vocabulary.id_mapping),
     }
     configuration = {"source": folder, "target": target, "species": species}
-    with write_aside(target) as aside:
+    with atomic_write(target) as aside:
         vocabulary.write_into(aside)
         write_provenance(aside, describe_run("convert", configuration, [Path(folder)], counts))
     return vocabulary

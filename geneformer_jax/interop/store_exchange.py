@@ -21,7 +21,7 @@ from geneformer_jax.cells.tokenization.tokenizer import (
 )
 from geneformer_jax.cells.tokenization.vocabulary import GeneVocabulary
 from geneformer_jax.common.errors import InputError
-from geneformer_jax.common.files import fingerprint, require_new_folder, write_aside
+from geneformer_jax.common.files import atomic_write, fingerprint, require_new_folder
 from geneformer_jax.common.progress import Progress
 from geneformer_jax.common.provenance import describe_run, write_provenance
 from geneformer_jax.interop.dataset_writing import (
@@ -67,7 +67,7 @@ def dataset_to_store(
     taken = [name for name in dataset.obs_kinds if name in (records.TOKENS, CELL_ID)]
     kinds = {name: kind for name, kind in dataset.obs_kinds.items() if name not in taken}
     options = {"max_length": max_length, "vocabulary": vocabulary.hash}
-    with write_aside(target) as aside:
+    with atomic_write(target) as aside:
         store_writer.begin_store(aside, options, kinds)
         key = source_key(dataset.path)
         with store_writer.write_source(aside, key, kinds) as writer:
@@ -144,7 +144,7 @@ def store_to_dataset(folder: Path | str, target: Path | str) -> dict[str, Any]:
     cells, tokens = len(store), int(store.lengths.sum(dtype=np.int64))
     counts = {"cells": cells, "tokens": tokens, "columns_left_out": taken}
     run = describe_run(_DOOR, {"source": store.folder, "target": target}, [store.folder], counts)
-    with write_aside(target) as aside, Progress(cells, "converting", "cells") as progress:
+    with atomic_write(target) as aside, Progress(cells, "converting", "cells") as progress:
         batches = _record_batches(store, schema, obs_schema.names, progress)
         if as_parquet:
             write_parquet_file(aside, schema, batches, run)

@@ -18,7 +18,7 @@ from orbax.checkpoint import v1 as ocp
 
 from geneformer_jax.cells.tokenization.vocabulary import GeneVocabulary
 from geneformer_jax.common.errors import InputError
-from geneformer_jax.common.files import require_new_folder, write_aside
+from geneformer_jax.common.files import atomic_write, require_new_folder
 from geneformer_jax.common.provenance import write_provenance
 from geneformer_jax.model.config import EncoderConfig
 from geneformer_jax.model.encoder import Params, abstract_params
@@ -132,7 +132,7 @@ def save_model(model: PretrainedModel, target: Path | str, story: Mapping[str, A
         "meta": describe_model(model.config, model.vocabulary, model.head)
         | {"step": np.asarray(model.step)},
     }
-    with write_aside(target) as aside:
+    with atomic_write(target) as aside:
         folder = aside.resolve() / CHECKPOINTS
         folder.mkdir(parents=True)
         with context:
@@ -249,7 +249,7 @@ def save_adapter(
         "head": dataclasses.asdict(model.head),
         "step": model.step,
     }
-    with write_aside(target) as aside:
+    with atomic_write(target) as aside:
         aside.mkdir()
         flat = traverse_util.flatten_dict(jax.device_get(factors), sep="/")
         np.savez(aside / _FACTORS, **flat)

@@ -14,7 +14,7 @@ from geneformer_jax.cells.store.cell_store import EncodedCells
 from geneformer_jax.inference.cells import ORIGINAL_SEED, open_cells
 from geneformer_jax.model.pretrained import PretrainedModel
 from geneformer_jax.model.runtime import Runtime
-from geneformer_jax.perturbation.cell_states import States
+from geneformer_jax.perturbation.cell_states import CellStates
 from geneformer_jax.perturbation.config import MEANS, NONE, ORIGINAL, Options
 from geneformer_jax.perturbation.engine.gene_sets import ALL, EACH
 from geneformer_jax.perturbation.engine.perturber import PartShifts, Perturber
@@ -26,7 +26,7 @@ from geneformer_jax.perturbation.tables import (
     shifts_table,
 )
 
-__all__ = ["States", "perturb_cells"]
+__all__ = ["CellStates", "perturb_cells"]
 
 
 def perturb_cells(
@@ -43,7 +43,7 @@ def perturb_cells(
     truncation: str = ORIGINAL,
     mode: str | None = None,
     layer: int = -1,
-    states: States | None = None,
+    states: CellStates | None = None,
     state_embeddings: Path | str | None = None,
     classes: bool = False,
     gene_shifts: str = NONE,

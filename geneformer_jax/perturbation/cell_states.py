@@ -19,7 +19,7 @@ from geneformer_jax.model.runtime import Runtime
 
 
 @dataclass(frozen=True)
-class States:
+class CellStates:
     """Cell states to measure shifts towards.
 
     Attributes:
@@ -93,7 +93,7 @@ class _InSight:
 def compute_states(
     model: PretrainedModel,
     cells: EncodedCells,
-    states: States,
+    states: CellStates,
     mode: str,
     layer: int,
     runtime: Runtime | None,
@@ -112,7 +112,7 @@ def compute_states(
 
 
 def read_states(
-    path: Path | str, states: States, model: PretrainedModel, mode: str, layer: int
+    path: Path | str, states: CellStates, model: PretrainedModel, mode: str, layer: int
 ) -> StateEmbeddings:
     """Reads given state embeddings.
 
@@ -146,21 +146,21 @@ def read_states(
     return given
 
 
-def unit_vectors(given: StateEmbeddings, states: States, layer: int) -> np.ndarray:
+def unit_vectors(given: StateEmbeddings, states: CellStates, layer: int) -> np.ndarray:
     """Returns the states' mean embeddings at unit length, float32 [states, D]."""
     vectors = given.vectors(MEAN, layer)
     chosen = np.stack([vectors[name] for name in states.names]).astype(np.float64)
     return (chosen / np.linalg.norm(chosen, axis=1, keepdims=True)).astype(np.float32)
 
 
-def read_state_names(column: str, start: str, goal: str, alternatives: str) -> States | None:
+def read_state_names(column: str, start: str, goal: str, alternatives: str) -> CellStates | None:
     """Reads the texts of a command into states; None where no column is named.
 
     Raises:
       InputError: states are named without their column.
     """
     if column:
-        return States(column, goal, start, tuple(split_list(alternatives)))
+        return CellStates(column, goal, start, tuple(split_list(alternatives)))
     for name, value in (("start", start), ("goal", goal), ("alternatives", alternatives)):
         if value:
             raise InputError(f"{name} {value} is given, but not its obs column; name it as states")

@@ -7,7 +7,7 @@ from pathlib import Path
 from geneformer_jax.common.errors import InputError, did_you_mean
 from geneformer_jax.inference.cells import ORIGINAL_SEED
 from geneformer_jax.model.pretrained import PretrainedModel
-from geneformer_jax.perturbation.cell_states import States
+from geneformer_jax.perturbation.cell_states import CellStates
 from geneformer_jax.perturbation.engine.edits import EditRule
 from geneformer_jax.perturbation.engine.forward import MODES
 from geneformer_jax.perturbation.engine.gene_sets import ALL, EACH, GeneSets, read_gene_sets
@@ -32,7 +32,7 @@ class Options:
     truncation: str = ORIGINAL
     mode: str | None = None
     layer: int = -1
-    states: States | None = None
+    states: CellStates | None = None
     state_embeddings: Path | str | None = None
     classes: bool = False
     gene_shifts: str = NONE

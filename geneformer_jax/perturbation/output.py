@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 from geneformer_jax.cells.store.cell_store import checksum
 from geneformer_jax.cells.tokenization.vocabulary import GeneVocabulary
 from geneformer_jax.common.errors import InputError
-from geneformer_jax.common.files import fsync_tree_entry, remove, write_aside
+from geneformer_jax.common.files import atomic_write, fsync_tree_entry, remove
 from geneformer_jax.common.provenance import FILE_NAME, write_provenance
 from geneformer_jax.inference.resume import PLAN, as_json, parts_folder, refuse_other_plan, sha256
 from geneformer_jax.perturbation.engine.perturber import PartShifts, Perturber, Throughput
@@ -131,7 +131,7 @@ class PerturbationFolder:
             path = self.folder / name / f"part-{part:06d}.parquet"
             write_table(table, path)
             record[str(path.relative_to(self.folder))] = checksum(path)
-        with write_aside(self._record_of(part)) as aside:
+        with atomic_write(self._record_of(part)) as aside:
             aside.write_text(json.dumps(record) + "\n")
 
     def _record_of(self, part: int) -> Path:
@@ -185,7 +185,7 @@ class PerturbationFolder:
         source = ds.dataset(self.folder / _MEANS, format="parquet")
         sizes = _pairs_per_set(source)
         chunk = np.cumsum(sizes.to_numpy()) // _PAIRS_AT_ONCE
-        with write_aside(self.folder / GENE_MEANS) as aside:
+        with atomic_write(self.folder / GENE_MEANS) as aside:
             writer = None
             for _, names in sizes.index.to_series().groupby(chunk):
                 rows = source.to_table(filter=ds.field("perturbed").isin(list(names)))
@@ -200,7 +200,7 @@ class PerturbationFolder:
         """Writes a file under a name of this process first: others may write the same one."""
         self.folder.mkdir(parents=True, exist_ok=True)
         own = self.folder / f"{name}.{self.share[0]}"
-        with write_aside(own) as aside:
+        with atomic_write(own) as aside:
             write(aside)
         os.replace(own, self.folder / name)
 
@@ -262,7 +262,7 @@ def _write_edits(folder: Path, summary: pd.DataFrame, vocabulary: GeneVocabulary
         "symbols": pa.array(symbols, pa.list_(pa.string())),
         "cells": pa.array(first["n"], pa.int64()),
     }
-    with write_aside(folder / EDITS) as aside:
+    with atomic_write(folder / EDITS) as aside:
         pq.write_table(pa.table(table), aside, compression="zstd")
 
 

@@ -15,10 +15,10 @@ from geneformer_jax.model.pretrained import PretrainedModel
 from geneformer_jax.model.runtime import Runtime, inference_runtime
 from geneformer_jax.perturbation.cell_states import compute_states, read_states, unit_vectors
 from geneformer_jax.perturbation.config import Options
-from geneformer_jax.perturbation.engine.edits import Frame
+from geneformer_jax.perturbation.engine.edits import SpecialTokens
 from geneformer_jax.perturbation.engine.forward import CELL, CLS
 from geneformer_jax.perturbation.engine.gene_sets import TOGETHER, gene_tokens
-from geneformer_jax.perturbation.engine.perturber import Measures, Perturber
+from geneformer_jax.perturbation.engine.perturber import MetricSpec, Perturber
 from geneformer_jax.perturbation.engine.plan import Work, plan_work
 
 NOT_EXPRESSING = "not expressing the genes"
@@ -88,7 +88,7 @@ def choose_cells(cells: EncodedCells, options: Options, model: PretrainedModel) 
 def _expressing(
     cells: EncodedCells, tokens: tuple[int, ...], options: Options, model: PretrainedModel
 ) -> ChosenCells:
-    frame, rule = Frame.of(model.vocabulary, model.config.positions), options.rule()
+    frame, rule = SpecialTokens.of(model.vocabulary, model.config.positions), options.rule()
     keep = np.zeros(len(cells.lengths), bool)
     for begin in range(0, len(keep), _READ_AT_ONCE):
         numbers = np.arange(begin, min(begin + _READ_AT_ONCE, len(keep)))
@@ -109,16 +109,16 @@ def _expressing(
 
 def find_work(cells: EncodedCells, options: Options, model: PretrainedModel) -> Work:
     """Plans the edits of the chosen cells."""
-    frame = Frame.of(model.vocabulary, model.config.positions)
+    frame = SpecialTokens.of(model.vocabulary, model.config.positions)
     return plan_work(cells, options.rule(), frame, options.gene_sets(model))
 
 
 def measures_of(
     model: PretrainedModel, options: Options, states: StateEmbeddings | None
-) -> Measures:
+) -> MetricSpec:
     """Says what is measured, with the embeddings of the states where there are any."""
     vectors = None if states is None else unit_vectors(states, options.states, options.layer)
-    return Measures(
+    return MetricSpec(
         mode=choose_mode(model, options),
         layer=options.layer,
         states=() if states is None else tuple(options.states.names),

@@ -14,7 +14,7 @@ from geneformer_jax.inference.resume import as_json, identity_of, weights_sha256
 from geneformer_jax.model.pretrained import PretrainedModel
 from geneformer_jax.model.runtime import Runtime, inference_runtime
 from geneformer_jax.perturbation.config import MEANS, Options
-from geneformer_jax.perturbation.engine.edits import Frame
+from geneformer_jax.perturbation.engine.edits import SpecialTokens
 from geneformer_jax.perturbation.engine.perturber import Perturber
 from geneformer_jax.perturbation.engine.plan import Work
 from geneformer_jax.perturbation.layout import OUTPUTS, REPORT, SHIFTS
@@ -170,7 +170,9 @@ class PerturbationRun:
             },
             "checkpoint": self._model.source,
             "vocabulary_hash": self._model.vocabulary.hash,
-            "positions": Frame.of(self._model.vocabulary, self._model.config.positions).limit,
+            "positions": SpecialTokens.of(
+                self._model.vocabulary, self._model.config.positions
+            ).limit,
             "precision": self._perturber.pass_.runtime.precision.name,
             "attention": self._perturber.pass_.runtime.attention,
         }

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from geneformer_jax.cells.tokenization.vocabulary import GeneVocabulary
-from geneformer_jax.common.files import write_aside
+from geneformer_jax.common.files import atomic_write
 from geneformer_jax.perturbation.engine.perturber import PartShifts
 from geneformer_jax.perturbation.layout import JOINT
 
@@ -129,7 +129,7 @@ def merge_gene_means(parts: Sequence[pa.Table], edit: str) -> pa.Table:
 
 def write_table(table: pa.Table, path: Path) -> None:
     """Writes a table as one parquet file, whole or not at all."""
-    with write_aside(path) as aside:
+    with atomic_write(path) as aside:
         pq.write_table(table, aside, **parquet_options(table.schema))
 
 

@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 
 from geneformer_jax.cells.store.cell_store import CellStore
 from geneformer_jax.cells.tokenization.vocabulary import GeneVocabulary
-from geneformer_jax.common.files import require_new_folder, slug, write_aside
+from geneformer_jax.common.files import atomic_write, require_new_folder, slug
 from geneformer_jax.common.provenance import describe_run, write_provenance
 from geneformer_jax.reporting import corpus_figures
 from geneformer_jax.reporting.corpus_summary import CorpusSummary, store_story, summarise_corpus
@@ -57,7 +57,7 @@ def write_corpus_report(
     configuration = {"store": store.folder, "output": output, "group_by": list(group_by)}
     counts = {"cells": summary.cells, "genes_found": int((genes["cells"] > 0).sum())}
     story = describe_run("corpus_report", configuration, [store.folder], counts)
-    with write_aside(output) as aside:
+    with atomic_write(output) as aside:
         (aside / FIGURES).mkdir(parents=True)
         genes.to_parquet(aside / GENES, index=False)
         report = _build_report(summary, genes, store, aside / FIGURES)

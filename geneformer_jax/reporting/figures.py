@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from geneformer_jax.common.errors import InputError
-from geneformer_jax.common.files import write_aside
+from geneformer_jax.common.files import atomic_write
 
 # Twelve colours chosen by search so that any two stay at least 28 CIELAB units apart, to normal,
 # protanope and deuteranope eyes alike (a test recomputes this).
@@ -76,7 +76,7 @@ def save_figure(figure: Figure, stem: Path | str) -> list[Path]:
         path = Path(f"{stem}.{suffix}")
         # A PDF without a date is the same file each time it is drawn.
         metadata = {"CreationDate": None} if suffix == "pdf" else None
-        with matplotlib.rc_context(STYLE), write_aside(path) as aside:
+        with matplotlib.rc_context(STYLE), atomic_write(path) as aside:
             figure.savefig(aside, format=suffix, dpi=200, metadata=metadata)
         written.append(path)
     return written

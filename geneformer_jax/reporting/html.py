@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from geneformer_jax.common.files import write_aside
+from geneformer_jax.common.files import atomic_write
 
 _DOTS_PER_INCH = 144
 _ROWS_SHOWN = 1000
@@ -175,7 +175,7 @@ class Report:
             style=_STYLE,
             script=_SCRIPT,
         )
-        with write_aside(path) as aside:
+        with atomic_write(path) as aside:
             aside.write_text(page, encoding="utf-8")
 
 

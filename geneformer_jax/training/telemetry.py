@@ -15,7 +15,7 @@ from tensorboardX.proto.summary_pb2 import Summary
 
 from geneformer_jax.batches.loader import Batch
 from geneformer_jax.common.errors import InputError
-from geneformer_jax.common.files import write_aside
+from geneformer_jax.common.files import atomic_write
 from geneformer_jax.training.flops import peak_flops
 from geneformer_jax.training.optimizer import learning_rate
 from geneformer_jax.training.run import Run
@@ -43,7 +43,7 @@ class MetricsLog:
         if not self._writes:
             return
         rows = [row for row in read_metrics(workdir) if row["step"] <= first_step]
-        with write_aside(self._path) as aside:
+        with atomic_write(self._path) as aside:
             aside.write_text("".join(json.dumps(row) + "\n" for row in rows))
         folder = workdir / TENSORBOARD
         folder.mkdir(exist_ok=True)
@@ -197,7 +197,7 @@ class Window:
         path = self._workdir / NOT_FINITE
         if jax.process_index() == 0:
             told = {"step": bad, "steps_looked_at": [self._step + 1, step], "cells": ids}
-            with write_aside(path) as aside:
+            with atomic_write(path) as aside:
                 aside.write_text(json.dumps(told, indent=2) + "\n")
         raise InputError(
             f"the loss of step {bad:,} (in steps {self._step + 1:,} to {step:,}) is not finite; "

@@ -12,7 +12,7 @@ from scipy.spatial.distance import jensenshannon
 
 from geneformer_jax.attention_analysis import parts, statistics
 from geneformer_jax.attention_analysis.api import (
-    Question,
+    AttentionQuery,
     answer,
     attend_cells,
     group_cells,
@@ -195,7 +195,7 @@ def test_auto_takes_what_holds_its_weights(monkeypatch, backend, longest, chosen
 @pytest.mark.parametrize("attention", PROFILED)
 def test_devices_chunks_and_batches_change_nothing(found, model, cells, attention):
     runtime, _ = profiled_runtime(600, "float32", attention)
-    question = Question({"listed genes": GENES}, "kind", GENES[:3])
+    question = AttentionQuery({"listed genes": GENES}, "kind", GENES[:3])
     attenders = prepare(
         model, cells, question, runtime, devices=jax.devices()[:4], tokens_per_device=300
     )
@@ -210,7 +210,7 @@ def test_a_run_in_parts_goes_on_after_a_kill_to_the_same_tables(
     found, model, cells, tmp_path, monkeypatch
 ):
     monkeypatch.setattr(parts, "CELLS_PER_PART", {"cpu": 7})
-    question = Question({"listed genes": GENES}, "kind", GENES[:3])
+    question = AttentionQuery({"listed genes": GENES}, "kind", GENES[:3])
     attenders = prepare(model, cells, question, devices=jax.devices()[:1])
     folder = parts.begin(tmp_path / "out", attenders, {})
     run, calls = type(attenders[MODEL]).run, []
@@ -263,17 +263,17 @@ def _names(found, cells):
 
 
 def test_bad_input_is_refused(model, cells, tmp_path):
-    few = dataclasses.replace(Question({"listed": GENES}), group_by="kind", least_cells=29)
+    few = dataclasses.replace(AttentionQuery({"listed": GENES}), group_by="kind", least_cells=29)
     with pytest.raises(InputError, match=r'group "[ab]" of column "kind" has \d+ cells, but 29'):
         prepare(model, cells, few)
     with pytest.raises(InputError, match='no obs column "kin"'):
         group_cells(cells.obs, "kin", 2)
     with pytest.raises(InputError, match="none of the 2 genes of listed is in the vocabulary"):
-        prepare(model, cells, Question({"listed": ["Xkr4", "Sox17"]}))
+        prepare(model, cells, AttentionQuery({"listed": ["Xkr4", "Sox17"]}))
     with pytest.raises(InputError, match="list listed holds no gene"):
-        prepare(model, cells, Question({"listed": []}))
+        prepare(model, cells, AttentionQuery({"listed": []}))
     with pytest.raises(InputError, match=r'1 of 2 genes .* first "nobody"'):
-        prepare(model, cells, Question({"listed": GENES}, pairs=(GENES[0], "nobody")))
+        prepare(model, cells, AttentionQuery({"listed": GENES}, pairs=(GENES[0], "nobody")))
     with pytest.raises(InputError, match='"cudnn" never holds its weights'):
         profiled_runtime(100, "float32", "cudnn")
     empty = tmp_path / "empty.txt"

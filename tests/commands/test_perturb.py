@@ -12,7 +12,7 @@ import pytest
 
 from geneformer_jax.model import pretrained
 from geneformer_jax.perturbation.api import perturb_cells
-from geneformer_jax.perturbation.cell_states import States
+from geneformer_jax.perturbation.cell_states import CellStates
 from tests.helpers.commands import assert_one_line
 from tests.helpers.pages import assert_files_are_linked, read_page
 from tests.helpers.perturb_runs import GENES, assert_same_folders, door_on_five_cells, make_model
@@ -135,7 +135,7 @@ def test_states_are_computed_once_or_given(perturb, model, toy_store, tmp_path):
     assert status == 0, error
     found = read(tmp_path / "out")
     expected = perturb_cells(
-        model, toy_store, genes=GENES, at_most=5, states=States("kind", "b", "a")
+        model, toy_store, genes=GENES, at_most=5, states=CellStates("kind", "b", "a")
     )
     same(found, expected)
     assert set(found["state"]) == {"", "a", "b"}

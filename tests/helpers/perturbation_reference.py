@@ -13,7 +13,7 @@ from geneformer_jax.interop.huggingface import read_model
 from geneformer_jax.interop.original_dictionaries import read_original_vocabulary
 from geneformer_jax.model.pretrained import PretrainedModel
 from geneformer_jax.perturbation.config import Options
-from geneformer_jax.perturbation.engine.perturber import Measures, Perturber
+from geneformer_jax.perturbation.engine.perturber import MetricSpec, Perturber
 from geneformer_jax.perturbation.prepare import find_work
 
 
@@ -96,7 +96,7 @@ def run(
     model = model_of(reference, data, index(reference)[name]["model_version"])
     cells = cells_of(reference, data, name)
     states, vectors = _states(reference, name, tag)
-    measures = Measures(options.mode, options.layer, states, vectors, None, options.gene_rows())
+    measures = MetricSpec(options.mode, options.layer, states, vectors, None, options.gene_rows())
     perturber = Perturber(model, find_work(cells, options, model), measures)
     with perturber.progress(perturber.work.edits) as progress:
         shifts = perturber.shifts(0, perturber.work.edits, progress)

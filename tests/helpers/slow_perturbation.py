@@ -12,7 +12,7 @@ from geneformer_jax.model.encoder import encode, init_params
 from geneformer_jax.model.heads import HeadConfig, head_module, init_head
 from geneformer_jax.model.precision import precision_preset
 from geneformer_jax.model.pretrained import PretrainedModel
-from geneformer_jax.perturbation.engine.edits import EditRule, Frame
+from geneformer_jax.perturbation.engine.edits import EditRule, SpecialTokens
 from tests.helpers.perturbation_reference import GivenCells
 from tests.helpers.toy import toy_vocabulary
 
@@ -20,7 +20,7 @@ LIMIT, PADDED = 24, 32
 CLS, EOS = 2, 3
 
 
-def edited_by_hand(rule: EditRule, frame: Frame, genes: list[int], perturbed: list[int]):
+def edited_by_hand(rule: EditRule, frame: SpecialTokens, genes: list[int], perturbed: list[int]):
     """Edits a list of genes as the documentation says; returns (original, edited) tokens."""
     seen = genes if rule.refill else genes[: frame.genes]
     others = [gene for gene in seen if gene not in perturbed]
@@ -92,7 +92,7 @@ def cosine(a: np.ndarray, b: np.ndarray) -> float:
 
 def by_hand(model: PretrainedModel, rule: EditRule, genes, perturbed, layer=-1) -> dict:
     """All measures of one edit, and the cosine of each gene."""
-    frame = Frame.of(model.vocabulary, LIMIT)
+    frame = SpecialTokens.of(model.vocabulary, LIMIT)
     original, edited = edited_by_hand(rule, frame, list(genes), list(perturbed))
     before, after = (encoded(model, tokens, layer) for tokens in (original, edited))
     genes = {
@@ -146,5 +146,5 @@ def moved_by_hand(rule: EditRule, seen: list[int], perturbed: list[int]) -> list
     return edited
 
 
-def framed(frame: Frame, genes: list[int]) -> list[int]:
+def framed(frame: SpecialTokens, genes: list[int]) -> list[int]:
     return [CLS, *genes, EOS] if frame.framed else genes

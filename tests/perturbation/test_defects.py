@@ -5,7 +5,7 @@ import pytest
 
 from geneformer_jax.common.errors import InputError
 from geneformer_jax.perturbation.api import perturb_cells
-from geneformer_jax.perturbation.engine.edits import EditRule, Frame, edits_of
+from geneformer_jax.perturbation.engine.edits import EditRule, SpecialTokens, edits_of
 from tests.helpers.perturbation_reference import index, run
 from tests.helpers.slow_perturbation import by_hand, ids_of, make_cells, make_model, value_of
 
@@ -31,8 +31,8 @@ def cut_by_the_original(length: int, added: int, limit: int) -> int:
 def test_near_the_limit_as_many_genes_are_cut_as_did_not_fit(model, length):
     added = absent_genes(model, 2)
     cells = make_cells(model, [length])
-    ranks = Frame.of(model.vocabulary, LIMIT).ranks(cells.tokens[0])
-    frame = Frame.of(model.vocabulary, LIMIT)
+    ranks = SpecialTokens.of(model.vocabulary, LIMIT).ranks(cells.tokens[0])
+    frame = SpecialTokens.of(model.vocabulary, LIMIT)
     sets_EK = np.array([added], np.int32)
     cut = int(edits_of(EditRule("overexpress"), frame, ranks, sets_EK, LIMIT).cut[0])
     assert cut == max(length + 2 - LIMIT, 0)

@@ -7,16 +7,16 @@ import pytest
 
 from geneformer_jax.common.errors import InputError
 from geneformer_jax.perturbation.engine import forward
-from geneformer_jax.perturbation.engine.edits import EditRule, Frame, edits_of
+from geneformer_jax.perturbation.engine.edits import EditRule, SpecialTokens, edits_of
 from geneformer_jax.perturbation.engine.forward import Rows, Slots
 from geneformer_jax.perturbation.engine.gene_sets import GeneSets
 from tests.helpers.slow_perturbation import edited_by_hand, framed
 
 PADDED = 16
-FRAMES = {"V1": Frame(12, False, 2), "V2": Frame(12, True, 4)}
+FRAMES = {"V1": SpecialTokens(12, False, 2), "V2": SpecialTokens(12, True, 4)}
 
 
-def edited_on_device(rule: EditRule, frame: Frame, genes: list[int], sets_EK: np.ndarray):
+def edited_on_device(rule: EditRule, frame: SpecialTokens, genes: list[int], sets_EK: np.ndarray):
     ranks = frame.ranks(np.array(framed(frame, genes)))
     edits = edits_of(rule, frame, ranks, sets_EK, PADDED)
     rows = len(sets_EK)

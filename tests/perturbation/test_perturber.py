@@ -9,7 +9,7 @@ from geneformer_jax.cells.tokenization.vocabulary import V2_SPECIAL_TOKENS
 from geneformer_jax.common.errors import InputError
 from geneformer_jax.model.pretrained import PretrainedModel
 from geneformer_jax.perturbation.api import perturb_cells
-from geneformer_jax.perturbation.cell_states import States
+from geneformer_jax.perturbation.cell_states import CellStates
 from geneformer_jax.perturbation.config import Options
 from geneformer_jax.perturbation.engine import forward, perturber
 from geneformer_jax.perturbation.engine.edits import EditRule
@@ -107,7 +107,7 @@ def test_any_layer_is_compared(v1, v2, layer):
 
 def test_shifts_towards_states_of_the_cells_at_hand(v1):
     cells = make_cells(v1, [12, 9, 14, 10, 11, 13])
-    states = States("kind", goal="b", start="a", alternatives=("c",))
+    states = CellStates("kind", goal="b", start="a", alternatives=("c",))
     found = perturb_cells(v1, cells, states=states)
     assert set(found["cell"]) == {"cell0", "cell3"}
     vectors = {}
@@ -263,7 +263,7 @@ def test_bad_input_is_told_in_one_line(v1, options, words):
     cells = make_cells(v1, [9, 9, 9])
     with pytest.raises(InputError) as refused:
         if "states" in options:
-            options = options | {"states": States(*options["states"])}
+            options = options | {"states": CellStates(*options["states"])}
         perturb_cells(v1, cells, **options)
     assert words in str(refused.value)
     assert "\n" not in str(refused.value)

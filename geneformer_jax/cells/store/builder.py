@@ -30,7 +30,7 @@ from geneformer_jax.cells.tokenization.tokenizer import (
     match_genes,
 )
 from geneformer_jax.cells.tokenization.vocabulary import GeneVocabulary
-from geneformer_jax.common.command_line import share_of
+from geneformer_jax.common.command_line import shard_of
 from geneformer_jax.common.errors import InputError
 from geneformer_jax.common.files import fingerprint
 from geneformer_jax.common.progress import Progress
@@ -205,7 +205,7 @@ class StoreBuild:
           InputError: a file's counts cannot be used (unless `skip_bad_files`).
         """
         done = store_writer.finished_sources(self.folder)
-        mine = [source for source in share_of(self.sources, share) if source.key not in done]
+        mine = [source for source in shard_of(self.sources, share) if source.key not in done]
         if not mine:
             return
         try:

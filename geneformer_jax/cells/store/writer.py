@@ -39,11 +39,11 @@ from geneformer_jax.cells.tokenization.rank_encoding import RankEncodings
 from geneformer_jax.cells.tokenization.vocabulary import GeneVocabulary
 from geneformer_jax.common.errors import InputError
 from geneformer_jax.common.files import (
+    atomic_write,
     fsync_tree,
     fsync_tree_entry,
     remove,
     require_new_folder,
-    write_aside,
 )
 from geneformer_jax.common.provenance import write_provenance
 
@@ -176,7 +176,7 @@ def write_source(
 
     The block must call the writer's `finish`.
     """
-    with write_aside(store / cell_store.SOURCES / key) as aside, ThreadPoolExecutor(1) as disk:
+    with atomic_write(store / cell_store.SOURCES / key) as aside, ThreadPoolExecutor(1) as disk:
         aside.mkdir()
         yield SourceWriter(aside, obs_kinds, shard_bytes, disk)
 

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 
 from geneformer_jax.cells.tokenization.gene_ids import GeneLookup
 from geneformer_jax.common.errors import InputError
-from geneformer_jax.common.files import require_new_folder, write_aside
+from geneformer_jax.common.files import atomic_write, require_new_folder
 
 V1_SPECIAL_TOKENS = ("<pad>", "<mask>")
 V2_SPECIAL_TOKENS = ("<pad>", "<mask>", "<cls>", "<eos>")
@@ -215,7 +215,7 @@ class GeneVocabulary:
         Raises:
           InputError: `folder` holds other files.
         """
-        with write_aside(require_new_folder(folder)) as aside:
+        with atomic_write(require_new_folder(folder)) as aside:
             self.write_into(aside)
 
     def write_into(self, folder: Path) -> None:

@@ -24,7 +24,7 @@ from geneformer_jax.cells.tokenization.quality_control import QualityRules
 from geneformer_jax.cells.tokenization.tokenizer import CELLS_PER_BATCH, choose_cells
 from geneformer_jax.cells.tokenization.vocabulary import GeneVocabulary
 from geneformer_jax.common.errors import InputError, did_you_mean
-from geneformer_jax.common.files import fingerprint, write_aside
+from geneformer_jax.common.files import atomic_write, fingerprint
 from geneformer_jax.common.progress import Progress
 from geneformer_jax.common.tables import read_table
 from geneformer_jax.common.threads import read_ahead
@@ -306,7 +306,7 @@ def save_share(
     content = io.BytesIO()
     story = np.array(json.dumps({_KEY: key, _DROPPED: dropped}))
     np.savez(content, story=story, **corpus.medians.to_arrays())
-    with write_aside(path) as aside:
+    with atomic_write(path) as aside:
         # numpy's own way to a file does not say that the disk is full.
         aside.write_bytes(content.getbuffer())
     return path

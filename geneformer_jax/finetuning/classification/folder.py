@@ -9,7 +9,7 @@ from pathlib import Path
 import pandas as pd
 
 from geneformer_jax.common.errors import InputError
-from geneformer_jax.common.files import slug, write_aside
+from geneformer_jax.common.files import atomic_write, slug
 from geneformer_jax.common.provenance import FILE_NAME
 from geneformer_jax.finetuning.classification.config import TaskConfig
 from geneformer_jax.finetuning.classification.predictions import read_predictions, write_predictions
@@ -44,9 +44,9 @@ class TaskFolder:
                 )
             return
         task.split.write(path / SPLIT)
-        with write_aside(path / LABELS) as aside:
+        with atomic_write(path / LABELS) as aside:
             task.labels.rename("class").rename_axis("id").to_csv(aside)
-        with write_aside(file) as aside:
+        with atomic_write(file) as aside:
             aside.write_text(text)
 
     @property

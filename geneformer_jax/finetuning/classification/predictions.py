@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from geneformer_jax.common.errors import InputError
-from geneformer_jax.common.files import write_aside
+from geneformer_jax.common.files import atomic_write
 
 PROBABILITY = "probability_"
 
@@ -96,7 +96,7 @@ def average_by_gene(predictions: pd.DataFrame) -> pd.DataFrame:
 def write_predictions(predictions: pd.DataFrame, path: Path) -> None:
     """Writes a table of predictions as Parquet, whole or not at all."""
     text = [name for name in ("id", "gene", "label", "predicted") if name in predictions]
-    with write_aside(path) as aside:
+    with atomic_write(path) as aside:
         predictions.astype(dict.fromkeys(text, "category")).to_parquet(aside, index=False)
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pandas as pd
 
-from geneformer_jax.common.files import write_aside
+from geneformer_jax.common.files import atomic_write
 from geneformer_jax.common.provenance import describe_run, write_provenance
 from geneformer_jax.finetuning.classification.baselines import SVM
 from geneformer_jax.finetuning.classification.figures import (
@@ -100,7 +100,7 @@ def write_results(
     )
     tables = {RESULTS: results, "folds.csv": folds, "controls.csv": controls}
     for name, table in tables.items():
-        with write_aside(folder.path / name) as aside:
+        with atomic_write(folder.path / name) as aside:
             table.to_csv(aside, index=False)
     facts = describe_run(
         "finetune",

@@ -13,7 +13,7 @@ import pandas as pd
 from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold, train_test_split
 
 from geneformer_jax.common.errors import InputError, did_you_mean
-from geneformer_jax.common.files import write_aside
+from geneformer_jax.common.files import atomic_write
 from geneformer_jax.common.tables import named_column, read_id_table
 
 SIDES = ("train", "valid", "test")
@@ -56,7 +56,7 @@ class Split:
     def write(self, path: Path | str) -> None:
         """Writes the table as .parquet or .csv, whole or not at all."""
         path = Path(path)
-        with write_aside(path) as aside:
+        with atomic_write(path) as aside:
             if path.suffix == ".csv":
                 self.table.to_csv(aside, index=False)
             else:

@@ -15,7 +15,7 @@ from geneformer_jax.inference.batches import (
 )
 from geneformer_jax.model.attention.plain import CHUNK
 from geneformer_jax.model.config import EncoderConfig
-from geneformer_jax.perturbation.engine.edits import Edits, Frame
+from geneformer_jax.perturbation.engine.edits import Edits, SpecialTokens
 from geneformer_jax.perturbation.engine.forward import PerturbationPass, Rows, Slots
 from geneformer_jax.perturbation.engine.plan import CellEdits, Work
 
@@ -141,7 +141,7 @@ def _slot_arrays(work: Work, dealt: list[list[SlotWork]], padded: int, own: int)
     return slots
 
 
-def _in_sight(frame: Frame, genes: np.ndarray) -> np.ndarray:
+def _in_sight(frame: SpecialTokens, genes: np.ndarray) -> np.ndarray:
     if not frame.framed:
         return genes
     return np.concatenate([[frame.first_gene_token - 2], genes, [frame.first_gene_token - 1]])

@@ -115,7 +115,7 @@ class CellRanks(NamedTuple):
         return self.genes if rule.refill and rule.raises_genes else self.genes[: self.seen]
 
 
-class Frame(NamedTuple):
+class SpecialTokens(NamedTuple):
     """What surrounds the genes of a cell.
 
     Attributes:
@@ -129,7 +129,7 @@ class Frame(NamedTuple):
     first_gene_token: int
 
     @classmethod
-    def of(cls, vocabulary: GeneVocabulary, positions: int) -> "Frame":
+    def of(cls, vocabulary: GeneVocabulary, positions: int) -> "SpecialTokens":
         """Of a model with so many positions."""
         framed = vocabulary.cls_id is not None
         return cls(positions, framed, vocabulary.first_gene_token)
@@ -171,7 +171,7 @@ class Edits(NamedTuple):
 
 
 def edits_of(
-    rule: EditRule, frame: Frame, cell: CellRanks, sets_EK: np.ndarray, padded: int
+    rule: EditRule, frame: SpecialTokens, cell: CellRanks, sets_EK: np.ndarray, padded: int
 ) -> Edits:
     """Works out the edits of one cell.
 
@@ -207,7 +207,11 @@ def edits_of(
 
 
 def _keys(
-    rule: EditRule, frame: Frame, cell: CellRanks, ranks_EK: np.ndarray, places_EK: np.ndarray
+    rule: EditRule,
+    frame: SpecialTokens,
+    cell: CellRanks,
+    ranks_EK: np.ndarray,
+    places_EK: np.ndarray,
 ) -> np.ndarray:
     if rule.kind == DELETE:
         return np.full(ranks_EK.shape, GONE)
@@ -222,7 +226,7 @@ def _keys(
     return (frame.first + np.maximum(ranks_EK - distance, 0) - 0.5).astype(np.float32)
 
 
-def edited_lengths(frame: Frame, cell: CellRanks, edits: Edits) -> np.ndarray:
+def edited_lengths(frame: SpecialTokens, cell: CellRanks, edits: Edits) -> np.ndarray:
     """Returns the number of tokens of each edited cell; int [E]."""
     added = (edits.added > 0).sum(axis=1)
     return np.minimum(cell.seen + 2 * frame.framed + added, frame.limit)

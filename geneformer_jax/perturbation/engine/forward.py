@@ -19,7 +19,7 @@ from geneformer_jax.model.heads import HeadConfig, head_module
 from geneformer_jax.model.partial_encoding import first_token, run_blocks
 from geneformer_jax.model.runtime import Runtime
 from geneformer_jax.model.sharding import BATCH
-from geneformer_jax.perturbation.engine.edits import DELETE, Frame
+from geneformer_jax.perturbation.engine.edits import DELETE, SpecialTokens
 from geneformer_jax.perturbation.engine.shared_first_block import (
     Neighbours,
     finish_first_block,
@@ -59,7 +59,7 @@ class PerturbationPass:
     runtime: Runtime
     mesh: Mesh
     layer: int
-    frame: Frame
+    frame: SpecialTokens
     mode: str
     gene_rows: int = 0
     head: HeadConfig | None = None
@@ -271,7 +271,7 @@ def _in_groups(
     return jax.tree.map(lambda x: x.reshape(edits, *x.shape[2:]), shifts)
 
 
-def _keys(frame: Frame, slots: Slots, cut_C: jax.Array) -> jax.Array:
+def _keys(frame: SpecialTokens, slots: Slots, cut_C: jax.Array) -> jax.Array:
     """Returns each token's place in the ranking before any edit, float32 [C, T + K]."""
     position_T = jnp.arange(slots.tokens_CT.shape[1])
     genes_end_C1 = (slots.lengths_C - frame.framed)[:, None]
@@ -283,7 +283,7 @@ def _keys(frame: Frame, slots: Slots, cut_C: jax.Array) -> jax.Array:
     return jnp.concatenate([keys_CT, beyond_CK], axis=1).astype(jnp.float32)
 
 
-def _edit(frame: Frame, slots: Slots, rows: Rows) -> tuple[_Arranged, jax.Array]:
+def _edit(frame: SpecialTokens, slots: Slots, rows: Rows) -> tuple[_Arranged, jax.Array]:
     """Returns the edited cells, and which of their tokens are perturbed [R, T]."""
     own = jax.tree.map(lambda leaf: leaf[rows.slot_R], slots)
     tokens_RE = jnp.concatenate([own.tokens_CT, own.beyond_CK, rows.added_RK], axis=1)
@@ -300,7 +300,9 @@ def _edit(frame: Frame, slots: Slots, rows: Rows) -> tuple[_Arranged, jax.Array]
     return arranged, jnp.take_along_axis(is_perturbed_RE, arranged.order_RT, axis=1)
 
 
-def _arrange(frame: Frame, tokens_RE: jax.Array, keys_RE: jax.Array, own: Slots) -> _Arranged:
+def _arrange(
+    frame: SpecialTokens, tokens_RE: jax.Array, keys_RE: jax.Array, own: Slots
+) -> _Arranged:
     """Puts tokens in the order of their keys and cuts them to what the model sees."""
     padded = own.tokens_CT.shape[1]
     order_RT = jnp.argsort(keys_RE, axis=1, stable=True)[:, :padded]

@@ -46,7 +46,7 @@ _NEIGHBOURS = 32
 
 
 @dataclass(frozen=True)
-class Measures:
+class MetricSpec:
     """What is measured of each edit.
 
     Attributes:
@@ -143,7 +143,7 @@ class Perturber:
         self,
         model: PretrainedModel,
         work: Work,
-        measures: Measures,
+        measures: MetricSpec,
         runtime: Runtime | None = None,
         *,
         devices: Sequence[jax.Device] | None = None,

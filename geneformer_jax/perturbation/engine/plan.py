@@ -21,7 +21,7 @@ from geneformer_jax.perturbation.engine.edits import (
     CellRanks,
     EditRule,
     Edits,
-    Frame,
+    SpecialTokens,
     edited_lengths,
     edits_of,
 )
@@ -51,7 +51,7 @@ class CellEdits(NamedTuple):
     sets_EK: np.ndarray
     first: int
 
-    def rows(self, rule: EditRule, frame: Frame, padded: int) -> Edits:
+    def rows(self, rule: EditRule, frame: SpecialTokens, padded: int) -> Edits:
         """Returns the edits in the form of the device."""
         return edits_of(rule, frame, self.ranks, self.sets_EK, padded)
 
@@ -73,7 +73,7 @@ class Work:
 
     cells: EncodedCells
     rule: EditRule
-    frame: Frame
+    frame: SpecialTokens
     sets: GeneSets
     counts: np.ndarray
     longest: np.ndarray
@@ -157,7 +157,7 @@ class Work:
         return total + values * _BYTES_PER_GENE_VALUE
 
 
-def plan_work(cells: EncodedCells, rule: EditRule, frame: Frame, sets: GeneSets) -> Work:
+def plan_work(cells: EncodedCells, rule: EditRule, frame: SpecialTokens, sets: GeneSets) -> Work:
     """Finds the edits of all cells.
 
     Raises:
@@ -191,7 +191,7 @@ def plan_work(cells: EncodedCells, rule: EditRule, frame: Frame, sets: GeneSets)
 
 
 def sets_of(
-    rule: EditRule, frame: Frame, sets: GeneSets, ranks: CellRanks
+    rule: EditRule, frame: SpecialTokens, sets: GeneSets, ranks: CellRanks
 ) -> tuple[np.ndarray, int]:
     """Returns a cell's sets, int32 [E, K], and how many leave no other gene to compare."""
     if not ranks.seen:

@@ -6,8 +6,8 @@ import numpy as np
 import pandas as pd
 
 from geneformer_jax.perturbation.statistics.moments import (
+    GeneIndex,
     Moments,
-    Numbering,
     RunningMoments,
     blocks_of,
 )
@@ -37,7 +37,7 @@ def aggregate(pieces: Pieces) -> pd.DataFrame:
       Ensembl_ID, State ("" without states), Cosine_sim_mean, Cosine_sim_stdev (population, as the
       original's other tables), N_Detections.
     """
-    edits, states = Numbering(), Numbering()
+    edits, states = GeneIndex(), GeneIndex()
     running: dict[int, RunningMoments] = {}
     for piece in pieces:
         numbers = edits.add(piece["perturbed"], piece["perturbed_symbol"])
@@ -94,7 +94,7 @@ def aggregate_gene_shifts(
     by_cell = aggregate(cells).drop(columns="State")
     by_cell[["Affected", "Affected_gene_name", "Affected_Ensembl_ID"]] = CELL, "", ""
     yield by_cell[[*_PAIR_COLUMNS, *_MOMENT_COLUMNS]]
-    edits, affected = Numbering(), Numbering()
+    edits, affected = GeneIndex(), GeneIndex()
     rows = np.zeros(0, np.int64)
     for piece in genes:
         numbers = edits.add(piece["perturbed"], piece["perturbed_symbol"])
@@ -106,7 +106,7 @@ def aggregate_gene_shifts(
         yield _pair_table(genes, edits, affected, block)
 
 
-def _pair_table(genes: Pieces, edits: Numbering, affected: Numbering, block: range) -> pd.DataFrame:
+def _pair_table(genes: Pieces, edits: GeneIndex, affected: GeneIndex, block: range) -> pd.DataFrame:
     running = RunningMoments()
     for piece in genes:
         numbers = edits.find(piece["perturbed"])

@@ -7,7 +7,7 @@ import pandas as pd
 from scipy.stats import rankdata, wilcoxon
 
 from geneformer_jax.common.errors import InputError
-from geneformer_jax.perturbation.statistics.moments import Numbering
+from geneformer_jax.perturbation.statistics.moments import GeneIndex
 from geneformer_jax.perturbation.statistics.rank_sums import false_discovery_rates
 from geneformer_jax.perturbation.statistics.shifts import SIGNIFICANT, Pieces, require_cells
 
@@ -46,7 +46,7 @@ def combinations(
     Raises:
       InputError: no sets, none whose genes were edited alone, or each in a single cell only.
     """
-    edits, rows = Numbering(), np.zeros(0, np.int64)
+    edits, rows = GeneIndex(), np.zeros(0, np.int64)
     for piece in pieces:
         counts = np.bincount(edits.add(piece["perturbed"], piece["perturbed_symbol"]))
         counts = np.pad(counts, (0, len(edits) - len(counts)))
@@ -67,7 +67,7 @@ def combinations(
     return _combination_table(found), wanted - len(found)
 
 
-def _sets_of(edits: Numbering) -> tuple[list[np.ndarray], int]:
+def _sets_of(edits: GeneIndex) -> tuple[list[np.ndarray], int]:
     """Returns (for each set its own number and those of its genes, sets there are)."""
     names = edits.names
     numbers = {name: i for i, name in enumerate(names)}
@@ -96,7 +96,7 @@ def _blocks(sets: Sequence[np.ndarray], rows: np.ndarray, most: int) -> Iterator
         yield block
 
 
-def _values_of(pieces: Pieces, edits: Numbering, wanted: np.ndarray) -> dict[int, pd.Series]:
+def _values_of(pieces: Pieces, edits: GeneIndex, wanted: np.ndarray) -> dict[int, pd.Series]:
     """The values of each wanted edit, by cell id."""
     kept = []
     for piece in pieces:
@@ -116,7 +116,7 @@ def _values_of(pieces: Pieces, edits: Numbering, wanted: np.ndarray) -> dict[int
 
 
 def _effect(
-    numbers: np.ndarray, values: dict[int, pd.Series], edits: Numbering, no_change: float
+    numbers: np.ndarray, values: dict[int, pd.Series], edits: GeneIndex, no_change: float
 ) -> dict[str, object] | None:
     """One row of the table, or None if no cell has all the edits."""
     cells = pd.concat([values[number] for number in numbers], axis=1, join="inner").to_numpy()

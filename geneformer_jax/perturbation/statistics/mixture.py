@@ -7,7 +7,7 @@ import pandas as pd
 from sklearn.mixture import GaussianMixture
 
 from geneformer_jax.common.errors import InputError
-from geneformer_jax.perturbation.statistics.moments import Numbering, RunningMoments
+from geneformer_jax.perturbation.statistics.moments import GeneIndex, RunningMoments
 from geneformer_jax.perturbation.statistics.shifts import Pieces
 
 _FEWEST = 3
@@ -74,7 +74,7 @@ def mixture_model(pieces: Pieces, of: str = "perturbed") -> tuple[pd.DataFrame, 
     Raises:
       InputError: as `fit_mixture`.
     """
-    edits, running = Numbering(), RunningMoments()
+    edits, running = GeneIndex(), RunningMoments()
     for piece in pieces:
         numbers = edits.add(piece[of], piece[f"{of}_symbol"])
         running.add(numbers, piece["value"].to_numpy(np.float64))

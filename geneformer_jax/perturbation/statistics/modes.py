@@ -52,7 +52,7 @@ class Options:
     set_size: int = 0
 
 
-class Outcome(NamedTuple):
+class StatisticResult(NamedTuple):
     """What a mode came to.
 
     Attributes:
@@ -68,7 +68,7 @@ class Outcome(NamedTuple):
     used: dict[str, Any]
 
 
-def goal_state_shift(folder: Path, options: Options) -> Outcome:
+def goal_state_shift(folder: Path, options: Options) -> StatisticResult:
     """Shifts towards a goal state and alternatives, against all edits."""
     measure = choose_measure(folder, options.measure, (STATE_SHIFT,))
     goal, alternatives = states_of(read_story(folder))
@@ -108,10 +108,10 @@ def goal_state_shift(folder: Path, options: Options) -> Outcome:
         f"edits{' but itself' if options.without_own else ''} by a two-sided rank-sum test."
     )
     used = {"measure": measure, "goal": goal, "alternatives": list(alternatives)}
-    return Outcome({"goal_state_shift": [table]}, drawings, text, used)
+    return StatisticResult({"goal_state_shift": [table]}, drawings, text, used)
 
 
-def vs_null(folder: Path, options: Options) -> Outcome:
+def vs_null(folder: Path, options: Options) -> StatisticResult:
     """Shifts of these cells against those of other cells under the same edits."""
     null = Path(options.null)
     kinds = edit_kind(folder), edit_kind(null)
@@ -138,10 +138,12 @@ def vs_null(folder: Path, options: Options) -> Outcome:
         "Each edit's shifts in these cells are compared with its shifts in the null cells by a "
         "two-sided rank-sum test. Negative differences mean that the edit moves these cells more."
     )
-    return Outcome({"vs_null": [table]}, drawings, text, {"measure": measure, "state": state})
+    return StatisticResult(
+        {"vs_null": [table]}, drawings, text, {"measure": measure, "state": state}
+    )
 
 
-def mixture(folder: Path, options: Options) -> Outcome:
+def mixture(folder: Path, options: Options) -> StatisticResult:
     """Edits, or the genes one edit affects, divided into those with impact and those without."""
     if options.anchor:
         return _anchor_mixture(folder, options)
@@ -150,7 +152,7 @@ def mixture(folder: Path, options: Options) -> Outcome:
     return _mixture_outcome(rows, "perturbed", "edits", {"measure": measure, "state": state})
 
 
-def _anchor_mixture(folder: Path, options: Options) -> Outcome:
+def _anchor_mixture(folder: Path, options: Options) -> StatisticResult:
     rows = ShiftRows(folder / GENE_SHIFTS, _GENE_ROWS, {"perturbed": options.anchor})
     if not any(True for _ in rows):
         raise InputError(f"the gene shifts in {folder} have no edit {options.anchor}; name a "
@@ -158,7 +160,7 @@ def _anchor_mixture(folder: Path, options: Options) -> Outcome:
     return _mixture_outcome(rows, "affected", "genes", {"anchor": options.anchor})
 
 
-def _mixture_outcome(rows: ShiftRows, of: str, what: str, used: dict[str, Any]) -> Outcome:
+def _mixture_outcome(rows: ShiftRows, of: str, what: str, used: dict[str, Any]) -> StatisticResult:
     table, fitted = mixture_model(rows, of)
     impact = table["Impact_component"] == 1
 
@@ -174,10 +176,10 @@ def _mixture_outcome(rows: ShiftRows, of: str, what: str, used: dict[str, Any]) 
         f"the lower mean ({fitted.means[0]:.4g} against {fitted.means[1]:.4g})."
     )
     used["components"] = {name: values.tolist() for name, values in fitted._asdict().items()}
-    return Outcome({"mixture_model": [table]}, drawings, text, used)
+    return StatisticResult({"mixture_model": [table]}, drawings, text, used)
 
 
-def aggregate(folder: Path, options: Options) -> Outcome:
+def aggregate(folder: Path, options: Options) -> StatisticResult:
     """Shifts put together over cells, and the shift of every cell beside."""
     measure = choose_measure(folder, options.measure, (*COSINES, STATE_SHIFT))
     rows = _cell_rows(folder, measure, options.state or None, options)
@@ -193,10 +195,10 @@ def aggregate(folder: Path, options: Options) -> Outcome:
 
     text = "Mean and standard deviation over the cells in which an edit was made."
     tables = {"aggregate": [table], "aggregate_data": statistics_aggregate.aggregate_cells(rows)}
-    return Outcome(tables, drawings, text, {"measure": measure, "state": options.state})
+    return StatisticResult(tables, drawings, text, {"measure": measure, "state": options.state})
 
 
-def aggregate_gene_shifts(folder: Path, options: Options) -> Outcome:
+def aggregate_gene_shifts(folder: Path, options: Options) -> StatisticResult:
     """Shifts of genes put together over cells, from all of them or from running means."""
     measure = choose_measure(folder, options.measure, COSINES)
     cells = _cell_rows(folder, measure, "", options)
@@ -221,7 +223,7 @@ def aggregate_gene_shifts(folder: Path, options: Options) -> Outcome:
         "kept, the means and N_Detections are over the cells in which the gene was among them."
     )
     tables = {"aggregate_gene_shifts": _keeping(pieces, options.anchor, kept)}
-    return Outcome(tables, drawings, text, {"measure": measure, "anchor": options.anchor})
+    return StatisticResult(tables, drawings, text, {"measure": measure, "anchor": options.anchor})
 
 
 def _with_means(cells: ShiftRows, folder: Path) -> Iterator[pd.DataFrame]:
@@ -247,7 +249,7 @@ def _keeping(
         yield piece
 
 
-def combination_effects(folder: Path, options: Options) -> Outcome:
+def combination_effects(folder: Path, options: Options) -> StatisticResult:
     """Sets of genes edited together against each gene alone."""
     measure, state = _measure_and_state(folder, options)
     if measure not in (*COSINES, STATE_SHIFT):
@@ -279,10 +281,10 @@ def combination_effects(folder: Path, options: Options) -> Outcome:
         + f"{left_out:,} sets are left out, because a gene of theirs was not edited alone."
     )  # fmt: skip
     used = {"measure": measure, "state": state, "left_out": left_out}
-    return Outcome({"combinations": [table]}, drawings, text, used)
+    return StatisticResult({"combinations": [table]}, drawings, text, used)
 
 
-MODES: dict[str, Callable[[Path, Options], Outcome]] = {
+MODES: dict[str, Callable[[Path, Options], StatisticResult]] = {
     "goal_state_shift": goal_state_shift,
     "vs_null": vs_null,
     "mixture_model": mixture,

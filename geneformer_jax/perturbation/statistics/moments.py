@@ -13,7 +13,7 @@ import pandas as pd
 _MERGE_ROWS = 1 << 20
 
 
-class Numbering:
+class GeneIndex:
     """Numbers names 0, 1, 2... as they first appear, and remembers one symbol for each."""
 
     def __init__(self) -> None:

@@ -16,9 +16,9 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 
 from geneformer_jax.common.errors import InputError, did_you_mean
-from geneformer_jax.common.files import write_aside
+from geneformer_jax.common.files import atomic_write
 from geneformer_jax.common.provenance import FILE_NAME, describe_run
-from geneformer_jax.perturbation.statistics.modes import MODES, Options, Outcome
+from geneformer_jax.perturbation.statistics.modes import MODES, Options, StatisticResult
 from geneformer_jax.perturbation.statistics.shifts import BACKGROUND, SEED
 from geneformer_jax.perturbation.statistics.tables import SHIFTS
 from geneformer_jax.reporting.figures import Drawing, save_figure
@@ -145,7 +145,7 @@ def _write_table(
     first: list[pd.DataFrame] = []
     rows = 0
     with contextlib.ExitStack() as stack:
-        asides = [stack.enter_context(write_aside(path)) for path in paths]
+        asides = [stack.enter_context(atomic_write(path)) for path in paths]
         with contextlib.ExitStack() as open_files:
             writers: list[Any] = []
             for piece in pieces:
@@ -187,7 +187,7 @@ def _remove_others(target: Path, mode: str, written: Sequence[Path]) -> None:
 def _add(
     report: Report,
     mode: str,
-    outcome: Outcome,
+    outcome: StatisticResult,
     drawings: Sequence[Drawing],
     heads: dict[str, tuple[pd.DataFrame, int]],
 ) -> None:
@@ -205,7 +205,7 @@ def _title(mode: str) -> str:
 
 
 def _story(
-    folder: Path, mode: str, options: Options, outcome: Outcome, rows: dict[str, int]
+    folder: Path, mode: str, options: Options, outcome: StatisticResult, rows: dict[str, int]
 ) -> dict[str, Any]:
     asked = {**dataclasses.asdict(options), **outcome.used, "folder": folder, "mode": mode}
     inputs = [folder / SHIFTS, *([Path(options.null) / SHIFTS] if options.null else [])]
@@ -219,5 +219,5 @@ def _record(path: Path, mode: str, story: dict[str, Any]) -> None:
         with contextlib.suppress(ValueError):
             stories = json.loads(path.read_text(encoding="utf-8"))
     stories[mode] = story
-    with write_aside(path) as aside:
+    with atomic_write(path) as aside:
         aside.write_text(json.dumps(stories, indent=2, default=str) + "\n", encoding="utf-8")

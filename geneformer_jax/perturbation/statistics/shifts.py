@@ -23,8 +23,8 @@ from scipy.stats import ranksums
 
 from geneformer_jax.common.errors import InputError, did_you_mean
 from geneformer_jax.perturbation.statistics.moments import (
+    GeneIndex,
     Moments,
-    Numbering,
     RunningMoments,
     blocks_of,
 )
@@ -116,8 +116,8 @@ def _ends(states: Sequence[str]) -> list[str]:
 
 def _survey_states(
     pieces: Pieces, states: Sequence[str], background: int, seed: int
-) -> tuple[Numbering, dict[str, Moments], dict[str, RunningSample]]:
-    edits, seen = Numbering(), set()
+) -> tuple[GeneIndex, dict[str, Moments], dict[str, RunningSample]]:
+    edits, seen = GeneIndex(), set()
     moments = {state: RunningMoments() for state in states}
     samples = {state: RunningSample(background, seed) for state in states}
     for piece in pieces:
@@ -148,7 +148,7 @@ def _rows_of_states(
 
 def _test_states(
     pieces: Pieces,
-    edits: Numbering,
+    edits: GeneIndex,
     backgrounds: dict[str, Background],
     shifts: Sequence[Moments],
     without_own: bool,
@@ -193,7 +193,7 @@ def versus_null(test: Pieces, null: Pieces, *, rows_at_once: int = _ROWS_AT_ONCE
     Raises:
       InputError: no edit of `test` was made in `null` cells too, or each in a single cell only.
     """
-    edits = Numbering()
+    edits = GeneIndex()
     ours, theirs = _moments(test, edits), _moments(null, edits, grow=False)
     if not theirs.counts.any():
         raise InputError(
@@ -229,7 +229,7 @@ def versus_null(test: Pieces, null: Pieces, *, rows_at_once: int = _ROWS_AT_ONCE
 
 def sample_shifts(pieces: Pieces, most: int = 20_000, seed: int = SEED) -> np.ndarray:
     """Returns float64 [most, or all if fewer], shifts of any edits in any cells, for a figure."""
-    sample, edits = RunningSample(most, seed), Numbering()
+    sample, edits = RunningSample(most, seed), GeneIndex()
     for piece in pieces:
         numbers = edits.add(piece["perturbed"], piece["perturbed_symbol"])
         values = piece["value"].to_numpy(np.float64)
@@ -247,7 +247,7 @@ def values_of_edits(pieces: Pieces, wanted: Sequence[str]) -> dict[str, np.ndarr
     return {edit: np.concatenate(values) for edit, values in found.items() if values}
 
 
-def _moments(pieces: Pieces, edits: Numbering, grow: bool = True) -> Moments:
+def _moments(pieces: Pieces, edits: GeneIndex, grow: bool = True) -> Moments:
     """Moments [edits] by edit; with `grow` new edits get numbers, else their rows are left out."""
     running = RunningMoments()
     for piece in pieces:
@@ -259,7 +259,7 @@ def _moments(pieces: Pieces, edits: Numbering, grow: bool = True) -> Moments:
     return running.result().dense(len(edits))
 
 
-def _values_of(pieces: Pieces, edits: Numbering, block: range) -> list[np.ndarray]:
+def _values_of(pieces: Pieces, edits: GeneIndex, block: range) -> list[np.ndarray]:
     """The values of each edit of `block`."""
     numbers, values = [np.zeros(0, np.int64)], [np.zeros(0)]
     for piece in pieces:

@@ -62,7 +62,7 @@ _GPU_SHARE = 0.75
 _EXAMPLES = "tpu:v5e:4x4 (chips) or cuda:h100:1x2x8 (slices x hosts x GPUs of a host)"
 
 
-class Target(NamedTuple):
+class Hardware(NamedTuple):
     """Hardware to compile for.
 
     Attributes:
@@ -80,7 +80,7 @@ class Target(NamedTuple):
     why_usable: str
 
 
-def find_target(name: str) -> Target:
+def find_target(name: str) -> Hardware:
     """Returns the hardware that a name such as "tpu:v5e:16x16" or "cuda:v100:1x3x4" stands for.
 
     Args:
@@ -97,14 +97,14 @@ def find_target(name: str) -> Target:
         dimensions, gib = _TPUS[chip]
         _require_sizes(name, topology, dimensions)
         memory = gib * 2**30
-        return Target(name, _tpu_devices(name, chip, topology), memory, memory, "")
+        return Hardware(name, _tpu_devices(name, chip, topology), memory, memory, "")
     if platform == "cuda":
         _require_chip(name, chip, tuple(_GPUS))
         _require_sizes(name, topology, 3)
         memory = _GPUS[chip]["device_memory_size"]
         share = float(os.environ.get("XLA_PYTHON_CLIENT_MEM_FRACTION", _GPU_SHARE))
         why = f" (XLA_PYTHON_CLIENT_MEM_FRACTION is {share})"
-        return Target(name, _gpu_devices(name, chip, topology), memory, int(share * memory), why)
+        return Hardware(name, _gpu_devices(name, chip, topology), memory, int(share * memory), why)
     raise InputError(f'--target={name}: "{platform}" is neither tpu nor cuda; try {_EXAMPLES}')
 
 

@@ -14,7 +14,7 @@ from geneformer_jax.batches.masking import Packing, masked_capacity
 from geneformer_jax.common.errors import InputError
 from geneformer_jax.model.sharding import BATCH
 from geneformer_jax.training.config import PretrainConfig
-from geneformer_jax.training.dry_run.hardware import Target, find_target
+from geneformer_jax.training.dry_run.hardware import Hardware, find_target
 from geneformer_jax.training.dry_run.program import Collectives, Memory, collectives_in, memory_of
 from geneformer_jax.training.dry_run.synthetic_corpus import stated_corpus
 from geneformer_jax.training.flops import ASSUMED_SPEED, Speed
@@ -39,7 +39,7 @@ class CompiledStep(NamedTuple):
     memory: Memory
     collectives: dict[str, Collectives]
 
-    def lines(self, target: Target) -> list[str]:
+    def lines(self, target: Hardware) -> list[str]:
         """Lines for people."""
         collectives = [
             f"  {kind}: {found.count:,} a step, {found.payload / 2**20:,.1f} MiB on each device"
@@ -85,7 +85,7 @@ def describe_dry_run(
             yield from step.lines(hardware)
 
 
-def compile_steps(run: Run, target: Target) -> Iterator[CompiledStep]:
+def compile_steps(run: Run, target: Hardware) -> Iterator[CompiledStep]:
     """Compiles the training step for the batches that take the most memory.
 
     Args:
@@ -123,7 +123,7 @@ def _offload_note(run: Run) -> Iterator[str]:
         )
 
 
-def _compile(run: Run, target: Target, cells: int, bucket: int) -> jax.stages.Compiled:
+def _compile(run: Run, target: Hardware, cells: int, bucket: int) -> jax.stages.Compiled:
     with jax.set_mesh(run.mesh):
         lowered = run.train_step.lower(run.abstract_state, abstract_batch(run, cells, bucket))
         try:
@@ -156,7 +156,7 @@ def abstract_batch(run: Run, cells: int, bucket: int) -> Batch:
     )
 
 
-def _memory_line(memory: Memory, target: Target) -> str:
+def _memory_line(memory: Memory, target: Hardware) -> str:
     line = (
         f"on each device: arguments {memory.arguments / _GIB:.3f} GiB, temporaries "
         f"{memory.temporaries / _GIB:.3f} GiB, peak {memory.peak / _GIB:.3f} GiB of "
@@ -165,7 +165,7 @@ def _memory_line(memory: Memory, target: Target) -> str:
     return line + (f"; in host memory {memory.host / _GIB:.3f} GiB" if memory.host else "")
 
 
-def _out_of_memory(run: Run, target: Target, error: Exception) -> Exception:
+def _out_of_memory(run: Run, target: Hardware, error: Exception) -> Exception:
     """The TPU compiler itself refuses what does not fit; other failures pass as they are."""
     if "RESOURCE_EXHAUSTED" not in str(error):
         return error
@@ -173,7 +173,7 @@ def _out_of_memory(run: Run, target: Target, error: Exception) -> Exception:
     return _refusal(run, target, f"{needed[1]} {needed[2]}iB" if needed else "more than there is")
 
 
-def _refusal(run: Run, target: Target, needed: str) -> InputError:
+def _refusal(run: Run, target: Hardware, needed: str) -> InputError:
     runtime, data, mesh = run.config.runtime, run.config.data, run.config.mesh
     batch = "tokens_per_batch" if data.tokens_per_batch else "cells_per_batch"
     remedies = [

@@ -64,7 +64,7 @@ def _fill(seed, step, cells, ranks, into, also_into):
         into[i], also_into[i] = words
 
 
-def random_words(seed: int, step: Any, cells_BT: Any, ranks_BT: Any) -> tuple[Any, Any]:
+def random_bits(seed: int, step: Any, cells_BT: Any, ranks_BT: Any) -> tuple[Any, Any]:
     """Returns two uint32 arrays [B, T] of words that are uniform and independent of each other.
 
     Args:

@@ -1,0 +1,35 @@
+"""What the package logs: nothing of its own accord, and plain lines where a command asks."""
+
+import logging
+
+import pytest
+
+from geneformer_jax.common.log import logger, show_log
+
+
+@pytest.fixture
+def quiet(monkeypatch):
+    """The logger as it is when the package is imported."""
+    monkeypatch.setattr(logger, "handlers", logger.handlers[:1])
+    monkeypatch.setattr(logger, "level", logging.NOTSET)
+    logger.manager._clear_cache()
+
+
+def test_nothing_is_printed_in_a_notebook(quiet, capsys):
+    logger.info("100 cells")
+    logger.warning("a cell was left out")
+    assert capsys.readouterr() == ("", "")
+
+
+def test_commands_print_each_line_once_on_standard_output(quiet, capsys):
+    show_log()
+    show_log()
+    logger.info("100 cells")
+    assert capsys.readouterr() == ("100 cells\n", "")
+
+
+def test_a_level_keeps_lower_lines_out(quiet, capsys):
+    show_log(logging.WARNING)
+    logger.info("100 cells")
+    logger.warning("a cell was left out")
+    assert capsys.readouterr() == ("a cell was left out\n", "")
