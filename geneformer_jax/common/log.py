@@ -1,4 +1,4 @@
-"""The package's logger, `geneformer_jax`: quiet unless a program asks for it, as the commands do."""
+"""The logger of the package, `geneformer_jax`: quiet, unless a program asks as the commands do."""
 
 import logging
 import sys
