@@ -2,6 +2,8 @@ import base64
 import io
 import json
 import re
+import tomllib
+from pathlib import Path
 
 import matplotlib.image
 import numpy as np
@@ -9,6 +11,7 @@ import pandas as pd
 import pytest
 from matplotlib.figure import Figure
 
+import geneformer_jax
 from geneformer_jax.reporting.html import Report
 from tests.helpers.pages import Page, read_page
 
@@ -25,7 +28,7 @@ def test_a_page_holds_all_it_needs_and_asks_for_nothing(tmp_path):
     report.section("Results", "What was found.")
     report.figure(figure, 'A "line".')
     report.table(pd.DataFrame({"gene": ["A"], "shift": [0.5]}), "Shifts.")
-    report.provenance({"door": "perturb", "counts": {"cells": 3}})
+    report.provenance({"command": "perturb", "counts": {"cells": 3}})
     page = write(report, tmp_path)
     assert page.texts["title"] == page.texts["h1"] == ["Shifts"]
     assert "".join(page.texts["p"]).startswith("Two <cells> & more.")
@@ -37,9 +40,23 @@ def test_a_page_holds_all_it_needs_and_asks_for_nothing(tmp_path):
     pixels = matplotlib.image.imread(io.BytesIO(base64.b64decode(content)))
     assert pixels.shape[1] > 400 and np.ptp(pixels[..., :3]) > 0.5
     assert all(address.startswith("data:") for address in page.addresses)
-    assert json.loads("".join(page.texts["pre"])) == {"door": "perturb", "counts": {"cells": 3}}
+    assert json.loads("".join(page.texts["pre"])) == {"command": "perturb", "counts": {"cells": 3}}
     whole = (tmp_path / "report.html").read_text()
     assert "default-src 'none'" in whole and not re.search(r"https?://|@import|url\(", whole)
+
+
+def test_names_are_shown_as_they_are_and_never_run(tmp_path):
+    hostile = "<script>alert(1)</script> {{ title }} & \"'"
+    report = Report(hostile, hostile)
+    report.section(hostile, hostile)
+    report.table(pd.DataFrame({hostile: [hostile]}), hostile)
+    report.provenance({"cells": hostile})
+    page = write(report, tmp_path)
+    assert page.rows == [[hostile], [hostile]]
+    for element in ("title", "h1", "p", "figcaption"):
+        assert "".join(page.texts[element]).startswith(hostile)
+    assert json.loads("".join(page.texts["pre"])) == {"cells": hostile}
+    assert len(page.texts["script"]) == 1
 
 
 def test_files_beside_the_page_are_linked(tmp_path):
@@ -87,6 +104,16 @@ def test_long_tables_are_cut_and_say_so(tmp_path, rows):
     assert len(page.rows) == 1001
     cut = "Numbers. The first 1,000 of 1,001 rows; all are in numbers.parquet."
     assert page.texts["figcaption"] == ["Numbers." if rows == 1000 else cut]
+
+
+def test_every_file_of_the_package_is_installed():
+    """Setuptools leaves out what is not Python unless pyproject.toml names it."""
+    package = Path(geneformer_jax.__file__).parent
+    settings = tomllib.loads((package.parent / "pyproject.toml").read_text())
+    named = settings["tool"]["setuptools"]["package-data"]["geneformer_jax"]
+    installed = {path for pattern in named for path in package.glob(pattern)}
+    files = {path for path in package.rglob("*.*") if path.is_file() and path.suffix != ".py"}
+    assert {path for path in files if path.parent.name != "__pycache__"} == installed
 
 
 def test_a_report_that_cannot_be_written_leaves_the_old_one(tmp_path, monkeypatch):
