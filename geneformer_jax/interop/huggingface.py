@@ -17,7 +17,7 @@ from geneformer_jax.interop.weights.bert_layout import (
 )
 from geneformer_jax.interop.weights.conversion import bert_values, fill_params, match_tensors
 from geneformer_jax.interop.weights.files import CONFIG, WEIGHT_FILES, open_weights, read_json
-from geneformer_jax.interop.weights.safetensors import Tensor, write_tensors
+from geneformer_jax.interop.weights.safetensors import write_tensors
 from geneformer_jax.model.pretrained import PretrainedModel, load_model, save_model, with_vocabulary
 
 VOCABULARY = "vocabulary"
@@ -124,8 +124,7 @@ def export_model(source: Path | str, target: Path | str) -> dict[str, Any]:
         aside.mkdir()
         settings = write_settings(model.config, model.head)
         (aside / CONFIG).write_text(json.dumps(settings, indent=2) + "\n")
-        listed = [Tensor(place.name, place.shape) for place in wanted]
-        write_tensors(aside / WEIGHT_FILES[0], listed, bert_values(wanted, model.params))
+        write_tensors(aside / WEIGHT_FILES[0], bert_values(wanted, model.params))
         if model.vocabulary is not None:
             model.vocabulary.write_into(aside / VOCABULARY)
         story = describe_run("convert", configuration, [Path(model.source)], counts)

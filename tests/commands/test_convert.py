@@ -163,14 +163,15 @@ def large_folder(folder: Path, layers: int, width: int, vocabulary: int) -> Path
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads the peak memory in /proc")
-def test_converting_takes_less_memory_than_twice_the_file(tmp_path):
+def test_converting_takes_little_more_memory_than_the_weights(tmp_path):
     source = large_folder(tmp_path / "hf", layers=12, width=512, vocabulary=20_002)
     size = (source / huggingface.WEIGHT_FILES[0]).stat().st_size
     assert size > 180 << 20
     taken = growth(source, tmp_path / "checkpoint", 20_000)
     assert size < taken < 2 * size
     taken = growth(tmp_path / "checkpoint", tmp_path / "back", 0)
-    assert size < taken < 2 * size
+    # Loading them, and a copy of the matrices, which are stored the other way round there.
+    assert size < taken < 3.5 * size
     back = load_file(tmp_path / "back" / "model.safetensors")
     for name, value in load_file(source / "model.safetensors").items():
         np.testing.assert_array_equal(back[name], value)

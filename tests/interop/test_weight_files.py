@@ -1,14 +1,18 @@
 """Files of Hugging Face directories: every format is read, what is damaged or lies is refused."""
 
+import errno
 import json
 
 import ml_dtypes
 import numpy as np
 import pytest
-from safetensors.numpy import save_file
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
 
 from geneformer_jax.common.errors import InputError
 from geneformer_jax.interop import huggingface
+from geneformer_jax.interop.weights import safetensors
+from geneformer_jax.interop.weights.safetensors import list_tensors, write_tensors
 from tests.helpers.bert_folders import (
     WORD,
     D,
@@ -70,6 +74,48 @@ def save_file_of_any_type(path, values):
         }
     text = json.dumps(header).encode()
     path.write_bytes(len(text).to_bytes(8, "little") + text + data)
+
+
+def test_arrays_of_any_strides_are_written_as_they_read(tmp_path):
+    grid = np.arange(24, dtype=np.float32).reshape(4, 6)
+    arrays = {
+        "whole": grid,
+        "transposed": grid.T,
+        "stepped": grid[::2, 1::3],
+        "reversed": grid[::-1],
+        "column": grid[:, 2],
+        "repeated": np.broadcast_to(grid[0], (3, 6)),
+        "fortran": np.asfortranarray(grid),
+        "float64": grid[1:].T.astype(np.float64) / 3,
+        "big_endian": grid.astype(">f4"),
+        "number": np.float32(7).reshape(()),
+    }
+    path = tmp_path / "model.safetensors"
+    write_tensors(path, arrays)
+    theirs, ours = load_file(path), list_tensors(path)
+    assert set(theirs) == set(ours) == set(arrays)
+    for name, array in arrays.items():
+        for found in (theirs[name], ours[name].read()):
+            assert found.dtype == np.float32
+            assert found.shape == array.shape
+            np.testing.assert_array_equal(found, array.astype(np.float32), err_msg=name)
+
+
+def test_written_weights_have_the_permissions_of_other_files(tmp_path):
+    (tmp_path / "other").touch()
+    write_tensors(tmp_path / "model.safetensors", {"a": np.ones(3, np.float32)})
+    assert (tmp_path / "model.safetensors").stat().st_mode == (tmp_path / "other").stat().st_mode
+
+
+def test_a_failed_write_is_an_error_of_the_system(tmp_path, monkeypatch):
+    def full(*_):
+        raise SafetensorError("Error while serializing: No space left on device (os error 28)")
+
+    monkeypatch.setattr(safetensors, "save_file", full)
+    with pytest.raises(OSError) as caught:
+        write_tensors(tmp_path / "model.safetensors", {"a": np.ones(3, np.float32)})
+    assert caught.value.errno == errno.ENOSPC
+    assert caught.value.filename == str(tmp_path / "model.safetensors")
 
 
 @pytest.mark.parametrize(

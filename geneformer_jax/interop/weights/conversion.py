@@ -1,7 +1,7 @@
 """BERT's tensors into our weights: every one is used, or named as unused, or refused."""
 
 import itertools
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 import jax.numpy as jnp
@@ -104,12 +104,13 @@ def fill_params(
     return params
 
 
-def bert_values(wanted: Iterable[Place], params: Params) -> Iterator[np.ndarray]:
-    """Yields BERT's tensors out of our weights, in the order of `wanted`."""
+def bert_values(wanted: Iterable[Place], params: Params) -> dict[str, np.ndarray]:
+    """Returns BERT's tensors by name, as views of our weights on the host."""
+    values = {}
     for path, of_leaf in itertools.groupby(wanted, key=lambda place: place.path):
         leaf = np.asarray(leaf_at(params, path))
-        for place in of_leaf:
-            yield place.take(leaf)
+        values |= {place.name: place.take(leaf) for place in of_leaf}
+    return values
 
 
 def leaf_at(tree: Params, path: tuple[str, ...]):

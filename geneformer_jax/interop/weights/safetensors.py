@@ -1,20 +1,18 @@
-"""Files of weights in the safetensors format, read and written one tensor at a time."""
+"""Files of weights in the safetensors format; reading takes one tensor at a time."""
 
 import functools
-import json
-import math
-import struct
-from collections.abc import Iterable
+import re
+from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
 
 from geneformer_jax.common.errors import InputError
 from geneformer_jax.interop.weights.stored_tensor import StoredTensor
 
-_ALIGNMENT = 8
+_SYSTEM_ERROR = re.compile(r"os error (\d+)")
 
 
 def list_tensors(path: Path) -> dict[str, StoredTensor]:
@@ -49,27 +47,28 @@ def _unreadable(path: Path, error: Exception) -> InputError:
     return InputError(f"{path} is no whole safetensors file ({error}); get it anew from its source")
 
 
-class Tensor(NamedTuple):
-    """Name and shape of a float32 tensor that is going to be written."""
+def write_tensors(path: Path, tensors: Mapping[str, np.ndarray]) -> None:
+    """Writes tensors as float32, as transformers writes the weights of a PyTorch model.
 
-    name: str
-    shape: tuple[int, ...]
+    All of them are in memory at once, but what is float32 and contiguous is not copied: beside the
+    weights themselves, which take 1.3 GB for the largest published model, that is as much again
+    for matrices that are views of transposed ones.
 
+    Args:
+      path: a file, replaced if it exists.
+      tensors: by name, of any strides.
 
-def write_tensors(path: Path, tensors: list[Tensor], values: Iterable[np.ndarray]) -> None:
-    """Writes float32 tensors, drawing `values` one after another in the order of `tensors`.
-
-    The library's own writer wants all of them in memory at once.
+    Raises:
+      OSError: the file cannot be written.
     """
-    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
-    end = 0
-    for tensor in tensors:
-        start, end = end, end + 4 * math.prod(tensor.shape)
-        described = {"dtype": "F32", "shape": tensor.shape, "data_offsets": [start, end]}
-        header[tensor.name] = described
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % _ALIGNMENT)
-    with path.open("wb") as file:
-        file.write(struct.pack("<Q", len(text)) + text)
-        for _, value in zip(tensors, values, strict=True):
-            file.write(np.ascontiguousarray(value, "<f4").data)
+    # The library writes the memory of an array from its first byte on, whatever its strides.
+    whole = {name: np.asarray(value, np.float32, order="C") for name, value in tensors.items()}
+    # It also renames a file that only its owner may read to `path`: keep the usual permissions.
+    path.touch()
+    mode = path.stat().st_mode
+    try:
+        save_file(whole, path, {"format": "pt"})
+    except SafetensorError as error:
+        number = _SYSTEM_ERROR.search(str(error))
+        raise OSError(*([int(number[1])] if number else []), str(error), str(path)) from error
+    path.chmod(mode)
