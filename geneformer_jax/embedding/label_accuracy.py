@@ -14,10 +14,10 @@ from sklearn.model_selection import StratifiedKFold, cross_val_predict
 from sklearn.neighbors import KNeighborsClassifier
 
 from geneformer_jax.common.errors import InputError
+from geneformer_jax.inference.counts import counts_per_10k
 
 NEIGHBOURS = 15
 FOLDS = 5
-_TARGET_SUM = 10_000
 
 
 class LabelAccuracy(NamedTuple):
@@ -96,7 +96,6 @@ def log_count_components(
     Returns:
       float64 [cells, components].
     """
-    scale = sparse.diags_array(_TARGET_SUM / np.maximum(totals, 1))
-    logged = sparse.csr_matrix(scale @ counts.astype(np.float64)).log1p()
+    logged = counts_per_10k(counts, totals).log1p()
     components = min(components, *(size - 1 for size in logged.shape))
     return PCA(components, svd_solver="arpack", random_state=seed).fit_transform(logged)

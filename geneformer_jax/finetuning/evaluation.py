@@ -1,39 +1,18 @@
-"""What a fine-tuned network says of cells or genes: scores while it learns, tables at the end."""
-
-from collections.abc import Iterator
-from typing import NamedTuple
+"""Outputs of a network over batches, and their scores."""
 
 import jax
 import numpy as np
-import pandas as pd
-from scipy.special import log_softmax
 from sklearn.metrics import f1_score
 
-from geneformer_jax.batches.labelled import Cells, LabelledBatches
+from geneformer_jax.batches.labelled import LabelledBatches
 from geneformer_jax.batches.loader import read_ahead
+from geneformer_jax.finetuning.classification.predictions import Outputs, per_task
 from geneformer_jax.finetuning.step import Programs
 from geneformer_jax.model.encoder import Params
-from geneformer_jax.model.heads import HeadConfig, HeadTask
+from geneformer_jax.model.heads import HeadConfig
 from geneformer_jax.model.sharding import put_batch
 
-PROBABILITY = "probability_"
 _IN_FLIGHT = 4
-
-
-class Outputs(NamedTuple):
-    """Logits of cells, or of labelled genes in cells, in the order of cells and ranks.
-
-    Attributes:
-      cells: int64 [n] numbers of the cells in their source.
-      tokens: int32 [n] the genes; empty for cells.
-      targets: float32 [n, K]; NaN where there is no label.
-      logits: float32 [n, C].
-    """
-
-    cells: np.ndarray
-    tokens: np.ndarray
-    targets: np.ndarray
-    logits: np.ndarray
 
 
 def compute_outputs(
@@ -84,26 +63,6 @@ def _labelled_genes(batch, logits_BTC: np.ndarray) -> tuple:
     return batch.cells_B[rows], positions, batch.tokens_BT[at], batch.targets[at], logits_BTC[at]
 
 
-def per_task(
-    head: HeadConfig, outputs: Outputs
-) -> Iterator[tuple[HeadTask, np.ndarray, np.ndarray]]:
-    """Yields (task, targets [n], its outputs [n, C of the task], float64) of each task.
-
-    Outputs are log-probabilities of classes, or values of a regression on their own scale.
-    """
-    start = 0
-    for number, task in enumerate(head.outputs):
-        own = outputs.logits[:, start : start + len(task.labels)].astype(np.float64)
-        start += len(task.labels)
-        targets = (
-            outputs.targets[:, number] if outputs.targets.shape[1] else np.full(len(own), np.nan)
-        )
-        if task.regression:
-            yield task, targets * task.scale + task.center, own * task.scale + task.center
-        else:
-            yield task, targets, log_softmax(own, axis=1)
-
-
 def score(head: HeadConfig, outputs: Outputs) -> dict[str, float]:
     """Returns loss (weighted over tasks), and each task's accuracy and macro F1, or its R2.
 
@@ -127,34 +86,3 @@ def score(head: HeadConfig, outputs: Outputs) -> dict[str, float]:
         scores[f"accuracy{ending}"] = float((classes == predicted).mean())
         scores[f"macro_f1{ending}"] = float(f1_score(classes, predicted, average="macro"))
     return {"loss": float((shares / shares.sum() * losses).sum()), **scores}
-
-
-def prediction_table(cells: Cells, head: HeadConfig, outputs: Outputs, fold: int) -> pd.DataFrame:
-    """Returns a table with one row for each cell, or each gene of a cell, and each task.
-
-    Columns: `id` of the cell, `gene` (of genes), `fold`, `task` (where there are several); of
-    classes `label`, `predicted` and `probability_<class>`, of numbers `value` and
-    `predicted_value`. Cells are in input order, genes in that of their ranks.
-    """
-    base = {"id": cells.obs.index.to_numpy().astype(object)[outputs.cells]}
-    if len(outputs.tokens):
-        genes = cells.vocabulary.gene_ids.astype(object)
-        base["gene"] = genes[outputs.tokens - cells.vocabulary.first_gene_token]
-    base["fold"] = fold
-    tables = []
-    for task, targets, own in per_task(head, outputs):
-        columns = base | ({"task": task.name} if len(head.outputs) > 1 else {})
-        if task.regression:
-            columns |= {"value": targets, "predicted_value": own[:, 0]}
-        else:
-            names = np.array(task.labels, object)
-            known = ~np.isnan(targets)
-            labels = np.full(len(targets), "", object)
-            labels[known] = names[targets[known].astype(int)]
-            columns |= {"label": labels, "predicted": names[own.argmax(axis=1)]}
-            probabilities = np.exp(own).astype(np.float32)
-            columns |= {
-                f"{PROBABILITY}{name}": probabilities[:, i] for i, name in enumerate(task.labels)
-            }
-        tables.append(pd.DataFrame(columns))
-    return pd.concat(tables, ignore_index=True)

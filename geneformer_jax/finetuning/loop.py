@@ -25,8 +25,9 @@ from geneformer_jax.common.files import atomic_write, remove
 from geneformer_jax.common.progress import Progress
 from geneformer_jax.common.provenance import describe_run
 from geneformer_jax.common.workdir import claim_workdir
+from geneformer_jax.finetuning.classification.predictions import prediction_table
 from geneformer_jax.finetuning.config import FinetuneConfig, StoppingConfig
-from geneformer_jax.finetuning.evaluation import compute_outputs, prediction_table, score
+from geneformer_jax.finetuning.evaluation import compute_outputs, score
 from geneformer_jax.finetuning.network import Network, Sides, Task, prepare_network
 from geneformer_jax.finetuning.step import Constants, run_rates
 from geneformer_jax.model.config import EncoderConfig
@@ -77,7 +78,7 @@ def finetune_folds(
 
     Returns:
       Predictions, one row a cell, or an occurrence of a test gene in a cell: see
-      `label_predictions.prediction_table`; column `fold` is the fold's number.
+      `predictions.prediction_table`; column `fold` is the fold's number.
 
     Raises:
       InputError: model, labels, cells, configuration and folder do not fit together.

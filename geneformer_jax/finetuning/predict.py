@@ -18,8 +18,9 @@ from geneformer_jax.batches.plan import BatchShape
 from geneformer_jax.cells.store.cell_store import EncodedCells
 from geneformer_jax.common.errors import InputError, did_you_mean
 from geneformer_jax.common.progress import Progress
+from geneformer_jax.finetuning.classification.predictions import PROBABILITY, Outputs, per_task
 from geneformer_jax.finetuning.config import TuningConfig
-from geneformer_jax.finetuning.evaluation import PROBABILITY, Outputs, compute_outputs, per_task
+from geneformer_jax.finetuning.evaluation import compute_outputs
 from geneformer_jax.finetuning.step import Design, Programs, build_programs
 from geneformer_jax.inference.batches import lay_out
 from geneformer_jax.inference.cells import check_columns, open_cells

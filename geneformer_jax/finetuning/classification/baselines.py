@@ -28,11 +28,11 @@ from geneformer_jax.cells.tokenization.vocabulary import GeneVocabulary
 from geneformer_jax.common.errors import InputError
 from geneformer_jax.finetuning.classification.predictions import make_predictions
 from geneformer_jax.finetuning.classification.task import GENE, ClassificationTask
+from geneformer_jax.inference.counts import counts_per_10k, read_counts
 
 RANKS, COUNTS = "ranks", "counts"
 SVM, FOREST, REGRESSION = "SVM", "random forest", "logistic regression"
 ESTIMATORS = (SVM, FOREST, REGRESSION)
-_TARGET_SUM = 10_000
 _CELLS_AT_A_TIME = 4_096
 # Components of a cell's features.
 _COMPONENTS = 50
@@ -67,14 +67,9 @@ def count_matrix(cells: EncodedCells, sources: Iterable[CountSource]) -> sparse.
     Raises:
       InputError: a cell is in none of the sources, or in several.
     """
-    ids = pd.Index(cells.obs.index.astype(str))
-    found = np.zeros(len(ids), int)
-    parts, rows = [], []
-    for source in sources:
-        for row, matrix in _counts_of(source, ids, cells.vocabulary):
-            found[row] += 1
-            rows.append(row)
-            parts.append(matrix)
+    ids, sources = cells.obs.index.astype(str), list(sources)
+    rows = [_rows_of(source, ids) for source in sources]
+    found = np.sum([each for _, each in rows], axis=0)
     wrong = np.flatnonzero(found != 1)
     if wrong.size:
         where = "several of the files" if found[wrong[0]] else "none of the files"
@@ -82,8 +77,33 @@ def count_matrix(cells: EncodedCells, sources: Iterable[CountSource]) -> sparse.
             f'{wrong.size:,} cells are in {where} of counts, first "{ids[wrong[0]]}"; name the '
             "files that the cells came from, each once"
         )
-    order = np.argsort(np.concatenate(rows))
+    positions, parts = [], []
+    for source, (row, _) in zip(sources, rows, strict=True):
+        to_token = _gene_to_token(source, cells.vocabulary)
+        for position, counts, totals in read_counts(source, row):
+            positions.append(position)
+            parts.append(counts_per_10k(counts @ to_token, totals))
+    order = np.argsort(np.concatenate(positions))
     return sparse.vstack(parts, format="csr")[order]
+
+
+def _rows_of(source: CountSource, ids: pd.Index) -> tuple[np.ndarray, np.ndarray]:
+    """Returns (row of each cell in a source, -1 where it has none; how many it has) [ids]."""
+    known = pd.Index(np.asarray(source.cell_ids).astype(str))
+    wanted = np.flatnonzero(known.isin(ids))
+    rows = pd.Series(wanted, known[wanted])
+    found = rows.index.value_counts().reindex(ids, fill_value=0)
+    rows = rows[~rows.index.duplicated()].reindex(ids, fill_value=-1)
+    return rows.to_numpy(), found.to_numpy()
+
+
+def _gene_to_token(source: CountSource, vocabulary: GeneVocabulary) -> sparse.csr_matrix:
+    """Returns float64 [genes of the source, V]: 1 at the token of each gene that has one."""
+    tokens = match_genes(source, vocabulary, Recipe(max_length=1)).tokens
+    known = np.flatnonzero(tokens >= 0)
+    return sparse.csr_matrix(
+        (np.ones(len(known)), (known, tokens[known])), shape=(len(tokens), vocabulary.size)
+    )
 
 
 def features_of(
@@ -170,23 +190,6 @@ def balance(rows: np.ndarray, numbers: np.ndarray, seed: int = 0) -> np.ndarray:
     least = np.bincount(classes)[np.unique(classes)].min()
     drawn = [rng.permutation(rows[classes == number])[:least] for number in np.unique(classes)]
     return np.sort(np.concatenate(drawn))
-
-
-def _counts_of(
-    source: CountSource, ids: pd.Index, vocabulary: GeneVocabulary
-) -> Iterable[tuple[np.ndarray, sparse.csr_matrix]]:
-    """Yields (rows in `ids`, counts per 10,000 [rows, V]) for the wanted cells of a source."""
-    tokens = match_genes(source, vocabulary, Recipe(max_length=1)).tokens
-    known = np.flatnonzero(tokens >= 0)
-    to_token = sparse.csr_matrix(
-        (np.ones(len(known)), (known, tokens[known])), shape=(len(tokens), vocabulary.size)
-    )
-    wanted = ids.get_indexer(pd.Index(np.asarray(source.cell_ids).astype(str)))
-    for batch in source.batches():
-        rows = wanted[batch.start : batch.start + len(batch.totals)]
-        here = np.flatnonzero(rows >= 0)
-        scale = sparse.diags_array(_TARGET_SUM / np.maximum(batch.totals[here], 1))
-        yield rows[here], sparse.csr_matrix(scale @ (batch.counts[here] @ to_token))
 
 
 def _probabilities(

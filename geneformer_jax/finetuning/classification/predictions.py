@@ -1,19 +1,39 @@
-"""Tables of predictions: who was predicted what in which fold, with what probability.
+"""Tables of predictions: the class predicted for each cell or gene, and every probability.
 
 Columns: `id` (cell), `gene` (gene tasks only), `fold` (int), `label` and `predicted` (class names)
 and `probability_<class>` for each class, in the order of the logits.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
+from scipy.special import log_softmax
 
+from geneformer_jax.batches.labelled import Cells
 from geneformer_jax.common.errors import InputError
 from geneformer_jax.common.files import atomic_write
+from geneformer_jax.model.heads import HeadConfig, HeadTask
 
 PROBABILITY = "probability_"
+
+
+class Outputs(NamedTuple):
+    """Logits of cells, or of labelled genes in cells, in the order of cells and ranks.
+
+    Attributes:
+      cells: int64 [n] numbers of the cells in their source.
+      tokens: int32 [n] the genes; empty for cells.
+      targets: float32 [n, K]; NaN where there is no label.
+      logits: float32 [n, C].
+    """
+
+    cells: np.ndarray
+    tokens: np.ndarray
+    targets: np.ndarray
+    logits: np.ndarray
 
 
 def classes_of(predictions: pd.DataFrame) -> tuple[str, ...]:
@@ -58,19 +78,68 @@ def make_predictions(
       probabilities: [n, C].
       classes: [C] names; the first of equally probable ones is predicted.
     """
+    columns = {"gene" if unit == "gene" else "id": np.asarray(ids, object), "fold": fold}
+    return pd.DataFrame(columns | _class_columns(labels, probabilities, classes))
+
+
+def _class_columns(
+    labels: Sequence[str] | np.ndarray, probabilities: np.ndarray, classes: Sequence[str]
+) -> dict[str, Any]:
     names = np.asarray(classes, object)
-    predicted = names[probabilities.argmax(axis=1)]
-    table = pd.DataFrame(
-        {
-            "gene" if unit == "gene" else "id": np.asarray(ids, object),
-            "fold": fold,
-            "label": np.asarray(labels, object),
-            "predicted": predicted,
-        }
-    )
-    for number, name in enumerate(classes):
-        table[PROBABILITY + name] = probabilities[:, number].astype(np.float32)
-    return table
+    return {
+        "label": np.asarray(labels, object),
+        "predicted": names[probabilities.argmax(axis=1)],
+        **{
+            PROBABILITY + name: probabilities[:, number].astype(np.float32)
+            for number, name in enumerate(classes)
+        },
+    }
+
+
+def per_task(
+    head: HeadConfig, outputs: Outputs
+) -> Iterator[tuple[HeadTask, np.ndarray, np.ndarray]]:
+    """Yields (task, targets [n], its outputs [n, C of the task], float64) of each task.
+
+    Outputs are log-probabilities of classes, or values of a regression on their own scale.
+    """
+    start = 0
+    for number, task in enumerate(head.outputs):
+        own = outputs.logits[:, start : start + len(task.labels)].astype(np.float64)
+        start += len(task.labels)
+        targets = (
+            outputs.targets[:, number] if outputs.targets.shape[1] else np.full(len(own), np.nan)
+        )
+        if task.regression:
+            yield task, targets * task.scale + task.center, own * task.scale + task.center
+        else:
+            yield task, targets, log_softmax(own, axis=1)
+
+
+def prediction_table(cells: Cells, head: HeadConfig, outputs: Outputs, fold: int) -> pd.DataFrame:
+    """Returns a table with one row for each cell, or each gene of a cell, and each task.
+
+    Columns: `id` of the cell, `gene` (of genes), `fold`, `task` (where there are several); of
+    classes `label`, `predicted` and `probability_<class>`, of numbers `value` and
+    `predicted_value`. Cells are in input order, genes in that of their ranks.
+    """
+    base = {"id": cells.obs.index.to_numpy().astype(object)[outputs.cells]}
+    if len(outputs.tokens):
+        genes = cells.vocabulary.gene_ids.astype(object)
+        base["gene"] = genes[outputs.tokens - cells.vocabulary.first_gene_token]
+    base["fold"] = fold
+    tables = []
+    for task, targets, own in per_task(head, outputs):
+        columns = base | ({"task": task.name} if len(head.outputs) > 1 else {})
+        if task.regression:
+            columns |= {"value": targets, "predicted_value": own[:, 0]}
+        else:
+            known = ~np.isnan(targets)
+            labels = np.full(len(targets), "", object)
+            labels[known] = np.array(task.labels, object)[targets[known].astype(int)]
+            columns |= _class_columns(labels, np.exp(own), task.labels)
+        tables.append(pd.DataFrame(columns))
+    return pd.concat(tables, ignore_index=True)
 
 
 def average_by_gene(predictions: pd.DataFrame) -> pd.DataFrame:
