@@ -20,9 +20,7 @@ from flax import traverse_util
 from jax.sharding import Mesh
 
 from geneformer_jax.batches.labelled import Cells, LabelledBatches, LabelledCells
-from geneformer_jax.batches.loader import read_ahead
 from geneformer_jax.common.files import atomic_write, remove
-from geneformer_jax.common.progress import Progress
 from geneformer_jax.common.provenance import describe_run
 from geneformer_jax.common.workdir import claim_workdir
 from geneformer_jax.finetuning.classification.predictions import prediction_table
@@ -40,12 +38,11 @@ from geneformer_jax.model.pretrained import (
     save_adapter,
     save_model,
 )
-from geneformer_jax.model.sharding import put_batch
 from geneformer_jax.training.checkpoint import Checkpoints
 from geneformer_jax.training.flops import step_flops
-from geneformer_jax.training.preemption import Stopped, StopRequest
+from geneformer_jax.training.loop import PeriodicEvaluation, run_steps
 from geneformer_jax.training.state import TrainState
-from geneformer_jax.training.telemetry import MetricsLog, Window, read_metrics
+from geneformer_jax.training.telemetry import read_metrics
 
 TRAINING = "training"
 PREDICTIONS = "predictions.parquet"
@@ -204,7 +201,7 @@ def finetune_fold(run: FoldRun) -> pd.DataFrame:
         state = checkpoints.restore_newest(network.programs.abstract)
         if state is None:
             state = network.programs.start(network.learning)
-        learning, step = _train(run, state, checkpoints, story)
+        learning, step = _train(run, state, checkpoints)
         _save(run, learning, step, run.folder / RESULT, story)
         outputs = compute_outputs(
             network.programs,
@@ -273,54 +270,35 @@ class Best:
             return traverse_util.unflatten_dict(dict(file.items()), sep="/")
 
 
-def _train(
-    run: FoldRun, state: TrainState, checkpoints: Checkpoints, story: dict[str, Any]
-) -> tuple[Params, int]:
+def _train(run: FoldRun, state: TrainState, checkpoints: Checkpoints) -> tuple[Params, int]:
     """Runs the remaining steps; returns (weights that learnt, the step they are of)."""
-    config, network, first = run.config, run.network, int(state.step)
-    batches = read_ahead(run.batches, first, config.data.workers)
+    config, network = run.config, run.network
     constants = jax.device_put(
         Constants(network.staying, run_rates(config, run.steps)), network.programs.constants
     )
-    window, best = Window(run, first, run.folder), Best(run, config.stopping, first)
-    watch = config.stopping.every_steps or run.steps_per_epoch
-    with (
-        MetricsLog(run.folder, first) as log,
-        Progress(run.steps, f"fine-tune fold {run.fold}", "steps", initial=first) as progress,
-        StopRequest() as stop,
-    ):
-        step = first
-        while step < run.steps and not best.is_hopeless:
-            step += 1
-            batch = put_batch(window.wait_for(batches), run.mesh)
-            state, metrics = network.programs.step(state, batch, constants)
-            window.add(metrics, step)
-            last, stopping = step == run.steps, stop.asked(step)
-            told = step % config.log_every_steps == 0
-            save = stopping or checkpoints.due(step, clock=told)
-            notes = {}
-            if told or save or last:
-                row = window.close(step)
-                log.write(row)
-                notes = {"loss": f"{row['loss']:.3f}", "cells/s": f"{row['cells_per_s']:,.1f}"}
-            if run.evaluates and (step % watch == 0 or last):
-                with window.paused(state):
-                    row = {"step": step, **run.evaluate(state.params)}
-                    log.write(row)
-                    if best.is_better(row) and config.stopping.best:
-                        # A killed run begins no earlier than here, so that older weights may go.
-                        checkpoints.save(step, state)
-                        checkpoints.wait()
-                        best.keep(state.params)
-            if save:
-                checkpoints.save(step, state)
-            progress.advance(1, **notes)
-            if stopping and not last:
-                checkpoints.wait()
-                raise Stopped
+    best = Best(run, config.stopping, int(state.step))
+
+    def keep_best(state: TrainState, row: dict[str, Any]) -> None:
+        if best.is_better(row) and config.stopping.best:
+            # A killed run begins no earlier than here, so that older weights may go.
+            checkpoints.save(row["step"], state)
+            checkpoints.wait()
+            best.keep(state.params)
+
+    every_steps = config.stopping.every_steps or run.steps_per_epoch
+    evaluation = PeriodicEvaluation(run.evaluate, every_steps, keep_best, lambda: best.is_hopeless)
+    state = run_steps(
+        run,
+        lambda state, batch: network.programs.step(state, batch, constants),
+        state,
+        checkpoints,
+        run.folder,
+        description=f"fine-tune fold {run.fold}",
+        evaluation=evaluation if run.evaluates else None,
+    )
     if config.stopping.best and run.evaluates:
         return best.load(), best.step
-    return state.params, step
+    return state.params, int(state.step)
 
 
 def _save(run: FoldRun, learning: Params, step: int, target: Path, story: dict[str, Any]) -> None:

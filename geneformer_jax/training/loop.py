@@ -1,7 +1,8 @@
-"""The pretraining loop."""
+"""The training loop, and pretraining."""
 
 import dataclasses
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,16 +13,33 @@ from geneformer_jax.batches.loader import read_ahead
 from geneformer_jax.common.progress import Progress
 from geneformer_jax.common.provenance import describe_run
 from geneformer_jax.common.workdir import claim_workdir
+from geneformer_jax.model.encoder import Params
 from geneformer_jax.model.pretrained import CHECKPOINTS, describe_model
 from geneformer_jax.model.sharding import put_batch
 from geneformer_jax.training.checkpoint import Checkpoints
 from geneformer_jax.training.config import PretrainConfig
 from geneformer_jax.training.evaluation import BaselineScore, Evaluation, Evaluator, fit_baselines
 from geneformer_jax.training.preemption import Stopped, StopRequest
-from geneformer_jax.training.profiling import Profile, refuse_crashing_profiler
+from geneformer_jax.training.profiling import Profile, ProfileConfig, refuse_crashing_profiler
 from geneformer_jax.training.run import Run, open_store, prepare_run, start_state
-from geneformer_jax.training.state import TrainState, abstract_state
+from geneformer_jax.training.state import TrainState, TrainStep, abstract_state
 from geneformer_jax.training.telemetry import MetricsLog, Window
+
+
+class PeriodicEvaluation(NamedTuple):
+    """Evaluation of held-out cells while a model is trained.
+
+    Attributes:
+      score: (weights) -> scores under the names that metrics.jsonl has.
+      every_steps: steps between evaluations; there is always one after the last step.
+      callback: called after each evaluation with the state and the line of metrics.
+      should_stop: asked before each step; True ends the run.
+    """
+
+    score: Callable[[Params], dict[str, float]]
+    every_steps: int
+    callback: Callable[[TrainState, dict[str, Any]], None] = lambda state, row: None
+    should_stop: Callable[[], bool] = lambda: False
 
 
 class PretrainResult(NamedTuple):
@@ -96,7 +114,18 @@ def pretrain(config: PretrainConfig, workdir: Path) -> PretrainResult:
     ):
         state = _first_state(run, checkpoints)
         evaluator, baselines = _prepare_evaluation(run)
-        state = _train(run, state, checkpoints, evaluator, workdir)
+        state = run_steps(
+            run,
+            run.train_step,
+            state,
+            checkpoints,
+            workdir,
+            description="pretrain",
+            evaluation=_held_out_scores(evaluator, config.evaluation.every_steps),
+            stored=run.stored,
+            save_last=True,
+            profile=config.profile,
+        )
         held_out = evaluator(state.params) if evaluator else None
         state = run.stored(state)
     return PretrainResult(state, held_out, baselines, workdir / CHECKPOINTS / str(run.steps))
@@ -127,50 +156,83 @@ def _prepare_evaluation(run: Run) -> tuple[Evaluator | None, dict[str, BaselineS
     return evaluator, evaluator.score_baselines(fitted)
 
 
-def _train(
+def _held_out_scores(evaluator: Evaluator | None, every_steps: int) -> PeriodicEvaluation | None:
+    if evaluator is None:
+        return None
+
+    def score(params: Params) -> dict[str, float]:
+        return {f"held_out_{name}": value for name, value in evaluator(params)._asdict().items()}
+
+    return PeriodicEvaluation(score, every_steps)
+
+
+def run_steps(
     run: Run,
+    train_step: TrainStep,
     state: TrainState,
     checkpoints: Checkpoints,
-    evaluator: Evaluator | None,
     workdir: Path,
+    *,
+    description: str,
+    evaluation: PeriodicEvaluation | None = None,
+    stored: Callable[[TrainState], TrainState] = lambda state: state,
+    save_last: bool = False,
+    profile: ProfileConfig = ProfileConfig(),
 ) -> TrainState:
-    """Runs the remaining steps; the device is never waited for except where numbers are wanted."""
-    config, first = run.config, int(state.step)
-    batches = read_ahead(run.batches, first, config.data.workers)
-    window = Window(run, first, workdir)
+    """Runs the remaining steps; the device is never waited for except where numbers are wanted.
+
+    Args:
+      run: batches, number of steps and what telemetry reads.
+      train_step: the compiled step.
+      state: where to begin; its memory is reused.
+      checkpoints: where states are saved.
+      workdir: gets metrics.jsonl and tensorboard/.
+      description: in front of the progress bar.
+      evaluation: of held-out cells; None for none.
+      stored: returns a state as checkpoints hold it.
+      save_last: whether the state after the last step is saved too.
+      profile: steps to profile.
+
+    Returns:
+      The state after the last step, or after the step at which the evaluation ended the run.
+
+    Raises:
+      InputError: the loss is no longer finite.
+      Stopped: SIGTERM came; the state is saved.
+    """
+    config, step = run.config, int(state.step)
+    batches = read_ahead(run.batches, step, config.data.workers)
+    window = Window(run, step, workdir)
     with (
-        MetricsLog(workdir, first) as log,
-        Profile(config.profile, workdir) as profile,
-        Progress(run.steps, "pretrain", "steps", initial=first) as progress,
+        MetricsLog(workdir, step) as log,
+        Profile(profile, workdir) as tracing,
+        Progress(run.steps, description, "steps", initial=step) as progress,
         StopRequest() as stop,
     ):
-        for step in range(first + 1, run.steps + 1):
+        while step < run.steps and not (evaluation and evaluation.should_stop()):
+            step += 1
             batch = window.wait_for(batches)
-            profile.before(step, state)
-            state, metrics = run.train_step(state, put_batch(batch, run.mesh))
-            profile.after(step, state)
+            tracing.before(step, state)
+            state, metrics = train_step(state, put_batch(batch, run.mesh))
+            tracing.after(step, state)
             window.add(metrics, step)
             last, stopping = step == run.steps, stop.asked(step)
-            told = step % config.log_every_steps == 0
-            save = last or stopping or checkpoints.due(step, clock=told)
-            notes = _tell(window.close(step), log) if told or save else {}
-            if evaluator and (step % config.evaluation.every_steps == 0 or last):
+            log_due = step % config.log_every_steps == 0
+            save = (last and save_last) or stopping or checkpoints.due(step, clock=log_due)
+            notes = {}
+            if log_due or save or last:
+                row = window.close(step)
+                log.write(row)
+                notes = {"loss": f"{row['loss']:.3f}", "cells/s": f"{row['cells_per_s']:,.1f}"}
+            if evaluation and (step % evaluation.every_steps == 0 or last):
                 with window.paused(state):
-                    log.write({"step": step, **_held_out_row(evaluator(state.params))})
+                    row = {"step": step, **evaluation.score(state.params)}
+                    log.write(row)
+                    evaluation.callback(state, row)
             if save:
-                checkpoints.save(step, run.stored(state))
+                checkpoints.save(step, stored(state))
             progress.advance(1, **notes)
             if stopping and not last:
                 checkpoints.wait()
                 raise Stopped
     return state
-
-
-def _tell(row: dict[str, Any], log: MetricsLog) -> dict[str, str]:
-    """Writes a line of metrics; returns what of it stands in the progress line."""
-    log.write(row)
-    return {"loss": f"{row['loss']:.3f}", "cells/s": f"{row['cells_per_s']:,.0f}"}
-
-
-def _held_out_row(scores: Evaluation) -> dict[str, float]:
-    return {f"held_out_{name}": value for name, value in scores._asdict().items()}
