@@ -146,7 +146,7 @@ def main() -> None:
     print(worker.throughput.describe(), flush=True)
     page = Page(worker, embedded, output)
     told, arrays = extras.run(worker, embedded, counts, page)
-    story = {"throughput": vars(worker.throughput), **embedded.facts, **told}
+    story = {"throughput": worker.throughput.summary(), **embedded.facts, **told}
     _write(embedded, page, output, story, arrays)
     parts.remove()
     print(f"embeddings: {output} ({', '.join(embedded.by_key())}; {len(embedded.table):,} rows)")

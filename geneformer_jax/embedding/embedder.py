@@ -1,9 +1,7 @@
 """Embeds ranges of cells, for results in memory and for files that are written as they come."""
 
-import contextlib
 import functools
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,7 +17,7 @@ from geneformer_jax.common.progress import Progress
 from geneformer_jax.embedding.gene_means import GeneTotals, zero_totals
 from geneformer_jax.embedding.pooling import Pass, add_genes, take_states
 from geneformer_jax.inference.batches import TokenBatch, lay_out, token_batches
-from geneformer_jax.inference.pipeline import Throughput
+from geneformer_jax.inference.pipeline import Throughput, run_ahead
 from geneformer_jax.model.pretrained import PretrainedModel
 from geneformer_jax.model.runtime import Runtime, inference_runtime
 from geneformer_jax.model.sharding import BATCH, REPLICATED, inference_mesh
@@ -100,7 +98,6 @@ class Embedder:
         self.offsets = np.concatenate([[0], np.cumsum(per_cell, dtype=np.int64)])
         encoder = {name: model.params[name] for name in ("embeddings", "blocks")}
         self._params = jax.device_put(encoder, NamedSharding(mesh, REPLICATED))
-        self._compiled: set[tuple[int, ...]] = set()
 
     def progress(self) -> Progress:
         """Returns a progress bar over all cells."""
@@ -111,8 +108,11 @@ class Embedder:
         first, last = self.offsets[[start, stop]]
         shape = (last - first, len(self.layers), self.model.config.width)
         rows = np.empty(shape, np.float32)
-        with self._clock():
-            for batch, taken in self._ahead(start, stop, progress):
+        batches = token_batches(self.cells, self.layout, start, stop)
+        take = functools.partial(self._start, functools.partial(take_states, self.pass_))
+        with self.throughput.clock():
+            for batch, taken in run_ahead(batches, take):
+                progress.advance(len(batch.cells))
                 if self.pass_.mode != "occurrence":
                     rows[batch.cells - start] = taken[: len(batch.cells)]
                     continue
@@ -127,10 +127,10 @@ class Embedder:
         mesh = self.pass_.mesh
         sharing = jax.tree.map(lambda leaf: np.stack([leaf] * mesh.size), zero_totals(*sizes))
         totals = jax.device_put(sharing, NamedSharding(mesh, BATCH))
-        with self._clock():
+        with self.throughput.clock():
             for batch in token_batches(self.cells, self.layout, start, stop):
-                add = functools.partial(add_genes, self.pass_, totals)
-                totals = self._start(batch, add, progress)
+                totals = self._start(functools.partial(add_genes, self.pass_, totals), batch)
+                progress.advance(len(batch.cells))
             parts = jax.device_get(totals)
         merged = GeneTotals.empty(*sizes)
         for device in range(mesh.size):
@@ -170,42 +170,13 @@ class Embedder:
             "left_out": dict(getattr(self.cells, "dropped", {})),
         }
 
-    def _ahead(
-        self, start: int, stop: int, progress: Progress
-    ) -> Iterator[tuple[TokenBatch, np.ndarray]]:
-        """Yields batches with their results on the host.
-
-        One batch behind, so that the devices compute while the next batch is read.
-        """
-        waiting = None
-        for batch in token_batches(self.cells, self.layout, start, stop):
-            taken = self._start(batch, functools.partial(take_states, self.pass_), progress)
-            if waiting is not None:
-                yield waiting[0], jax.device_get(waiting[1])
-            waiting = batch, taken
-        if waiting is not None:
-            yield waiting[0], jax.device_get(waiting[1])
-
-    def _start(self, batch: TokenBatch, run: Callable[..., Any], progress: Progress) -> Any:
-        """Starts a pass over a batch and counts it; the first of each shape compiles meanwhile."""
-        began = time.perf_counter()
-        result = run(self._params, batch.tokens_BT, batch.lengths_B)
-        counted = self.throughput
-        if batch.tokens_BT.shape not in self._compiled:
-            self._compiled.add(batch.tokens_BT.shape)
-            counted.compiling += time.perf_counter() - began
-        counted.cells += len(batch.cells)
-        counted.tokens += int(np.asarray(self.cells.lengths)[batch.cells].sum())
-        counted.padded += batch.tokens_BT.size
-        progress.advance(len(batch.cells))
+    def _start(self, run: Callable[..., Any], batch: TokenBatch) -> Any:
+        """Starts `run` on a batch, and counts it."""
+        with self.throughput.starting(batch.tokens_BT.shape):
+            result = run(self._params, batch.tokens_BT, batch.lengths_B)
+        tokens = int(np.asarray(self.cells.lengths)[batch.cells].sum())
+        self.throughput.add(len(batch.cells), tokens, batch.tokens_BT.size)
         return result
-
-    @contextlib.contextmanager
-    def _clock(self) -> Iterator[None]:
-        counted = self.throughput
-        began, compiled = time.perf_counter(), counted.compiling
-        yield
-        counted.seconds += time.perf_counter() - began - (counted.compiling - compiled)
 
 
 def as_layers(layer: int | Sequence[int]) -> tuple[int, ...]:

@@ -213,7 +213,7 @@ def test_padding_and_work_are_counted(v2_model, adata):
     with embedder.progress() as progress:
         embedder.rows(0, len(cells), progress)
     counted = embedder.throughput
-    assert counted.cells == len(cells) == 39
+    assert counted.done == len(cells) == 39
     assert counted.tokens == cells.lengths.sum()
     # 64 tokens, 8 rows a batch: 39 cells take 5 batches.
     assert counted.padded == 5 * 8 * 64

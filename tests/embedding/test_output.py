@@ -72,7 +72,7 @@ def test_a_killed_run_goes_on_to_the_same_result(embedder_of, small_parts, tmp_p
         parts.embed()
     again = embedder_of(mode)
     resumed = Parts(tmp_path / "out.npy", again, {}).embed()
-    assert again.throughput.cells == parts.ranges[-1][1] - parts.ranges[0][1], "began anew"
+    assert again.throughput.done == parts.ranges[-1][1] - parts.ranges[0][1], "began anew"
     np.testing.assert_array_equal(np.asarray(resumed.rows), np.asarray(whole.rows))
     pd.testing.assert_frame_equal(resumed.table, whole.table)
 
@@ -93,7 +93,7 @@ def test_other_devices_go_on_with_the_same_parts(embedder_of, small_parts, tmp_p
         Parts(output, first, {}).embed()
     again = Embedder(first.model, first.cells, devices=jax.devices()[:2])
     rows = Parts(output, again, {}).embed().rows
-    assert again.throughput.cells == 70
+    assert again.throughput.done == 70
     with again.progress() as progress:
         np.testing.assert_allclose(rows, again.rows(0, 120, progress), atol=2e-6)
 
@@ -107,7 +107,7 @@ def test_a_damaged_part_is_computed_again(embedder_of, small_parts, tmp_path):
     again = embedder_of()
     rows = Parts(output, again, {}).embed().rows
     np.testing.assert_array_equal(rows, expected)
-    assert again.throughput.cells == 50
+    assert again.throughput.done == 50
 
 
 @pytest.mark.parametrize("mode", ["cell", "gene"])
