@@ -7,7 +7,7 @@
 
 The paper's recipe (see pretrain_v1_10m.py) in float16 with dynamic loss scaling and memory-linear
 attention; weights and optimizer state are spread over the devices of a node.
-Hardware: 12 V100 on 3 nodes, with the [v100] extra: CUDA 13 and newer cuDNN have dropped this chip.
+Hardware: 12 V100 on 3 nodes, with the [volta] extra (CUDA 13 and newer cuDNN dropped this chip).
 Hours: estimates, not measurements: 6.5 for 27.4 million cells if every cell had 2,048 tokens and
 the devices reached 30 % of their float16 peak, of which memory-linear attention may well miss half.
 Loss: that of pretrain_v1_10m.py.

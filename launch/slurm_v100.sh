@@ -4,7 +4,7 @@
 #   sbatch launch/slurm_v100.sh --config.data.store=STORE --workdir=RUN
 #
 # All arguments go to `python -m geneformer_jax.pretrain`. Submit from the project's folder, after
-# installing it with the [v100] extra (CUDA 13 and newer cuDNN have dropped this chip) into the
+# installing it with the [volta] extra (CUDA 13 and newer cuDNN have dropped this chip) into the
 # environment that PYTHON lies in. STORE and RUN must be on storage that all nodes see.
 #
 # Two minutes before the time is up Slurm sends SIGTERM: the state is saved, and the job is queued

@@ -6,10 +6,15 @@ import tempfile
 from pathlib import Path
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-# Tests compile much and compute little: the lowest optimisation halves their time.
-os.environ["XLA_FLAGS"] = (
-    os.environ.get("XLA_FLAGS", "")
-    + " --xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
+# Nothing of this project is imported before JAX knows of its eight devices.
+from tests.helpers.xla import QUICK_COMPILING
+
+os.environ["XLA_FLAGS"] = " ".join(
+    (
+        os.environ.get("XLA_FLAGS", ""),
+        "--xla_force_host_platform_device_count=8",
+        QUICK_COMPILING,
+    )
 )
 
 import pytest

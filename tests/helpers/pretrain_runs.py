@@ -11,10 +11,11 @@ import numpy as np
 
 from geneformer_jax.model.pretrained import load_model
 from geneformer_jax.training.config import PretrainConfig, typed_config
+from tests.helpers.xla import QUICK_COMPILING
 
 PROJECT = Path(__file__).parents[2]
 # As in this process, so that both compute the same bits.
-XLA_FLAGS = "--xla_backend_optimization_level=0"
+XLA_FLAGS = QUICK_COMPILING
 CONFIG = """
 from geneformer_jax.model.config import EncoderConfig
 from geneformer_jax.training.config import pretrain_config

@@ -160,12 +160,6 @@ def test_the_v100_configuration_asks_for_nothing_the_chip_lacks():
     assert config.runtime.attention in ("xla", "chunked"), "cuDNN's attention needs sm_80"
 
 
-def test_the_v100_extra_installs_the_last_wheels_that_know_the_chip():
-    text = (CONFIGS.parent / "pyproject.toml").read_text()
-    (extra,) = re.findall(r"^v100 = (\[.*\])$", text, re.M)
-    assert extra == '["jax[cuda12]", "nvidia-cudnn-cu12==9.10.2.21"]'
-
-
 @pytest.mark.aot_cuda
 def test_the_v100_step_holds_no_bfloat16_and_no_kernel_of_newer_chips(cuda_plugin):
     changes = {"mesh.fsdp": 4, "runtime.precision": "float16", "runtime.attention": "chunked"}

@@ -14,6 +14,7 @@ from geneformer_jax.model.pretrained import load_model
 from geneformer_jax.training.loop import pretrain
 from geneformer_jax.training.telemetry import read_metrics
 from tests.helpers.pretrain_runs import CONFIG, config_of
+from tests.helpers.xla import QUICK_COMPILING
 
 PROJECT = Path(__file__).parents[2]
 CHANGES = {"mesh.data": 2, "mesh.fsdp": 2, "mesh.tensor": 2, "steps": 4}
@@ -28,7 +29,7 @@ def test_two_processes_give_what_one_gives(toy_store, tmp_path):
         port = free.getsockname()[1]
     environment = {
         **os.environ,
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=4 --xla_backend_optimization_level=0",
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count=4 {QUICK_COMPILING}",
         "JAX_PLATFORMS": "cpu",
         "PROCESSES": "2",
         "PORT": str(port),

@@ -54,7 +54,7 @@ _ANY_GPU = {
     "block_dim_limit_y": 65_535,
     "block_dim_limit_z": 65_535,
 }
-# The last cuDNN that supports Volta, which the extra [v100] installs; newer chips take it too.
+# The last cuDNN that supports Volta, which the extra [volta] installs; newer chips take it too.
 _CUDNN = "{ major: 9 minor: 10 patch: 2 }"
 _CUDA_PLUGINS = ("jax_plugins.xla_cuda12", "jax_plugins.xla_cuda13")
 # Of a GPU's memory, what JAX takes unless XLA_PYTHON_CLIENT_MEM_FRACTION says otherwise.
