@@ -1,6 +1,7 @@
-"""Cell stores out of tokenised datasets, and tokenised datasets out of cell stores."""
+"""Conversion of tokenised datasets to cell stores and back."""
 
-from collections.abc import Iterator
+import json
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,15 +25,12 @@ from geneformer_jax.common.errors import InputError
 from geneformer_jax.common.files import atomic_write, fingerprint, require_new_folder
 from geneformer_jax.common.progress import Progress
 from geneformer_jax.common.provenance import describe_run, write_provenance
-from geneformer_jax.interop.dataset_writing import (
-    dataset_schema,
-    write_dataset_folder,
-    write_parquet_file,
-)
+from geneformer_jax.interop.dataset_folders import write_dataset_folder
 from geneformer_jax.interop.tokenized_datasets import LENGTH, TOKENS, TokenizedDataset
 
 _CELLS_PER_BATCH = 1000
-_DOOR = "convert"
+_COMMAND = "convert"
+PARQUET_PROVENANCE = "geneformer_jax.provenance"
 
 
 def dataset_to_store(
@@ -50,7 +48,7 @@ def dataset_to_store(
       source: a `.dataset` folder or a parquet file, see `TokenizedDataset`.
       target: folder of the new store.
       vocabulary: the one that the cells were tokenised with.
-      max_length: most tokens of a cell; the original's 2,048 (V1) or 4,096 (V2) if None.
+      max_length: largest number of tokens of a cell; the original's 2,048 or 4,096 if None.
 
     Returns:
       What was kept and what was left out, as in provenance.json.
@@ -72,13 +70,13 @@ def dataset_to_store(
         key = source_key(dataset.path)
         with store_writer.write_source(aside, key, kinds) as writer:
             empty = _copy_cells(dataset, writer, max_length)
-            story = {"path": str(dataset.path), "fingerprint": fingerprint(dataset.path)}
-            story |= {"cells_in_file": dataset.n_cells, "dropped": {NO_GENE: empty}}
-            writer.finish(story)
+            summary = {"path": str(dataset.path), "fingerprint": fingerprint(dataset.path)}
+            summary |= {"cells_in_file": dataset.n_cells, "dropped": {NO_GENE: empty}}
+            writer.finish(summary)
         counts = summarise(aside, [key], {})
         counts["columns_left_out"] = dataset.left_out + taken
         configuration = {"source": dataset.path, "target": target, "max_length": max_length}
-        run = describe_run(_DOOR, configuration, [dataset.path], counts)
+        run = describe_run(_COMMAND, configuration, [dataset.path], counts)
         store_writer.join_sources(aside, [key], vocabulary, run)
     return counts
 
@@ -115,7 +113,7 @@ def _chosen(encodings: RankEncodings, cells: np.ndarray) -> RankEncodings:
 def store_to_dataset(folder: Path | str, target: Path | str) -> dict[str, Any]:
     """Writes a cell store as the original's kind of dataset.
 
-    Columns are `input_ids`, `cell_id`, the carried columns, `length`; rows keep the store's order.
+    Columns are `input_ids`, `cell_id`, the obs columns, `length`; rows keep the store's order.
     As the original does, tokens are int16 for a V1 vocabulary and int64 for V2.
 
     Args:
@@ -127,7 +125,8 @@ def store_to_dataset(folder: Path | str, target: Path | str) -> dict[str, Any]:
       What was written and what was left out, as in provenance.json.
 
     Raises:
-      InputError: no complete store, or the target exists.
+      InputError: no complete store, the target exists, or a folder is to be written and the
+        library `datasets` (an extra) is not installed.
     """
     store = CellStore.open(folder)
     target = Path(target)
@@ -140,18 +139,29 @@ def store_to_dataset(folder: Path | str, target: Path | str) -> dict[str, Any]:
     carried = pq.read_schema(obs_file)
     taken = [name for name in carried.names if name in (TOKENS, LENGTH)]
     obs_schema = pa.schema([field for field in carried if field.name not in taken])
-    schema = dataset_schema(_token_type(store.vocabulary), obs_schema)
+    token_type = _token_type(store.vocabulary)
+    schema = pa.schema([(TOKENS, pa.list_(token_type)), *obs_schema, (LENGTH, pa.int64())])
     cells, tokens = len(store), int(store.lengths.sum(dtype=np.int64))
     counts = {"cells": cells, "tokens": tokens, "columns_left_out": taken}
-    run = describe_run(_DOOR, {"source": store.folder, "target": target}, [store.folder], counts)
+    run = describe_run(_COMMAND, {"source": store.folder, "target": target}, [store.folder], counts)
     with atomic_write(target) as aside, Progress(cells, "converting", "cells") as progress:
         batches = _record_batches(store, schema, obs_schema.names, progress)
         if as_parquet:
-            write_parquet_file(aside, schema, batches, run)
+            _write_parquet_file(aside, schema, batches, run)
         else:
-            write_dataset_folder(aside, schema, batches, cells, tokens)
+            token_bytes = tokens * token_type.bit_width // 8
+            write_dataset_folder(aside, batches, schema, cells, token_bytes)
             write_provenance(aside, run)
     return counts
+
+
+def _write_parquet_file(
+    path: Path, schema: pa.Schema, batches: Iterable[pa.RecordBatch], provenance: Mapping[str, Any]
+) -> None:
+    described = {PARQUET_PROVENANCE: json.dumps(provenance, default=str)}
+    with pq.ParquetWriter(path, schema.with_metadata(described)) as file:
+        for batch in batches:
+            file.write_batch(batch.replace_schema_metadata(described))
 
 
 def _record_batches(

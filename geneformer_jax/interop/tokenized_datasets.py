@@ -1,12 +1,10 @@
 """Reading cells that were tokenised elsewhere: Hugging Face `.dataset` folders, parquet files.
 
-The original keeps its tokens in folders written by `datasets.save_to_disk`: Arrow streams
-(`data-00000-of-0000N.arrow`) named in `state.json`, one row per cell with `input_ids`, `length` and
-carried columns. Both kinds are read with pyarrow, tokens some cells at a time.
+The original keeps its tokens in folders written by `datasets.save_to_disk`: one row per cell with
+`input_ids`, `length` and obs columns. Both kinds are read some cells at a time.
 """
 
 import contextlib
-import json
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -21,16 +19,16 @@ import pyarrow.parquet as pq
 from geneformer_jax.cells.tokenization.rank_encoding import RankEncodings
 from geneformer_jax.cells.tokenization.vocabulary import GeneVocabulary
 from geneformer_jax.common.errors import InputError, did_you_mean
+from geneformer_jax.interop.dataset_folders import (
+    is_dataset_folder,
+    iterate_record_batches,
+    open_dataset_folder,
+)
 
 TOKENS, LENGTH, CELL_ID = "input_ids", "length", "cell_id"
-STATE_FILE = "state.json"
-_SPLITS_FILE = "dataset_dict.json"
 _OWN_COLUMNS = (TOKENS, LENGTH, CELL_ID)
 _CELLS_PER_BATCH = 1000
 _ID_REMEDY = "every cell needs its own; rename the column, and cells are named by their row"
-# Arrow streams end with an empty message. Without this check a stream that was cut between two
-# messages reads as a shorter, whole one.
-_END_OF_STREAM = bytes(4)
 
 NameCell = Callable[[int], str]
 _REMEDY = "name the vocabulary that the cells were tokenised with"
@@ -40,7 +38,7 @@ def is_tokenized_dataset(path: Path | str) -> bool:
     """Whether `path` is a parquet file or a folder written by `datasets.save_to_disk`."""
     path = Path(path)
     if path.is_dir():
-        return (path / STATE_FILE).is_file() or (path / _SPLITS_FILE).is_file()
+        return is_dataset_folder(path)
     return path.suffix == ".parquet" and path.is_file()
 
 
@@ -85,7 +83,7 @@ class TokenizedDataset:
         self.path = Path(path)
         self.vocabulary = vocabulary
         with _explained(self.path):
-            self._files = _arrow_files(self.path) if self.path.is_dir() else None
+            self._dataset = open_dataset_folder(self.path) if self.path.is_dir() else None
             self._schema = self._read_schema()
             self._check_columns()
             carried = [each for each in self._schema if each.name not in _OWN_COLUMNS]
@@ -113,16 +111,9 @@ class TokenizedDataset:
                 start += batch.num_rows
 
     def _read_schema(self) -> pa.Schema:
-        if self._files is None:
+        if self._dataset is None:
             return pq.ParquetFile(self.path).schema_arrow
-        schemas = [_stream_schema(file) for file in self._files]
-        for file, schema in zip(self._files, schemas, strict=True):
-            if not schema.equals(schemas[0]):
-                raise InputError(
-                    f"{file} has other columns or types than {self._files[0].name}; write the "
-                    "dataset again with one set of columns"
-                )
-        return schemas[0]
+        return self._dataset.data.schema
 
     def _check_columns(self) -> None:
         names = self._schema.names
@@ -146,15 +137,12 @@ class TokenizedDataset:
 
     def _record_batches(self, columns: list[str], cells: int) -> Iterator[pa.RecordBatch]:
         """Yields batches of at most `cells` rows, validated so that no damage reaches numpy."""
-        if self._files is None:
-            batches = pq.ParquetFile(self.path).iter_batches(cells, columns=columns)
-        else:
-            batches = (batch.select(columns) for file in self._files for batch in _stream(file))
-        for batch in batches:
-            for start in range(0, batch.num_rows, cells):
-                part = batch.slice(start, cells)
-                part.validate(full=True)
-                yield part
+        if self._dataset is not None:
+            yield from iterate_record_batches(self._dataset, columns, cells)
+            return
+        for batch in pq.ParquetFile(self.path).iter_batches(cells, columns=columns):
+            batch.validate(full=True)
+            yield batch
 
     def _survey(self, columns: list[str]) -> tuple[int, Counter[str]]:
         """Number of rows, and of missing values per column; raises InputError for bad cell ids."""
@@ -227,44 +215,6 @@ def _is_plain(kind: pa.DataType) -> bool:
         return _is_plain(kind.value_type)
     binary = (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_fixed_size_binary)
     return not pa.types.is_nested(kind) and not any(is_binary(kind) for is_binary in binary)
-
-
-def _arrow_files(folder: Path) -> list[Path]:
-    """The Arrow files of a folder written by `datasets.save_to_disk`, in order."""
-    if not (folder / STATE_FILE).is_file():
-        splits = [path.name for path in folder.iterdir() if (path / STATE_FILE).is_file()]
-        if splits:
-            raise InputError(f"{folder} holds the splits {', '.join(sorted(splits))}; name one")
-        raise InputError(f"{folder} is no dataset (it has no {STATE_FILE}); name a .dataset folder")
-    try:
-        state = json.loads((folder / STATE_FILE).read_text())
-        files = [folder / Path(each["filename"]).name for each in state["_data_files"]]
-    except (ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{folder / STATE_FILE} is damaged; save the dataset again") from error
-    if not files or state.get("_indices_data_files"):
-        raise InputError(f"{folder} holds no rows of its own; save the dataset again")
-    for file in files:
-        if not file.is_file():
-            raise InputError(f"{file} is missing, but {STATE_FILE} names it; get the whole dataset")
-        _refuse_if_cut(file)
-    return files
-
-
-def _refuse_if_cut(file: Path) -> None:
-    with file.open("rb") as content:
-        content.seek(max(file.stat().st_size - len(_END_OF_STREAM), 0))
-        if content.read() != _END_OF_STREAM:
-            raise InputError(f"{file} is cut off (it has no end mark); get the whole file")
-
-
-def _stream_schema(file: Path) -> pa.Schema:
-    with pa.memory_map(str(file)) as source, pa.ipc.open_stream(source) as stream:
-        return stream.schema
-
-
-def _stream(file: Path) -> Iterator[pa.RecordBatch]:
-    with pa.memory_map(str(file)) as source, pa.ipc.open_stream(source) as stream:
-        yield from stream
 
 
 @contextlib.contextmanager

@@ -1,4 +1,5 @@
 import json
+import sys
 
 import datasets
 import numpy as np
@@ -16,7 +17,8 @@ from geneformer_jax.cells.tokenization.vocabulary import (
     GeneVocabulary,
 )
 from geneformer_jax.common.errors import InputError
-from geneformer_jax.interop import dataset_writing, store_exchange
+from geneformer_jax.interop import store_exchange
+from geneformer_jax.interop.dataset_folders import write_dataset_folder
 from geneformer_jax.interop.original_dictionaries import read_original_vocabulary
 from tests.helpers.commands import assert_one_line, run_door
 
@@ -91,18 +93,20 @@ def test_the_store_holds_what_the_dataset_held_and_tells_its_story(tmp_path):
     assert record["cell_id"] == b"cell-7" and record["donor"] == 7
 
 
-def test_a_dataset_in_several_shards_loads_in_order(tmp_path):
-    table = random_table(2500)
-    pq.write_table(table, tmp_path / "in.parquet")
-    store_exchange.dataset_to_store(tmp_path / "in.parquet", tmp_path / "store", vocabulary())
-    schema = dataset_writing.dataset_schema(pa.int16(), pa.schema([("cell_id", pa.string())]))
-    rows = table.select(["input_ids", "cell_id", "length"]).cast(schema)
+def rows_of(table: pa.Table) -> pa.Table:
+    """Tokens as int16, with the columns that every store has."""
+    schema = pa.schema(
+        {"input_ids": pa.list_(pa.int16()), "cell_id": pa.string(), "length": pa.int64()}
+    )
+    return table.select(schema.names).cast(schema)
 
-    batches = rows.to_batches(max_chunksize=300)
-    tokens = sum(table["length"].to_pylist())
+
+def test_a_dataset_in_several_shards_loads_in_order(tmp_path):
+    table = rows_of(random_table(2500))
+    size = 2 * sum(table["length"].to_pylist())
     folder = tmp_path / "out.dataset"
-    dataset_writing.write_dataset_folder(
-        folder, schema, batches, 2500, tokens, shard_bytes=tokens // 3
+    write_dataset_folder(
+        folder, table.to_batches(max_chunksize=300), table.schema, 2500, size, shard_bytes=size // 6
     )
     names = sorted(path.name for path in folder.glob("*.arrow"))
     assert names == [f"data-{shard:05d}-of-00007.arrow" for shard in range(7)]
@@ -112,14 +116,45 @@ def test_a_dataset_in_several_shards_loads_in_order(tmp_path):
 
 
 def test_fingerprints_differ_where_only_tokens_differ(tmp_path):
-    schema = dataset_writing.dataset_schema(pa.int16(), pa.schema([("cell_id", pa.string())]))
     fingerprints = set()
     for number, tokens in enumerate([[5, 6], [6, 5], [5, 6]]):
-        rows = pa.table({"input_ids": [tokens], "cell_id": ["a"], "length": [2]}).cast(schema)
+        table = rows_of(pa.table({"input_ids": [tokens], "cell_id": ["a"], "length": [2]}))
         folder = tmp_path / str(number)
-        dataset_writing.write_dataset_folder(folder, schema, rows.to_batches(), 1, 2)
-        fingerprints.add(json.loads((folder / "state.json").read_text())["_fingerprint"])
+        write_dataset_folder(folder, table.to_batches(), table.schema, 1, 4)
+        fingerprints.add(datasets.load_from_disk(folder)._fingerprint)
     assert len(fingerprints) == 2
+
+
+def test_what_is_written_names_no_type_that_older_releases_refuse(tmp_path):
+    table = rows_of(random_table(20))
+    folder = tmp_path / "out.dataset"
+    write_dataset_folder(folder, table.to_batches(), table.schema, 20, 1)
+    # They know no "List", which newer ones write both into the info and into the rows' schema.
+    assert all(b'"List"' not in path.read_bytes() for path in folder.iterdir())
+    with pa.ipc.open_stream(str(folder / "data-00000-of-00001.arrow")) as stream:
+        assert not stream.schema.metadata
+
+
+@pytest.mark.parametrize("ending", [".dataset", ".parquet"])
+def test_without_the_library_parquet_is_left(tmp_path, monkeypatch, ending):
+    table = random_table(30)
+    pq.write_table(table, tmp_path / "in.parquet")
+    datasets.Dataset(table).save_to_disk(tmp_path / "in.dataset")
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    source, store = tmp_path / f"in{ending}", tmp_path / "store"
+    if ending == ".parquet":
+        store_exchange.dataset_to_store(source, store, vocabulary())
+        store_exchange.store_to_dataset(store, tmp_path / "out.parquet")
+        assert pq.read_table(tmp_path / "out.parquet").to_pydict() == table.to_pydict()
+        source, target = store, tmp_path / "out.dataset"
+        with pytest.raises(InputError, match=r'pip install "geneformer_jax\[datasets\]"'):
+            store_exchange.store_to_dataset(store, target)
+        assert not target.exists()
+    else:
+        with pytest.raises(InputError, match=r'pip install "geneformer_jax\[datasets\]"') as caught:
+            store_exchange.dataset_to_store(source, store, vocabulary())
+        assert "\n" not in str(caught.value)
+        assert not store.exists()
 
 
 @pytest.mark.reference_data

@@ -107,8 +107,19 @@ def write_stream(path, table):
 
 
 def write_state(folder, names, **more):
-    state = {"_data_files": [{"filename": name} for name in names], **more}
-    (folder / "state.json").write_text(json.dumps(state))
+    """Writes what older releases of the library wrote beside the rows."""
+    state = {
+        "_data_files": [{"filename": name} for name in names],
+        "_fingerprint": "0123456789abcdef",
+        "_format_columns": None,
+        "_format_kwargs": {},
+        "_format_type": None,
+        "_output_all_columns": False,
+        "_split": None,
+    }
+    (folder / "state.json").write_text(json.dumps(state | more))
+    if not (folder / "dataset_info.json").exists():
+        (folder / "dataset_info.json").write_text("{}")
 
 
 def test_plain_columns_are_carried_and_others_are_named(tmp_path):
@@ -231,13 +242,17 @@ def test_folders_that_are_no_dataset_are_told_apart(tmp_path):
     state = folder / "train" / "state.json"
     for content in ("{", "[]", '{"_data_files": [3]}'):
         state.write_text(content)
-        with pytest.raises(InputError, match="is damaged"):
+        with pytest.raises(InputError, match=r"is damaged.*get the whole dataset"):
             TokenizedDataset(folder / "train", vocabulary())
-    state.write_text('{"_data_files": []}')
-    with pytest.raises(InputError, match="no rows of its own"):
+    write_state(folder / "train", [])
+    with pytest.raises(InputError, match="get the whole dataset"):
         TokenizedDataset(folder / "train", vocabulary())
     write_state(folder / "train", ["gone.arrow"])
-    with pytest.raises(InputError, match=r"gone\.arrow is missing"):
+    with pytest.raises(InputError, match=r"gone\.arrow.*get the whole dataset"):
+        TokenizedDataset(folder / "train", vocabulary())
+    rows = next((folder / "train").glob("*.arrow")).name
+    write_state(folder / "train", [rows], _indices_data_files=[{"filename": "indices.arrow"}])
+    with pytest.raises(InputError, match="no rows of its own"):
         TokenizedDataset(folder / "train", vocabulary())
 
 
@@ -245,7 +260,7 @@ def test_shards_with_other_columns_are_refused(tmp_path):
     write_stream(tmp_path / "0.arrow", table_of(V1_CELLS))
     write_stream(tmp_path / "1.arrow", table_of(V1_CELLS, LISTS["list of int16"]))
     write_state(tmp_path, ["0.arrow", "1.arrow"])
-    with pytest.raises(InputError, match=r"1\.arrow has other columns or types than 0\.arrow"):
+    with pytest.raises(InputError, match="get the whole dataset"):
         TokenizedDataset(tmp_path, vocabulary())
 
 
