@@ -117,6 +117,7 @@ def main() -> None:
     # JAX takes seconds to import, which --help and a mistyped flag should not have to wait for.
     from geneformer_jax.embedding import embedder
     from geneformer_jax.embedding import output as embedding_output
+    from geneformer_jax.embedding.parts import EmbeddingParts
     from geneformer_jax.embedding.report import Page
     from geneformer_jax.inference import cells as inference_cells
     from geneformer_jax.interop.load import load_model
@@ -141,7 +142,7 @@ def main() -> None:
     worker = embedder.Embedder(
         model, cells, FLAGS.mode, layers, runtime, tokens_per_device=FLAGS.tokens_per_device
     )
-    parts = embedding_output.Parts(output, worker, {"command": configuration()})
+    parts = EmbeddingParts(output, worker, {"command": configuration()})
     embedded = parts.embed()
     print(worker.throughput.describe(), flush=True)
     page = Page(worker, embedded, output)

@@ -33,16 +33,21 @@ def remove(path: Path) -> None:
 
 
 @contextlib.contextmanager
-def atomic_write(target: Path | str) -> Iterator[Path]:
+def atomic_write(target: Path | str, owner: str = "") -> Iterator[Path]:
     """Yields a path beside `target` to write a file or folder at; renames it to `target` at last.
 
     A left-over of a killed run is removed first. If the block raises, what it wrote is removed and
     `target` is as it was. An existing `target` is replaced if it is a file, never if it is a folder
     that holds something (see `require_new_folder`).
+
+    Args:
+      target: file or folder.
+      owner: part of the name of what is written aside; processes that may write the same target
+        at the same time must have different ones.
     """
     target = Path(target)
     target.parent.mkdir(parents=True, exist_ok=True)
-    aside = target.with_name(target.name + ".partial")
+    aside = target.with_name(f"{target.name}{owner and '.'}{owner}.partial")
     remove(aside)
     try:
         yield aside

@@ -1,45 +1,136 @@
-"""The folder of a run: it says which run it is of, and no other run goes on in it."""
+"""The folder of a run: it records which run it is of, and no other run goes on in it."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from geneformer_jax.common.errors import InputError
 from geneformer_jax.common.files import atomic_write, require_new_folder
-from geneformer_jax.common.provenance import write_provenance
+from geneformer_jax.common.provenance import FILE_NAME, write_provenance
 
 CONFIG = "config.json"
+_NEW_WORKDIR = "name a new --workdir"
+_SHOWN_LETTERS = 100
 
 
 def claim_workdir(
-    workdir: Path, identity: Mapping[str, Any], story: Mapping[str, Any] | None = None
+    workdir: Path, identity: Mapping[str, Any], provenance: Mapping[str, Any] | None = None
 ) -> None:
     """Begins a run's folder, or checks that it is of the same run.
 
     Args:
       workdir: a new folder, or that of the run.
-      identity: what decides the result, by dotted name, as plain numbers and texts.
-      story: for provenance.json of a new folder; None leaves that for later.
+      identity: what decides the result, as plain numbers and texts, nested or not.
+      provenance: for provenance.json of a new folder; None leaves that for later.
 
     Raises:
       InputError: the folder is of another run, or holds something else.
     """
-    path = workdir / CONFIG
-    if path.is_file():
-        before = json.loads(path.read_text())
-        changed = [key for key in identity if before.get(key) != identity[key]]
-        if changed:
-            key = changed[0]
-            raise InputError(
-                f"{workdir} is of a run with {key} = {before.get(key)!r}, not {identity[key]!r}; "
-                "name a new --workdir, or the same configuration to resume"
-            )
-        return
-    require_new_folder(workdir, remedy="name a new --workdir")
-    # As one folder, so that a run killed here leaves nothing that would be refused next time.
-    with atomic_write(workdir) as aside:
-        aside.mkdir()
-        if story is not None:
-            write_provenance(aside, story)
-        (aside / CONFIG).write_text(json.dumps(identity, indent=2) + "\n")
+
+    def prepare(folder: Path) -> None:
+        if provenance is not None:
+            write_provenance(folder, provenance)
+
+    claim_folder(workdir, identity, file=CONFIG, elsewhere=_NEW_WORKDIR, prepare=prepare)
+
+
+def claim_folder(
+    folder: Path,
+    identity: Mapping[str, Any],
+    *,
+    file: str,
+    elsewhere: str,
+    settings: Mapping[str, Any] | None = None,
+    prepare: Callable[[Path], None] | None = None,
+    owner: str = "",
+) -> dict[str, Any]:
+    """Begins a folder, or checks that the same run began it; several processes may do so at once.
+
+    Args:
+      folder: a new folder, or that of the same run.
+      identity: what decides the result, as plain numbers and texts, nested or not.
+      file: name of the JSON file in the folder that keeps identity and settings.
+      elsewhere: remedy where the folder is not of this run, such as "name a new folder".
+      settings: of the beginning, which stay as they are whatever later runs would choose.
+      prepare: writes what else a new folder must hold into the folder it is given.
+      owner: of this process, where several processes may begin the folder at the same time.
+
+    Returns:
+      The settings that the folder was begun with.
+
+    Raises:
+      InputError: the folder is of another run, or holds something else.
+    """
+    settings = dict(settings or {})
+    if not (folder / file).is_file():
+        require_new_folder(folder, elsewhere)
+        try:
+            # As one folder, so that a run killed here leaves nothing that would be refused later.
+            with atomic_write(folder, owner) as aside:
+                aside.mkdir()
+                if prepare is not None:
+                    prepare(aside)
+                content = {**as_json(identity), **as_json(settings)}
+                (aside / file).write_text(json.dumps(content, indent=2) + "\n")
+        except OSError:
+            # A folder is never renamed onto one that holds something: another process was first.
+            if not (folder / file).is_file():
+                raise
+    kept = _read(folder / file, elsewhere)
+    settings = {name: kept.pop(name, settings[name]) for name in settings}
+    if changes := list(_differences(kept, as_json(identity))):
+        raise InputError(
+            f"{folder} is of a run with {', '.join(changes)}; {elsewhere}, or give the same "
+            "configuration to go on"
+        )
+    return settings
+
+
+def is_finished(output: Path, configuration: Mapping[str, Any]) -> bool:
+    """Returns whether a folder is there already, written whole with this configuration.
+
+    Raises:
+      InputError: something else is there.
+    """
+    if not output.exists():
+        return False
+    file = output / FILE_NAME
+    if file.is_file() and json.loads(file.read_text()).get("configuration") == as_json(
+        configuration
+    ):
+        return True
+    raise InputError(
+        f"{output} is there and was not written by this command; remove it or name another folder"
+    )
+
+
+def as_json(value: Any) -> Any:
+    """Returns a value as it comes back from a JSON file."""
+    return json.loads(json.dumps(value, default=str))
+
+
+def _read(path: Path, elsewhere: str) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text())
+    except json.JSONDecodeError:
+        raise InputError(f"{path} is damaged; {elsewhere}") from None
+
+
+def _differences(kept: Mapping[str, Any], identity: Mapping[str, Any]) -> Iterator[str]:
+    """Yields what differs, the values too where they are short enough to be read."""
+    before, now = dict(_flat(kept)), dict(_flat(identity))
+    for key in {**before, **now}:
+        if before.get(key) == now.get(key):
+            continue
+        text = f"{key} = {before.get(key)!r}, not {now.get(key)!r}"
+        yield text if len(text) <= _SHOWN_LETTERS else f"another {key}"
+
+
+def _flat(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yields dotted names with their values."""
+    for name, value in tree.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value

@@ -1,24 +1,240 @@
-"""What an interrupted run leaves behind, and how the same command finds that it may go on there."""
+"""What an interrupted run leaves behind, and how the same command goes on with it.
+
+Until an output is whole, its parts lie in the folder OUTPUT.parts:
+
+  plan.json        which run this is; no other run goes on here
+  records/NAME     for each finished part, the checksums of what belongs to it
+  totals.npz       sums over the first parts, of runs that keep sums
+
+A part is written first and recorded last, each whole or not at all, so a run may be killed at any
+moment. A part that is not as its record says is made again. Any number of processes may make
+different parts.
+"""
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+import os
+import zipfile
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
-from geneformer_jax.cells.store.cell_store import EncodedCells
+from geneformer_jax.cells.store.cell_store import EncodedCells, checksum
 from geneformer_jax.common.errors import InputError
+from geneformer_jax.common.files import atomic_write, fsync_tree_entry, remove
+from geneformer_jax.common.log import logger
+from geneformer_jax.common.workdir import as_json, claim_folder
 from geneformer_jax.model.pretrained import PretrainedModel
 
-PLAN = "plan.json"
+PLAN, RECORDS, TOTALS = "plan.json", "records", "totals.npz"
+_ELSEWHERE = "remove it to begin anew, or name another output"
+
+Part = int | str
+
+
+class PartsFolder:
+    """The parts of an unfinished output.
+
+    Attributes:
+      folder: where they lie.
+    """
+
+    def __init__(self, folder: Path, shard: tuple[int, int] = (0, 1)):
+        """Names the folder; nothing is written yet.
+
+        Args:
+          folder: of the parts, see `parts_folder`.
+          shard: (i, n), this process makes every n-th part from the i-th.
+        """
+        self.folder, self.shard = folder, shard
+        self._owner = f"shard{shard[0]}" if shard[1] > 1 else ""
+        self._whole: set[Part] = set()
+
+    def begin(
+        self,
+        identity: Mapping[str, Any],
+        settings: Mapping[str, Any] | None = None,
+        prepare: Callable[[Path], None] | None = None,
+    ) -> dict[str, Any]:
+        """Begins the folder, or goes on in that of the same run; see `claim_folder`.
+
+        Args:
+          identity: everything that results depend on.
+          settings: of the beginning, such as the size of the parts, which do not change later.
+          prepare: writes what else a new folder must hold.
+
+        Returns:
+          The settings that the parts were begun with.
+
+        Raises:
+          InputError: the folder holds parts of another run, or something else.
+        """
+        return claim_folder(
+            self.folder,
+            identity,
+            file=PLAN,
+            elsewhere=_ELSEWHERE,
+            settings=settings,
+            prepare=prepare,
+            owner=self._owner,
+        )
+
+    def own(self, parts: int) -> range:
+        """Returns the numbers of the parts that this process makes."""
+        return range(parts)[self.shard[0] :: self.shard[1]]
+
+    def missing(self, parts: Iterable[Part]) -> list[Part]:
+        """Returns those of `parts` that are not made yet, or damaged (which is logged)."""
+        return [part for part in parts if not self.is_done(part)]
+
+    def is_done(self, part: Part) -> bool:
+        """Whether a part is there and its files are as recorded."""
+        if part not in self._whole:
+            kept = self.checksums(part)
+            if kept is None:
+                return False
+            for name, wanted in kept.items():
+                path = self.folder / name
+                if not path.is_file() or checksum(path) != wanted:
+                    _log_damaged(path)
+                    return False
+            self._whole.add(part)
+        return True
+
+    def write(self, part: Part, files: Mapping[str, Callable[[Path], None]]) -> None:
+        """Writes the files of a part, and records it.
+
+        Args:
+          part: its number or name.
+          files: path below the folder -> function that writes the file at the path it is given.
+        """
+        for name, save in files.items():
+            with atomic_write(self.folder / name) as aside:
+                save(aside)
+        self.record(part, {name: checksum(self.folder / name) for name in files})
+        self._whole.add(part)
+
+    def record(self, part: Part, checksums: Mapping[str, str]) -> None:
+        """Records a part as done; `write` does so by itself."""
+        with atomic_write(self._record_of(part)) as aside:
+            aside.write_text(json.dumps(checksums) + "\n")
+
+    def checksums(self, part: Part) -> dict[str, str] | None:
+        """Returns what is recorded of a part, or None if nothing readable is."""
+        record = self._record_of(part)
+        if not record.is_file():
+            return None
+        try:
+            return dict(json.loads(record.read_text()))
+        except (ValueError, TypeError):
+            _log_damaged(record)
+            return None
+
+    def save(self, name: str, save: Callable[[Path], None]) -> Path:
+        """Writes a file that all processes share and make alike; returns its path."""
+        with atomic_write(self.folder / name, self._owner) as aside:
+            save(aside)
+        return self.folder / name
+
+    def save_totals(self, totals: Mapping[str, np.ndarray], done: int) -> None:
+        """Keeps sums over parts 0 to before `done`."""
+        with atomic_write(self.folder / TOTALS) as aside:
+            save_arrays(aside, {**totals, "done": np.int64(done)})
+
+    def load_totals(self) -> tuple[dict[str, np.ndarray], int]:
+        """Returns (sums over the first parts, number of those parts); ({}, 0) if there are none.
+
+        Raises:
+          InputError: they are damaged.
+        """
+        if not (self.folder / TOTALS).is_file():
+            return {}, 0
+        totals = self.load(TOTALS)
+        if "done" not in totals:
+            raise self.damaged(TOTALS)
+        return totals, int(totals.pop("done"))
+
+    def load(self, name: str) -> dict[str, np.ndarray]:
+        """Returns the arrays of a file that `save_arrays` wrote.
+
+        Raises:
+          InputError: it is damaged.
+        """
+        try:
+            # Zip files carry checksums of their own.
+            with np.load(self.folder / name) as kept:
+                return {each: kept[each] for each in kept.files}
+        except (
+            OSError,
+            ValueError,
+            KeyError,
+            EOFError,
+            AttributeError,
+            TypeError,
+            zipfile.BadZipFile,
+        ):
+            raise self.damaged(name) from None
+
+    def damaged(self, name: str) -> InputError:
+        """Returns the error of a damaged file without which the parts are lost."""
+        return InputError(f"{self.folder / name} is damaged; remove {self.folder} to begin anew")
+
+    def become(self, output: Path) -> None:
+        """Gives the folder of finished parts its final name; see `tidy`."""
+        os.replace(self.folder, output)
+        fsync_tree_entry(output.parent)
+
+    def remove(self) -> None:
+        """Removes the folder, once the output is written elsewhere."""
+        remove(self.folder)
+
+    def _record_of(self, part: Part) -> Path:
+        name = f"part-{part:06d}" if isinstance(part, int) else part
+        return self.folder / RECORDS / f"{name}.json"
 
 
 def parts_folder(output: Path) -> Path:
     """Where the parts of an unfinished output lie."""
     return output.with_name(output.name + ".parts")
+
+
+def tidy(output: Path, *others: str) -> None:
+    """Removes from a finished folder what served the resumption, and `others`."""
+    for name in (PLAN, RECORDS, TOTALS, *others):
+        remove(output / name)
+
+
+def part_ranges(
+    offsets: np.ndarray, max_cells: int, max_rows: int | None = None
+) -> list[tuple[int, int]]:
+    """Cuts cells into parts: as many as fit, at least one.
+
+    Args:
+      offsets: int64 [cells + 1] first row of each cell, and the number of rows.
+      max_cells: of a part.
+      max_rows: of a part of several cells; None for no such limit.
+
+    Returns:
+      (first cell, cell behind the last) of each part.
+    """
+    ranges, start, cells = [], 0, len(offsets) - 1
+    while start < cells:
+        stop = min(start + max_cells, cells)
+        if max_rows is not None:
+            fitting = int(np.searchsorted(offsets, offsets[start] + max_rows, "right")) - 1
+            stop = min(max(fitting, start + 1), stop)
+        ranges.append((start, stop))
+        start = stop
+    return ranges
+
+
+def save_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
+    """Writes arrays as one .npz, whatever the ending of the path."""
+    with path.open("wb") as file:
+        np.savez(file, **arrays)
 
 
 def identity_of(model: PretrainedModel, cells: EncodedCells) -> dict[str, Any]:
@@ -53,11 +269,6 @@ def refuse_other_plan(
         )
 
 
-def as_json(value: Any) -> Any:
-    """Returns a value as it comes back from a JSON file."""
-    return json.loads(json.dumps(value, default=str))
-
-
 def sha256(data: np.ndarray | bytes) -> str:
     """Returns the hash of bytes or of an array's values."""
     return hashlib.sha256(
@@ -71,3 +282,7 @@ def weights_sha256(model: PretrainedModel, names: Iterable[str]) -> str:
     for leaf in jax.tree.leaves({name: model.params[name] for name in names}):
         digest.update(np.ascontiguousarray(jax.device_get(leaf)))
     return digest.hexdigest()
+
+
+def _log_damaged(path: Path) -> None:
+    logger.warning("%s is damaged or gone; its part is made again", path)

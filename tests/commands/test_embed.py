@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from geneformer_jax.embedding import output, quality
+from geneformer_jax.embedding import parts, quality
 from geneformer_jax.embedding.api import embed_cells
 from geneformer_jax.embedding.embedder import KEY, Embedder
 from geneformer_jax.embedding.states import StateEmbeddings
@@ -149,7 +149,7 @@ def test_filtered_states_go_to_a_table_for_perturb(embed, model, toy_store, tmp_
 
 def test_a_killed_command_goes_on_and_leaves_nothing_behind(embed, tmp_path, monkeypatch):
     # The parts are for eight devices.
-    monkeypatch.setattr(output, "_CELLS_PER_PART", {"cpu": 13})
+    monkeypatch.setitem(parts.CELLS_PER_PART, "cpu", 13)
     assert embed(f"--output={tmp_path / 'whole.npy'}")[0] == 0
     rows, calls = Embedder.rows, []
 

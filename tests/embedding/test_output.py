@@ -12,7 +12,8 @@ import pytest
 from geneformer_jax.common.errors import InputError
 from geneformer_jax.embedding import output as embedding_output
 from geneformer_jax.embedding.embedder import KEY, Embedder
-from geneformer_jax.embedding.output import Parts, table_path, write_output
+from geneformer_jax.embedding.output import table_path, write_output
+from geneformer_jax.embedding.parts import EmbeddingParts
 from geneformer_jax.inference.cells import select_cells
 from geneformer_jax.inference.resume import parts_folder
 from geneformer_jax.model.config import EncoderConfig
@@ -30,10 +31,8 @@ def model() -> PretrainedModel:
     return PretrainedModel(config, init_params(config, jax.random.key(0)), vocabulary, "toy", 0)
 
 
-@pytest.fixture
-def small_parts(monkeypatch):
-    monkeypatch.setattr(embedding_output, "_CELLS_PER_PART", {"cpu": 50})
-    monkeypatch.setattr(embedding_output, "_ROWS_PER_PART", 1_000)
+def small_parts(output, embedder: Embedder, identity=None) -> EmbeddingParts:
+    return EmbeddingParts(output, embedder, identity or {}, max_cells=50, max_rows=1_000)
 
 
 @pytest.fixture
@@ -61,84 +60,84 @@ def kill_after(embedder: Embedder, name: str, parts: int) -> None:
 
 
 @pytest.mark.parametrize("mode", ["cell", "occurrence", "gene"])
-def test_a_killed_run_goes_on_to_the_same_result(embedder_of, small_parts, tmp_path, mode):
-    whole = Parts(tmp_path / "whole.npy", embedder_of(mode), {}).embed()
+def test_a_killed_run_goes_on_to_the_same_result(embedder_of, tmp_path, mode):
+    whole = small_parts(tmp_path / "whole.npy", embedder_of(mode)).embed()
     method = "genes" if mode == "gene" else "rows"
     first = embedder_of(mode)
     kill_after(first, method, parts=1)
-    parts = Parts(tmp_path / "out.npy", first, {})
+    parts = small_parts(tmp_path / "out.npy", first)
     assert len(parts.ranges) > 2
     with pytest.raises(KeyboardInterrupt):
         parts.embed()
     again = embedder_of(mode)
-    resumed = Parts(tmp_path / "out.npy", again, {}).embed()
+    resumed = small_parts(tmp_path / "out.npy", again).embed()
     assert again.throughput.done == parts.ranges[-1][1] - parts.ranges[0][1], "began anew"
     np.testing.assert_array_equal(np.asarray(resumed.rows), np.asarray(whole.rows))
     pd.testing.assert_frame_equal(resumed.table, whole.table)
 
 
-def test_parts_give_what_one_pass_gives(embedder_of, small_parts, tmp_path):
+def test_parts_give_what_one_pass_gives(embedder_of, tmp_path):
     embedder = embedder_of()
     with embedder.progress() as progress:
         expected = embedder.rows(0, 120, progress)
-    rows = Parts(tmp_path / "out.npy", embedder, {}).embed().rows
+    rows = small_parts(tmp_path / "out.npy", embedder).embed().rows
     np.testing.assert_allclose(rows, expected, atol=2e-6)
 
 
-def test_other_devices_go_on_with_the_same_parts(embedder_of, small_parts, tmp_path):
+def test_other_devices_go_on_with_the_same_parts(embedder_of, tmp_path):
     output = tmp_path / "out.npy"
     first = embedder_of()
     kill_after(first, "rows", parts=1)
     with pytest.raises(KeyboardInterrupt):
-        Parts(output, first, {}).embed()
+        small_parts(output, first).embed()
     again = Embedder(first.model, first.cells, devices=jax.devices()[:2])
-    rows = Parts(output, again, {}).embed().rows
+    rows = small_parts(output, again).embed().rows
     assert again.throughput.done == 70
     with again.progress() as progress:
         np.testing.assert_allclose(rows, again.rows(0, 120, progress), atol=2e-6)
 
 
-def test_a_damaged_part_is_computed_again(embedder_of, small_parts, tmp_path):
+def test_a_damaged_part_is_computed_again(embedder_of, tmp_path):
     output = tmp_path / "out.npy"
-    expected = np.array(Parts(output, embedder_of(), {}).embed().rows)
+    expected = np.array(small_parts(output, embedder_of()).embed().rows)
     kept = np.load(parts_folder(output) / "rows.npy", mmap_mode="r+")
     kept[60, 0, 3] += 1
     kept.flush()
     again = embedder_of()
-    rows = Parts(output, again, {}).embed().rows
+    rows = small_parts(output, again).embed().rows
     np.testing.assert_array_equal(rows, expected)
     assert again.throughput.done == 50
 
 
 @pytest.mark.parametrize("mode", ["cell", "gene"])
-def test_damaged_files_are_told_in_one_line(embedder_of, small_parts, tmp_path, mode):
+def test_damaged_files_are_told_in_one_line(embedder_of, tmp_path, mode):
     output = tmp_path / "out.npy"
-    Parts(output, embedder_of(mode), {}).embed()
+    small_parts(output, embedder_of(mode)).embed()
     kept = parts_folder(output) / ("totals.npz" if mode == "gene" else "rows.npy")
     whole = kept.read_bytes()
     for damaged in (b"", whole[:100], b"?" * len(whole)):
         kept.write_bytes(damaged)
         with pytest.raises(InputError, match="is damaged; remove") as caught:
-            Parts(output, embedder_of(mode), {}).embed()
+            small_parts(output, embedder_of(mode)).embed()
         assert "\n" not in str(caught.value)
 
 
-def test_parts_of_another_run_are_refused(embedder_of, model, small_parts, tmp_path):
+def test_parts_of_another_run_are_refused(embedder_of, model, tmp_path):
     output = tmp_path / "out.npy"
-    Parts(output, embedder_of(), {"command": "this"})
-    with pytest.raises(InputError, match="unfinished run with another layer"):
-        Parts(output, embedder_of(layer=0), {"command": "this"})
-    with pytest.raises(InputError, match="with another command"):
-        Parts(output, embedder_of(), {"command": "that"})
+    small_parts(output, embedder_of(), {"command": "this"})
+    with pytest.raises(InputError, match=r"layer = \[-1\], not \[0\].*remove it"):
+        small_parts(output, embedder_of(layer=0), {"command": "this"})
+    with pytest.raises(InputError, match="command = 'this', not 'that'"):
+        small_parts(output, embedder_of(), {"command": "that"})
     params = jax.tree.map(lambda leaf: leaf * 1.01, model.params)
     trained_on = dataclasses.replace(model, params=params)
-    with pytest.raises(InputError, match="with another weights"):
-        Parts(output, embedder_of(model=trained_on), {"command": "this"})
+    with pytest.raises(InputError, match="another weights"):
+        small_parts(output, embedder_of(model=trained_on), {"command": "this"})
 
 
 def test_all_formats_hold_the_same(embedder_of, tmp_path):
     embedder = embedder_of(layer=[-1, 0])
-    embedded = Parts(tmp_path / "any.npy", embedder, {}).embed()
+    embedded = small_parts(tmp_path / "any.npy", embedder).embed()
     for suffix in embedding_output.SUFFIXES:
         write_output(embedded, tmp_path / f"out{suffix}", STORY)
     adata = ad.read_h5ad(tmp_path / "out.h5ad")
@@ -157,7 +156,7 @@ def test_all_formats_hold_the_same(embedder_of, tmp_path):
 
 def test_one_layer_is_a_plain_array_and_groups_of_rows_join(embedder_of, tmp_path, monkeypatch):
     monkeypatch.setattr(embedding_output, "_ROWS_PER_GROUP", 7)
-    embedded = Parts(tmp_path / "any.npy", embedder_of(), {}).embed()
+    embedded = small_parts(tmp_path / "any.npy", embedder_of()).embed()
     for suffix in (".npy", ".parquet"):
         write_output(embedded, tmp_path / f"out{suffix}", STORY)
     rows = np.load(tmp_path / "out.npy")
@@ -171,7 +170,7 @@ def test_one_layer_is_a_plain_array_and_groups_of_rows_join(embedder_of, tmp_pat
 @pytest.mark.parametrize("suffix", embedding_output.SUFFIXES)
 def test_only_what_the_same_command_wrote_is_written_over(embedder_of, tmp_path, suffix):
     output = tmp_path / f"out{suffix}"
-    embedded = Parts(tmp_path / "any.npy", embedder_of(), {}).embed()
+    embedded = small_parts(tmp_path / "any.npy", embedder_of()).embed()
     embedding_output.check_output(output, {"seed": 1})
     write_output(embedded, output, STORY)
     embedding_output.check_output(output, {"seed": 1})

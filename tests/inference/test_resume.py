@@ -1,0 +1,131 @@
+"""Parts of an unfinished output: whole or not at all, and of one run alone."""
+
+import numpy as np
+import pytest
+
+from geneformer_jax.common.errors import InputError
+from geneformer_jax.inference.resume import (
+    PartsFolder,
+    part_ranges,
+    parts_folder,
+    save_arrays,
+    tidy,
+)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return parts_folder(tmp_path / "out")
+
+
+def write(parts: PartsFolder, part: int, text: str = "content") -> None:
+    parts.write(part, {f"tables/{part}.txt": lambda path: path.write_text(text)})
+
+
+def test_a_part_is_done_once_it_is_recorded_and_as_recorded(folder):
+    parts = PartsFolder(folder)
+    parts.begin({"seed": 1})
+    write(parts, 0)
+    write(parts, 2)
+    assert parts.missing(range(4)) == [1, 3]
+    (folder / "tables" / "0.txt").write_text("contenT")
+    (folder / "records" / "part-000002.json").write_text("{")
+    again = PartsFolder(folder)
+    assert again.missing(range(4)) == [0, 1, 2, 3]
+    write(again, 0)
+    assert PartsFolder(folder).missing(range(2)) == [1]
+
+
+def test_a_kill_before_the_record_leaves_no_part(folder):
+    parts = PartsFolder(folder)
+    parts.begin({})
+
+    def dying(path):
+        path.write_text("half")
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        parts.write(0, {"first": lambda path: path.write_text("whole"), "second": dying})
+    assert parts.missing([0]) == [0]
+    assert not (folder / "second").exists()
+
+
+def test_settings_stay_as_they_were_begun_and_identity_must_agree(folder):
+    identity = {"seed": 1, "command": {"mode": "cell", "genes": ("a", "b")}}
+    assert PartsFolder(folder).begin(identity, {"size": 50}) == {"size": 50}
+    assert PartsFolder(folder).begin(identity, {"size": 70}) == {"size": 50}
+    other = {"seed": 1, "command": {"mode": "cls", "genes": ("a", "b")}}
+    with pytest.raises(InputError, match=r"command\.mode = 'cell', not 'cls'.*remove it") as caught:
+        PartsFolder(folder).begin(other, {"size": 50})
+    assert "seed" not in str(caught.value)
+    with pytest.raises(InputError, match="weights = None, not 'x'"):
+        PartsFolder(folder).begin({**identity, "weights": "x"})
+    with pytest.raises(InputError, match="another weights"):
+        PartsFolder(folder).begin({**identity, "weights": "x" * 200})
+    (folder / "plan.json").write_text('{"seed"')
+    with pytest.raises(InputError, match=r"plan\.json is damaged; remove it"):
+        PartsFolder(folder).begin(identity)
+
+
+def test_files_of_someone_else_are_kept(folder):
+    folder.mkdir()
+    (folder / "precious").write_text("precious")
+    with pytest.raises(InputError, match="other files"):
+        PartsFolder(folder).begin({})
+    assert [path.name for path in folder.iterdir()] == ["precious"]
+
+
+def test_processes_begin_one_folder_and_share_its_parts(folder):
+    first, second = PartsFolder(folder, (0, 2)), PartsFolder(folder, (1, 2))
+
+    def begun_meanwhile(path):
+        first.begin({"seed": 1})
+        (path / "prepared").write_text("")
+
+    second.begin({"seed": 1}, prepare=begun_meanwhile)
+    assert list(first.own(5)) == [0, 2, 4]
+    assert list(second.own(5)) == [1, 3]
+    for parts in (first, second):
+        for part in parts.own(5):
+            write(parts, part)
+    assert PartsFolder(folder).missing(range(5)) == []
+    assert [path.name for path in folder.parent.iterdir()] == ["out.parts"]
+    with pytest.raises(InputError, match="seed = 1, not 2"):
+        PartsFolder(folder, (1, 2)).begin({"seed": 2})
+
+
+def test_totals_come_back_and_damaged_ones_are_named(folder):
+    parts = PartsFolder(folder)
+    parts.begin({})
+    assert parts.load_totals() == ({}, 0)
+    parts.save_totals({"sums": np.arange(3.0)}, 2)
+    totals, done = PartsFolder(folder).load_totals()
+    assert done == 2
+    np.testing.assert_array_equal(totals.pop("sums"), np.arange(3.0))
+    assert totals == {}
+    whole = (folder / "totals.npz").read_bytes()
+    for damaged in (b"", whole[:50], b"?" * len(whole), whole.replace(b"\x40", b"\x41")):
+        (folder / "totals.npz").write_bytes(damaged)
+        with pytest.raises(InputError, match=f"totals.npz is damaged; remove {folder}"):
+            parts.load_totals()
+    save_arrays(folder / "totals.npz", {"sums": np.arange(3.0)})
+    with pytest.raises(InputError, match="damaged"):
+        parts.load_totals()
+
+
+def test_a_finished_folder_keeps_its_tables_alone(folder, tmp_path):
+    parts = PartsFolder(folder)
+    parts.begin({})
+    write(parts, 0)
+    parts.save("states", lambda path: path.write_text("states"))
+    parts.become(tmp_path / "out")
+    tidy(tmp_path / "out", "states")
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["tables"]
+    assert not folder.exists()
+
+
+def test_parts_hold_as_many_cells_as_fit_and_at_least_one():
+    offsets = np.cumsum([0, 4, 4, 9, 1, 1, 1, 1])
+    assert part_ranges(offsets, 3) == [(0, 3), (3, 6), (6, 7)]
+    assert part_ranges(offsets, 3, max_rows=8) == [(0, 2), (2, 3), (3, 6), (6, 7)]
+    assert part_ranges(np.array([0]), 3) == []
