@@ -5,9 +5,9 @@
 The same cells (tokenised with the original's V1 dictionaries), in the same padded batch, the same
 random weights of V1-10M's shape, float32, dropout 0.02, AdamW with clipping. A step is forward,
 backward and update:
-  cell, gene     the original's heads, all weights learning
+  cell, gene     the original's heads, all weights trainable
   frozen 4       the same for genes with the lowest 4 of 6 layers frozen, as in the dosage task
-  lora 8         low-rank factors on query and value, head and factors learning (ours only)
+  lora 8         low-rank factors on query and value, head and factors trainable (ours only)
 Each case is a process of its own, warmed up by one step (so compiling is left out and told apart),
 and all take turns. Cells per second are medians over repeats. The loss of the first step, with
 dropout on both sides, agrees roughly (tests compare a step without).
@@ -58,13 +58,14 @@ def jax_case(folder, case, batch):
     import jax
 
     from geneformer_jax.batches.labelled import LabelledBatch
-    from geneformer_jax.finetuning.config import (
-        TuningConfig,
-        finetune_config,
-        typed_finetune_config,
+    from geneformer_jax.finetuning.config import finetune_config, typed_finetune_config
+    from geneformer_jax.finetuning.step import (
+        Constants,
+        StepSpec,
+        compile_steps,
+        traced_hyperparams,
     )
-    from geneformer_jax.finetuning.step import Constants, Design, build_programs, run_rates
-    from geneformer_jax.finetuning.trainable import split_weights
+    from geneformer_jax.finetuning.trainable import TuningConfig, split_weights
     from geneformer_jax.interop.huggingface import read_model
     from geneformer_jax.model.runtime import RuntimeConfig
     from geneformer_jax.model.sharding import MeshConfig, put_batch
@@ -75,11 +76,13 @@ def jax_case(folder, case, batch):
     tuning = {"frozen 4": TuningConfig(freeze_layers=4), "lora 8": TuningConfig(lora_rank=8)}
     tuning = tuning.get(case, TuningConfig())
     optimizer = OptimizerConfig(warmup_steps=0)
-    design = Design(model.config, model.head, tuning, optimizer, RuntimeConfig(), MeshConfig(1))
-    programs = build_programs(design, tokens.shape[1])
-    learning, staying = split_weights(model.params, model.config, tuning, jax.random.key(0))
+    spec = StepSpec(model.config, model.head, tuning, optimizer, RuntimeConfig(), MeshConfig(1))
+    compiled = compile_steps(spec, tokens.shape[1])
+    trainable, frozen = split_weights(model.params, model.config, tuning, jax.random.key(0))
     config = typed_finetune_config(finetune_config())
-    constants = jax.device_put(Constants(staying, run_rates(config, 1_000)), programs.constants)
+    constants = jax.device_put(
+        Constants(frozen, traced_hyperparams(config, 1_000)), compiled.constants
+    )
     if case == "cell":
         targets, weights = of_cells[:, None], np.ones((len(of_cells), 1))
     else:
@@ -88,18 +91,18 @@ def jax_case(folder, case, batch):
     labelled = LabelledBatch(
         tokens, lengths, targets.astype(np.float32), weights.astype(np.float32), cells
     )
-    state = programs.start(jax.device_get(learning))
+    state = compiled.start(jax.device_get(trainable))
     first_loss = []
-    placed = put_batch(labelled, programs.mesh)
+    placed = put_batch(labelled, compiled.mesh)
 
     def run():
         nonlocal state
-        with jax.set_mesh(programs.mesh):
-            state, metrics = programs.step(state, placed, constants)
+        with jax.set_mesh(compiled.mesh):
+            state, metrics = compiled.step(state, placed, constants)
             first_loss.append(float(metrics.loss))
         return first_loss[0]
 
-    return run, lambda: {"version": jax.__version__, "notes": list(programs.notes)}
+    return run, lambda: {"version": jax.__version__, "notes": list(compiled.notes)}
 
 
 def torch_case(folder, case, batch):

@@ -19,7 +19,13 @@ def get_config() -> ConfigDict:
     """Returns the configuration."""
     config = finetune_config()
     config.task = task_config(
-        "cell", label="", folds=1, test_share=0.2, valid_share=0.125, baselines=False, controls=()
+        "cell",
+        label="",
+        folds=1,
+        test_fraction=0.2,
+        valid_fraction=0.125,
+        baselines=False,
+        controls=(),
     )
     config.search = ConfigDict(
         {

@@ -20,9 +20,9 @@ def get_config() -> ConfigDict:
         "gene",
         genes="",
         folds=1,
-        test_share=0.2,
-        valid_share=0.125,
-        cells_at_most=10_000,
+        test_fraction=0.2,
+        valid_fraction=0.125,
+        max_cells=10_000,
         baselines=False,
         controls=(),
     )

@@ -25,8 +25,8 @@ def get_config() -> ConfigDict:
             "weights": "",
             "group": "",
             "folds": 1,
-            "test_share": 0.2,
-            "valid_share": 0.1,
+            "test_fraction": 0.2,
+            "valid_fraction": 0.1,
             "seed": 0,
         }
     )

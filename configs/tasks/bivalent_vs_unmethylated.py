@@ -39,7 +39,7 @@ def get_config() -> ConfigDict:
     config.task = task_config(
         "gene",
         name="bivalent vs unmethylated",
-        cells_at_most=15_000,
+        max_cells=15_000,
         gene_conflicts="drop",
         untrained_layers=(6, 4, 3, 1),
         published=PUBLISHED,

@@ -33,7 +33,7 @@ def get_config() -> ConfigDict:
         "cell",
         name="cell types",
         label="cell_type",
-        least_share=0.005,
+        min_fraction=0.005,
         controls=("shuffled",),
         untrained_layers=(6, 4, 3, 1),
         published=PUBLISHED,

@@ -43,7 +43,7 @@ def get_config() -> ConfigDict:
     config.task = task_config(
         "gene",
         name="dosage sensitivity",
-        cells_at_most=10_000,
+        max_cells=10_000,
         untrained_layers=(6, 4, 3, 1),
         published=PUBLISHED,
     )

@@ -38,7 +38,7 @@ def get_config() -> ConfigDict:
     config.task = task_config(
         "gene",
         name="N1 central vs peripheral",
-        cells_at_most=30_000,
+        max_cells=30_000,
         untrained_layers=(6, 4, 3, 1),
         published=PUBLISHED,
     )

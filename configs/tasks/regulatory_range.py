@@ -38,7 +38,7 @@ def get_config() -> ConfigDict:
     config.task = task_config(
         "gene",
         name="regulatory range",
-        cells_at_most=38_000,
+        max_cells=38_000,
         untrained_layers=(6, 4, 3, 1),
         published=PUBLISHED,
     )

@@ -7,7 +7,7 @@ from sklearn.metrics import f1_score
 from geneformer_jax.batches.labelled import LabelledBatches
 from geneformer_jax.batches.loader import read_ahead
 from geneformer_jax.finetuning.classification.predictions import Outputs, per_task
-from geneformer_jax.finetuning.step import Programs
+from geneformer_jax.finetuning.step import CompiledSteps
 from geneformer_jax.model.encoder import Params
 from geneformer_jax.model.heads import HeadConfig
 from geneformer_jax.model.sharding import put_batch
@@ -16,13 +16,17 @@ _IN_FLIGHT = 4
 
 
 def compute_outputs(
-    programs: Programs, learning: Params, staying: Params, batches: LabelledBatches, workers: int
+    compiled: CompiledSteps,
+    trainable: Params,
+    frozen: Params,
+    batches: LabelledBatches,
+    workers: int,
 ) -> Outputs:
     """Runs the network over one epoch of batches; each cell comes once.
 
     Of genes only those with a label are kept.
     """
-    per_gene = programs.design.head.kind == "gene_classifier"
+    per_gene = compiled.spec.head.kind == "gene_classifier"
     waiting: list[tuple] = []
     parts: list[tuple] = []
 
@@ -32,7 +36,7 @@ def compute_outputs(
         parts.append(collect(batch, np.asarray(jax.device_get(logits))))
 
     for batch in read_ahead(batches, 0, workers):
-        logits = programs.logits(learning, staying, put_batch(batch, programs.mesh))
+        logits = compiled.logits(trainable, frozen, put_batch(batch, compiled.mesh))
         waiting.append((batch, logits))
         if len(waiting) == _IN_FLIGHT:
             fetch()
@@ -69,7 +73,7 @@ def score(head: HeadConfig, outputs: Outputs) -> dict[str, float]:
     Names of scores end with the task's name where there are several.
     """
     scores: dict[str, float] = {}
-    shares = np.array([task.weight for task in head.outputs])
+    weights = np.array([task.weight for task in head.outputs])
     losses = []
     for task, targets, own in per_task(head, outputs):
         ending = f"_{task.name}" if len(head.outputs) > 1 else ""
@@ -85,4 +89,4 @@ def score(head: HeadConfig, outputs: Outputs) -> dict[str, float]:
         losses.append(-own[np.arange(len(own)), classes].mean() if len(own) else 0.0)
         scores[f"accuracy{ending}"] = float((classes == predicted).mean())
         scores[f"macro_f1{ending}"] = float(f1_score(classes, predicted, average="macro"))
-    return {"loss": float((shares / shares.sum() * losses).sum()), **scores}
+    return {"loss": float((weights / weights.sum() * losses).sum()), **scores}

@@ -1,7 +1,7 @@
 """Fine-tuning: a pretrained network, or a new one, learns the labels of cells or of genes.
 
 Each fold has a folder: config.json, provenance.json, metrics.jsonl and tensorboard/ as in
-pretraining, training/ with what a killed run goes on from, and at last model/ (a checkpoint, or an
+pretraining, training/ with checkpoints to resume from, and at last model/ (a checkpoint, or an
 adapter) and predictions.parquet.
 """
 
@@ -21,13 +21,16 @@ from jax.sharding import Mesh
 
 from geneformer_jax.batches.labelled import Cells, LabelledBatches, LabelledCells
 from geneformer_jax.common.files import atomic_write, remove
+from geneformer_jax.common.log import logger
 from geneformer_jax.common.provenance import describe_run
 from geneformer_jax.common.workdir import claim_workdir
 from geneformer_jax.finetuning.classification.predictions import prediction_table
-from geneformer_jax.finetuning.config import FinetuneConfig, StoppingConfig
+from geneformer_jax.finetuning.classification.task import FoldData
+from geneformer_jax.finetuning.config import FinetuneConfig
 from geneformer_jax.finetuning.evaluation import compute_outputs, score
-from geneformer_jax.finetuning.network import Network, Sides, Task, prepare_network
-from geneformer_jax.finetuning.step import Constants, run_rates
+from geneformer_jax.finetuning.prepare import FinetuneSetup, Task, prepare_finetuning
+from geneformer_jax.finetuning.step import Constants, traced_hyperparams
+from geneformer_jax.finetuning.stopping import HELD_OUT, EarlyStopping
 from geneformer_jax.model.config import EncoderConfig
 from geneformer_jax.model.encoder import Params
 from geneformer_jax.model.heads import HeadTask
@@ -42,12 +45,9 @@ from geneformer_jax.training.checkpoint import Checkpoints
 from geneformer_jax.training.flops import step_flops
 from geneformer_jax.training.loop import PeriodicEvaluation, run_steps
 from geneformer_jax.training.state import TrainState
-from geneformer_jax.training.telemetry import read_metrics
 
 TRAINING = "training"
 PREDICTIONS = "predictions.parquet"
-HELD_OUT = "held_out_"
-_BEST = "best-"
 NOT_DECISIVE = ("mesh", "runtime", "checkpoint", "log_every_steps")
 
 
@@ -70,7 +70,7 @@ def finetune_folds(
       model: pretrained weights; None trains a new network of the shape `config.model`.
       config: how.
       workdir: fold i is in `workdir`/fold_i.
-      outputs: what the head tells, if it is not one classification of `task.classes`.
+      outputs: of the head; by default one classification of `task.classes`.
       folds: only these.
 
     Returns:
@@ -81,60 +81,60 @@ def finetune_folds(
       InputError: model, labels, cells, configuration and folder do not fit together.
       Stopped: SIGTERM came; the state is saved. Ends the program with exit status 143.
     """
-    network = prepare_network(task, model, config, outputs)
-    print("\n".join(network.summary()), flush=True)
+    setup = prepare_finetuning(task, model, config, outputs)
+    logger.info("\n".join(setup.summary()))
     tables = []
     for fold in range(task.split.folds) if folds is None else folds:
-        run = FoldRun(network, task.fold_data(fold), fold, workdir / f"fold_{fold}")
+        run = FoldRun(setup, task.fold_data(fold), fold, workdir / f"fold_{fold}")
         tables.append(finetune_fold(run))
     return pd.concat(tables, ignore_index=True)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class FoldRun:
-    """One fold of a network's task, made ready; what telemetry asks of a run.
+    """One fold of a task; also what telemetry needs of a run.
 
     Attributes:
-      network: shared with the other folds.
-      sides: labelled cells to learn from, to watch and to predict.
+      setup: shared with the other folds.
+      data: labelled cells to train on, to validate with and to predict.
       fold: its number.
       folder: where it is written.
-      watcher: told of each evaluation of the validation side, all those that an interrupted run
-        made included; what it raises ends the run.
+      callback: called with the scores of each evaluation of the validation side, those of an
+        interrupted run included; what it raises ends the run.
     """
 
-    network: Network
-    sides: Sides
+    setup: FinetuneSetup
+    data: FoldData
     fold: int
     folder: Path
-    watcher: Callable[[Mapping[str, Any]], None] = lambda row: None
+    callback: Callable[[Mapping[str, Any]], None] = lambda row: None
 
     @property
     def config(self) -> FinetuneConfig:
-        """What was asked for."""
-        return self.network.config
+        """How the fold is fine-tuned."""
+        return self.setup.config
 
     @property
     def store(self) -> Cells:
         """All cells of the task."""
-        return self.network.cells
+        return self.setup.cells
 
     @property
     def encoder(self) -> EncoderConfig:
         """Shape of the model."""
-        return self.network.encoder
+        return self.setup.encoder
 
     @property
     def mesh(self) -> Mesh:
         """Devices."""
-        return self.network.programs.mesh
+        return self.setup.compiled.mesh
 
     @functools.cached_property
     def batches(self) -> LabelledBatches:
         """The training batches of all steps."""
-        epoch = self.network.batches(self.sides.train, training=True)
+        epoch = self.setup.batches(self.data.train, training=True)
         steps = self.config.steps or self.config.epochs * epoch.plan.steps_per_epoch
-        return self.network.batches(self.sides.train, training=True, steps=steps)
+        return self.setup.batches(self.data.train, training=True, steps=steps)
 
     @property
     def steps(self) -> int:
@@ -149,33 +149,33 @@ class FoldRun:
     @property
     def evaluates(self) -> bool:
         """Whether there are validation cells."""
-        return len(self.sides.valid.rows) > 0
+        return len(self.data.valid.rows) > 0
 
     def flops(self, cells: np.ndarray) -> float:
-        """Returns the floating point operations of a training step on these cells, if all learn."""
+        """Returns the floating point operations of a step on these cells, all weights trained."""
         return step_flops(self.encoder, np.asarray(self.store.lengths)[cells], 0)
 
-    def evaluate(self, learning: Params) -> dict[str, float]:
+    def evaluate(self, trainable: Params) -> dict[str, float]:
         """Returns the scores of the validation side."""
-        network = self.network
-        batches = network.batches(self.sides.valid)
+        setup = self.setup
+        batches = setup.batches(self.data.valid)
         outputs = compute_outputs(
-            network.programs, learning, network.staying, batches, self.config.data.workers
+            setup.compiled, trainable, setup.frozen, batches, self.config.data.workers
         )
-        return {HELD_OUT + name: value for name, value in score(network.head, outputs).items()}
+        return {HELD_OUT + name: value for name, value in score(setup.head, outputs).items()}
 
     def identity(self) -> dict[str, Any]:
-        """Returns what decides the result, by dotted name: all parts of a run must share it."""
-        told = dataclasses.asdict(self.config)
+        """Returns what the result depends on, by dotted name."""
+        identity = dataclasses.asdict(self.config)
         for name in NOT_DECISIVE:
-            del told[name]
-        del told["data"]["workers"], told["data"]["store"]
-        told["base"] = self.network.base[:16]
-        told["head"] = json.dumps(dataclasses.asdict(self.network.head))
-        told["vocabulary"] = self.store.vocabulary.hash[:16]
+            del identity[name]
+        del identity["data"]["workers"], identity["data"]["store"]
+        identity["base"] = self.setup.base[:16]
+        identity["head"] = json.dumps(dataclasses.asdict(self.setup.head))
+        identity["vocabulary"] = self.store.vocabulary.hash[:16]
         for name in ("train", "valid", "test"):
-            told[name] = _labels_hash(getattr(self.sides, name))
-        return traverse_util.flatten_dict(told, sep=".")
+            identity[name] = _labels_hash(getattr(self.data, name))
+        return traverse_util.flatten_dict(identity, sep=".")
 
 
 def _labels_hash(labelled: LabelledCells) -> str:
@@ -185,111 +185,66 @@ def _labels_hash(labelled: LabelledCells) -> str:
 
 
 def finetune_fold(run: FoldRun) -> pd.DataFrame:
-    """Fine-tunes and predicts one fold, or goes on where it was left; see `finetune_folds`."""
-    story = _story(run)
-    claim_workdir(run.folder, run.identity(), story)
+    """Fine-tunes and predicts one fold, or resumes it; see `finetune_folds`."""
+    provenance = _provenance(run)
+    claim_workdir(run.folder, run.identity(), provenance)
     path = run.folder / PREDICTIONS
     if path.is_file():
-        print(f"fold {run.fold}: finished before, {path} is read", flush=True)
+        logger.info("fold %s: finished before, %s is read", run.fold, path)
         return pd.read_parquet(path)
-    network = run.network
-    description = describe_model(network.encoder, run.store.vocabulary, network.head)
+    setup = run.setup
+    description = describe_model(setup.encoder, run.store.vocabulary, setup.head)
     with (
         jax.set_mesh(run.mesh),
         Checkpoints(run.folder / TRAINING, run.config.checkpoint, description) as checkpoints,
     ):
-        state = checkpoints.restore_newest(network.programs.abstract)
+        state = checkpoints.restore_newest(setup.compiled.abstract)
         if state is None:
-            state = network.programs.start(network.learning)
-        learning, step = _train(run, state, checkpoints)
-        _save(run, learning, step, run.folder / RESULT, story)
+            state = setup.compiled.start(setup.trainable)
+        trainable, step = _train(run, state, checkpoints)
+        _save(run, trainable, step, run.folder / RESULT, provenance)
         outputs = compute_outputs(
-            network.programs,
-            learning,
-            network.staying,
-            network.batches(run.sides.test),
+            setup.compiled,
+            trainable,
+            setup.frozen,
+            setup.batches(run.data.test),
             run.config.data.workers,
         )
-    table = prediction_table(run.store, network.head, outputs, run.fold)
+    table = prediction_table(run.store, setup.head, outputs, run.fold)
     with atomic_write(path) as aside:
         table.to_parquet(aside, index=False)
     remove(run.folder / TRAINING)
     return table
 
 
-def _story(run: FoldRun) -> dict[str, Any]:
-    counts = {f"{name}_cells": len(getattr(run.sides, name).rows) for name in ("train", "valid")}
-    counts |= {"test_cells": len(run.sides.test.rows), "steps": run.steps, "fold": run.fold}
-    configuration = dataclasses.asdict(run.config) | {"source": run.network.source}
+def _provenance(run: FoldRun) -> dict[str, Any]:
+    counts = {f"{name}_cells": len(getattr(run.data, name).rows) for name in ("train", "valid")}
+    counts |= {"test_cells": len(run.data.test.rows), "steps": run.steps, "fold": run.fold}
+    configuration = dataclasses.asdict(run.config) | {"source": run.setup.source}
     folder = getattr(run.store, "folder", None)
     return describe_run("finetune", configuration, [folder] if folder else [], counts)
 
 
-class Best:
-    """The evaluation with the lowest loss so far: kept on disk, and how long ago it was."""
-
-    def __init__(self, run: FoldRun, config: StoppingConfig, first_step: int):
-        """Takes up what an interrupted run told up to `first_step`."""
-        self._run, self._config = run, config
-        self.step, self.loss, self._since = 0, float("inf"), 0
-        for row in read_metrics(run.folder):
-            if row["step"] <= first_step and f"{HELD_OUT}loss" in row:
-                self.is_better(row)
-
-    def is_better(self, row: dict[str, Any]) -> bool:
-        """Takes note of an evaluation; returns whether its loss is the lowest so far."""
-        self._run.watcher(row)
-        better = row[f"{HELD_OUT}loss"] < self.loss
-        self._since = 0 if better else self._since + 1
-        if better:
-            self.step, self.loss = row["step"], row[f"{HELD_OUT}loss"]
-        return better
-
-    @property
-    def is_hopeless(self) -> bool:
-        """Whether the loss has not fallen for as many evaluations as patience allows."""
-        return bool(self._config.patience) and self._since >= self._config.patience
-
-    @property
-    def path(self) -> Path:
-        """Where the weights of the best evaluation are kept."""
-        return self._run.folder / f"{_BEST}{self.step}.npz"
-
-    def keep(self, learning: Params) -> None:
-        """Writes the weights that learn, and removes those of an earlier evaluation."""
-        flat = traverse_util.flatten_dict(jax.device_get(learning), sep="/")
-        with atomic_write(self.path) as aside, aside.open("wb") as file:
-            np.savez(file, **flat)
-        for other in self._run.folder.glob(f"{_BEST}*.npz"):
-            if other != self.path:
-                remove(other)
-
-    def load(self) -> Params:
-        """Returns the weights of the best evaluation."""
-        with np.load(self.path) as file:
-            return traverse_util.unflatten_dict(dict(file.items()), sep="/")
-
-
 def _train(run: FoldRun, state: TrainState, checkpoints: Checkpoints) -> tuple[Params, int]:
-    """Runs the remaining steps; returns (weights that learnt, the step they are of)."""
-    config, network = run.config, run.network
+    """Runs the remaining steps; returns (trained weights, the step they are of)."""
+    config, setup = run.config, run.setup
     constants = jax.device_put(
-        Constants(network.staying, run_rates(config, run.steps)), network.programs.constants
+        Constants(setup.frozen, traced_hyperparams(config, run.steps)), setup.compiled.constants
     )
-    best = Best(run, config.stopping, int(state.step))
+    best = EarlyStopping(config.stopping, run.folder, run.callback, int(state.step))
 
     def keep_best(state: TrainState, row: dict[str, Any]) -> None:
-        if best.is_better(row) and config.stopping.best:
+        if best.update(row) and config.stopping.best:
             # A killed run begins no earlier than here, so that older weights may go.
             checkpoints.save(row["step"], state)
             checkpoints.wait()
-            best.keep(state.params)
+            best.save(state.params)
 
     every_steps = config.stopping.every_steps or run.steps_per_epoch
-    evaluation = PeriodicEvaluation(run.evaluate, every_steps, keep_best, lambda: best.is_hopeless)
+    evaluation = PeriodicEvaluation(run.evaluate, every_steps, keep_best, best.should_stop)
     state = run_steps(
         run,
-        lambda state, batch: network.programs.step(state, batch, constants),
+        lambda state, batch: setup.compiled.step(state, batch, constants),
         state,
         checkpoints,
         run.folder,
@@ -301,13 +256,15 @@ def _train(run: FoldRun, state: TrainState, checkpoints: Checkpoints) -> tuple[P
     return state.params, int(state.step)
 
 
-def _save(run: FoldRun, learning: Params, step: int, target: Path, story: dict[str, Any]) -> None:
-    """Writes the model that the fold ends with, whole or as an adapter."""
+def _save(
+    run: FoldRun, trainable: Params, step: int, target: Path, provenance: dict[str, Any]
+) -> None:
+    """Saves the fine-tuned model, whole or as an adapter."""
     if target.is_dir():
         return
-    network, lora = run.network, run.config.tuning.lora
+    setup, lora = run.setup, run.config.tuning.lora
     if lora is None:
-        save_model(network.model(learning, step), target, story)
+        save_model(setup.model(trainable, step), target, provenance)
         return
-    model = network.model(learning, step)
-    save_adapter(learning, lora, model, network.base, target, story)
+    model = setup.model(trainable, step)
+    save_adapter(trainable, lora, model, setup.base, target, provenance)

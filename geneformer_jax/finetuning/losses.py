@@ -1,11 +1,34 @@
-"""What fine-tuning minimises: cross-entropy of classes, squared error of numbers, or several."""
+"""The losses of fine-tuning: cross-entropy of classes, squared error of numbers, or several."""
+
+import dataclasses
 
 import jax
 import jax.numpy as jnp
 import optax
 
 from geneformer_jax.batches.labelled import LabelledBatch
+from geneformer_jax.common.config import one_of
 from geneformer_jax.model.heads import HeadConfig
+
+NATURAL, BALANCED, NONE = "natural", "balanced", "none"
+
+
+@dataclasses.dataclass(frozen=True)
+class LossConfig:
+    """How classes are weighted and sampled.
+
+    Attributes:
+      class_weights: "none", or "balanced": losses of a class weigh by n / (C n_c); for genes n
+        counts genes, not their occurrences.
+      sampling: "natural", or "balanced": in an epoch, cells of all classes are drawn equally often.
+    """
+
+    class_weights: str = NONE
+    sampling: str = NATURAL
+
+    def __post_init__(self):
+        one_of("loss.class_weights", self.class_weights, (NONE, BALANCED))
+        one_of("loss.sampling", self.sampling, (NATURAL, BALANCED))
 
 
 def label_losses(
@@ -45,10 +68,10 @@ def task_totals(batch: LabelledBatch) -> jax.Array:
 def weighted_means(
     head: HeadConfig, values: jax.Array, weights: jax.Array, totals_K: jax.Array
 ) -> jax.Array:
-    """Returns the mean over all tasks, by their shares, of their weighted means of `values`.
+    """Returns the mean over all tasks, by their weights, of their weighted means of `values`.
 
-    A part of a batch gives its share: the parts sum to the mean of the whole.
+    Of a part of a batch: the parts sum to the mean of the whole.
     """
-    shares_K = jnp.array([task.weight for task in head.outputs], jnp.float32)
+    weights_K = jnp.array([task.weight for task in head.outputs], jnp.float32)
     sums_K = (values * weights).reshape(-1, len(head.outputs)).sum(axis=0)
-    return (shares_K / shares_K.sum() * sums_K / totals_K).sum()
+    return (weights_K / weights_K.sum() * sums_K / totals_K).sum()

@@ -1,6 +1,5 @@
-"""Several things to tell of a cell at once, classes and numbers, from its obs columns."""
+"""Several outputs learned at once, classes and numbers, from the obs columns of cells."""
 
-import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -15,20 +14,22 @@ from geneformer_jax.finetuning.classification.splits import Split, SplitRule, ma
 from geneformer_jax.finetuning.classification.task import CELL, FoldData
 from geneformer_jax.inference.cells import check_columns
 from geneformer_jax.model.heads import HeadTask
+from geneformer_jax.training.config import fill
 
 
 @dataclass(frozen=True)
-class TargetsConfig:
+class MultitaskConfig(SplitRule):
     """Which obs columns are learned; on the command line --config.targets.NAME=VALUE.
+
+    It is also the rule by which cells are split (see SplitRule), stratified by the first column: by
+    its classes, or by the halves below and above its median.
 
     Attributes:
       name: short, for titles.
       classes: obs columns of classes, separated by commas.
       numbers: obs columns of numbers, separated by commas.
-      weights: shares in the loss, as "column=2,column=0.5"; 1 where not named.
-      group: obs column (donor, batch) of which no value stands on both sides.
-      folds, test_share, valid_share, seed: see `splits.SplitRule`; cells are dealt out evenly over
-        the first column: over its classes, or the halves below and above its median.
+      weights: of the columns in the loss, as "column=2,column=0.5"; 1 where not named.
+      group: obs column (donor, batch) whose cells are never on two sides of a fold.
     """
 
     name: str = "targets"
@@ -37,35 +38,29 @@ class TargetsConfig:
     weights: str = ""
     group: str = ""
     folds: int = 1
-    test_share: float = 0.2
-    valid_share: float = 0.1
-    seed: int = 0
+    valid_fraction: float = 0.1
 
     def columns(self, name: str) -> list[str]:
         """The columns listed in a field."""
         return [part.strip() for part in getattr(self, name).split(",") if part.strip()]
 
 
-def typed_targets(config: Mapping[str, Any]) -> TargetsConfig:
-    """Turns a configuration's section into a checked TargetsConfig.
+def typed_multitask(config: Mapping[str, Any]) -> MultitaskConfig:
+    """Turns a configuration's section into a checked MultitaskConfig.
 
     Raises:
       InputError: an unknown key.
     """
-    known = [field.name for field in dataclasses.fields(TargetsConfig)]
-    for name in config:
-        if name not in known:
-            raise InputError(f'--config has no key "targets.{name}"{did_you_mean(name, known)}')
-    return TargetsConfig(**config)
+    return fill(MultitaskConfig, config, "targets.")
 
 
 @dataclass(frozen=True, eq=False)
-class TargetTask:
-    """Targets of cells, and how the cells fall into folds; what `finetune_folds` asks of a task.
+class MultitaskTask:
+    """Several outputs of cells with their folds; a task of `finetune_folds`.
 
     Attributes:
       name: short.
-      outputs: what the head tells.
+      outputs: of the head.
       cells: tokenised cells.
       values: float32 [cells, K] class numbers and values; NaN where missing.
       split: of the cells that have at least one.
@@ -95,7 +90,7 @@ class TargetTask:
         return FoldData(*sides)
 
     def describe(self) -> list[str]:
-        """Lines that say what is learned of how many cells."""
+        """Describes each output and how many cells have it, a line each."""
         lines = [
             f"{output.name}: {'a number' if output.regression else ', '.join(output.labels)}; "
             f"{int((~np.isnan(self.values[:, i])).sum()):,} cells have it"
@@ -106,12 +101,12 @@ class TargetTask:
         return lines
 
 
-def prepare_targets(config: TargetsConfig, cells: EncodedCells) -> TargetTask:
-    """Reads the columns and deals out the folds.
+def prepare_multitask(config: MultitaskConfig, cells: EncodedCells) -> MultitaskTask:
+    """Reads the columns and splits the cells into folds.
 
     Raises:
       InputError: no column is named, one is not there or cannot be learned, or the cells cannot be
-        dealt out.
+        split.
     """
     classes, numbers = config.columns("classes"), config.columns("numbers")
     if not classes + numbers:
@@ -131,13 +126,12 @@ def prepare_targets(config: TargetsConfig, cells: EncodedCells) -> TargetTask:
     groups = None
     if config.group:
         groups = pd.Series(cells.obs[config.group].to_numpy(object)[known], ids, name=config.group)
-    rule = SplitRule(config.folds, config.test_share, config.valid_share, config.seed)
-    split = make_split(strata, rule, groups)
+    split = make_split(strata, config, groups)
     outputs = tuple(output for output, _ in read)
-    return TargetTask(config.name, outputs, cells, values, split, int((~known).sum()))
+    return MultitaskTask(config.name, outputs, cells, values, split, int((~known).sum()))
 
 
-def _weights(config: TargetsConfig, columns: list[str]) -> dict[str, float]:
+def _weights(config: MultitaskConfig, columns: list[str]) -> dict[str, float]:
     weights = dict.fromkeys(columns, 1.0)
     for part in config.columns("weights"):
         name, _, value = part.partition("=")
@@ -181,7 +175,7 @@ def _numbers(column: pd.Series, weight: float) -> tuple[HeadTask, np.ndarray]:
 
 
 def _strata(read: tuple[HeadTask, np.ndarray], known: np.ndarray, ids: pd.Index) -> pd.Series:
-    """What the cells are dealt out by: the first column's classes or halves; missing is a class."""
+    """Strata of the split: the first column's classes or halves; missing is a class."""
     output, values = read[0], read[1][known]
     if output.regression:
         halves = np.where(values > np.nanmedian(values), "above", "below").astype(object)

@@ -19,9 +19,9 @@ from geneformer_jax.cells.store.cell_store import EncodedCells
 from geneformer_jax.common.errors import InputError, did_you_mean
 from geneformer_jax.common.progress import Progress
 from geneformer_jax.finetuning.classification.predictions import PROBABILITY, Outputs, per_task
-from geneformer_jax.finetuning.config import TuningConfig
 from geneformer_jax.finetuning.evaluation import compute_outputs
-from geneformer_jax.finetuning.step import Design, Programs, build_programs
+from geneformer_jax.finetuning.step import CompiledSteps, StepSpec, compile_steps
+from geneformer_jax.finetuning.trainable import TuningConfig
 from geneformer_jax.inference.batches import lay_out
 from geneformer_jax.inference.cells import check_columns, open_cells
 from geneformer_jax.model.heads import CELLS, GENES, HeadTask
@@ -42,13 +42,13 @@ class Predictor(NamedTuple):
     Attributes:
       model: with its head.
       cells: tokenised with its vocabulary.
-      programs: compiled for the devices.
+      compiled: compiled for the devices.
       shape: of batches.
     """
 
     model: PretrainedModel
     cells: EncodedCells
-    programs: Programs
+    compiled: CompiledSteps
     shape: BatchShape
 
     def outputs(self, labelled: LabelledCells) -> Outputs:
@@ -56,7 +56,7 @@ class Predictor(NamedTuple):
         batches = LabelledBatches(
             self.cells, labelled, Learning(self.shape, seed=0), self.model.head.kind == GENES
         )
-        return compute_outputs(self.programs, self.model.params, {}, batches, workers=0)
+        return compute_outputs(self.compiled, self.model.params, {}, batches, workers=0)
 
 
 def open_predictor(
@@ -82,7 +82,7 @@ def open_predictor(
     encoded = open_cells(cells, model)
     if not len(encoded.lengths):
         raise InputError("there is no cell to predict")
-    design = Design(
+    spec = StepSpec(
         model.config,
         model.head,
         TuningConfig(),
@@ -90,9 +90,9 @@ def open_predictor(
         runtime or RuntimeConfig(),
         MeshConfig(),
     )
-    programs = build_programs(design, int(np.max(encoded.lengths)))
-    layout = lay_out(np.asarray(encoded.lengths), model.config, programs.mesh)
-    return Predictor(model, encoded, programs, layout.shape)
+    compiled = compile_steps(spec, int(np.max(encoded.lengths)))
+    layout = lay_out(np.asarray(encoded.lengths), model.config, compiled.mesh)
+    return Predictor(model, encoded, compiled, layout.shape)
 
 
 def predict_cells(

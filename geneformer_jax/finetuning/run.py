@@ -26,8 +26,8 @@ from geneformer_jax.finetuning.config import (
     with_layers,
 )
 from geneformer_jax.finetuning.loop import NOT_DECISIVE, finetune_folds
-from geneformer_jax.finetuning.multitask import prepare_targets, typed_targets
-from geneformer_jax.finetuning.network import Task, prepare_network
+from geneformer_jax.finetuning.multitask import prepare_multitask, typed_multitask
+from geneformer_jax.finetuning.prepare import Task, prepare_finetuning
 from geneformer_jax.inference.cells import open_cells
 from geneformer_jax.model.heads import HeadTask
 from geneformer_jax.model.pretrained import RESULT, PretrainedModel, load_model, weights_hash
@@ -62,8 +62,8 @@ class Protocol:
 
     def describe(self, model: PretrainedModel | None, config: FinetuneConfig) -> list[str]:
         """Returns lines on what would run, having checked all that can be checked."""
-        network = prepare_network(self.task, model, config, self.outputs)
-        return [*self.lines, *network.summary()]
+        setup = prepare_finetuning(self.task, model, config, self.outputs)
+        return [*self.lines, *setup.summary()]
 
     def run(
         self,
@@ -84,10 +84,10 @@ class Protocol:
           InputError: something does not fit, or the folder is of another run.
         """
         # Refused before long work, and before the folder is claimed.
-        prepare_network(self.task, model, config, self.outputs)
+        prepare_finetuning(self.task, model, config, self.outputs)
         claim_workdir(workdir, run_identity(config, model, self.section))
         if self.outputs:
-            return self._run_targets(model, config, workdir, configuration)
+            return self._run_multitask(model, config, workdir, configuration)
         layers = self.section.untrained_layers
         results = run_task(
             self.section, self.cells, workdir, networks_of(model, config, layers), configuration
@@ -95,7 +95,7 @@ class Protocol:
         kept = [name for name in _LISTED if name in results]
         return [*results[kept].to_string(index=False, na_rep="").splitlines(), *_where(workdir)]
 
-    def _run_targets(
+    def _run_multitask(
         self,
         model: PretrainedModel | None,
         config: FinetuneConfig,
@@ -106,7 +106,7 @@ class Protocol:
         self.task.split.write(workdir / "split.parquet")
         folder = workdir / "networks" / PRETRAINED
         table = finetune_folds(self.task, model, config, folder, outputs=self.outputs)
-        results = target_scores(table, self.outputs)
+        results = multitask_scores(table, self.outputs)
         for name, each in (("predictions.parquet", table), ("results.csv", results)):
             with atomic_write(workdir / name) as aside:
                 each.to_parquet(aside) if name.endswith("parquet") else each.to_csv(aside)
@@ -136,8 +136,8 @@ def prepare_protocol(sections: Mapping[str, Any], cells: EncodedCells) -> Protoc
         task, lines = prepare_task(section, cells)
         return Protocol(task, (), lines, section, cells)
     if TARGETS in sections:
-        section = typed_targets(sections[TARGETS])
-        task = prepare_targets(section, cells)
+        section = typed_multitask(sections[TARGETS])
+        task = prepare_multitask(section, cells)
         return Protocol(task, task.outputs, task.describe(), section, cells)
     raise InputError(
         f"--config has neither a section {TASK} nor {TARGETS}; begin with configs/finetune_cells.py"
@@ -183,7 +183,7 @@ def run_identity(
     return traverse_util.flatten_dict(told, sep=".")
 
 
-def target_scores(table: pd.DataFrame, outputs: tuple[HeadTask, ...]) -> pd.DataFrame:
+def multitask_scores(table: pd.DataFrame, outputs: tuple[HeadTask, ...]) -> pd.DataFrame:
     """Returns accuracy and macro F1 of each class target, R2 and mean error of each number.
 
     One row per target and fold, and one, "all", over the cells of all folds.
@@ -241,7 +241,7 @@ def finetune_cells(
       InputError: something does not fit.
     """
     section = task_config(
-        CELL, label=label, group=group, folds=1, valid_share=0.125, baselines=False, controls=()
+        CELL, label=label, group=group, folds=1, valid_fraction=0.125, baselines=False, controls=()
     )
     config = finetune_config() if config is None else config
     protocol = prepare_protocol({TASK: section}, open_cells(cells, model))

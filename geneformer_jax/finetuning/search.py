@@ -1,7 +1,8 @@
 """Search for hyper-parameters by Optuna: trials that resume, are pruned early, and make one table.
 
 A trial fine-tunes the first fold of a task with values drawn from the space, and is judged by the
-fold's validation side. Trials that differ in rates only share their compiled programs.
+fold's validation side. Trials that differ in traced hyperparameters only share their compiled
+programs.
 """
 
 import dataclasses
@@ -15,10 +16,12 @@ import pandas as pd
 
 from geneformer_jax.common.errors import InputError, did_you_mean
 from geneformer_jax.common.files import atomic_write
+from geneformer_jax.common.log import logger
 from geneformer_jax.common.workdir import claim_workdir
 from geneformer_jax.finetuning.config import FinetuneConfig
-from geneformer_jax.finetuning.loop import HELD_OUT, FoldRun, finetune_fold
-from geneformer_jax.finetuning.network import Task, prepare_network
+from geneformer_jax.finetuning.loop import FoldRun, finetune_fold
+from geneformer_jax.finetuning.prepare import Task, prepare_finetuning
+from geneformer_jax.finetuning.stopping import HELD_OUT
 from geneformer_jax.model.heads import HeadTask
 from geneformer_jax.model.pretrained import PretrainedModel
 from geneformer_jax.training.config import fill
@@ -37,7 +40,8 @@ class SearchConfig:
     Attributes:
       space: one text for each value, "KEY: KIND ...", of a key of the configuration: "uniform LOW
         HIGH", "log LOW HIGH" (uniform in the logarithm), "int LOW HIGH" or "one of A, B, C".
-      metric: score of the validation side: "loss" (sought low), or one sought high, as "macro_f1".
+      metric: score of the validation side: "loss" (minimised), or one that is maximised, such as
+        "macro_f1".
       seed: of the draws.
       pruning_after: trials that are run to their end before others are compared with their median.
     """
@@ -72,19 +76,19 @@ class Dimension:
         Raises:
           InputError: it cannot be read, or there is no such key.
         """
-        self.key, _, told = (part.strip() for part in text.partition(":"))
+        self.key, _, rule = (part.strip() for part in text.partition(":"))
         known = _flat(config)
         if self.key not in known:
             raise InputError(
                 f'--config.search.space names "{self.key}", which is no key of the configuration'
                 f"{did_you_mean(self.key, known)}"
             )
-        words = told.split()
-        if told.startswith("one of "):
+        words = rule.split()
+        if rule.startswith("one of "):
             kind = type(known[self.key])
             self._kind = "choice"
             self._values = [
-                _as(kind, each, text) for each in told.removeprefix("one of ").split(",")
+                _as(kind, each, text) for each in rule.removeprefix("one of ").split(",")
             ]
             return
         if not words or words[0] not in _KINDS or len(words) != 3:
@@ -133,14 +137,14 @@ def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def with_values(config: FinetuneConfig, values: Mapping[str, Any]) -> FinetuneConfig:
     """Returns the configuration with other values, by dotted name; checked as from a file."""
-    told = dataclasses.asdict(config)
+    values_of = dataclasses.asdict(config)
     for key, value in values.items():
         *sections, name = key.split(".")
-        node = told
+        node = values_of
         for section in sections:
             node = node[section]
         node[name] = value
-    return fill(FinetuneConfig, told)
+    return fill(FinetuneConfig, values_of)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -149,7 +153,7 @@ class Search:
 
     Attributes:
       task, outputs, model, config: as `finetune_folds` takes them.
-      search: the space, and what is sought.
+      search: the space, and the metric.
       workdir: folder of the search, new or of the same search.
     """
 
@@ -161,16 +165,16 @@ class Search:
     workdir: Path
 
     def run(self, trials: int) -> pd.DataFrame:
-        """Runs trials until there are so many, those done before included.
+        """Runs trials until there are `trials` in all, those of earlier calls included.
 
-        A trial that was interrupted goes on in its folder. Writes trials.csv after each.
+        An interrupted trial is resumed in its folder. Writes trials.csv after each.
 
         Returns:
           One row per trial: number, state, value, the drawn values, steps; best first.
 
         Raises:
-          InputError: the space cannot be read, there is no validation side to judge by, or the
-            folder is of another search.
+          InputError: the space cannot be parsed, there are no validation cells, or the folder is of
+            another search.
         """
         dimensions = [
             Dimension(text, dataclasses.asdict(self.config)) for text in self.search.space
@@ -178,9 +182,9 @@ class Search:
         if not len(self.task.fold_data(0).valid.rows):
             raise InputError(
                 "a search judges trials by a validation side, but there is none; set "
-                "--config.task.valid_share (or targets.valid_share) above 0"
+                "--config.task.valid_fraction (or targets.valid_fraction) above 0"
             )
-        prepare_network(self.task, self.model, self.config, self.outputs)
+        prepare_finetuning(self.task, self.model, self.config, self.outputs)
         identity = {"search": json.loads(json.dumps(dataclasses.asdict(self.search)))}
         identity["config"] = json.loads(json.dumps(dataclasses.asdict(self.config)))
         claim_workdir(self.workdir, identity)
@@ -206,7 +210,7 @@ class Search:
         )
 
     def _take_up(self, study: optuna.Study) -> None:
-        """Lets a trial that a kill interrupted run first, in its old folder."""
+        """Queues the trial that was interrupted, with its folder, before new ones."""
         running = optuna.trial.TrialState.RUNNING
         for trial in study.get_trials(deepcopy=False, states=(running,)):
             study.tell(trial.number, state=optuna.trial.TrialState.FAIL)
@@ -218,13 +222,13 @@ class Search:
         self, study: optuna.Study, trial: optuna.Trial, dimensions: list[Dimension]
     ) -> None:
         values = {dimension.key: dimension.draw(trial) for dimension in dimensions}
-        print(f"trial {trial.number}: {values}", flush=True)
+        logger.info("trial %s: %s", trial.number, values)
         config = with_values(self.config, values)
-        network = prepare_network(self.task, self.model, config, self.outputs)
+        setup = prepare_finetuning(self.task, self.model, config, self.outputs)
         folder = self.workdir / f"trial_{trial.user_attrs.get(_FOLDER, trial.number)}"
         metric = HELD_OUT + self.search.metric
 
-        def watch(row: Mapping[str, Any]) -> None:
+        def report(row: Mapping[str, Any]) -> None:
             if metric not in row:
                 known = [name.removeprefix(HELD_OUT) for name in row if name.startswith(HELD_OUT)]
                 raise InputError(
@@ -235,9 +239,8 @@ class Search:
             if trial.should_prune():
                 raise optuna.TrialPruned
 
-        sides = self.task.fold_data(0)
         try:
-            finetune_fold(FoldRun(network, sides, 0, folder, watch))
+            finetune_fold(FoldRun(setup, self.task.fold_data(0), 0, folder, report))
         except optuna.TrialPruned:
             study.tell(trial, state=optuna.trial.TrialState.PRUNED)
             return

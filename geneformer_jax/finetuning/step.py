@@ -1,8 +1,8 @@
 """The compiled parts of fine-tuning: one optimizer step, and logits.
 
 Nothing that differs between the folds of a task is compiled in: fixed weights, learning rate,
-number of steps and seed are arguments. So folds, and trials of a search, share one program for each
-bucket.
+number of steps and seed are arguments. So folds, and trials of a search, share one program for
+each bucket.
 """
 
 import dataclasses
@@ -16,9 +16,10 @@ import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from geneformer_jax.batches.labelled import LabelledBatch
-from geneformer_jax.finetuning.config import FinetuneConfig, TuningConfig
+from geneformer_jax.finetuning.config import FinetuneConfig
 from geneformer_jax.finetuning.losses import label_losses, task_totals, weighted_means
 from geneformer_jax.finetuning.trainable import (
+    TuningConfig,
     constant_layers,
     join_weights,
     rate_factors,
@@ -41,8 +42,8 @@ from geneformer_jax.training.state import (
 )
 
 
-class Rates(NamedTuple):
-    """What a run's steps depend on beside weights and cells; scalars.
+class TracedHyperparams(NamedTuple):
+    """Hyperparameters that a compiled step takes as arguments; scalars.
 
     Attributes:
       learning_rate: peak.
@@ -60,16 +61,16 @@ class Rates(NamedTuple):
 
 
 class Constants(NamedTuple):
-    """What steps read and never change: weights that stay, and rates."""
+    """Inputs of a step that it does not change."""
 
-    staying: Params
-    rates: Rates
+    frozen: Params
+    hyperparams: TracedHyperparams
 
 
-def run_rates(config: FinetuneConfig, steps: int) -> Rates:
-    """Returns the rates of a run of so many steps."""
+def traced_hyperparams(config: FinetuneConfig, steps: int) -> TracedHyperparams:
+    """Returns the hyperparameters of a run with this number of steps."""
     optimizer = config.optimizer
-    return Rates(
+    return TracedHyperparams(
         jnp.float32(optimizer.learning_rate),
         jnp.float32(optimizer.weight_decay),
         jnp.int32(warmup_steps(optimizer, steps)),
@@ -79,23 +80,23 @@ def run_rates(config: FinetuneConfig, steps: int) -> Rates:
 
 
 def tuned_adamw(
-    config: OptimizerConfig, rates: Rates | None, factors: Any
+    config: OptimizerConfig, hyperparams: TracedHyperparams | None, factors: Any
 ) -> optax.GradientTransformation:
-    """Returns clipping and AdamW, as `make_optimizer` does, with rates that may be traced.
+    """Returns clipping and AdamW as `make_optimizer` does, with traced hyperparameters.
 
     Args:
       config: for the schedule's name, Adam's constants and clipping.
-      rates: None where only the state's shape is asked for.
-      factors: see tuned_weights.rate_factors.
+      hyperparams: None where only the state's shape is asked for.
+      factors: see trainable.rate_factors.
     """
 
     def update(updates: Any, state: Any, params: Any) -> tuple[Any, Any]:
-        rate = rates.learning_rate * rate_share(
-            config.schedule, rates.warmup, rates.steps, state.count
+        rate = hyperparams.learning_rate * rate_share(
+            config.schedule, hyperparams.warmup, hyperparams.steps, state.count
         )
         updates = jax.tree.map(
             lambda update, param, factor, decays: (
-                -rate * factor * (update + (rates.weight_decay * param if decays else 0))
+                -rate * factor * (update + (hyperparams.weight_decay * param if decays else 0))
             ),
             updates,
             params,
@@ -113,14 +114,14 @@ def tuned_adamw(
 
 
 @dataclasses.dataclass(frozen=True)
-class Design:
-    """All that is compiled in; hashable.
+class StepSpec:
+    """Everything that is compiled into a step; hashable.
 
     Attributes:
       encoder: shape of the model.
       head: its head.
-      tuning: what learns.
-      optimizer: its rates play no part.
+      tuning: which weights are trainable.
+      optimizer: its learning rate, decay and warmup are not compiled in.
       runtime: how to compute, attention chosen.
       mesh: devices.
     """
@@ -135,12 +136,12 @@ class Design:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class FinetuneRecipe:
-    """What a step of training.state asks for; `constants` are None where only shapes matter.
+    """The recipe of a step, see training.state; `constants` are None where only shapes matter.
 
     Nothing is masked.
     """
 
-    design: Design
+    spec: StepSpec
     runtime: Runtime
     constants: Constants | None = None
     masking: None = None
@@ -148,12 +149,12 @@ class FinetuneRecipe:
     @property
     def micro_batches(self) -> int:
         """Parts into which a batch is cut."""
-        return self.design.runtime.micro_batches
+        return self.spec.runtime.micro_batches
 
     @property
     def optimizer_on_host(self) -> bool:
         """Whether the optimizer's state is kept in host memory between steps."""
-        return self.design.runtime.optimizer_on_host
+        return self.spec.runtime.optimizer_on_host
 
     def bound(self, constants: Constants) -> "FinetuneRecipe":
         """Returns the recipe with its constants, of which a step is traced."""
@@ -162,20 +163,20 @@ class FinetuneRecipe:
     @property
     def seed(self) -> jax.Array:
         """Of dropout."""
-        return self.constants.rates.seed
+        return self.constants.hyperparams.seed
 
     @functools.cached_property
     def optimizer(self) -> optax.GradientTransformation:
         """Clipping and AdamW."""
-        rates = self.constants.rates if self.constants else None
-        learning = abstract_split(self.design)[0]
-        factors = rate_factors(learning, self.design.encoder, self.design.tuning)
-        return tuned_adamw(self.design.optimizer, rates, factors)
+        hyperparams = self.constants.hyperparams if self.constants else None
+        trainable = abstract_split(self.spec)[0]
+        factors = rate_factors(trainable, self.spec.encoder, self.spec.tuning)
+        return tuned_adamw(self.spec.optimizer, hyperparams, factors)
 
     def draw(self) -> Params:
-        """Returns zeros for the weights that learn: their values are always given."""
+        """Returns zeros for the trainable weights: their values are always given."""
         return jax.tree.map(
-            lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), abstract_split(self.design)[0]
+            lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), abstract_split(self.spec)[0]
         )
 
     def size(self, batch: LabelledBatch) -> tuple[jax.Array, jax.Array]:
@@ -183,62 +184,62 @@ class FinetuneRecipe:
         return task_totals(batch), (batch.weights > 0).sum().astype(jnp.float32)
 
     def loss(
-        self, learning: Params, part: LabelledBatch, size: Any, key: jax.Array
+        self, trainable: Params, part: LabelledBatch, size: Any, key: jax.Array
     ) -> tuple[jax.Array, LossSums]:
-        """Returns a part's share in the mean loss of its batch, and its sums."""
-        params = join_weights(learning, self.constants.staying, self.design.tuning)
-        logits = model_logits(self.design, self.runtime, params, part, key)
-        losses, hits = label_losses(self.design.head, logits, part.targets)
-        (totals_K, targets), head = size, self.design.head
-        share = weighted_means(head, losses, part.weights, totals_K)
+        """Returns what a part adds to the mean loss of its batch, and its sums."""
+        params = join_weights(trainable, self.constants.frozen, self.spec.tuning)
+        logits = model_logits(self.spec, self.runtime, params, part, key)
+        losses, hits = label_losses(self.spec.head, logits, part.targets)
+        (totals_K, targets), head = size, self.spec.head
+        loss = weighted_means(head, losses, part.weights, totals_K)
         accuracy = weighted_means(head, hits, part.weights, totals_K)
         found = (part.weights > 0).sum().astype(jnp.float32)
-        return share, LossSums(share * targets, accuracy * targets, found)
+        return loss, LossSums(loss * targets, accuracy * targets, found)
 
 
-def abstract_split(design: Design) -> tuple[Params, Params]:
-    """Returns shapes of (weights that learn, weights that stay)."""
+def abstract_split(spec: StepSpec) -> tuple[Params, Params]:
+    """Returns shapes of (trainable weights, frozen weights)."""
     return jax.eval_shape(
-        lambda params, key: split_weights(params, design.encoder, design.tuning, key),
-        abstract_weights(design.encoder, design.head),
+        lambda params, key: split_weights(params, spec.encoder, spec.tuning, key),
+        abstract_weights(spec.encoder, spec.head),
         jax.random.key(0),
     )
 
 
 def model_logits(
-    design: Design, runtime: Runtime, params: Params, batch: LabelledBatch, key: jax.Array | None
+    spec: StepSpec, runtime: Runtime, params: Params, batch: LabelledBatch, key: jax.Array | None
 ) -> jax.Array:
     """Returns float32 logits of a whole model, [B, C] or [B, T, C]; a key switches dropout on."""
     keys = (None, None) if key is None else jax.random.split(key)
     hidden_BTD = encode(
-        design.encoder,
+        spec.encoder,
         params,
         batch.tokens_BT,
         batch.lengths_B,
         runtime=runtime,
         dropout_key=keys[0],
-        constant_layers=constant_layers(design.tuning, design.encoder),
+        constant_layers=constant_layers(spec.tuning, spec.encoder),
     )
-    head = head_module(design.encoder, design.head, params[design.head.kind], runtime.precision)
+    head = head_module(spec.encoder, spec.head, params[spec.head.kind], runtime.precision)
     return head(hidden_BTD, batch.lengths_B, dropout_key=keys[1], attention=runtime.attention)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Programs:
-    """A design on its devices, compiled once for each bucket.
+class CompiledSteps:
+    """A spec on its devices, compiled once for each bucket.
 
     Attributes:
-      design: what is compiled.
+      spec: what is compiled.
       mesh: devices.
       step: (state, batch, constants) -> (state, metrics); the old state's memory is reused.
-      start: (weights that learn) -> the state before the first step.
-      logits: (weights that learn, weights that stay, batch) -> float32 logits, on every device.
+      start: (trainable weights) -> the state before the first step.
+      logits: (trainable weights, frozen weights, batch) -> float32 logits, on every device.
       abstract: shapes, types and shardings of the state.
       constants: shardings of the constants.
       notes: lines to print, e.g. why this attention was chosen.
     """
 
-    design: Design
+    spec: StepSpec
     mesh: Mesh
     step: Callable[[TrainState, LabelledBatch, Constants], tuple[TrainState, StepMetrics]]
     start: Callable[[Params], TrainState]
@@ -249,37 +250,37 @@ class Programs:
 
 
 @functools.lru_cache(maxsize=8)
-def build_programs(design: Design, longest: int) -> Programs:
-    """Returns the programs of a design; the same ones for the same design.
+def compile_steps(spec: StepSpec, longest: int) -> CompiledSteps:
+    """Returns the compiled steps of a spec; the same ones for the same spec.
 
     Args:
-      design: what is compiled.
+      spec: what is compiled.
       longest: tokens of the longest bucket, by which attention is chosen.
 
     Raises:
-      InputError: the design cannot run on these devices.
+      InputError: the spec cannot run on these devices.
     """
-    mesh = make_mesh(design.mesh)
-    runtime, notes = make_runtime(design.runtime, design.encoder, mesh, longest)
-    recipe = FinetuneRecipe(design, runtime)
+    mesh = make_mesh(spec.mesh)
+    runtime, notes = make_runtime(spec.runtime, spec.encoder, mesh, longest)
+    recipe = FinetuneRecipe(spec, runtime)
     abstract = abstract_state(recipe, mesh)
     placed = jax.tree.map(lambda leaf: leaf.sharding, abstract)
     whole = NamedSharding(mesh, PartitionSpec())
-    staying = shardings(mesh, abstract_split(design)[1])
-    constants = Constants(staying, Rates(*(whole,) * len(Rates._fields)))
+    frozen = shardings(mesh, abstract_split(spec)[1])
+    constants = Constants(frozen, TracedHyperparams(*(whole,) * len(TracedHyperparams._fields)))
 
-    def logits(learning: Params, staying: Params, batch: LabelledBatch) -> jax.Array:
-        params = join_weights(learning, staying, design.tuning)
-        return model_logits(design, runtime, params, batch, None)
+    def logits(trainable: Params, frozen: Params, batch: LabelledBatch) -> jax.Array:
+        params = join_weights(trainable, frozen, spec.tuning)
+        return model_logits(spec, runtime, params, batch, None)
 
-    return Programs(
-        design,
+    return CompiledSteps(
+        spec,
         mesh,
         step=jit_train_step(recipe, mesh, constants),
         start=jax.jit(functools.partial(init_state, recipe), out_shardings=placed),
         logits=jax.jit(
             logits,
-            in_shardings=(placed.params, staying, NamedSharding(mesh, BATCH)),
+            in_shardings=(placed.params, frozen, NamedSharding(mesh, BATCH)),
             out_shardings=whole,
         ),
         abstract=abstract,

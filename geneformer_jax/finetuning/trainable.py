@@ -1,17 +1,65 @@
-"""Which of a model's weights learn: the others are held beside, without gradient or optimizer."""
+"""Which of a model's weights are trainable; frozen ones have no gradient and no optimizer state."""
 
+import dataclasses
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from geneformer_jax.common.config import require
 from geneformer_jax.common.errors import InputError
-from geneformer_jax.finetuning.config import TuningConfig
 from geneformer_jax.model.config import EncoderConfig
 from geneformer_jax.model.encoder import Params
-from geneformer_jax.model.lora import LORA, init_lora, merge_lora
+from geneformer_jax.model.lora import LORA, LoraConfig, init_lora, merge_lora
 
 _EMBEDDINGS, _BLOCKS = "embeddings", "blocks"
+
+
+@dataclasses.dataclass(frozen=True)
+class TuningConfig:
+    """Which weights are trainable, and how fast they learn. Frozen ones have no optimizer state.
+
+    Attributes:
+      freeze_layers: number of frozen layers, from the lowest; the embeddings stay trainable, as in
+        the original.
+      freeze_embeddings: the embeddings are frozen too.
+      head_only: only the head is trainable.
+      layer_decay: learning rate of a layer as a multiple of that of the layer above it; 1 for the
+        same everywhere. The head has the full rate, the embeddings the lowest.
+      lora_rank: above 0, the encoder is frozen and low-rank factors are trained beside it.
+      lora_alpha: their product is multiplied by alpha / rank.
+      lora_targets: projections that have them, separated by commas.
+    """
+
+    freeze_layers: int = 0
+    freeze_embeddings: bool = False
+    head_only: bool = False
+    layer_decay: float = 1.0
+    lora_rank: int = 0
+    lora_alpha: float = 16.0
+    lora_targets: str = "query,value"
+
+    def __post_init__(self):
+        for name in ("freeze_layers", "lora_rank"):
+            require(getattr(self, name) >= 0, f"tuning.{name}", getattr(self, name), "0 or more")
+        require(
+            0 < self.layer_decay <= 1, "tuning.layer_decay", self.layer_decay, "above 0, at most 1"
+        )
+        if self.lora_rank and (self.freeze_layers or self.freeze_embeddings or self.head_only):
+            raise InputError(
+                f"--config.tuning.lora_rank {self.lora_rank} freezes the whole encoder; "
+                "leave freeze_layers, freeze_embeddings and head_only out"
+            )
+        if self.lora_rank:
+            _ = self.lora
+
+    @property
+    def lora(self) -> LoraConfig | None:
+        """The low-rank factors, None if there are none."""
+        if not self.lora_rank:
+            return None
+        targets = tuple(each.strip() for each in self.lora_targets.split(",") if each.strip())
+        return LoraConfig(self.lora_rank, self.lora_alpha, targets)
 
 
 def check_tuning(tuning: TuningConfig, encoder: EncoderConfig) -> None:
@@ -26,12 +74,12 @@ def check_tuning(tuning: TuningConfig, encoder: EncoderConfig) -> None:
 def split_weights(
     params: Params, encoder: EncoderConfig, tuning: TuningConfig, key: jax.Array
 ) -> tuple[Params, Params]:
-    """Returns (weights that learn, weights that stay), which `join_weights` joins again.
+    """Returns (trainable weights, frozen weights), which `join_weights` joins again.
 
     Args:
       params: of the encoder and one head.
       encoder: shape of the model.
-      tuning: what learns.
+      tuning: which weights are trainable.
       key: of new low-rank factors.
     """
     heads = {name: params[name] for name in params if name not in (_EMBEDDINGS, _BLOCKS)}
@@ -42,21 +90,21 @@ def split_weights(
     if tuning.head_only:
         return heads, whole
     k = tuning.freeze_layers
-    learning, staying = dict(heads), {}
-    (staying if tuning.freeze_embeddings else learning).update(embeddings)
+    trainable, frozen = dict(heads), {}
+    (frozen if tuning.freeze_embeddings else trainable).update(embeddings)
     if k < encoder.layers:
-        learning[_BLOCKS] = jax.tree.map(lambda leaf: leaf[k:], params[_BLOCKS])
+        trainable[_BLOCKS] = jax.tree.map(lambda leaf: leaf[k:], params[_BLOCKS])
     if k:
-        staying[_BLOCKS] = jax.tree.map(lambda leaf: leaf[:k], params[_BLOCKS])
-    return learning, staying
+        frozen[_BLOCKS] = jax.tree.map(lambda leaf: leaf[:k], params[_BLOCKS])
+    return trainable, frozen
 
 
-def join_weights(learning: Params, staying: Params, tuning: TuningConfig) -> Params:
+def join_weights(trainable: Params, frozen: Params, tuning: TuningConfig) -> Params:
     """Returns the weights of the whole model, low-rank factors merged in."""
-    params = {**staying, **learning}
-    if _BLOCKS in learning and _BLOCKS in staying:
+    params = {**frozen, **trainable}
+    if _BLOCKS in trainable and _BLOCKS in frozen:
         params[_BLOCKS] = jax.tree.map(
-            lambda low, high: jnp.concatenate([low, high]), staying[_BLOCKS], learning[_BLOCKS]
+            lambda low, high: jnp.concatenate([low, high]), frozen[_BLOCKS], trainable[_BLOCKS]
         )
     if LORA in params:
         factors = params.pop(LORA)
@@ -70,8 +118,8 @@ def constant_layers(tuning: TuningConfig, encoder: EncoderConfig) -> int:
     return tuning.freeze_layers if partly and tuning.freeze_layers < encoder.layers else 0
 
 
-def rate_factors(learning: Params, encoder: EncoderConfig, tuning: TuningConfig) -> Any:
-    """Returns for each weight that learns its learning rate as a multiple of the head's.
+def rate_factors(trainable: Params, encoder: EncoderConfig, tuning: TuningConfig) -> Any:
+    """Returns for each trainable weight its learning rate as a multiple of the head's.
 
     Scalars, or arrays that broadcast along the stacked layers. Layer i of L has
     decay^(L - i), embeddings decay^(L + 1) (as ELECTRA's layer-wise rates).
@@ -87,4 +135,4 @@ def rate_factors(learning: Params, encoder: EncoderConfig, tuning: TuningConfig)
                 return (decay**height).reshape(-1, *(1,) * (leaf.ndim - 1))
         return 1.0
 
-    return jax.tree_util.tree_map_with_path(factor, learning)
+    return jax.tree_util.tree_map_with_path(factor, trainable)

@@ -165,4 +165,4 @@ def test_a_dry_run_says_what_would_run(rich_store, monkeypatch, capsys):
     )
     assert status == 0, error
     assert "trained from scratch" in output
-    assert "learn, 0 stay" in output
+    assert "trainable, 0 frozen" in output

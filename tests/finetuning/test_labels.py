@@ -110,7 +110,7 @@ def obs(values, index=None) -> pd.DataFrame:
 def test_labels_of_cells_are_sorted_and_missing_and_rare_ones_are_counted():
     values = ["b"] * 50 + ["a"] * 45 + ["rare"] * 2 + [None, "", np.nan]
     for table in (obs(values), obs(pd.Categorical(values))):
-        labels = read_cell_labels(table, "kind", least_share=0.03)
+        labels = read_cell_labels(table, "kind", min_fraction=0.03)
         assert labels.classes == ("a", "b")
         assert dict(labels.of.value_counts()) == {"b": 50, "a": 45}
         assert labels.of.index[0] == "c0" and labels.of["c50"] == "a"

@@ -16,7 +16,7 @@ from geneformer_jax.finetuning.loop import (
     finetune_fold,
     finetune_folds,
 )
-from geneformer_jax.finetuning.network import prepare_network
+from geneformer_jax.finetuning.prepare import prepare_finetuning
 from geneformer_jax.model.encoder import init_params
 from geneformer_jax.model.pretrained import PretrainedModel, load_model, save_model
 from geneformer_jax.training.preemption import Stopped
@@ -70,10 +70,10 @@ def test_a_fold_tells_its_story_and_leaves_a_model(cell_run):
     assert (folder / "fold_0" / "provenance.json").is_file()
 
 
-def fold_run(store, config, folder, watcher=lambda row: None) -> FoldRun:
+def fold_run(store, config, folder, callback=lambda row: None) -> FoldRun:
     task = ToyTask("cell", store)
-    network = prepare_network(task, None, config)
-    return FoldRun(network, task.fold_data(0), 0, folder, watcher)
+    setup = prepare_finetuning(task, None, config)
+    return FoldRun(setup, task.fold_data(0), 0, folder, callback)
 
 
 def terminate(row) -> None:

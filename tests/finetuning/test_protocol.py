@@ -79,7 +79,7 @@ def test_held_out_genes_have_no_label_while_learning(task):
 
 
 def test_a_side_draws_at_most_so_many_cells(toy, task):
-    few = gene_task(toy[1], task.labels, cells_at_most=10)
+    few = gene_task(toy[1], task.labels, max_cells=10)
     rows, every = few.fold_data(0).train.rows, task.fold_data(0).train.rows
     assert len(rows) == 10 and set(rows) <= set(every) and list(rows) == sorted(rows)
     chosen, absent = labelled_cells(toy[1], task.labels, 10)

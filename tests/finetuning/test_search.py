@@ -15,8 +15,8 @@ STEPS = {"steps": 8, "stopping.every_steps": 2}
 
 
 def search_in(folder, store, **changes) -> Search:
-    told = SearchConfig(space=SPACE, pruning_after=2, **changes)
-    return Search(ToyTask("cell", store), (), None, config_of(**STEPS), told, folder)
+    search = SearchConfig(space=SPACE, pruning_after=2, **changes)
+    return Search(ToyTask("cell", store), (), None, config_of(**STEPS), search, folder)
 
 
 @pytest.mark.slow
@@ -24,11 +24,11 @@ def test_trials_go_on_after_a_kill_and_end_in_one_table(toy_store, tmp_path, mon
     folder = tmp_path / "search"
     evaluate, calls = FoldRun.evaluate, []
 
-    def dying(run, learning):
+    def dying(run, trainable):
         calls.append(run.folder)
         if len(calls) == 6:
             raise KeyboardInterrupt
-        return evaluate(run, learning)
+        return evaluate(run, trainable)
 
     with monkeypatch.context() as patch:
         patch.setattr(FoldRun, "evaluate", dying)
@@ -52,7 +52,7 @@ def test_trials_go_on_after_a_kill_and_end_in_one_table(toy_store, tmp_path, mon
 def test_a_trial_worse_than_the_median_is_pruned(toy_store, tmp_path, monkeypatch):
     scores = iter([1.0] * 8 + [0.0] * 8)
 
-    def evaluate(run, learning):
+    def evaluate(run, trainable):
         score = next(scores)
         return {"held_out_loss": 1 - score, "held_out_macro_f1": score}
 

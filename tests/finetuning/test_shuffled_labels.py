@@ -73,7 +73,7 @@ def test_shuffled_labels_of_genes_give_one_half(blood, data_dir, name, conflicts
 
 
 def test_shuffled_labels_of_cell_types_give_one_half(tokenized):
-    config = TaskConfig(unit="cell", label="cell_type", least_share=0.02)
+    config = TaskConfig(unit="cell", label="cell_type", min_fraction=0.02)
     check(control(config, tokenized("pbmc3k", 9)))
 
 

@@ -49,21 +49,21 @@ def test_gene_folds_are_those_of_the_original():
 
 
 @pytest.mark.parametrize("folds", [1, 2, 5])
-@pytest.mark.parametrize("valid_share", [0.0, 0.25])
+@pytest.mark.parametrize("valid_fraction", [0.0, 0.25])
 @pytest.mark.parametrize("groups", [None, "mixed", "nested"])
-def test_sides_are_disjoint_whole_and_have_every_class(folds, valid_share, groups):
+def test_sides_are_disjoint_whole_and_have_every_class(folds, valid_fraction, groups):
     labels, donors = nested_donors(per_class=8, cells=4)
     if groups == "mixed":
         donors = donors_of(labels, 16)
     chosen = None if groups is None else donors
-    split = make_split(labels, SplitRule(folds, 0.25, valid_share), chosen)
+    split = make_split(labels, SplitRule(folds, 0.25, valid_fraction), chosen)
     assert split.folds == folds
     tested = []
     for fold in range(folds):
         sides = {side: list(split.ids(fold, side)) for side in ("train", "valid", "test")}
         everyone = sides["train"] + sides["valid"] + sides["test"]
         assert sorted(everyone) == sorted(labels.index)
-        assert bool(sides["valid"]) == bool(valid_share)
+        assert bool(sides["valid"]) == bool(valid_fraction)
         for side in filter(None, sides.values()):
             assert set(labels[side]) == {"healthy", "ill"}
         if groups:
@@ -86,7 +86,7 @@ def test_another_seed_deals_out_otherwise_and_the_same_seed_alike():
 @pytest.mark.parametrize("suffix", ["csv", "parquet"])
 def test_a_written_split_is_read_back_as_a_given_one(tmp_path, suffix):
     labels = labels_of({"a": 12, "b": 12})
-    split = make_split(labels, SplitRule(3, valid_share=0.2))
+    split = make_split(labels, SplitRule(3, valid_fraction=0.2))
     split.write(tmp_path / f"split.{suffix}")
     again = given_split(tmp_path / f"split.{suffix}", labels)
     pd.testing.assert_frame_equal(again.table, split.table, check_dtype=False)

@@ -9,17 +9,16 @@ import numpy as np
 import pytest
 
 from geneformer_jax.batches.labelled import LabelledBatch
-from geneformer_jax.finetuning.config import TuningConfig
 from geneformer_jax.finetuning.losses import label_losses, task_totals, weighted_means
 from geneformer_jax.finetuning.step import (
     Constants,
-    Design,
     FinetuneRecipe,
-    Rates,
-    build_programs,
+    StepSpec,
+    TracedHyperparams,
+    compile_steps,
     tuned_adamw,
 )
-from geneformer_jax.finetuning.trainable import join_weights, split_weights
+from geneformer_jax.finetuning.trainable import TuningConfig, join_weights, split_weights
 from geneformer_jax.interop.huggingface import read_model
 from geneformer_jax.interop.weights.bert_layout import places
 from geneformer_jax.interop.weights.conversion import bert_values
@@ -56,19 +55,21 @@ def labelled_batch(head: HeadConfig, B: int = 8, T: int = 24) -> LabelledBatch:
     return LabelledBatch(tokens_BT, lengths_B, targets, weights, np.arange(B, dtype=np.int32))
 
 
-def rates(steps: int = 10, **changes) -> Rates:
+def hyperparams(steps: int = 10, **changes) -> TracedHyperparams:
     values = {"learning_rate": 1e-2, "weight_decay": 0.01} | changes
     scalars = {name: jnp.float32(value) for name, value in values.items()}
-    return Rates(**scalars, warmup=jnp.int32(0), steps=jnp.int32(steps), seed=jnp.int32(0))
+    return TracedHyperparams(
+        **scalars, warmup=jnp.int32(0), steps=jnp.int32(steps), seed=jnp.int32(0)
+    )
 
 
-def design(
+def spec_of(
     head: HeadConfig = PLAIN,
     tuning: TuningConfig = EVERYTHING,
     mesh: MeshConfig = ONE_DEVICE,
     **runtime,
-) -> Design:
-    return Design(TINY, head, tuning, OPTIMIZER, RuntimeConfig(**runtime), mesh)
+) -> StepSpec:
+    return StepSpec(TINY, head, tuning, OPTIMIZER, RuntimeConfig(**runtime), mesh)
 
 
 @functools.cache
@@ -80,19 +81,19 @@ def whole_weights(head: HeadConfig):
 
 
 @functools.cache
-def steps_of(chosen: Design, steps: int = 2):
-    """Returns (weights that learn at first, those that stay, state and metrics after steps)."""
-    programs = build_programs(chosen, 24)
+def steps_of(chosen: StepSpec, steps: int = 2):
+    """Returns (trainable weights at first, frozen weights, state and metrics after steps)."""
+    compiled = compile_steps(chosen, 24)
     weights = whole_weights(chosen.head)
-    learning, staying = split_weights(weights, TINY, chosen.tuning, jax.random.key(5))
-    learning = jax.device_get(learning)
-    constants = jax.device_put(Constants(staying, rates()), programs.constants)
-    with jax.set_mesh(programs.mesh):
-        state = programs.start(learning)
+    trainable, frozen = split_weights(weights, TINY, chosen.tuning, jax.random.key(5))
+    trainable = jax.device_get(trainable)
+    constants = jax.device_put(Constants(frozen, hyperparams()), compiled.constants)
+    with jax.set_mesh(compiled.mesh):
+        state = compiled.start(trainable)
         for _ in range(steps):
-            batch = put_batch(labelled_batch(chosen.head), programs.mesh)
-            state, metrics = programs.step(state, batch, constants)
-    return learning, staying, jax.device_get(state), jax.device_get(metrics)
+            batch = put_batch(labelled_batch(chosen.head), compiled.mesh)
+            state, metrics = compiled.step(state, batch, constants)
+    return trainable, frozen, jax.device_get(state), jax.device_get(metrics)
 
 
 @pytest.mark.parity
@@ -119,11 +120,11 @@ def test_steps_are_those_of_transformers(torch, tmp_path, name, architecture):
         known[..., None].astype(np.float32),
         cells.batch.cells_B,
     )
-    chosen = Design(
+    chosen = StepSpec(
         model.config, model.head, TuningConfig(), OPTIMIZER, RuntimeConfig(), MeshConfig(1)
     )
-    programs = build_programs(chosen, cells.real_BT.shape[1])
-    constants = Constants({}, rates())
+    compiled = compile_steps(chosen, cells.real_BT.shape[1])
+    constants = Constants({}, hyperparams())
     recipe = FinetuneRecipe(chosen, Runtime(), constants)
 
     def loss(params):
@@ -141,10 +142,10 @@ def test_steps_are_those_of_transformers(torch, tmp_path, name, architecture):
     assert_gradients(model, gradients, dict(bert.named_parameters()))
 
     _train_bert(torch, bert, inputs)
-    with jax.set_mesh(programs.mesh):
-        state = programs.start(jax.device_get(model.params))
+    with jax.set_mesh(compiled.mesh):
+        state = compiled.start(jax.device_get(model.params))
         for _ in range(2):
-            state, _ = programs.step(state, put_batch(batch, programs.mesh), constants)
+            state, _ = compiled.step(state, put_batch(batch, compiled.mesh), constants)
     wanted = places(model.config, model.head)
     after = dict(bert.named_parameters())
     found = bert_values(wanted, jax.device_get(state.params))
@@ -183,7 +184,7 @@ def test_rates_as_arguments_change_nothing():
     shapes = {"kernel": (5, 3), "bias": (3,)}
     params = {name: rng.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}
     config = dataclasses.replace(OPTIMIZER, warmup_steps=2, schedule="cosine")
-    given = rates(6)._replace(warmup=jnp.int32(2))
+    given = hyperparams(6)._replace(warmup=jnp.int32(2))
     both = make_optimizer(config, 6), tuned_adamw(config, given, {"kernel": 1.0, "bias": 1.0})
     states = [each.init(params) for each in both]
     ours = [params, params]
@@ -210,13 +211,13 @@ TUNINGS = {
 @pytest.mark.parametrize("name", TUNINGS)
 def test_what_stays_takes_no_optimizer_state_and_does_not_change(name):
     tuning = TUNINGS[name]
-    learning, staying, state, _ = steps_of(design(tuning=tuning))
+    trainable, frozen, state, _ = steps_of(spec_of(tuning=tuning))
     moments = jax.tree.leaves(state.optimizer[1].mu)
     assert sum(each.size for each in moments) == sum(
-        each.size for each in jax.tree.leaves(learning)
+        each.size for each in jax.tree.leaves(trainable)
     )
     before = whole_weights(PLAIN)
-    after = join_weights(state.params, staying, tuning)
+    after = join_weights(state.params, frozen, tuning)
     changed = jax.tree.map(lambda one, other: np.abs(one - other).max(), before, after)
     layers = np.abs(after["blocks"]["query"]["kernel"] - before["blocks"]["query"]["kernel"])
     layers = layers.reshape(3, -1).max(axis=1)
@@ -233,8 +234,8 @@ def test_what_stays_takes_no_optimizer_state_and_does_not_change(name):
 
 def test_frozen_layers_leave_the_gradients_of_the_others_as_they_are():
     """Adam's first moments after one step are a tenth of the gradients."""
-    frozen = steps_of(design(tuning=TuningConfig(freeze_layers=2)), 1)[2].optimizer[1].mu
-    free = steps_of(design(), 1)[2].optimizer[1].mu
+    frozen = steps_of(spec_of(tuning=TuningConfig(freeze_layers=2)), 1)[2].optimizer[1].mu
+    free = steps_of(spec_of(), 1)[2].optimizer[1].mu
     # Both are clipped by their global norms, which differ.
     scale = (
         frozen["cell_classifier"]["classifier"]["bias"][0]
@@ -247,10 +248,10 @@ def test_frozen_layers_leave_the_gradients_of_the_others_as_they_are():
 
 
 def test_layers_learn_at_their_own_rates():
-    learning, _, plain, _ = steps_of(design(), 1)
-    _, _, decayed, _ = steps_of(design(tuning=TuningConfig(layer_decay=0.5)), 1)
+    trainable, _, plain, _ = steps_of(spec_of(), 1)
+    _, _, decayed, _ = steps_of(spec_of(tuning=TuningConfig(layer_decay=0.5)), 1)
     moved, slower = (
-        jax.tree.map(np.subtract, state.params, learning) for state in (plain, decayed)
+        jax.tree.map(np.subtract, state.params, trainable) for state in (plain, decayed)
     )
     by_layer = np.array([1 / 8, 1 / 4, 1 / 2])
     factors = {
@@ -277,8 +278,8 @@ MESHES = [
 
 @pytest.mark.parametrize(("head", "tuning", "shape"), MESHES)
 def test_every_mesh_gives_what_one_device_gives(head, tuning, shape):
-    _, _, expected, expected_metrics = steps_of(design(head, tuning))
-    _, _, state, metrics = steps_of(design(head, tuning, MeshConfig(*shape)))
+    _, _, expected, expected_metrics = steps_of(spec_of(head, tuning))
+    _, _, state, metrics = steps_of(spec_of(head, tuning, MeshConfig(*shape)))
     np.testing.assert_allclose(metrics.loss, expected_metrics.loss, rtol=1e-5)
     np.testing.assert_allclose(metrics.targets, expected_metrics.targets)
     for one, other in zip(
@@ -288,8 +289,8 @@ def test_every_mesh_gives_what_one_device_gives(head, tuning, shape):
 
 
 def test_parts_of_a_batch_add_up_to_the_whole():
-    _, _, whole, whole_metrics = steps_of(design(GENES))
-    _, _, parts, metrics = steps_of(design(GENES, micro_batches=2))
+    _, _, whole, whole_metrics = steps_of(spec_of(GENES))
+    _, _, parts, metrics = steps_of(spec_of(GENES, micro_batches=2))
     for name in ("loss", "accuracy", "targets", "gradient_norm"):
         np.testing.assert_allclose(
             getattr(metrics, name), getattr(whole_metrics, name), rtol=1e-5, err_msg=name

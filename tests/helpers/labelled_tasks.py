@@ -2,11 +2,11 @@
 
 from dataclasses import dataclass
 from types import SimpleNamespace
-from typing import NamedTuple
 
 import numpy as np
 
 from geneformer_jax.batches.labelled import UNLABELLED, LabelledCells
+from geneformer_jax.finetuning.classification.task import FoldData
 from geneformer_jax.finetuning.config import FinetuneConfig, finetune_config, typed_finetune_config
 from geneformer_jax.model.config import EncoderConfig
 from tests.helpers.toy import GENES
@@ -14,12 +14,6 @@ from tests.helpers.toy import GENES
 TINY = EncoderConfig(
     152, 2, 16, 2, 32, 256, dropout=0.1, attention_dropout=0.0, initializer_range=0.1
 )
-
-
-class Sides(NamedTuple):
-    train: LabelledCells
-    valid: LabelledCells
-    test: LabelledCells
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,15 +41,17 @@ class ToyTask:
         labels[2:] = np.arange(GENES) >= GENES // 2
         return labels
 
-    def fold_data(self, fold: int) -> Sides:
+    def fold_data(self, fold: int) -> FoldData:
         labels = self.all_labels()
         part = np.arange(len(labels)) % (self.folds + 2)
         chosen = [(part != fold) & (part != self.folds), part == self.folds, part == fold]
         if self.unit == "cell":
             rows = [np.flatnonzero(each) for each in chosen]
-            return Sides(*(LabelledCells(each, labels[each]) for each in rows))
+            return FoldData(*(LabelledCells(each, labels[each]) for each in rows))
         every = np.arange(0, len(self.cells), 3)
-        return Sides(*(LabelledCells(every, np.where(each, labels, UNLABELLED)) for each in chosen))
+        return FoldData(
+            *(LabelledCells(every, np.where(each, labels, UNLABELLED)) for each in chosen)
+        )
 
 
 def config_of(**changes) -> FinetuneConfig:

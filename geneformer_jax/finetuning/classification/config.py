@@ -1,4 +1,4 @@
-"""What a classification task is told: typed, checked, and filled from an ml_collections file."""
+"""The configuration of a classification task: typed, checked, and filled from a file."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -16,31 +16,32 @@ CONTROLS = ("shuffled", "matched", "network")
 
 
 @dataclasses.dataclass(frozen=True)
-class TaskConfig:
+class TaskConfig(SplitRule):
     """A classification task and its protocol; on the command line --config.task.NAME=VALUE.
+
+    It is also the rule by which ids are split, see SplitRule.
 
     Attributes:
       name: short, for titles and files.
       unit: what is classified: "gene" or "cell".
-      genes: gene tasks: the class file (see `gene_labels.read_gene_labels`).
-      gene_conflicts: what becomes of a gene in several classes: "refuse" or "drop".
+      genes: gene tasks: the class file (see `labels.read_gene_labels`).
+      gene_conflicts: how a gene in several classes is treated: "refuse" or "drop".
       label: cell tasks: obs column of the classes.
       classes: cell tasks: the only labels that take part, separated by "|"; all if empty.
-      least_share: cell tasks: labels of a smaller share of cells are left out.
-      group: cell tasks: obs column (donor, batch) of which no value stands on both sides.
+      min_fraction: cell tasks: classes with a smaller fraction of the cells are left out.
+      group: cell tasks: obs column (donor, batch) whose cells are never on two sides of a fold.
       filters: only these cells, as "column:value|value" texts.
-      cells_at_most: gene tasks: cells drawn of those with a labelled gene; cell tasks: of all
+      max_cells: gene tasks: cells drawn of those with a labelled gene; cell tasks: of all
         cells. 0 takes all.
-      split: a given split: a table of ids, folds and sides, or "train=FILE,test=FILE"; then the
-        next four are not used.
-      folds, test_share, valid_share, seed: see `splits.SplitRule`.
+      split: a given split: a table of ids, folds and sides, or "train=FILE,test=FILE"; the rule
+        is not used then.
       counts: files of raw counts of the cells, for baselines on counts; none if empty.
       baselines: whether SVM, random forest and logistic regression run beside the network.
       controls: "shuffled" and "matched" run the baselines with permuted labels, "network" the
-        first network too (once each, for it takes long).
+        first network too (once each, as it takes long).
       permutations: of each control of the baselines.
       untrained_layers: depths of networks without pretraining that are trained beside.
-      published: method -> what was published for it, shown beside ours.
+      published: method -> its published result, shown beside ours.
     """
 
     name: str = ""
@@ -49,15 +50,11 @@ class TaskConfig:
     gene_conflicts: str = "refuse"
     label: str = ""
     classes: str = ""
-    least_share: float = 0.0
+    min_fraction: float = 0.0
     group: str = ""
     filters: tuple[str, ...] = ()
-    cells_at_most: int = 0
+    max_cells: int = 0
     split: str = ""
-    folds: int = 5
-    test_share: float = 0.2
-    valid_share: float = 0.0
-    seed: int = 0
     counts: str = ""
     baselines: bool = True
     controls: tuple[str, ...] = ("shuffled", "matched")
@@ -73,21 +70,15 @@ class TaskConfig:
         one_of("task.gene_conflicts", self.gene_conflicts, CONFLICTS)
         for control in self.controls:
             one_of("task.controls", control, CONTROLS)
-        require(
-            self.cells_at_most >= 0, "task.cells_at_most", self.cells_at_most, "0 (all) or more"
-        )
-        require(0 <= self.least_share < 1, "task.least_share", self.least_share, "in [0, 1)")
+        require(self.max_cells >= 0, "task.max_cells", self.max_cells, "0 (all) or more")
+        require(0 <= self.min_fraction < 1, "task.min_fraction", self.min_fraction, "in [0, 1)")
         require(self.permutations >= 2, "task.permutations", self.permutations, "at least 2")
         for layers in self.untrained_layers:
             require(layers >= 1, "task.untrained_layers", layers, "at least 1 layer each")
-        self.rule()
-
-    def rule(self) -> SplitRule:
-        """Returns how ids are dealt out where no split is given."""
-        return SplitRule(self.folds, self.test_share, self.valid_share, self.seed)
+        super().__post_init__()
 
     def require_labels(self) -> None:
-        """Raises InputError if it is not said where the labels come from."""
+        """Raises InputError if no labels are named."""
         if self.unit == GENE:
             require(bool(self.genes), "task.genes", self.genes, "name the file of gene classes")
             require(

@@ -116,7 +116,7 @@ def read_gene_labels(
 def read_cell_labels(
     obs: pd.DataFrame,
     column: str,
-    least_share: float = 0.0,
+    min_fraction: float = 0.0,
     least_cells: int = 1,
     wanted: Iterable[str] = (),
 ) -> Labels:
@@ -125,7 +125,7 @@ def read_cell_labels(
     Args:
       obs: [cells] indexed by cell id.
       column: of labels; cells without one ("", missing) are left out.
-      least_share: classes with a smaller share of the labelled cells are left out; the original's
+      min_fraction: classes with a smaller share of the labelled cells are left out; the original's
         cell type annotation uses 0.005.
       least_cells: classes with fewer cells are left out.
       wanted: the only classes that take part; all if empty.
@@ -151,7 +151,7 @@ def read_cell_labels(
     unwanted = ~missing & ~labels.isin(wanted) if wanted else pd.Series(False, index=ids)
     taking_part = ~missing & ~unwanted
     sizes = labels[taking_part].value_counts()
-    least = max(least_cells, least_share * int(sizes.sum()))
+    least = max(least_cells, min_fraction * int(sizes.sum()))
     rare = taking_part & labels.isin(sizes.index[sizes < least])
     kept = labels[taking_part & ~rare]
     absent = [name for name in wanted if name not in sizes]

@@ -120,13 +120,13 @@ def prepare_task(config: TaskConfig, cells: EncodedCells) -> tuple[Classificatio
         cells = select_cells(cells, parse_filters(config.filters))
     if config.unit == GENE:
         labels = read_gene_labels(config.genes, cells.vocabulary, config.gene_conflicts)
-        cells, absent = labelled_cells(cells, labels.of, config.cells_at_most)
+        cells, absent = labelled_cells(cells, labels.of, config.max_cells)
         # A gene without a cell can neither be learned nor tested by a network.
         labels = labels.without(absent, NOWHERE)
         groups = None
     else:
-        if config.cells_at_most:
-            cells = select_cells(cells, at_most=config.cells_at_most)
+        if config.max_cells:
+            cells = select_cells(cells, at_most=config.max_cells)
         labels = _cell_labels(config, cells.obs)
         groups = _groups(config.group, cells.obs, labels.of.index)
     split, rule = _split(config, labels.of, groups)
@@ -138,7 +138,7 @@ def prepare_task(config: TaskConfig, cells: EncodedCells) -> tuple[Classificatio
         split,
         cells,
         groups,
-        config.cells_at_most,
+        config.max_cells,
         rule,
     )
     return task, _lines(config, task, labels)
@@ -146,7 +146,7 @@ def prepare_task(config: TaskConfig, cells: EncodedCells) -> tuple[Classificatio
 
 def _cell_labels(config: TaskConfig, obs: pd.DataFrame) -> Labels:
     wanted = [name.strip() for name in config.classes.split("|") if name.strip()]
-    return read_cell_labels(obs, config.label, config.least_share, wanted=wanted)
+    return read_cell_labels(obs, config.label, config.min_fraction, wanted=wanted)
 
 
 def _groups(column: str, obs: pd.DataFrame, ids: pd.Index) -> pd.Series | None:
@@ -158,8 +158,7 @@ def _groups(column: str, obs: pd.DataFrame, ids: pd.Index) -> pd.Series | None:
 
 def _split(config: TaskConfig, labels: pd.Series, groups: pd.Series | None) -> tuple[Split, Any]:
     if not config.split:
-        rule = config.rule()
-        return make_split(labels, rule, groups), rule
+        return make_split(labels, config, groups), config
     if "=" not in config.split:
         return given_split(config.split, labels, groups), None
     sides = dict(part.strip().partition("=")[::2] for part in config.split.split(","))

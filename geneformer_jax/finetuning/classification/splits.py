@@ -1,6 +1,6 @@
-"""Splits: which cells or genes a classifier learns from, and which it is tested on.
+"""Splits: which cells or genes a classifier is trained on, and which it is tested on.
 
-Ids (of cells or genes) are dealt out, never rows of encodings: a gene that is held out is held out
+Ids (of cells or genes) are split, never rows of encodings: a gene that is held out is held out
 of every cell. Where a group (donor, batch) is named, all of it stands on one side of each fold.
 """
 
@@ -65,40 +65,40 @@ class Split:
 
 @dataclass(frozen=True)
 class SplitRule:
-    """How ids are dealt out.
+    """How ids are split into folds and sides.
 
     Attributes:
-      folds: test sides, each id being in one of them; 1 holds out `test_share` once.
-      test_share: of the ids (of the groups, where there are some), used where folds is 1.
-      valid_share: of what is not tested, kept aside for early stopping and choice of settings.
-      seed: of the shuffle; 0 deals out genes as the original does.
+      folds: number of folds; each id is tested in one of them. 1 holds out `test_fraction` once.
+      test_fraction: of the ids (of the groups, where given), used where folds is 1.
+      valid_fraction: of the ids that are not tested, held out for early stopping and search.
+      seed: of the shuffle; 0 splits genes as the original does.
     """
 
     folds: int = 5
-    test_share: float = 0.2
-    valid_share: float = 0.0
+    test_fraction: float = 0.2
+    valid_fraction: float = 0.0
     seed: int = 0
 
     def __post_init__(self):
         if self.folds < 1:
             raise InputError(f"{self.folds} folds were asked for; ask for at least 1")
-        if not 0 < self.test_share < 1:
-            raise InputError(f"the test share is {self.test_share}; it must be between 0 and 1")
-        if not 0 <= self.valid_share < 1:
-            raise InputError(f"the validation share is {self.valid_share}; it must be in [0, 1)")
+        if not 0 < self.test_fraction < 1:
+            raise InputError(f"test_fraction is {self.test_fraction}; it must be between 0 and 1")
+        if not 0 <= self.valid_fraction < 1:
+            raise InputError(f"valid_fraction is {self.valid_fraction}; it must be in [0, 1)")
 
 
 def make_split(labels: pd.Series, rule: SplitRule, groups: pd.Series | None = None) -> Split:
-    """Deals ids out so that each class is spread evenly, and no group stands on both sides.
+    """Splits ids, stratified by class, with no group on both sides.
 
     Folds are those of sklearn's StratifiedKFold (shuffled), as in the original's classification of
     genes: of ids, or of groups that are of one class each (donors of a disease). Groups that hold
-    several classes (donors and cell types) are dealt out by StratifiedGroupKFold; one fold of them
-    is the first of about 1 / test_share.
+    several classes (donors and cell types) are split by StratifiedGroupKFold; one fold of them
+    is the first of about 1 / test_fraction.
 
     Args:
       labels: class of each id, indexed by id; the order matters, as the shuffle begins with it.
-      rule: how.
+      rule: number of folds, fractions and seed.
       groups: group of each id, indexed by id, or None.
 
     Raises:
@@ -112,10 +112,10 @@ def make_split(labels: pd.Series, rule: SplitRule, groups: pd.Series | None = No
     for fold, test in enumerate(_test_sides(labels, rule, aligned)):
         side = np.full(len(labels), "train", object)
         side[test] = "test"
-        if rule.valid_share:
+        if rule.valid_fraction:
             rest = np.flatnonzero(~test)
             kept = None if aligned is None else aligned.iloc[rest]
-            side[rest[_hold_out(labels.iloc[rest], kept, rule.valid_share, rule.seed)]] = "valid"
+            side[rest[_hold_out(labels.iloc[rest], kept, rule.valid_fraction, rule.seed)]] = "valid"
         parts.append(_fold_table(labels.index, fold, side))
     split = Split(pd.concat(parts, ignore_index=True))
     check_split(split, labels, aligned)
@@ -127,10 +127,10 @@ def given_split(
     labels: pd.Series,
     groups: pd.Series | None = None,
 ) -> Split:
-    """Reads a split that the user decided.
+    """Reads a split from the user's files.
 
     Args:
-      paths: side -> file of ids (one fold; see `id_tables.read_id_table`), or one table with
+      paths: side -> file of ids (one fold; see `tables.read_id_table`), or one table with
         columns id, side and, for several folds, fold: such as `Split.write` writes.
       labels: class of each id that takes part, indexed by id.
       groups: group of each id, indexed by id, or None.
@@ -173,22 +173,22 @@ def check_members(labels: pd.Series, folds: int, groups: pd.Series | None = None
     if len(sizes) < 2:
         only = f' ("{sizes.index[0]}")' if len(sizes) else ""
         raise InputError(f"there is {len(sizes)} class{only}; a classifier needs two or more")
-    least, what = max(folds, 2), "members"
+    minimum, what = max(folds, 2), "members"
     if groups is not None:
         pairs = pd.DataFrame({"class": labels, "group": groups}).drop_duplicates()
         sizes, what = pairs["class"].value_counts(), f'groups ("{groups.name}")'
-        least = max(folds, 2) if _is_nested(labels, groups) else 2
+        minimum = max(folds, 2) if _is_nested(labels, groups) else 2
         if folds > pairs["group"].nunique():
             raise InputError(
                 f'{folds} folds need as many groups, but "{groups.name}" has '
                 f"{pairs['group'].nunique()}; ask for fewer folds"
             )
-    few = sizes[sizes < least].sort_values()
+    few = sizes[sizes < minimum].sort_values()
     if len(few):
         listed = ", ".join(f'"{name}" {count}' for name, count in few.items())
         raise InputError(
             f"classes with too few {what} for {folds} folds: {listed}; each needs at least "
-            f"{least}; ask for fewer folds or leave the class out"
+            f"{minimum}; ask for fewer folds or leave the class out"
         )
 
 
@@ -229,7 +229,7 @@ def leak_warnings(obs: pd.DataFrame, split: Split, group: str = "") -> list[str]
     Args:
       obs: [cells] indexed by cell id.
       split: of cells.
-      group: the column by which it was made, of which nothing is said; "" for none.
+      group: the column that the split holds out whole, of which no warning is given; "" for none.
     """
     lines = []
     for column in obs.columns:
@@ -270,32 +270,34 @@ def _test_sides(
 ) -> Iterable[np.ndarray]:
     """Yields bool [ids] for each fold: who is tested."""
     if rule.folds == 1:
-        yield _hold_out(labels, groups, rule.test_share, rule.seed)
+        yield _hold_out(labels, groups, rule.test_fraction, rule.seed)
         return
     if groups is not None and not _is_nested(labels, groups):
         yield from _mixed_folds(labels, groups, rule.folds, rule.seed)
         return
     units = labels if groups is None else _group_labels(labels, groups)
-    dealt = StratifiedKFold(rule.folds, shuffle=True, random_state=rule.seed)
-    for _, test in dealt.split(units, units):
+    splitter = StratifiedKFold(rule.folds, shuffle=True, random_state=rule.seed)
+    for _, test in splitter.split(units, units):
         yield _members(units.index[test], labels, groups)
 
 
-def _hold_out(labels: pd.Series, groups: pd.Series | None, share: float, seed: int) -> np.ndarray:
-    """Returns bool [ids]: about `share` of the ids, every class in it, whole groups."""
+def _hold_out(
+    labels: pd.Series, groups: pd.Series | None, fraction: float, seed: int
+) -> np.ndarray:
+    """Returns bool [ids]: about `fraction` of the ids, every class among them, whole groups."""
     if groups is not None and not _is_nested(labels, groups):
-        folds = min(max(round(1 / share), 2), groups.nunique())
+        folds = min(max(round(1 / fraction), 2), groups.nunique())
         return next(_mixed_folds(labels, groups, folds, seed))
     units = labels if groups is None else _group_labels(labels, groups)
     what = "ids" if groups is None else f'groups ("{groups.name}")'
     try:
         _, held = train_test_split(
-            np.arange(len(units)), test_size=share, stratify=units, random_state=seed
+            np.arange(len(units)), test_size=fraction, stratify=units, random_state=seed
         )
     except ValueError as error:
         raise InputError(
-            f"{share:g} of {len(units)} {what} cannot hold every class ({error}); hold out another "
-            "share"
+            f"{fraction:g} of {len(units)} {what} cannot hold every class ({error}); hold out "
+            "another fraction"
         ) from error
     return _members(units.index[held], labels, groups)
 
@@ -303,8 +305,8 @@ def _hold_out(labels: pd.Series, groups: pd.Series | None, share: float, seed: i
 def _mixed_folds(
     labels: pd.Series, groups: pd.Series, folds: int, seed: int
 ) -> Iterator[np.ndarray]:
-    dealt = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
-    for _, test in dealt.split(labels, labels, groups):
+    splitter = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
+    for _, test in splitter.split(labels, labels, groups):
         mask = np.zeros(len(labels), bool)
         mask[test] = True
         yield mask

@@ -43,7 +43,7 @@ class ClassificationTask:
       split: of those ids.
       cells: tokenised cells.
       groups: group of each id that no fold divides, or None.
-      cells_at_most: genes only: cells drawn for each side of a fold; 0 takes all that have a
+      max_cells: genes only: cells drawn for each side of a fold; 0 takes all that have a
         labelled gene of that side.
       rule: by which `split` was made; None where it was given.
     """
@@ -55,7 +55,7 @@ class ClassificationTask:
     split: Split
     cells: EncodedCells
     groups: pd.Series | None = None
-    cells_at_most: int = 0
+    max_cells: int = 0
     rule: SplitRule | None = None
 
     def __post_init__(self):
@@ -66,7 +66,7 @@ class ClassificationTask:
         """Returns the labelled cells of each side of a fold, as numbers.
 
         A cell may serve several sides of a gene task: what is held out is the genes. Cells beyond
-        `cells_at_most` are drawn from those with a labelled gene of the side, with the seed of
+        `max_cells` are drawn from those with a labelled gene of the side, with the seed of
         the original.
         """
         return FoldData(*(self._side(fold, side) for side in FoldData._fields))
@@ -118,7 +118,7 @@ class ClassificationTask:
         labels = np.full(self.cells.vocabulary.size, UNLABELLED, np.int32)
         labels[tokens] = numbers
         rows = self._occurrences.cells_with(tokens)
-        return LabelledCells(_draw(rows, self.cells_at_most), labels)
+        return LabelledCells(_draw(rows, self.max_cells), labels)
 
 
 class Occurrences(NamedTuple):

@@ -1,4 +1,4 @@
-"""A network made ready to be fine-tuned: everything that the folds of a task share."""
+"""What the folds of a task share: the network, its compiled steps and the shape of batches."""
 
 import dataclasses
 import math
@@ -18,8 +18,10 @@ from geneformer_jax.batches.labelled import (
 from geneformer_jax.batches.plan import BatchShape, choose_buckets, shape_batches
 from geneformer_jax.cells.tokenization.vocabulary import GeneVocabulary
 from geneformer_jax.common.errors import InputError
-from geneformer_jax.finetuning.config import BALANCED, FinetuneConfig
-from geneformer_jax.finetuning.step import Design, Programs, build_programs
+from geneformer_jax.finetuning.classification.task import FoldData
+from geneformer_jax.finetuning.config import FinetuneConfig
+from geneformer_jax.finetuning.losses import BALANCED
+from geneformer_jax.finetuning.step import CompiledSteps, StepSpec, compile_steps
 from geneformer_jax.finetuning.trainable import check_tuning, join_weights, split_weights
 from geneformer_jax.model.config import EncoderConfig
 from geneformer_jax.model.encoder import Params, init_params
@@ -29,27 +31,19 @@ from geneformer_jax.model.sharding import batch_divisor, make_mesh
 
 _NO_RATES = {"learning_rate": 1.0, "weight_decay": 0.0, "warmup_steps": 0, "warmup_ratio": 0.0}
 
-# Compiled once for a shape, however many networks of it are made ready.
+# Compiled once for a shape.
 _draw_encoder = jax.jit(init_params, static_argnums=0)
 _draw_head = jax.jit(init_head, static_argnums=(0, 1))
 
 
-class Sides(Protocol):
-    """A fold of a task: what is learned from, what is watched, and what is predicted at last."""
-
-    train: LabelledCells
-    valid: LabelledCells
-    test: LabelledCells
-
-
 class FoldedSplit(Protocol):
-    """Which ids stand on which side of each fold; here only their number counts."""
+    """Sides of ids in each fold; here only the number of folds counts."""
 
     folds: int
 
 
 class Task(Protocol):
-    """Labels of cells or genes, and how they fall into folds; see analysis.classification_task.
+    """Labels of cells or genes, and their folds; see classification.task.
 
     Attributes:
       name: for messages.
@@ -65,32 +59,32 @@ class Task(Protocol):
     cells: Cells
     split: FoldedSplit
 
-    def fold_data(self, fold: int) -> Sides:
+    def fold_data(self, fold: int) -> FoldData:
         """Returns the labelled cells of a fold."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Network:
+class FinetuneSetup:
     """What all folds of a task share.
 
     Attributes:
       config: what was asked for.
       cells: tokenised cells.
-      head: what is told.
-      programs: compiled for the devices.
-      learning: initial weights that learn, on the host.
-      staying: weights that stay, on the devices.
-      base: what it begins with: a hash of the pretrained weights, or "scratch".
-      source: where those were read from.
+      head: of the network.
+      compiled: steps for the devices.
+      trainable: initial trainable weights, on the host.
+      frozen: frozen weights, on the devices.
+      base: hash of the pretrained weights, or "scratch".
+      source: where those were loaded from.
       shape: how batches are shaped, shared by all folds.
     """
 
     config: FinetuneConfig
     cells: Cells
     head: HeadConfig
-    programs: Programs
-    learning: Params
-    staying: Params
+    compiled: CompiledSteps
+    trainable: Params
+    frozen: Params
     base: str
     source: str
     shape: BatchShape
@@ -98,7 +92,7 @@ class Network:
     @property
     def encoder(self) -> EncoderConfig:
         """Shape of the model."""
-        return self.programs.design.encoder
+        return self.compiled.spec.encoder
 
     @property
     def per_gene(self) -> bool:
@@ -106,65 +100,65 @@ class Network:
         return self.head.kind == GENES
 
     def summary(self) -> list[str]:
-        """Lines that say what is trained, and how."""
+        """Describes the network, its weights, batches and devices, a line each."""
         count = {
             name: sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree))
-            for name, tree in (("learn", self.learning), ("stay", self.staying))
+            for name, tree in (("trainable", self.trainable), ("frozen", self.frozen))
         }
         shape = ", ".join(
             f"{cells} x {bucket}"
             for cells, bucket in zip(self.shape.cells, self.shape.buckets, strict=True)
         )
-        mesh = self.programs.mesh
+        mesh = self.compiled.mesh
         axes = " x ".join(f"{name} {size}" for name, size in mesh.shape.items())
         return [
             f"network: {self.encoder.layers} layers of width {self.encoder.width}, from "
             f"{self.source or 'scratch'}",
-            f"weights: {count['learn']:,} learn, {count['stay']:,} stay",
+            f"weights: {count['trainable']:,} trainable, {count['frozen']:,} frozen",
             f"head: {self.head.kind}, {', '.join(self.head.labels)}",
             f"batches (cells x tokens): {shape}",
             f"devices: {axes} on {mesh.devices.flat[0].device_kind}; precision "
             f"{self.config.runtime.precision}",
-            *self.programs.notes,
+            *self.compiled.notes,
         ]
 
-    def model(self, learning: Params, step: int) -> PretrainedModel:
+    def model(self, trainable: Params, step: int) -> PretrainedModel:
         """Returns the whole model, low-rank factors merged in."""
-        params = join_weights(learning, self.staying, self.config.tuning)
+        params = join_weights(trainable, self.frozen, self.config.tuning)
         vocabulary = self.cells.vocabulary
         return PretrainedModel(self.encoder, params, vocabulary, self.source, step, self.head)
 
     def batches(
         self, labelled: LabelledCells, *, training: bool = False, steps: int = 0
     ) -> LabelledBatches:
-        """Returns the batches of some cells; only those of training are drawn and weighed."""
+        """Returns batches of labelled cells; sampling and class weights are for training only."""
         config = self.config
         weights, loss = None, config.loss
         if training and loss.class_weights == BALANCED:
             weights = balanced_weights(np.asarray(labelled.labels), len(self.head.labels))
-        learning = Learning(
+        sampling = Learning(
             self.shape,
             config.seed,
             class_weights=weights,
             balanced=training and loss.sampling == BALANCED,
             mega_batch_multiplier=config.data.mega_batch_multiplier,
         )
-        return LabelledBatches(self.cells, labelled, learning, self.per_gene, steps)
+        return LabelledBatches(self.cells, labelled, sampling, self.per_gene, steps)
 
 
-def prepare_network(
+def prepare_finetuning(
     task: Task,
     model: PretrainedModel | None,
     config: FinetuneConfig,
     outputs: Sequence[HeadTask] = (),
-) -> Network:
+) -> FinetuneSetup:
     """Checks that all fits together, and builds what the folds share; compiles nothing yet.
 
     Args:
       task: labels, cells and folds.
       model: pretrained weights; None trains a new network of the shape `config.model`.
       config: how.
-      outputs: what the head tells, if it is not one classification of `task.classes`.
+      outputs: of the head; by default one classification of `task.classes`.
 
     Raises:
       InputError: the model does not fit the cells or the labels, or the configuration cannot run.
@@ -181,21 +175,21 @@ def prepare_network(
     shape = _shape(task.cells, encoder, config)
     # Rates are arguments of the compiled step.
     optimizer = dataclasses.replace(config.optimizer, **_NO_RATES)
-    design = Design(encoder, head, config.tuning, optimizer, config.runtime, config.mesh)
-    programs = build_programs(design, shape.buckets[-1])
-    learning, staying = split_weights(
+    spec = StepSpec(encoder, head, config.tuning, optimizer, config.runtime, config.mesh)
+    compiled = compile_steps(spec, shape.buckets[-1])
+    trainable, frozen = split_weights(
         _initial_weights(model, encoder, head, config.seed),
         encoder,
         config.tuning,
         jax.random.key(config.seed + 1),
     )
-    return Network(
+    return FinetuneSetup(
         config,
         task.cells,
         head,
-        programs,
-        learning=jax.device_get(learning),
-        staying=jax.device_put(staying, programs.constants.staying),
+        compiled,
+        trainable=jax.device_get(trainable),
+        frozen=jax.device_put(frozen, compiled.constants.frozen),
         base="scratch" if model is None else weights_hash(model.params),
         source="" if model is None else model.source,
         shape=shape,
@@ -258,7 +252,7 @@ def _shape(cells: Cells, encoder: EncoderConfig, config: FinetuneConfig) -> Batc
     if data.packing:
         raise InputError("--config.data.packing is for pretraining; set it to False")
     if not len(lengths):
-        raise InputError("there is no cell to learn from; give cells with labels")
+        raise InputError("there is no cell to train on; give cells with labels")
     if lengths.max() > encoder.positions:
         raise InputError(
             f"the longest cell has {lengths.max()} tokens, but the model {encoder.positions} "

@@ -1,0 +1,100 @@
+"""Early stopping: the best evaluation so far, its weights, and when there is no use going on."""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from flax import traverse_util
+
+from geneformer_jax.common.config import require
+from geneformer_jax.common.files import atomic_write, remove
+from geneformer_jax.model.encoder import Params
+from geneformer_jax.training.telemetry import read_metrics
+
+HELD_OUT = "held_out_"
+_BEST = "best-"
+
+
+@dataclasses.dataclass(frozen=True)
+class StoppingConfig:
+    """Early stopping, and which step's weights are kept. It needs validation cells.
+
+    Attributes:
+      best: keep the weights of the evaluation with the lowest loss instead of the last.
+      patience: evaluations without a lower loss after which training stops; 0 never stops.
+      every_steps: steps between evaluations; 0 evaluates after each epoch. There is always one at
+        the end.
+    """
+
+    best: bool = False
+    patience: int = 0
+    every_steps: int = 0
+
+    def __post_init__(self):
+        for name in ("patience", "every_steps"):
+            require(getattr(self, name) >= 0, f"stopping.{name}", getattr(self, name), "0 or more")
+
+
+class EarlyStopping:
+    """The evaluation with the lowest validation loss, and how many followed it.
+
+    Attributes:
+      step: of that evaluation.
+      loss: its validation loss.
+    """
+
+    def __init__(
+        self,
+        config: StoppingConfig,
+        folder: Path,
+        callback: Callable[[Mapping[str, Any]], None],
+        first_step: int,
+    ):
+        """Starts from the evaluations that a run logged before it was interrupted.
+
+        Args:
+          config: what is kept, and the patience.
+          folder: of the run; holds its metrics, and the best weights.
+          callback: called with each evaluation.
+          first_step: the step that the run resumes after; later evaluations are made again.
+        """
+        self._config, self._folder, self._callback = config, folder, callback
+        self.step, self.loss, self._since = 0, float("inf"), 0
+        for row in read_metrics(folder):
+            if row["step"] <= first_step and f"{HELD_OUT}loss" in row:
+                self.update(row)
+
+    def update(self, row: Mapping[str, Any]) -> bool:
+        """Records an evaluation; returns whether its loss is the lowest so far."""
+        self._callback(row)
+        better = row[f"{HELD_OUT}loss"] < self.loss
+        self._since = 0 if better else self._since + 1
+        if better:
+            self.step, self.loss = row["step"], row[f"{HELD_OUT}loss"]
+        return better
+
+    def should_stop(self) -> bool:
+        """Whether the loss has not fallen for as many evaluations as patience allows."""
+        return bool(self._config.patience) and self._since >= self._config.patience
+
+    @property
+    def path(self) -> Path:
+        """File of the weights of the best evaluation."""
+        return self._folder / f"{_BEST}{self.step}.npz"
+
+    def save(self, trainable: Params) -> None:
+        """Saves the trainable weights of the best evaluation in place of earlier ones."""
+        flat = traverse_util.flatten_dict(jax.device_get(trainable), sep="/")
+        with atomic_write(self.path) as aside, aside.open("wb") as file:
+            np.savez(file, **flat)
+        for other in self._folder.glob(f"{_BEST}*.npz"):
+            if other != self.path:
+                remove(other)
+
+    def load(self) -> Params:
+        """Loads the weights of the best evaluation."""
+        with np.load(self.path) as file:
+            return traverse_util.unflatten_dict(dict(file.items()), sep="/")
