@@ -34,12 +34,12 @@ BATCHES = flags.DEFINE_list("batches", ["8", "16", "32"], "batch sizes of PyTorc
 
 def tokenized(counts, dictionaries, cells):
     from geneformer_jax.cells.counts.open import open_counts
-    from geneformer_jax.cells.tokenization.tokenizer import Recipe, tokenize_source
+    from geneformer_jax.cells.tokenization.tokenizer import TokenizerOptions, tokenize_source
     from geneformer_jax.inference.cells import select_cells
     from geneformer_jax.interop.original_dictionaries import read_original_vocabulary
 
     vocabulary = read_original_vocabulary(Path(dictionaries))
-    source = tokenize_source(open_counts(counts), vocabulary, Recipe(max_length=2048))
+    source = tokenize_source(open_counts(counts), vocabulary, TokenizerOptions(max_length=2048))
     return select_cells(source, at_most=cells)
 
 

@@ -37,12 +37,12 @@ CLASSES = ("a", "b")
 def batch_of(counts, dictionaries, cells, length):
     """Tokens, lengths and random labels of cells and genes."""
     from geneformer_jax.cells.counts.open import open_counts
-    from geneformer_jax.cells.tokenization.tokenizer import Recipe, tokenize_source
+    from geneformer_jax.cells.tokenization.tokenizer import TokenizerOptions, tokenize_source
     from geneformer_jax.inference.cells import select_cells
     from geneformer_jax.interop.original_dictionaries import read_original_vocabulary
 
     vocabulary = read_original_vocabulary(Path(dictionaries))
-    source = tokenize_source(open_counts(counts), vocabulary, Recipe(max_length=length))
+    source = tokenize_source(open_counts(counts), vocabulary, TokenizerOptions(max_length=length))
     chosen = select_cells(source, at_most=cells)
     rng = np.random.default_rng(0)
     lengths = np.asarray(chosen.lengths, np.int32)

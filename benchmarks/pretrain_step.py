@@ -109,12 +109,12 @@ def cells_of(workload, encoder, steps):
     if workload.tokens:
         return MadeUpCells(workload.cells * steps, workload.tokens, encoder.vocabulary_size)
     from geneformer_jax.cells.counts.open import open_counts
-    from geneformer_jax.cells.tokenization.tokenizer import Recipe, tokenize_source
+    from geneformer_jax.cells.tokenization.tokenizer import TokenizerOptions, tokenize_source
     from geneformer_jax.interop.original_dictionaries import read_original_vocabulary
 
     vocabulary = read_original_vocabulary(Path(workload.dictionaries))
     return tokenize_source(
-        open_counts(workload.counts), vocabulary, Recipe(max_length=encoder.positions)
+        open_counts(workload.counts), vocabulary, TokenizerOptions(max_length=encoder.positions)
     )
 
 

@@ -28,8 +28,8 @@ from absl import app, flags
 from anndata.io import write_elem
 
 from geneformer_jax.cells.counts.open import open_counts
-from geneformer_jax.cells.store.builder import Reading, StoreBuild
-from geneformer_jax.cells.tokenization.tokenizer import Recipe
+from geneformer_jax.cells.store.builder import CountsOptions, StoreBuild
+from geneformer_jax.cells.tokenization.tokenizer import TokenizerOptions
 from geneformer_jax.cells.tokenization.vocabulary import GeneVocabulary
 
 MEGABYTES = flags.DEFINE_list("megabytes", ["300", "1500"], "sizes of the files")
@@ -108,10 +108,12 @@ def read(path: Path) -> dict[str, float]:
 def tokenize(path: Path) -> dict[str, float]:
     ids = np.array([f"ENSG{n:011d}" for n in range(GENES)])
     vocabulary = GeneVocabulary(ids, np.full(GENES, ""), np.ones(GENES))
-    build = StoreBuild(path.with_name("store"), vocabulary, Recipe(2048), Reading(), CARRIED)
+    build = StoreBuild(
+        path.with_name("store"), vocabulary, TokenizerOptions(2048), CountsOptions(), CARRIED
+    )
     build.survey([path])
     build.write()
-    return {"said": next(iter(list(build.finish({}))))}
+    return {"stored": build.finish({})["cells"]}
 
 
 def within(limit_mb: int, way: str, path: Path, answer: multiprocessing.Queue) -> None:

@@ -14,7 +14,7 @@ Five groups of cases:
           vocabularies, against the original's whole way; each in a process of its own
   door    reading, encoding and writing a whole file, against merely reading the same file's arrays
           with h5py; each in a process of its own, with its peak memory, on all cores and on one
-  workers two files shared by one or by two processes (--shard), then joined
+  workers two files split among one or two processes (--shard), then joined
 Times are medians over interleaved repeats: wall clock, and CPU seconds of all threads.
 """
 
@@ -36,7 +36,7 @@ from absl import app, flags
 from scipy import sparse
 
 from geneformer_jax.cells.counts.open import look_ahead
-from geneformer_jax.cells.store.builder import Reading, StoreBuild
+from geneformer_jax.cells.store.builder import CountsOptions, StoreBuild
 from geneformer_jax.cells.store.cell_store import CellStore
 from geneformer_jax.cells.store.writer import begin_store, join_sources, write_source
 from geneformer_jax.cells.tokenization.rank_encoding import (
@@ -44,7 +44,7 @@ from geneformer_jax.cells.tokenization.rank_encoding import (
     encode_counts,
     gene_columns,
 )
-from geneformer_jax.cells.tokenization.tokenizer import Recipe, default_max_length
+from geneformer_jax.cells.tokenization.tokenizer import TokenizerOptions, default_max_length
 from geneformer_jax.cells.tokenization.vocabulary import GeneVocabulary
 from geneformer_jax.interop.original_dictionaries import read_original_vocabulary
 
@@ -144,15 +144,15 @@ def read_arrays(path):
             file["X/data"][first:last], file["X/indices"][first:last]
 
 
-def tokenize_files(paths, vocabulary_folder, output, share=(0, 1), join=True):
+def tokenize_files(paths, vocabulary_folder, output, shard=(0, 1), join=True):
     look_ahead(paths[0])
     vocabulary = GeneVocabulary.load(vocabulary_folder)
-    recipe = Recipe(default_max_length(vocabulary))
-    build = StoreBuild(output, vocabulary, recipe, Reading(), [])
+    recipe = TokenizerOptions(default_max_length(vocabulary))
+    build = StoreBuild(output, vocabulary, recipe, CountsOptions(), [])
     build.survey(paths)
-    build.write(share)
+    build.write(shard)
     if join:
-        list(build.finish({}))
+        build.finish({})
 
 
 def peak_mib():
@@ -164,7 +164,7 @@ def peak_mib():
 
 def run_once(way, cores, vocabulary, output, *paths):
     """Runs in a process of its own; a first small file compiles what needs compiling."""
-    first = int(way[-1]) if way.startswith("share") else 0
+    first = int(way[-1]) if way.startswith("shard") else 0
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[first : first + int(cores)])
     paths, output, vocabulary = [Path(path) for path in paths], Path(output), Path(vocabulary)
 
@@ -175,7 +175,7 @@ def run_once(way, cores, vocabulary, output, *paths):
             known = GeneVocabulary.load(vocabulary)
             most = default_max_length(known)
             original_tokenizer.tokenize_file(paths[0], known, most, output)
-        elif way.startswith("share"):
+        elif way.startswith("shard"):
             tokenize_files(paths, vocabulary, output, (int(way[-1]), 2), join=False)
         else:
             tokenize_files(paths, vocabulary, output)
@@ -274,8 +274,8 @@ def door_cases(folder, vocabulary):
                     "way": way,
                     "cores": cores,
                     **described(result, cells),
-                    "share_of_reading_speed_wall": round(reading["wall"] / result["wall"], 3),
-                    "share_of_reading_speed_cpu": round(reading["cpu"] / result["cpu"], 3),
+                    "fraction_of_reading_speed_wall": round(reading["wall"] / result["wall"], 3),
+                    "fraction_of_reading_speed_cpu": round(reading["cpu"] / result["cpu"], 3),
                 }
             path.unlink()
 
@@ -291,7 +291,7 @@ def worker_cases(folder, vocabulary):
         write_file(path, cells, 500, "gzip", name=f"file{n}-cell")
     for workers in (1, 2):
         walls, peaks = [], []
-        ways = ["door"] if workers == 1 else ["share0", "share1"]
+        ways = ["door"] if workers == 1 else ["shard0", "shard1"]
         for repeat in range(REPEATS.value):
             output = folder / f"workers-{workers}-{repeat}"
             processes = [start(way, 1, known, output, *paths) for way in ways]

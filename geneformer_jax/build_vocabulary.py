@@ -7,67 +7,46 @@ Genes are those with at least --min_cells expressing cells; a --gene_table can r
 biotypes, as the original does (protein-coding and miRNA genes). Any gene id is allowed, Ensembl ids
 are the norm.
 
-Many files may be shared among processes or machines that see the same output folder: give each
+Many files may be split among processes or machines that see the same output folder: give each
 --shard=0/4 .. --shard=3/4, then join them with --finish.
 """
 
 import functools
-from collections.abc import Sequence
-from pathlib import Path
 
 from absl import flags
 
 from geneformer_jax.cells.counts.open import open_counts
 from geneformer_jax.cells.counts.paths import expand_paths
 from geneformer_jax.cells.tokenization.flags import define_count_flags, quality_rules
-from geneformer_jax.cells.tokenization.medians import RELATIVE_ERROR
 from geneformer_jax.cells.tokenization.vocabulary import V1_SPECIAL_TOKENS, V2_SPECIAL_TOKENS
 from geneformer_jax.cells.tokenization.vocabulary_building import (
-    CorpusGenes,
     GeneTable,
     build_vocabulary,
-    join_shares,
+    join_shards,
     measure_files,
-    save_share,
-    shares_folder,
+    save_shard,
+    shards_folder,
     survey_corpus,
     work_key,
 )
 from geneformer_jax.common import command_line
 from geneformer_jax.common.command_line import configuration, parse_shard, shard_of
 from geneformer_jax.common.errors import InputError
-from geneformer_jax.common.files import atomic_write, remove, require_new_folder
-from geneformer_jax.common.provenance import describe_run, write_provenance
+from geneformer_jax.common.files import remove, require_new_folder
+from geneformer_jax.common.provenance import describe_run
 
 FLAGS = flags.FLAGS
 
-
 define_count_flags()
-
-
 flags.DEFINE_string("output", "", "Folder of the new vocabulary.")
-
-
 flags.DEFINE_string("gene_table", "", "TSV or CSV with the columns gene_id, symbol, biotype.")
-
-
 flags.DEFINE_string("biotypes", "", "Biotypes of the gene table to keep; all if empty.")
-
-
 flags.DEFINE_string("species", "human", "Species of the gene ids.")
-
-
-flags.DEFINE_integer("min_cells", 1, "Fewest cells that must express a gene.", lower_bound=1)
-
-
+flags.DEFINE_integer("min_cells", 1, "Cells that must express a gene at least.", lower_bound=1)
 flags.DEFINE_enum(
     "special_tokens", "v1", ("v1", "v2"), "v1: <pad> <mask>; v2: <pad> <mask> <cls> <eos>."
 )
-
-
 flags.DEFINE_string("shard", "", "i/n: take only every n-th file, starting from i (0 .. n-1).")
-
-
 flags.DEFINE_bool("finish", False, "Join what --shard processes have measured.")
 
 
@@ -75,7 +54,7 @@ def main() -> None:
     """Measures the corpus and writes the vocabulary."""
     command_line.require("counts", "output")
     if FLAGS.biotypes and not FLAGS.gene_table:
-        raise InputError("--biotypes needs a --gene_table that says each gene's biotype")
+        raise InputError("--biotypes needs a --gene_table with each gene's biotype")
     output = require_new_folder(FLAGS.output)
     paths = expand_paths(FLAGS.counts)
     table = GeneTable(FLAGS.gene_table) if FLAGS.gene_table else None
@@ -86,25 +65,18 @@ def main() -> None:
     )
     print(f"medians of genes over the cells of {len(paths)} files -> {output}")
     corpus = survey_corpus(paths, open_source, wanted)
-    shares = shares_folder(output)
+    shards = shards_folder(output)
     key = work_key(corpus, paths, rules, f"{FLAGS.layer}, {FLAGS.gene_column}")
     if FLAGS.finish:
-        join_shares(shares, key, corpus)
+        join_shards(shards, key, corpus)
     else:
-        mine = shard_of(paths, parse_shard(FLAGS.shard))
-        dropped = measure_files(corpus, mine, open_source, rules)
+        shard = parse_shard(FLAGS.shard)
+        dropped = measure_files(corpus, shard_of(paths, shard), open_source, rules)
         if FLAGS.shard:
-            save_share(shares, parse_shard(FLAGS.shard), key, corpus, dropped)
-            print(f"share {FLAGS.shard} is done; when all are, run the same with --finish instead")
+            save_shard(shards, shard, key, corpus, dropped)
+            print(f"shard {FLAGS.shard} is done; when all are, run the same with --finish instead")
             return
         corpus.add_dropped(dropped)
-    _write(corpus, table, output, paths)
-    remove(shares)
-
-
-def _write(
-    corpus: CorpusGenes, table: GeneTable | None, output: Path, paths: Sequence[Path]
-) -> None:
     vocabulary = build_vocabulary(
         corpus,
         symbols=table.symbols() if table else {},
@@ -113,20 +85,13 @@ def _write(
         min_cells=FLAGS.min_cells,
     )
     inputs = [*paths, *([FLAGS.gene_table] if table else [])]
-    story = describe_run("build_vocabulary", configuration(), inputs, corpus.counts)
-    with atomic_write(output) as aside:
-        vocabulary.write_into(aside)
-        write_provenance(aside, story)
-    _report(corpus.counts, vocabulary.hash)
-
-
-def _report(counts: dict[str, object], content_hash: str) -> None:
-    for name, count in counts.items():
-        shown = f"{count:,}" if isinstance(count, int) else count
-        print(f"  {name.replace('_', ' ')}: {shown}")
-    if counts["medians"] != "exact":
-        print(f"  the medians are within {RELATIVE_ERROR:.2%} of the exact ones")
-    print(f"{FLAGS.output}: vocabulary {content_hash[:12]}")
+    vocabulary.save(
+        output, describe_run("build_vocabulary", configuration(), inputs, corpus.counts)
+    )
+    remove(shards)
+    for line in corpus.describe():
+        print(line)
+    print(f"{FLAGS.output}: vocabulary {vocabulary.hash[:12]}")
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 Example:
   python -m geneformer_jax.tokenize --counts=data/*.h5ad --vocabulary=vocabulary --output=store
 
-Many files may be shared among processes or machines that see the same output folder: give each
+Many files may be split among processes or machines that see the same output folder: give each
 --shard=0/4 .. --shard=3/4, then join them with --finish. A killed run goes on where it was when the
 same command is given again, and more files may be added to a complete store.
 """
@@ -14,70 +14,42 @@ from absl import flags
 
 from geneformer_jax.cells.counts.open import look_ahead
 from geneformer_jax.cells.counts.paths import expand_paths
-from geneformer_jax.cells.store import builder
-from geneformer_jax.cells.store.cell_store import CellStore
+from geneformer_jax.cells.store.builder import CountsOptions, StoreBuild
+from geneformer_jax.cells.store.cell_store import verify_store
 from geneformer_jax.cells.store.obs_columns import check_names
-from geneformer_jax.cells.tokenization.flags import (
-    define_count_flags,
-    quality_rules,
-    read_orthologs,
-)
-from geneformer_jax.cells.tokenization.tokenizer import Recipe, check_max_length, default_max_length
+from geneformer_jax.cells.tokenization.flags import define_count_flags, quality_rules
+from geneformer_jax.cells.tokenization.gene_ids import read_orthologs
+from geneformer_jax.cells.tokenization.tokenizer import TokenizerOptions, default_max_length
 from geneformer_jax.cells.tokenization.vocabulary import SYMBOL_POLICIES, GeneVocabulary
 from geneformer_jax.common import command_line
 from geneformer_jax.common.command_line import configuration, parse_shard
 from geneformer_jax.common.files import require_new_folder
-from geneformer_jax.common.progress import Progress
 
 FLAGS = flags.FLAGS
 
-
 define_count_flags()
-
-
 flags.DEFINE_string("vocabulary", "", "Folder written by build_vocabulary or convert.")
-
-
 flags.DEFINE_string("output", "", "Folder of the cell store.")
-
-
-flags.DEFINE_string("obs", "", "Per-cell columns to carry along, separated by commas.")
-
-
-flags.DEFINE_integer("max_length", 0, "Most tokens of a cell; 0: 2,048 for V1, 4,096 for V2.")
-
-
+flags.DEFINE_string("obs", "", "Obs columns to store with the cells, separated by commas.")
+flags.DEFINE_integer("max_length", 0, "Tokens of a cell at most; 0: 2,048 for V1, 4,096 for V2.")
 flags.DEFINE_string("orthologs", "", "Table (TSV or CSV) of gene id and gene id of the vocabulary.")
-
-
 flags.DEFINE_enum(
     "symbols", "mapping", SYMBOL_POLICIES, "Where ids that are no Ensembl ids are looked up: the "
     "vocabulary's mapping (as the original), also its gene names, or never.",
 )  # fmt: skip
-
-
 flags.DEFINE_bool("prefix_cell_ids", False, 'Put "<file name>|" in front of each cell id.')
-
-
 flags.DEFINE_bool("skip_bad_files", False, "Go on without files that cannot be used.")
-
-
 flags.DEFINE_string("shard", "", "i/n: take only every n-th file, starting from i (0 .. n-1).")
-
-
 flags.DEFINE_bool("finish", False, "Join what --shard processes have written.")
-
-
 flags.DEFINE_string("report", "", "New folder for a report on the store.")
-
-
 flags.DEFINE_bool("verify", False, "Only check the checksums of the store in --output.")
 
 
 def main() -> None:
     """Builds, continues, joins or verifies a cell store."""
     if FLAGS.verify:
-        _verify()
+        command_line.require("output")
+        verify_store(FLAGS.output)
         return
     command_line.require("counts", "vocabulary", "output")
     paths = expand_paths(FLAGS.counts)
@@ -87,52 +59,33 @@ def main() -> None:
     check_names(obs)
     if FLAGS.report:
         require_new_folder(FLAGS.report)
-    share = parse_shard(FLAGS.shard)
-    recipe = Recipe(
+    shard = parse_shard(FLAGS.shard)
+    options = TokenizerOptions(
         max_length=FLAGS.max_length or default_max_length(vocabulary),
         symbols=FLAGS.symbols,
         orthologs=read_orthologs(FLAGS.orthologs) if FLAGS.orthologs else None,
         quality=quality_rules(),
     )
-    check_max_length(recipe.max_length, vocabulary)
-    reading = builder.Reading(FLAGS.layer or None, FLAGS.gene_column or None, FLAGS.prefix_cell_ids)
+    counts = CountsOptions(FLAGS.layer or None, FLAGS.gene_column or None, FLAGS.prefix_cell_ids)
+    build = StoreBuild(Path(FLAGS.output), vocabulary, options, counts, obs)
     print(f"{len(paths)} files -> {FLAGS.output}; vocabulary {FLAGS.vocabulary}:")
     print(f"  {len(vocabulary.gene_ids):,} genes of {vocabulary.species}, {vocabulary.hash[:12]}")
-    build = builder.StoreBuild(Path(FLAGS.output), vocabulary, recipe, reading, obs)
     build.survey(paths, FLAGS.skip_bad_files)
-    for line in build.describe():
-        print(line)
     if build.is_complete():
         print(f"{FLAGS.output} is complete and holds all of these files: nothing to do")
-        _report(obs)
-        return
-    if not FLAGS.finish:
-        build.write(share, FLAGS.skip_bad_files)
-    if FLAGS.shard and not FLAGS.finish:
-        print(f"share {FLAGS.shard} is done; when all are, run the same command with --finish")
-        return
-    for line in build.finish(configuration(), FLAGS.skip_bad_files):
-        print(line)
-    _report(obs)
+    else:
+        if not FLAGS.finish:
+            build.write(shard, FLAGS.skip_bad_files)
+        if FLAGS.shard and not FLAGS.finish:
+            print(f"shard {FLAGS.shard} is done; when all are, run the same command with --finish")
+            return
+        build.finish(configuration(), FLAGS.skip_bad_files)
+    if FLAGS.report:
+        # matplotlib takes a second to import, which only a report should have to wait for.
+        from geneformer_jax.reporting.corpus_report import write_corpus_report
 
-
-def _report(obs: list[str]) -> None:
-    if not FLAGS.report:
-        return
-    # matplotlib takes a second to import, which only a report should have to wait for.
-    from geneformer_jax.reporting.corpus_report import write_corpus_report
-
-    write_corpus_report(FLAGS.output, FLAGS.report, obs)
-    print(f"{FLAGS.report}: report on the store, in report.html")
-
-
-def _verify() -> None:
-    command_line.require("output")
-    store = CellStore.open(FLAGS.output)
-    with Progress(len(store.shards), "verifying", "shards") as progress:
-        for _ in store.verify():
-            progress.advance(1)
-    print(f"{FLAGS.output}: {len(store.shards)} shards with {len(store):,} cells are as written")
+        write_corpus_report(FLAGS.output, FLAGS.report, obs)
+        print(f"{FLAGS.report}: report on the store, in report.html")
 
 
 if __name__ == "__main__":

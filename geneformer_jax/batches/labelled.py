@@ -2,31 +2,16 @@
 
 import functools
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import numpy as np
 
 from geneformer_jax.batches.loader import WHOLE, Share, pad_cells
 from geneformer_jax.batches.plan import MEGA_BATCH_MULTIPLIER, BatchPlan, BatchShape
-from geneformer_jax.cells.tokenization.vocabulary import GeneVocabulary
+from geneformer_jax.cells.store.cell_store import EncodedCells
 
 # Number of the class of what has none, as in the original.
 UNLABELLED = -100
-
-
-class Cells(Protocol):
-    """Tokenised cells: a CellStore, or anything that reads like one.
-
-    Attributes:
-      lengths: int32 [cells] tokens of each cell.
-      vocabulary: of the tokens.
-    """
-
-    lengths: np.ndarray
-    vocabulary: GeneVocabulary
-
-    def read(self, indices: np.ndarray) -> list[np.ndarray]:
-        """Returns the tokens of cells."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,7 +75,7 @@ class LabelledBatches:
 
     def __init__(
         self,
-        cells: Cells,
+        cells: EncodedCells,
         labelled: LabelledCells,
         learning: Learning,
         per_gene: bool,

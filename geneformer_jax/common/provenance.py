@@ -59,6 +59,11 @@ def write_provenance(folder: Path, story: Mapping[str, Any]) -> None:
     (folder / FILE_NAME).write_text(json.dumps(story, indent=2, default=str) + "\n")
 
 
+def read_provenance(folder: Path) -> dict[str, Any]:
+    """Returns what `write_provenance` wrote into `folder`."""
+    return json.loads((folder / FILE_NAME).read_text())
+
+
 @functools.cache
 def _package_versions() -> dict[str, str]:
     versions = {}

@@ -44,7 +44,7 @@ def for_each(
             pass
 
 
-def read_ahead(items: Generator[T]) -> Iterator[T]:
+def prefetch(items: Generator[T]) -> Iterator[T]:
     """Yields the items of a generator, the next of which is being made meanwhile.
 
     One item is ahead at a time, so that memory holds two. An error comes where the item would have.

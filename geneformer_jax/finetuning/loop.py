@@ -19,7 +19,8 @@ import pandas as pd
 from flax import traverse_util
 from jax.sharding import Mesh
 
-from geneformer_jax.batches.labelled import Cells, LabelledBatches, LabelledCells
+from geneformer_jax.batches.labelled import LabelledBatches, LabelledCells
+from geneformer_jax.cells.store.cell_store import EncodedCells
 from geneformer_jax.common.files import atomic_write, remove
 from geneformer_jax.common.log import logger
 from geneformer_jax.common.provenance import describe_run
@@ -115,7 +116,7 @@ class FoldRun:
         return self.setup.config
 
     @property
-    def store(self) -> Cells:
+    def store(self) -> EncodedCells:
         """All cells of the task."""
         return self.setup.cells
 

@@ -9,13 +9,13 @@ import jax
 import numpy as np
 
 from geneformer_jax.batches.labelled import (
-    Cells,
     LabelledBatches,
     LabelledCells,
     Learning,
     balanced_weights,
 )
 from geneformer_jax.batches.plan import BatchShape, choose_buckets, shape_batches
+from geneformer_jax.cells.store.cell_store import EncodedCells
 from geneformer_jax.cells.tokenization.vocabulary import GeneVocabulary
 from geneformer_jax.common.errors import InputError
 from geneformer_jax.finetuning.classification.task import FoldData
@@ -56,7 +56,7 @@ class Task(Protocol):
     name: str
     unit: str
     classes: tuple[str, ...]
-    cells: Cells
+    cells: EncodedCells
     split: FoldedSplit
 
     def fold_data(self, fold: int) -> FoldData:
@@ -80,7 +80,7 @@ class FinetuneSetup:
     """
 
     config: FinetuneConfig
-    cells: Cells
+    cells: EncodedCells
     head: HeadConfig
     compiled: CompiledSteps
     trainable: Params
@@ -247,7 +247,7 @@ def _check_model(model: PretrainedModel, vocabulary: GeneVocabulary, head: HeadC
         )
 
 
-def _shape(cells: Cells, encoder: EncoderConfig, config: FinetuneConfig) -> BatchShape:
+def _shape(cells: EncodedCells, encoder: EncoderConfig, config: FinetuneConfig) -> BatchShape:
     lengths, data = np.asarray(cells.lengths), config.data
     if data.packing:
         raise InputError("--config.data.packing is for pretraining; set it to False")

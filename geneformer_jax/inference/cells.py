@@ -13,7 +13,11 @@ from geneformer_jax.cells.counts.anndata_source import AnnDataSource
 from geneformer_jax.cells.counts.open import open_counts
 from geneformer_jax.cells.counts.paths import is_counts
 from geneformer_jax.cells.store.cell_store import CellStore, EncodedCells
-from geneformer_jax.cells.tokenization.tokenizer import Recipe, default_max_length, tokenize_source
+from geneformer_jax.cells.tokenization.tokenizer import (
+    TokenizerOptions,
+    default_max_length,
+    tokenize_source,
+)
 from geneformer_jax.cells.tokenization.vocabulary import GeneVocabulary
 from geneformer_jax.common.errors import InputError, did_you_mean
 from geneformer_jax.model.pretrained import PretrainedModel
@@ -83,7 +87,7 @@ def open_cells(
     longest = min(default_max_length(model.vocabulary), model.config.positions)
     if whole:
         longest = model.vocabulary.size
-    return tokenize_source(source, model.vocabulary, Recipe(max_length=longest))
+    return tokenize_source(source, model.vocabulary, TokenizerOptions(max_length=longest))
 
 
 def select_cells(

@@ -15,7 +15,7 @@ _MAIN, _REFERENCE = PALETTE[11], PALETTE[8]
 _BARS = 25
 _LABEL_WIDTH = 36
 _LENGTH_BINS = 64
-# Genes found in more than so many cells of Genecorpus-30M.
+# Number of cells of Genecorpus-30M -> number of genes found in at least as many.
 _GENECORPUS_DETECTIONS = {1: 25_424, 101: 22_735, 1_001: 21_167}
 
 
@@ -34,8 +34,10 @@ def bar_figure(counts: pd.Series, unit: str = "cells") -> Figure:
     positions = np.arange(len(shown))
     colours = [MISSING_COLOUR if each else _MAIN for each in grey]
     bars = axes.barh(positions, shown.to_numpy(), color=colours, height=0.72)
-    share = shown / max(counts.sum(), 1)
-    axes.bar_label(bars, [f"{n:,} ({s:.1%})" for n, s in zip(shown, share, strict=True)], padding=4)
+    fraction = shown / max(counts.sum(), 1)
+    axes.bar_label(
+        bars, [f"{n:,} ({s:.1%})" for n, s in zip(shown, fraction, strict=True)], padding=4
+    )
     axes.set_yticks(positions, labels)
     axes.invert_yaxis()
     axes.margins(x=0.25, y=0.01)
@@ -72,7 +74,7 @@ def length_figure(summary: CorpusSummary) -> Figure:
 
 
 def detection_figure(summary: CorpusSummary) -> Figure:
-    """Draws how many genes are found in at least so many cells, beside Genecorpus-30M."""
+    """Draws the number of genes found in at least n cells, beside Genecorpus-30M."""
     found = np.sort(summary.cells_per_gene[summary.cells_per_gene > 0])
     cells, first = np.unique(found, return_index=True)
     genes = len(found) - first
@@ -89,7 +91,7 @@ def detection_figure(summary: CorpusSummary) -> Figure:
         label="Genecorpus-30M (27.4 million cells)",
     )
     axes.set_xscale("log")
-    axes.set(xlabel="cells", ylabel="genes found in at least so many cells", ylim=(0, None))
+    axes.set(xlabel="cells", ylabel="genes found in at least that many cells", ylim=(0, None))
     axes.xaxis.set_major_formatter("{x:,.0f}")
     axes.yaxis.set_major_formatter("{x:,.0f}")
     axes.grid(axis="y", color="#e3e6ec", lw=0.8)

@@ -9,9 +9,9 @@ from matplotlib.figure import Figure
 from geneformer_jax.cells.store.cell_store import CellStore
 from geneformer_jax.cells.tokenization.vocabulary import GeneVocabulary
 from geneformer_jax.common.files import atomic_write, require_new_folder, slug
-from geneformer_jax.common.provenance import describe_run, write_provenance
+from geneformer_jax.common.provenance import describe_run, read_provenance, write_provenance
 from geneformer_jax.reporting import corpus_figures
-from geneformer_jax.reporting.corpus_summary import CorpusSummary, store_story, summarise_corpus
+from geneformer_jax.reporting.corpus_summary import CorpusSummary, summarise_corpus
 from geneformer_jax.reporting.figures import save_figure
 from geneformer_jax.reporting.html import Report
 
@@ -35,9 +35,9 @@ Show = Callable[[str, Figure, str], None]
 
 
 def write_corpus_report(
-    folder: Path | str, output: Path | str, group_by: Sequence[str] = ()
+    folder: Path | str, output: Path | str, groupby: Sequence[str] = ()
 ) -> CorpusSummary:
-    """Writes what a cell store holds as a folder with report.html, figures and a table of genes.
+    """Summarises a cell store in a folder with report.html, figures and a table of genes.
 
     The folder holds `report.html` (self-contained), `figures/*.png` and `.pdf`, `genes.parquet`
     (gene_id, symbol, cells) and `provenance.json`.
@@ -45,25 +45,25 @@ def write_corpus_report(
     Args:
       folder: a complete cell store.
       output: a new folder.
-      group_by: obs columns to show the cells by, such as "tissue".
+      groupby: obs columns to show the cells by, such as "tissue".
 
     Raises:
       InputError: as `summarise_corpus`, or `output` holds other files.
     """
     output = require_new_folder(output)
     store = CellStore.open(folder)
-    summary = summarise_corpus(folder, group_by)
+    summary = summarise_corpus(folder, groupby)
     genes = _gene_table(summary, store.vocabulary)
-    configuration = {"store": store.folder, "output": output, "group_by": list(group_by)}
+    configuration = {"store": store.folder, "output": output, "groupby": list(groupby)}
     counts = {"cells": summary.cells, "genes_found": int((genes["cells"] > 0).sum())}
-    story = describe_run("corpus_report", configuration, [store.folder], counts)
+    provenance = describe_run("corpus_report", configuration, [store.folder], counts)
     with atomic_write(output) as aside:
         (aside / FIGURES).mkdir(parents=True)
         genes.to_parquet(aside / GENES, index=False)
         report = _build_report(summary, genes, store, aside / FIGURES)
-        write_provenance(aside, story)
+        write_provenance(aside, provenance)
         report.files(aside.iterdir())
-        report.provenance({"report": story, "store": store_story(store)})
+        report.provenance({"report": provenance, "store": read_provenance(store.folder)})
         report.write(aside / REPORT)
     return summary
 
@@ -78,7 +78,7 @@ def comparison_table(summary: CorpusSummary) -> pd.DataFrame:
         f"{summary.cells:,}",
         f"{lost:.1%}",
         f"{_at_least(summary)}{summary.covered:.1%} (of {summary.max_length:,})",
-        *(f"{(found > least).sum():,}" for least in (0, 100, 1000)),
+        *(f"{(found > cells).sum():,}" for cells in (0, 100, 1000)),
         f"{summary.median_detection:,.0f}",
     ]
     table = {"measure": list(GENECORPUS_30M), "this corpus": ours}
@@ -133,7 +133,7 @@ def _show_cells(report: Report, show: Show, summary: CorpusSummary) -> None:
         caption = f"Cells by {name}."
         show(f"cells_per_{slug(name)}", corpus_figures.bar_figure(values), caption)
         table = pd.DataFrame({name: values.index, "cells": values.to_numpy()})
-        table["share (%)"] = 100 * table["cells"] / summary.cells
+        table["percent of cells"] = 100 * table["cells"] / summary.cells
         report.table(table, f"Cells by {name}, in numbers.")
     report.section("Quality control")
     lost = pd.Series({"kept": summary.cells, **summary.dropped})
@@ -163,6 +163,6 @@ def _show_genes(report: Report, show: Show, summary: CorpusSummary, genes: pd.Da
         f"A gene counts as found in a cell if it is among the cell's {summary.max_length:,} "
         f"highest-ranked tokens. {missing:,} of {len(genes):,} genes are found in no cell.",
     )
-    caption = "Genes found in at least so many cells."
+    caption = "Genes found in at least that many cells."
     show("genes_by_cells", corpus_figures.detection_figure(summary), caption)
     report.table(genes, "Genes by the number of cells they are found in.", whole_in=GENES)

@@ -1,6 +1,5 @@
 """What a corpus of tokenised cells holds, counted in bounded memory."""
 
-import json
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ from geneformer_jax.cells.store.cell_store import OBS, CellStore
 from geneformer_jax.common.errors import InputError, did_you_mean
 from geneformer_jax.common.numba_jit import compiled
 from geneformer_jax.common.progress import Progress
-from geneformer_jax.common.provenance import FILE_NAME
+from geneformer_jax.common.provenance import read_provenance
 
 NO_VALUE = "no value"
 _CELLS_PER_BATCH = 4096
@@ -51,12 +50,12 @@ class CorpusSummary:
 
     @property
     def max_length(self) -> int:
-        """Most tokens that a cell of this corpus can have."""
+        """Maximal number of tokens of a cell."""
         return len(self.length_counts) - 1
 
     @property
     def covered(self) -> float:
-        """Share of cells all of whose genes fit into the context; see `covered_exactly`."""
+        """Fraction of cells all of whose genes fit into the context; see `covered_exactly`."""
         return self.covered_cells / self.cells
 
     @property
@@ -66,22 +65,22 @@ class CorpusSummary:
         return float(np.median(found))
 
 
-def summarise_corpus(folder: Path | str, group_by: Sequence[str] = ()) -> CorpusSummary:
+def summarise_corpus(folder: Path | str, groupby: Sequence[str] = ()) -> CorpusSummary:
     """Counts what a cell store holds; memory does not grow with the number of cells.
 
     Args:
       folder: a complete cell store.
-      group_by: obs columns to count the values of, such as "tissue".
+      groupby: obs columns to count the values of, such as "tissue".
 
     Raises:
-      InputError: no complete store, or it does not carry a column of `group_by`.
+      InputError: no complete store, or it does not hold a column of `groupby`.
     """
     store = CellStore.open(folder)
-    _require_columns(store, group_by)
-    story = store_story(store)["counts"]
+    _require_columns(store, groupby)
+    counts = read_provenance(store.folder)["counts"]
     sources = [
         (source["path"], source["cells_in_file"], source["cells"], sum(source["dropped"].values()))
-        for source in story["sources"]
+        for source in counts["sources"]
     ]
     length_counts = np.bincount(store.lengths, minlength=store.max_length + 1)
     covered = int(length_counts[:-1].sum())
@@ -90,30 +89,25 @@ def summarise_corpus(folder: Path | str, group_by: Sequence[str] = ()) -> Corpus
         covered = int((store.n_genes <= room).sum())
     return CorpusSummary(
         cells=len(store),
-        cells_in_files=story["cells_in_files"],
-        dropped=story["dropped"],
+        cells_in_files=counts["cells_in_files"],
+        dropped=counts["dropped"],
         sources=pd.DataFrame(sources, columns=["path", "cells_in_file", "cells", "dropped"]),
         length_counts=length_counts,
         covered_cells=covered,
         covered_exactly=store.n_genes is not None,
         cells_per_gene=_count_cells_per_gene(store),
-        groups={name: _count_values(store, name) for name in group_by},
+        groups={name: _count_values(store, name) for name in groupby},
     )
 
 
-def store_story(store: CellStore) -> dict[str, Any]:
-    """How a store came to be; see `common.provenance`."""
-    return json.loads((store.folder / FILE_NAME).read_text())
-
-
 def _require_columns(store: CellStore, names: Sequence[str]) -> None:
-    carried = [name for name in pq.read_schema(store.folder / OBS).names if name != "cell_id"]
+    known = [name for name in pq.read_schema(store.folder / OBS).names if name != "cell_id"]
     for name in names:
-        if name not in carried:
-            listed = ", ".join(carried) or "none"
+        if name not in known:
+            listed = ", ".join(known) or "none"
             raise InputError(
-                f'{store.folder} carries no column "{name}"{did_you_mean(name, carried)}; it '
-                f"carries {listed}; name one of them, or tokenise again with --obs={name}"
+                f'{store.folder} has no obs column "{name}"{did_you_mean(name, known)}; it '
+                f"has {listed}; name one of them, or tokenise again with --obs={name}"
             )
 
 

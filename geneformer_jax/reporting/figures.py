@@ -55,7 +55,7 @@ STYLE = {
 
 
 def new_figure(width: float, height: float) -> Figure:
-    """Returns an empty figure of so many inches; make it within `rc_context(STYLE)`."""
+    """Returns an empty figure, sized in inches; make it within `rc_context(STYLE)`."""
     figure = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(figure)
     return figure
@@ -114,7 +114,7 @@ def umap_figure(positions: np.ndarray, values: pd.Series, title: str = "") -> Fi
       title: above the axes.
 
     Raises:
-      InputError: more categories than a reader could tell apart.
+      InputError: more categories than a reader can distinguish.
     """
     if len(values) != len(positions):
         raise InputError(f"{len(values)} values for {len(positions)} cells; they must match")
@@ -226,7 +226,7 @@ def categories(values: pd.Series) -> tuple[np.ndarray, Sequence[str]]:
     if len(names) > _MAX_CATEGORIES:
         raise InputError(
             f"column {values.name} has {len(names):,} different values, but at most "
-            f"{_MAX_CATEGORIES} can be told apart in a figure; name another column"
+            f"{_MAX_CATEGORIES} can be distinguished in a figure; name another column"
         )
     return values.cat.codes.to_numpy(), names
 

@@ -200,12 +200,12 @@ def test_a_file_that_is_something_else(suffix, tmp_path):
 
 
 @pytest.mark.parametrize("kind", [kind for kind in WRITERS if not kind.startswith("zarr")])
-@pytest.mark.parametrize("share", [0.2, 0.7, 0.99])
-def test_truncated_files(kind, share, tmp_path):
+@pytest.mark.parametrize("fraction", [0.2, 0.7, 0.99])
+def test_truncated_files(kind, fraction, tmp_path):
     path = WRITERS[kind](example_cells(), tmp_path)
     file = path if path.is_file() else next(f for f in path.iterdir() if "matrix.mtx" in f.name)
     data = file.read_bytes()
-    file.write_bytes(data[: int(share * len(data))])
+    file.write_bytes(data[: int(fraction * len(data))])
     assert str(path) in refusal(lambda: read(path))
 
 

@@ -36,7 +36,7 @@ def read_whole(source, cells_per_batch=4096):
 @pytest.fixture
 def tiny_budgets(monkeypatch):
     """Every limit so low that small files need many pieces, buckets, blocks and batches."""
-    monkeypatch.setattr(matrix, "MOST_ENTRIES", 100)
+    monkeypatch.setattr(matrix, "MAX_ENTRIES", 100)
     monkeypatch.setattr(matrix, "_PIECE_ENTRIES", 64)
     monkeypatch.setattr(matrix, "_DENSE_BLOCK", 400)
     monkeypatch.setattr(matrix, "_LARGEST_DENSE_BLOCK", 2000)

@@ -111,7 +111,7 @@ def test_explicit_zeros_are_no_expression():
 
 
 def test_more_cells_than_a_bin_can_count_are_refused(monkeypatch):
-    monkeypatch.setattr(medians_module, "_LARGEST_COUNT", 3)
+    monkeypatch.setattr(medians_module, "_MAX_CELLS", 3)
     dense = np.ones((4, 1), np.int32)
     with pytest.raises(OverflowError, match="more than 3 cells"):
         collect(dense, np.ones(4))

@@ -3,14 +3,16 @@
 import numpy as np
 import pytest
 
-from geneformer_jax.cells.store.builder import Reading, StoreBuild
-from geneformer_jax.cells.tokenization.tokenizer import Recipe
+from geneformer_jax.cells.store.builder import CountsOptions, StoreBuild
+from geneformer_jax.cells.tokenization.tokenizer import TokenizerOptions
 from geneformer_jax.common.errors import InputError
 from tests.helpers.toy import toy_cells, toy_vocabulary
 
 
 def build(folder):
-    return StoreBuild(folder, toy_vocabulary(), Recipe(max_length=2_048), Reading(), [])
+    return StoreBuild(
+        folder, toy_vocabulary(), TokenizerOptions(max_length=2_048), CountsOptions(), []
+    )
 
 
 @pytest.fixture
@@ -43,5 +45,5 @@ def test_finished_sources_are_kept(files, tmp_path):
     again = build(tmp_path / "store")
     again.survey([good])
     again.write()
-    summary, *_ = again.finish({})
-    assert summary.endswith("20 of 20 cells")
+    counts = again.finish({})
+    assert (counts["cells"], counts["cells_in_files"]) == (20, 20)

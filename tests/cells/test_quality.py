@@ -10,7 +10,7 @@ from geneformer_jax.cells.counts.anndata_source import AnnDataSource
 from geneformer_jax.cells.counts.open import open_counts
 from geneformer_jax.cells.tokenization.quality_control import (
     HUMAN_MITOCHONDRIAL_IDS,
-    CellMeasures,
+    QualityMeasures,
     QualityRules,
     judge,
     measure,
@@ -44,8 +44,8 @@ def test_measures_equal_those_of_one_cell_at_a_time(adata, repeated):
         assert measures.detected[cell] == len(
             {t for t, n in zip(tokens, row, strict=True) if n} - {-1}
         )
-        share = (row[0] + row[1]) / total if total else 0.0
-        assert measures.mitochondrial[cell] == pytest.approx(share, abs=1e-15)
+        fraction = (row[0] + row[1]) / total if total else 0.0
+        assert measures.mitochondrial[cell] == pytest.approx(fraction, abs=1e-15)
     assert measures.detected.dtype == np.int32
 
 
@@ -69,26 +69,26 @@ def test_mitochondrial_genes_of_real_cells_agree_with_their_symbols(data_dir):
 
 
 def measures_of(totals, mitochondrial, detected):
-    shares = None if mitochondrial is None else np.array(mitochondrial, float)
-    return CellMeasures(np.array(totals, float), shares, np.array(detected, np.int32))
+    fractions = None if mitochondrial is None else np.array(mitochondrial, float)
+    return QualityMeasures(np.array(totals, float), fractions, np.array(detected, np.int32))
 
 
 def test_each_rule_drops_its_own_and_a_cell_counts_once():
     rng = np.random.default_rng(5)
     totals = rng.normal(1000, 10, 100)
-    shares = rng.normal(0.05, 0.001, 100)
+    fractions = rng.normal(0.05, 0.001, 100)
     detected = np.full(100, 500)
     totals[3] = 3000
-    shares[[3, 7]] = 0.9
+    fractions[[3, 7]] = 0.9
     detected[11], detected[12] = 6, 7
     obs = pd.DataFrame(index=[f"c{n}" for n in range(100)])
-    verdict = judge(QualityRules(), obs, measures_of(totals, shares, detected))
+    verdict = judge(QualityRules(), obs, measures_of(totals, fractions, detected))
     assert np.flatnonzero(~verdict.keep).tolist() == [3, 7, 11]
     assert list(verdict.dropped.values()) == [1, 1, 1]
     assert verdict.skipped == ()
     for off, kept in [("total_sd", []), ("mitochondrial_sd", [7]), ("min_genes", [11])]:
         rules = QualityRules(**{off: None})
-        verdict = judge(rules, obs, measures_of(totals, shares, detected))
+        verdict = judge(rules, obs, measures_of(totals, fractions, detected))
         assert sorted({3, 7, 11} - set(np.flatnonzero(~verdict.keep))) == kept
         assert len(verdict.dropped) == 2
 

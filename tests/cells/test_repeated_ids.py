@@ -38,7 +38,7 @@ def refuse(**files):
     found = RepeatedIds()
     for name, ids in files.items():
         found.add(name, parts(ids))
-    found.refuse()
+    found.check()
 
 
 def test_distinct_ids_pass(way):
@@ -66,7 +66,7 @@ def test_a_file_that_failed_while_it_was_read_does_not_count(way):
     with pytest.raises(InputError, match="damaged"):
         found.add("broken", broken)
     found.add("whole", parts(names("ABC", 9)))
-    found.refuse()
+    found.check()
 
 
 def test_a_full_disk_is_told(monkeypatch):

@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
-from geneformer_jax.cells.store.builder import Reading, StoreBuild
+from geneformer_jax.cells.store.builder import CountsOptions, StoreBuild
 from geneformer_jax.cells.store.cell_store import CellStore
 from geneformer_jax.cells.tokenization.flags import parse_exclusions
-from geneformer_jax.cells.tokenization.tokenizer import NO_GENE, Recipe
+from geneformer_jax.cells.tokenization.tokenizer import NO_GENE, TokenizerOptions
 from geneformer_jax.cells.tokenization.vocabulary import GeneVocabulary
 from geneformer_jax.common.command_line import parse_shard, shard_of
 from geneformer_jax.common.errors import InputError
@@ -126,15 +126,15 @@ def test_a_total_of_zero(files, tmp_path, door, vocabulary):
     assert "left out, no gene of the vocabulary: 1" in said
 
 
-def test_a_vocabulary_measured_in_shares_is_the_same(files, tmp_path, door):
+def test_a_vocabulary_measured_in_shards_is_the_same(files, tmp_path, door):
     arguments = ("--counts=counts", "--quality=paper")
     whole = door("build_vocabulary", *arguments, "--output=whole")
     shared = (*arguments, "--output=shared")
     said = door("build_vocabulary", *shared, "--finish", fails=True)
-    assert "holds no share" in said
+    assert "holds no shard" in said
     door("build_vocabulary", *shared, "--shard=1/2")
     said = door("build_vocabulary", *shared, "--finish", fails=True)
-    assert "1 of 2 shares are not measured yet; run --shard=0/2" in said
+    assert "1 of 2 shards are not measured yet; run --shard=0/2" in said
     door("build_vocabulary", "--counts=counts", "--output=shared", "--shard=0/2")
     said = door("build_vocabulary", *shared, "--finish", fails=True)
     assert "0-of-2.npz was measured on other files or with other options" in said
@@ -143,7 +143,7 @@ def test_a_vocabulary_measured_in_shares_is_the_same(files, tmp_path, door):
     joined = door("build_vocabulary", *shared, "--finish")
     assert joined.splitlines()[1:-1] == whole.splitlines()[1:-1]
     assert GeneVocabulary.load("shared").hash == GeneVocabulary.load("whole").hash
-    assert not (tmp_path / "shared.shares").exists()
+    assert not (tmp_path / "shared.shards").exists()
 
 
 @pytest.mark.parametrize(
@@ -181,22 +181,22 @@ def test_a_killed_run_goes_on(tmp_path, files, vocabulary):
 # Many files, many processes
 
 
-def test_shares_of_the_files_join_to_the_same_store(tmp_path, files, vocabulary):
+def test_shards_of_the_files_join_to_the_same_store(tmp_path, files, vocabulary):
     whole, _ = build(tmp_path / "whole", files, vocabulary, ["cell_type"])
     parts = tmp_path / "parts"
-    build(parts, files, vocabulary, ["cell_type"], share=(1, 2), finish=False)
+    build(parts, files, vocabulary, ["cell_type"], shard=(1, 2), finish=False)
     with pytest.raises(InputError, match=r"2 of 3 files are not tokenised yet.*a\.h5ad"):
-        build(parts, files, vocabulary, ["cell_type"], share=(1, 2))
+        build(parts, files, vocabulary, ["cell_type"], shard=(1, 2))
     with pytest.raises(InputError, match="not complete"):
         CellStore.open(parts)
-    build(parts, files, vocabulary, ["cell_type"], share=(0, 2), finish=False)
-    joined, _ = build(parts, files, vocabulary, ["cell_type"], share=(0, 2))
+    build(parts, files, vocabulary, ["cell_type"], shard=(0, 2), finish=False)
+    joined, _ = build(parts, files, vocabulary, ["cell_type"], shard=(0, 2))
     same_stores(joined, whole)
 
 
 def test_a_finished_file_is_not_read_again(tmp_path, files, vocabulary):
     store = tmp_path / "store"
-    build(store, files, vocabulary, share=(0, 2), finish=False)
+    build(store, files, vocabulary, shard=(0, 2), finish=False)
     written = {path: path.stat().st_mtime_ns for path in store.glob("sources/*/source.json")}
     assert len(written) == 2
     build(store, files, vocabulary)
@@ -206,11 +206,11 @@ def test_a_finished_file_is_not_read_again(tmp_path, files, vocabulary):
 def test_files_may_be_added_to_a_complete_store(tmp_path, files, vocabulary):
     first, _ = build(tmp_path / "store", files[1:], vocabulary, ["donor"])
     shards = {shard.path: shard.path.stat().st_mtime_ns for shard in first.shards}
-    added, said = build(tmp_path / "store", files[:1], vocabulary, ["donor"])
+    added, counts = build(tmp_path / "store", files[:1], vocabulary, ["donor"])
     assert {path: path.stat().st_mtime_ns for path in shards} == shards
     whole, _ = build(tmp_path / "whole", [*files[1:], files[0]], vocabulary, ["donor"])
     same_stores(added, whole)
-    assert "84 of 87 cells" in said[0]
+    assert (counts["cells"], counts["cells_in_files"]) == (84, 87)
 
 
 def test_a_bad_file_is_skipped_only_if_asked(tmp_path, files, vocabulary):
@@ -224,17 +224,17 @@ def test_a_bad_file_is_skipped_only_if_asked(tmp_path, files, vocabulary):
         build(tmp_path / "store", paths, vocabulary)
     assert not (tmp_path / "store").exists()
     # Those counts are only seen while they are read; the process that joins must know of it too.
-    for share in ((0, 2), (1, 2)):
-        build(tmp_path / "store", paths, vocabulary, share=share, skip=True, finish=False)
-    run = StoreBuild(tmp_path / "store", vocabulary, Recipe(2048), Reading(), [])
+    for shard in ((0, 2), (1, 2)):
+        build(tmp_path / "store", paths, vocabulary, shard=shard, skip=True, finish=False)
+    run = StoreBuild(tmp_path / "store", vocabulary, TokenizerOptions(2048), CountsOptions(), [])
     run.survey(paths, skip_bad_files=True)
-    said = "\n".join(run.finish({}, skip_bad_files=True))
-    assert "SKIPPED" in said and "bb.h5ad" in said and "bc.h5ad" in said
+    skipped = run.finish({}, skip_bad_files=True)["skipped_files"]
+    assert sorted(Path(path).name for path in skipped) == ["bb.h5ad", "bc.h5ad"]
     store = CellStore.open(tmp_path / "store")
     whole, _ = build(tmp_path / "whole", files, vocabulary)
     same_stores(store, whole)
-    skipped = json.loads((store.folder / "provenance.json").read_text())["counts"]["skipped_files"]
-    assert sorted(Path(path).name for path in skipped) == ["bb.h5ad", "bc.h5ad"]
+    story = json.loads((store.folder / "provenance.json").read_text())
+    assert story["counts"]["skipped_files"] == skipped
 
 
 def test_no_usable_file_at_all(tmp_path, vocabulary):
@@ -286,7 +286,7 @@ def test_columns_of_other_types_are_kept_in_a_common_one(tmp_path, files, vocabu
 # What flags mean
 
 
-def test_shares():
+def test_shard_flags():
     assert parse_shard("") == (0, 1) and parse_shard("2/3") == (2, 3)
     assert shard_of("abcdefg", (1, 3)) == ["b", "e"]
     for text in ("3/3", "1", "a/b", "1/0", "-1/3", "1/2/3"):

@@ -3,7 +3,11 @@
 import pytest
 
 from geneformer_jax.cells.counts.anndata_source import AnnDataSource
-from geneformer_jax.cells.tokenization.tokenizer import Recipe, TokenizedCells, tokenize_source
+from geneformer_jax.cells.tokenization.tokenizer import (
+    TokenizedCells,
+    TokenizerOptions,
+    tokenize_source,
+)
 from geneformer_jax.finetuning.classification.baselines import (
     RANKS,
     SVM,
@@ -41,7 +45,7 @@ def tokenized(data_dir):
 
     def tokenize(name: str, every: int) -> TokenizedCells:
         adata = ad.read_h5ad(data_dir / "cells" / f"{name}.h5ad")[::every].copy()
-        return tokenize_source(AnnDataSource(adata), vocabulary, Recipe(max_length=2_048))
+        return tokenize_source(AnnDataSource(adata), vocabulary, TokenizerOptions(max_length=2_048))
 
     return tokenize
 

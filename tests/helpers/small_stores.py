@@ -3,9 +3,9 @@
 import numpy as np
 import pandas as pd
 
-from geneformer_jax.cells.store.builder import Reading, StoreBuild
+from geneformer_jax.cells.store.builder import CountsOptions, StoreBuild
 from geneformer_jax.cells.store.cell_store import CellStore
-from geneformer_jax.cells.tokenization.tokenizer import Recipe
+from geneformer_jax.cells.tokenization.tokenizer import TokenizerOptions
 from tests.helpers.count_files import example_cells
 
 
@@ -15,15 +15,15 @@ def cells(seed=0, name="c", **options):
     return adata
 
 
-def build(folder, paths, vocabulary, obs=(), share=(0, 1), skip=False, finish=True, **options):
-    """What the door does, without a process of its own."""
-    reading = Reading(prefix_cell_ids=options.pop("prefix_cell_ids", False))
-    recipe = Recipe(max_length=options.pop("max_length", 2048), **options)
-    run = StoreBuild(folder, vocabulary, recipe, reading, list(obs))
+def build(folder, paths, vocabulary, obs=(), shard=(0, 1), skip=False, finish=True, **options):
+    """What the command does, without a process of its own; returns the store and its counts."""
+    counts = CountsOptions(prefix_cell_ids=options.pop("prefix_cell_ids", False))
+    options = TokenizerOptions(max_length=options.pop("max_length", 2048), **options)
+    run = StoreBuild(folder, vocabulary, options, counts, list(obs))
     run.survey(paths, skip)
-    run.write(share, skip)
-    said = list(run.finish({}, skip)) if finish else []
-    return CellStore.open(folder) if finish else None, said
+    run.write(shard, skip)
+    counts = run.finish({}, skip) if finish else {}
+    return CellStore.open(folder) if finish else None, counts
 
 
 def same_stores(one, other):

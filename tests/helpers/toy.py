@@ -8,9 +8,9 @@ import numpy as np
 import pandas as pd
 from scipy import sparse
 
-from geneformer_jax.cells.store.builder import Reading, StoreBuild
+from geneformer_jax.cells.store.builder import CountsOptions, StoreBuild
 from geneformer_jax.cells.store.cell_store import CellStore
-from geneformer_jax.cells.tokenization.tokenizer import Recipe
+from geneformer_jax.cells.tokenization.tokenizer import TokenizerOptions
 from geneformer_jax.cells.tokenization.vocabulary import GeneVocabulary
 from geneformer_jax.model.config import EncoderConfig
 from geneformer_jax.model.encoder import init_params
@@ -57,8 +57,8 @@ def make_store(
     """Tokenises `adata` into a store at `folder`."""
     source = folder.with_name(folder.name + ".h5ad")
     adata.write_h5ad(source)
-    build = StoreBuild(folder, vocabulary, Recipe(max_length=2_048), Reading(), obs)
+    build = StoreBuild(folder, vocabulary, TokenizerOptions(max_length=2_048), CountsOptions(), obs)
     build.survey([source])
     build.write()
-    list(build.finish({}))
+    build.finish({})
     return CellStore.open(folder)

@@ -10,10 +10,10 @@ import pytest
 from matplotlib.image import imread
 from scipy import sparse
 
-from geneformer_jax.cells.store.builder import Reading, StoreBuild
+from geneformer_jax.cells.store.builder import CountsOptions, StoreBuild
 from geneformer_jax.cells.store.cell_store import CellStore
 from geneformer_jax.cells.tokenization.quality_control import QualityRules
-from geneformer_jax.cells.tokenization.tokenizer import Recipe
+from geneformer_jax.cells.tokenization.tokenizer import TokenizerOptions
 from geneformer_jax.cells.tokenization.vocabulary import V2_SPECIAL_TOKENS, GeneVocabulary
 from geneformer_jax.common.errors import InputError
 from geneformer_jax.interop.store_exchange import dataset_to_store
@@ -34,8 +34,8 @@ def vocabulary() -> GeneVocabulary:
 def counts_of(seed: int, cells: int) -> np.ndarray:
     """Cells of very different numbers of genes; the last gene is in none of them."""
     rng = np.random.default_rng(seed)
-    shares = rng.random((cells, 1))
-    counts = (rng.random((cells, GENES)) < shares) * rng.integers(1, 9, (cells, GENES))
+    fractions = rng.random((cells, 1))
+    counts = (rng.random((cells, GENES)) < fractions) * rng.integers(1, 9, (cells, GENES))
     counts[:, -1] = 0
     counts[0] = 0
     return counts
@@ -53,11 +53,11 @@ def corpus(tmp_path_factory) -> tuple[Path, dict[str, np.ndarray]]:
         data = ad.AnnData(sparse.csr_matrix(matrix.astype(np.float32)), obs, var)
         data.write_h5ad(folder / f"{name}.h5ad")
     rules = QualityRules(total_sd=None, mitochondrial_sd=None, min_genes=3)
-    recipe = Recipe(max_length=LIMIT, quality=rules)
-    build = StoreBuild(folder / "store", vocabulary(), recipe, Reading(), ["tissue"])
+    recipe = TokenizerOptions(max_length=LIMIT, quality=rules)
+    build = StoreBuild(folder / "store", vocabulary(), recipe, CountsOptions(), ["tissue"])
     build.survey([folder / f"{name}.h5ad" for name in FILES])
     build.write()
-    list(build.finish({}))
+    build.finish({})
     return folder / "store", counts
 
 

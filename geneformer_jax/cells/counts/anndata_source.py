@@ -12,16 +12,16 @@ import zarr
 from scipy import sparse
 
 from geneformer_jax.cells.counts.dataframes import (
+    check_no_pickle,
     column_shape,
     index_name,
     read_column,
     read_texts,
-    refuse_pickle,
     require_chunks,
     rows_per_chunk,
     table_columns,
 )
-from geneformer_jax.cells.counts.file_errors import reading, require_survivable_texts
+from geneformer_jax.cells.counts.file_errors import explain_damage, require_survivable_texts
 from geneformer_jax.cells.counts.matrix import (
     CompressedColumns,
     CompressedRows,
@@ -52,7 +52,7 @@ class AnnDataFileSource(MatrixSource):
         self.path = path
         self.kind = "zarr AnnData" if path.is_dir() else "h5ad"
         self._layer = layer
-        with reading(self.path, self.kind), self._root() as root:
+        with explain_damage(self.path, self.kind), self._root() as root:
             self.matrix_name = self._matrix_path(root)
             self._set_cells(root["obs"])
             self._set_genes(table_columns(root[self._genes_path()]), gene_column)
@@ -207,7 +207,7 @@ def _layer_remedy(others: list[str]) -> str:
 
 def _open_matrix(node: Mapping | h5py.Dataset | zarr.Array, name: str) -> Rows | Pieces:
     """A matrix element as AnnData writes it: a group for CSR and CSC, an array for dense."""
-    refuse_pickle(node, name)
+    check_no_pickle(node, name)
     if not hasattr(node, "keys"):
         if len(node.shape) != 2:
             raise InputError(f"{name}: has {len(node.shape)} dimensions, but a matrix has 2")

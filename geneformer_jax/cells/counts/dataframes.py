@@ -63,7 +63,7 @@ def read_column(
 ) -> np.ndarray | pd.api.extensions.ExtensionArray:
     """Rows of one column: an array, a pandas array with missing values, or a categorical."""
     column = table[name]
-    refuse_pickle(column, f"{table.name}/{name}")
+    check_no_pickle(column, f"{table.name}/{name}")
     if isinstance(column, h5py.Dataset) and "categories" in column.attrs:
         # AnnData before 0.8 kept codes in the column and a reference to their categories.
         categories = _read_element(column.file[column.attrs["categories"]])
@@ -125,7 +125,7 @@ def _is_plain_text(node: Group | h5py.Dataset | zarr.Array) -> bool:
     return text is not None and text.length is None
 
 
-def refuse_pickle(node: Group | h5py.Dataset | zarr.Array, name: str) -> None:
+def check_no_pickle(node: Group | h5py.Dataset | zarr.Array, name: str) -> None:
     """Raises InputError if reading this element would run a pickle (a zarr filter may)."""
     for array in _zarr_arrays(node):
         if "pickle" in str(array.metadata.to_dict()).lower():

@@ -1,4 +1,4 @@
-"""Damaged files told in one line, whatever the library that stumbled over them."""
+"""Damaged files end in one line that names them, whichever library failed on them."""
 
 import contextlib
 import struct
@@ -48,12 +48,12 @@ def require_survivable_texts(node: object) -> None:
 
 
 @contextlib.contextmanager
-def reading(path: Path, kind: str) -> Iterator[None]:
+def explain_damage(path: Path, kind: str) -> Iterator[None]:
     """Turns what a library raises on a damaged file into an InputError that names the file.
 
     Raises:
-      InputError: anything in the block failed, except for missing files and permissions, which
-        are told as what they are.
+      InputError: anything in the block failed, except that missing files and permissions keep
+        their own errors.
     """
     try:
         yield

@@ -63,7 +63,7 @@ class RowBlocks(Generic[T]):
         return block
 
 
-def blocks_of(values: Sequence[T]) -> Iterator[T]:
+def iter_blocks(values: Sequence[T]) -> Iterator[T]:
     """Yields an array's (or `RowBlocks`') values, a bounded number of rows at a time."""
     for first in range(0, len(values), ROWS_PER_BLOCK):
         yield values[first : first + ROWS_PER_BLOCK]

@@ -8,7 +8,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from geneformer_jax.cells.counts.file_errors import reading, require_survivable_texts
+from geneformer_jax.cells.counts.file_errors import explain_damage, require_survivable_texts
 from geneformer_jax.cells.counts.matrix import Pieces, Rows, dense_matrix
 from geneformer_jax.cells.counts.source import MatrixSource, as_packed_text, as_text
 from geneformer_jax.common.errors import InputError, did_you_mean
@@ -40,7 +40,7 @@ class LoomSource(MatrixSource):
           InputError: not a loom file, or the layer or attribute is not there.
         """
         self.path = path
-        with reading(path, self.kind), h5py.File(path, "r") as root:
+        with explain_damage(path, self.kind), h5py.File(path, "r") as root:
             layers = list(root["layers"]) if "layers" in root else []
             if layer is not None and layer not in layers:
                 listed = f"its layers: {', '.join(layers) or 'none'}"

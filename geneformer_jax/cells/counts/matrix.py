@@ -1,7 +1,7 @@
 """Matrices in h5py, zarr or numpy arrays, read as rows of cells in bounded memory.
 
 `Rows` can be read cell by cell. `Pieces` (compressed by gene, or chunked across all cells) cannot:
-they are read once, piece by piece, and turned over in a scratch file (row_scratch).
+they are read once, piece by piece, and turned over in a scratch file (`transpose`).
 """
 
 import abc
@@ -12,17 +12,17 @@ import h5py
 import numpy as np
 from scipy import sparse
 
-from geneformer_jax.cells.counts.lazy_columns import RowBlocks, blocks_of
+from geneformer_jax.cells.counts.lazy_columns import RowBlocks, iter_blocks
 from geneformer_jax.common.errors import InputError
 from geneformer_jax.common.threads import for_each, spans
 
-# Most stored values in one batch or piece: with indices about 70 MB, however large the file.
-MOST_ENTRIES = 1 << 23
+# Stored values in one batch or piece at most: with indices about 70 MB, however large the file.
+MAX_ENTRIES = 1 << 23
 _PIECE_ENTRIES = 1 << 22
 # Dense blocks hold mostly zeros and are turned sparse at once.
 _DENSE_BLOCK = 1 << 22
 _LARGEST_DENSE_BLOCK = 1 << 25
-# Share of values above zero in droplet data, to size the scratch of a dense matrix.
+# Fraction of values above zero in droplet data, to size the scratch of a dense matrix.
 _USUAL_DENSITY = 0.1
 
 _SHUFFLE, _GZIP = h5py.h5z.FILTER_SHUFFLE, h5py.h5z.FILTER_DEFLATE
@@ -184,15 +184,15 @@ def _unpacking(array):
     return GzipChunks(array) if has_gzip_chunks(array) else array
 
 
-def _spans(indptr: RowBlocks[np.ndarray], most_rows: int) -> Iterator[tuple[int, np.ndarray]]:
-    """Yields the first row and the pointers of at most `most_rows` rows.
+def _spans(indptr: RowBlocks[np.ndarray], max_rows: int) -> Iterator[tuple[int, np.ndarray]]:
+    """Yields the first row and the pointers of at most `max_rows` rows.
 
-    They have at most MOST_ENTRIES entries, or are one row.
+    They have at most MAX_ENTRIES entries, or are one row.
     """
     start, n_rows = 0, len(indptr) - 1
     while start < n_rows:
-        pointers = indptr[start : start + most_rows + 1]
-        fitting = np.searchsorted(pointers, pointers[0] + MOST_ENTRIES, side="right") - 1
+        pointers = indptr[start : start + max_rows + 1]
+        fitting = np.searchsorted(pointers, pointers[0] + MAX_ENTRIES, side="right") - 1
         rows = max(int(fitting), 1)
         yield start, pointers[: rows + 1]
         start += rows
@@ -211,7 +211,7 @@ def _checked_pointers(data, indices, indptr, rows: int, name: str) -> RowBlocks[
         raise InputError(f"{name}: indptr and indices must be whole numbers; write the file again")
     pointers = RowBlocks(lambda start, stop: np.asarray(indptr[start:stop], np.int64), rows + 1)
     stored, last, sound = data.shape[0], 0, pointers[0] == 0
-    for block in blocks_of(pointers):
+    for block in iter_blocks(pointers):
         sound = sound and block[0] >= last and not np.any(np.diff(block) < 0)
         last = int(block[-1])
     if not sound or not last == stored == indices.shape[0]:
@@ -244,8 +244,8 @@ class GzipChunks:
     """A one-dimensional dataset of numbers in gzip chunks; gives what h5py would give.
 
     Each chunk's checksum is verified. Whatever is not as expected (a chunk that is missing, damaged
-    or stored unpacked) is left to h5py, which reads it or says what is wrong with it; a chunk of
-    the wrong size is refused.
+    or stored unpacked) is left to h5py, which reads it or names the damage; a chunk of the wrong
+    size is an error.
     """
 
     def __init__(self, dataset: h5py.Dataset):

@@ -7,7 +7,7 @@ import h5py
 
 from geneformer_jax.cells.counts import hdf5_probe
 from geneformer_jax.cells.counts.anndata_source import AnnDataFileSource, AnnDataSource
-from geneformer_jax.cells.counts.file_errors import reading, require_survivable
+from geneformer_jax.cells.counts.file_errors import explain_damage, require_survivable
 from geneformer_jax.cells.counts.loom_source import LoomSource
 from geneformer_jax.cells.counts.paths import (
     HDF5_SUFFIXES,
@@ -71,5 +71,5 @@ def _source_type(path: Path) -> type[MatrixSource]:
         return LoomSource
     if path.suffix == ".h5ad":
         return AnnDataFileSource
-    with reading(path, "10x h5"), h5py.File(path, "r") as root:
+    with explain_damage(path, "10x h5"), h5py.File(path, "r") as root:
         return AnnDataFileSource if "obs" in root and "var" in root else TenxH5Source

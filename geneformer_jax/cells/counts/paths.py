@@ -1,4 +1,4 @@
-"""Which paths hold counts, and what a list of files, folders and globs stands for."""
+"""Which paths hold counts, and how a list of files, folders and globs is expanded."""
 
 import glob
 from pathlib import Path
@@ -38,7 +38,7 @@ def is_counts(path: Path) -> bool:
 def expand_paths(paths: str) -> list[Path]:
     """Returns the count sources that a comma-separated list of files, folders and globs names.
 
-    The parts stay in their order; what a folder or glob stands for is sorted by name. A folder
+    The parts stay in their order; the matches of a folder or glob are sorted by name. A folder
     that is not itself a store is searched, itself only (a glob with ** reaches further down). A
     source named twice is returned once.
 

@@ -9,13 +9,13 @@ from scipy import sparse
 from geneformer_jax.common.errors import InputError
 from geneformer_jax.common.numba_jit import compiled
 
-_MOST = np.iinfo(np.int32).max
+_MAX_COUNT = np.iinfo(np.int32).max
 # log1p of a count scaled to any usual total stays far below this.
 _LARGEST_LOG = 30.0
 _NEAR = 1e-2
 
 
-class Place(NamedTuple):
+class MatrixLocation(NamedTuple):
     """Where rows of a matrix come from, to name it in an error.
 
     Attributes:
@@ -45,32 +45,32 @@ class RawCounts(NamedTuple):
     sums: np.ndarray
 
 
-def as_raw_counts(rows: sparse.csr_matrix, place: Place) -> RawCounts:
+def as_raw_counts(rows: sparse.csr_matrix, location: MatrixLocation) -> RawCounts:
     """Checks rows of a matrix and brings them into one form.
 
     Entries that a file holds twice for one cell and gene are added, as in every sparse matrix.
 
     Args:
       rows: [cells, genes] of any numeric type; its index arrays must be within bounds.
-      place: names for errors.
+      location: names for errors.
 
     Raises:
       InputError: a value is negative, not a whole number, not finite or beyond int32.
     """
     if rows.data.dtype.kind not in "iufb":
-        raise InputError(f"{place.matrix}: holds {rows.data.dtype}, but raw counts are numbers")
+        raise InputError(f"{location.matrix}: holds {rows.data.dtype}, but raw counts are numbers")
     data = _in_a_common_type(rows.data)
     indices, indptr = (each.astype(np.int32, copy=False) for each in (rows.indices, rows.indptr))
     is_whole = data.dtype == np.int32
     whole, sums = np.empty(0 if is_whole else len(data), np.int32), np.zeros(rows.shape[0])
     sound, in_order, zeros = _check(data, indices, indptr, whole, sums)
     if not sound:
-        raise _not_raw(rows, place)
+        raise _not_raw(rows, location)
     data = data if is_whole else whole
     counts = sparse.csr_matrix((data, indices, indptr), shape=rows.shape)
     counts.has_canonical_format = in_order
     if not in_order:
-        counts = _add_duplicates(counts, place)
+        counts = _add_duplicates(counts, location)
     if zeros:
         # A copy, because the index arrays may be those of an AnnData in memory.
         counts = counts.copy()
@@ -90,7 +90,7 @@ def _in_a_common_type(data: np.ndarray) -> np.ndarray:
 
 @compiled
 def _check(data, indices, indptr, whole, sums):
-    """Fills `whole` and `sums`; says whether all is sound, canonical, and how many are zero.
+    """Fills `whole` and `sums`; returns (all are sound, canonical, number of zeros).
 
     `whole` is empty where the data are int32 already.
     """
@@ -102,7 +102,7 @@ def _check(data, indices, indptr, whole, sums):
         # No way out, and positions from 0 on: so the compiler can take many entries at a time.
         for i in range(end - first):
             value = values[i]
-            count = np.int32(value if value >= 0 and value <= _MOST else 0)
+            count = np.int32(value if value >= 0 and value <= _MAX_COUNT else 0)
             wrong += count != value
             zeros += count == 0
             total += count
@@ -116,38 +116,38 @@ def _check(data, indices, indptr, whole, sums):
     return True, steps_back == 0, zeros
 
 
-def _add_duplicates(counts: sparse.csr_matrix, place: Place) -> sparse.csr_matrix:
+def _add_duplicates(counts: sparse.csr_matrix, location: MatrixLocation) -> sparse.csr_matrix:
     wide = sparse.csr_matrix(
         (counts.data.astype(np.int64), counts.indices.copy(), counts.indptr), shape=counts.shape
     )
     wide.sum_duplicates()
-    if wide.nnz and wide.data.max() > _MOST:
-        raise _not_raw(wide, place)
+    if wide.nnz and wide.data.max() > _MAX_COUNT:
+        raise _not_raw(wide, location)
     return wide.astype(np.int32)
 
 
-def _not_raw(rows: sparse.csr_matrix, place: Place) -> InputError:
+def _not_raw(rows: sparse.csr_matrix, location: MatrixLocation) -> InputError:
     """The error for the first value that is not a raw count."""
     data = rows.data
-    wrong = ~np.isfinite(data) | (data < 0) | (data > _MOST) | (data != np.floor(data))
+    wrong = ~np.isfinite(data) | (data < 0) | (data > _MAX_COUNT) | (data != np.floor(data))
     entry = int(np.flatnonzero(wrong)[0])
     row = int(np.searchsorted(rows.indptr, entry, side="right")) - 1
     value = data[entry]
     where = (
-        f'{place.matrix}: cell "{place.cell_ids[place.first_row + row]}", '
-        f'gene "{place.gene_ids[rows.indices[entry]]}": value {value:g}'
+        f'{location.matrix}: cell "{location.cell_ids[location.first_row + row]}", '
+        f'gene "{location.gene_ids[rows.indices[entry]]}": value {value:g}'
     )
     if not np.isfinite(value):
-        return InputError(f"{where} is not a number; raw counts are needed: {place.remedy}")
+        return InputError(f"{where} is not a number; raw counts are needed: {location.remedy}")
     if value < 0:
         looks = " (scaled or corrected values?)"
-        return InputError(f"{where} is negative{looks}; raw counts are needed: {place.remedy}")
-    if value > _MOST:
-        return InputError(f"{where} is too large to be a raw count: {place.remedy}")
+        return InputError(f"{where} is negative{looks}; raw counts are needed: {location.remedy}")
+    if value > _MAX_COUNT:
+        return InputError(f"{where} is too large to be a raw count: {location.remedy}")
     cell = data[rows.indptr[row] : rows.indptr[row + 1]]
     return InputError(
         f"{where} is not a whole number; raw counts are needed, and {_looks_like(cell)}: "
-        f"{place.remedy}"
+        f"{location.remedy}"
     )
 
 

@@ -11,10 +11,10 @@ import numpy as np
 import pandas as pd
 from scipy import sparse
 
-from geneformer_jax.cells.counts.file_errors import reading
-from geneformer_jax.cells.counts.lazy_columns import RowBlocks, blocks_of
+from geneformer_jax.cells.counts.file_errors import explain_damage
+from geneformer_jax.cells.counts.lazy_columns import RowBlocks, iter_blocks
 from geneformer_jax.cells.counts.matrix import Pieces, Rows
-from geneformer_jax.cells.counts.raw_counts import Place, as_raw_counts
+from geneformer_jax.cells.counts.raw_counts import MatrixLocation, as_raw_counts
 from geneformer_jax.cells.counts.transpose import RowScratch
 from geneformer_jax.common.errors import InputError, did_you_mean
 
@@ -30,7 +30,7 @@ _SYMBOL_COLUMNS = (
     "hgnc_symbol",
     "Gene",
 )
-# A total kept as float32 differs from the exact sum by less than this share.
+# A total kept as float32 differs from the exact sum by less than this fraction.
 _TOTAL_TOLERANCE = 1e-4
 _TOTALS_REMEDY = f"correct or remove obs column {TOTAL_COLUMN} (without it the totals are computed)"
 _LISTED = 20
@@ -85,7 +85,7 @@ class CountSource(Protocol):
 
 
 class MatrixSource(abc.ABC):
-    """A CountSource over one matrix; each format says where its matrix and its columns are.
+    """A CountSource over one matrix; each format locates its matrix and its columns.
 
     A format sets the attributes of CountSource and calls `_finish`. It opens its file anew for
     each use, so that a source holds no file handle and can be sent to another process.
@@ -142,7 +142,7 @@ class MatrixSource(abc.ABC):
           InputError: a column is not there (near matches are named) or cannot be read.
         """
         if columns is None:
-            with reading(self.path, self.kind):
+            with explain_damage(self.path, self.kind):
                 columns = self._obs_columns()
         return self.table(columns)[:].set_axis(pd.Index(self.cell_ids, name="cell_id"))
 
@@ -153,7 +153,7 @@ class MatrixSource(abc.ABC):
           InputError: as from `obs`.
         """
         if columns:
-            with reading(self.path, self.kind):
+            with explain_damage(self.path, self.kind):
                 self._require_columns(columns)
         read = functools.partial(self._read_table, columns)
         return RowBlocks(read, self.n_cells, join=pd.concat, chunk=self._obs_chunk)
@@ -173,7 +173,7 @@ class MatrixSource(abc.ABC):
     def _read_table(self, columns: list[str], start: int, stop: int) -> pd.DataFrame:
         values = {}
         if columns:
-            with reading(self.path, self.kind):
+            with explain_damage(self.path, self.kind):
                 values = self._read_obs(columns, slice(start, stop))
         return pd.DataFrame(values, index=pd.RangeIndex(start, stop), columns=columns)
 
@@ -186,13 +186,15 @@ class MatrixSource(abc.ABC):
         if cells_per_batch < 1:
             raise InputError(f"cells_per_batch is {cells_per_batch}, but must be at least 1")
         found = False
-        with reading(self.path, self.kind):
+        with explain_damage(self.path, self.kind):
             for start, rows in self._rows(cells_per_batch):
                 if self._kept_columns is not None:
                     rows = rows[:, self._kept_columns]
                 matrix = f"{self.path} ({self.matrix_name})"
-                place = Place(matrix, start, self.packed_ids, self.gene_ids, self.remedy)
-                counts, sums = as_raw_counts(rows, place)
+                location = MatrixLocation(
+                    matrix, start, self.packed_ids, self.gene_ids, self.remedy
+                )
+                counts, sums = as_raw_counts(rows, location)
                 found = found or counts.nnz > 0
                 yield CountBatch(counts, self._batch_totals(sums, start), start)
         if not found:
@@ -248,7 +250,7 @@ class MatrixSource(abc.ABC):
         """[columns] str, or None where the source has none."""
         if not self._has_symbols:
             return None
-        with reading(self.path, self.kind):
+        with explain_damage(self.path, self.kind):
             symbols = as_fixed_text(self._read_genes(self._symbol_column))
         if self._symbol_column is None and all(name.isdigit() for name in symbols):
             return None
@@ -269,7 +271,7 @@ class MatrixSource(abc.ABC):
     def _reading_ids(
         self, read: Callable[[int, int], np.ndarray], start: int, stop: int
     ) -> np.ndarray:
-        with reading(self.path, self.kind):
+        with explain_damage(self.path, self.kind):
             return read(start, stop)
 
     def _finish(self, shape: tuple[int, int]) -> None:
@@ -304,7 +306,7 @@ class MatrixSource(abc.ABC):
                 f"{_TOTALS_REMEDY}"
             )
         self._totals = RowBlocks(self._valid_totals, self.n_cells, chunk=self._obs_chunk)
-        for _ in blocks_of(self._totals):
+        for _ in iter_blocks(self._totals):
             pass
 
     def _valid_totals(self, start: int, stop: int) -> np.ndarray:

@@ -15,7 +15,7 @@ import h5py
 import numpy as np
 import pandas as pd
 
-from geneformer_jax.cells.counts.file_errors import reading, require_survivable_texts
+from geneformer_jax.cells.counts.file_errors import explain_damage, require_survivable_texts
 from geneformer_jax.cells.counts.matrix import CompressedRows, Piece, Pieces, Rows, checked_indices
 from geneformer_jax.cells.counts.paths import mtx_files
 from geneformer_jax.cells.counts.source import MatrixSource, as_fixed_text, as_packed_text
@@ -91,7 +91,7 @@ class TenxH5Source(_TenxSource):
           InputError: not a 10x matrix, or the genome or column is not there.
         """
         self.path = path
-        with reading(path, self.kind), h5py.File(path, "r") as root:
+        with explain_damage(path, self.kind), h5py.File(path, "r") as root:
             self.matrix_name = _pick_genome(root, path, layer)
             group = root[self.matrix_name]
             require_survivable_texts(group)
@@ -136,7 +136,7 @@ class TenxMtxSource(_TenxSource):
             raise InputError(
                 f'{path} has no layer "{layer}": 10x folders have one matrix; leave --layer out'
             )
-        with reading(path, self.kind):
+        with explain_damage(path, self.kind):
             self._file = _the_matrix(path)
             prefix = self._file.name.partition("matrix.mtx")[0]
             cells = _sister(self._file.parent, [f"{prefix}barcodes.tsv"])
@@ -299,6 +299,6 @@ def _open(path: Path) -> BinaryIO:
 
 
 def _tsv(path: Path) -> Iterator[list[str]]:
-    with reading(path, "tab-separated text"), io.TextIOWrapper(_open(path), "utf-8") as file:
+    with explain_damage(path, "tab-separated text"), io.TextIOWrapper(_open(path), "utf-8") as file:
         for line in file:
             yield line.rstrip("\n").split("\t")

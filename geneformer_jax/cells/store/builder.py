@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from geneformer_jax.cells.counts.lazy_columns import blocks_of
+from geneformer_jax.cells.counts.lazy_columns import iter_blocks
 from geneformer_jax.cells.counts.open import open_counts
 from geneformer_jax.cells.counts.source import CountSource
 from geneformer_jax.cells.store import cell_store
@@ -24,8 +24,9 @@ from geneformer_jax.cells.store.obs_columns import common_kind, kind_of
 from geneformer_jax.cells.store.repeated_ids import RepeatedIds
 from geneformer_jax.cells.tokenization.tokenizer import (
     GeneMatch,
-    Recipe,
-    choose_cells,
+    TokenizerOptions,
+    apply_quality_rules,
+    check_max_length,
     encode_source,
     match_genes,
 )
@@ -33,6 +34,7 @@ from geneformer_jax.cells.tokenization.vocabulary import GeneVocabulary
 from geneformer_jax.common.command_line import shard_of
 from geneformer_jax.common.errors import InputError
 from geneformer_jax.common.files import fingerprint
+from geneformer_jax.common.log import logger
 from geneformer_jax.common.progress import Progress
 from geneformer_jax.common.provenance import describe_run
 
@@ -40,14 +42,14 @@ _KEY_HASH = 12
 
 
 class CellColumns:
-    """The ids and the carried per-cell columns of one source."""
+    """The ids and the obs columns of one source."""
 
     def __init__(self, source: CountSource, columns: Sequence[str], prefix: str = ""):
         """Reads nothing yet.
 
         Args:
           source: of counts.
-          columns: to carry.
+          columns: obs columns to store.
           prefix: put in front of each cell id.
         """
         self._columns, self._prefix = list(columns), prefix
@@ -55,13 +57,13 @@ class CellColumns:
 
     def ids(self) -> Iterator[np.ndarray]:
         """Yields all cell ids as they are stored, packed, in parts."""
-        return map(self._as_stored, blocks_of(self._ids))
+        return map(self._as_stored, iter_blocks(self._ids))
 
     def kinds(self) -> dict[str, str]:
         """How each column is kept; see `kind_of`."""
         if not self._columns:
             return {}
-        kinds = [{name: kind_of(part[name]) for name in part} for part in blocks_of(self._table)]
+        kinds = [{name: kind_of(part[name]) for name in part} for part in iter_blocks(self._table)]
         return {name: common_kind(part[name] for part in kinds) for name in self._columns}
 
     def of(self, rows: np.ndarray) -> tuple[np.ndarray, pd.DataFrame]:
@@ -77,8 +79,8 @@ class CellColumns:
 
 
 @dataclass(frozen=True)
-class Reading:
-    """How the files are opened.
+class CountsOptions:
+    """How files of counts are opened.
 
     Attributes:
       layer: matrix with the raw counts; None for the main one, "raw" for AnnData's raw.
@@ -94,10 +96,10 @@ class Reading:
         """Opens a file."""
         return open_counts(path, layer=self.layer, gene_column=self.gene_column)
 
-    def columns(self, source: CountSource, carried: Sequence[str] = ()) -> CellColumns:
-        """The cell ids of a source as they are stored, and the columns to carry along."""
+    def columns(self, source: CountSource, obs: Sequence[str] = ()) -> CellColumns:
+        """The cell ids of a source as they are stored, and its obs columns."""
         prefix = f"{source.path.stem}|" if self.prefix_cell_ids else ""
-        return CellColumns(source, carried, prefix)
+        return CellColumns(source, obs, prefix)
 
 
 @dataclass(frozen=True)
@@ -108,7 +110,7 @@ class SurveyedSource:
       path: where it is.
       key: name of its folder in the store, from its name and content.
       n_cells: its number of cells.
-      obs_kinds: carried column -> kind.
+      obs_kinds: obs column -> kind.
       match: which of its columns are genes.
     """
 
@@ -129,28 +131,32 @@ def source_key(path: Path) -> str:
 class StoreBuild:
     """One run over a store: survey the files, write each, join them.
 
-    The steps are called in this order; `write` may be shared among processes.
+    The steps are called in this order; `write` may be split among processes.
     """
 
     def __init__(
         self,
         folder: Path,
         vocabulary: GeneVocabulary,
-        recipe: Recipe,
-        reading: Reading,
+        options: TokenizerOptions,
+        counts: CountsOptions,
         obs: Sequence[str],
     ):
-        """Takes what decides the store's content.
+        """Takes all that determines the store's content.
 
         Args:
           folder: of the store, new or growing or complete.
           vocabulary: genes and medians.
-          recipe: how cells are chosen and encoded.
-          reading: how files are opened.
-          obs: per-cell columns to carry along.
+          options: how cells are chosen and encoded.
+          counts: how files are opened.
+          obs: obs columns to store.
+
+        Raises:
+          InputError: no gene would fit into a cell of `options.max_length` tokens.
         """
+        check_max_length(options.max_length, vocabulary)
         self.folder, self.vocabulary = folder, vocabulary
-        self.recipe, self.reading, self.obs = recipe, reading, list(obs)
+        self.options, self.counts, self.obs = options, counts, list(obs)
         self.sources: list[SurveyedSource] = []
         self._last_opened: tuple[Path, CountSource] | None = None
         self.bad_files: dict[str, str] = {}
@@ -162,7 +168,7 @@ class StoreBuild:
           InputError: a file cannot be used (unless `skip_bad_files`), or no file can; a cell id
             occurs twice; the folder holds something else or a store made otherwise.
         """
-        store_writer.check_folder(self.folder, self._options())
+        store_writer.check_folder(self.folder, self._identity())
         ids = RepeatedIds()
         for path in paths:
             with self._bad_file(path, skip_bad_files):
@@ -171,15 +177,17 @@ class StoreBuild:
             reason = next(iter(self.bad_files.values()))
             raise InputError(f"none of {len(paths)} files can be used; the first: {reason}")
         self._add_stored_ids(ids)
-        ids.refuse()
+        ids.check()
         kinds = {
             name: common_kind(source.obs_kinds[name] for source in self.sources)
             for name in self.obs
         }
-        store_writer.begin_store(self.folder, self._options(), kinds)
+        store_writer.begin_store(self.folder, self._identity(), kinds)
+        for line in self.describe():
+            logger.info(line)
 
     def describe(self) -> Iterator[str]:
-        """Yields what the survey found, a line per file."""
+        """Yields a line about each surveyed file."""
         for source in self.sources:
             match = source.match
             yield (
@@ -188,31 +196,30 @@ class StoreBuild:
                 + (f" ({match.genes:,} genes)" if match.genes < match.matched else "")
                 + (f"; {match.ambiguous:,} have several orthologs" if match.ambiguous else "")
             )
-        for path, reason in self.bad_files.items():
-            yield f"  SKIPPED {path}: {reason}"
+        yield from self._describe_bad_files()
 
     def is_complete(self) -> bool:
-        """Says whether the store is complete and holds all surveyed files."""
+        """Whether the store is complete and holds all surveyed files."""
         joined = set(store_writer.joined_sources(self.folder))
         return (self.folder / cell_store.DATASET_INFO).is_file() and all(
             source.key in joined for source in self.sources
         )
 
-    def write(self, share: tuple[int, int] = (0, 1), skip_bad_files: bool = False) -> None:
-        """Encodes the files of this share (i of n) that the store has not yet, one after another.
+    def write(self, shard: tuple[int, int] = (0, 1), skip_bad_files: bool = False) -> None:
+        """Encodes the files of this shard (i of n) that the store does not hold yet, one by one.
 
         Raises:
           InputError: a file's counts cannot be used (unless `skip_bad_files`).
         """
         done = store_writer.finished_sources(self.folder)
-        mine = [source for source in shard_of(self.sources, share) if source.key not in done]
+        mine = [source for source in shard_of(self.sources, shard) if source.key not in done]
         if not mine:
             return
         try:
             self._write_each(mine, skip_bad_files)
         except InputError:
-            # Other processes may be at work on their shares; alone, a failure leaves no trace.
-            if share == (0, 1):
+            # Other processes may be at work on their shards; alone, a failure leaves no trace.
+            if shard == (0, 1):
                 store_writer.drop_if_nothing_in_it(self.folder)
             raise
 
@@ -228,8 +235,15 @@ class StoreBuild:
 
     def finish(
         self, configuration: Mapping[str, Any], skip_bad_files: bool = False
-    ) -> Iterator[str]:
-        """Joins the files to a complete store; yields what it holds and what was dropped.
+    ) -> dict[str, Any]:
+        """Joins the files to a complete store and logs its contents.
+
+        Args:
+          configuration: of the run, for the provenance.
+          skip_bad_files: whether to leave out files that could not be read.
+
+        Returns:
+          The numbers of cells stored and dropped, as in the provenance; see `summarise`.
 
         Raises:
           InputError: a file is not encoded yet, or no cell is left.
@@ -249,18 +263,25 @@ class StoreBuild:
         keys = store_writer.store_order(self.folder, [source.key for source in sources])
         counts = summarise(self.folder, keys, self.bad_files)
         paths = [source.path for source in sources]
-        story = describe_run("tokenize", configuration, paths, counts)
-        store_writer.join_sources(self.folder, keys, self.vocabulary, story)
+        provenance = describe_run("tokenize", configuration, paths, counts)
+        store_writer.join_sources(self.folder, keys, self.vocabulary, provenance)
+        for line in self._describe_store(counts, len(paths)):
+            logger.info(line)
+        return counts
+
+    def _describe_store(self, counts: Mapping[str, Any], files: int) -> Iterator[str]:
         yield f"{self.folder}: {counts['cells']:,} of {counts['cells_in_files']:,} cells"
         if self.bad_files:
-            yield f"  {len(self.bad_files)} of {len(paths) + len(self.bad_files)} files SKIPPED"
+            yield f"  {len(self.bad_files)} of {files + len(self.bad_files)} files SKIPPED"
         for reason, cells in counts["dropped"].items():
             yield f"  left out, {reason}: {cells:,}"
         for source in counts["sources"]:
             for rule in source["rules_not_applied"]:
                 yield f"  not applied to {source['path']}: {rule}"
-        for path, reason in self.bad_files.items():
-            yield f"  SKIPPED {path}: {reason}"
+        yield from self._describe_bad_files()
+
+    def _describe_bad_files(self) -> Iterator[str]:
+        return (f"  SKIPPED {path}: {reason}" for path, reason in self.bad_files.items())
 
     @contextlib.contextmanager
     def _bad_file(self, path: Path, skip: bool) -> Iterator[None]:
@@ -271,14 +292,14 @@ class StoreBuild:
                 raise
             self.bad_files[str(path)] = str(error)
 
-    def _options(self) -> dict[str, Any]:
+    def _identity(self) -> dict[str, Any]:
         """Everything that two runs over one store must have in common."""
-        recipe = dataclasses.asdict(self.recipe)
-        if recipe["orthologs"] is not None:
-            pairs = json.dumps(sorted(recipe["orthologs"].items()))
-            recipe["orthologs"] = hashlib.sha256(pairs.encode()).hexdigest()[:_KEY_HASH]
-        options = {"vocabulary": self.vocabulary.hash, **recipe}
-        return {**options, **dataclasses.asdict(self.reading), "obs": self.obs}
+        options = dataclasses.asdict(self.options)
+        if options["orthologs"] is not None:
+            pairs = json.dumps(sorted(options["orthologs"].items()))
+            options["orthologs"] = hashlib.sha256(pairs.encode()).hexdigest()[:_KEY_HASH]
+        counts = dataclasses.asdict(self.counts)
+        return {"vocabulary": self.vocabulary.hash, **options, **counts, "obs": self.obs}
 
     def _add_stored_ids(self, ids: RepeatedIds) -> None:
         """Adds those of the files that the store holds already and that were not surveyed."""
@@ -291,7 +312,7 @@ class StoreBuild:
     def _open(self, path: Path) -> CountSource:
         """Opens a file; the one opened last is kept, since a run often has but one."""
         if self._last_opened is None or self._last_opened[0] != path:
-            self._last_opened = path, self.reading.open(path)
+            self._last_opened = path, self.counts.open(path)
         return self._last_opened[1]
 
     def _survey(self, path: Path, ids: RepeatedIds) -> SurveyedSource:
@@ -300,19 +321,19 @@ class StoreBuild:
             path=path,
             key=source_key(path),
             n_cells=source.n_cells,
-            obs_kinds=self.reading.columns(source, self.obs).kinds(),
-            match=match_genes(source, self.vocabulary, self.recipe),
+            obs_kinds=self.counts.columns(source, self.obs).kinds(),
+            match=match_genes(source, self.vocabulary, self.options),
         )
-        ids.add(str(path), lambda: self.reading.columns(self._open(path)).ids())
+        ids.add(str(path), lambda: self.counts.columns(self._open(path)).ids())
         return surveyed
 
     def _write_source(self, surveyed: SurveyedSource, progress: Progress) -> None:
         source = self._open(surveyed.path)
-        verdict = choose_cells(source, self.recipe.quality, surveyed.match.tokens)
+        verdict = apply_quality_rules(source, self.options.quality, surveyed.match.tokens)
         kinds = store_writer.obs_kinds(self.folder)
-        columns = self.reading.columns(source, list(kinds))
+        columns = self.counts.columns(source, list(kinds))
         with store_writer.write_source(self.folder, surveyed.key, kinds) as writer:
-            encoded = encode_source(source, self.vocabulary, self.recipe, surveyed.match, verdict)
+            encoded = encode_source(source, self.vocabulary, self.options, surveyed.match, verdict)
             for batch in encoded:
                 writer.write(batch.encodings, *columns.of(batch.rows))
                 progress.advance(batch.read, file=surveyed.path.name)
@@ -333,16 +354,16 @@ class StoreBuild:
 
 def summarise(store: Path, keys: Sequence[str], bad_files: Mapping[str, str]) -> dict[str, Any]:
     """Counts of a store: cells in its files, kept, and dropped by reason; in all and per source."""
-    stories = [store_writer.source_story(store, key) for key in keys]
+    summaries = [store_writer.source_summary(store, key) for key in keys]
     dropped: Counter[str] = Counter()
-    for story in stories:
-        dropped.update(story["dropped"])
+    for each in summaries:
+        dropped.update(each["dropped"])
     return {
-        "cells_in_files": sum(story["cells_in_file"] for story in stories),
-        "cells": sum(story["cells"] for story in stories),
+        "cells_in_files": sum(each["cells_in_file"] for each in summaries),
+        "cells": sum(each["cells"] for each in summaries),
         "dropped": dict(dropped),
         "skipped_files": dict(bad_files),
         "sources": [
-            {name: value for name, value in story.items() if name != "shards"} for story in stories
+            {name: value for name, value in each.items() if name != "shards"} for each in summaries
         ],
     }

@@ -1,4 +1,4 @@
-"""The cell store: tokenised cells with their lengths, labels, vocabulary and story, in a folder.
+"""The cell store: a folder of tokenised cells, lengths, obs columns, vocabulary, provenance.
 
 A store is a TFDS dataset in ArrayRecord shards that `tfds.builder_from_directory(folder)` opens
 without TensorFlow. Beside the shards lie `lengths.npy`, `n_genes.npy`, `obs.parquet`,
@@ -24,6 +24,8 @@ from geneformer_jax.cells.store.obs_columns import CELL_ID
 from geneformer_jax.cells.store.records import decode_tokens
 from geneformer_jax.cells.tokenization.vocabulary import GeneVocabulary
 from geneformer_jax.common.errors import InputError
+from geneformer_jax.common.log import logger
+from geneformer_jax.common.progress import Progress
 
 DATASET_INFO = "dataset_info.json"
 STORE, LENGTHS, N_GENES, OBS, VOCABULARY, SOURCES = (
@@ -40,7 +42,7 @@ FILE_NAMES = "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_INDEX}"
 
 
 def shard_name(index: int) -> str:
-    """Name of a store's shard, as `FILE_NAMES` tells TFDS."""
+    """Name of a store's shard, as in `FILE_NAMES` for TFDS."""
     return f"{DATASET}-{SPLIT}.array_record-{index:05d}"
 
 
@@ -119,7 +121,7 @@ class CellStore:
 
     @property
     def max_length(self) -> int:
-        """Most tokens of a cell, special tokens included."""
+        """Maximal number of tokens of a cell, special tokens included."""
         return self._description["options"]["max_length"]
 
     @cached_property
@@ -143,7 +145,7 @@ class CellStore:
 
     @cached_property
     def obs(self) -> pd.DataFrame:
-        """The carried per-cell columns, in store order, indexed by cell id; text is categorical."""
+        """The stored obs columns, in store order, indexed by cell id; text is categorical."""
         return read_obs(self.folder / OBS)
 
     @cached_property
@@ -192,6 +194,19 @@ class CellStore:
                     f"size differs); {remedy}"
                 )
             yield shard
+
+
+def verify_store(folder: Path | str) -> None:
+    """Checks size and checksum of every shard of a store, and logs that all are right.
+
+    Raises:
+      InputError: no complete store, or a shard is missing or changed.
+    """
+    store = CellStore.open(folder)
+    with Progress(len(store.shards), "verifying", "shards") as progress:
+        for _ in store.verify():
+            progress.advance(1)
+    logger.info(f"{folder}: {len(store.shards)} shards with {len(store):,} cells are as written")
 
 
 def read_obs(path: Path) -> pd.DataFrame:

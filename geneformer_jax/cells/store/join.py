@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import tensorflow_datasets as tfds
 
-from geneformer_jax.cells.counts.lazy_columns import blocks_of
+from geneformer_jax.cells.counts.lazy_columns import iter_blocks
 from geneformer_jax.cells.store import cell_store
 from geneformer_jax.cells.store.obs_columns import tfds_features
 
@@ -38,7 +38,7 @@ def join_tables(sources: Sequence[Path], into: Path) -> None:
 def _join_arrays(parts: list[Path], into: Path) -> None:
     joined = GrowingArray(into, np.int32)
     for part in parts:
-        for block in blocks_of(np.load(part, mmap_mode="r")):
+        for block in iter_blocks(np.load(part, mmap_mode="r")):
             joined.append(block)
     joined.close()
 
@@ -58,7 +58,7 @@ def write_dataset_info(
     Args:
       folder: of the store.
       shards: their cells and bytes, in order.
-      kinds: carried column -> kind.
+      kinds: obs column -> kind.
       into: folder to write in.
     """
     template = tfds.core.ShardedFileTemplate(

@@ -1,4 +1,4 @@
-"""Per-cell columns that travel with the cells: their kinds in obs tables and in store records.
+"""Obs columns of a store: their kinds in obs tables and in store records.
 
 A column is text, int, float or bool. Categories become text. A whole-number or truth column with
 missing values becomes float or text, so that "missing" stays apart from zero and false.
@@ -68,12 +68,12 @@ def as_bytes(column: pa.Array, kind: str) -> ByteRows:
 
 
 def arrow_schema(kinds: Mapping[str, str]) -> pa.Schema:
-    """The obs table's columns: the cell id and the carried ones."""
+    """The obs table's columns: the cell id and the obs columns."""
     return pa.schema([(CELL_ID, pa.string()), *((name, _ARROW[kinds[name]]) for name in kinds)])
 
 
 def tfds_features(kinds: Mapping[str, str]) -> tfds.features.FeaturesDict:
-    """The features of a store's records: tokens, cell id and the carried columns."""
+    """The features of a store's records: tokens, cell id and obs columns."""
     raw = tfds.features.Encoding.BYTES
     features: dict[str, tfds.features.FeatureConnector] = {
         TOKENS: tfds.features.Tensor(shape=(None,), dtype=np.uint16, encoding=raw),

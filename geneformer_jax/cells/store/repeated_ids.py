@@ -14,7 +14,7 @@ import pandas as pd
 
 from geneformer_jax.common.errors import InputError
 
-# 4 MB of hashes stay in memory; beyond that each bucket holds a share of them on disk.
+# 4 MB of hashes stay in memory; beyond that each bucket holds a part of them on disk.
 _IN_MEMORY = 1 << 19
 _BUCKETS = 64
 _SUSPECTS_AT_ONCE = 1 << 16
@@ -44,24 +44,24 @@ class RepeatedIds:
             self._hashes.add(hash_ids(ids))
         self._files.append((name, read))
 
-    def refuse(self) -> None:
+    def check(self) -> None:
         """Raises InputError if a cell id occurs twice."""
         for hashes in self._hashes.repeated():
             for first in range(0, len(hashes), _SUSPECTS_AT_ONCE):
-                self._refuse_among(hashes[first : first + _SUSPECTS_AT_ONCE])
+                self._check_among(hashes[first : first + _SUSPECTS_AT_ONCE])
 
-    def _refuse_among(self, suspects: np.ndarray) -> None:
+    def _check_among(self, suspects: np.ndarray) -> None:
         """Compares the ids with one of these hashes, as texts."""
         seen: dict[str, str] = {}
         for name, read in self._files:
             for ids in read():
                 for cell_id in ids[np.isin(hash_ids(ids), suspects)].tolist():
                     if cell_id in seen:
-                        raise _refusal(cell_id, seen[cell_id], name)
+                        raise _repeated_id_error(cell_id, seen[cell_id], name)
                     seen[cell_id] = name
 
 
-def _refusal(cell_id: str, one: str, other: str) -> InputError:
+def _repeated_id_error(cell_id: str, one: str, other: str) -> InputError:
     where = f"twice in {one}" if one == other else f"in {one} and in {other}"
     return InputError(
         f'the cell id "{cell_id}" is {where}, but the ids of a store must be distinct; make them '

@@ -1,7 +1,7 @@
 """Writing a cell store: each source by itself, then all joined into one TFDS dataset.
 
-While a store grows, every source has a folder of its own under `sources/`, written aside and
-renamed when it is whole. Joining moves the shards up and writes what lies beside them. Shards are
+While a store grows, every source has a folder of its own under `sources/`, renamed to its final
+name when it is whole. Joining moves the shards up and writes what lies beside them. Shards are
 numbered in the order in which their sources joined, so that a later source never moves an earlier
 one.
 """
@@ -93,18 +93,18 @@ class SourceWriter:
         self._lengths.append(encodings.lengths)
         self._add_genes(encodings.genes)
 
-    def finish(self, story: Mapping[str, Any]) -> None:
-        """Closes the files and writes down what they hold."""
+    def finish(self, summary: Mapping[str, Any]) -> None:
+        """Closes the files and writes `summary` with the numbers of cells and shards."""
         self._close_shard()
         self._write_tables()
         self._obs.close()
         self._lengths.close()
         if self._genes is not None:
             self._genes.close()
-        story = {**story, "cells": self.cells, "shards": self._shards}
-        (self._folder / cell_store.SOURCE).write_text(_as_json(story))
+        summary = {**summary, "cells": self.cells, "shards": self._shards}
+        (self._folder / cell_store.SOURCE).write_text(_as_json(summary))
         for flushed in self._flushed:
-            # The system tells of a failure only once.
+            # The system reports a failure only once.
             flushed.result()
 
     def _add_genes(self, genes: np.ndarray | None) -> None:
@@ -158,7 +158,7 @@ class SourceWriter:
 
 @contextlib.contextmanager
 def _system_errors(folder: Path) -> Iterator[None]:
-    """Gives what the ArrayRecord library says in text the form of a system error."""
+    """Turns system errors, which the ArrayRecord library gives as text, into OSError."""
     try:
         yield
     except RuntimeError as error:
@@ -205,7 +205,7 @@ def begin_store(folder: Path, options: Mapping[str, Any], kinds: Mapping[str, st
     Args:
       folder: see `check_folder`.
       options: what two runs over one store must have in common.
-      kinds: carried column -> kind.
+      kinds: obs column -> kind.
 
     Raises:
       InputError: as `check_folder`, or the store keeps a column in a kind that cannot hold `kinds`.
@@ -236,7 +236,7 @@ def finished_sources(folder: Path) -> set[str]:
 
 
 def obs_kinds(folder: Path) -> dict[str, str]:
-    """The carried columns of a growing or complete store and their kinds."""
+    """The obs columns of a growing or complete store and their kinds."""
     return _description(folder)["obs"]
 
 
@@ -244,8 +244,8 @@ def _description(folder: Path) -> dict[str, Any]:
     return json.loads((folder / cell_store.STORE).read_text())
 
 
-def source_story(folder: Path, key: str) -> dict[str, Any]:
-    """What `SourceWriter.finish` wrote down about a source."""
+def source_summary(folder: Path, key: str) -> dict[str, Any]:
+    """Returns what `SourceWriter.finish` wrote about a source."""
     return json.loads((folder / cell_store.SOURCES / key / cell_store.SOURCE).read_text())
 
 
@@ -257,7 +257,7 @@ def stored_cell_ids(folder: Path, key: str) -> Iterator[np.ndarray]:
 
 
 def note_bad_source(folder: Path, key: str, reason: str) -> None:
-    """Writes down why a source was skipped, for the process that joins the store."""
+    """Records why a source was skipped, for the process that joins the store."""
     (folder / cell_store.SOURCES).mkdir(exist_ok=True)
     _write_json(folder / cell_store.SOURCES / f"{key}{_BAD}", reason)
 
@@ -281,7 +281,7 @@ def store_order(folder: Path, keys: list[str]) -> list[str]:
 
 
 def join_sources(
-    folder: Path, order: list[str], vocabulary: GeneVocabulary, story: Mapping[str, Any]
+    folder: Path, order: list[str], vocabulary: GeneVocabulary, provenance: Mapping[str, Any]
 ) -> None:
     """Makes one dataset of finished sources, in `store_order`, and completes the store.
 
@@ -290,8 +290,8 @@ def join_sources(
     Raises:
       InputError: the sources hold no cell, or the same cell id twice.
     """
-    _refuse_repeated_ids(folder, order)
-    shards = [shard for key in order for shard in source_story(folder, key)["shards"]]
+    _check_distinct_ids(folder, order)
+    shards = [shard for key in order for shard in source_summary(folder, key)["shards"]]
     if not shards:
         raise InputError("no cell is left to store; see the counts of dropped cells above")
     aside = folder / _ASIDE
@@ -303,7 +303,7 @@ def join_sources(
         join_tables([folder / cell_store.SOURCES / key for key in order], aside)
         if not (folder / cell_store.VOCABULARY).exists():
             vocabulary.write_into(aside / cell_store.VOCABULARY)
-        write_provenance(aside, story)
+        write_provenance(aside, provenance)
         write_dataset_info(folder, shards, obs_kinds(folder), aside)
         # All files at once, which takes a fraction of the time of one by one.
         fsync_tree(aside)
@@ -327,19 +327,19 @@ def _put_in_place(folder: Path, order: list[str], aside: Path) -> None:
 def _move_shards(folder: Path, order: list[str]) -> None:
     index = 0
     for key in order:
-        for number, _ in enumerate(source_story(folder, key)["shards"]):
+        for number, _ in enumerate(source_summary(folder, key)["shards"]):
             apart = folder / cell_store.SOURCES / key / shard_name(number)
             if apart.exists():
                 os.replace(apart, folder / shard_name(index))
             index += 1
 
 
-def _refuse_repeated_ids(folder: Path, order: list[str]) -> None:
+def _check_distinct_ids(folder: Path, order: list[str]) -> None:
     ids = RepeatedIds()
     for key in order:
         read = functools.partial(stored_cell_ids, folder, key)
-        ids.add(source_story(folder, key)["path"], read)
-    ids.refuse()
+        ids.add(source_summary(folder, key)["path"], read)
+    ids.check()
 
 
 def _as_json(content: object) -> str:

@@ -1,9 +1,9 @@
-"""From the many ways of writing a gene's id to its token, for all columns of a source at once.
+"""From the many spellings of a gene's id to its token, for all columns of a source at once.
 
 An id is looked up, in upper case, in the vocabulary's mapping first (as in the original), then
 among the gene ids themselves; Ensembl ids also without their version. Nearly all ids of a source
-are gene ids as they stand, or unknown: both are told apart by whole-array look-ups, and only what
-is left is looked at one by one.
+are gene ids already, or unknown: whole-array look-ups separate the two, and only the rest is
+looked up one by one.
 """
 
 import re
@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from geneformer_jax.common.errors import InputError
+from geneformer_jax.common.tables import read_table
 
 _ENSEMBL = r"ENS[A-Z]*\d{6,}"
 _ENSEMBL_ID = re.compile(rf"{_ENSEMBL}(_PAR_Y)?", re.IGNORECASE)
@@ -37,8 +38,8 @@ _NAMES = {
     "SSC": "pig",
     "DAR": "zebrafish",
 }
-# Some pipelines add a few genes of a virus or a transgene; more than this share is another species.
-_LARGEST_STRAY_SHARE = 0.05
+# Some pipelines add a few genes of a virus or a transgene; a larger fraction is another species.
+_MAX_STRAY_FRACTION = 0.05
 
 
 def strip_version(gene_id: str) -> str:
@@ -49,6 +50,34 @@ def strip_version(gene_id: str) -> str:
     gene_id = gene_id.strip()
     match = _VERSIONED_ENSEMBL_ID.fullmatch(gene_id)
     return match[1] + (match[2] or "") if match else gene_id
+
+
+def read_orthologs(path: Path | str) -> dict[str, str]:
+    """Reads a table whose first two columns are a gene id and its ortholog in the vocabulary.
+
+    A gene with several orthologs has none here, for its counts cannot be divided among them;
+    several genes with the same ortholog are kept, and their counts are summed.
+
+    Returns:
+      Gene id in upper case, without version -> ortholog; "" for a gene with several.
+
+    Raises:
+      InputError: the table has fewer than two columns, or no pair.
+    """
+    table = read_table(path)
+    if table.shape[1] < 2:
+        raise InputError(
+            f"{path} has {table.shape[1]} column; an ortholog table needs two, a gene id and its "
+            "ortholog, separated by tabs (.csv: by commas)"
+        )
+    pairs = table.iloc[:, :2].set_axis(["gene", "ortholog"], axis=1)
+    pairs = pairs.map(strip_version)
+    pairs["gene"] = pairs["gene"].str.upper()
+    pairs = pairs[(pairs["gene"] != "") & (pairs["ortholog"] != "")].drop_duplicates()
+    pairs.loc[pairs["gene"].duplicated(keep=False), "ortholog"] = ""
+    if not (pairs["ortholog"] != "").any():
+        raise InputError(f"{path} has no gene with exactly one ortholog; check its two columns")
+    return dict(zip(pairs["gene"], pairs["ortholog"], strict=True))
 
 
 class GeneLookup:
@@ -98,7 +127,7 @@ class GeneLookup:
         known = self._known
         if symbols:
             known = pa.concat_arrays([known, pa.array(list(symbols), pa.string())])
-        # What is in no table, with or without a version, need not be looked at.
+        # What is in no table, with or without a version, need not be looked up.
         odd = pc.invert(pc.match_substring_regex(others, _SIMPLE_PATTERN))
         look = pc.or_(odd, pc.is_in(pc.utf8_upper(others), known)).to_numpy(zero_copy_only=False)
         dotted = np.flatnonzero(pc.match_substring(others, "."))
@@ -151,10 +180,10 @@ def species_of(gene_ids: pa.StringArray) -> str | None:
     return _most_common(_count(gene_ids))
 
 
-def refuse_mixed_species(path: Path, gene_ids: pa.StringArray) -> str | None:
+def check_one_species(path: Path, gene_ids: pa.StringArray) -> str | None:
     """Returns `species_of` a file's gene ids; raises InputError if they are of several species."""
     counts = _count(gene_ids)
-    common = {name: n for name, n in counts.items() if n > _LARGEST_STRAY_SHARE * counts.total()}
+    common = {name: n for name, n in counts.items() if n > _MAX_STRAY_FRACTION * counts.total()}
     if len(common) > 1:
         parts = ", ".join(f"{n:,} {name}" for name, n in common.items())
         raise InputError(

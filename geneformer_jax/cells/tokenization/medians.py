@@ -19,11 +19,11 @@ from geneformer_jax.common.numba_jit import compiled
 RELATIVE_ERROR = 0.0025
 DEFAULT_BYTES_FOR_EXACT = 1 << 31
 _LOG_WIDTH = math.log((1 + RELATIVE_ERROR) / (1 - RELATIVE_ERROR))
-# A bin's answer that is off by the same share at both of its ends.
+# A bin's answer that is off by the same fraction at both of its ends.
 _BIN_VALUE = 2 / (1 + (1 + RELATIVE_ERROR) / (1 - RELATIVE_ERROR))
 _BYTES_PER_VALUE = 12
 _SPARE_BINS = 64
-_LARGEST_COUNT = np.iinfo(np.uint32).max
+_MAX_CELLS = np.iinfo(np.uint32).max
 
 
 class MedianAccumulator:
@@ -121,8 +121,8 @@ class MedianAccumulator:
 
     def _count_detected(self, cells: np.ndarray) -> None:
         self.detected += cells
-        if self.detected.max(initial=0) > _LARGEST_COUNT:
-            raise OverflowError(f"more than {_LARGEST_COUNT:,} cells express one gene")
+        if self.detected.max(initial=0) > _MAX_CELLS:
+            raise OverflowError(f"more than {_MAX_CELLS:,} cells express one gene")
 
     def _fold(self) -> None:
         """Turns from kept values to the histogram; later calls change nothing."""

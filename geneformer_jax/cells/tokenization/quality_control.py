@@ -13,10 +13,10 @@ import numpy as np
 import pandas as pd
 from scipy import sparse
 
-from geneformer_jax.cells.counts.lazy_columns import RowBlocks, blocks_of
+from geneformer_jax.cells.counts.lazy_columns import RowBlocks, iter_blocks
 from geneformer_jax.cells.counts.source import CountSource
 from geneformer_jax.common.errors import InputError
-from geneformer_jax.common.threads import read_ahead
+from geneformer_jax.common.threads import prefetch
 
 # The 37 genes of the human mitochondrial genome: 13 proteins, 2 rRNAs, 22 tRNAs.
 # fmt: off
@@ -43,10 +43,11 @@ class QualityRules:
       filter_column: obs column; cells whose value is not 1 are dropped (the original's
         `filter_pass`).
       exclude: obs column -> values; such cells are dropped (malignant cells, cell lines).
-      total_sd: most standard deviations between a cell's total and the mean of its dataset.
-      mitochondrial_sd: the same for the share of mitochondrial counts.
-      min_genes: fewest genes of the vocabulary with a count; with 7, masking 15 % of a cell's genes
-        masks at least one.
+      total_sd: largest distance of a cell's total from the mean of its dataset, in standard
+        deviations.
+      mitochondrial_sd: the same for the fraction of mitochondrial counts.
+      min_genes: minimal number of genes of the vocabulary with a count; with 7, masking 15 % of a
+        cell's genes masks at least one.
     """
 
     filter_column: str | None = None
@@ -65,7 +66,7 @@ class QualityRules:
 
     @property
     def obs_columns(self) -> list[str]:
-        """The per-cell columns that the rules look at."""
+        """The obs columns that the rules read."""
         named = [self.filter_column] if self.filter_column else []
         return list(dict.fromkeys([*named, *self.exclude]))
 
@@ -77,13 +78,13 @@ class QualityRules:
         )
 
 
-class CellMeasures(NamedTuple):
+class QualityMeasures(NamedTuple):
     """What the rules need to know of each cell's counts.
 
     Attributes:
       totals: float64 [cells], counts over all genes of the source.
-      mitochondrial: float64 [cells], share of them from mitochondrial genes (0 for a cell without
-        counts); None where the source's mitochondrial genes are not known.
+      mitochondrial: float64 [cells], fraction of them from mitochondrial genes (0 for a cell
+        without counts); None where the source's mitochondrial genes are not known.
       detected: int32 [cells], distinct genes of the vocabulary with a count.
     """
 
@@ -130,7 +131,7 @@ def mitochondrial_columns(source: CountSource) -> np.ndarray:
 
 def measure(
     source: CountSource, tokens: np.ndarray, mitochondrial: np.ndarray | None = None
-) -> CellMeasures:
+) -> QualityMeasures:
     """Reads all counts of a source once, in bounded memory.
 
     Args:
@@ -149,15 +150,15 @@ def measure(
     columns_to_genes = sparse.csr_matrix(
         (np.ones(len(known), np.int32), (known, gene_of_known)), shape=(len(tokens), len(genes))
     )
-    totals, shares, detected = [], [], []
-    for batch in read_ahead(source.batches()):
+    totals, fractions, detected = [], [], []
+    for batch in prefetch(source.batches()):
         totals.append(batch.totals)
         counts = batch.counts @ mitochondrial.astype(np.float64)
-        shares.append(counts / np.where(batch.totals > 0, batch.totals, 1))
+        fractions.append(counts / np.where(batch.totals > 0, batch.totals, 1))
         detected.append(_distinct_genes(batch.counts, columns_to_genes))
-    return CellMeasures(
+    return QualityMeasures(
         np.concatenate(totals),
-        np.concatenate(shares) if mitochondrial.any() else None,
+        np.concatenate(fractions) if mitochondrial.any() else None,
         np.concatenate(detected),
     )
 
@@ -165,7 +166,7 @@ def measure(
 def judge(
     rules: QualityRules,
     obs: pd.DataFrame | RowBlocks[pd.DataFrame],
-    measures: CellMeasures | None = None,
+    measures: QualityMeasures | None = None,
 ) -> Verdict:
     """Applies the rules to the cells of one dataset.
 
@@ -180,7 +181,7 @@ def judge(
     Raises:
       InputError: the filter column is not made of numbers.
     """
-    parts = [_judge_columns(rules, block) for block in blocks_of(obs)]
+    parts = [_judge_columns(rules, block) for block in iter_blocks(obs)]
     return _judge_counts(rules, Verdict.joined(parts), measures)
 
 
@@ -195,7 +196,9 @@ def _judge_columns(rules: QualityRules, obs: pd.DataFrame) -> Verdict:
     return verdict
 
 
-def _judge_counts(rules: QualityRules, verdict: Verdict, measures: CellMeasures | None) -> Verdict:
+def _judge_counts(
+    rules: QualityRules, verdict: Verdict, measures: QualityMeasures | None
+) -> Verdict:
     """Adds to the verdict of `_judge_columns` the rules that compare a cell with its dataset."""
     if not rules.need_counts:
         return verdict
@@ -205,7 +208,7 @@ def _judge_counts(rules: QualityRules, verdict: Verdict, measures: CellMeasures 
         reason = f"total is beyond {rules.total_sd:g} s.d. of the mean"
         drop(reason, _outliers(measures.totals, candidates, rules.total_sd))
     if rules.mitochondrial_sd is not None:
-        reason = f"mitochondrial share is beyond {rules.mitochondrial_sd:g} s.d. of the mean"
+        reason = f"mitochondrial fraction is beyond {rules.mitochondrial_sd:g} s.d. of the mean"
         if measures.mitochondrial is None:
             skipped.append(f"{reason}: {NO_MITOCHONDRIAL_GENES}")
         else:
@@ -228,12 +231,12 @@ def _distinct_genes(counts: sparse.csr_matrix, columns_to_genes: sparse.csr_matr
     return np.diff((present @ columns_to_genes).indptr).astype(np.int32)
 
 
-def _outliers(values: np.ndarray, candidates: np.ndarray, most_sd: float) -> np.ndarray:
-    """Bool [cells], further than `most_sd` standard deviations from the mean of the candidates."""
+def _outliers(values: np.ndarray, candidates: np.ndarray, max_sd: float) -> np.ndarray:
+    """Bool [cells], further than `max_sd` standard deviations from the mean of the candidates."""
     if not candidates.any():
         return np.zeros(len(values), dtype=bool)
     center, spread = values[candidates].mean(), values[candidates].std()
-    return np.abs(values - center) > most_sd * spread
+    return np.abs(values - center) > max_sd * spread
 
 
 def _passes(column: pd.Series) -> np.ndarray:

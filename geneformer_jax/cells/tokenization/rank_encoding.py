@@ -19,7 +19,7 @@ TARGET_SUM = 10_000.0
 # An entry of the sort: the key above, the index of the value below.
 _KEY_SHIFT = np.uint64(32)
 _INDEX_MASK = np.uint64((1 << 32) - 1)
-_MOST_BITS = np.uint64((1 << 64) - 1)
+_ALL_BITS = np.uint64((1 << 64) - 1)
 _DIGIT_BITS = 11
 _DIGIT_BITS_OF_FEW = 8
 _FEW_GENES = 1000
@@ -280,7 +280,7 @@ def _rank(scratch, n, wanted, highest, lowest):
 def _gather(counts, columns, inverse_total, column_tokens, inverse_medians, scratch):
     """Collects one cell's genes in column order; returns their number, highest and lowest bits."""
     bits = scratch.values.view(np.uint64)
-    highest, lowest = np.uint64(0), _MOST_BITS
+    highest, lowest = np.uint64(0), _ALL_BITS
     n = 0
     for entry in range(len(counts)):
         column = np.uint32(columns[entry])
@@ -314,7 +314,7 @@ def _gather_summed(counts, columns, inverse_total, column_tokens, inverse_median
         scratch.tokens[n] = token
         n += 1
     bits = scratch.values.view(np.uint64)
-    highest, lowest = np.uint64(0), _MOST_BITS
+    highest, lowest = np.uint64(0), _ALL_BITS
     for i in range(n):
         place[scratch.tokens[i]] = -1
         value = scratch.values[i] * inverse_total * TARGET_SUM

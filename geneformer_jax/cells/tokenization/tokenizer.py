@@ -12,7 +12,7 @@ import pyarrow as pa
 from geneformer_jax.cells.counts.anndata_source import AnnDataSource
 from geneformer_jax.cells.counts.source import CountSource
 from geneformer_jax.cells.tokenization.gene_ids import (
-    refuse_mixed_species,
+    check_one_species,
     species_of,
     strip_version,
 )
@@ -25,22 +25,22 @@ from geneformer_jax.cells.tokenization.rank_encoding import (
 )
 from geneformer_jax.cells.tokenization.vocabulary import GeneVocabulary
 from geneformer_jax.common.errors import InputError
-from geneformer_jax.common.threads import read_ahead
+from geneformer_jax.common.threads import prefetch
 
 V1_MAX_LENGTH, V2_MAX_LENGTH = 2048, 4096
 NO_RULES = QualityRules(total_sd=None, mitochondrial_sd=None, min_genes=None)
 NO_GENE = "no gene of the vocabulary"
 CELLS_PER_BATCH = 4096
 _EXAMPLES = 3
-_GENES_THAT_TELL = 100
+_GENES_FOR_SPECIES = 100
 
 
 @dataclass(frozen=True)
-class Recipe:
+class TokenizerOptions:
     """How cells of a source are chosen and encoded.
 
     Attributes:
-      max_length: most tokens of a cell, special tokens included.
+      max_length: maximal number of tokens of a cell, special tokens included.
       symbols: see `GeneVocabulary.tokens_of`.
       orthologs: source gene id -> gene id of the vocabulary's species, "" for a gene that has
         several and is left out; None if not needed.
@@ -85,7 +85,9 @@ class GeneMatch(NamedTuple):
     ambiguous: int
 
 
-def match_genes(source: CountSource, vocabulary: GeneVocabulary, recipe: Recipe) -> GeneMatch:
+def match_genes(
+    source: CountSource, vocabulary: GeneVocabulary, options: TokenizerOptions
+) -> GeneMatch:
     """Finds the token of each column of a source.
 
     Raises:
@@ -93,13 +95,13 @@ def match_genes(source: CountSource, vocabulary: GeneVocabulary, recipe: Recipe)
     """
     ids = [each.strip() for each in source.gene_ids.tolist()]
     ambiguous = 0
-    if recipe.orthologs is not None:
-        found = [recipe.orthologs.get(strip_version(each).upper()) for each in ids]
+    if options.orthologs is not None:
+        found = [options.orthologs.get(strip_version(each).upper()) for each in ids]
         ambiguous, ids = found.count(""), [each or "" for each in found]
     ids = pa.array(ids, pa.string())
-    if recipe.orthologs is None:
-        _refuse_other_species(source, ids, vocabulary)
-    tokens = vocabulary.tokens_of(ids, symbols=recipe.symbols)
+    if options.orthologs is None:
+        _check_species(source, ids, vocabulary)
+    tokens = vocabulary.tokens_of(ids, symbols=options.symbols)
     known = tokens >= 0
     match = GeneMatch(
         tokens=tokens,
@@ -122,11 +124,9 @@ def match_genes(source: CountSource, vocabulary: GeneVocabulary, recipe: Recipe)
     return match
 
 
-def _refuse_other_species(
-    source: CountSource, ids: pa.StringArray, vocabulary: GeneVocabulary
-) -> None:
-    theirs = refuse_mixed_species(source.path, ids)
-    ours = species_of(pa.array(vocabulary.gene_ids[:_GENES_THAT_TELL]))
+def _check_species(source: CountSource, ids: pa.StringArray, vocabulary: GeneVocabulary) -> None:
+    theirs = check_one_species(source.path, ids)
+    ours = species_of(pa.array(vocabulary.gene_ids[:_GENES_FOR_SPECIES]))
     if theirs and ours and theirs != ours:
         raise InputError(
             f"{source.path} has {theirs} gene ids, but the vocabulary is of {vocabulary.species} "
@@ -135,7 +135,7 @@ def _refuse_other_species(
         )
 
 
-def choose_cells(source: CountSource, rules: QualityRules, tokens: np.ndarray) -> Verdict:
+def apply_quality_rules(source: CountSource, rules: QualityRules, tokens: np.ndarray) -> Verdict:
     """Applies the rules of quality control, reading the counts once if a rule needs them.
 
     Args:
@@ -167,14 +167,14 @@ class EncodedBatch(NamedTuple):
 def encode_source(
     source: CountSource,
     vocabulary: GeneVocabulary,
-    recipe: Recipe,
+    options: TokenizerOptions,
     match: GeneMatch,
     verdict: Verdict,
 ) -> Iterator[EncodedBatch]:
     """Yields the source's chosen cells in order; counts in `verdict.dropped` what has no gene."""
-    columns = gene_columns(match.tokens, vocabulary, recipe.max_length)
+    columns = gene_columns(match.tokens, vocabulary, options.max_length)
     verdict.dropped.setdefault(NO_GENE, 0)
-    for batch in read_ahead(source.batches(CELLS_PER_BATCH)):
+    for batch in prefetch(source.batches(CELLS_PER_BATCH)):
         cells = batch.counts.shape[0]
         keep = verdict.keep[batch.start : batch.start + cells]
         rows = batch.start + np.flatnonzero(keep)
@@ -194,7 +194,7 @@ class TokenizedCells:
       rows: int64 [kept], their rows in the input.
       obs: their per-cell columns, indexed by cell id.
       vocabulary: of the tokens.
-      max_length: most tokens of a cell.
+      max_length: maximal number of tokens of a cell.
       dropped: reason -> number of cells left out.
       match: which columns are genes.
     """
@@ -227,17 +227,17 @@ class TokenizedCells:
 
 
 def tokenize_source(
-    source: CountSource, vocabulary: GeneVocabulary, recipe: Recipe
+    source: CountSource, vocabulary: GeneVocabulary, options: TokenizerOptions
 ) -> TokenizedCells:
     """Encodes all cells of a source in memory.
 
     Raises:
       InputError: the counts are not raw counts, no gene id is known, or no cell is left.
     """
-    check_max_length(recipe.max_length, vocabulary)
-    match = match_genes(source, vocabulary, recipe)
-    verdict = choose_cells(source, recipe.quality, match.tokens)
-    batches = list(encode_source(source, vocabulary, recipe, match, verdict))
+    check_max_length(options.max_length, vocabulary)
+    match = match_genes(source, vocabulary, options)
+    verdict = apply_quality_rules(source, options.quality, match.tokens)
+    batches = list(encode_source(source, vocabulary, options, match, verdict))
     rows = np.concatenate([batch.rows for batch in batches])
     if not len(rows):
         raise InputError(
@@ -249,7 +249,7 @@ def tokenize_source(
         rows=rows,
         obs=source.obs().iloc[rows],
         vocabulary=vocabulary,
-        max_length=recipe.max_length,
+        max_length=options.max_length,
         dropped=dict(verdict.dropped),
         match=match,
     )
@@ -270,14 +270,14 @@ def tokenize_cells(
       vocabulary: genes and medians.
       layer: name of a layer, "raw" for `adata.raw`, None for `X`.
       gene_column: column of `var` with gene ids; found by itself if None.
-      max_length: most tokens of a cell; the original's 2,048 (V1) or 4,096 (V2) if None.
+      max_length: of a cell, in tokens; the original's 2,048 (V1) or 4,096 (V2) if None.
 
     Returns:
-      The encoded cells in input order; `rows` says which they are and `dropped` what was left out.
+      The encoded cells in input order, with their `rows` in the input; `dropped` counts the rest.
 
     Raises:
       InputError: the counts are not raw counts, or no gene id is known.
     """
     source = AnnDataSource(adata, layer=layer, gene_column=gene_column)
-    recipe = Recipe(max_length=max_length or default_max_length(vocabulary))
-    return tokenize_source(source, vocabulary, recipe)
+    options = TokenizerOptions(max_length=max_length or default_max_length(vocabulary))
+    return tokenize_source(source, vocabulary, options)

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -16,6 +17,7 @@ import pyarrow.parquet as pq
 from geneformer_jax.cells.tokenization.gene_ids import GeneLookup
 from geneformer_jax.common.errors import InputError
 from geneformer_jax.common.files import atomic_write, require_new_folder
+from geneformer_jax.common.provenance import write_provenance
 
 V1_SPECIAL_TOKENS = ("<pad>", "<mask>")
 V2_SPECIAL_TOKENS = ("<pad>", "<mask>", "<cls>", "<eos>")
@@ -209,17 +211,23 @@ class GeneVocabulary:
         genes = np.where(self.symbols == "", self.gene_ids, self.symbols)
         return np.concatenate([np.asarray(self.special_tokens), genes])
 
-    def save(self, folder: Path | str) -> None:
+    def save(self, folder: Path | str, provenance: Mapping[str, Any] | None = None) -> None:
         """Writes vocabulary.json, genes.parquet and id_mapping.parquet into a new folder.
+
+        Args:
+          folder: new or empty.
+          provenance: for a provenance.json beside them; see `common.provenance`.
 
         Raises:
           InputError: `folder` holds other files.
         """
         with atomic_write(require_new_folder(folder)) as aside:
             self.write_into(aside)
+            if provenance is not None:
+                write_provenance(aside, provenance)
 
     def write_into(self, folder: Path) -> None:
-        """Writes the three files into `folder`, for callers that write a whole folder aside."""
+        """Writes the three files into `folder`, for callers that write a whole folder at once."""
         folder.mkdir(parents=True, exist_ok=True)
         # Ids hardly repeat, so that a dictionary of them would only cost time.
         for table, name in ((self._genes, _GENES), (self._mapping, _MAPPING)):
@@ -276,7 +284,7 @@ class GeneVocabulary:
         return self
 
     def to_json(self) -> str:
-        """Returns the whole vocabulary as compact text; checkpoints carry this."""
+        """Returns the whole vocabulary as compact text, as kept in checkpoints."""
         content = {
             "format": _FORMAT,
             "species": self.species,

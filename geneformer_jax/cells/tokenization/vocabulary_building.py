@@ -5,7 +5,7 @@ import hashlib
 import io
 import json
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -15,19 +15,23 @@ import pyarrow as pa
 
 from geneformer_jax.cells.counts.source import CountSource
 from geneformer_jax.cells.tokenization.gene_ids import (
-    refuse_mixed_species,
+    check_one_species,
     species_of,
     strip_version,
 )
-from geneformer_jax.cells.tokenization.medians import DEFAULT_BYTES_FOR_EXACT, MedianAccumulator
+from geneformer_jax.cells.tokenization.medians import (
+    DEFAULT_BYTES_FOR_EXACT,
+    RELATIVE_ERROR,
+    MedianAccumulator,
+)
 from geneformer_jax.cells.tokenization.quality_control import QualityRules
-from geneformer_jax.cells.tokenization.tokenizer import CELLS_PER_BATCH, choose_cells
+from geneformer_jax.cells.tokenization.tokenizer import CELLS_PER_BATCH, apply_quality_rules
 from geneformer_jax.cells.tokenization.vocabulary import GeneVocabulary
 from geneformer_jax.common.errors import InputError, did_you_mean
 from geneformer_jax.common.files import atomic_write, fingerprint
 from geneformer_jax.common.progress import Progress
 from geneformer_jax.common.tables import read_table
-from geneformer_jax.common.threads import read_ahead
+from geneformer_jax.common.threads import prefetch
 
 _ID_COLUMNS = ("gene_id", "ensembl_id", "ensembl", "id")
 _SYMBOL_COLUMNS = ("symbol", "gene_symbol", "gene_name", "name")
@@ -88,7 +92,7 @@ def _column(table: pd.DataFrame, names: Sequence[str]) -> pd.Series | None:
 
 @dataclass
 class CorpusGenes:
-    """What a corpus says of its genes.
+    """The genes of a corpus.
 
     Attributes:
       gene_ids: [genes] str, ascending.
@@ -109,6 +113,14 @@ class CorpusGenes:
         for reason, number in dropped.items():
             name = f"cells: {reason}"
             self.counts[name] = self.counts.get(name, 0) + number
+
+    def describe(self) -> Iterator[str]:
+        """Yields a line for each entry of `counts`, and the error bound of inexact medians."""
+        for name, count in self.counts.items():
+            shown = f"{count:,}" if isinstance(count, int) else count
+            yield f"  {name.replace('_', ' ')}: {shown}"
+        if not self.medians.exact:
+            yield f"  the medians are within {RELATIVE_ERROR:.2%} of the exact ones"
 
 
 def measure_corpus(
@@ -151,7 +163,7 @@ def survey_corpus(
     for path in paths:
         source = open_source(path)
         ids = _gene_ids(source)
-        refuse_mixed_species(path, pa.array(ids))
+        check_one_species(path, pa.array(ids))
         genes.update(ids.tolist())
         cells[path] = source.n_cells
         nameless += int((ids == "").sum())
@@ -214,8 +226,8 @@ def _measure(
     ids, genes = _gene_ids(source), corpus.gene_ids
     place = np.searchsorted(genes, ids).clip(max=len(genes) - 1)
     numbers = np.where(genes[place] == ids, place, -1)
-    verdict = choose_cells(source, rules, numbers)
-    for batch in read_ahead(source.batches(CELLS_PER_BATCH)):
+    verdict = apply_quality_rules(source, rules, numbers)
+    for batch in prefetch(source.batches(CELLS_PER_BATCH)):
         keep = verdict.keep[batch.start : batch.start + batch.counts.shape[0]]
         counts = batch.counts if keep.all() else batch.counts[keep]
         corpus.medians.add(counts, batch.totals[keep], numbers)
@@ -243,10 +255,10 @@ def build_vocabulary(
 
     Args:
       corpus: see `measure_corpus`; `counts` gets what was left out.
-      symbols: gene id -> symbol; where it says nothing, the corpus's own symbols are taken.
+      symbols: gene id -> symbol; where a gene is missing, the corpus's own symbol is taken.
       special_tokens: `V1_SPECIAL_TOKENS` or `V2_SPECIAL_TOKENS`.
       species: of the gene ids.
-      min_cells: fewest cells that must express a gene, at least 1.
+      min_cells: minimal number of cells that express a gene, at least 1.
 
     Raises:
       InputError: no gene is left.
@@ -267,7 +279,7 @@ def build_vocabulary(
     found = species_of(pa.array(gene_ids))
     if found not in (None, species):
         raise InputError(
-            f'the species is said to be "{species}", but the gene ids ({gene_ids[0]}, ...) are of '
+            f'the species is given as "{species}", but the gene ids ({gene_ids[0]}, ...) are of '
             f'{found}; give --species="{found}"'
         )
     return GeneVocabulary(
@@ -279,13 +291,13 @@ def build_vocabulary(
     )
 
 
-def shares_folder(output: Path) -> Path:
-    """Where the shares of a vocabulary in the making are kept: beside its folder."""
-    return output.with_name(output.name + ".shares")
+def shards_folder(output: Path) -> Path:
+    """Folder of the shards of an unfinished vocabulary, beside the vocabulary's own."""
+    return output.with_name(output.name + ".shards")
 
 
 def work_key(corpus: CorpusGenes, paths: Sequence[Path], rules: QualityRules, reading: str) -> str:
-    """A hash of all that the shares of one corpus must have in common.
+    """A hash of all that the shards of one corpus must have in common.
 
     Args:
       corpus: surveyed.
@@ -298,61 +310,61 @@ def work_key(corpus: CorpusGenes, paths: Sequence[Path], rules: QualityRules, re
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
-def save_share(
-    folder: Path, share: tuple[int, int], key: str, corpus: CorpusGenes, dropped: Mapping[str, int]
+def save_shard(
+    folder: Path, shard: tuple[int, int], key: str, corpus: CorpusGenes, dropped: Mapping[str, int]
 ) -> Path:
     """Writes what one process measured: its medians, and the cells it left out by reason."""
-    path = _share_path(folder, *share)
+    path = _shard_path(folder, *shard)
     content = io.BytesIO()
-    story = np.array(json.dumps({_KEY: key, _DROPPED: dropped}))
-    np.savez(content, story=story, **corpus.medians.to_arrays())
+    summary = np.array(json.dumps({_KEY: key, _DROPPED: dropped}))
+    np.savez(content, summary=summary, **corpus.medians.to_arrays())
     with atomic_write(path) as aside:
-        # numpy's own way to a file does not say that the disk is full.
+        # numpy does not report a full disk when it writes the file itself.
         aside.write_bytes(content.getbuffer())
     return path
 
 
-def join_shares(folder: Path, key: str, corpus: CorpusGenes) -> None:
-    """Adds all shares to a surveyed corpus.
+def join_shards(folder: Path, key: str, corpus: CorpusGenes) -> None:
+    """Adds all shards to a surveyed corpus.
 
     Args:
-      folder: see `shares_folder`.
+      folder: see `shards_folder`.
       key: see `work_key`.
       corpus: gets their medians and the numbers of cells they left out.
 
     Raises:
-      InputError: a share is missing, or was measured on other files or with other options.
+      InputError: a shard is missing, or was measured on other files or with other options.
     """
-    count = _count_shares(folder)
-    paths = [_share_path(folder, index, count) for index in range(count)]
+    count = _count_shards(folder)
+    paths = [_shard_path(folder, index, count) for index in range(count)]
     missing = [index for index, path in enumerate(paths) if not path.is_file()]
     if missing:
         raise InputError(
-            f"{len(missing)} of {count} shares are not measured yet; run --shard={missing[0]}/"
+            f"{len(missing)} of {count} shards are not measured yet; run --shard={missing[0]}/"
             f"{count}, then --finish again"
         )
     for index, path in enumerate(paths):
         with np.load(path, allow_pickle=False) as arrays:
-            story = json.loads(str(arrays["story"]))
-            if story[_KEY] != key:
+            summary = json.loads(str(arrays["summary"]))
+            if summary[_KEY] != key:
                 raise InputError(
                     f"{path} was measured on other files or with other options; run "
                     f"--shard={index}/{count} again"
                 )
             corpus.medians.merge_arrays(arrays)
-        corpus.add_dropped(story[_DROPPED])
+        corpus.add_dropped(summary[_DROPPED])
 
 
-def _count_shares(folder: Path) -> int:
-    """How many shares there are to be, as the names of those that are there say."""
+def _count_shards(folder: Path) -> int:
+    """Returns the number of shards, which is part of each one's file name."""
     counts = {int(path.stem.rpartition("-")[2]) for path in folder.glob("*-of-*.npz")}
     if not counts:
-        raise InputError(f"{folder} holds no share; run the same command with --shard first")
+        raise InputError(f"{folder} holds no shard; run the same command with --shard first")
     if len(counts) > 1:
         listed = " and of ".join(map(str, sorted(counts)))
-        raise InputError(f"{folder} holds shares of {listed}; remove those that are not wanted")
+        raise InputError(f"{folder} holds shards of {listed}; remove those that are not wanted")
     return counts.pop()
 
 
-def _share_path(folder: Path, index: int, count: int) -> Path:
+def _shard_path(folder: Path, index: int, count: int) -> Path:
     return folder / f"{index}-of-{count}.npz"

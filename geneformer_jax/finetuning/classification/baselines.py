@@ -23,7 +23,7 @@ from sklearn.svm import SVC
 
 from geneformer_jax.cells.counts.source import CountSource
 from geneformer_jax.cells.store.cell_store import EncodedCells
-from geneformer_jax.cells.tokenization.tokenizer import Recipe, match_genes
+from geneformer_jax.cells.tokenization.tokenizer import TokenizerOptions, match_genes
 from geneformer_jax.cells.tokenization.vocabulary import GeneVocabulary
 from geneformer_jax.common.errors import InputError
 from geneformer_jax.finetuning.classification.predictions import make_predictions
@@ -99,7 +99,7 @@ def _rows_of(source: CountSource, ids: pd.Index) -> tuple[np.ndarray, np.ndarray
 
 def _gene_to_token(source: CountSource, vocabulary: GeneVocabulary) -> sparse.csr_matrix:
     """Returns float64 [genes of the source, V]: 1 at the token of each gene that has one."""
-    tokens = match_genes(source, vocabulary, Recipe(max_length=1)).tokens
+    tokens = match_genes(source, vocabulary, TokenizerOptions(max_length=1)).tokens
     known = np.flatnonzero(tokens >= 0)
     return sparse.csr_matrix(
         (np.ones(len(known)), (known, tokens[known])), shape=(len(tokens), vocabulary.size)

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 from scipy.special import log_softmax
 
-from geneformer_jax.batches.labelled import Cells
+from geneformer_jax.cells.store.cell_store import EncodedCells
 from geneformer_jax.common.errors import InputError
 from geneformer_jax.common.files import atomic_write
 from geneformer_jax.model.heads import HeadConfig, HeadTask
@@ -116,7 +116,9 @@ def per_task(
             yield task, targets, log_softmax(own, axis=1)
 
 
-def prediction_table(cells: Cells, head: HeadConfig, outputs: Outputs, fold: int) -> pd.DataFrame:
+def prediction_table(
+    cells: EncodedCells, head: HeadConfig, outputs: Outputs, fold: int
+) -> pd.DataFrame:
     """Returns a table with one row for each cell, or each gene of a cell, and each task.
 
     Columns: `id` of the cell, `gene` (of genes), `fold`, `task` (where there are several); of
