@@ -137,8 +137,8 @@ def test_the_report_folder_is_whole_and_self_contained(corpus, tmp_path):
         write_corpus_report(corpus[0], output)
 
 
-def test_a_column_that_is_not_carried_is_told_in_one_line(corpus, tmp_path):
-    with pytest.raises(InputError, match=r'no column "tisue" \(did you mean "tissue"\?\)'):
+def test_a_column_that_is_not_there_is_named_with_near_ones(corpus, tmp_path):
+    with pytest.raises(InputError, match=r'no obs column "tisue" \(did you mean "tissue"\?\)'):
         write_corpus_report(corpus[0], tmp_path / "report", ["tisue"])
     with pytest.raises(InputError, match="is no cell store"):
         write_corpus_report(tmp_path, tmp_path / "report")
