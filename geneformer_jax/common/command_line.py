@@ -1,12 +1,13 @@
-"""How every door starts: flags parsed, `--help` answered, bad input told in one line.
+"""How every command starts: flags parsed, `--help` answered, bad input reported in one line.
 
-A door is a module run with `python -m geneformer_jax.<door>`. It defines absl flags, a `main()`
-without arguments, and ends with `door.run(main)`.
+A command is a module run with `python -m geneformer_jax.<command>`. It defines absl flags, a
+`main()` without arguments, and ends with `command_line.run(main)`. Flags that several commands
+share are defined here, in groups.
 """
 
 import errno
 import os
-import runpy
+import re
 import sys
 import textwrap
 from collections.abc import Callable, Sequence
@@ -14,14 +15,19 @@ from typing import TypeVar
 
 from absl import flags
 
-from geneformer_jax.common.errors import InputError, did_you_mean
+from geneformer_jax.common.errors import InputError
 from geneformer_jax.common.log import show_log
 
 BAD_INPUT = 1
 INTERRUPTED = 130
-_CONFIG_PREFIX = "--config."
+# How ml_collections reports a key that a configuration does not have.
+_NEAR_MATCH = re.compile(r'Did you mean "([^"]+)" instead of "([^"]+)"')
+_ALIASES: set[str] = set()
 
 T = TypeVar("T")
+
+# Flags defined here belong to the command that asks for them, and appear in its --help.
+flags.disclaim_key_flags()
 
 
 def run(main: Callable[[], None]) -> None:
@@ -35,13 +41,13 @@ def run(main: Callable[[], None]) -> None:
         _parse(sys.argv)
         main()
     except InputError as error:
-        _say(str(error))
+        _print_error(str(error))
         sys.exit(BAD_INPUT)
     except OSError as error:
-        _say(_explain(error))
+        _print_error(_explain(error))
         sys.exit(BAD_INPUT)
     except KeyboardInterrupt:
-        _say("interrupted; run the same command again to go on")
+        _print_error("interrupted; run the same command again to go on")
         sys.exit(INTERRUPTED)
     sys.exit(0)
 
@@ -52,14 +58,14 @@ def split_list(value: str) -> list[str]:
 
 
 def require(*names: str) -> None:
-    """Raises InputError if a flag that this door needs was not given."""
+    """Raises InputError if a flag that this command needs was not given."""
     missing = [name for name in names if not flags.FLAGS[name].value]
     if missing:
         listed = ", ".join(f"--{name}" for name in missing)
         raise InputError(f"{listed} must be given; see --help")
 
 
-def _say(message: str) -> None:
+def _print_error(message: str) -> None:
     print("error: " + " ".join(message.split()), file=sys.stderr, flush=True)
 
 
@@ -83,70 +89,41 @@ def _parse(argv: Sequence[str]) -> None:
     if any(argument in ("--help", "-h", "-help", "--helpfull") for argument in argv[1:]):
         print(_help())
         sys.exit(0)
-    config = _config_file(argv)
-    if config and "config" in flags.FLAGS and not os.path.isfile(config):
-        raise InputError(f"--config={config} is no file; name one, such as configs/quickstart.py")
     try:
         rest = flags.FLAGS(argv)
-    except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:
-        raise InputError(_flag_mistake(argv, error)) from error
+        if "config" in flags.FLAGS and flags.FLAGS["config"].present:
+            _require_config_file()
+    except flags.Error as error:
+        raise InputError(f"{error}; see --help") from error
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise InputError(_explain_config(error)) from error
     except OSError as error:
         raise InputError(f"--config file cannot be read: {error}; check its path") from error
     if len(rest) > 1:
         raise InputError(f'"{rest[1]}" is not a flag: flags start with --; see --help')
 
 
-def _flag_mistake(argv: Sequence[str], error: Exception) -> str:
-    """Says which flag is wrong; for config keys, which key it may have meant."""
-    known = _config_keys(argv)
-    for argument in argv[1:]:
-        name, _, value = argument.partition("=")
-        if not name.startswith(_CONFIG_PREFIX) or not known:
-            continue
-        key = name.removeprefix(_CONFIG_PREFIX)
-        if key not in known:
-            remedy = "see the configuration file for its keys"
-            return f'--config has no key "{key}"{did_you_mean(key, known)}; {remedy}'
-        kind = type(known[key]).__name__
-        if str(value) and str(value) in str(error):
-            return f'{name} must be of type {kind}, but "{value}" was given'
-    return f"{error}; see --help"
+def _require_config_file() -> None:
+    # Imported by the commands that have such a flag.
+    from ml_collections import config_flags
+
+    path = config_flags.get_config_filename(flags.FLAGS["config"])
+    if path and not os.path.isfile(path):
+        raise InputError(f"--config={path} is no file; name one, such as configs/quickstart.py")
 
 
-def _config_file(argv: Sequence[str]) -> str:
-    """The value of --config on the command line, '' if it is not there."""
-    for argument, following in zip(argv, [*argv[1:], ""], strict=True):
-        if argument == "--config":
-            return following
-        if argument.startswith("--config="):
-            return argument.removeprefix("--config=")
-    return ""
-
-
-def _config_keys(argv: Sequence[str]) -> dict[str, object]:
-    """Dotted names and values of the configuration file named by --config, empty if it has none.
-
-    The file is run anew: a wrong key leaves the door's own flag without a value.
-    """
-    if "config" not in flags.FLAGS or not _config_file(argv):
-        return {}
-    config = runpy.run_path(_config_file(argv))["get_config"]()
-    keys: dict[str, object] = {}
-
-    def walk(prefix: str, node: object) -> None:
-        for name, value in node.items():
-            if hasattr(value, "items"):
-                walk(f"{prefix}{name}.", value)
-            else:
-                keys[prefix + name] = value
-
-    walk("", config)
-    return keys
+def _explain_config(error: Exception) -> str:
+    """One line for a key that the configuration file does not have, with the near match."""
+    if near := _NEAR_MATCH.search(str(error)):
+        what = f'key "{near[2]}", did you mean "{near[1]}"?'
+    else:
+        what = "such key: " + str(error).strip("'\"\\")
+    return f"--config has no {what}; see the configuration file for its keys"
 
 
 def _help() -> str:
-    door = sys.modules["__main__"]
-    lines = [(door.__doc__ or "").strip(), "", "Flags:"]
+    command = sys.modules["__main__"]
+    lines = [(command.__doc__ or "").strip(), "", "Flags:"]
     for flag in sorted(flags.FLAGS.get_key_flags_for_module(sys.argv[0]), key=lambda f: f.name):
         default = "" if flag.default in (None, "") else f"  (default: {flag.default})"
         lines.append(f"  --{flag.name}{default}")
@@ -154,9 +131,45 @@ def _help() -> str:
     return "\n".join(lines)
 
 
+def model_flags() -> None:
+    """Defines the flags of a command that uses a pretrained model: which one."""
+    flags.DEFINE_string("checkpoint", "", "Checkpoint, or workdir of a training run (its newest).")
+    flags.DEFINE_string("vocabulary", "", "Vocabulary folder, for a checkpoint that carries none.")
+
+
+def cell_flags() -> None:
+    """Defines the flags of a command that takes cells: from where, and which of them."""
+    flags.DEFINE_string("cells", "", "Cell store, or file of raw counts.")
+    flags.DEFINE_multi_string(
+        "filter", [], "column:value|value: only cells with such a value; if repeated, all must "
+        "pass.",
+    )  # fmt: skip
+    flags.DEFINE_integer("max_cells", None, "Draw so many of the cells at random.", lower_bound=1)
+    flags.DEFINE_integer("seed", 42, "Of the draw; 42 draws the cells that the original keeps.")
+
+
+def device_flags() -> None:
+    """Defines the flags of a command that computes on devices: how."""
+    flags.DEFINE_string("precision", "float32", "float32, bfloat16 or float16.")
+    flags.DEFINE_string(
+        "attention", "auto", "Attention implementation; auto chooses for the device."
+    )
+    flags.DEFINE_integer(
+        "tokens_per_device", None, "Padded tokens in a batch; default 2,048 on CPUs and 131,072 on "
+        "accelerators. Fewer take less memory.", lower_bound=1,
+    )  # fmt: skip
+
+
+def alias_flag(name: str, of: str) -> None:
+    """Defines another name of a flag, such as an older one."""
+    flags.DEFINE_alias(name, of)
+    _ALIASES.add(name)
+
+
 def configuration() -> dict[str, object]:
-    """The values of all flags of the running door, for its provenance."""
-    return {flag.name: flag.value for flag in flags.FLAGS.get_key_flags_for_module(sys.argv[0])}
+    """The values of all flags of the running command, for its provenance."""
+    own = flags.FLAGS.get_key_flags_for_module(sys.argv[0])
+    return {flag.name: flag.value for flag in own if flag.name not in _ALIASES}
 
 
 def parse_shard(text: str) -> tuple[int, int]:
@@ -173,7 +186,7 @@ def parse_shard(text: str) -> tuple[int, int]:
     return int(first), int(second)
 
 
-def shard_of(items: Sequence[T], share: tuple[int, int]) -> list[T]:
+def shard_of(items: Sequence[T], shard: tuple[int, int]) -> list[T]:
     """Returns every n-th item, starting from the i-th."""
-    index, count = share
+    index, count = shard
     return list(items[index::count])
