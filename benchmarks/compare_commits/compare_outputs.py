@@ -128,9 +128,11 @@ class File(NamedTuple):
         if self.status == EQUAL:
             return f"{self.name}: {self.status}"
         wrong = self.unexplained
-        told = f" in {len(wrong)} items, first {wrong[0]}" if wrong else ""
+        where = f" in {len(wrong)} items, first {wrong[0]}" if wrong else ""
         because = "; ".join(sorted({why for why in self.reasons if why}))
-        return f"{self.name}: {self.status}{told}" + (f" (explained: {because})" if because else "")
+        return f"{self.name}: {self.status}{where}" + (
+            f" (explained: {because})" if because else ""
+        )
 
 
 def compare_sides(before: Side, after: Side, explained: Explanations) -> list[File]:
@@ -220,6 +222,6 @@ def summary(files: Sequence[File]) -> list[str]:
     lines += [str(file) for file in files if file.status != EQUAL]
     counted = {status: sum(file.status == status for file in files)
                for status in (EQUAL, DIFFERS, ONLY_BEFORE, ONLY_AFTER)}  # fmt: skip
-    told = ", ".join(f"{count} {status}" for status, count in counted.items())
+    parts = ", ".join(f"{count} {status}" for status, count in counted.items())
     unexplained = sum(bool(file.unexplained) for file in files)
-    return [*lines, f"{len(files)} files: {told}; {unexplained} not explained"]
+    return [*lines, f"{len(files)} files: {parts}; {unexplained} not explained"]

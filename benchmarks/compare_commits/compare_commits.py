@@ -1,9 +1,10 @@
 """Runs every command of the README at two checkouts and compares what they write, bit for bit.
 
-    python benchmarks/compare_commits.py --before=FOLDER --after=FOLDER --work=FOLDER [--only=embed]
+    python benchmarks/compare_commits/compare_commits.py --before=FOLDER --after=FOLDER \\
+        --work=FOLDER [--only=embed]
 
-Small real cells (see compare_cells.py) go through all doors and the calls of the README's section
-"In Python" (compare_calls.py). Each command of compare_commands.py is a process of its own, in the
+Small real cells (see compare_cells.py) go through all commands and the calls of the README's
+section "In Python" (compare_calls.py). Each command of compare_commands.py is a process of its own, in the
 folder of its checkout, with the interpreter of this one. What the side `before` wrote is kept in
 WORK/before as long as its checkout and the commands stay the same; `after` runs anew, or with
 --only just the commands whose names begin so, those that need them, and those that failed. What
@@ -33,9 +34,9 @@ AFTER = flags.DEFINE_string("after", None, "checkout that is compared", required
 WORK = flags.DEFINE_string("work", None, "folder for cells, outputs and report", required=True)
 ONLY = flags.DEFINE_list("only", [], "of `after`, run again only what begins so")
 
-# What is spelled differently by the side `after`: (door, or "" for all; word) -> word. A word is a
-# flag with its dashes ("--cells_at_most", "--config.task.group"), a whole argument
-# ("--config=configs/quickstart.py") or the door itself. "" leaves the argument out.
+# What is spelled differently by the side `after`: (command, or "" for all; word) -> word. A word is
+# a flag with its dashes ("--cells_at_most", "--config.task.group"), a whole argument
+# ("--config=configs/quickstart.py") or the command itself. "" leaves the argument out.
 SPELLED_AFTER: dict[tuple[str, str], str] = {}
 
 # The same for pieces of the text of compare_calls.py.
@@ -62,7 +63,7 @@ CONDITIONS = {
     "PYTHONHASHSEED": os.environ.get("PYTHONHASHSEED", "0"),
 }
 # Longer than any command takes on two cores that are busy with other work too.
-_MOST_SECONDS = 900
+_MAX_SECONDS = 900
 _CALLS = Path(__file__).with_name("compare_calls.py")
 
 
@@ -112,30 +113,30 @@ class Checkout:
 
     def _commit(self) -> str:
         """The checkout, its commit, and a hash of what was changed since."""
-        told = [str(self.checkout), self._git("rev-parse", "HEAD"), self._git("diff", "HEAD")]
-        return f"{told[0]}\n{told[1]}{hashlib.sha256(told[2].encode()).hexdigest()}\n"
+        parts = [str(self.checkout), self._git("rev-parse", "HEAD"), self._git("diff", "HEAD")]
+        return f"{parts[0]}\n{parts[1]}{hashlib.sha256(parts[2].encode()).hexdigest()}\n"
 
     def _git(self, *words: str) -> str:
         return self._call(["git", *words], capture_output=True, text=True).stdout
 
     def _call(self, command: list[str], **options) -> subprocess.CompletedProcess:
         return subprocess.run(
-            command, cwd=self.checkout, env=self.environment, timeout=_MOST_SECONDS, **options
+            command, cwd=self.checkout, env=self.environment, timeout=_MAX_SECONDS, **options
         )
 
     def _is_done(self, name: str) -> bool:
         record = self.log / f"{name}.json"
         if not record.is_file():
             return False
-        told = json.loads(record.read_text())
-        return told["commands"] == self._commands(name) and not any(told["status"])
+        parts = json.loads(record.read_text())
+        return parts["commands"] == self._commands(name) and not any(parts["status"])
 
     def _commands(self, name: str) -> list[list[str]]:
         lines = COMMANDS[name].strip().splitlines()
         return [self._command(shlex.split(line), name) for line in lines]
 
     def _command(self, words: list[str], name: str) -> list[str]:
-        door = words[0]
+        command = words[0]
         places = {
             "out": self.folder / name,
             "side": self.folder,
@@ -143,19 +144,19 @@ class Checkout:
             "data": DATA.resolve(),
             "reference": DATA.resolve().parent / "reference",
         }
-        spelled = [self._spelled(door, word).format(**places) for word in words]
-        if door == "calls":
+        spelled = [self._spelled(command, word).format(**places) for word in words]
+        if command == "calls":
             return [sys.executable, str(self.log / "calls.py"), *spelled[1:]]
         return [sys.executable, "-m", f"geneformer_jax.{spelled[0]}", *filter(None, spelled[1:])]
 
-    def _spelled(self, door: str, word: str) -> str:
+    def _spelled(self, command: str, word: str) -> str:
         if self.name == "before":
             return word
         flag, equals, value = word.partition("=")
-        for key in ((door, word), ("", word)):
+        for key in ((command, word), ("", word)):
             if key in SPELLED_AFTER:
                 return SPELLED_AFTER[key]
-        new = SPELLED_AFTER.get((door, flag), SPELLED_AFTER.get(("", flag), flag))
+        new = SPELLED_AFTER.get((command, flag), SPELLED_AFTER.get(("", flag), flag))
         return new and f"{new}{equals}{value}"
 
     def _write_calls(self) -> None:
@@ -171,9 +172,9 @@ class Checkout:
         with (self.log / f"{name}.txt").open("w") as file:
             for command in commands:
                 status.append(self._call(command, stdout=file, stderr=file).returncode)
-        told = {"commands": commands, "status": status, "seconds": time.monotonic() - began}
-        (self.log / f"{name}.json").write_text(json.dumps(told, indent=1))
-        print(f"{self.name} {name}: {told['seconds']:.0f} s, status {status}", flush=True)
+        parts = {"commands": commands, "status": status, "seconds": time.monotonic() - began}
+        (self.log / f"{name}.json").write_text(json.dumps(parts, indent=1))
+        print(f"{self.name} {name}: {parts['seconds']:.0f} s, status {status}", flush=True)
 
     def _last_line(self, name: str) -> str:
         printed = self.log / f"{name}.txt"
@@ -184,16 +185,16 @@ class Checkout:
 def explanations() -> Explanations:
     """The table above, with the renamed flags, which provenances tell of."""
     renamed = [
-        (_files_of(door), _key_pattern(old), rf"\g<1>{_key(new)}", "a flag was renamed")
-        for (door, old), new in SPELLED_AFTER.items()
+        (_files_of(command), _key_pattern(old), rf"\g<1>{_key(new)}", "a flag was renamed")
+        for (command, old), new in SPELLED_AFTER.items()
         if old.startswith("--") and "=" not in old and new
     ]
     return EXPLAINED._replace(items=[*EXPLAINED.items, *renamed])
 
 
-def _files_of(door: str) -> str:
-    """A pattern of the files that commands of a door write."""
-    names = (name for name, text in COMMANDS.items() if f"\n{door}" in text)
+def _files_of(command: str) -> str:
+    """A pattern of the files that commands of a command write."""
+    names = (name for name, text in COMMANDS.items() if f"\n{command}" in text)
     return rf"^({'|'.join(names)})/"
 
 

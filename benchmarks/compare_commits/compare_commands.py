@@ -31,8 +31,8 @@ SHARED = (
     "--state_embeddings={side}/embed_cls/cls.states.parquet"
 )
 
-# Name -> one door with its flags on each line. {out} is the command's own output, {side}/NAME that
-# of an earlier one. Flags are spelled as in the checkout `before`.
+# Name -> one command with its flags on each line. {out} is the command's own output, {side}/NAME
+# that of an earlier one. Flags are spelled as in the checkout `before`.
 COMMANDS = {
     "vocabulary": """
 build_vocabulary --counts={cells}/pbmc.h5ad --gene_table={cells}/genes.tsv --output={out}

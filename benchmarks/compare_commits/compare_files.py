@@ -172,14 +172,14 @@ class _Page(HTMLParser):
 
     def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
         """Notes a table, the number of a cell, or a picture."""
-        told = dict(attributes)
+        parts = dict(attributes)
         if tag == "table":
             self.cells.append([])
         elif tag in ("td", "th"):
-            self._in_cell = "data-value" not in told
-            self.cells[-1].append(told.get("data-value") or "")
+            self._in_cell = "data-value" not in parts
+            self.cells[-1].append(parts.get("data-value") or "")
         elif tag == "img":
-            self.pictures.append(_pixels(base64.b64decode(told["src"].partition(",")[2])))
+            self.pictures.append(_pixels(base64.b64decode(parts["src"].partition(",")[2])))
 
     def handle_endtag(self, tag: str) -> None:
         """Ends a cell."""
