@@ -5,11 +5,11 @@
 
 Small real cells (see compare_cells.py) go through all commands and the calls of the README's
 section "In Python" (compare_calls.py). Each command of compare_commands.py is a process of its own,
-in the folder of its checkout, with the interpreter of this one. What the side `before` wrote is kept in
-WORK/before as long as its checkout and the commands stay the same; `after` runs anew, or with
---only just the commands whose names begin so, those that need them, and those that failed. What
-commands print is in WORK/SIDE/log and is not compared. WORK/report.txt names every file; what is
-not equal is printed here. The exit status is 1 if a command failed, or if something differs that
+in the folder of its checkout, with the interpreter of this one. What the side `before` wrote is
+kept in WORK/before as long as its checkout and the commands stay the same; `after` runs anew, or
+with --only just the commands whose names begin so, those that need them, and those that failed.
+What commands print is in WORK/SIDE/log and is not compared. WORK/report.txt names every file; what
+is not equal is printed here. The exit status is 1 if a command failed, or if something differs that
 none of the tables below explains.
 """
 
