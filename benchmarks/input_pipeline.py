@@ -19,9 +19,10 @@ import numpy as np
 import pandas as pd
 from absl import app, flags
 
+from geneformer_jax.batches.buckets import choose_buckets, shape_batches
 from geneformer_jax.batches.loader import MaskedBatches, read_ahead
-from geneformer_jax.batches.masking import MaskingRule
-from geneformer_jax.batches.plan import PlanRecipe, choose_buckets, shape_batches
+from geneformer_jax.batches.masking import MaskingConfig
+from geneformer_jax.batches.plan import PlanRecipe
 from geneformer_jax.cells.store.cell_store import CellStore
 from geneformer_jax.cells.store.writer import begin_store, join_sources, write_source
 from geneformer_jax.cells.tokenization.rank_encoding import RankEncodings
@@ -57,9 +58,8 @@ def make_store(folder: Path) -> CellStore:
 def batches_of(store: CellStore, packing: bool, masking: str) -> MaskedBatches:
     buckets = choose_buckets(store.lengths)
     shape = shape_batches(buckets[-1:] if packing else buckets, tokens_per_batch=TOKENS_PER_BATCH)
-    rule = MaskingRule(store.vocabulary.size, store.vocabulary.first_gene_token)
     recipe = PlanRecipe(shape, seed=0, packing=packing)
-    return MaskedBatches(store, recipe, rule if masking == "host" else None, 1_000_000)
+    return MaskedBatches(store, recipe, MaskingConfig() if masking == "host" else None, 1_000_000)
 
 
 def cells_per_second(batches: MaskedBatches, workers: int | None) -> tuple[float, float]:

@@ -18,7 +18,8 @@ from pathlib import Path
 import numpy as np
 from absl import app, flags
 
-from geneformer_jax.batches.plan import BatchShape, PlanRecipe, choose_buckets, shape_batches
+from geneformer_jax.batches.buckets import BatchShape, choose_buckets, shape_batches
+from geneformer_jax.batches.plan import PlanRecipe
 from tests.helpers.real_lengths import real_lengths, simulated_lengths
 
 CELLS = flags.DEFINE_list("cells", ["30000000", "100000000"], "cells of the simulated corpora")

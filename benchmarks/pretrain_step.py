@@ -179,7 +179,7 @@ def jax_case(workload, options):
 def torch_batches(workload, options):
     """Padded tokens, lengths and labels (-100 where nothing is masked), as numpy arrays."""
     from geneformer_jax.batches.loader import pad_cells
-    from geneformer_jax.batches.masking import MaskingRule, mask_cells
+    from geneformer_jax.batches.masking import MaskingConfig, mask_cells
 
     if workload.tokens:
         run = run_of(workload, options)
@@ -188,13 +188,20 @@ def torch_batches(workload, options):
             yield batch.tokens_BT, batch.lengths_B, labels_of(batch, batch.weights_BM)
         return
     cells = cells_of(workload, encoder_of(options), 1)
-    rule = MaskingRule(cells.vocabulary.size, cells.vocabulary.first_gene_token)
     order = np.argsort(-np.asarray(cells.lengths), kind="stable")
     for start in range(0, len(order), options.cells):
         chosen = order[start : start + options.cells]
         lengths = np.asarray(cells.lengths)[chosen]
         padded = pad_cells(cells.read(chosen), int(lengths.max()), cells.vocabulary.pad_id)
-        masked = mask_cells(padded, lengths, chosen, seed=0, step=start, rule=rule)
+        masked = mask_cells(
+            padded,
+            lengths,
+            chosen,
+            seed=0,
+            step=start,
+            config=MaskingConfig(),
+            vocabulary=cells.vocabulary,
+        )
         yield masked.tokens_BT, lengths, labels_of(masked, masked.weights_BM)
 
 

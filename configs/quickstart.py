@@ -28,7 +28,7 @@ def get_config() -> ConfigDict:
     )
     config = pretrain_config(model, vocabulary_size=0)  # 0: that of the store
     config.data.cells_per_batch = 8
-    config.data.most_buckets = 3
+    config.data.max_buckets = 3
     config.steps = 600
     config.optimizer.learning_rate = 2e-3
     config.optimizer.schedule = "cosine"

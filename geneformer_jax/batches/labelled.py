@@ -6,8 +6,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from geneformer_jax.batches.loader import WHOLE, Share, pad_cells
-from geneformer_jax.batches.plan import MEGA_BATCH_MULTIPLIER, BatchPlan, BatchShape
+from geneformer_jax.batches.buckets import BatchShape
+from geneformer_jax.batches.loader import WHOLE, BatchShard, read_padded
+from geneformer_jax.batches.plan import MEGA_BATCH_MULTIPLIER, BatchPlan
 from geneformer_jax.cells.store.cell_store import EncodedCells
 
 # Number of the class of what has none, as in the original.
@@ -80,7 +81,7 @@ class LabelledBatches:
         learning: Learning,
         per_gene: bool,
         steps: int = 0,
-        share: Share = WHOLE,
+        shard: BatchShard = WHOLE,
     ):
         """Describes the batches.
 
@@ -90,10 +91,10 @@ class LabelledBatches:
           learning: how they are drawn and weighed.
           per_gene: whether labels are of genes.
           steps: number of steps; 0 takes one epoch.
-          share: the rows of each batch that this process reads.
+          shard: the rows of each batch that this process reads.
         """
         self._cells, self._learning, self._per_gene = cells, learning, per_gene
-        self._share, self._steps = share, steps
+        self._shard, self._steps = shard, steps
         labels = np.asarray(labelled.labels)
         # One column a target, and rows in ascending order, to be looked up.
         table = labels.reshape(len(labels), -1).astype(np.float32)
@@ -125,20 +126,14 @@ class LabelledBatches:
 
     def __getitem__(self, step: int) -> LabelledBatch:
         cells_B, bucket = self.plan.step(int(step))
-        rows = len(cells_B) // self._share.of
-        cells_B = cells_B[self._share.index * rows : (self._share.index + 1) * rows]
-        real = cells_B >= 0
-        tokens = self._cells.read(cells_B[real])
-        pad = self._cells.vocabulary.pad_id
-        tokens_BT = np.full((len(cells_B), bucket), pad, np.int32)
-        tokens_BT[real] = pad_cells(tokens, bucket, pad)
-        lengths_B = np.zeros(len(cells_B), np.int32)
-        lengths_B[real] = [len(cell) for cell in tokens]
+        cells_B = self._shard.rows(cells_B)
+        tokens_BT, lengths_B = read_padded(self._cells, cells_B, bucket)
         if self._per_gene:
             targets = self._table[tokens_BT]
             targets[np.arange(bucket) >= lengths_B[:, None]] = np.nan
         else:
             targets = np.full((len(cells_B), self._table.shape[1]), np.nan, np.float32)
+            real = cells_B >= 0
             targets[real] = self._table[np.searchsorted(self._rows, cells_B[real])]
         targets, weights = self._weigh(targets)
         return LabelledBatch(tokens_BT, lengths_B, targets, weights, cells_B.astype(np.int32))

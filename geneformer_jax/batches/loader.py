@@ -8,9 +8,10 @@ import grain
 import numpy as np
 from absl import flags
 
-from geneformer_jax.batches.masking import MaskingRule, Packing, mask_cells
+from geneformer_jax.batches.masking import MaskingConfig, Packing, mask_cells
 from geneformer_jax.batches.plan import BatchPlan, PackedPlan, PlanRecipe
-from geneformer_jax.cells.store.cell_store import CellStore
+from geneformer_jax.cells.store.cell_store import CellStore, EncodedCells
+from geneformer_jax.cells.tokenization.vocabulary import GeneVocabulary
 
 
 class Batch(NamedTuple):
@@ -36,7 +37,9 @@ class Batch(NamedTuple):
     packing: Packing | None = None
 
 
-def mask_batch(batch: Batch, *, seed: int, step: Any, rule: MaskingRule) -> Batch:
+def mask_batch(
+    batch: Batch, *, seed: int, step: Any, config: MaskingConfig, vocabulary: GeneVocabulary
+) -> Batch:
     """Masks a batch, on the host or within a jitted step; see masking.mask_cells."""
     masked = mask_cells(
         batch.tokens_BT,
@@ -44,7 +47,8 @@ def mask_batch(batch: Batch, *, seed: int, step: Any, rule: MaskingRule) -> Batc
         batch.cells_B,
         seed=seed,
         step=step,
-        rule=rule,
+        config=config,
+        vocabulary=vocabulary,
         packing=batch.packing,
     )
     return batch._replace(**masked._asdict())
@@ -56,6 +60,29 @@ def pad_cells(cells: list[np.ndarray], bucket: int, pad_token: int) -> np.ndarra
     for row, tokens in enumerate(cells):
         tokens_BT[row, : len(tokens)] = tokens
     return tokens_BT
+
+
+def read_padded(
+    source: EncodedCells, cells_B: np.ndarray, bucket: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Reads cells, padded on the right.
+
+    Args:
+      source: where the cells are.
+      cells_B: their numbers; -1 for filler rows.
+      bucket: T.
+
+    Returns:
+      (int32 tokens [B, T], int32 real tokens in each row [B], 0 for filler rows).
+    """
+    real = cells_B >= 0
+    tokens = source.read(cells_B[real])
+    pad = source.vocabulary.pad_id
+    tokens_BT = np.full((len(cells_B), bucket), pad, np.int32)
+    tokens_BT[real] = pad_cells(tokens, bucket, pad)
+    lengths_B = np.zeros(len(cells_B), np.int32)
+    lengths_B[real] = [len(cell) for cell in tokens]
+    return tokens_BT, lengths_B
 
 
 def pack_cells(
@@ -86,14 +113,19 @@ def pack_cells(
     return tokens_BT, lengths_B, Packing(segments_BT, ranks_BT)
 
 
-class Share(NamedTuple):
-    """The rows of every batch that one process reads: the `index`-th of `of` equal parts."""
+class BatchShard(NamedTuple):
+    """The rows of every batch that one process reads: the `index`-th of `count` equal parts."""
 
     index: int = 0
-    of: int = 1
+    count: int = 1
+
+    def rows(self, cells: np.ndarray) -> np.ndarray:
+        """Returns this process's part of the rows of a batch."""
+        size = len(cells) // self.count
+        return cells[self.index * size : (self.index + 1) * size]
 
 
-WHOLE = Share()
+WHOLE = BatchShard()
 
 
 class MaskedBatches:
@@ -107,21 +139,21 @@ class MaskedBatches:
         self,
         store: CellStore,
         recipe: PlanRecipe,
-        rule: MaskingRule | None,
+        masking: MaskingConfig | None,
         steps: int,
-        share: Share = WHOLE,
+        shard: BatchShard = WHOLE,
     ):
         """Describes the batches.
 
         Args:
           store: where the cells are.
           recipe: which cells form a step.
-          rule: what to mask; None leaves that to the step on the device.
+          masking: how genes are masked; None leaves that to the step on the device.
           steps: number of steps.
-          share: the rows of each batch that this process reads.
+          shard: the rows of each batch that this process reads.
         """
-        self._store, self._recipe, self._rule = store, recipe, rule
-        self._steps, self._share = steps, share
+        self._store, self._recipe, self._masking = store, recipe, masking
+        self._steps, self._shard = steps, shard
 
     def __len__(self) -> int:
         return self._steps
@@ -131,7 +163,7 @@ class MaskedBatches:
 
     def whole(self) -> "MaskedBatches":
         """Returns the same batches with all of their rows."""
-        return MaskedBatches(self._store, self._recipe, self._rule, self._steps)
+        return MaskedBatches(self._store, self._recipe, self._masking, self._steps)
 
     @functools.cached_property
     def plan(self) -> BatchPlan | PackedPlan:
@@ -140,23 +172,21 @@ class MaskedBatches:
 
     def __getitem__(self, step: int) -> Batch:
         cells_B, bucket = self.plan.step(int(step))
-        rows = len(cells_B) // self._share.of
-        cells_B = cells_B[self._share.index * rows : (self._share.index + 1) * rows]
-        batch = (
-            self._packed(cells_B, bucket) if cells_B.ndim == 2 else self._padded(cells_B, bucket)
-        )
-        if self._rule is None:
+        cells_B = self._shard.rows(cells_B)
+        if cells_B.ndim == 2:
+            batch = self._packed(cells_B, bucket)
+        else:
+            padded = read_padded(self._store, cells_B, bucket)
+            batch = Batch(*padded, None, None, None, cells_B.astype(np.int32))
+        if self._masking is None:
             return batch
-        return mask_batch(batch, seed=self._recipe.seed, step=int(step), rule=self._rule)
-
-    def _padded(self, cells_B: np.ndarray, bucket: int) -> Batch:
-        real = cells_B >= 0
-        tokens = self._store.read(cells_B[real])
-        tokens_BT = np.full((len(cells_B), bucket), self._store.vocabulary.pad_id, np.int32)
-        tokens_BT[real] = pad_cells(tokens, bucket, self._store.vocabulary.pad_id)
-        lengths_B = np.zeros(len(cells_B), np.int32)
-        lengths_B[real] = [len(cell) for cell in tokens]
-        return Batch(tokens_BT, lengths_B, None, None, None, cells_B.astype(np.int32))
+        return mask_batch(
+            batch,
+            seed=self._recipe.seed,
+            step=int(step),
+            config=self._masking,
+            vocabulary=self._store.vocabulary,
+        )
 
     def _packed(self, cells_BC: np.ndarray, row_length: int) -> Batch:
         rows, _ = real = np.nonzero(cells_BC >= 0)

@@ -15,47 +15,44 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from geneformer_jax.batches.random_bits import random_bits
-from geneformer_jax.common.errors import InputError
+from geneformer_jax.cells.tokenization.vocabulary import GeneVocabulary
+from geneformer_jax.common.config import require
 
-SELECTED_SHARE = 0.15
+SELECTED_FRACTION = 0.15
 _STANDARD_DEVIATIONS = 5
 _POSITIONS_MULTIPLE = 8
 
 
 @dataclasses.dataclass(frozen=True)
-class MaskingRule:
-    """How genes are masked.
+class MaskingConfig:
+    """How genes are masked, and where.
 
     Attributes:
-      vocabulary_size: V.
-      first_gene_token: lower token ids are special.
-      mask_token: id of `<mask>`.
-      protected_tokens: ids that are never selected (`<pad>` never is, nor is `<mask>`).
-      selected_share: probability that a gene is selected.
-      mask_share: of the selected, the share that becomes `<mask>`.
-      random_share: of the selected, the share that becomes a random token.
+      selected_fraction: probability that a gene is selected.
+      mask_fraction: of the selected, the fraction that becomes `<mask>`.
+      random_fraction: of the selected, the fraction that becomes a random token.
       random_special_tokens: also draw special tokens as replacements, as the original does.
+      on_device: mask within the step instead of on the host, whose cores it relieves; the masks
+        are the same.
     """
 
-    vocabulary_size: int
-    first_gene_token: int
-    mask_token: int = 1
-    protected_tokens: tuple[int, ...] = (0, 1)
-    selected_share: float = SELECTED_SHARE
-    mask_share: float = 0.8
-    random_share: float = 0.1
+    selected_fraction: float = SELECTED_FRACTION
+    mask_fraction: float = 0.8
+    random_fraction: float = 0.1
     random_special_tokens: bool = False
+    on_device: bool = False
 
     def __post_init__(self):
-        if not 0 < self.selected_share < 1:
-            raise InputError(
-                f"masking.selected_share is {self.selected_share}; it must be between 0 and 1"
-            )
-        if min(self.mask_share, self.random_share) < 0 or self.mask_share + self.random_share > 1:
-            raise InputError(
-                f"masking.mask_share {self.mask_share} and masking.random_share "
-                f"{self.random_share} must not be negative nor add up to more than 1"
-            )
+        selected = self.selected_fraction
+        require(0 < selected < 1, "masking.selected_fraction", selected, "between 0 and 1")
+        for name in ("mask_fraction", "random_fraction"):
+            require(getattr(self, name) >= 0, f"masking.{name}", getattr(self, name), "0 or more")
+        require(
+            self.mask_fraction + self.random_fraction <= 1,
+            "masking.mask_fraction",
+            self.mask_fraction,
+            f"with masking.random_fraction {self.random_fraction} it must be at most 1",
+        )
 
 
 class Packing(NamedTuple):
@@ -86,14 +83,14 @@ class MaskedCells(NamedTuple):
     weights_BM: np.ndarray
 
 
-def masked_capacity(bucket: int, selected_share: float = SELECTED_SHARE) -> int:
+def masked_capacity(bucket: int, selected_fraction: float = SELECTED_FRACTION) -> int:
     """Number M of masked positions kept for each row of `bucket` tokens.
 
     Mean plus five standard deviations of the binomial count, so that fewer than one row in 100,000
     selects more (see `mask_cells`), rounded up to a multiple of 8.
     """
-    mean = bucket * selected_share
-    capacity = mean + _STANDARD_DEVIATIONS * math.sqrt(mean * (1 - selected_share)) + 1
+    mean = bucket * selected_fraction
+    capacity = mean + _STANDARD_DEVIATIONS * math.sqrt(mean * (1 - selected_fraction)) + 1
     return min(-int(-capacity // _POSITIONS_MULTIPLE) * _POSITIONS_MULTIPLE, bucket)
 
 
@@ -104,7 +101,8 @@ def mask_cells(
     *,
     seed: int,
     step: Any,
-    rule: MaskingRule,
+    config: MaskingConfig,
+    vocabulary: GeneVocabulary,
     packing: Packing | None = None,
 ) -> MaskedCells:
     """Masks a padded batch; the result for a cell depends on (seed, step, cell) alone.
@@ -118,7 +116,8 @@ def mask_cells(
         the numbers of their cells in turn, [B, cells].
       seed: of the run.
       step: training step; masking is drawn anew at each step, as in the original's collator.
-      rule: what to mask.
+      config: how genes are masked.
+      vocabulary: of the tokens.
       packing: where the cells of packed rows stand; None where each row is one cell.
 
     Selected genes beyond `masked_capacity` (the last ones of the row) are left as they were.
@@ -132,38 +131,44 @@ def mask_cells(
         ranks_BT = packing.ranks_BT
         cells_BT = xp.take_along_axis(cells_B, xp.maximum(packing.segments_BT - 1, 0), axis=1)
     real_BT = xp.arange(T) < lengths_B[:, None]
-    words = random_bits(seed, step, cells_BT, ranks_BT)
-    selected_BT, corrupted_BT = _corrupt(tokens_BT, real_BT, *words, rule)
-    return MaskedCells(corrupted_BT, *_gather(tokens_BT, selected_BT, _capacity(T, rule)))
+    bits = random_bits(seed, step, cells_BT, ranks_BT)
+    capacity = masked_capacity(T, config.selected_fraction)
+    selected_BT, corrupted_BT = _corrupt(
+        tokens_BT, real_BT, *bits, config=config, vocabulary=vocabulary, capacity=capacity
+    )
+    return MaskedCells(corrupted_BT, *_gather(tokens_BT, selected_BT, capacity))
 
 
-def _capacity(bucket: int, rule: MaskingRule) -> int:
-    return masked_capacity(bucket, rule.selected_share)
-
-
-def _below(share: float) -> np.uint32:
-    """The words below this are that share of all words."""
-    return np.uint32(min(round(share * 2**32), 2**32 - 1))
+def _threshold(fraction: float) -> np.uint32:
+    """Returns the number below which that fraction of all 32-bit numbers lies."""
+    return np.uint32(min(round(fraction * 2**32), 2**32 - 1))
 
 
 def _corrupt(
-    tokens_BT: Any, real_BT: Any, choosing_BT: Any, acting_BT: Any, rule: MaskingRule
+    tokens_BT: Any,
+    real_BT: Any,
+    selecting_BT: Any,
+    replacing_BT: Any,
+    *,
+    config: MaskingConfig,
+    vocabulary: GeneVocabulary,
+    capacity: int,
 ) -> tuple[Any, Any]:
     """Returns (whether a gene is selected, tokens with replacements in place)."""
     xp = tokens_BT.__array_namespace__()
-    selected_BT = (choosing_BT < _below(rule.selected_share)) & real_BT
-    for token in rule.protected_tokens:
+    selected_BT = (selecting_BT < _threshold(config.selected_fraction)) & real_BT
+    for token in (vocabulary.pad_id, vocabulary.mask_id):
         selected_BT = selected_BT & (tokens_BT != token)
-    capacity = _capacity(tokens_BT.shape[1], rule)
     selected_BT = selected_BT & (xp.cumsum(selected_BT, axis=1, dtype=np.int32) <= capacity)
 
-    mask, random = _below(rule.mask_share), _below(rule.mask_share + rule.random_share)
-    lowest = 0 if rule.random_special_tokens else rule.first_gene_token
-    # Of the words of a tenth of all, some 400 million, the remainders are as good as uniform.
-    replacement_BT = (acting_BT - mask) % np.uint32(rule.vocabulary_size - lowest)
+    mask = _threshold(config.mask_fraction)
+    random = _threshold(config.mask_fraction + config.random_fraction)
+    lowest = 0 if config.random_special_tokens else vocabulary.first_gene_token
+    # Of a tenth of all 32-bit numbers, some 400 million, the remainders are as good as uniform.
+    replacement_BT = (replacing_BT - mask) % np.uint32(vocabulary.size - lowest)
     replacement_BT = replacement_BT.astype(np.int32) + np.int32(lowest)
-    changed_BT = xp.where(acting_BT < mask, np.int32(rule.mask_token), replacement_BT)
-    changed_BT = xp.where(selected_BT & (acting_BT < random), changed_BT, tokens_BT)
+    changed_BT = xp.where(replacing_BT < mask, np.int32(vocabulary.mask_id), replacement_BT)
+    changed_BT = xp.where(selected_BT & (replacing_BT < random), changed_BT, tokens_BT)
     return selected_BT, changed_BT
 
 

@@ -17,25 +17,72 @@ from typing import NamedTuple
 
 import numpy as np
 
+from geneformer_jax.batches.buckets import (
+    MAX_BUCKETS,
+    BatchShape,
+    cells_to_move,
+    choose_buckets,
+    shape_batches,
+)
 from geneformer_jax.batches.packing import pack_lengths
+from geneformer_jax.common.config import require
 from geneformer_jax.common.errors import InputError
 
 MEGA_BATCH_MULTIPLIER = 1_000  # of the original's own sampler for its first models
-BUCKET_MULTIPLE = 64
-MOST_BUCKETS = 24
 
 
 @dataclasses.dataclass(frozen=True)
-class BatchShape:
-    """How many rows of which padded length form a batch.
+class DataConfig:
+    """Which cells, and how they form batches.
 
     Attributes:
-      buckets: padded lengths, ascending; a single one for packed rows.
-      cells: rows in a batch of each bucket, filler rows included: cells, unless they are packed.
+      store: folder written by `tokenize`.
+      tokens_per_batch: padded tokens in a batch over all devices (every step costs the same), or
+      cells_per_batch: cells in a batch over all devices, as the original does; the other is 0.
+      max_buckets: padded lengths at most; each is one more compiled program.
+      packing: put several cells into each row, as long as the longest cell, instead of padding each
+        to a bucket; needs tokens_per_batch.
+      mega_batch_multiplier: batches in a length-grouped mega-batch.
+      workers: processes that read ahead; 0 reads in threads.
     """
 
-    buckets: tuple[int, ...]
-    cells: tuple[int, ...]
+    store: str = ""
+    tokens_per_batch: int = 0
+    cells_per_batch: int = 0
+    max_buckets: int = MAX_BUCKETS
+    packing: bool = False
+    mega_batch_multiplier: int = MEGA_BATCH_MULTIPLIER
+    workers: int = 0
+
+    def __post_init__(self):
+        for name in ("max_buckets", "mega_batch_multiplier"):
+            require(getattr(self, name) >= 1, f"data.{name}", getattr(self, name), "at least 1")
+        require(self.workers >= 0, "data.workers", self.workers, "it must not be negative")
+        require(
+            not (self.packing and self.cells_per_batch),
+            "data.cells_per_batch",
+            self.cells_per_batch,
+            "packed rows hold varying numbers of cells: set it to 0, and data.tokens_per_batch",
+        )
+
+    def batch_shape(self, lengths: np.ndarray, positions: int, divisor: int) -> BatchShape:
+        """Returns buckets, none longer than the model's positions, and rows in a batch of each.
+
+        Args:
+          lengths: [cells] tokens in each cell.
+          positions: tokens that fit the model.
+          divisor: rows are a multiple of it (devices that share a batch, times micro-batches).
+
+        Raises:
+          InputError: tokens or cells in a batch are not given, or do not fit.
+        """
+        buckets = [min(each, positions) for each in choose_buckets(lengths, self.max_buckets)]
+        return shape_batches(
+            tuple(buckets[-1:] if self.packing else buckets),
+            tokens_per_batch=self.tokens_per_batch,
+            cells_per_batch=self.cells_per_batch,
+            divisor=divisor,
+        )
 
 
 class StepCells(NamedTuple):
@@ -49,108 +96,6 @@ class StepCells(NamedTuple):
 
     cells: np.ndarray
     bucket: int
-
-
-def choose_buckets(
-    lengths: np.ndarray, most: int = MOST_BUCKETS, multiple: int = BUCKET_MULTIPLE
-) -> tuple[int, ...]:
-    """Chooses at most `most` padded lengths that waste the least padding on these cells.
-
-    Exact, by dynamic programming over the multiples of `multiple`. Multiples of 128 would suit
-    kernels best, but alone they waste half of that on every cell: 6 % of blood cells' tokens.
-
-    Args:
-      lengths: [cells] tokens in each cell.
-      most: every bucket is one more compiled program.
-      multiple: of which every bucket is one.
-    """
-    cells_of_length = np.bincount(lengths)
-    grid = np.arange(multiple, len(cells_of_length) - 1 + multiple, multiple)
-    cells_up_to = np.cumsum(cells_of_length)[np.minimum(grid, len(cells_of_length) - 1)]
-    # cost[k, j]: least padded tokens of the cells up to grid[j], with k + 1 buckets.
-    cost = np.full((most, len(grid)), np.inf)
-    before = np.zeros((most, len(grid)), np.int64)
-    cost[0] = cells_up_to * grid
-    for k in range(1, most):
-        for j in range(k, len(grid)):
-            options = cost[k - 1, :j] + (cells_up_to[j] - cells_up_to[:j]) * grid[j]
-            before[k, j] = np.argmin(options)
-            cost[k, j] = options[before[k, j]]
-    k = int(np.argmin(cost[:, -1]))
-    j = len(grid) - 1
-    buckets = [int(grid[j])]
-    for level in range(k, 0, -1):
-        j = before[level, j]
-        buckets.append(int(grid[j]))
-    return tuple(reversed(buckets))
-
-
-def shape_batches(
-    buckets: tuple[int, ...],
-    *,
-    tokens_per_batch: int = 0,
-    cells_per_batch: int = 0,
-    divisor: int = 1,
-) -> BatchShape:
-    """Fixes the number of cells in a batch of each bucket.
-
-    Args:
-      buckets: padded lengths, ascending.
-      tokens_per_batch: as many cells as fit this number of padded tokens, so that every step costs
-        about the same; or
-      cells_per_batch: the same number of cells in each batch, as the original does.
-      divisor: cells are a multiple of it (devices that share a batch, times micro-batches).
-
-    Raises:
-      InputError: both or neither are given, or not even `divisor` cells fit.
-    """
-    if (tokens_per_batch > 0) == (cells_per_batch > 0):
-        raise InputError(
-            f"data.tokens_per_batch is {tokens_per_batch} and data.cells_per_batch is "
-            f"{cells_per_batch}; set exactly one of them above 0"
-        )
-    if cells_per_batch:
-        if cells_per_batch % divisor:
-            raise InputError(
-                f"data.cells_per_batch {cells_per_batch} is not divisible by {divisor} (devices of "
-                "the mesh's data and fsdp axes x micro-batches); choose a multiple"
-            )
-        return BatchShape(buckets, (cells_per_batch,) * len(buckets))
-    cells = tuple(tokens_per_batch // bucket // divisor * divisor for bucket in buckets)
-    if not all(cells):
-        raise InputError(
-            f"data.tokens_per_batch {tokens_per_batch} does not hold {divisor} cells of "
-            f"{buckets[-1]} tokens (devices of the mesh's data and fsdp axes x micro-batches); "
-            f"set it to at least {divisor * buckets[-1]}"
-        )
-    return BatchShape(buckets, cells)
-
-
-def cells_to_move(counts: np.ndarray, shape: BatchShape) -> list[int]:
-    """Chooses how many cells of each bucket go into the next longer one, so as to pad least.
-
-    A bucket's last batch is filled up with empty rows. Moving the few cells of that batch to the
-    next bucket, and perhaps with those left over there to the one after it, can cost less. Exact,
-    by dynamic programming over the number of cells that come from below.
-
-    Args:
-      counts: cells that fit each bucket best.
-      shape: buckets and cells in a batch.
-
-    Returns:
-      Cells to move up from each bucket, those that came from below included; 0 for the longest.
-    """
-    # {cells from below: (padded tokens so far, cells moved from each bucket so far)}
-    ways: dict[int, tuple[int, list[int]]] = {0: (0, [])}
-    for bucket, rows, count in zip(shape.buckets, shape.cells, counts.tolist(), strict=True):
-        after: dict[int, tuple[int, list[int]]] = {}
-        for below, (padded, moved) in ways.items():
-            whole, left = divmod(count + below, rows)
-            for leaves, batches in {0: whole + bool(left), left: whole}.items():
-                way = padded + batches * rows * bucket, [*moved, leaves]
-                after[leaves] = min(way, after.get(leaves, way))
-        ways = after
-    return ways[0][1]
 
 
 def split_cells(n_cells: int, held_out: int, seed: int) -> tuple[np.ndarray, np.ndarray]:

@@ -6,7 +6,8 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from geneformer_jax.common.config import one_of, require
+from geneformer_jax.batches.plan import DataConfig
+from geneformer_jax.common.config import fill, keys_of, one_of, require
 from geneformer_jax.finetuning.losses import LossConfig
 from geneformer_jax.finetuning.stopping import StoppingConfig
 from geneformer_jax.finetuning.trainable import TuningConfig
@@ -15,7 +16,6 @@ from geneformer_jax.model.heads import POOLINGS
 from geneformer_jax.model.runtime import RuntimeConfig
 from geneformer_jax.model.sharding import MeshConfig
 from geneformer_jax.training.checkpoint import CheckpointConfig
-from geneformer_jax.training.config import DataConfig, fill
 from geneformer_jax.training.optimizer import OptimizerConfig
 
 
@@ -40,7 +40,7 @@ class HeadOptions:
 
 
 def _data() -> DataConfig:
-    return DataConfig(cells_per_batch=12, most_buckets=8)
+    return DataConfig(cells_per_batch=12, max_buckets=8)
 
 
 def _optimizer() -> OptimizerConfig:
@@ -64,16 +64,16 @@ class FinetuneConfig:
       log_every_steps: steps between lines in metrics.jsonl.
     """
 
-    model: dict[str, Any]
+    model: dict[str, Any] = dataclasses.field(metadata=keys_of(EncoderConfig))
     data: DataConfig = dataclasses.field(default_factory=_data)
     head: HeadOptions = HeadOptions()
-    tuning: TuningConfig = dataclasses.field(default_factory=TuningConfig)
-    loss: LossConfig = dataclasses.field(default_factory=LossConfig)
+    tuning: TuningConfig = TuningConfig()
+    loss: LossConfig = LossConfig()
     optimizer: OptimizerConfig = dataclasses.field(default_factory=_optimizer)
-    mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
-    runtime: RuntimeConfig = dataclasses.field(default_factory=RuntimeConfig)
+    mesh: MeshConfig = MeshConfig()
+    runtime: RuntimeConfig = RuntimeConfig()
     checkpoint: CheckpointConfig = dataclasses.field(default_factory=_checkpoint)
-    stopping: StoppingConfig = dataclasses.field(default_factory=StoppingConfig)
+    stopping: StoppingConfig = StoppingConfig()
     epochs: int = 1
     steps: int = 0
     seed: int = 42

@@ -7,6 +7,7 @@ import anndata as ad
 import numpy as np
 import pandas as pd
 
+from geneformer_jax.batches.buckets import BatchShape
 from geneformer_jax.batches.labelled import (
     UNLABELLED,
     LabelledBatches,
@@ -14,7 +15,6 @@ from geneformer_jax.batches.labelled import (
     Learning,
     unlabelled,
 )
-from geneformer_jax.batches.plan import BatchShape
 from geneformer_jax.cells.store.cell_store import EncodedCells
 from geneformer_jax.common.errors import InputError, did_you_mean
 from geneformer_jax.common.progress import Progress

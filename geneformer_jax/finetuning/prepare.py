@@ -8,13 +8,13 @@ from typing import Protocol
 import jax
 import numpy as np
 
+from geneformer_jax.batches.buckets import BatchShape
 from geneformer_jax.batches.labelled import (
     LabelledBatches,
     LabelledCells,
     Learning,
     balanced_weights,
 )
-from geneformer_jax.batches.plan import BatchShape, choose_buckets, shape_batches
 from geneformer_jax.cells.store.cell_store import EncodedCells
 from geneformer_jax.cells.tokenization.vocabulary import GeneVocabulary
 from geneformer_jax.common.errors import InputError
@@ -258,15 +258,8 @@ def _shape(cells: EncodedCells, encoder: EncoderConfig, config: FinetuneConfig) 
             f"the longest cell has {lengths.max()} tokens, but the model {encoder.positions} "
             f"positions; tokenize with --max_length={encoder.positions}"
         )
-    buckets = tuple(
-        sorted({min(b, encoder.positions) for b in choose_buckets(lengths, data.most_buckets)})
-    )
-    return shape_batches(
-        buckets,
-        tokens_per_batch=data.tokens_per_batch,
-        cells_per_batch=data.cells_per_batch,
-        divisor=batch_divisor(make_mesh(config.mesh)) * config.runtime.micro_batches,
-    )
+    divisor = batch_divisor(make_mesh(config.mesh)) * config.runtime.micro_batches
+    return data.batch_shape(lengths, encoder.positions, divisor)
 
 
 def _initial_weights(

@@ -14,6 +14,7 @@ from typing import Any
 import optuna
 import pandas as pd
 
+from geneformer_jax.common.config import fill
 from geneformer_jax.common.errors import InputError, did_you_mean
 from geneformer_jax.common.files import atomic_write
 from geneformer_jax.common.log import logger
@@ -24,7 +25,6 @@ from geneformer_jax.finetuning.prepare import Task, prepare_finetuning
 from geneformer_jax.finetuning.stopping import HELD_OUT
 from geneformer_jax.model.heads import HeadTask
 from geneformer_jax.model.pretrained import PretrainedModel
-from geneformer_jax.training.config import fill
 from geneformer_jax.training.telemetry import read_metrics
 
 TRIALS = "trials.csv"

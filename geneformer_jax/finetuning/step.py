@@ -32,7 +32,7 @@ from geneformer_jax.model.pretrained import abstract_weights
 from geneformer_jax.model.runtime import Runtime, RuntimeConfig, make_runtime
 from geneformer_jax.model.sharding import BATCH, MeshConfig, make_mesh, shardings
 from geneformer_jax.training.objectives import LossSums
-from geneformer_jax.training.optimizer import OptimizerConfig, decayed, rate_share, warmup_steps
+from geneformer_jax.training.optimizer import OptimizerConfig, decayed, rate_fraction, warmup_steps
 from geneformer_jax.training.state import (
     StepMetrics,
     TrainState,
@@ -91,7 +91,7 @@ def tuned_adamw(
     """
 
     def update(updates: Any, state: Any, params: Any) -> tuple[Any, Any]:
-        rate = hyperparams.learning_rate * rate_share(
+        rate = hyperparams.learning_rate * rate_fraction(
             config.schedule, hyperparams.warmup, hyperparams.steps, state.count
         )
         updates = jax.tree.map(

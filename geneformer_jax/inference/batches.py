@@ -7,8 +7,9 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from geneformer_jax.batches.buckets import BatchShape, choose_buckets
 from geneformer_jax.batches.loader import pad_cells
-from geneformer_jax.batches.plan import BatchPlan, BatchShape, choose_buckets
+from geneformer_jax.batches.plan import BatchPlan
 from geneformer_jax.cells.store.cell_store import EncodedCells
 from geneformer_jax.common.errors import InputError
 from geneformer_jax.model.config import EncoderConfig

@@ -1,4 +1,4 @@
-"""What a pretraining run is told: typed, checked, and filled from an ml_collections file."""
+"""The configuration of a pretraining run: typed, checked, filled from an ml_collections file."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -6,9 +6,10 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from geneformer_jax.batches.plan import MEGA_BATCH_MULTIPLIER, MOST_BUCKETS
-from geneformer_jax.common.config import require
-from geneformer_jax.common.errors import InputError, did_you_mean
+from geneformer_jax.batches.masking import MaskingConfig
+from geneformer_jax.batches.plan import DataConfig
+from geneformer_jax.common.config import fill, keys_of, require
+from geneformer_jax.common.errors import InputError
 from geneformer_jax.model.config import EncoderConfig, preset
 from geneformer_jax.model.runtime import RuntimeConfig
 from geneformer_jax.model.sharding import MeshConfig
@@ -16,57 +17,6 @@ from geneformer_jax.training.checkpoint import CheckpointConfig
 from geneformer_jax.training.evaluation import EvaluationConfig
 from geneformer_jax.training.optimizer import OptimizerConfig
 from geneformer_jax.training.profiling import ProfileConfig
-
-
-@dataclasses.dataclass(frozen=True)
-class DataConfig:
-    """Which cells, and how they form batches.
-
-    Attributes:
-      store: folder written by `tokenize`.
-      tokens_per_batch: padded tokens in a batch over all devices (every step costs the same), or
-      cells_per_batch: cells in a batch over all devices, as the original does; the other is 0.
-      most_buckets: padded lengths at most; each is one more compiled program.
-      packing: put several cells into each row, as long as the longest cell, instead of padding each
-        to a bucket; needs tokens_per_batch.
-      mega_batch_multiplier: batches in a length-grouped mega-batch.
-      workers: processes that read ahead; 0 reads in threads.
-    """
-
-    store: str = ""
-    tokens_per_batch: int = 0
-    cells_per_batch: int = 0
-    most_buckets: int = MOST_BUCKETS
-    packing: bool = False
-    mega_batch_multiplier: int = MEGA_BATCH_MULTIPLIER
-    workers: int = 0
-
-    def __post_init__(self):
-        for name in ("most_buckets", "mega_batch_multiplier"):
-            require(getattr(self, name) >= 1, f"data.{name}", getattr(self, name), "at least 1")
-        require(self.workers >= 0, "data.workers", self.workers, "it must not be negative")
-        require(
-            not (self.packing and self.cells_per_batch),
-            "data.cells_per_batch",
-            self.cells_per_batch,
-            "packed rows hold varying numbers of cells: set it to 0, and data.tokens_per_batch",
-        )
-
-
-@dataclasses.dataclass(frozen=True)
-class MaskingConfig:
-    """Shares of the masking rule, see batches.masking.MaskingRule, and where it is applied.
-
-    Attributes:
-      on_device: mask within the step instead of on the host, whose cores it relieves; the masks
-        are the same.
-    """
-
-    selected_share: float = 0.15
-    mask_share: float = 0.8
-    random_share: float = 0.1
-    random_special_tokens: bool = False
-    on_device: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,7 +33,7 @@ class PretrainConfig:
       log_every_steps: steps between lines in metrics.jsonl.
     """
 
-    model: dict[str, Any]
+    model: dict[str, Any] = dataclasses.field(metadata=keys_of(EncoderConfig))
     initial: str = ""
     data: DataConfig = DataConfig()
     masking: MaskingConfig = MaskingConfig()
@@ -141,32 +91,3 @@ def typed_config(config: ConfigDict | Mapping[str, Any]) -> PretrainConfig:
       InputError: an unknown key, or a value that cannot be.
     """
     return fill(PretrainConfig, config)
-
-
-def fill(kind: type, values: Mapping[str, Any], prefix: str = "") -> Any:
-    """Returns a dataclass of `kind`, and those within it, filled from nested mappings.
-
-    Raises:
-      InputError: an unknown key, or a value that cannot be.
-    """
-    fields = {field.name: field for field in dataclasses.fields(kind)}
-    arguments = {}
-    for name, value in values.items():
-        if name not in fields:
-            hint = did_you_mean(name, fields)
-            raise InputError(f'--config has no key "{prefix}{name}"{hint}; see the file\'s keys')
-        nested = fields[name].type
-        if dataclasses.is_dataclass(nested):
-            value = fill(nested, value, f"{prefix}{name}.")
-        elif name == "model":
-            value = _model_fields(value)
-        arguments[name] = value
-    return kind(**arguments)
-
-
-def _model_fields(values: Mapping[str, Any]) -> dict[str, Any]:
-    known = [field.name for field in dataclasses.fields(EncoderConfig)]
-    for name in values:
-        if name not in known:
-            raise InputError(f'--config has no key "model.{name}"{did_you_mean(name, known)}')
-    return dict(values)

@@ -60,7 +60,7 @@ def learning_rate(config: OptimizerConfig, steps: int) -> optax.Schedule:
     warmup), then linear or half-cosine to 0 at `steps`, or constant.
     """
     warmup = warmup_steps(config, steps)
-    return lambda step: config.learning_rate * rate_share(config.schedule, warmup, steps, step)
+    return lambda step: config.learning_rate * rate_fraction(config.schedule, warmup, steps, step)
 
 
 def warmup_steps(config: OptimizerConfig, steps: int) -> int:
@@ -68,7 +68,7 @@ def warmup_steps(config: OptimizerConfig, steps: int) -> int:
     return config.warmup_steps or math.ceil(config.warmup_ratio * steps)
 
 
-def rate_share(schedule: str, warmup: ArrayLike, steps: ArrayLike, step: ArrayLike) -> jax.Array:
+def rate_fraction(schedule: str, warmup: ArrayLike, steps: ArrayLike, step: ArrayLike) -> jax.Array:
     """Returns the learning rate after `step` updates as a share of the peak; see `learning_rate`.
 
     All but the schedule's name may be traced: runs of other lengths share a compiled step.

@@ -11,15 +11,10 @@ import numpy as np
 from flax import traverse_util
 from jax.sharding import Mesh, NamedSharding
 
-from geneformer_jax.batches.loader import MaskedBatches, Share
-from geneformer_jax.batches.masking import MaskingRule
-from geneformer_jax.batches.plan import (
-    BatchShape,
-    PlanRecipe,
-    choose_buckets,
-    shape_batches,
-    split_cells,
-)
+from geneformer_jax.batches.buckets import BatchShape
+from geneformer_jax.batches.loader import BatchShard, MaskedBatches
+from geneformer_jax.batches.masking import MaskingConfig
+from geneformer_jax.batches.plan import PlanRecipe, split_cells
 from geneformer_jax.cells.store.cell_store import CellStore
 from geneformer_jax.common.errors import InputError
 from geneformer_jax.model.config import EncoderConfig
@@ -57,7 +52,6 @@ class Run:
       mesh: devices.
       runtime: how to compute, attention chosen.
       shape: buckets and rows in a batch.
-      rule: what is masked.
       batches: the masked training batches of all steps.
       held_out: one epoch of masked held-out batches, None if no cells are held out.
       steps: optimizer steps in all.
@@ -70,7 +64,6 @@ class Run:
     mesh: Mesh
     runtime: Runtime
     shape: BatchShape
-    rule: MaskingRule
     batches: MaskedBatches
     held_out: MaskedBatches | None
     steps: int
@@ -97,7 +90,8 @@ class Run:
             seed=self.config.seed,
             micro_batches=self.config.runtime.micro_batches,
             optimizer_on_host=self.config.runtime.optimizer_on_host,
-            masking=self.rule if self.config.masking.on_device else None,
+            masking=self.config.masking if self.config.masking.on_device else None,
+            vocabulary=self.store.vocabulary,
             vocabulary_rows=vocabulary_rows(self.mesh, self.encoder.vocabulary_size),
         )
 
@@ -127,13 +121,15 @@ class Run:
     def flops(self, cells: np.ndarray) -> float:
         """Returns the floating point operations of a training step on these cells."""
         lengths = self.store.lengths[cells]
-        return step_flops(self.encoder, lengths, self.config.masking.selected_share * lengths.sum())
+        return step_flops(
+            self.encoder, lengths, self.config.masking.selected_fraction * lengths.sum()
+        )
 
     @functools.cached_property
     def flops_per_step(self) -> float:
         """Floating point operations of a step on average, see estimate.step_flops."""
         lengths = self.store.lengths[self.training_cells]
-        masked = self.config.masking.selected_share * lengths.sum(dtype=np.int64)
+        masked = self.config.masking.selected_fraction * lengths.sum(dtype=np.int64)
         return step_flops(self.encoder, lengths, masked) / self.steps_per_epoch
 
     def identity(self) -> dict[str, Any]:
@@ -213,20 +209,20 @@ def prepare_run(
     encoder = config.encoder(store.vocabulary.size)
     mesh = make_mesh(config.mesh, devices)
     _require_divisible(encoder, mesh)
-    packing = config.data.packing
-    shape = _shape(config, store, mesh, encoder, packing)
-    rule = _masking_rule(config, store)
+    shape = _shape(config, store, mesh, encoder)
+    packing, held_out_cells = config.data.packing, config.evaluation.held_out_cells
     recipe = PlanRecipe(
         shape,
         seed=config.seed,
-        held_out_cells=config.evaluation.held_out_cells,
+        held_out_cells=held_out_cells,
         packing=packing,
         mega_batch_multiplier=config.data.mega_batch_multiplier,
     )
     # Never packed: the baselines want to know at which rank of its cell a masked gene stood.
-    unpacked = _shape(config, store, mesh, encoder, packing=False)
-    held_out = dataclasses.replace(recipe, shape=unpacked, held_out=True, packing=False)
-    share = _share(mesh)
+    unpacked = dataclasses.replace(config, data=dataclasses.replace(config.data, packing=False))
+    unpacked_shape = _shape(unpacked, store, mesh, encoder)
+    held_out = dataclasses.replace(recipe, shape=unpacked_shape, held_out=True, packing=False)
+    shard = _batch_shard(mesh)
     steps = config.steps or config.epochs * recipe.make(store.lengths).steps_per_epoch
     runtime, notes = make_runtime(config.runtime, encoder, mesh, shape.buckets[-1], packing)
     return Run(
@@ -236,25 +232,12 @@ def prepare_run(
         mesh=mesh,
         runtime=runtime,
         shape=shape,
-        rule=rule,
         batches=MaskedBatches(
-            store, recipe, None if config.masking.on_device else rule, steps, share
+            store, recipe, None if config.masking.on_device else config.masking, steps, shard
         ),
-        held_out=_held_out(store, held_out, rule, share) if recipe.held_out_cells else None,
+        held_out=_held_out(store, held_out, config.masking, shard) if held_out_cells else None,
         steps=steps,
         notes=notes,
-    )
-
-
-def _masking_rule(config: PretrainConfig, store: CellStore) -> MaskingRule:
-    shares = dataclasses.asdict(config.masking)
-    del shares["on_device"]
-    return MaskingRule(
-        vocabulary_size=store.vocabulary.size,
-        first_gene_token=store.vocabulary.first_gene_token,
-        mask_token=store.vocabulary.mask_id,
-        protected_tokens=(store.vocabulary.pad_id, store.vocabulary.mask_id),
-        **shares,
     )
 
 
@@ -301,7 +284,7 @@ def _require_divisible(encoder: EncoderConfig, mesh: Mesh) -> None:
 
 
 def _shape(
-    config: PretrainConfig, store: CellStore, mesh: Mesh, encoder: EncoderConfig, packing: bool
+    config: PretrainConfig, store: CellStore, mesh: Mesh, encoder: EncoderConfig
 ) -> BatchShape:
     longest = int(store.lengths.max())
     if longest > encoder.positions:
@@ -309,28 +292,20 @@ def _shape(
             f"the store's longest cell has {longest} tokens, but --config.model.positions is "
             f"{encoder.positions}; raise it, or tokenize with --max_length={encoder.positions}"
         )
-    buckets = tuple(
-        min(bucket, encoder.positions)
-        for bucket in choose_buckets(store.lengths, config.data.most_buckets)
-    )
-    return shape_batches(
-        buckets[-1:] if packing else buckets,
-        tokens_per_batch=config.data.tokens_per_batch,
-        cells_per_batch=config.data.cells_per_batch,
-        divisor=batch_divisor(mesh) * config.runtime.micro_batches,
-    )
+    divisor = batch_divisor(mesh) * config.runtime.micro_batches
+    return config.data.batch_shape(store.lengths, encoder.positions, divisor)
 
 
-def _share(mesh: Mesh) -> Share:
-    """The part of each batch whose rows lie on this process's devices."""
+def _batch_shard(mesh: Mesh) -> BatchShard:
+    """Returns the part of each batch whose rows lie on this process's devices."""
     rows = batch_divisor(mesh)
     places = NamedSharding(mesh, BATCH).addressable_devices_indices_map((rows,))
     starts = sorted({index[0].start or 0 for index in places.values()})
-    return Share(index=starts[0] // len(starts), of=rows // len(starts))
+    return BatchShard(index=starts[0] // len(starts), count=rows // len(starts))
 
 
 def _held_out(
-    store: CellStore, recipe: PlanRecipe, rule: MaskingRule, share: Share
+    store: CellStore, recipe: PlanRecipe, masking: MaskingConfig, shard: BatchShard
 ) -> MaskedBatches:
     steps = recipe.make(store.lengths).steps_per_epoch
-    return MaskedBatches(store, recipe, rule, steps, share)
+    return MaskedBatches(store, recipe, masking, steps, shard)

@@ -11,7 +11,8 @@ import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from geneformer_jax.batches.loader import Batch, mask_batch
-from geneformer_jax.batches.masking import MaskingRule
+from geneformer_jax.batches.masking import MaskingConfig
+from geneformer_jax.cells.tokenization.vocabulary import GeneVocabulary
 from geneformer_jax.model.config import EncoderConfig
 from geneformer_jax.model.encoder import Params, init_params
 from geneformer_jax.model.runtime import Runtime
@@ -92,7 +93,8 @@ class Recipe:
       micro_batches: parts into which a batch is cut to save memory; their gradients are added.
       optimizer_on_host: keep Adam's moments in the host's pinned memory between steps (the place of
         ZeRO-Offload); slower, for models whose optimizer state does not fit the devices.
-      masking: what a step masks; None where batches come masked.
+      masking: how a step masks its batch; None where batches come masked.
+      vocabulary: of the tokens, for masking.
       vocabulary_rows: rows of the tables that have one for each token, see mesh.vocabulary_rows; 0
         for as many as there are tokens.
     """
@@ -103,7 +105,8 @@ class Recipe:
     seed: int
     micro_batches: int = 1
     optimizer_on_host: bool = False
-    masking: MaskingRule | None = None
+    masking: MaskingConfig | None = None
+    vocabulary: GeneVocabulary | None = None
     vocabulary_rows: int = 0
 
     def draw(self) -> Params:
@@ -140,7 +143,13 @@ def train_step(
 ) -> tuple[TrainState, StepMetrics]:
     """One update; a pure function of state and batch. Dropout depends on (seed, step) alone."""
     if recipe.masking is not None:
-        batch = mask_batch(batch, seed=recipe.seed, step=state.step, rule=recipe.masking)
+        batch = mask_batch(
+            batch,
+            seed=recipe.seed,
+            step=state.step,
+            config=recipe.masking,
+            vocabulary=recipe.vocabulary,
+        )
     scale = jnp.ones(()) if state.loss_scale is None else state.loss_scale.scale
     sums, gradients = _gradients(state, batch, recipe, scale)
     targets = jnp.maximum(sums.targets, 1.0)

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from sklearn.utils.class_weight import compute_class_weight
 
+from geneformer_jax.batches.buckets import BatchShape
 from geneformer_jax.batches.labelled import (
     UNLABELLED,
     LabelledBatches,
@@ -13,8 +14,7 @@ from geneformer_jax.batches.labelled import (
     balanced_weights,
     unlabelled,
 )
-from geneformer_jax.batches.loader import Share, read_ahead
-from geneformer_jax.batches.plan import BatchShape
+from geneformer_jax.batches.loader import BatchShard, read_ahead
 
 SHAPE = BatchShape((128, 256), (8, 4))
 
@@ -63,7 +63,7 @@ def test_processes_read_parts_of_the_same_batches(toy_store):
     labelled = LabelledCells(np.arange(60), np.arange(60) % 2)
     whole = LabelledBatches(toy_store, labelled, Learning(SHAPE, seed=3), per_gene=False)
     parts = [
-        LabelledBatches(toy_store, labelled, Learning(SHAPE, seed=3), False, 5, Share(i, 2))
+        LabelledBatches(toy_store, labelled, Learning(SHAPE, seed=3), False, 5, BatchShard(i, 2))
         for i in range(2)
     ]
     for step in range(5):

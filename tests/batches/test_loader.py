@@ -8,9 +8,10 @@ import jax
 import numpy as np
 import pytest
 
-from geneformer_jax.batches.loader import MaskedBatches, Share, read_ahead
-from geneformer_jax.batches.masking import MaskingRule, mask_cells
-from geneformer_jax.batches.plan import BatchShape, PlanRecipe, choose_buckets, shape_batches
+from geneformer_jax.batches.buckets import BatchShape, choose_buckets, shape_batches
+from geneformer_jax.batches.loader import BatchShard, MaskedBatches, read_ahead
+from geneformer_jax.batches.masking import MaskingConfig, mask_cells
+from geneformer_jax.batches.plan import PlanRecipe
 
 
 @pytest.fixture(scope="module", params=["padded", "packed"])
@@ -22,9 +23,8 @@ def batches(request, toy_store):
     return functools.partial(batches_of, toy_store, recipe)
 
 
-def batches_of(store, recipe: PlanRecipe, share: Share = Share()) -> MaskedBatches:  # noqa: B008
-    rule = MaskingRule(store.vocabulary.size, store.vocabulary.first_gene_token)
-    return MaskedBatches(store, recipe, rule, 100, share)
+def batches_of(store, recipe: PlanRecipe, shard: BatchShard = BatchShard()) -> MaskedBatches:  # noqa: B008
+    return MaskedBatches(store, recipe, MaskingConfig(), 100, shard)
 
 
 def equal(one, other) -> bool:
@@ -46,8 +46,15 @@ def test_a_batch_holds_its_cells_masked(toy_store):
             plain[row, : len(tokens)] = tokens
         lengths = np.array([*toy_store.lengths[real], *[0] * (8 - len(real))])
         np.testing.assert_array_equal(batch.lengths_B, lengths)
-        rule = MaskingRule(toy_store.vocabulary.size, 2)
-        expected = mask_cells(plain, lengths, np.maximum(cells, 0), seed=3, step=step, rule=rule)
+        expected = mask_cells(
+            plain,
+            lengths,
+            np.maximum(cells, 0),
+            seed=3,
+            step=step,
+            config=MaskingConfig(),
+            vocabulary=toy_store.vocabulary,
+        )
         assert equal(tuple(expected), (batch.tokens_BT, *batch[2:5]))
 
 
@@ -77,7 +84,7 @@ def test_a_packed_batch_holds_its_cells_one_after_another(toy_store):
 @pytest.mark.parametrize("hosts", [2, 4])
 def test_hosts_read_parts_of_the_same_global_batch(batches, hosts):
     whole = batches()
-    parts = [batches(Share(index, hosts)) for index in range(hosts)]
+    parts = [batches(BatchShard(index, hosts)) for index in range(hosts)]
     for step in range(0, 60, 7):
         together = jax.tree.map(lambda *rows: np.concatenate(rows), *(p[step] for p in parts))
         assert equal(whole[step], together)

@@ -5,9 +5,10 @@ import itertools
 import numpy as np
 import pytest
 
+from geneformer_jax.batches.buckets import BatchShape
 from geneformer_jax.batches.loader import pack_cells
 from geneformer_jax.batches.packing import pack_lengths
-from geneformer_jax.batches.plan import BatchShape, PackedPlan, PlanRecipe
+from geneformer_jax.batches.plan import PackedPlan, PlanRecipe
 from geneformer_jax.common.errors import InputError
 from tests.helpers.real_lengths import real_lengths, simulated_lengths
 

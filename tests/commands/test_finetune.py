@@ -18,7 +18,7 @@ TINY = [
     "--config.model.positions=256",
     "--config.model.initializer_range=0.1",
     "--config.mesh.data=1",
-    "--config.data.most_buckets=1",
+    "--config.data.max_buckets=1",
     "--config.optimizer.warmup_steps=2",
     "--config.optimizer.learning_rate=0.003",
 ]

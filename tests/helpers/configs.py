@@ -26,7 +26,7 @@ def toy_config(store, **changes) -> PretrainConfig:
     config = pretrain_config(model, vocabulary_size=0)
     config.data.store = str(store.folder)
     config.data.cells_per_batch = 8
-    config.data.most_buckets = 2
+    config.data.max_buckets = 2
     config.evaluation.held_out_cells = 24
     config.update_from_flattened_dict(changes)
     return typed_config(config)

@@ -61,7 +61,7 @@ def config_of(**changes) -> FinetuneConfig:
     quick = {
         "mesh.data": 1,
         "data.cells_per_batch": 8,
-        "data.most_buckets": 1,
+        "data.max_buckets": 1,
         "optimizer.learning_rate": 3e-3,
         "optimizer.warmup_steps": 2,
         "log_every_steps": 4,

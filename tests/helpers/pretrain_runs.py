@@ -25,7 +25,7 @@ def get_config():
     config = pretrain_config(model, vocabulary_size=0)
     config.mesh.data = 1
     config.data.cells_per_batch = 8
-    config.data.most_buckets = 1
+    config.data.max_buckets = 1
     config.steps = 12
     config.optimizer.warmup_steps = 4
     config.checkpoint.every_steps = 3

@@ -11,7 +11,7 @@ from scipy import sparse
 from geneformer_jax.cells.store.builder import CountsOptions, StoreBuild
 from geneformer_jax.cells.store.cell_store import CellStore
 from geneformer_jax.cells.tokenization.tokenizer import TokenizerOptions
-from geneformer_jax.cells.tokenization.vocabulary import GeneVocabulary
+from geneformer_jax.cells.tokenization.vocabulary import V1_SPECIAL_TOKENS, GeneVocabulary
 from geneformer_jax.model.config import EncoderConfig
 from geneformer_jax.model.encoder import init_params
 from geneformer_jax.model.pretrained import PretrainedModel
@@ -44,11 +44,13 @@ def toy_model(seed: int = 0, **changes) -> PretrainedModel:
     return PretrainedModel(config, params, vocabulary, source="toy", step=0)
 
 
-def toy_vocabulary(special_tokens: tuple[str, ...] = ("<pad>", "<mask>")) -> GeneVocabulary:
-    """A vocabulary of the toy genes."""
-    ids = np.array([f"ENSG{i:011d}" for i in range(GENES)])
-    medians = np.random.default_rng(1).lognormal(1.0, 0.5, GENES)
-    return GeneVocabulary(ids, np.full(GENES, ""), medians, special_tokens)
+def toy_vocabulary(
+    special_tokens: tuple[str, ...] = V1_SPECIAL_TOKENS, genes: int = GENES
+) -> GeneVocabulary:
+    """A vocabulary of the toy genes, or of another number of them."""
+    ids = np.array([f"ENSG{i:011d}" for i in range(genes)])
+    medians = np.random.default_rng(1).lognormal(1.0, 0.5, genes)
+    return GeneVocabulary(ids, np.full(genes, ""), medians, special_tokens)
 
 
 def make_store(

@@ -26,7 +26,7 @@ def get_config():
     model = EncoderConfig(1, 2, 32, 4, 64, 256, dropout=0.1, attention_dropout=0.1)
     config = pretrain_config(model, vocabulary_size=0)
     config.data.cells_per_batch = 8
-    config.data.most_buckets = 2
+    config.data.max_buckets = 2
     config.evaluation.held_out_cells = 24
     return config
 """

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from geneformer_jax.batches.loader import Batch, mask_batch, pack_cells, pad_cells
-from geneformer_jax.batches.masking import MaskingRule
+from geneformer_jax.batches.masking import MaskingConfig
 from geneformer_jax.model.config import EncoderConfig
 from geneformer_jax.model.encoder import init_params
 from geneformer_jax.model.runtime import Runtime
@@ -25,6 +25,7 @@ from geneformer_jax.training.state import (
     resize_state,
     train_step,
 )
+from tests.helpers.toy import toy_vocabulary
 
 ODD = EncoderConfig(
     vocabulary_size=67,
@@ -36,7 +37,8 @@ ODD = EncoderConfig(
     dropout=0.0,
     attention_dropout=0.0,
 )
-RULE = MaskingRule(vocabulary_size=67, first_gene_token=2)
+MASKING = MaskingConfig()
+VOCABULARY = toy_vocabulary(genes=65)
 ROW = 128
 
 
@@ -59,7 +61,7 @@ def plain_batches() -> tuple[Batch, Batch]:
 
 
 def masked(batch: Batch) -> Batch:
-    return mask_batch(batch, seed=3, step=0, rule=RULE)
+    return mask_batch(batch, seed=3, step=0, config=MASKING, vocabulary=VOCABULARY)
 
 
 def assert_trees_near(one, other, atol=2e-6) -> None:
@@ -87,13 +89,14 @@ def test_packed_cells_give_the_loss_and_gradients_of_cells_alone(attention):
 def recipe_of(**changes) -> Recipe:
     optimizer = OptimizerConfig(learning_rate=1e-2, warmup_steps=0, weight_decay=0.01)
     config = dataclasses.replace(ODD, positions=256)
-    return Recipe(config, make_optimizer(optimizer, 10), Runtime(), seed=3, **changes)
+    optimizer = make_optimizer(optimizer, 10)
+    return Recipe(config, optimizer, Runtime(), seed=3, vocabulary=VOCABULARY, **changes)
 
 
 @pytest.mark.parametrize("which", [0, 1], ids=["padded", "packed"])
 def test_a_step_that_masks_does_what_one_given_masks_does(which):
     plain = plain_batches()[which]
-    given, own = recipe_of(), recipe_of(masking=RULE, micro_batches=2)
+    given, own = recipe_of(), recipe_of(masking=MASKING, micro_batches=2)
     state = init_state(given)
     expected, metrics = jax.jit(functools.partial(train_step, recipe=given))(state, masked(plain))
     after, own_metrics = jax.jit(functools.partial(train_step, recipe=own))(state, plain)
@@ -108,7 +111,7 @@ def stepped(mesh_shape: tuple[int, int, int]):
     """Returns the stored state, metrics and compiled step of two packed steps on a mesh."""
     mesh = make_mesh(MeshConfig(*mesh_shape))
     rows = vocabulary_rows(mesh, ODD.vocabulary_size)
-    recipe = recipe_of(masking=RULE, vocabulary_rows=rows)
+    recipe = recipe_of(masking=MASKING, vocabulary_rows=rows)
     placed = jax.tree.map(lambda leaf: leaf.sharding, abstract_state(recipe, mesh))
     with jax.set_mesh(mesh):
         state = jax.jit(lambda: init_state(recipe), out_shardings=placed)()

@@ -18,7 +18,7 @@ from geneformer_jax.training.telemetry import read_metrics
 MODEL = EncoderConfig(1, 2, 32, 4, 64, 64, dropout=0.1, attention_dropout=0.0)
 RECIPE = {
     "data.cells_per_batch": 8,
-    "data.most_buckets": 1,
+    "data.max_buckets": 1,
     "mesh.data": 1,
     "optimizer.learning_rate": 3e-3,
     "optimizer.schedule": "cosine",

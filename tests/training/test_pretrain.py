@@ -201,4 +201,4 @@ def test_defaults_are_the_originals_recipe():
     assert recipe == (1e-3, "linear", 10_000)
     assert (optimizer.weight_decay, optimizer.b1, optimizer.b2) == (0.001, 0.9, 0.999)
     assert (optimizer.eps, optimizer.clip_norm, config.epochs, config.seed) == (1e-8, 1.0, 3, 42)
-    assert config.masking.selected_share == 0.15
+    assert config.masking.selected_fraction == 0.15

@@ -10,7 +10,7 @@ import optax
 import pytest
 
 from geneformer_jax.batches.loader import Batch
-from geneformer_jax.batches.masking import MaskingRule, mask_cells
+from geneformer_jax.batches.masking import MaskingConfig, mask_cells
 from geneformer_jax.model.config import EncoderConfig
 from geneformer_jax.model.encoder import init_params
 from geneformer_jax.model.precision import precision_preset
@@ -32,6 +32,7 @@ from geneformer_jax.training.state import (
     next_loss_scale,
     train_step,
 )
+from tests.helpers.toy import toy_vocabulary
 
 TINY = EncoderConfig(
     vocabulary_size=64,
@@ -51,8 +52,15 @@ def masked_batch(B: int = 8, T: int = 32) -> Batch:
     lengths_B = rng.integers(8, T + 1, B).astype(np.int32)
     tokens_BT = rng.integers(2, 64, (B, T)).astype(np.int32)
     tokens_BT[np.arange(T) >= lengths_B[:, None]] = 0
-    rule = MaskingRule(vocabulary_size=64, first_gene_token=2)
-    masked = mask_cells(tokens_BT, lengths_B, np.arange(B), seed=0, step=0, rule=rule)
+    masked = mask_cells(
+        tokens_BT,
+        lengths_B,
+        np.arange(B),
+        seed=0,
+        step=0,
+        config=MaskingConfig(),
+        vocabulary=toy_vocabulary(genes=62),
+    )
     return Batch(masked.tokens_BT, lengths_B, *masked[1:], cells_B=np.arange(B, dtype=np.int32))
 
 

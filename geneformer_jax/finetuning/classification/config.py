@@ -6,11 +6,10 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from geneformer_jax.common.config import one_of, require
+from geneformer_jax.common.config import fill, one_of, require
 from geneformer_jax.finetuning.classification.labels import CONFLICTS
 from geneformer_jax.finetuning.classification.splits import SplitRule
 from geneformer_jax.finetuning.classification.task import CELL, GENE
-from geneformer_jax.training.config import fill
 
 CONTROLS = ("shuffled", "matched", "network")
 

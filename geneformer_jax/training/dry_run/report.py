@@ -108,8 +108,8 @@ def compile_steps(run: Run, target: Hardware) -> Iterator[CompiledStep]:
 def _most_demanding(run: Run) -> list[tuple[int, int]]:
     """The batch (cells, bucket) with the longest cells, and that with the most logits."""
     shapes = list(zip(run.shape.cells, run.shape.buckets, strict=True))
-    share = run.config.masking.selected_share
-    most_logits = max(shapes, key=lambda shape: shape[0] * masked_capacity(shape[1], share))
+    selected = run.config.masking.selected_fraction
+    most_logits = max(shapes, key=lambda shape: shape[0] * masked_capacity(shape[1], selected))
     return list(dict.fromkeys([shapes[-1], most_logits]))
 
 
@@ -140,7 +140,7 @@ def abstract_batch(run: Run, cells: int, bucket: int) -> Batch:
         return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
 
     B, T = cells, bucket
-    M = masked_capacity(T, run.config.masking.selected_share)
+    M = masked_capacity(T, run.config.masking.selected_fraction)
     masked = not run.config.masking.on_device
     packed = run.config.data.packing
     # Packed rows list as many cells as the fullest row of the plan holds.
