@@ -9,12 +9,12 @@ import pandas as pd
 
 from geneformer_jax.batches.labelled import LabelledCells
 from geneformer_jax.cells.store.cell_store import EncodedCells
+from geneformer_jax.common.config import fill
 from geneformer_jax.common.errors import InputError, did_you_mean
 from geneformer_jax.finetuning.classification.splits import Split, SplitRule, make_split
 from geneformer_jax.finetuning.classification.task import CELL, FoldData
 from geneformer_jax.inference.cells import check_columns
 from geneformer_jax.model.heads import HeadTask
-from geneformer_jax.training.config import fill
 
 
 @dataclass(frozen=True)
