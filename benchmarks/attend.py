@@ -65,11 +65,11 @@ def jax_case(weights, genes, cells, batch):
     model = read_model(weights).model
     runtime, _ = profiled_runtime(genes, "float32", "auto")
     groups = CellGroups(("all",), np.zeros(cells, np.int32))
-    attender = AttentionExtractor(model, store, groups, runtime=runtime)
+    extractor = AttentionExtractor(model, store, groups, runtime=runtime)
 
     def run():
         with Progress(cells, "attend", "cells") as progress:
-            return gene_means(attender.run(0, cells, progress).totals).received
+            return gene_means(extractor.run(0, cells, progress).totals).received
 
     device = jax.devices()[0]
     return run, {"attention": runtime.attention, "device": device.device_kind}

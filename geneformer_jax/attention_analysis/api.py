@@ -3,7 +3,7 @@
 The paper (Nature 2023, Fig. 4 and Extended Data Fig. 9) finds that a fifth of the heads attend
 transcription factors more than other genes, that heads of early layers are the most diverse, that
 middle layers attend broadly and that the last layers attend the highest ranks. Its exact statistics
-are not published with it; what is computed here is said in `attention_statistics`.
+are not published with it; `statistics` describes what is computed here.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,7 +16,11 @@ import numpy as np
 import pandas as pd
 
 from geneformer_jax.attention_analysis import statistics
-from geneformer_jax.attention_analysis.extractor import Attended, AttentionExtractor, CellGroups
+from geneformer_jax.attention_analysis.extractor import (
+    AttentionExtractor,
+    AttentionSums,
+    CellGroups,
+)
 from geneformer_jax.attention_analysis.gene_lists import (
     GeneComparison,
     GeneLists,
@@ -34,9 +38,10 @@ from geneformer_jax.model.runtime import Runtime, profiled_runtime
 
 ALL_CELLS = "all cells"
 NO_VALUE = "no value"
-LEAST_CELLS = 10
+MIN_CELLS = 10
 # Weights between more genes than these fill memory and no figure.
-MOST_PAIRED = 200
+MAX_PAIRED = 200
+_CELLS_AT_ONCE = 65_536
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,18 +50,18 @@ class AttentionQuery:
 
     Attributes:
       lists: gene lists to compare, name -> ids or symbols.
-      group_by: obs column of the cells to look at apart, or None.
-      pairs: genes, ids or symbols, whose weights between each other are asked for.
-      control: whether the same is asked of random weights.
-      least_cells: cells that a group must have, and that must have a gene that is compared.
+      groupby: obs column whose values are groups of cells to summarise apart, or None.
+      pairs: genes, ids or symbols, whose weights between each other are extracted.
+      control: whether to extract the same from random weights.
+      min_cells: cells that a group must have, and that must have a gene that is compared.
       seed: of the random weights, bootstrap and matching.
     """
 
     lists: Mapping[str, Sequence[str]]
-    group_by: str | None = None
+    groupby: str | None = None
     pairs: Sequence[str] = ()
     control: bool = False
-    least_cells: int = LEAST_CELLS
+    min_cells: int = MIN_CELLS
     seed: int = 0
 
 
@@ -65,8 +70,8 @@ class HeadAttention:
     """What was found; every table is tidy, with layers and heads counted from 1.
 
     Attributes:
-      heads: gene lists by head, see `attention_statistics.compare_genes`; with columns `model`,
-        `list` and `against`.
+      heads: gene lists by head, see `statistics.compare_genes`; with columns `model`, `list` and
+        `against`.
       ranks: received attention by rank; with `model` and `group`.
       layers: diversity, breadth and weight on top ranks by layer; with `model`.
       thirds: differences between thirds of the layers; with `model`.
@@ -74,7 +79,7 @@ class HeadAttention:
       groups: genes attended beyond what rank explains, by group of cells.
       pairs: weights between chosen genes; with `model`.
       comparisons: the gene lists as they were found.
-      attended: model -> its totals and the measures of each cell.
+      sums: model -> its totals and the measures of each cell.
       group_names: of the totals' groups.
     """
 
@@ -86,12 +91,12 @@ class HeadAttention:
     groups: pd.DataFrame
     pairs: pd.DataFrame
     comparisons: list[GeneComparison]
-    attended: Mapping[str, Attended]
+    sums: Mapping[str, AttentionSums]
     group_names: tuple[str, ...]
 
     def gene_tables(self, ids: np.ndarray, symbols: np.ndarray) -> Iterator[pd.DataFrame]:
         """Yields the table of every gene, layer and head: of all cells, then of each group."""
-        totals = self.attended[MODEL].totals
+        totals = self.sums[MODEL].totals
         overall = statistics.gene_means(statistics.of_all_groups(totals))
         yield statistics.gene_table(overall, ids, symbols, ALL_CELLS)
         if len(self.group_names) > 1:
@@ -105,11 +110,11 @@ def attend_cells(
     cells: EncodedCells | ad.AnnData | Path | str,
     genes: GeneLists,
     *,
-    group_by: str | None = None,
+    groupby: str | None = None,
     pairs: Sequence[str] = (),
     control: bool = False,
     filters: Mapping[str, Sequence[str]] | None = None,
-    at_most: int | None = None,
+    max_cells: int | None = None,
     seed: int = ORIGINAL_SEED,
     runtime: Runtime | None = None,
     devices: list[jax.Device] | None = None,
@@ -121,51 +126,49 @@ def attend_cells(
       cells: as in `embed_cells`.
       genes: genes to compare with all others, such as transcription factors: lists by name, one
         list, or files (see `gene_lists.read_gene_lists`).
-      group_by: obs column; its values are looked at apart too.
-      pairs: genes whose attention to each other is asked for, at most 200.
-      control: ask the same of random weights: what they show too was not learned.
+      groupby: obs column; its values are summarised apart too.
+      pairs: genes whose attention to each other is extracted, at most 200.
+      control: extract the same from random weights: what they show too was not learned.
       filters: obs column -> values of which a cell must have one; all columns must pass.
-      at_most: cells to draw at random; None takes all.
+      max_cells: cells to draw at random; None takes all.
       seed: of that draw.
-      runtime: how to compute, with an attention of `attention_profile.PROFILED`. float32, and what
-        suits the device, by default.
+      runtime: how to compute, with an attention of `model.attention.dispatch.PROFILED`; by default
+        float32, and what suits the device.
       devices: which share the work; all of this process by default.
 
     Raises:
       InputError: a list matches no gene, a group has too few cells, the cells do not fit the model,
         or the attention implementation never holds its weights.
     """
-    question = AttentionQuery(read_gene_lists(genes), group_by, tuple(pairs), control)
-    chosen = select_cells(open_cells(cells, model), filters, at_most, seed)
-    attenders = prepare(model, chosen, question, runtime, devices=devices)
-    attended = {}
-    for name, attender in attenders.items():
+    query = AttentionQuery(read_gene_lists(genes), groupby, tuple(pairs), control)
+    chosen = select_cells(open_cells(cells, model), filters, max_cells, seed)
+    extractors = prepare(model, chosen, query, runtime, devices=devices)
+    sums = {}
+    for name, extractor in extractors.items():
         with Progress(len(chosen.rows), f"attend: {name}", "cells") as progress:
-            attended[name] = attender.run(0, len(chosen.rows), progress)
-    return answer(question, attenders[MODEL], attended)
+            sums[name] = extractor.run(0, len(chosen.rows), progress)
+    return tabulate(query, extractors[MODEL], sums)
 
 
 def prepare(
     model: PretrainedModel,
     cells: EncodedCells,
-    question: AttentionQuery,
+    query: AttentionQuery,
     runtime: Runtime | None = None,
     *,
     devices: list[jax.Device] | None = None,
     tokens_per_device: int | None = None,
 ) -> dict[str, AttentionExtractor]:
-    """Checks the question and returns who answers it: the model, and its control if asked for."""
+    """Validates the query; returns an extractor of the model, and of its control if asked for."""
     longest = int(np.asarray(cells.lengths).max(initial=0))
     runtime = runtime or profiled_runtime(longest, "float32", "auto")[0]
-    groups = group_cells(cells.obs, question.group_by, question.least_cells)
-    chosen = known_genes(question.pairs, model.vocabulary) if question.pairs else ()
-    if len(chosen) > MOST_PAIRED:
-        raise InputError(f"{len(chosen)} genes were named for pairs; name at most {MOST_PAIRED}")
+    groups = group_cells(cells.obs, query.groupby, query.min_cells)
+    chosen = known_genes(query.pairs, model.vocabulary) if query.pairs else ()
+    if len(chosen) > MAX_PAIRED:
+        raise InputError(f"{len(chosen)} genes were named for pairs; name at most {MAX_PAIRED}")
     # Which of the listed genes the cells have, before hours of work.
-    compare_lists(question.lists, model.vocabulary, count_cells(cells), question.least_cells)
-    models = {MODEL: model} | (
-        {RANDOM: random_model(model, question.seed)} if question.control else {}
-    )
+    compare_lists(query.lists, model.vocabulary, count_cells(cells), query.min_cells)
+    models = {MODEL: model} | ({RANDOM: random_model(model, query.seed)} if query.control else {})
     return {
         name: AttentionExtractor(
             each,
@@ -180,48 +183,51 @@ def prepare(
     }
 
 
-def answer(
-    question: AttentionQuery, attender: AttentionExtractor, attended: Mapping[str, Attended]
+def tabulate(
+    query: AttentionQuery, extractor: AttentionExtractor, sums: Mapping[str, AttentionSums]
 ) -> HeadAttention:
-    """Turns totals into tables."""
-    vocabulary, names = attender.cells.vocabulary, attender.groups.names
-    overall = {name: statistics.of_all_groups(each.totals) for name, each in attended.items()}
+    """Computes the tables.
+
+    Args:
+      query: what was asked.
+      extractor: of the model.
+      sums: model -> over all cells.
+    """
+    vocabulary, names = extractor.cells.vocabulary, extractor.groups.names
+    overall = {name: statistics.of_all_groups(each.totals) for name, each in sums.items()}
     means = {name: statistics.gene_means(each) for name, each in overall.items()}
-    comparisons = compare_lists(
-        question.lists, vocabulary, means[MODEL].cells, question.least_cells
-    )
-    ids, symbols = token_names(attender)
-    chosen = list(attender.pass_.chosen)
+    comparisons = compare_lists(query.lists, vocabulary, means[MODEL].cells, query.min_cells)
+    ids, symbols = token_names(extractor)
+    chosen = list(extractor.spec.chosen)
 
     def per_model(make) -> pd.DataFrame:
-        tables = [make(name).assign(model=name) for name in attended]
+        tables = [make(name).assign(model=name) for name in sums]
         table = pd.concat(tables, ignore_index=True)
         return table[["model", *table.columns.drop("model")]]
 
     thirds = {
-        name: statistics.compare_thirds(each.cells, question.seed)
-        for name, each in attended.items()
+        name: statistics.compare_thirds(each.cells, query.seed) for name, each in sums.items()
     }
     shown = (*((ALL_CELLS,) if len(names) > 1 else ()), *names)
     return HeadAttention(
-        heads=per_model(lambda name: _compare(means[name], comparisons, question.seed)),
-        ranks=per_model(lambda name: _ranks(overall[name], attended[name].totals, shown)),
-        layers=per_model(lambda name: statistics.layer_table(attended[name].cells, question.seed)),
+        heads=per_model(lambda name: _compare(means[name], comparisons, query.seed)),
+        ranks=per_model(lambda name: _ranks(overall[name], sums[name].totals, shown)),
+        layers=per_model(lambda name: statistics.layer_table(sums[name].cells, query.seed)),
         thirds=per_model(lambda name: thirds[name]),
         statements=statistics.verdicts(thirds),
-        groups=_groups(attended[MODEL].totals, names, ids, symbols, question.least_cells),
+        groups=_groups(sums[MODEL].totals, names, ids, symbols, query.min_cells),
         pairs=per_model(
             lambda name: statistics.pair_table(overall[name], ids[chosen], symbols[chosen])
         ),
         comparisons=comparisons,
-        attended=attended,
+        sums=sums,
         group_names=names,
     )
 
 
-def token_names(attender: AttentionExtractor) -> tuple[np.ndarray, np.ndarray]:
+def token_names(extractor: AttentionExtractor) -> tuple[np.ndarray, np.ndarray]:
     """Returns (gene id, symbol) of each token, [V] each."""
-    vocabulary = attender.cells.vocabulary
+    vocabulary = extractor.cells.vocabulary
     tokens = np.arange(vocabulary.size)
     ids = np.array([vocabulary.gene_id_of(int(token)) for token in tokens], object)
     return ids, np.asarray(vocabulary.names_of(tokens), object)
@@ -234,11 +240,11 @@ def read_pairs(genes: str) -> tuple[str, ...]:
     return tuple(name.strip() for name in genes.split(",") if name.strip())
 
 
-def group_cells(obs: pd.DataFrame, column: str | None, least: int) -> CellGroups:
+def group_cells(obs: pd.DataFrame, column: str | None, min_cells: int) -> CellGroups:
     """Groups cells by an obs column; cells without a value form a group of their own.
 
     Raises:
-      InputError: there is no such column, or a value has fewer than `least` cells.
+      InputError: there is no such column, or a value has fewer than `min_cells` cells.
     """
     if column is None:
         return CellGroups((ALL_CELLS,), np.zeros(len(obs), np.int32))
@@ -246,22 +252,22 @@ def group_cells(obs: pd.DataFrame, column: str | None, least: int) -> CellGroups
     values = obs[column].astype("object")
     values = values.where(values.notna() & (values.astype(str) != ""), NO_VALUE).astype(str)
     sizes = values.value_counts()
-    few = sizes[(sizes < least) & (sizes.index != NO_VALUE)]
+    few = sizes[(sizes < min_cells) & (sizes.index != NO_VALUE)]
     if len(few):
         raise InputError(
-            f'group "{few.index[0]}" of column "{column}" has {few.iloc[0]} cells, but {least} are '
-            "needed to say something about it; leave it out with a filter, merge it with another "
-            "or ask for fewer"
+            f'group "{few.index[0]}" of column "{column}" has {few.iloc[0]} cells, but '
+            f"{min_cells} are needed; leave it out with a filter, merge it with another group, or "
+            "give a smaller min_cells"
         )
     codes = pd.Categorical(values)
     return CellGroups(tuple(map(str, codes.categories)), codes.codes.astype(np.int32))
 
 
-def count_cells(cells: EncodedCells, most: int = 65_536) -> np.ndarray:
-    """Returns the number of cells that have each token, [V], reading `most` cells at a time."""
+def count_cells(cells: EncodedCells) -> np.ndarray:
+    """Returns the number of cells that have each token, [V]; reads some cells at a time."""
     counts = np.zeros(cells.vocabulary.size, np.int64)
-    for start in range(0, len(cells.lengths), most):
-        rows = np.arange(start, min(start + most, len(cells.lengths)))
+    for start in range(0, len(cells.lengths), _CELLS_AT_ONCE):
+        rows = np.arange(start, min(start + _CELLS_AT_ONCE, len(cells.lengths)))
         tokens = np.concatenate(cells.read(rows)).astype(np.int64)
         counts += np.bincount(tokens, minlength=len(counts))
     return counts
@@ -284,11 +290,9 @@ def _ranks(overall, totals, shown: Sequence[str]) -> pd.DataFrame:
     return pd.concat([whole, statistics.rank_table(totals, shown[1:])], ignore_index=True)
 
 
-def _groups(totals, names, ids, symbols, least_cells: int) -> pd.DataFrame:
+def _groups(totals, names, ids, symbols, min_cells: int) -> pd.DataFrame:
     tables = [
-        statistics.group_table(
-            statistics.gene_means(totals, group), ids, symbols, name, least_cells
-        )
+        statistics.group_table(statistics.gene_means(totals, group), ids, symbols, name, min_cells)
         for group, name in enumerate(names)
     ]
     return pd.concat(tables, ignore_index=True)

@@ -1,9 +1,9 @@
-"""Reads what heads attend to off ranges of cells, on all devices."""
+"""Extracts what heads attend to from ranges of cells, on all devices."""
 
 import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -20,7 +20,8 @@ from geneformer_jax.attention_analysis.sums import (
 )
 from geneformer_jax.cells.store.cell_store import EncodedCells
 from geneformer_jax.common.progress import Progress
-from geneformer_jax.inference.batches import lay_out, token_batches
+from geneformer_jax.inference.batches import TokenBatch, lay_out, token_batches
+from geneformer_jax.inference.pipeline import Throughput, run_ahead
 from geneformer_jax.model.attention.dispatch import require_profiled
 from geneformer_jax.model.config import EncoderConfig
 from geneformer_jax.model.encoder import Params
@@ -29,8 +30,8 @@ from geneformer_jax.model.runtime import Runtime
 from geneformer_jax.model.sharding import BATCH, REPLICATED, inference_mesh, put_batch
 
 
-class Pass(NamedTuple):
-    """What the compiled pass depends on beside its arrays."""
+class ForwardSpec(NamedTuple):
+    """What the compiled forward pass depends on beside its arrays."""
 
     config: EncoderConfig
     runtime: Runtime
@@ -41,26 +42,33 @@ class Pass(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class CellGroups:
-    """Groups that cells are looked at by.
+    """Groups of cells that are summed apart.
 
     Attributes:
       names: of the G groups.
-      codes: int32 [cells] the group of each.
+      codes: int32 [cells] number of each cell's group.
     """
 
     names: tuple[str, ...]
     codes: np.ndarray
 
 
-class Attended(NamedTuple):
-    """Totals over cells (float64 and int64, on the host), and the measures of each."""
+class AttentionSums(NamedTuple):
+    """Totals over cells (float64 and int64, on the host), and the measures of each cell."""
 
     totals: AttentionTotals
     cells: CellMeasures
 
 
 class AttentionExtractor:
-    """Reads attention off ranges of cells, all with the same compiled programs."""
+    """Extracts attention from ranges of cells, all with the same compiled programs.
+
+    Attributes:
+      model, cells, groups: as given.
+      spec: what the forward pass is compiled for.
+      layout: buckets and batches of the cells.
+      throughput: of all ranges so far.
+    """
 
     def __init__(
         self,
@@ -79,36 +87,45 @@ class AttentionExtractor:
         self.model, self.cells, self.groups = model, cells, groups
         mesh = inference_mesh(devices)
         first = cells.vocabulary.first_gene_token
-        self.pass_ = Pass(model.config, runtime, mesh, first, tuple(map(int, chosen)))
+        self.spec = ForwardSpec(model.config, runtime, mesh, first, tuple(map(int, chosen)))
         self.layout = lay_out(np.asarray(cells.lengths), model.config, mesh, tokens_per_device)
         encoder = {name: model.params[name] for name in ("embeddings", "blocks")}
         self._params = jax.device_put(encoder, NamedSharding(mesh, REPLICATED))
+        self.throughput = Throughput()
 
     def empty(self) -> AttentionTotals:
         """Returns the totals of no cells."""
         config = self.model.config
-        sizes = len(self.groups.names), config.vocabulary_size, len(self.pass_.chosen)
+        sizes = len(self.groups.names), config.vocabulary_size, len(self.spec.chosen)
         return AttentionTotals.empty(*sizes, config.layers, config.heads)
 
-    def run(self, start: int, stop: int, progress: Progress) -> Attended:
+    def run(self, start: int, stop: int, progress: Progress) -> AttentionSums:
         """Returns the attention in cells `start` to before `stop`."""
-        mesh = self.pass_.mesh
-        sharing = jax.tree.map(lambda leaf: np.stack([leaf] * mesh.size), self.empty())
-        totals = jax.device_put(sharing, NamedSharding(mesh, BATCH))
-        waiting = None
+        mesh, throughput = self.spec.mesh, self.throughput
+        by_device = jax.tree.map(lambda leaf: np.stack([leaf] * mesh.size), self.empty())
+        totals = jax.device_put(by_device, NamedSharding(mesh, BATCH))
         measures = self._no_measures(stop - start)
-        for batch in token_batches(self.cells, self.layout, start, stop):
+
+        def add(batch: TokenBatch) -> CellMeasures:
+            nonlocal totals
             groups = np.zeros(len(batch.tokens_BT), np.int32)
             groups[: len(batch.cells)] = self.groups.codes[batch.cells]
             (groups_B,) = put_batch((groups,), mesh)
             inputs = batch.tokens_BT, batch.lengths_B, groups_B
-            totals, taken = _add_cells(self.pass_, totals, self._params, *inputs)
-            # One batch behind, so that the devices compute while the next batch is read.
-            _keep(measures, waiting, start)
-            waiting = batch.cells, taken
-            progress.advance(len(batch.cells))
-        _keep(measures, waiting, start)
-        return Attended(jax.tree.map(sum_devices, jax.device_get(totals)), measures)
+            with throughput.starting(batch.tokens_BT.shape):
+                totals, measured = _add_cells(self.spec, totals, self._params, *inputs)
+            return measured
+
+        with throughput.clock():
+            batches = token_batches(self.cells, self.layout, start, stop)
+            for batch, measured in run_ahead(batches, add):
+                cells = batch.cells
+                for into, values in zip(measures, measured, strict=True):
+                    into[cells - start] = values[: len(cells)]
+                tokens = int(np.asarray(self.cells.lengths)[cells].sum())
+                throughput.add(len(cells), tokens, batch.tokens_BT.size)
+                progress.advance(len(cells))
+            return AttentionSums(jax.tree.map(sum_devices, jax.device_get(totals)), measures)
 
     def _no_measures(self, cells: int) -> CellMeasures:
         L, N = self.model.config.layers, self.model.config.heads
@@ -116,22 +133,15 @@ class AttentionExtractor:
         return CellMeasures(*(np.zeros(shape, np.float32) for shape in shapes))
 
 
-def sum_devices(shared: np.ndarray) -> np.ndarray:
+def sum_devices(by_device: np.ndarray) -> np.ndarray:
     """Returns the sum over the leading axis of devices, int64 or float64."""
-    wide = np.int64 if shared.dtype.kind == "i" else np.float64
-    return shared.astype(wide).sum(axis=0)
-
-
-def _keep(measures: CellMeasures, taken: Any, start: int) -> None:
-    if taken is not None:
-        cells, of_batch = taken
-        for into, values in zip(measures, jax.device_get(of_batch), strict=True):
-            into[cells - start] = values[: len(cells)]
+    wide = np.int64 if by_device.dtype.kind == "i" else np.float64
+    return by_device.astype(wide).sum(axis=0)
 
 
 @functools.partial(jax.jit, static_argnums=0, donate_argnums=1)
 def _add_cells(
-    pass_: Pass,
+    spec: ForwardSpec,
     totals: AttentionTotals,
     params: Params,
     tokens_BT: jax.Array,
@@ -142,17 +152,17 @@ def _add_cells(
 
     def on_device(totals, params, tokens_BT, lengths_B, groups_B):
         own = jax.tree.map(lambda leaf: leaf[0], totals)
-        places = place_genes(tokens_BT, lengths_B, pass_.first_gene_token)
-        chosen_S = np.array(pass_.chosen, np.int32)
+        places = place_genes(tokens_BT, lengths_B, spec.first_gene_token)
+        chosen_S = np.array(spec.chosen, np.int32)
         chosen_BS = find_chosen(tokens_BT, places.is_gene, chosen_S)
         profile = attention_profile(
-            pass_.config,
+            spec.config,
             params,
             tokens_BT,
             lengths_B,
             is_top_BT=places.is_top,
             chosen_BS=chosen_BS,
-            runtime=pass_.runtime,
+            runtime=spec.runtime,
         )
         inputs = places, tokens_BT, lengths_B, groups_B, chosen_BS
         added = jax.tree.map(lambda leaf: leaf[None], add_profile(own, profile, *inputs))
@@ -160,6 +170,6 @@ def _add_cells(
 
     specs = BATCH, REPLICATED, BATCH, BATCH, BATCH
     run = jax.shard_map(
-        on_device, mesh=pass_.mesh, in_specs=specs, out_specs=(BATCH, BATCH), check_vma=False
+        on_device, mesh=spec.mesh, in_specs=specs, out_specs=(BATCH, BATCH), check_vma=False
     )
     return run(totals, params, tokens_BT, lengths_B, groups_B)

@@ -18,9 +18,9 @@ _MEASURES = {
     "top": "weight on the\nhighest tenth of ranks",
 }
 _GENES_PER_GROUP = 5
-_MOST_GROUPS = 24
+_MAX_GROUPS = 24
 # Correlations within this are all pale, so that noise does not look like a finding.
-_LEAST_SCALE = 0.4
+_MIN_SCALE = 0.4
 
 
 def preference_figure(heads: pd.DataFrame, title: str) -> Figure:
@@ -34,7 +34,7 @@ def preference_figure(heads: pd.DataFrame, title: str) -> Figure:
     L, N = heads["layer"].max(), heads["head"].max()
     panels = {"": "all genes", "_matched": "genes of like rank"}
     effects = heads[[f"effect{suffix}" for suffix in panels]].abs().to_numpy()
-    limit = max(_LEAST_SCALE, float(effects.max()))
+    limit = max(_MIN_SCALE, float(effects.max()))
     with matplotlib.rc_context(STYLE):
         width, height = max(3.2, 0.62 * N + 1.4), max(2.4, 0.45 * L + 1.1)
         figure = new_figure(2 * width + 1, len(models) * height + 0.5)
@@ -154,7 +154,7 @@ def group_figure(groups: pd.DataFrame) -> Figure:
     Args:
       groups: of `HeadAttention.groups`; the five first genes of each of up to 24 groups are shown.
     """
-    names = list(dict.fromkeys(groups["group"]))[:_MOST_GROUPS]
+    names = list(dict.fromkeys(groups["group"]))[:_MAX_GROUPS]
     top = groups[groups["group"].isin(names)].groupby("group", sort=False).head(_GENES_PER_GROUP)
     genes = list(dict.fromkeys(top["gene_id"]))
     shown = groups[groups["gene_id"].isin(genes) & groups["group"].isin(names)]

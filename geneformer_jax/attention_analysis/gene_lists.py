@@ -13,7 +13,7 @@ from geneformer_jax.common.tables import CLASS_COLUMNS, GENE_COLUMNS, named_colu
 
 OTHERS = "other genes"
 # A rank-sum test of fewer genes finds nothing.
-LEAST_GENES = 3
+MIN_GENES = 3
 _EXAMPLES = 3
 
 
@@ -76,7 +76,7 @@ def compare_lists(
     lists: Mapping[str, Sequence[str]],
     vocabulary: GeneVocabulary,
     cells_of: np.ndarray,
-    least_cells: int = 1,
+    min_cells: int = 1,
 ) -> list[GeneComparison]:
     """Finds the listed genes among those that cells have.
 
@@ -87,12 +87,12 @@ def compare_lists(
       lists: name -> ids or symbols.
       vocabulary: of the tokens.
       cells_of: [V] cells that have each token.
-      least_cells: genes in fewer cells take no part: their means are noise.
+      min_cells: genes in fewer cells take no part: their means are noise.
 
     Raises:
       InputError: there is no list, or fewer than 3 of a list's genes (or of all others) are found.
     """
-    cells_of = np.where(cells_of >= least_cells, cells_of, 0)
+    cells_of = np.where(cells_of >= min_cells, cells_of, 0)
     found = {name: _find(name, genes, vocabulary, cells_of) for name, genes in lists.items()}
     if not found:
         raise InputError("no gene is listed; name a file with a gene per line")
@@ -150,11 +150,11 @@ def _find(
 def _require(
     name: str, found: int, rest: str, cells_of: np.ndarray, vocabulary: GeneVocabulary
 ) -> None:
-    if found < LEAST_GENES:
+    if found < MIN_GENES:
         common = np.argsort(-cells_of, kind="stable")[:_EXAMPLES]
         shown = ", ".join(vocabulary.gene_id_of(int(token)) for token in common)
         raise InputError(
-            f"the cells have {found} genes of {name} {rest}, but a test needs {LEAST_GENES}; they "
+            f"the cells have {found} genes of {name} {rest}, but a test needs {MIN_GENES}; they "
             f"have genes such as {shown}: give another list, or more cells"
         )
 

@@ -21,28 +21,28 @@ from geneformer_jax.reporting.html import Report
 REPORT, FIGURES, GENES = "report.html", "figures", "genes.parquet"
 TABLES = ("heads", "ranks", "layers", "thirds", "statements", "groups", "pairs")
 # Nature 2023: a fifth of the 24 heads of the 6-layer model attend transcription factors more.
-PAPER_SHARE = "20 % (5 of 24)"
+PAPER_FRACTION = "20 % (5 of 24)"
 _GROUP_ROWS = 20
 
 
 def preferring(found: HeadAttention) -> pd.DataFrame:
-    """Returns, for each list and model, the share of heads that prefer it, beside the paper's."""
+    """Returns the fraction of heads that prefer each list, by model, beside the paper's."""
     grouped = found.heads.groupby(["list", "against", "model"], sort=False)
     rows = []
     for (name, against, model), heads in grouped:
         sides = int(heads["n_first"].iloc[0]), int(heads["n_second"].iloc[0])
-        shares = [_share(heads[f"prefers{suffix}"]) for suffix in ("", "_matched")]
-        rows.append((name, against, model, *sides, *shares))
+        fractions = [_fraction(heads[f"prefers{suffix}"]) for suffix in ("", "_matched")]
+        rows.append((name, against, model, *sides, *fractions))
     columns = ["list", "against", "model", "genes", "others", "heads that prefer it"]
     table = pd.DataFrame(rows, columns=[*columns, "heads that prefer it, ranks matched"])
-    return table.assign(**{"the paper's, transcription factors": PAPER_SHARE})
+    return table.assign(**{"the paper's, transcription factors": PAPER_FRACTION})
 
 
 def write_report(
     found: HeadAttention,
-    attender: AttentionExtractor,
+    extractor: AttentionExtractor,
     output: Path,
-    story: Mapping[str, Any],
+    provenance: Mapping[str, Any],
     only: Mapping[str, tuple[int, ...]],
 ) -> None:
     """Writes the folder, whole or not at all.
@@ -53,9 +53,9 @@ def write_report(
 
     Args:
       found: what was found.
-      attender: who found it.
+      extractor: of the model.
       output: folder to write.
-      story: provenance.
+      provenance: of the run, see `common.provenance`.
       only: "layer" and "head" -> the numbers that the table of genes and pairs is limited to; all
         if empty.
     """
@@ -66,19 +66,19 @@ def write_report(
             (_limited(table, only) if name == "pairs" else table).to_parquet(
                 aside / f"{name}.parquet", index=False
             )
-        _write_genes(found, attender, aside / GENES, only)
-        report = _build(found, attender, aside / FIGURES)
-        write_provenance(aside, story)
+        _write_genes(found, extractor, aside / GENES, only)
+        report = _build(found, extractor, aside / FIGURES)
+        write_provenance(aside, provenance)
         report.files(aside.iterdir())
-        report.provenance(story)
+        report.provenance(provenance)
         report.write(aside / REPORT)
 
 
 def _write_genes(
-    found: HeadAttention, attender: AttentionExtractor, path: Path, only: Mapping
+    found: HeadAttention, extractor: AttentionExtractor, path: Path, only: Mapping
 ) -> None:
     writer = None
-    for table in found.gene_tables(*token_names(attender)):
+    for table in found.gene_tables(*token_names(extractor)):
         rows = pa.Table.from_pandas(_limited(table, only), preserve_index=False)
         writer = writer or pq.ParquetWriter(path, rows.schema)
         writer.write_table(rows)
@@ -92,15 +92,15 @@ def _limited(table: pd.DataFrame, only: Mapping[str, tuple[int, ...]]) -> pd.Dat
     return table.reset_index(drop=True)
 
 
-def _share(prefers: pd.Series) -> str:
+def _fraction(prefers: pd.Series) -> str:
     return f"{prefers.mean():.0%} ({prefers.sum()} of {len(prefers)})"
 
 
-def _build(found: HeadAttention, attender: AttentionExtractor, folder: Path) -> Report:
-    config = attender.model.config
+def _build(found: HeadAttention, extractor: AttentionExtractor, folder: Path) -> Report:
+    config = extractor.model.config
     report = Report(
         "What the attention heads look at",
-        f"{len(attender.cells.lengths):,} cells, model {attender.model.source}: {config.layers} "
+        f"{len(extractor.cells.lengths):,} cells, model {extractor.model.source}: {config.layers} "
         f"layers of {config.heads} heads. Attention is relative: 1 is an even share of a cell's.",
     )
 
@@ -126,7 +126,7 @@ def _show_lists(found: HeadAttention, report: Report, show) -> None:
         "Benjamini-Hochberg over heads. Rank alone drives attention, so each is asked again with "
         "every gene paired to one of like mean rank: only that speaks of the genes themselves.",
     )
-    report.table(preferring(found), "Share of heads that prefer a list (heads.parquet).")
+    report.table(preferring(found), "Fraction of heads that prefer a list (heads.parquet).")
     for each in found.comparisons:
         if each.unknown or each.not_found:
             report.paragraph(

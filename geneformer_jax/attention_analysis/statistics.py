@@ -1,4 +1,4 @@
-"""What the attention of many cells says: by gene list, by rank, by layer, by group of cells.
+"""Statistics of the attention of many cells: by gene list, by rank, by layer, by group of cells.
 
 Pure functions from totals to tables. Received attention is relative: 1 is an even share of a cell's
 attention. What rank alone explains is taken off by comparing a gene with the mean of all genes at
@@ -13,6 +13,7 @@ import pandas as pd
 from scipy import stats
 
 from geneformer_jax.attention_analysis.sums import (
+    EVEN_SHARE,
     GENE_MEASURES,
     RANK_EDGES,
     AttentionTotals,
@@ -21,7 +22,7 @@ from geneformer_jax.attention_analysis.sums import (
 
 SIGNIFICANT = 0.05
 RESAMPLES = 1_000
-RECEIVED, SQUARED, ENTROPY, TO_TOP = range(len(GENE_MEASURES))
+RECEIVED, FROM_EVEN, ENTROPY, TO_TOP = range(len(GENE_MEASURES))
 HOLDS, FAILS, UNDECIDED, TOO_FEW = "holds", "does not hold", "undecided", "needs 3 layers or more"
 
 
@@ -81,13 +82,22 @@ def gene_means(totals: AttentionTotals, group: int = 0) -> GeneMeans:
         rank = totals.gene_ranks[group] / cells
     received = means[..., RECEIVED]
     expected = np.einsum("vr,rln->vln", bins, np.nan_to_num(at_ranks))
-    variance = np.maximum(means[..., SQUARED] - received**2, 0)
+    variance = _variance(means)
     # With cells - 1 as the divisor; unknown for a single cell.
     with np.errstate(invalid="ignore", divide="ignore"):
         deviation = np.sqrt(variance * (cells / (cells - 1))[:, None, None])
     deviation[cells < 2] = np.nan
-    shares = np.exp(means[..., ENTROPY]), means[..., TO_TOP]
-    return GeneMeans(cells, rank, received, deviation, expected, *shares)
+    breadth, to_top = np.exp(means[..., ENTROPY]), means[..., TO_TOP]
+    return GeneMeans(cells, rank, received, deviation, expected, breadth, to_top)
+
+
+def _variance(means: np.ndarray) -> np.ndarray:
+    """Returns the variance of received attention, from means of GENE_MEASURES or RANK_MEASURES.
+
+    Squares are taken of the distance from an even share, which most heads give most genes: of the
+    whole values, they and the square of the mean would be large and nearly equal numbers.
+    """
+    return np.maximum(means[..., FROM_EVEN] - (means[..., RECEIVED] - EVEN_SHARE) ** 2, 0)
 
 
 def gene_table(means: GeneMeans, ids: np.ndarray, symbols: np.ndarray, group: str) -> pd.DataFrame:
@@ -188,7 +198,7 @@ def rank_table(totals: AttentionTotals, groups: Sequence[str]) -> pd.DataFrame:
         cells = totals.rank_cells[group][found]
         sums = totals.rank_sums[group][found].reshape(len(found), L * N, -1)
         means = sums / cells[:, None, None]
-        variance = np.maximum(means[..., SQUARED] - means[..., RECEIVED] ** 2, 0)
+        variance = _variance(means)
         layer, head = (index.ravel() + 1 for index in np.indices((L, N)))
         parts.append(
             pd.DataFrame(
@@ -295,16 +305,16 @@ def _verdict(rows: pd.DataFrame) -> str:
 
 
 def group_table(
-    means: GeneMeans, ids: np.ndarray, symbols: np.ndarray, group: str, least_cells: int
+    means: GeneMeans, ids: np.ndarray, symbols: np.ndarray, group: str, min_cells: int
 ) -> pd.DataFrame:
     """Returns the genes of a group by how much more they are attended than their ranks explain.
 
     Columns: group, gene_id, symbol, n_cells, mean_rank, received and expected_by_rank (means over
     all heads), excess, excess_low (less two standard errors of each head), and the layer and head
-    that exceed the most. Genes in fewer than `least_cells` cells are left out. From the highest
+    that exceed the most. Genes in fewer than `min_cells` cells are left out. From the highest
     excess_low down.
     """
-    found = np.flatnonzero(means.cells >= least_cells)
+    found = np.flatnonzero(means.cells >= min_cells)
     excess = (means.received - means.expected)[found]
     error = means.deviation[found] / np.sqrt(means.cells[found])[:, None, None]
     _, _, N = means.received.shape

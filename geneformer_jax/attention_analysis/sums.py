@@ -16,10 +16,12 @@ from geneformer_jax.attention_analysis.profile import AttentionProfile
 # Ranks in bins of about a tenth of a decade, single ranks at the top.
 _EDGES = np.unique(np.round(10 ** (np.arange(2, 40) / 10)).astype(int))
 RANK_EDGES = tuple(int(edge) for edge in np.concatenate([[1], _EDGES]))
-# Of a cell's genes, the share that counts as its top ranks.
-TOP_SHARE = 0.1
-GENE_MEASURES = ("received", "received squared", "given entropy", "given to top")
-RANK_MEASURES = ("received", "received squared")
+# Of a cell's genes, the fraction that counts as its top ranks.
+TOP_FRACTION = 0.1
+# Received attention of a key that got the same weight as every other.
+EVEN_SHARE = 1.0
+GENE_MEASURES = ("received", "squared distance from even", "given entropy", "given to top")
+RANK_MEASURES = GENE_MEASURES[:2]
 
 
 class AttentionTotals(NamedTuple):
@@ -68,7 +70,7 @@ class CellMeasures(NamedTuple):
       diversity: [cells, L] mean Jensen-Shannon distance (base 2, 0 to 1) between the received
         attention of two heads; NaN for a single head.
       breadth: [cells, L, N] ranks that a query attends in effect, exp(entropy) at the mean entropy
-        of its queries, as a share of the cell's tokens.
+        of its queries, as a fraction of the cell's tokens.
       top: [cells, L, N] weight on the highest tenth of its ranks, mean over queries.
     """
 
@@ -96,7 +98,7 @@ def place_genes(tokens_BT: jax.Array, lengths_B: jax.Array, first_gene_token: in
     is_real_BT = jnp.arange(tokens_BT.shape[1]) < lengths_B[:, None]
     is_gene_BT = is_real_BT & (tokens_BT >= first_gene_token)
     rank_BT = jnp.cumsum(is_gene_BT, axis=1)
-    most_B1 = jnp.ceil(TOP_SHARE * is_gene_BT.sum(axis=1, keepdims=True))
+    most_B1 = jnp.ceil(TOP_FRACTION * is_gene_BT.sum(axis=1, keepdims=True))
     return GenePlaces(is_gene_BT, rank_BT, is_gene_BT & (rank_BT <= most_B1))
 
 
@@ -119,7 +121,8 @@ def add_profile(
     """Returns `totals` with the cells of a batch added; `groups_B` numbers each cell's group."""
     G = len(totals.gene_cells)
     received_LBNT = profile.received_LBNT * lengths_B[:, None, None]
-    measures = received_LBNT, received_LBNT**2, profile.entropy_LBNT, profile.top_LBNT
+    from_even_LBNT = (received_LBNT - EVEN_SHARE) ** 2
+    measures = received_LBNT, from_even_LBNT, profile.entropy_LBNT, profile.top_LBNT
     sums_BTLNK = jnp.stack([jnp.moveaxis(each, (0, 2), (2, 3)) for each in measures], axis=-1)
     # What is no gene is sent beyond the tables, where additions are dropped.
     group_BT = jnp.where(places.is_gene, groups_B[:, None], G)

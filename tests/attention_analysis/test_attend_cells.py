@@ -10,14 +10,14 @@ import pandas as pd
 import pytest
 from scipy.spatial.distance import jensenshannon
 
-from geneformer_jax.attention_analysis import parts, statistics
+from geneformer_jax.attention_analysis import run, statistics
 from geneformer_jax.attention_analysis.api import (
     AttentionQuery,
-    answer,
     attend_cells,
     group_cells,
     prepare,
     read_pairs,
+    tabulate,
 )
 from geneformer_jax.attention_analysis.gene_lists import compare_lists, read_gene_lists
 from geneformer_jax.attention_analysis.sums import RANK_EDGES
@@ -64,7 +64,7 @@ def cells(model):
 
 @pytest.fixture(scope="module")
 def found(model, cells):
-    return attend_cells(model, cells, GENES, group_by="kind", pairs=GENES[:3], control=True)
+    return attend_cells(model, cells, GENES, groupby="kind", pairs=GENES[:3], control=True)
 
 
 @pytest.fixture(scope="module")
@@ -105,7 +105,7 @@ def test_gene_means_are_those_of_the_whole_matrices(found, model, slow):
             to_top = row[:, :, first : first + int(np.ceil(0.1 * genes))].sum(-1)
             relative = weights[:, :, :, position].mean(2) * len(tokens)
             received.setdefault(token, []).append((relative, entropy, to_top, position))
-    totals = statistics.of_all_groups(found.attended[MODEL].totals)
+    totals = statistics.of_all_groups(found.sums[MODEL].totals)
     means = statistics.gene_means(totals)
     some = [token for token in received if token >= model.vocabulary.first_gene_token]
     assert np.flatnonzero(means.cells).tolist() == sorted(some), "special tokens are no genes"
@@ -136,7 +136,7 @@ def test_expected_by_rank_is_the_mean_of_all_genes_there(found, model, slow):
                 at_bin.setdefault(bin_, []).append(relative)
                 of_gene.setdefault(token, []).append(bin_)
     group = found.group_names.index("b")
-    means = statistics.gene_means(found.attended[MODEL].totals, group)
+    means = statistics.gene_means(found.sums[MODEL].totals, group)
     for token, bins in of_gene.items():
         wanted = np.mean([np.mean(at_bin[bin_], axis=0) for bin_ in bins], axis=0)
         np.testing.assert_allclose(means.expected[token], wanted, rtol=2e-5)
@@ -148,7 +148,7 @@ def test_expected_by_rank_is_the_mean_of_all_genes_there(found, model, slow):
 
 
 def test_measures_of_cells_are_those_of_the_whole_matrices(found, model, slow):
-    measures = found.attended[MODEL].cells
+    measures = found.sums[MODEL].cells
     for cell, (_, tokens, weights) in enumerate(slow):
         received, n = weights.mean(2), len(tokens)
         entropy = -(weights * np.log(weights)).sum(-1).mean(-1)
@@ -195,52 +195,56 @@ def test_auto_takes_what_holds_its_weights(monkeypatch, backend, longest, chosen
 @pytest.mark.parametrize("attention", PROFILED)
 def test_devices_chunks_and_batches_change_nothing(found, model, cells, attention):
     runtime, _ = profiled_runtime(600, "float32", attention)
-    question = AttentionQuery({"listed genes": GENES}, "kind", GENES[:3])
-    attenders = prepare(
-        model, cells, question, runtime, devices=jax.devices()[:4], tokens_per_device=300
+    query = AttentionQuery({"listed genes": GENES}, "kind", GENES[:3])
+    extractors = prepare(
+        model, cells, query, runtime, devices=jax.devices()[:4], tokens_per_device=300
     )
     with Progress(CELLS, "attend", "cells") as progress:
-        again = attenders[MODEL].run(0, CELLS, progress)
+        again = extractors[MODEL].run(0, CELLS, progress)
+    assert extractors[MODEL].throughput.done == CELLS
+    assert extractors[MODEL].throughput.tokens == cells.lengths.sum()
     compare = functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-4)
-    jax.tree.map(compare, again.totals, found.attended[MODEL].totals)
-    jax.tree.map(compare, again.cells, found.attended[MODEL].cells)
+    jax.tree.map(compare, again.totals, found.sums[MODEL].totals)
+    jax.tree.map(compare, again.cells, found.sums[MODEL].cells)
 
 
 def test_a_run_in_parts_goes_on_after_a_kill_to_the_same_tables(
     found, model, cells, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(parts, "CELLS_PER_PART", {"cpu": 7})
-    question = AttentionQuery({"listed genes": GENES}, "kind", GENES[:3])
-    attenders = prepare(model, cells, question, devices=jax.devices()[:1])
-    folder = parts.begin(tmp_path / "out", attenders, {})
-    run, calls = type(attenders[MODEL]).run, []
+    query = AttentionQuery({"listed genes": GENES}, "kind", GENES[:3])
+    extractors = prepare(model, cells, query, devices=jax.devices()[:1])
+    extractor = extractors[MODEL]
+
+    def open_parts(identity="of this run"):
+        return run.AttentionParts(tmp_path / "parts", extractor, {"command": identity}, 7)
+
+    extract, calls = type(extractor).run, []
 
     def killed(self, start, stop, progress):
         if len(calls) == 2:
             raise KeyboardInterrupt
         calls.append(start)
-        return run(self, start, stop, progress)
+        return extract(self, start, stop, progress)
 
-    monkeypatch.setattr(type(attenders[MODEL]), "run", killed)
+    monkeypatch.setattr(type(extractor), "run", killed)
     with pytest.raises(KeyboardInterrupt):
-        parts.attend_in_parts(attenders, folder)
-    monkeypatch.setattr(type(attenders[MODEL]), "run", run)
-    assert parts.begin(tmp_path / "out", attenders, {}) == folder
-    attended = parts.attend_in_parts(attenders, folder)
+        open_parts().extract(MODEL)
+    monkeypatch.setattr(type(extractor), "run", extract)
+    sums = open_parts().extract(MODEL)
     assert calls == [0, 7]
-    got = answer(question, attenders[MODEL], attended)
+    got = tabulate(query, extractor, {MODEL: sums})
     wanted = found.heads[found.heads["model"] == MODEL].reset_index(drop=True)
     pd.testing.assert_frame_equal(got.heads, wanted, rtol=1e-4)
-    with pytest.raises(InputError, match="another command"):
-        parts.begin(tmp_path / "out", attenders, {"genes": "others"})
-    (folder / MODEL / "totals.npz").write_bytes(b"PK\x03\x04 damaged")
+    with pytest.raises(InputError, match="command = 'of this run', not 'of another'"):
+        open_parts("of another")
+    (tmp_path / "parts" / "totals.npz").write_bytes(b"PK\x03\x04 damaged")
     with pytest.raises(InputError, match=r"totals\.npz is damaged; remove .* to begin anew"):
-        parts.attend_in_parts(attenders, folder)
+        open_parts().extract(MODEL)
 
 
 def test_control_is_another_model_over_the_same_cells(found):
     assert set(found.heads["model"]) == {MODEL, RANDOM}
-    learned, drawn = (found.attended[name].totals for name in (MODEL, RANDOM))
+    learned, drawn = (found.sums[name].totals for name in (MODEL, RANDOM))
     np.testing.assert_array_equal(learned.gene_bins, drawn.gene_bins)
     assert np.abs(learned.gene_sums - drawn.gene_sums).max() > 0.1
 
@@ -248,7 +252,7 @@ def test_control_is_another_model_over_the_same_cells(found):
 def test_groups_are_looked_at_apart(found, cells):
     assert found.group_names == ("a", "b")
     sizes = cells.obs["kind"].value_counts()
-    totals = found.attended[MODEL].totals
+    totals = found.sums[MODEL].totals
     for group, name in enumerate(found.group_names):
         assert totals.gene_cells[group].max() <= sizes[name]
         assert totals.rank_cells[group][0] == sizes[name], "each cell has one first gene"
@@ -263,7 +267,7 @@ def _names(found, cells):
 
 
 def test_bad_input_is_refused(model, cells, tmp_path):
-    few = dataclasses.replace(AttentionQuery({"listed": GENES}), group_by="kind", least_cells=29)
+    few = dataclasses.replace(AttentionQuery({"listed": GENES}), groupby="kind", min_cells=29)
     with pytest.raises(InputError, match=r'group "[ab]" of column "kind" has \d+ cells, but 29'):
         prepare(model, cells, few)
     with pytest.raises(InputError, match='no obs column "kin"'):

@@ -5,7 +5,7 @@ import pytest
 from scipy import stats
 
 from geneformer_jax.attention_analysis import statistics
-from geneformer_jax.attention_analysis.sums import CellMeasures
+from geneformer_jax.attention_analysis.sums import EVEN_SHARE, AttentionTotals, CellMeasures
 
 GENES, LAYERS, HEADS = 400, 2, 3
 
@@ -99,6 +99,18 @@ def test_verdicts_follow_what_was_planted():
     shallow = CellMeasures(np.zeros((9, 2)), np.zeros((9, 2, 2)), np.zeros((9, 2, 2)))
     only = statistics.verdicts({"D": statistics.compare_thirds(shallow)})
     assert only["D"].eq(statistics.TOO_FEW).all()
+
+
+def test_deviations_of_heads_that_attend_evenly_are_not_lost_in_rounding():
+    rng = np.random.default_rng(0)
+    received = (1 + rng.normal(0, 1e-4, 2_000)).astype(np.float32)
+    empty = AttentionTotals.empty(groups=1, tokens=1, chosen=0, layers=1, heads=1)
+    sums = empty.gene_sums
+    for value in received:
+        sums[0, 0, 0, 0, :2] += np.float32([value, (value - np.float32(EVEN_SHARE)) ** 2])
+    totals = empty._replace(gene_cells=np.full((1, 1), len(received)), gene_sums=sums)
+    found = statistics.gene_means(totals).deviation[0, 0, 0]
+    assert found == pytest.approx(received.astype(np.float64).std(ddof=1), rel=0.02)
 
 
 def test_intervals_cover_the_mean_as_often_as_they_say():

@@ -1,4 +1,4 @@
-"""The attend door: what it writes, and what it refuses."""
+"""The command attend: what it writes, and what it refuses."""
 
 import dataclasses
 import json
@@ -23,7 +23,7 @@ def model() -> pretrained.PretrainedModel:
 
 @pytest.fixture
 def attend(model, toy_store, tmp_path, monkeypatch, capsys):
-    """Runs the door with a toy model; returns (exit status, output, error)."""
+    """Runs the command with a toy model; returns (exit status, output, error)."""
     monkeypatch.setattr(pretrained, "load_model", lambda path: model)
     (tmp_path / "genes.txt").write_text("\n".join(GENES))
 
@@ -33,7 +33,7 @@ def attend(model, toy_store, tmp_path, monkeypatch, capsys):
             "--cells": str(toy_store.folder),
             "--output": str(tmp_path / "out"),
             "--genes": str(tmp_path / "genes.txt"),
-            "--cells_at_most": "40",
+            "--max_cells": "40",
         }
         given = [argument.partition("=")[0] for argument in arguments]
         defaults = [f"{name}={value}" for name, value in defaults.items() if name not in given]
@@ -45,13 +45,13 @@ def attend(model, toy_store, tmp_path, monkeypatch, capsys):
 def test_tables_figures_and_report_are_written(attend, model, toy_store, tmp_path):
     pairs = ",".join(GENES[:3])
     status, output, error = attend(
-        "--control=random", "--group_by=kind", f"--pairs={pairs}", "--layers=1,3", "--heads=2"
+        "--control=random", "--groupby=kind", f"--pairs={pairs}", "--layers=1,3", "--heads=2"
     )
     assert status == 0, error
     folder = tmp_path / "out"
     assert not (tmp_path / "out.parts").exists()
     found = attend_cells(
-        model, toy_store, {"genes": GENES}, group_by="kind", control=True, at_most=40
+        model, toy_store, {"genes": GENES}, groupby="kind", control=True, max_cells=40
     )
     heads = pd.read_parquet(folder / "heads.parquet")
     pd.testing.assert_frame_equal(heads, found.heads, rtol=1e-4)
@@ -76,11 +76,12 @@ def test_tables_figures_and_report_are_written(attend, model, toy_store, tmp_pat
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--layers=0"], "--layers=0 must list numbers from 1 to 3"),
-        (["--heads=1,3"], "--heads=1,3 must list numbers from 1 to 2"),
+        (["--layers=0"], "layers 0: the model has 3; give numbers from 1 to 3"),
+        (["--heads=1,3"], "heads 1,3: the model has 2; give numbers from 1 to 2"),
+        (["--layers=first"], "--layers=first must be numbers"),
         (["--genes=nowhere.txt"], "nowhere.txt does not exist"),
-        (["--group_by=kin"], 'no obs column "kin" (did you mean "kind"?)'),
-        (["--group_by=kind", "--least_cells=39"], "are needed to say something about it"),
+        (["--groupby=kin"], 'no obs column "kin" (did you mean "kind"?)'),
+        (["--groupby=kind", "--min_cells=39"], "39 are needed; leave it out with a filter"),
         (["--attention=splash"], '"splash" never holds its weights'),
         (["--pairs=nobody,nothing"], '2 of 2 genes are not in the vocabulary, first "nobody"'),
     ],
