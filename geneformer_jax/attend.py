@@ -22,8 +22,8 @@ from geneformer_jax.common.errors import InputError
 
 FLAGS = flags.FLAGS
 
-flags.DEFINE_string("checkpoint", "", "Checkpoint, or workdir of a training run (its newest).")
-flags.DEFINE_string("cells", "", "Cell store, or file of raw counts.")
+command_line.model_flags()
+command_line.cell_flags()
 flags.DEFINE_string("output", "", "Folder to write.")
 flags.DEFINE_string("genes", "", "Files with gene lists, separated by commas.")
 flags.DEFINE_string("pairs", "", "Genes (ids or symbols), or a file: the weights between them.")
@@ -34,17 +34,7 @@ flags.DEFINE_string("heads", "", "Limit the tables of genes and pairs to these, 
 flags.DEFINE_integer(
     "min_cells", 10, "Cells that a group must have, and a gene that is compared.", lower_bound=2
 )
-flags.DEFINE_string("vocabulary", "", "Vocabulary folder, for a checkpoint that carries none.")
-flags.DEFINE_multi_string(
-    "filter", [], "column:value|value: only cells with such a value; if repeated, all must pass."
-)
-flags.DEFINE_integer("max_cells", None, "Draw so many of the cells at random.", lower_bound=1)
-flags.DEFINE_integer("seed", 42, "Of the draw; 42 draws the cells that the original keeps.")
-flags.DEFINE_string("precision", "float32", "float32, bfloat16 or float16.")
-flags.DEFINE_string("attention", "auto", "xla, chunked, by_head, or auto.")
-flags.DEFINE_integer(
-    "tokens_per_device", None, "Padded tokens in a batch; fewer take less memory.", lower_bound=1
-)
+command_line.device_flags()
 _SAME_NAME = ("max_cells", "seed", "precision", "attention", "tokens_per_device")
 
 

@@ -180,16 +180,13 @@ class AttentionParts:
           name: of the model, for the progress.
         """
         totals, done = self._totals()
-        with Progress(
-            self.ranges[-1][1], f"attend: {name}", "cells", self._cells(done)
-        ) as progress:
+        cells, kept = self.ranges[-1][1], self.ranges[done - 1][1] if done else 0
+        with Progress(cells, f"attend: {name}", "cells", initial=kept) as progress:
             for part, (start, stop) in enumerate(self.ranges[done:], done):
                 sums = self._extractor.run(start, stop, progress)
                 totals = jax.tree.map(np.add, totals, sums.totals)
-                measures = sums.cells._asdict()
-                self._parts.save(
-                    _measures_file(part), lambda path, m=measures: save_arrays(path, m)
-                )
+                save = functools.partial(save_arrays, arrays=sums.cells._asdict())
+                self._parts.write(part, {_measures_file(part): save})
                 self._parts.save_totals(totals._asdict(), part + 1)
         return AttentionSums(totals, self._measures())
 
