@@ -40,7 +40,7 @@ def tokenized(counts, dictionaries, cells):
 
     vocabulary = read_original_vocabulary(Path(dictionaries))
     source = tokenize_source(open_counts(counts), vocabulary, TokenizerOptions(max_length=2048))
-    return select_cells(source, at_most=cells)
+    return select_cells(source, max_cells=cells)
 
 
 def jax_case(weights, arguments, layer):

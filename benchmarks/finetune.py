@@ -43,7 +43,7 @@ def batch_of(counts, dictionaries, cells, length):
 
     vocabulary = read_original_vocabulary(Path(dictionaries))
     source = tokenize_source(open_counts(counts), vocabulary, TokenizerOptions(max_length=length))
-    chosen = select_cells(source, at_most=cells)
+    chosen = select_cells(source, max_cells=cells)
     rng = np.random.default_rng(0)
     lengths = np.asarray(chosen.lengths, np.int32)
     tokens = np.zeros((cells, length), np.int32)

@@ -1,4 +1,4 @@
-"""Files and folders that appear whole or not at all (law: interrupted is not lost)."""
+"""Files and folders that appear whole or not at all, so that nothing partial looks complete."""
 
 import contextlib
 import functools

@@ -12,7 +12,7 @@ class Progress:
     """Counts work done out of a total.
 
     On a terminal this is a tqdm bar; in a log file it is one plain line every 15 seconds, with the
-    time left at the rate so far, and one at the end; of no work at all nothing is said. Use as a
+    time left at the rate so far, and one at the end; of no work at all nothing is printed. Use as a
     context manager; call `advance` with the units done and optional notes such as `loss="3.21"`.
     """
 

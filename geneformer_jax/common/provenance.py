@@ -1,4 +1,4 @@
-"""provenance.json: how an output came to be (law: every output directory tells its story)."""
+"""provenance.json: how an output came to be; every output has one."""
 
 import datetime
 import functools
@@ -29,21 +29,21 @@ _PACKAGES = (
 
 
 def describe_run(
-    door: str,
+    command: str,
     configuration: Mapping[str, Any],
     inputs: Iterable[Path | str],
     counts: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """Returns the story of an output as a JSON-able dict.
+    """Returns the provenance of an output as a JSON-able dict.
 
     Args:
-      door: name of the door or function that writes the output, e.g. "tokenize".
+      command: or function that writes the output, e.g. "tokenize".
       configuration: the resolved options.
       inputs: files and folders that were read; each is fingerprinted.
       counts: what was kept, and what was dropped and why.
     """
     return {
-        "door": door,
+        "command": command,
         "configuration": dict(configuration),
         "inputs": [fingerprint(path) for path in inputs],
         "counts": dict(counts),
@@ -54,9 +54,9 @@ def describe_run(
     }
 
 
-def write_provenance(folder: Path, story: Mapping[str, Any]) -> None:
-    """Writes `story` (see `describe_run`) as `folder`/provenance.json."""
-    (folder / FILE_NAME).write_text(json.dumps(story, indent=2, default=str) + "\n")
+def write_provenance(folder: Path, provenance: Mapping[str, Any]) -> None:
+    """Writes `provenance` (see `describe_run`) as `folder`/provenance.json."""
+    (folder / FILE_NAME).write_text(json.dumps(provenance, indent=2, default=str) + "\n")
 
 
 def read_provenance(folder: Path) -> dict[str, Any]:
@@ -76,7 +76,7 @@ def _package_versions() -> dict[str, str]:
 
 
 def _device() -> str:
-    # Tokenising imports no JAX, and telling its story must not start one.
+    # Tokenising imports no JAX, and its provenance must not start one.
     jax = sys.modules.get("jax")
     if jax is None:
         return f"CPU ({platform.machine()})"

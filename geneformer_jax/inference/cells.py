@@ -63,13 +63,18 @@ class ChosenCells:
 
 
 def open_cells(
-    cells: EncodedCells | ad.AnnData | Path | str, model: PretrainedModel, *, whole: bool = False
+    cells: EncodedCells | ad.AnnData | Path | str,
+    model: PretrainedModel,
+    *,
+    layer: str | None = None,
+    whole: bool = False,
 ) -> EncodedCells:
     """Opens a cell store, or tokenises counts with the model's vocabulary.
 
     Args:
       cells: a store, tokenised cells or counts.
       model: that they are for.
+      layer: of an AnnData or a file of counts, where the raw counts are; None for X.
       whole: asks for all genes of each cell, those that do not fit into the model too.
 
     Raises:
@@ -77,10 +82,15 @@ def open_cells(
     """
     check_vocabulary(model)
     if isinstance(cells, ad.AnnData):
-        source = AnnDataSource(cells)
+        source = AnnDataSource(cells, layer=layer)
     elif isinstance(cells, str | Path) and (Path(cells).is_file() or is_counts(Path(cells))):
-        source = open_counts(cells)
+        source = open_counts(cells, layer=layer)
     else:
+        if layer is not None:
+            raise InputError(
+                f'layer "{layer}" names a matrix of counts, but these cells are tokenised already; '
+                "leave it out"
+            )
         encoded = CellStore.open(cells) if isinstance(cells, str | Path) else cells
         _check_cells(encoded, model, whole)
         return encoded
@@ -93,10 +103,10 @@ def open_cells(
 def select_cells(
     cells: EncodedCells,
     filters: Mapping[str, Sequence[str]] | None = None,
-    at_most: int | None = None,
+    max_cells: int | None = None,
     seed: int = ORIGINAL_SEED,
 ) -> ChosenCells:
-    """Chooses cells by their obs columns, and at most so many of them at random.
+    """Chooses cells by their obs columns, and draws some of them at random.
 
     Cells stay in input order. With the default seed the drawn cells are those that the original's
     `max_ncells` keeps: the first of numpy's `default_rng(seed).permutation` of the filtered cells.
@@ -104,7 +114,7 @@ def select_cells(
     Args:
       cells: to choose from.
       filters: column -> values of which a cell must have one; a cell must pass every column.
-      at_most: cells to draw; None keeps all.
+      max_cells: cells to draw; None keeps all.
       seed: of the draw.
 
     Raises:
@@ -115,13 +125,13 @@ def select_cells(
         keep &= _has_value(cells.obs, column, values)
     rows = np.flatnonzero(keep)
     if not len(rows):
-        told = " and ".join(f"{name}: {'|'.join(values)}" for name, values in filters.items())
-        raise InputError(f"no cell passes {told} together; drop one of the filters")
-    if at_most is not None and at_most < 1:
-        raise InputError(f"{at_most} cells were asked for; ask for at least 1")
+        shown = " and ".join(f"{name}: {'|'.join(values)}" for name, values in filters.items())
+        raise InputError(f"no cell passes {shown} together; drop one of the filters")
+    if max_cells is not None and max_cells < 1:
+        raise InputError(f"{max_cells} cells were asked for; ask for at least 1")
     passed = len(rows)
-    if at_most is not None and at_most < passed:
-        rows = np.sort(rows[np.random.default_rng(seed).permutation(passed)[:at_most]])
+    if max_cells is not None and max_cells < passed:
+        rows = np.sort(rows[np.random.default_rng(seed).permutation(passed)[:max_cells]])
     dropped = dict(getattr(cells, "dropped", {}))
     dropped |= {FILTERED_OUT: len(keep) - passed, NOT_DRAWN: passed - len(rows)}
     return ChosenCells(cells, rows, {reason: n for reason, n in dropped.items() if n})

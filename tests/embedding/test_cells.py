@@ -80,11 +80,11 @@ def test_filters_that_exclude_each_other_are_refused():
 
 def test_a_seed_draws_the_same_cells_again_and_another_draws_others():
     cells = Cells(pd.DataFrame(index=range(100)), np.ones(100, int))
-    first = select_cells(cells, at_most=20, seed=1).rows
+    first = select_cells(cells, max_cells=20, seed=1).rows
     assert len(set(first)) == 20 and (np.diff(first) > 0).all()
-    np.testing.assert_array_equal(first, select_cells(cells, at_most=20, seed=1).rows)
-    assert set(first) != set(select_cells(cells, at_most=20, seed=2).rows)
-    assert len(select_cells(cells, at_most=1_000).rows) == 100
+    np.testing.assert_array_equal(first, select_cells(cells, max_cells=20, seed=1).rows)
+    assert set(first) != set(select_cells(cells, max_cells=20, seed=2).rows)
+    assert len(select_cells(cells, max_cells=1_000).rows) == 100
 
 
 @pytest.mark.parametrize("devices", [1, 8])
@@ -132,7 +132,7 @@ def test_other_ways_to_compute_give_nearly_the_same(toy_store, options, least, m
     vocabulary = toy_vocabulary()
     params = init_params(CONFIG, jax.random.key(0))
     model = PretrainedModel(CONFIG, params, vocabulary, source="toy", step=0)
-    cells = select_cells(toy_store, at_most=12)
+    cells = select_cells(toy_store, max_cells=12)
     given = {"devices": jax.devices()[:1]}
     exact = embed_cells(model, cells, **given).obsm[KEY]
     runtime = Runtime(

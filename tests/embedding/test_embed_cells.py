@@ -370,7 +370,7 @@ def test_genes_are_embedded_as_by_the_original(data_dir, reference_dir):
 @pytest.mark.reference_data
 def test_the_default_seed_draws_the_cells_that_the_original_keeps(data_dir, reference_dir):
     _, cells, expected = original("v1", data_dir, reference_dir)
-    kept = select_cells(cells, at_most=15)
+    kept = select_cells(cells, max_cells=15)
     assert set(kept.obs.index) == set(expected["v1_max_ncells_15_cell_id"])
     # They stay in input order, where the original sorts them by length.
     places = pd.Index(expected["input_order_cell_id"]).get_indexer(kept.obs.index)

@@ -21,7 +21,7 @@ from geneformer_jax.model.encoder import init_params
 from geneformer_jax.model.pretrained import PretrainedModel
 from tests.helpers.toy import toy_vocabulary
 
-STORY = json.dumps({"door": "embed", "configuration": {"seed": 1}})
+STORY = json.dumps({"command": "embed", "configuration": {"seed": 1}})
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +38,7 @@ def small_parts(output, embedder: Embedder, identity=None) -> EmbeddingParts:
 @pytest.fixture
 def embedder_of(model, toy_store):
     def make(mode: str = "cell", layer=-1, model=model) -> Embedder:
-        cells = select_cells(toy_store, at_most=120)
+        cells = select_cells(toy_store, max_cells=120)
         return Embedder(
             model, cells, mode, layer, devices=jax.devices()[:1], tokens_per_device=1_024
         )

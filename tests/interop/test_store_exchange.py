@@ -86,7 +86,7 @@ def test_the_store_holds_what_the_dataset_held_and_tells_its_story(tmp_path):
     assert store.max_length == 40
     assert store.vocabulary.hash == vocabulary().hash
     story = json.loads((folder / "provenance.json").read_text())
-    assert story["door"] == "convert" and story["counts"]["cells"] == 300
+    assert story["command"] == "convert" and story["counts"]["cells"] == 300
     assert story["inputs"][0]["name"] == "in.parquet"
     record = tfds.builder_from_directory(str(folder)).as_data_source(split="train")[7]
     assert record["tokens"].tolist() == table["input_ids"][7].as_py()

@@ -126,7 +126,7 @@ def prepare_task(config: TaskConfig, cells: EncodedCells) -> tuple[Classificatio
         groups = None
     else:
         if config.max_cells:
-            cells = select_cells(cells, at_most=config.max_cells)
+            cells = select_cells(cells, max_cells=config.max_cells)
         labels = _cell_labels(config, cells.obs)
         groups = _groups(config.group, cells.obs, labels.of.index)
     split, rule = _split(config, labels.of, groups)
