@@ -15,8 +15,9 @@ import pytest
 import scipy.io
 from scipy import sparse
 
-from geneformer_jax.cells.counts import hdf5_probe, transpose
+from geneformer_jax.cells.counts import transpose
 from geneformer_jax.cells.counts.anndata_source import AnnDataSource
+from geneformer_jax.cells.counts.lazy_columns import ReadLimits
 from geneformer_jax.cells.counts.open import open_counts
 from geneformer_jax.common.errors import InputError
 from tests.helpers.count_files import WRITERS, example_cells, with_matrix
@@ -300,19 +301,18 @@ def test_an_mtx_file_without_counts(field, tmp_path):
     assert f'"{field}" values' in refusal(lambda: open_counts(path))
 
 
-def test_a_full_scratch_disk_is_told(tmp_path, monkeypatch):
+def test_a_full_scratch_disk_is_named(tmp_path, monkeypatch):
     path = WRITERS["h5ad csc"](example_cells(), tmp_path)
-    monkeypatch.setattr(transpose, "_IN_MEMORY_BYTES", 256)
+    limits = ReadLimits(scratch_bytes=256)
 
     def full(self, _):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(transpose.tempfile.SpooledTemporaryFile, "write", full)
-    assert "TMPDIR" in refusal(lambda: read(path))
+    assert "TMPDIR" in refusal(lambda: read(path, limits=limits))
     monkeypatch.undo()
-    monkeypatch.setattr(transpose, "_IN_MEMORY_BYTES", 256)
     monkeypatch.setattr(transpose.shutil, "disk_usage", lambda _: _Disk)
-    assert "TMPDIR" in refusal(lambda: read(path))
+    assert "TMPDIR" in refusal(lambda: read(path, limits=limits))
 
 
 class _Disk:
@@ -327,15 +327,14 @@ def test_anndata_that_is_not_in_memory(tmp_path):
     backed.file.close()
 
 
-def test_a_file_on_which_the_library_never_ends(tmp_path, monkeypatch):
+def test_a_file_on_which_the_library_never_ends(tmp_path):
     """Zeros in the heap that holds the file's texts: HDF5 2.0 loops on it for ever."""
-    monkeypatch.setattr(hdf5_probe, "_SECONDS", 1)
     path = WRITERS["h5ad dense"](example_cells(), tmp_path)
     data = bytearray(path.read_bytes())
     heap = data.index(b"GCOL")
     data[heap + 64 : heap + 2048] = bytes(2048 - 64)
     path.write_bytes(data)
-    assert "never ends" in refusal(lambda: open_counts(path))
+    assert "never ends" in refusal(lambda: open_counts(path, limits=ReadLimits(probe_seconds=1)))
     whole = WRITERS["h5ad csr"](example_cells(), tmp_path)
     assert len(read(whole)) == 1
 

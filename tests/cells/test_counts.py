@@ -9,8 +9,9 @@ import pandas as pd
 import pytest
 from scipy import sparse
 
-from geneformer_jax.cells.counts import matrix, transpose
+from geneformer_jax.cells.counts import matrix
 from geneformer_jax.cells.counts.anndata_source import AnnDataSource
+from geneformer_jax.cells.counts.lazy_columns import ReadLimits
 from geneformer_jax.cells.counts.open import open_counts
 from geneformer_jax.common.errors import InputError
 from tests.helpers.count_files import WRITERS, example_cells, with_matrix
@@ -33,15 +34,15 @@ def read_whole(source, cells_per_batch=4096):
     return sparse.vstack(counts).toarray(), np.concatenate(totals)
 
 
-@pytest.fixture
-def tiny_budgets(monkeypatch):
-    """Every limit so low that small files need many pieces, buckets, blocks and batches."""
-    monkeypatch.setattr(matrix, "MAX_ENTRIES", 100)
-    monkeypatch.setattr(matrix, "_PIECE_ENTRIES", 64)
-    monkeypatch.setattr(matrix, "_DENSE_BLOCK", 400)
-    monkeypatch.setattr(matrix, "_LARGEST_DENSE_BLOCK", 2000)
-    monkeypatch.setattr(transpose, "_BUCKET_ENTRIES", 128)
-    monkeypatch.setattr(transpose, "_IN_MEMORY_BYTES", 256)
+# So low that small files need many pieces, buckets, blocks and batches.
+TINY = ReadLimits(
+    entries=100,
+    piece_entries=64,
+    dense_values=400,
+    max_dense_values=2000,
+    bucket_entries=128,
+    scratch_bytes=256,
+)
 
 
 @pytest.mark.parametrize("kind", WRITERS)
@@ -68,28 +69,28 @@ def test_every_format_gives_its_cells(kind, dtype, tmp_path):
 
 
 @pytest.mark.parametrize("kind", WRITERS)
-def test_many_pieces_give_the_same_cells(kind, tiny_budgets, tmp_path):
+def test_many_pieces_give_the_same_cells(kind, tmp_path):
     adata = example_cells(seed=1)
-    source = open_counts(WRITERS[kind](adata, tmp_path))
+    source = open_counts(WRITERS[kind](adata, tmp_path), limits=TINY)
     for cells_per_batch in (1, 7, 4096):
         np.testing.assert_array_equal(read_whole(source, cells_per_batch)[0], adata.X.toarray())
 
 
-def test_tall_chunks_are_read_as_tiles(tiny_budgets, tmp_path):
+def test_tall_chunks_are_read_as_tiles():
     array = np.zeros((57, 83), np.int32)
 
     class Chunked:
         shape, dtype = array.shape, array.dtype
         chunks = (57, 3)
 
-    assert isinstance(matrix.dense_matrix(Chunked()), matrix.DenseTiles)
+    assert isinstance(matrix.dense_matrix(Chunked(), limits=TINY), matrix.DenseTiles)
     Chunked.chunks = (5, 83)
-    assert isinstance(matrix.dense_matrix(Chunked()), matrix.Dense)
+    assert isinstance(matrix.dense_matrix(Chunked(), limits=TINY), matrix.Dense)
 
 
-def test_deep_cells_come_in_smaller_batches(tiny_budgets, tmp_path):
+def test_deep_cells_come_in_smaller_batches(tmp_path):
     adata = example_cells(seed=2)
-    source = open_counts(WRITERS["h5ad csr"](adata, tmp_path))
+    source = open_counts(WRITERS["h5ad csr"](adata, tmp_path), limits=TINY)
     entries = [batch.counts.nnz for batch in source.batches()]
     deepest = np.diff(adata.X.indptr).max()
     assert len(entries) > 5

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 from scipy import sparse
 
-from geneformer_jax.cells.tokenization import medians as medians_module
 from geneformer_jax.cells.tokenization.medians import RELATIVE_ERROR, MedianAccumulator
 
 
@@ -110,8 +109,10 @@ def test_explicit_zeros_are_no_expression():
     assert accumulator.medians().tolist() == [5000.0] and accumulator.detected.tolist() == [1]
 
 
-def test_more_cells_than_a_bin_can_count_are_refused(monkeypatch):
-    monkeypatch.setattr(medians_module, "_MAX_CELLS", 3)
-    dense = np.ones((4, 1), np.int32)
-    with pytest.raises(OverflowError, match="more than 3 cells"):
-        collect(dense, np.ones(4))
+def test_more_cells_than_a_bin_can_count_are_refused():
+    accumulator = MedianAccumulator(1)
+    accumulator.detected[:] = np.iinfo(np.uint32).max - 1
+    one_cell = (sparse.csr_matrix(np.ones((1, 1), np.int32)), np.ones(1), np.array([0]))
+    accumulator.add(*one_cell)
+    with pytest.raises(OverflowError, match="more than 4,294,967,295 cells"):
+        accumulator.add(*one_cell)

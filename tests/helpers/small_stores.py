@@ -3,6 +3,7 @@
 import numpy as np
 import pandas as pd
 
+from geneformer_jax.cells.counts.lazy_columns import DEFAULT_LIMITS
 from geneformer_jax.cells.store.builder import CountsOptions, StoreBuild
 from geneformer_jax.cells.store.cell_store import CellStore
 from geneformer_jax.cells.tokenization.tokenizer import TokenizerOptions
@@ -17,7 +18,10 @@ def cells(seed=0, name="c", **options):
 
 def build(folder, paths, vocabulary, obs=(), shard=(0, 1), skip=False, finish=True, **options):
     """What the command does, without a process of its own; returns the store and its counts."""
-    counts = CountsOptions(prefix_cell_ids=options.pop("prefix_cell_ids", False))
+    counts = CountsOptions(
+        prefix_cell_ids=options.pop("prefix_cell_ids", False),
+        limits=options.pop("limits", DEFAULT_LIMITS),
+    )
     options = TokenizerOptions(max_length=options.pop("max_length", 2048), **options)
     run = StoreBuild(folder, vocabulary, options, counts, list(obs))
     run.survey(paths, skip)

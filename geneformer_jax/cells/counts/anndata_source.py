@@ -21,7 +21,8 @@ from geneformer_jax.cells.counts.dataframes import (
     rows_per_chunk,
     table_columns,
 )
-from geneformer_jax.cells.counts.file_errors import explain_damage, require_survivable_texts
+from geneformer_jax.cells.counts.file_errors import explain_damage
+from geneformer_jax.cells.counts.lazy_columns import DEFAULT_LIMITS, ReadLimits
 from geneformer_jax.cells.counts.matrix import (
     CompressedColumns,
     CompressedRows,
@@ -38,31 +39,38 @@ _MAIN, _RAW = "X", "raw"
 class AnnDataFileSource(MatrixSource):
     """An AnnData on disk; nothing but the asked elements is read."""
 
-    def __init__(self, path: Path, *, layer: str | None = None, gene_column: str | None = None):
+    def __init__(
+        self,
+        path: Path,
+        *,
+        layer: str | None = None,
+        gene_column: str | None = None,
+        limits: ReadLimits = DEFAULT_LIMITS,
+    ):
         """Reads ids and totals.
 
         Args:
           path: an .h5ad file or a zarr folder.
           layer: None for X, "raw" for raw/X, or the name of a layer.
           gene_column: var column with the gene ids; None for `ensembl_id`, or else the index.
+          limits: of memory.
 
         Raises:
           InputError: not an AnnData, or the layer or column is not there.
         """
-        self.path = path
+        self.path, self.limits = path, limits
         self.kind = "zarr AnnData" if path.is_dir() else "h5ad"
         self._layer = layer
         with explain_damage(self.path, self.kind), self._root() as root:
             self.matrix_name = self._matrix_path(root)
             self._set_cells(root["obs"])
             self._set_genes(table_columns(root[self._genes_path()]), gene_column)
-            self._finish(_open_matrix(root[self.matrix_name], self._name()).shape)
+            self._finish(_open_matrix(root[self.matrix_name], self._name(), self.limits).shape)
 
     def _set_cells(self, obs: h5py.Group | zarr.Group) -> None:
         name = index_name(obs)
         # HDF5 keeps the last chunks itself.
         self._obs_chunk = rows_per_chunk(obs, name) if self.path.is_dir() else 1
-        require_survivable_texts(obs[name])
         self._ids_in_blocks(self._read_ids, column_shape(obs, name)[0])
 
     def _read_ids(self, start: int, stop: int) -> np.ndarray:
@@ -108,7 +116,7 @@ class AnnDataFileSource(MatrixSource):
     @contextlib.contextmanager
     def _matrix(self) -> Iterator[Rows | Pieces]:
         with self._root() as root:
-            yield _open_matrix(root[self.matrix_name], self._name())
+            yield _open_matrix(root[self.matrix_name], self._name(), self.limits)
 
     def _obs_columns(self) -> list[str]:
         with self._root() as root:
@@ -129,7 +137,12 @@ class AnnDataSource(MatrixSource):
     kind = "AnnData"
 
     def __init__(
-        self, adata: anndata.AnnData, *, layer: str | None = None, gene_column: str | None = None
+        self,
+        adata: anndata.AnnData,
+        *,
+        layer: str | None = None,
+        gene_column: str | None = None,
+        limits: ReadLimits = DEFAULT_LIMITS,
     ):
         """Takes ids and totals.
 
@@ -137,11 +150,12 @@ class AnnDataSource(MatrixSource):
           adata: with raw counts in the chosen matrix.
           layer: None for X, "raw" for adata.raw, or the name of a layer.
           gene_column: var column with the gene ids; None for `ensembl_id`, or else the index.
+          limits: of memory.
 
         Raises:
           InputError: the layer or column is not there, or the matrix is not in memory.
         """
-        self.path = Path("AnnData")
+        self.path, self.limits = Path("AnnData"), limits
         self._adata = adata
         # From anndata 0.13 on, X is also the layer None.
         layers = {name: values for name, values in adata.layers.items() if name is not None}
@@ -166,11 +180,11 @@ class AnnDataSource(MatrixSource):
     def _in_memory(self) -> Rows | Pieces:
         values, name = self._values, f"AnnData ({self.matrix_name})"
         if isinstance(values, np.ndarray):
-            return dense_matrix(values)
-        if sparse.issparse(values) and values.format == "csr":
-            return CompressedRows(values.data, values.indices, values.indptr, values.shape, name)
-        if sparse.issparse(values) and values.format == "csc":
-            return CompressedColumns(values.data, values.indices, values.indptr, values.shape, name)
+            return dense_matrix(values, limits=self.limits)
+        if sparse.issparse(values) and values.format in ("csr", "csc"):
+            layout = CompressedRows if values.format == "csr" else CompressedColumns
+            arrays = (values.data, values.indices, values.indptr)
+            return layout(*arrays, values.shape, name, self.limits)
         raise InputError(
             f"{name} is a {type(values).__name__}, but a NumPy array or a CSR or CSC matrix in "
             "memory is needed; use adata.to_memory()"
@@ -205,13 +219,15 @@ def _layer_remedy(others: list[str]) -> str:
     return f"choose the matrix with raw counts by --layer (there is also: {listed})"
 
 
-def _open_matrix(node: Mapping | h5py.Dataset | zarr.Array, name: str) -> Rows | Pieces:
+def _open_matrix(
+    node: Mapping | h5py.Dataset | zarr.Array, name: str, limits: ReadLimits
+) -> Rows | Pieces:
     """A matrix element as AnnData writes it: a group for CSR and CSC, an array for dense."""
     check_no_pickle(node, name)
     if not hasattr(node, "keys"):
         if len(node.shape) != 2:
             raise InputError(f"{name}: has {len(node.shape)} dimensions, but a matrix has 2")
-        return dense_matrix(node)
+        return dense_matrix(node, limits=limits)
     # AnnData before 0.7 wrote h5sparse_format and h5sparse_shape.
     encoding = str(node.attrs.get("encoding-type", node.attrs.get("h5sparse_format", "")))
     shape = node.attrs.get("shape", node.attrs.get("h5sparse_shape"))
@@ -222,4 +238,4 @@ def _open_matrix(node: Mapping | h5py.Dataset | zarr.Array, name: str) -> Rows |
     cells, genes = (index(length) for length in shape)
     require_chunks(node, name, genes)
     layout = CompressedRows if encoding[:3] == "csr" else CompressedColumns
-    return layout(node["data"], node["indices"], node["indptr"], (cells, genes), name)
+    return layout(node["data"], node["indices"], node["indptr"], (cells, genes), name, limits)

@@ -6,9 +6,6 @@ import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
-import h5py
-
-from geneformer_jax.cells.counts import hdf5_probe
 from geneformer_jax.common.errors import InputError
 
 # What h5py, zarr, numcodecs, anndata, pandas and gzip raise on damaged bytes. A damaged length
@@ -28,23 +25,6 @@ _DAMAGE = (
     zlib.error,
 )
 _LONGEST = 300
-
-
-def require_survivable(path: Path, texts_below: str = "") -> None:
-    """Raises InputError if the HDF5 library crashes or hangs on a file; see `hdf5_probe`."""
-    if not hdf5_probe.survives(path, texts_below):
-        raise InputError(
-            f"{path} cannot be read: the HDF5 library crashes or never ends on it; it is damaged: "
-            "copy or write it again"
-        )
-
-
-def require_survivable_texts(node: object) -> None:
-    """Raises InputError as `require_survivable` for the texts of an HDF5 dataset or group."""
-    if isinstance(node, h5py.Dataset) and not hdf5_probe.holds_texts(node):
-        return
-    if isinstance(node, h5py.Dataset | h5py.Group):
-        require_survivable(Path(node.file.filename), node.name)
 
 
 @contextlib.contextmanager

@@ -1,12 +1,40 @@
-"""Columns of a source read a block of rows at a time, so that memory holds no row for each cell."""
+"""How much of a source is read at once, and columns that are read a block of rows at a time."""
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 import numpy as np
 
 T = TypeVar("T")
-ROWS_PER_BLOCK = 1 << 16
+
+
+@dataclass(frozen=True)
+class ReadLimits:
+    """How much of a file is in memory at once, and how long its probe may take.
+
+    Attributes:
+      rows: of a column.
+      entries: stored values of a sparse matrix in one batch; with indices about 70 MB.
+      piece_entries: the same in one piece of a matrix that is not stored by cell.
+      dense_values: values of a dense matrix, which are mostly zeros and made sparse at once.
+      max_dense_values: the same where chunks of all genes are larger than `dense_values`.
+      bucket_entries: entries that are sorted at once where a matrix is not stored by cell.
+      scratch_bytes: of such a matrix that stay in memory; a larger one goes through a file.
+      probe_seconds: processor time, beside that for the file's size; see `hdf5_probe`.
+    """
+
+    rows: int = 1 << 16
+    entries: int = 1 << 23
+    piece_entries: int = 1 << 22
+    dense_values: int = 1 << 22
+    max_dense_values: int = 1 << 25
+    bucket_entries: int = 1 << 22
+    scratch_bytes: int = 1 << 26
+    probe_seconds: int = 10
+
+
+DEFAULT_LIMITS = ReadLimits()
 
 
 class RowBlocks(Generic[T]):
@@ -23,6 +51,7 @@ class RowBlocks(Generic[T]):
         *,
         join: Callable[[Sequence[T]], T] = np.concatenate,
         chunk: int = 1,
+        rows: int = DEFAULT_LIMITS.rows,
     ):
         """Takes the way to read rows.
 
@@ -32,9 +61,10 @@ class RowBlocks(Generic[T]):
           join: makes one of the values of consecutive rows.
           chunk: rows that are stored together; blocks are made of whole chunks, since reading a
             part unpacks all of it.
+          rows: of a block, rounded up to whole chunks.
         """
         self._read, self._length, self._join = read, length, join
-        self._rows = max(-(-ROWS_PER_BLOCK // chunk), 1) * chunk
+        self.rows_per_block = -(-rows // chunk) * chunk
         self._kept: tuple[int, T | None] = (-1, None)
 
     def __len__(self) -> int:
@@ -47,23 +77,24 @@ class RowBlocks(Generic[T]):
         start, stop, _ = rows.indices(self._length)
         if start >= stop:
             return self._read(start, start)
-        numbers = range(start // self._rows, -(-stop // self._rows))
+        numbers = range(start // self.rows_per_block, -(-stop // self.rows_per_block))
         parts = []
         for number in numbers:
-            first = number * self._rows
+            first = number * self.rows_per_block
             parts.append(self._block(number)[max(start - first, 0) : stop - first])
         return parts[0] if len(parts) == 1 else self._join(parts)
 
     def _block(self, number: int) -> T:
         kept, block = self._kept
         if kept != number:
-            first = number * self._rows
-            block = self._read(first, min(first + self._rows, self._length))
+            first = number * self.rows_per_block
+            block = self._read(first, min(first + self.rows_per_block, self._length))
             self._kept = number, block
         return block
 
 
 def iter_blocks(values: Sequence[T]) -> Iterator[T]:
     """Yields an array's (or `RowBlocks`') values, a bounded number of rows at a time."""
-    for first in range(0, len(values), ROWS_PER_BLOCK):
-        yield values[first : first + ROWS_PER_BLOCK]
+    rows = values.rows_per_block if isinstance(values, RowBlocks) else DEFAULT_LIMITS.rows
+    for first in range(0, len(values), rows):
+        yield values[first : first + rows]

@@ -8,7 +8,8 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from geneformer_jax.cells.counts.file_errors import explain_damage, require_survivable_texts
+from geneformer_jax.cells.counts.file_errors import explain_damage
+from geneformer_jax.cells.counts.lazy_columns import DEFAULT_LIMITS, ReadLimits
 from geneformer_jax.cells.counts.matrix import Pieces, Rows, dense_matrix
 from geneformer_jax.cells.counts.source import MatrixSource, as_packed_text, as_text
 from geneformer_jax.common.errors import InputError, did_you_mean
@@ -28,18 +29,26 @@ class LoomSource(MatrixSource):
 
     kind = "loom"
 
-    def __init__(self, path: Path, *, layer: str | None = None, gene_column: str | None = None):
+    def __init__(
+        self,
+        path: Path,
+        *,
+        layer: str | None = None,
+        gene_column: str | None = None,
+        limits: ReadLimits = DEFAULT_LIMITS,
+    ):
         """Reads ids and totals.
 
         Args:
           path: a .loom file.
           layer: None for the main matrix, or the name of a layer.
           gene_column: row attribute with the gene ids; None for the usual ones.
+          limits: of memory.
 
         Raises:
           InputError: not a loom file, or the layer or attribute is not there.
         """
-        self.path = path
+        self.path, self.limits = path, limits
         with explain_damage(path, self.kind), h5py.File(path, "r") as root:
             layers = list(root["layers"]) if "layers" in root else []
             if layer is not None and layer not in layers:
@@ -60,7 +69,6 @@ class LoomSource(MatrixSource):
     def _set_cells(self, cells: h5py.Group, n_cells: int) -> None:
         self._id_column = next((name for name in _CELL_INDEX if name in cells), None)
         if self._id_column is not None:
-            require_survivable_texts(cells[self._id_column])
             n_cells = cells[self._id_column].shape[0]
         self._ids_in_blocks(self._read_ids, n_cells)
 
@@ -75,7 +83,7 @@ class LoomSource(MatrixSource):
     @contextlib.contextmanager
     def _matrix(self) -> Iterator[Rows | Pieces]:
         with h5py.File(self.path, "r") as root:
-            yield dense_matrix(root[self.matrix_name], genes_first=True)
+            yield dense_matrix(root[self.matrix_name], genes_first=True, limits=self.limits)
 
     def _read_genes(self, column: str | None) -> object:
         with h5py.File(self.path, "r") as root:
@@ -98,7 +106,6 @@ class LoomSource(MatrixSource):
 
 def _attribute(dataset: h5py.Dataset, rows: slice = _ALL) -> np.ndarray:
     """Values of an attribute; texts are unescaped, since loom before 3.0 kept them as ASCII."""
-    require_survivable_texts(dataset)
     values = dataset[rows]
     if values.dtype.kind not in "SO":
         return values

@@ -7,7 +7,8 @@ import h5py
 
 from geneformer_jax.cells.counts import hdf5_probe
 from geneformer_jax.cells.counts.anndata_source import AnnDataFileSource, AnnDataSource
-from geneformer_jax.cells.counts.file_errors import explain_damage, require_survivable
+from geneformer_jax.cells.counts.file_errors import explain_damage
+from geneformer_jax.cells.counts.lazy_columns import DEFAULT_LIMITS, ReadLimits
 from geneformer_jax.cells.counts.loom_source import LoomSource
 from geneformer_jax.cells.counts.paths import (
     HDF5_SUFFIXES,
@@ -32,7 +33,11 @@ __all__ = [
 
 
 def open_counts(
-    path: Path | str, *, layer: str | None = None, gene_column: str | None = None
+    path: Path | str,
+    *,
+    layer: str | None = None,
+    gene_column: str | None = None,
+    limits: ReadLimits = DEFAULT_LIMITS,
 ) -> CountSource:
     """Opens a file or folder of raw counts; reads its ids and totals, not its matrix.
 
@@ -42,6 +47,7 @@ def open_counts(
         the name of a layer, or the genome in a 10x .h5 of several.
       gene_column: column with the gene ids; None for `ensembl_id` where there is one, or else the
         index.
+      limits: of memory, and of the time in which a damaged file is recognised.
 
     Raises:
       InputError: nothing is there, or it cannot be read as counts.
@@ -50,14 +56,24 @@ def open_counts(
     if not path.exists():
         raise InputError(f"{path} does not exist; check the path")
     if path.is_file() and path.suffix in HDF5_SUFFIXES:
-        require_survivable(path)
-    return _source_type(path)(path, layer=layer, gene_column=gene_column)
+        # The one call of the probe: what has been opened is safe to read.
+        _require_survivable(path, limits)
+    return _source_type(path)(path, layer=layer, gene_column=gene_column, limits=limits)
 
 
 def look_ahead(path: Path) -> None:
-    """Begins the look at a file that `open_counts` will wait for, while other things are done."""
+    """Starts the probe of a file that `open_counts` will wait for, while other things are done."""
     if path.is_file() and path.suffix in HDF5_SUFFIXES:
-        threading.Thread(target=hdf5_probe.survives, args=(path,), daemon=True).start()
+        arguments = (path, DEFAULT_LIMITS.probe_seconds)
+        threading.Thread(target=hdf5_probe.survives, args=arguments, daemon=True).start()
+
+
+def _require_survivable(path: Path, limits: ReadLimits) -> None:
+    if not hdf5_probe.survives(path, limits.probe_seconds):
+        raise InputError(
+            f"{path} cannot be read: the HDF5 library crashes or never ends on it; it is damaged: "
+            "copy or write it again"
+        )
 
 
 def _source_type(path: Path) -> type[MatrixSource]:

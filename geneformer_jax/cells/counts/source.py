@@ -12,7 +12,12 @@ import pandas as pd
 from scipy import sparse
 
 from geneformer_jax.cells.counts.file_errors import explain_damage
-from geneformer_jax.cells.counts.lazy_columns import RowBlocks, iter_blocks
+from geneformer_jax.cells.counts.lazy_columns import (
+    DEFAULT_LIMITS,
+    ReadLimits,
+    RowBlocks,
+    iter_blocks,
+)
 from geneformer_jax.cells.counts.matrix import Pieces, Rows
 from geneformer_jax.cells.counts.raw_counts import MatrixLocation, as_raw_counts
 from geneformer_jax.cells.counts.transpose import RowScratch
@@ -98,6 +103,7 @@ class MatrixSource(abc.ABC):
     packed_ids: np.ndarray | RowBlocks[np.ndarray]
     matrix_name: str = "X"
     remedy: str = "give a file with raw counts"
+    limits: ReadLimits = DEFAULT_LIMITS
     _totals: RowBlocks[np.ndarray] | None = None
     # Rows that are stored together; see `RowBlocks`.
     _obs_chunk: int = 1
@@ -131,6 +137,10 @@ class MatrixSource(abc.ABC):
         return {**self.__dict__, "_scratch": None}
 
     @property
+    def _blocks(self) -> dict[str, int]:
+        return {"chunk": self._obs_chunk, "rows": self.limits.rows}
+
+    @property
     def cell_ids(self) -> np.ndarray:
         """[n_cells] str (dtype object), made anew at each use."""
         return self.packed_ids[:].astype(object)
@@ -156,7 +166,7 @@ class MatrixSource(abc.ABC):
             with explain_damage(self.path, self.kind):
                 self._require_columns(columns)
         read = functools.partial(self._read_table, columns)
-        return RowBlocks(read, self.n_cells, join=pd.concat, chunk=self._obs_chunk)
+        return RowBlocks(read, self.n_cells, join=pd.concat, **self._blocks)
 
     def _require_columns(self, columns: list[str]) -> None:
         known = self._obs_columns()
@@ -208,7 +218,7 @@ class MatrixSource(abc.ABC):
                 if isinstance(matrix, Rows):
                     yield from matrix.rows(cells_per_batch)
                     return
-                self._scratch = RowScratch.filled(matrix)
+                self._scratch = RowScratch.filled(matrix, self.limits)
         yield from self._scratch.rows(cells_per_batch)
 
     def _batch_totals(self, summed: np.ndarray, start: int) -> np.ndarray:
@@ -266,7 +276,7 @@ class MatrixSource(abc.ABC):
     def _ids_in_blocks(self, read: Callable[[int, int], np.ndarray], length: int) -> None:
         """Sets `packed_ids` to what reads (first row, end) when it is asked for."""
         read = functools.partial(self._reading_ids, read)
-        self.packed_ids = RowBlocks(read, length, chunk=self._obs_chunk)
+        self.packed_ids = RowBlocks(read, length, **self._blocks)
 
     def _reading_ids(
         self, read: Callable[[int, int], np.ndarray], start: int, stop: int
@@ -305,7 +315,7 @@ class MatrixSource(abc.ABC):
                 f"{self.path}: {TOTAL_COLUMN} has {length} values for {self.n_cells} cells; "
                 f"{_TOTALS_REMEDY}"
             )
-        self._totals = RowBlocks(self._valid_totals, self.n_cells, chunk=self._obs_chunk)
+        self._totals = RowBlocks(self._valid_totals, self.n_cells, **self._blocks)
         for _ in iter_blocks(self._totals):
             pass
 

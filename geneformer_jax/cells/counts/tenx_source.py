@@ -15,7 +15,8 @@ import h5py
 import numpy as np
 import pandas as pd
 
-from geneformer_jax.cells.counts.file_errors import explain_damage, require_survivable_texts
+from geneformer_jax.cells.counts.file_errors import explain_damage
+from geneformer_jax.cells.counts.lazy_columns import DEFAULT_LIMITS, ReadLimits
 from geneformer_jax.cells.counts.matrix import CompressedRows, Piece, Pieces, Rows, checked_indices
 from geneformer_jax.cells.counts.paths import mtx_files
 from geneformer_jax.cells.counts.source import MatrixSource, as_fixed_text, as_packed_text
@@ -79,22 +80,29 @@ class TenxH5Source(_TenxSource):
 
     kind = "10x h5"
 
-    def __init__(self, path: Path, *, layer: str | None = None, gene_column: str | None = None):
+    def __init__(
+        self,
+        path: Path,
+        *,
+        layer: str | None = None,
+        gene_column: str | None = None,
+        limits: ReadLimits = DEFAULT_LIMITS,
+    ):
         """Reads ids.
 
         Args:
           path: an .h5 file.
           layer: the genome, where a version 2 file holds several; otherwise None.
           gene_column: "gene_ids" (as for None) or "gene_name".
+          limits: of memory.
 
         Raises:
           InputError: not a 10x matrix, or the genome or column is not there.
         """
-        self.path = path
+        self.path, self.limits = path, limits
         with explain_damage(path, self.kind), h5py.File(path, "r") as root:
             self.matrix_name = _pick_genome(root, path, layer)
             group = root[self.matrix_name]
-            require_survivable_texts(group)
             self._ids_in_blocks(self._read_ids, group["barcodes"].shape[0])
             shape = tuple(index(length) for length in group["shape"][:][::-1])
             self._set_features(_h5_features(group), shape, gene_column)
@@ -109,9 +117,8 @@ class TenxH5Source(_TenxSource):
             group = root[self.matrix_name]
             shape = tuple(index(length) for length in group["shape"][:][::-1])
             # Stored as CSC of [genes, cells], which is CSR of [cells, genes].
-            yield CompressedRows(
-                group["data"], group["indices"], group["indptr"], shape, str(self.path)
-            )
+            arrays = (group["data"], group["indices"], group["indptr"])
+            yield CompressedRows(*arrays, shape, str(self.path), self.limits)
 
 
 class TenxMtxSource(_TenxSource):
@@ -120,18 +127,26 @@ class TenxMtxSource(_TenxSource):
     kind = "10x mtx"
     matrix_name = "matrix.mtx"
 
-    def __init__(self, path: Path, *, layer: str | None = None, gene_column: str | None = None):
+    def __init__(
+        self,
+        path: Path,
+        *,
+        layer: str | None = None,
+        gene_column: str | None = None,
+        limits: ReadLimits = DEFAULT_LIMITS,
+    ):
         """Reads ids.
 
         Args:
           path: the folder, or the matrix.mtx file, which may have a prefix that its sisters share.
           layer: must be None.
           gene_column: "gene_ids" (as for None) or "gene_name".
+          limits: of memory.
 
         Raises:
           InputError: a file is missing, or the three do not fit together.
         """
-        self.path = path
+        self.path, self.limits = path, limits
         if layer is not None:
             raise InputError(
                 f'{path} has no layer "{layer}": 10x folders have one matrix; leave --layer out'

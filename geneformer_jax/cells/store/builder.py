@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from geneformer_jax.cells.counts.lazy_columns import iter_blocks
+from geneformer_jax.cells.counts.lazy_columns import DEFAULT_LIMITS, ReadLimits, iter_blocks
 from geneformer_jax.cells.counts.open import open_counts
 from geneformer_jax.cells.counts.source import CountSource
 from geneformer_jax.cells.store import cell_store
@@ -86,15 +86,17 @@ class CountsOptions:
       layer: matrix with the raw counts; None for the main one, "raw" for AnnData's raw.
       gene_column: column with the gene ids; None to find it.
       prefix_cell_ids: put "<file name>|" in front of each cell id.
+      limits: of memory; they change nothing in the result.
     """
 
     layer: str | None = None
     gene_column: str | None = None
     prefix_cell_ids: bool = False
+    limits: ReadLimits = DEFAULT_LIMITS
 
     def open(self, path: Path) -> CountSource:
         """Opens a file."""
-        return open_counts(path, layer=self.layer, gene_column=self.gene_column)
+        return open_counts(path, layer=self.layer, gene_column=self.gene_column, limits=self.limits)
 
     def columns(self, source: CountSource, obs: Sequence[str] = ()) -> CellColumns:
         """The cell ids of a source as they are stored, and its obs columns."""
@@ -299,6 +301,7 @@ class StoreBuild:
             pairs = json.dumps(sorted(options["orthologs"].items()))
             options["orthologs"] = hashlib.sha256(pairs.encode()).hexdigest()[:_KEY_HASH]
         counts = dataclasses.asdict(self.counts)
+        del counts["limits"]
         return {"vocabulary": self.vocabulary.hash, **options, **counts, "obs": self.obs}
 
     def _add_stored_ids(self, ids: RepeatedIds) -> None:

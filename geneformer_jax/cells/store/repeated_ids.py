@@ -2,7 +2,8 @@
 
 Hashes of the ids are compared, eight bytes a cell, which lie in a scratch file beyond a few million
 cells; where two are equal, the ids themselves are read again and compared. So memory is bounded
-whatever the number of cells, and the answer is exact.
+whatever the number of cells, and the answer is exact; the ids of a file took some 200 bytes a cell
+(benchmarks/LOG.md).
 """
 
 import tempfile
@@ -14,7 +15,7 @@ import pandas as pd
 
 from geneformer_jax.common.errors import InputError
 
-# 4 MB of hashes stay in memory; beyond that each bucket holds a part of them on disk.
+# Hashes: 4 MB stay in memory; beyond that each bucket holds a part of them on disk.
 _IN_MEMORY = 1 << 19
 _BUCKETS = 64
 _SUSPECTS_AT_ONCE = 1 << 16
@@ -28,8 +29,21 @@ def hash_ids(ids: np.ndarray) -> np.ndarray:
 class RepeatedIds:
     """Finds cell ids that occur twice, in one file or in two."""
 
-    def __init__(self):
-        self._hashes = _Hashes()
+    def __init__(
+        self,
+        in_memory: int = _IN_MEMORY,
+        suspects_at_once: int = _SUSPECTS_AT_ONCE,
+        hash_of: Callable[[np.ndarray], np.ndarray] = hash_ids,
+    ):
+        """Starts without files.
+
+        Args:
+          in_memory: number of hashes that stay in memory; more go to a scratch file.
+          suspects_at_once: number of repeated hashes whose ids are compared in one reading.
+          hash_of: ids -> uint64 hashes.
+        """
+        self._hashes = _Hashes(in_memory)
+        self._suspects_at_once, self._hash_of = suspects_at_once, hash_of
         self._files: list[tuple[str, Callable[[], Iterable[np.ndarray]]]] = []
 
     def add(self, name: str, read: Callable[[], Iterable[np.ndarray]]) -> None:
@@ -38,24 +52,24 @@ class RepeatedIds:
         Args:
           name: of the file.
           read: yields its cell ids, a bounded number at a time; called once more at most for each
-            65,536 hashes that occur twice.
+            `suspects_at_once` hashes that occur twice.
         """
         for ids in read():
-            self._hashes.add(hash_ids(ids))
+            self._hashes.add(self._hash_of(ids))
         self._files.append((name, read))
 
     def check(self) -> None:
         """Raises InputError if a cell id occurs twice."""
         for hashes in self._hashes.repeated():
-            for first in range(0, len(hashes), _SUSPECTS_AT_ONCE):
-                self._check_among(hashes[first : first + _SUSPECTS_AT_ONCE])
+            for first in range(0, len(hashes), self._suspects_at_once):
+                self._check_among(hashes[first : first + self._suspects_at_once])
 
     def _check_among(self, suspects: np.ndarray) -> None:
         """Compares the ids with one of these hashes, as texts."""
         seen: dict[str, str] = {}
         for name, read in self._files:
             for ids in read():
-                for cell_id in ids[np.isin(hash_ids(ids), suspects)].tolist():
+                for cell_id in ids[np.isin(self._hash_of(ids), suspects)].tolist():
                     if cell_id in seen:
                         raise _repeated_id_error(cell_id, seen[cell_id], name)
                     seen[cell_id] = name
@@ -72,7 +86,8 @@ def _repeated_id_error(cell_id: str, one: str, other: str) -> InputError:
 class _Hashes:
     """Many uint64, of which those that occur more than once are asked for."""
 
-    def __init__(self):
+    def __init__(self, max_in_memory: int):
+        self._max_in_memory = max_in_memory
         self._recent: list[np.ndarray] = []
         self._in_memory = 0
         # Unnamed files: gone when the process is, however it ends.
@@ -81,7 +96,7 @@ class _Hashes:
     def add(self, hashes: np.ndarray) -> None:
         self._recent.append(hashes)
         self._in_memory += len(hashes)
-        if self._in_memory >= _IN_MEMORY:
+        if self._in_memory >= self._max_in_memory:
             self._spill()
 
     def repeated(self) -> Iterator[np.ndarray]:
