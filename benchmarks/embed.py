@@ -55,7 +55,7 @@ def jax_case(weights, arguments, layer):
     cells = tokenized(*arguments)
     model = read_model(weights).model
     runtime, _ = inference_runtime(model.config, int(cells.lengths.max()))
-    embedder = Embedder(model, cells, layer=layer, runtime=runtime)
+    embedder = Embedder(model, cells, hidden_layer=layer, runtime=runtime)
 
     def run():
         with embedder.progress() as progress:

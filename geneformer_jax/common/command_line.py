@@ -25,6 +25,7 @@ _NEAR_MATCH = re.compile(r'Did you mean "([^"]+)" instead of "([^"]+)"')
 _ALIASES: set[str] = set()
 
 T = TypeVar("T")
+N = TypeVar("N", int, float)
 
 # Flags defined here belong to the command that asks for them, and appear in its --help.
 flags.disclaim_key_flags()
@@ -55,6 +56,20 @@ def run(main: Callable[[], None]) -> None:
 def split_list(value: str) -> list[str]:
     """Splits a comma-separated flag value; empty parts are left out."""
     return [part.strip() for part in value.split(",") if part.strip()]
+
+
+def parse_numbers(name: str, kind: type[N]) -> list[N]:
+    """Returns the values of a flag that lists numbers.
+
+    Raises:
+      InputError: it lists something else.
+    """
+    try:
+        return [kind(text) for text in split_list(flags.FLAGS[name].value)]
+    except ValueError:
+        raise InputError(
+            f"--{name}={flags.FLAGS[name].value} must list numbers, separated by commas"
+        ) from None
 
 
 def require(*names: str) -> None:

@@ -4,6 +4,7 @@ Cells are encoded in batches of similar length on all devices and come back in t
 input, where the original returns them from longest to shortest.
 """
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -11,8 +12,9 @@ import anndata as ad
 import jax
 
 from geneformer_jax.cells.store.cell_store import EncodedCells
+from geneformer_jax.common.errors import InputError
 from geneformer_jax.embedding.embedder import KEY, MODES, Embedded, Embedder, check_options
-from geneformer_jax.inference.cells import ORIGINAL_SEED, open_cells, select_cells
+from geneformer_jax.inference.cells import ORIGINAL_SEED, ChosenCells, open_cells, select_cells
 from geneformer_jax.model.pretrained import PretrainedModel
 from geneformer_jax.model.runtime import Runtime
 
@@ -24,13 +26,16 @@ def embed_cells(
     cells: EncodedCells | ad.AnnData | Path | str,
     *,
     mode: str = "cell",
-    layer: int | Sequence[int] = -1,
+    hidden_layer: int | Sequence[int] = -1,
+    layer: str | None = None,
     filters: Mapping[str, Sequence[str]] | None = None,
-    at_most: int | None = None,
+    max_cells: int | None = None,
     seed: int = ORIGINAL_SEED,
+    key_added: str = KEY,
+    inplace: bool = False,
     runtime: Runtime | None = None,
     devices: list[jax.Device] | None = None,
-) -> ad.AnnData:
+) -> ad.AnnData | None:
     """Embeds cells, or the genes in them, with a pretrained model.
 
     Args:
@@ -40,34 +45,57 @@ def embed_cells(
       mode: "cell", the mean over the cell's genes, special tokens left out; "cls", the `<cls>`
         token of V2 models; "gene", for each token its mean over the cells that contain it; or
         "occurrence", each token of each cell by itself.
-      layer: hidden state to use, counted back from the last: 0 is the last, -1 the one before it
-        (the original's choice, more general than the last). Several are read off one pass. Nothing
-        above the highest is computed.
+      hidden_layer: hidden state to use, counted back from the last: 0 is the last, -1 the one
+        before it (the original's choice, more general than the last). Several are read off one
+        pass. Nothing above the highest is computed.
+      layer: where an AnnData, or a file, has its raw counts: a name in `layers`, "raw" for its
+        `raw`, None for X.
       filters: obs column -> values of which a cell must have one; all columns must pass.
-      at_most: cells to draw at random; None takes all.
+      max_cells: cells to draw at random; None takes all.
       seed: of the draw; the default draws the cells that the original's `max_ncells` keeps.
+      key_added: name of the embeddings in `.obsm`.
+      inplace: add the embeddings to the AnnData given as `cells`, beside its counts and whatever
+        else it holds, in place of returning a new one. For modes "cell" and "cls".
       runtime: how to compute; float32, and the attention that suits the device, by default.
       devices: which share the work; all of this process by default.
 
     Returns:
-      AnnData without X and with float32 `.obsm["X_geneformer"]` [rows, D]; with several layers
+      AnnData without X and with float32 `.obsm[key_added]` [rows, D]; with several hidden layers
       `.obsm["X_geneformer_layer-1"]` and so on. Modes "cell" and "cls": one row per cell, in input
       order and under its id, with all its obs columns; cells that are left out are counted in
-      `.uns["geneformer"]`. Mode "gene": one row per token that occurs, under its gene id, with obs
-      columns `symbol`, `n_cells` and `spread`, the root mean square distance of its states from
-      their mean. Mode "occurrence": obs columns `cell_id`, `gene_id`, `symbol` and `rank`, which
-      counts from 0 and special tokens too.
+      `.uns["geneformer"]["left_out"]`. Mode "gene": one row per token that occurs, under its gene
+      id, with obs columns `symbol`, `n_cells` and `spread`, the root mean square distance of its
+      states from their mean. Mode "occurrence": obs columns `cell_id`, `gene_id`, `symbol` and
+      `rank`, which counts from 0 and special tokens too.
+
+      With `inplace` None: the given AnnData gets `.obsm[key_added]`, NaN in the rows of cells that
+      are left out, and `.uns["geneformer"]`, which counts them. Under another `key_added` than the
+      default, the entry of `.uns` has that name too.
 
     Raises:
       InputError: there is no such mode or layer, the model has no vocabulary or no `<cls>`, the
-        cells were tokenised with another vocabulary or are longer than the model's positions, or
-        no cell passes the filters.
+        cells were tokenised with another vocabulary or are longer than the model's positions, no
+        cell passes the filters, or `inplace` is asked for without an AnnData or for genes.
     """
-    check_options(model, mode, layer)
-    chosen = select_cells(open_cells(cells, model), filters, at_most, seed)
-    embedder = Embedder(model, chosen, mode, layer, runtime, devices=devices)
+    check_options(model, mode, hidden_layer)
+    if inplace and not (isinstance(cells, ad.AnnData) and mode in ("cell", "cls")):
+        raise InputError(
+            f'inplace adds embeddings of cells to an AnnData, but mode "{mode}" of a '
+            f"{type(cells).__name__} was asked for; leave inplace out and take what is returned"
+        )
+    opened = open_cells(cells, model, layer=layer)
+    chosen = select_cells(opened, filters, max_cells, seed)
+    embedder = Embedder(model, chosen, mode, hidden_layer, runtime, devices=devices)
+    embedded = dataclasses.replace(_embed(embedder, chosen), name=key_added)
+    if not inplace:
+        return embedded.to_anndata()
+    embedded.add_to(cells, opened.rows[chosen.rows])
+    return None
+
+
+def _embed(embedder: Embedder, cells: ChosenCells) -> Embedded:
     with embedder.progress() as progress:
-        if mode == "gene":
-            return embedder.gene_table(embedder.genes(0, len(chosen.rows), progress)).to_anndata()
-        rows = embedder.rows(0, len(chosen.rows), progress)
-    return Embedded(rows, embedder.table(), embedder.layers, embedder.facts()).to_anndata()
+        if embedder.pass_.mode == "gene":
+            return embedder.gene_table(embedder.genes(0, len(cells.rows), progress))
+        rows = embedder.rows(0, len(cells.rows), progress)
+    return Embedded(rows, embedder.table(), embedder.layers, embedder.facts())

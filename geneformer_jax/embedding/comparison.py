@@ -20,15 +20,15 @@ from geneformer_jax.inference.counts import counts_of
 from geneformer_jax.inference.random_control import MODEL, RANDOM, random_model
 
 COMPONENTS = 50
-# Nearest neighbours and layouts of more cells take long and say no more.
+# Nearest neighbours and layouts of more cells take long and show no more.
 MAX_DRAWN_CELLS = 20_000
 
 
-def draw_rows(rows: int, most: int) -> np.ndarray:
-    """Returns at most `most` row numbers, ascending, drawn at random but always the same."""
-    if rows <= most:
+def draw_rows(rows: int, max_rows: int) -> np.ndarray:
+    """Returns at most `max_rows` row numbers, ascending, drawn at random but always the same."""
+    if rows <= max_rows:
         return np.arange(rows)
-    return np.sort(np.random.default_rng(0).choice(rows, most, replace=False))
+    return np.sort(np.random.default_rng(0).choice(rows, max_rows, replace=False))
 
 
 def count_components(source: CountSource, cell_ids: pd.Index) -> dict[str, np.ndarray]:
@@ -68,7 +68,7 @@ def compare_accuracies(
 
 
 def describe_accuracies(accuracies: dict[str, dict[str, LabelAccuracy]]) -> list[str]:
-    """Returns the lines that tell `compare_accuracies`."""
+    """Returns `compare_accuracies` as lines for the user."""
     lines = []
     for column, results in accuracies.items():
         first = next(iter(results.values()))
@@ -96,7 +96,7 @@ def compare_quality(
     embedder: Embedder,
     embedded: Embedded,
     columns: Iterable[str],
-    batch: str,
+    batch_key: str,
     source: CountSource | None,
 ) -> dict[str, pd.DataFrame]:
     """Measures embeddings beside a random model's and components of the counts.
@@ -105,7 +105,7 @@ def compare_quality(
       embedder: that made the embeddings; the random model is run in the same way.
       embedded: cells with their embeddings, of which the first layer is taken.
       columns: obs columns.
-      batch: obs column of batches, "" for none.
+      batch_key: obs column of batches, "" for none.
       source: raw counts of the cells, or None.
 
     Returns:
@@ -119,7 +119,7 @@ def compare_quality(
     }
     if source is not None:
         representations |= count_components(source, obs.index)
-    return {column: measure_quality(representations, obs, column, batch) for column in columns}
+    return {column: measure_quality(representations, obs, column, batch_key) for column in columns}
 
 
 def _random_embeddings(embedder: Embedder, drawn: np.ndarray) -> np.ndarray:

@@ -35,26 +35,45 @@ class Embedded:
       table: [rows] what each row is: a cell's obs, or a gene with its counts.
       layers: the K layers, counted back from the last.
       facts: how they came to be.
+      name: of the embeddings in an AnnData.
     """
 
     rows: np.ndarray
     table: pd.DataFrame
     layers: tuple[int, ...]
     facts: Mapping[str, object] = field(default_factory=dict)
+    name: str = KEY
 
     def key(self, layer: int) -> str:
-        """Name of a layer's embeddings: X_geneformer, with the layer where there are several."""
-        return KEY if len(self.layers) == 1 else f"{KEY}_layer{layer}"
+        """Name of a layer's embeddings, with the layer where there are several."""
+        return self.name if len(self.layers) == 1 else f"{self.name}_layer{layer}"
 
     def by_key(self) -> dict[str, np.ndarray]:
         """Returns name -> float32 [rows, D] for each layer."""
         return {self.key(layer): np.asarray(self.rows[:, k]) for k, layer in enumerate(self.layers)}
 
+    @property
+    def facts_key(self) -> str:
+        """Name of the facts in an AnnData: that of the embeddings, if it was chosen."""
+        return "geneformer" if self.name == KEY else self.name
+
     def to_anndata(self) -> ad.AnnData:
         """Returns AnnData without X: `table` as obs, embeddings in obsm, facts in uns."""
         table = self.table.copy(deep=False)
         table.index = table.index.astype(str)
-        return ad.AnnData(obs=table, obsm=self.by_key(), uns={"geneformer": dict(self.facts)})
+        return ad.AnnData(obs=table, obsm=self.by_key(), uns={self.facts_key: dict(self.facts)})
+
+    def add_to(self, adata: ad.AnnData, rows: np.ndarray) -> None:
+        """Adds the embeddings to the obsm, and the facts to the uns, of their cells.
+
+        Args:
+          adata: all cells; those without an embedding get NaN.
+          rows: [cells] their rows in `adata`.
+        """
+        for key, vectors in self.by_key().items():
+            adata.obsm[key] = np.full((adata.n_obs, vectors.shape[1]), np.nan, np.float32)
+            adata.obsm[key][rows] = vectors
+        adata.uns[self.facts_key] = dict(self.facts)
 
 
 class Embedder:
@@ -71,16 +90,16 @@ class Embedder:
         model: PretrainedModel,
         cells: EncodedCells,
         mode: str = "cell",
-        layer: int | Sequence[int] = -1,
+        hidden_layer: int | Sequence[int] = -1,
         runtime: Runtime | None = None,
         *,
         devices: list[jax.Device] | None = None,
         tokens_per_device: int | None = None,
     ):
         """Lays out the batches and puts the weights on the devices; see `embed_cells`."""
-        check_options(model, mode, layer)
+        check_options(model, mode, hidden_layer)
         self.model, self.cells = model, cells
-        self.layers = as_layers(layer)
+        self.layers = as_layers(hidden_layer)
         mesh = inference_mesh(devices)
         lengths = np.asarray(cells.lengths)
         longest = int(lengths.max(initial=0))
@@ -122,7 +141,7 @@ class Embedder:
         return rows
 
     def genes(self, start: int, stop: int, progress: Progress) -> GeneTotals:
-        """Returns what cells `start` to before `stop` tell of each token."""
+        """Returns mean and spread of each token in cells `start` to before `stop`."""
         sizes = len(self.layers), self.model.config.vocabulary_size, self.model.config.width
         mesh = self.pass_.mesh
         sharing = jax.tree.map(lambda leaf: np.stack([leaf] * mesh.size), zero_totals(*sizes))
@@ -179,30 +198,30 @@ class Embedder:
         return result
 
 
-def as_layers(layer: int | Sequence[int]) -> tuple[int, ...]:
+def as_layers(hidden_layer: int | Sequence[int]) -> tuple[int, ...]:
     """Returns one or several layers as a tuple."""
-    return (layer,) if isinstance(layer, int) else tuple(layer)
+    return (hidden_layer,) if isinstance(hidden_layer, int) else tuple(hidden_layer)
 
 
-def check_options(model: PretrainedModel, mode: str, layer: int | Sequence[int]) -> None:
-    """Raises InputError if the model has not such a mode or layer."""
+def check_options(model: PretrainedModel, mode: str, hidden_layer: int | Sequence[int]) -> None:
+    """Raises InputError if the model does not have such a mode or hidden layer."""
     if mode not in MODES:
         known = ", ".join(MODES)
         raise InputError(
             f'there is no mode "{mode}"{did_you_mean(mode, MODES)}; use one of {known}'
         )
-    layers = as_layers(layer)
+    layers = as_layers(hidden_layer)
     if not layers or len(set(layers)) < len(layers):
-        raise InputError(f"layers {layers} name none, or one twice; name each layer once")
+        raise InputError(f"hidden_layer {layers} names none, or one twice; name each layer once")
     for each in layers:
         if not isinstance(each, int) or not -model.config.layers <= each <= 0:
             raise InputError(
-                f"layer {each} is not in this model of {model.config.layers} layers; give 0 (the "
-                f"last one) down to -{model.config.layers} (the embeddings below the first)"
+                f"hidden_layer {each} is not in this model of {model.config.layers} layers; give 0 "
+                f"(the last one) down to -{model.config.layers} (the embeddings below the first)"
             )
     if mode == "cls" and model.vocabulary is not None and model.vocabulary.cls_id is None:
         raise InputError(
-            'mode "cls" needs a <cls> token, which this model has not (V1 models have none); '
+            'mode "cls" needs a <cls> token, which this model does not have (V1 models have none); '
             'use mode "cell"'
         )
 

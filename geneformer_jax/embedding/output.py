@@ -22,16 +22,16 @@ _ROWS_PER_GROUP = 16_384
 
 
 def check_output(output: Path, configuration: Mapping[str, Any]) -> None:
-    """Refuses an output of another format, or in the place of a file of someone else.
+    """Checks the format of an output, and that no file of someone else is in its place.
 
     Raises:
-      InputError: see above. A file that the same command wrote may be written again.
+      InputError: otherwise. A file that the same command wrote may be written again.
     """
     if output.suffix not in SUFFIXES:
         raise InputError(f"--output={output} must end in {', '.join(SUFFIXES)}")
     written = [output, table_path(output)] if output.suffix == ".npy" else [output]
     for path in written:
-        if path.exists() and _story_of(path).get("configuration") != as_json(configuration):
+        if path.exists() and _provenance_of(path).get("configuration") != as_json(configuration):
             raise InputError(
                 f"{path} is there and was not written by this command; remove it or name another "
                 "file"
@@ -43,8 +43,8 @@ def table_path(output: Path) -> Path:
     return output.with_suffix(".rows.parquet")
 
 
-def write_output(embedded: Embedded, output: Path, story: str, **obsm: np.ndarray) -> None:
-    """Writes embeddings with their story, whole or not at all.
+def write_output(embedded: Embedded, output: Path, provenance: str, **obsm: np.ndarray) -> None:
+    """Writes embeddings with their provenance, whole or not at all.
 
     `.h5ad`: AnnData, put together in memory. `.parquet`: the table with one column of float32 lists
     for each layer, a few rows at a time. `.npy`: float32 [rows, D], or [rows, K, D] for several
@@ -53,33 +53,33 @@ def write_output(embedded: Embedded, output: Path, story: str, **obsm: np.ndarra
     Args:
       embedded: what to write.
       output: ends in one of SUFFIXES.
-      story: JSON text of the provenance; the file carries it.
+      provenance: JSON text; the file carries it.
       obsm: further arrays [rows, ...] for an .h5ad.
     """
     if output.suffix == ".h5ad":
         adata = embedded.to_anndata()
         adata.obsm.update(obsm)
-        adata.uns["geneformer"][PROVENANCE] = story
+        adata.uns["geneformer"][PROVENANCE] = provenance
         with atomic_write(output) as aside:
             adata.write_h5ad(aside)
     elif output.suffix == ".parquet":
         with atomic_write(output) as aside:
-            _write_parquet(embedded.table, embedded.by_key(), aside, story)
+            _write_parquet(embedded.table, embedded.by_key(), aside, provenance)
     else:
         with atomic_write(table_path(output)) as aside:
-            _write_parquet(embedded.table, {}, aside, story)
+            _write_parquet(embedded.table, {}, aside, provenance)
         with atomic_write(output) as aside:
             _write_npy(embedded.rows, aside)
 
 
 def _write_parquet(
-    table: pd.DataFrame, columns: Mapping[str, np.ndarray], path: Path, story: str
+    table: pd.DataFrame, columns: Mapping[str, np.ndarray], path: Path, provenance: str
 ) -> None:
     of_table = pa.Schema.from_pandas(table)
     fields = [
         pa.field(name, pa.list_(pa.float32(), rows.shape[1])) for name, rows in columns.items()
     ]
-    schema = pa.schema([*of_table, *fields], {**of_table.metadata, PROVENANCE: story})
+    schema = pa.schema([*of_table, *fields], {**of_table.metadata, PROVENANCE: provenance})
     with pq.ParquetWriter(path, schema) as writer:
         for start in range(0, len(table), _ROWS_PER_GROUP):
             chunk = slice(start, start + _ROWS_PER_GROUP)
@@ -102,20 +102,20 @@ def _write_npy(rows: np.ndarray, path: Path) -> None:
     copy.flush()
 
 
-def _story_of(path: Path) -> dict[str, Any]:
+def _provenance_of(path: Path) -> dict[str, Any]:
     """Provenance in an earlier output; empty if the file is something else."""
     if path.suffix == ".npy":
         path = table_path(path)
     if path.suffix == ".parquet":
-        return _story_of_parquet(path)
+        return _provenance_of_parquet(path)
     if not h5py.is_hdf5(path):
         return {}
     with h5py.File(path) as file:
-        story = file.get(f"uns/geneformer/{PROVENANCE}")
-        return {} if story is None else json.loads(story.asstr()[()])
+        text = file.get(f"uns/geneformer/{PROVENANCE}")
+        return {} if text is None else json.loads(text.asstr()[()])
 
 
-def _story_of_parquet(path: Path) -> dict[str, Any]:
+def _provenance_of_parquet(path: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:

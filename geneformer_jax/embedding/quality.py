@@ -32,20 +32,20 @@ def has_scib() -> bool:
     return importlib.util.find_spec("scib_metrics") is not None
 
 
-def check_labels(obs: pd.DataFrame, column: str, batch: str = "") -> None:
+def check_labels(obs: pd.DataFrame, column: str, batch_key: str = "") -> None:
     """Raises InputError if `measure_quality` would, before any cell is embedded."""
-    known = _known(obs, column, batch)
+    known = _known(obs, column, batch_key)
     if obs.loc[known, column].nunique() < 2:
         raise InputError(
             f'column "{column}" has fewer than two different values with two cells or more; '
             "quality needs two"
         )
-    if batch and obs.loc[known, batch].nunique() < 2:
-        raise InputError(f'batch column "{batch}" has fewer than two different values')
+    if batch_key and obs.loc[known, batch_key].nunique() < 2:
+        raise InputError(f'batch column "{batch_key}" has fewer than two different values')
 
 
 def measure_quality(
-    representations: Mapping[str, np.ndarray], obs: pd.DataFrame, column: str, batch: str = ""
+    representations: Mapping[str, np.ndarray], obs: pd.DataFrame, column: str, batch_key: str = ""
 ) -> pd.DataFrame:
     """Measures how well representations of the same cells keep what a column says.
 
@@ -59,7 +59,7 @@ def measure_quality(
       representations: name -> [cells, D].
       obs: [cells].
       column: labels; cells without one or alone with theirs are left out.
-      batch: labels that should not show, such as donors; "" for none.
+      batch_key: labels that should not show, such as donors; "" for none.
 
     Returns:
       Float table [representations, measures], each from 0 (bad) to 1 (good); ARI may fall below 0.
@@ -67,10 +67,10 @@ def measure_quality(
     Raises:
       InputError: too few labels.
     """
-    check_labels(obs, column, batch)
-    known = _known(obs, column, batch)
+    check_labels(obs, column, batch_key)
+    known = _known(obs, column, batch_key)
     labels = obs.loc[known, column].astype(str)
-    batches = obs.loc[known, batch].astype(str).to_numpy() if batch else None
+    batches = obs.loc[known, batch_key].astype(str).to_numpy() if batch_key else None
     table = {}
     for name, features in representations.items():
         features = np.ascontiguousarray(np.asarray(features)[known], np.float32)
@@ -152,11 +152,11 @@ def _neighbours(features: np.ndarray) -> Any:
     )
 
 
-def _known(obs: pd.DataFrame, column: str, batch: str) -> np.ndarray:
+def _known(obs: pd.DataFrame, column: str, batch_key: str) -> np.ndarray:
     """Which cells have a label that another cell has too, and a batch."""
     known = obs[column].notna()
-    if batch:
-        known &= obs[batch].notna()
+    if batch_key:
+        known &= obs[batch_key].notna()
     sizes = obs.loc[known, column].astype(str).value_counts()
     shared = sizes.index[sizes > 1]
     return (known & obs[column].astype(str).isin(shared)).to_numpy()

@@ -1,4 +1,4 @@
-"""What the embed door says and draws of its embeddings."""
+"""What is measured and drawn of embeddings, with the report of a run."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,6 +10,7 @@ import numpy as np
 from geneformer_jax.cells.counts.source import CountSource
 from geneformer_jax.cells.store.cell_store import EncodedCells
 from geneformer_jax.common.errors import InputError
+from geneformer_jax.common.log import logger
 from geneformer_jax.embedding import comparison, figures
 from geneformer_jax.embedding.embedder import Embedded, Embedder
 from geneformer_jax.embedding.label_accuracy import FOLDS, NEIGHBOURS
@@ -22,56 +23,16 @@ from geneformer_jax.reporting.figures import Drawing, save_figure
 from geneformer_jax.reporting.html import Report
 
 
-class Page:
-    """The report of a run, and the files that lie beside it.
-
-    Attributes:
-      report: to add to.
-    """
-
-    def __init__(self, embedder: Embedder, embedded: Embedded, output: Path):
-        """Begins the report of `output`."""
-        layers = ", ".join(map(str, embedded.layers))
-        self.report = Report(
-            "Embeddings",
-            f"{len(embedded.table):,} rows ({embedder.pass_.mode}), layer {layers} of "
-            f"{embedder.model.source}. {embedder.throughput.describe()}.",
-        )
-        self._output = output
-        self._files = [output, table_path(output)] if output.suffix == ".npy" else [output]
-
-    def path(self, ending: str) -> Path:
-        """A file beside the output, with another ending."""
-        return self._output.with_name(self._output.stem + ending)
-
-    def wrote(self, path: Path) -> None:
-        """Tells of a written file."""
-        self._files.append(path)
-        print(f"written: {path}", flush=True)
-
-    def draw(self, drawing: Drawing) -> None:
-        """Writes a figure as PNG and PDF, and shows it."""
-        for path in save_figure(drawing.figure, self.path(f"_{drawing.name}")):
-            self.wrote(path)
-        self.report.figure(drawing.figure, drawing.caption)
-
-    def write(self, story: Mapping[str, Any]) -> None:
-        """Writes it, with its story and links to the files."""
-        self.report.files([*self._files, self.path(".provenance.json")])
-        self.report.provenance(story)
-        self.report.write(self.path(".report.html"))
-
-
 @dataclass(frozen=True)
 class EmbeddingReportConfig:
-    """What to do with embeddings.
+    """What to measure and draw of embeddings.
 
     Attributes:
       states: obs column whose values get state embeddings; "" for none.
       quantiles: of the states.
       color: obs columns for accuracies, UMAPs and heat maps.
       quality: obs columns of labels to measure.
-      batch: obs column that should not show, for `quality`; "" for none.
+      batch_key: obs column that should not show, for `quality`; "" for none.
       figures: whether to draw.
       genes: for a figure of gene similarity; () for the commonest.
     """
@@ -80,12 +41,12 @@ class EmbeddingReportConfig:
     quantiles: tuple[float, ...] = QUANTILES
     color: tuple[str, ...] = ()
     quality: tuple[str, ...] = ()
-    batch: str = ""
+    batch_key: str = ""
     figures: bool = False
     genes: tuple[str, ...] = ()
 
     def check_mode(self, mode: str) -> None:
-        """Raises InputError if embeddings of this mode have no such extras."""
+        """Raises InputError if embeddings of this mode cannot be measured or drawn so."""
         of_cells = ("states", "color", "quality")
         named = [f"--{name}" for name in of_cells if getattr(self, name)]
         if mode in ("gene", "occurrence") and named:
@@ -94,82 +55,129 @@ class EmbeddingReportConfig:
             raise InputError("--mode=occurrence has no figures; draw genes with --mode=gene")
         if self.genes and not (mode == "gene" and self.figures):
             raise InputError("--genes names the genes of a figure: give --mode=gene --figures too")
-        if self.batch and not self.quality:
-            raise InputError("--batch is for --quality; name the labels to measure with it")
+        if self.batch_key and not self.quality:
+            raise InputError("--batch_key is for --quality; name the labels to measure with it")
 
     def check_cells(self, cells: EncodedCells, counts: CountSource | None) -> None:
         """Raises InputError if these cells, or their raw counts, do not hold what is asked."""
         obs = cells.obs
-        check_columns(obs, [*self.color, *self.quality, *([self.batch] if self.batch else [])])
+        check_columns(
+            obs, [*self.color, *self.quality, *([self.batch_key] if self.batch_key else [])]
+        )
         for column in self.quality:
-            check_labels(obs, column, self.batch)
+            check_labels(obs, column, self.batch_key)
         if self.states:
             check_states(obs, self.states, self.quantiles)
         if counts is not None and (self.color or self.quality):
             rows_of(counts, obs.index)
 
-    def run(
-        self, embedder: Embedder, embedded: Embedded, counts: CountSource | None, page: Page
-    ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-        """Measures, draws and prints.
+
+class EmbeddingReport:
+    """The report of a run, and the files that lie beside its output.
+
+    Attributes:
+      arrays: key -> [cells, ...], further arrays for .obsm.
+    """
+
+    def __init__(
+        self,
+        config: EmbeddingReportConfig,
+        embedder: Embedder,
+        embedded: Embedded,
+        counts: CountSource | None,
+        output: Path,
+    ):
+        """Begins a report.
 
         Args:
+          config: what to measure and draw.
           embedder: that made the embeddings.
           embedded: the embeddings.
           counts: raw counts of the cells, or None.
-          page: to which everything is added.
-
-        Returns:
-          (what to tell in the provenance, further arrays for .obsm).
+          output: the file of the embeddings.
         """
-        story: dict[str, Any] = {}
-        arrays: dict[str, np.ndarray] = {}
-        if self.states:
-            path = page.path(".states.parquet")
-            state_embeddings(embedded, self.states, self.quantiles).save(path)
-            page.wrote(path)
-        if self.color:
-            story["label_accuracy"] = self._accuracies(embedded, counts, page)
-        if self.quality:
-            story["quality"] = self._quality(embedder, embedded, counts, page)
-        if self.figures and embedder.pass_.mode == "gene":
-            page.report.section("Genes")
-            page.draw(figures.draw_genes(embedded, self.genes))
-        elif self.figures:
-            page.report.section("Cells")
-            umaps, positions = figures.draw_umaps(embedded, self.color, embedder.cells.lengths)
-            for drawing in umaps + figures.draw_heatmaps(embedded, self.color):
-                page.draw(drawing)
-            if positions is not None:
-                arrays[figures.UMAP_KEY] = positions
-        return story, arrays
+        self._config, self._embedder, self._embedded = config, embedder, embedded
+        self._counts, self._output = counts, output
+        self.arrays: dict[str, np.ndarray] = {}
+        self._files = [output, table_path(output)] if output.suffix == ".npy" else [output]
+        layers = ", ".join(map(str, embedded.layers))
+        self._report = Report(
+            "Embeddings",
+            f"{len(embedded.table):,} rows ({embedder.pass_.mode}), hidden layer {layers} of "
+            f"{embedder.model.source}. {embedder.throughput.describe()}.",
+        )
 
-    def _accuracies(
-        self, embedded: Embedded, counts: CountSource | None, page: Page
-    ) -> dict[str, Any]:
-        accuracies = comparison.compare_accuracies(embedded, self.color, counts)
+    def make(self) -> dict[str, Any]:
+        """Measures and draws; returns the measures for the provenance."""
+        config, summary = self._config, {}
+        if config.states:
+            states = state_embeddings(self._embedded, config.states, config.quantiles)
+            states.save(path := self._beside(".states.parquet"))
+            self._add_file(path)
+        if config.color:
+            summary["label_accuracy"] = self._measure_accuracies()
+        if config.quality:
+            summary["quality"] = self._measure_quality()
+        if config.figures and self._embedder.pass_.mode == "gene":
+            self._report.section("Genes")
+            self._draw(figures.draw_genes(self._embedded, config.genes))
+        elif config.figures:
+            self._draw_cells()
+        return summary
+
+    def write(self, provenance: Mapping[str, Any]) -> None:
+        """Writes NAME.report.html, with the provenance and links to the files."""
+        self._report.files([*self._files, self._beside(".provenance.json")])
+        self._report.provenance(provenance)
+        self._report.write(self._beside(".report.html"))
+
+    def _measure_accuracies(self) -> dict[str, Any]:
+        accuracies = comparison.compare_accuracies(self._embedded, self._config.color, self._counts)
         if accuracies:
-            print("\n".join(comparison.describe_accuracies(accuracies)), flush=True)
-            page.report.section("Labels told apart by nearest neighbours")
-            page.report.table(
+            logger.info("\n".join(comparison.describe_accuracies(accuracies)))
+            self._report.section("Labels told apart by nearest neighbours")
+            self._report.table(
                 comparison.accuracy_table(accuracies),
                 f"Accuracy of {NEIGHBOURS} nearest neighbours in {FOLDS} folds; majority: of "
-                "always naming the commonest label; shuffled: with labels dealt out at random.",
+                "always naming the commonest label; shuffled: with labels assigned at random.",
             )
         return {
             column: {name: result._asdict() for name, result in results.items()}
             for column, results in accuracies.items()
         }
 
-    def _quality(
-        self, embedder: Embedder, embedded: Embedded, counts: CountSource | None, page: Page
-    ) -> dict[str, Any]:
-        tables = comparison.compare_quality(embedder, embedded, self.quality, self.batch, counts)
+    def _measure_quality(self) -> dict[str, Any]:
+        config = self._config
+        tables = comparison.compare_quality(
+            self._embedder, self._embedded, config.quality, config.batch_key, self._counts
+        )
         for column, table in tables.items():
-            lines = describe_quality(table, column)
-            print("\n".join(lines), flush=True)
-            page.report.section(f"How well {column} shows")
-            page.draw(figures.draw_quality(table, column, len(embedded.table)))
+            logger.info("\n".join(describe_quality(table, column)))
+            self._report.section(f"How well {column} shows")
+            self._draw(figures.draw_quality(table, column, len(self._embedded.table)))
             shown = table.rename_axis("representation").reset_index()
-            page.report.table(shown, "The same in numbers.")
+            self._report.table(shown, "The same in numbers.")
         return {column: table.to_dict("index") for column, table in tables.items()}
+
+    def _draw_cells(self) -> None:
+        self._report.section("Cells")
+        embedded, color = self._embedded, self._config.color
+        umaps, positions = figures.draw_umaps(embedded, color, self._embedder.cells.lengths)
+        for drawing in umaps + figures.draw_heatmaps(embedded, color):
+            self._draw(drawing)
+        if positions is not None:
+            self.arrays[figures.UMAP_KEY] = positions
+
+    def _draw(self, drawing: Drawing) -> None:
+        """Writes a figure as PNG and PDF, and shows it."""
+        for path in save_figure(drawing.figure, self._beside(f"_{drawing.name}")):
+            self._add_file(path)
+        self._report.figure(drawing.figure, drawing.caption)
+
+    def _add_file(self, path: Path) -> None:
+        self._files.append(path)
+        logger.info("written: %s", path)
+
+    def _beside(self, ending: str) -> Path:
+        """A file beside the output, with another ending."""
+        return self._output.with_name(self._output.stem + ending)

@@ -103,7 +103,7 @@ def test_v1_weights_with_v2_tokens_are_told_in_one_line(tmp_path, reference_dir,
     make_store(store, counts, v2)
     model = gf.load_model(source, v1)
     with pytest.raises(InputError, match="tokenised with vocabulary") as raised:
-        embed_cells(model, open_cells(store, model), layer=0)
+        embed_cells(model, open_cells(store, model), hidden_layer=0)
     assert "\n" not in str(raised.value)
     with pytest.raises(InputError, match="25,426 tokens"):
         gf.load_model(source, v2)

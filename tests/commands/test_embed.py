@@ -1,4 +1,4 @@
-"""The embed door: what it writes, and what it refuses."""
+"""The embed command: what it writes, and what it refuses."""
 
 import json
 
@@ -88,17 +88,17 @@ def test_genes_are_written_under_their_ids(embed, tmp_path):
         (["--filter=kind"], "must have the form column:value|value"),
         (["--filter=kin:a"], 'no obs column "kin" (did you mean "kind"?)'),
         (["--filter=kind:c"], 'has no value "c"'),
-        (["--layer=low"], "must list numbers"),
-        (["--layer=0,0"], "name each layer once"),
-        (["--cells_at_most=0"], "cells_at_most"),
+        (["--hidden_layer=low"], "must list numbers"),
+        (["--hidden_layer=0,0"], "name each layer once"),
+        (["--max_cells=0"], "max_cells"),
         (["--states=kin"], 'no obs column "kin" (did you mean "kind"?)'),
         (["--states=kind", "--quantiles=2"], "quantile 2.0 is not between 0 and 1"),
         (["--quality=kin"], 'no obs column "kin" (did you mean "kind"?)'),
-        (["--batch=kind"], "--batch is for --quality"),
+        (["--batch_key=kind"], "--batch_key is for --quality"),
         (["--genes=ENSG00000000001"], "give --mode=gene --figures too"),
         (["--mode=occurrence", "--figures"], "draw genes with --mode=gene"),
         (["--color=kin"], 'no obs column "kin" (did you mean "kind"?)'),
-        (["--layer=-3"], "layer -3 is not in this model of 2 layers"),
+        (["--layer=-3"], "hidden_layer -3 is not in this model of 2 layers"),
         (["--mode=cls"], "needs a <cls> token"),
         (["--mode=gene", "--color=kind"], "--mode=gene embeds genes"),
         (["--cells=nowhere"], "nowhere"),
@@ -128,7 +128,7 @@ def test_a_file_of_someone_else_is_kept(embed, tmp_path):
 
 
 def test_filtered_states_go_to_a_table_for_perturb(embed, model, toy_store, tmp_path):
-    arguments = ("--filter=kind:a|b", "--cells_at_most=60", "--states=kind", "--quantiles=0.9")
+    arguments = ("--filter=kind:a|b", "--max_cells=60", "--states=kind", "--quantiles=0.9")
     status, output, error = embed(f"--output={tmp_path / 'out.parquet'}", *arguments)
     assert status == 0, error
     table = pd.read_parquet(tmp_path / "out.parquet")

@@ -132,7 +132,7 @@ def slow_embeddings(model, cells, mode, layer) -> np.ndarray:
 def test_batches_give_what_one_cell_at_a_time_gives(request, adata, which, mode, layer):
     model = request.getfixturevalue(which)
     cells = tokenize_cells(adata, model.vocabulary)
-    embedded = embed_cells(model, cells, mode=mode, layer=layer)
+    embedded = embed_cells(model, cells, mode=mode, hidden_layer=layer)
     expected = slow_embeddings(model, cells, mode, layer)
     np.testing.assert_allclose(embedded.obsm[KEY], expected, atol=2e-5)
 
@@ -232,10 +232,10 @@ def test_eight_devices_give_what_one_gives(v2_model, adata, mode):
 
 def test_several_layers_are_what_each_is_alone(v2_model, adata):
     cells = tokenize_cells(adata, v2_model.vocabulary)
-    both = embed_cells(v2_model, cells, layer=[0, -3])
+    both = embed_cells(v2_model, cells, hidden_layer=[0, -3])
     assert set(both.obsm) == {f"{KEY}_layer0", f"{KEY}_layer-3"}
     for layer in (0, -3):
-        alone = embed_cells(v2_model, cells, layer=layer).obsm[KEY]
+        alone = embed_cells(v2_model, cells, hidden_layer=layer).obsm[KEY]
         np.testing.assert_allclose(both.obsm[f"{KEY}_layer{layer}"], alone, atol=2e-6)
 
 
@@ -256,7 +256,7 @@ def test_every_occurrence_is_a_row(v2_model, adata):
 def test_filtered_and_drawn_cells_keep_order_and_vectors(v2_model, adata):
     cells = tokenize_cells(adata, v2_model.vocabulary)
     every = embed_cells(v2_model, cells)
-    some = embed_cells(v2_model, cells, filters={"kind": ["a"]}, at_most=9, seed=3)
+    some = embed_cells(v2_model, cells, filters={"kind": ["a"]}, max_cells=9, seed=3)
     of_kind = np.flatnonzero(every.obs["kind"] == "a")
     drawn = np.sort(of_kind[np.random.default_rng(3).permutation(len(of_kind))[:9]])
     assert list(some.obs_names) == list(every.obs_names[drawn])
@@ -272,8 +272,8 @@ def test_layers_above_the_asked_one_are_not_computed(v2_model, adata):
     for leaf in jax.tree.leaves(broken["blocks"]):
         leaf[2] = np.nan
     model = dataclasses.replace(v2_model, params=broken)
-    assert np.isfinite(embed_cells(model, adata, layer=-1).obsm[KEY]).all()
-    assert np.isnan(embed_cells(model, adata, layer=0).obsm[KEY]).any()
+    assert np.isfinite(embed_cells(model, adata, hidden_layer=-1).obsm[KEY]).all()
+    assert np.isnan(embed_cells(model, adata, hidden_layer=0).obsm[KEY]).any()
 
 
 def test_wrong_requests_are_told_in_one_line(v1_model, v2_model, adata):
@@ -284,16 +284,18 @@ def test_wrong_requests_are_told_in_one_line(v1_model, v2_model, adata):
         return str(caught.value)
 
     assert "did you mean" in message(v2_model, adata, mode="cel")
-    assert "layer -4 is not in this model of 3 layers" in message(v2_model, adata, layer=-4)
-    assert "layer 1 " in message(v2_model, adata, layer=1)
-    assert "name each layer once" in message(v2_model, adata, layer=[0, 0])
-    assert "name each layer once" in message(v2_model, adata, layer=[])
+    assert "hidden_layer -4 is not in this model of 3 layers" in message(
+        v2_model, adata, hidden_layer=-4
+    )
+    assert "hidden_layer 1 " in message(v2_model, adata, hidden_layer=1)
+    assert "name each layer once" in message(v2_model, adata, hidden_layer=[0, 0])
+    assert "name each layer once" in message(v2_model, adata, hidden_layer=[])
     assert 'did you mean "kind"' in message(v2_model, adata, filters={"kin": ["a"]})
     assert 'has no value "c"; it has a, b' in message(v2_model, adata, filters={"kind": ["c"]})
     no_cell = {"kind": ["a"], "number": ["7"]}
     assert 'column "number" has no value' in message(v2_model, adata, filters=no_cell)
     assert "holds numbers" in message(v2_model, adata, filters={"number": ["few"]})
-    assert "at least 1" in message(v2_model, adata, at_most=0)
+    assert "at least 1" in message(v2_model, adata, max_cells=0)
     assert 'use mode "cell"' in message(v1_model, adata, mode="cls")
     bare = dataclasses.replace(v2_model, vocabulary=None)
     assert "--vocabulary" in message(bare, adata)
@@ -342,7 +344,7 @@ def original(name, data_dir, reference_dir):
 @pytest.mark.parametrize(("name", "mode"), [("v1", "cell"), ("v2", "cell"), ("v2", "cls")])
 def test_cells_are_embedded_as_by_the_original(data_dir, reference_dir, name, mode):
     model, cells, expected = original(name, data_dir, reference_dir)
-    embedded = embed_cells(model, cells, mode=mode, layer=[-1, 0], devices=jax.devices()[:1])
+    embedded = embed_cells(model, cells, mode=mode, hidden_layer=[-1, 0], devices=jax.devices()[:1])
     assert list(embedded.obs_names) == list(expected["input_order_cell_id"])
     for layer, told in ((-1, "m1"), (0, "0")):
         key = f"{name}_{mode}_layer{told}"
@@ -356,7 +358,7 @@ def test_cells_are_embedded_as_by_the_original(data_dir, reference_dir, name, mo
 def test_genes_are_embedded_as_by_the_original(data_dir, reference_dir):
     model, cells, expected = original("v2", data_dir, reference_dir)
     layers = {layer: f"v2_gene_layer{told}" for layer, told in ((-1, "m1"), (0, "0"))}
-    embedded = embed_cells(model, cells, mode="gene", layer=list(layers))
+    embedded = embed_cells(model, cells, mode="gene", hidden_layer=list(layers))
     for layer, key in layers.items():
         name = f"{KEY}_layer{layer}"
         ids = expected[f"{key}_all_ensembl_id"]
@@ -375,3 +377,37 @@ def test_the_default_seed_draws_the_cells_that_the_original_keeps(data_dir, refe
     # They stay in input order, where the original sorts them by length.
     places = pd.Index(expected["input_order_cell_id"]).get_indexer(kept.obs.index)
     assert (np.diff(places) > 0).all()
+
+
+def test_embeddings_are_added_beside_counts_and_cells_left_out_are_nan(v2_model, adata):
+    adata = adata[np.r_[5:40, 0:5]].copy()
+    adata.layers["counts"] = adata.X.copy()
+    adata.X = adata.X * 0.5
+    adata.obsm["X_umap"] = np.zeros((adata.n_obs, 2))
+    before = adata.copy()
+    expected = embed_cells(v2_model, adata, layer="counts", max_cells=9)
+    given = {"layer": "counts", "max_cells": 9, "inplace": True}
+    assert embed_cells(v2_model, adata, **given) is None
+    embedded = np.isfinite(adata.obsm[KEY]).all(axis=1)
+    assert embedded.sum() == 9
+    assert list(adata.obs_names[embedded]) == list(expected.obs_names)
+    np.testing.assert_array_equal(adata.obsm[KEY][embedded], expected.obsm[KEY])
+    assert np.isnan(adata.obsm[KEY][~embedded]).all()
+    assert sum(adata.uns["geneformer"]["left_out"].values()) == adata.n_obs - 9
+    embed_cells(v2_model, adata, **given, hidden_layer=0, key_added="last")
+    assert adata.uns["last"]["layer"] == [0] and adata.uns["geneformer"]["layer"] == [-1]
+    assert not np.array_equal(adata.obsm["last"][embedded], adata.obsm[KEY][embedded])
+    # All else is as it was.
+    np.testing.assert_array_equal(adata.X.toarray(), before.X.toarray())
+    pd.testing.assert_frame_equal(adata.obs, before.obs)
+    assert set(adata.obsm) == {"X_umap", KEY, "last"}
+
+
+def test_only_cells_of_an_anndata_take_embeddings_in_place(v2_model, adata):
+    cells = tokenize_cells(adata, v2_model.vocabulary)
+    with pytest.raises(InputError, match=r"TokenizedCells.*leave inplace out"):
+        embed_cells(v2_model, cells, inplace=True)
+    with pytest.raises(InputError, match=r'mode "gene".*leave inplace out'):
+        embed_cells(v2_model, adata, mode="gene", inplace=True)
+    with pytest.raises(InputError, match=r'"counts".*leave it out'):
+        embed_cells(v2_model, cells, layer="counts")
