@@ -12,6 +12,7 @@ def quiet(monkeypatch):
     """The logger as it is when the package is imported."""
     monkeypatch.setattr(logger, "handlers", logger.handlers[:1])
     monkeypatch.setattr(logger, "level", logging.NOTSET)
+    monkeypatch.setattr(logger, "propagate", True)
     logger.manager._clear_cache()
 
 
@@ -33,3 +34,14 @@ def test_a_level_keeps_lower_lines_out(quiet, capsys):
     logger.info("100 cells")
     logger.warning("a cell was left out")
     assert capsys.readouterr() == ("a cell was left out\n", "")
+
+
+def test_a_message_is_printed_once_whatever_handles_the_root_logger(quiet, capsys):
+    root, handler = logging.getLogger(), logging.StreamHandler()
+    root.addHandler(handler)
+    try:
+        show_log()
+        logger.info("cells: %d", 3)
+    finally:
+        root.removeHandler(handler)
+    assert capsys.readouterr() == ("cells: 3\n", "")

@@ -116,6 +116,7 @@ def attend_cells(
     filters: Mapping[str, Sequence[str]] | None = None,
     max_cells: int | None = None,
     seed: int = ORIGINAL_SEED,
+    layer: str | None = None,
     runtime: Runtime | None = None,
     devices: list[jax.Device] | None = None,
 ) -> HeadAttention:
@@ -132,6 +133,7 @@ def attend_cells(
       filters: obs column -> values of which a cell must have one; all columns must pass.
       max_cells: cells to draw at random; None takes all.
       seed: of that draw.
+      layer: of the AnnData, where the raw counts are; None for X.
       runtime: how to compute, with an attention of `model.attention.dispatch.PROFILED`; by default
         float32, and what suits the device.
       devices: which share the work; all of this process by default.
@@ -141,7 +143,7 @@ def attend_cells(
         or the attention implementation never holds its weights.
     """
     query = AttentionQuery(read_gene_lists(genes), groupby, tuple(pairs), control)
-    chosen = select_cells(open_cells(cells, model), filters, max_cells, seed)
+    chosen = select_cells(open_cells(cells, model, layer=layer), filters, max_cells, seed)
     extractors = prepare(model, chosen, query, runtime, devices=devices)
     sums = {}
     for name, extractor in extractors.items():

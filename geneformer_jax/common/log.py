@@ -18,5 +18,7 @@ class _StandardOutput(logging.Handler):
 def show_log(level: int = logging.INFO) -> None:
     """Prints what the package logs on standard output, from a level upwards; safe to repeat."""
     logger.setLevel(level)
+    # A library may have given the root logger a handler, which would print everything again.
+    logger.propagate = False
     if not any(isinstance(each, _StandardOutput) for each in logger.handlers):
         logger.addHandler(_StandardOutput())

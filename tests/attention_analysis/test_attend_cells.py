@@ -249,7 +249,17 @@ def test_control_is_another_model_over_the_same_cells(found):
     assert np.abs(learned.gene_sums - drawn.gene_sums).max() > 0.1
 
 
-def test_groups_are_looked_at_apart(found, cells):
+def test_counts_may_be_in_a_layer(found, model):
+    adata = toy_cells(CELLS)
+    adata.layers["raw counts"] = adata.X.copy()
+    adata.X = np.log1p(adata.X.toarray())
+    options = {"groupby": "kind", "pairs": GENES[:3], "layer": "raw counts"}
+    again = attend_cells(model, adata, GENES, **options)
+    wanted = found.heads[found.heads["model"] == MODEL].reset_index(drop=True)
+    pd.testing.assert_frame_equal(again.heads, wanted)
+
+
+def test_groups_are_summarised_apart(found, cells):
     assert found.group_names == ("a", "b")
     sizes = cells.obs["kind"].value_counts()
     totals = found.sums[MODEL].totals
