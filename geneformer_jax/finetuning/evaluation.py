@@ -4,15 +4,17 @@ import jax
 import numpy as np
 from sklearn.metrics import f1_score
 
-from geneformer_jax.batches.labelled import LabelledBatches
+from geneformer_jax.batches.labelled import LabelledBatch, LabelledBatches
 from geneformer_jax.batches.loader import read_ahead
 from geneformer_jax.finetuning.classification.predictions import Outputs, per_task
 from geneformer_jax.finetuning.step import CompiledSteps
+from geneformer_jax.inference.pipeline import run_ahead
 from geneformer_jax.model.encoder import Params
-from geneformer_jax.model.heads import HeadConfig
+from geneformer_jax.model.heads import GENES, HeadConfig
 from geneformer_jax.model.sharding import put_batch
 
-_IN_FLIGHT = 4
+# Batches that the devices may be ahead of the host.
+_AHEAD = 3
 
 
 def compute_outputs(
@@ -26,22 +28,14 @@ def compute_outputs(
 
     Of genes only those with a label are kept.
     """
-    per_gene = compiled.spec.head.kind == "gene_classifier"
-    waiting: list[tuple] = []
-    parts: list[tuple] = []
+    per_gene = compiled.spec.head.kind == GENES
+    collect = _labelled_genes if per_gene else _real_cells
 
-    def fetch() -> None:
-        batch, logits = waiting.pop(0)
-        collect = _labelled_genes if per_gene else _real_cells
-        parts.append(collect(batch, np.asarray(jax.device_get(logits))))
+    def start(batch: LabelledBatch) -> jax.Array:
+        return compiled.logits(trainable, frozen, put_batch(batch, compiled.mesh))
 
-    for batch in read_ahead(batches, 0, workers):
-        logits = compiled.logits(trainable, frozen, put_batch(batch, compiled.mesh))
-        waiting.append((batch, logits))
-        if len(waiting) == _IN_FLIGHT:
-            fetch()
-    while waiting:
-        fetch()
+    running = run_ahead(read_ahead(batches, 0, workers), start, _AHEAD)
+    parts = [collect(batch, logits) for batch, logits in running]
     cells, positions, tokens, targets, logits = (
         np.concatenate(each) for each in zip(*parts, strict=True)
     )
@@ -54,14 +48,14 @@ def compute_outputs(
     )
 
 
-def _real_cells(batch, logits_BC: np.ndarray) -> tuple:
+def _real_cells(batch: LabelledBatch, logits_BC: np.ndarray) -> tuple:
     real = batch.cells_B >= 0
     none = np.zeros(int(real.sum()), np.int32)
     targets = np.where(batch.weights > 0, batch.targets, np.nan)[real]
     return batch.cells_B[real], none, none, targets, logits_BC[real]
 
 
-def _labelled_genes(batch, logits_BTC: np.ndarray) -> tuple:
+def _labelled_genes(batch: LabelledBatch, logits_BTC: np.ndarray) -> tuple:
     rows, positions = np.nonzero(batch.weights[..., 0] > 0)
     at = rows, positions
     return batch.cells_B[rows], positions, batch.tokens_BT[at], batch.targets[at], logits_BTC[at]

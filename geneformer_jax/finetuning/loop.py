@@ -21,7 +21,7 @@ from jax.sharding import Mesh
 
 from geneformer_jax.batches.labelled import LabelledBatches, LabelledCells
 from geneformer_jax.cells.store.cell_store import EncodedCells
-from geneformer_jax.common.files import atomic_write, remove
+from geneformer_jax.common.files import remove
 from geneformer_jax.common.log import logger
 from geneformer_jax.common.provenance import describe_run
 from geneformer_jax.common.workdir import claim_workdir
@@ -32,9 +32,9 @@ from geneformer_jax.finetuning.evaluation import compute_outputs, score
 from geneformer_jax.finetuning.prepare import FinetuneSetup, Task, prepare_finetuning
 from geneformer_jax.finetuning.step import Constants, traced_hyperparams
 from geneformer_jax.finetuning.stopping import HELD_OUT, EarlyStopping
+from geneformer_jax.inference.resume import PartsFolder
 from geneformer_jax.model.config import EncoderConfig
 from geneformer_jax.model.encoder import Params
-from geneformer_jax.model.heads import HeadTask
 from geneformer_jax.model.pretrained import (
     RESULT,
     PretrainedModel,
@@ -49,6 +49,7 @@ from geneformer_jax.training.state import TrainState
 
 TRAINING = "training"
 PREDICTIONS = "predictions.parquet"
+_PART = "predictions"
 NOT_DECISIVE = ("mesh", "runtime", "checkpoint", "log_every_steps")
 
 
@@ -58,7 +59,6 @@ def finetune_folds(
     config: FinetuneConfig,
     workdir: Path,
     *,
-    outputs: Sequence[HeadTask] = (),
     folds: Sequence[int] | None = None,
 ) -> pd.DataFrame:
     """Fine-tunes one network for each fold, and predicts the fold's test side with it.
@@ -71,7 +71,6 @@ def finetune_folds(
       model: pretrained weights; None trains a new network of the shape `config.model`.
       config: how.
       workdir: fold i is in `workdir`/fold_i.
-      outputs: of the head; by default one classification of `task.classes`.
       folds: only these.
 
     Returns:
@@ -82,7 +81,7 @@ def finetune_folds(
       InputError: model, labels, cells, configuration and folder do not fit together.
       Stopped: SIGTERM came; the state is saved. Ends the program with exit status 143.
     """
-    setup = prepare_finetuning(task, model, config, outputs)
+    setup = prepare_finetuning(task, model, config)
     logger.info("\n".join(setup.summary()))
     tables = []
     for fold in range(task.split.folds) if folds is None else folds:
@@ -189,8 +188,8 @@ def finetune_fold(run: FoldRun) -> pd.DataFrame:
     """Fine-tunes and predicts one fold, or resumes it; see `finetune_folds`."""
     provenance = _provenance(run)
     claim_workdir(run.folder, run.identity(), provenance)
-    path = run.folder / PREDICTIONS
-    if path.is_file():
+    path, parts = run.folder / PREDICTIONS, PartsFolder(run.folder)
+    if parts.is_done(_PART):
         logger.info("fold %s: finished before, %s is read", run.fold, path)
         return pd.read_parquet(path)
     setup = run.setup
@@ -212,8 +211,7 @@ def finetune_fold(run: FoldRun) -> pd.DataFrame:
             run.config.data.workers,
         )
     table = prediction_table(run.store, setup.head, outputs, run.fold)
-    with atomic_write(path) as aside:
-        table.to_parquet(aside, index=False)
+    parts.write(_PART, {PREDICTIONS: lambda path: table.to_parquet(path, index=False)})
     remove(run.folder / TRAINING)
     return table
 

@@ -2,15 +2,19 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+from sklearn import metrics
 
 from geneformer_jax.batches.labelled import LabelledCells
 from geneformer_jax.cells.store.cell_store import EncodedCells
 from geneformer_jax.common.config import fill
 from geneformer_jax.common.errors import InputError, did_you_mean
+from geneformer_jax.common.files import atomic_write
+from geneformer_jax.common.provenance import describe_run, write_provenance
 from geneformer_jax.finetuning.classification.splits import Split, SplitRule, make_split
 from geneformer_jax.finetuning.classification.task import CELL, FoldData
 from geneformer_jax.inference.cells import check_columns
@@ -75,11 +79,6 @@ class MultitaskTask:
     dropped: int
     unit: str = CELL
 
-    @property
-    def classes(self) -> tuple[str, ...]:
-        """Names of all outputs."""
-        return sum((output.labels for output in self.outputs), ())
-
     def fold_data(self, fold: int) -> FoldData:
         """Returns the cells of each side of a fold with their values."""
         places = pd.Series(np.arange(len(self.cells.obs)), self.cells.obs.index.astype(str))
@@ -89,7 +88,8 @@ class MultitaskTask:
             sides.append(LabelledCells(rows, self.values[rows]))
         return FoldData(*sides)
 
-    def describe(self) -> list[str]:
+    @property
+    def summary(self) -> tuple[str, ...]:
         """Describes each output and how many cells have it, a line each."""
         lines = [
             f"{output.name}: {'a number' if output.regression else ', '.join(output.labels)}; "
@@ -98,7 +98,7 @@ class MultitaskTask:
         ]
         if self.dropped:
             lines.append(f"{self.dropped:,} cells left out, without any of these")
-        return lines
+        return tuple(lines)
 
 
 def prepare_multitask(config: MultitaskConfig, cells: EncodedCells) -> MultitaskTask:
@@ -183,3 +183,47 @@ def _strata(read: tuple[HeadTask, np.ndarray], known: np.ndarray, ids: pd.Index)
     names = np.array([*output.labels, "missing"], object)
     numbers = np.where(np.isnan(values), len(output.labels), values).astype(int)
     return pd.Series(names[numbers], ids)
+
+
+def write_multitask_results(
+    task: MultitaskTask, predictions: pd.DataFrame, workdir: Path, configuration: Mapping[str, Any]
+) -> pd.DataFrame:
+    """Writes the split, the predictions, their scores and the provenance; returns the scores.
+
+    The table of scores has accuracy and macro F1 of each output of classes, R2 and mean absolute
+    error of each number: a row for each fold, and one, "all", for the cells of all folds.
+    """
+    rows = []
+    for output in task.outputs:
+        own = predictions
+        if "task" in predictions:
+            own = predictions[predictions["task"] == output.name]
+        for fold, each in [*own.groupby("fold"), ("all", own)]:
+            rows.append({"target": output.name, "fold": fold, **_scores(each, output)})
+    results = pd.DataFrame(rows).set_index(["target", "fold"])
+    task.split.write(workdir / "split.parquet")
+    with atomic_write(workdir / "predictions.parquet") as aside:
+        predictions.to_parquet(aside)
+    with atomic_write(workdir / "results.csv") as aside:
+        results.to_csv(aside)
+    facts = describe_run("finetune", configuration, [], {"left_out": task.dropped})
+    write_provenance(workdir, facts)
+    return results
+
+
+def _scores(table: pd.DataFrame, output: HeadTask) -> dict[str, float]:
+    if output.regression:
+        known = table[table["value"].notna()]
+        both = known["value"], known["predicted_value"]
+        return {
+            "cells": len(known),
+            "r2": metrics.r2_score(*both),
+            "mean_absolute_error": metrics.mean_absolute_error(*both),
+        }
+    known = table[table["label"] != ""]
+    both = known["label"], known["predicted"]
+    return {
+        "cells": len(known),
+        "accuracy": metrics.accuracy_score(*both),
+        "macro_f1": metrics.f1_score(*both, average="macro"),
+    }

@@ -1,7 +1,9 @@
-"""A fine-tuned model applied to new cells: what it says of each cell, or of each gene in them."""
+"""A fine-tuned model applied to new cells: predictions of the cells, or of the genes in them."""
 
+import json
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any
 
 import anndata as ad
 import numpy as np
@@ -17,10 +19,11 @@ from geneformer_jax.batches.labelled import (
 )
 from geneformer_jax.cells.store.cell_store import EncodedCells
 from geneformer_jax.common.errors import InputError, did_you_mean
+from geneformer_jax.common.files import atomic_write
 from geneformer_jax.common.progress import Progress
 from geneformer_jax.finetuning.classification.predictions import PROBABILITY, Outputs, per_task
 from geneformer_jax.finetuning.evaluation import compute_outputs
-from geneformer_jax.finetuning.step import CompiledSteps, StepSpec, compile_steps
+from geneformer_jax.finetuning.step import StepSpec, compile_steps
 from geneformer_jax.finetuning.trainable import TuningConfig
 from geneformer_jax.inference.batches import lay_out
 from geneformer_jax.inference.cells import check_columns, open_cells
@@ -31,68 +34,63 @@ from geneformer_jax.model.sharding import MeshConfig
 from geneformer_jax.training.optimizer import OptimizerConfig
 
 PREDICTED = "predicted"
-# Keys of .obsm and .uns, before the name of a target.
+# Keys of .obsm and .uns, before the name of an output.
 PROBABILITIES, CLASSES = "probabilities_", "classes_"
 _CELLS_AT_A_TIME = 4_096
 
 
-class Predictor(NamedTuple):
-    """A fine-tuned model ready for some cells.
-
-    Attributes:
-      model: with its head.
-      cells: tokenised with its vocabulary.
-      compiled: compiled for the devices.
-      shape: of batches.
-    """
-
-    model: PretrainedModel
-    cells: EncodedCells
-    compiled: CompiledSteps
-    shape: BatchShape
-
-    def outputs(self, labelled: LabelledCells) -> Outputs:
-        """Returns what the model says of some cells, or of the labelled genes in them."""
-        batches = LabelledBatches(
-            self.cells, labelled, Learning(self.shape, seed=0), self.model.head.kind == GENES
-        )
-        return compute_outputs(self.compiled, self.model.params, {}, batches, workers=0)
-
-
-def open_predictor(
+def open_cells_for(
     model: PretrainedModel,
     cells: EncodedCells | ad.AnnData | Path | str,
-    runtime: RuntimeConfig | None = None,
-) -> Predictor:
-    """Opens cells and checks that they fit the model; compiles nothing yet.
+    kind: str,
+) -> EncodedCells:
+    """Opens cells to predict.
 
     Args:
-      model: fine-tuned, see training.finetuning.
-      cells: a cell store, tokenised cells, or counts, which are tokenised with its vocabulary.
-      runtime: how to compute; float32 by default.
+      model: fine-tuned.
+      cells: a cell store, tokenised cells, or counts, which are tokenised for the model.
+      kind: of head that the model must have.
 
     Raises:
-      InputError: the model has no head, or the cells do not fit it.
+      InputError: the model has no such head, or the cells do not fit it.
     """
     if model.head is None:
         raise InputError(
             f"the model of {model.source} has no classification head; predict takes one that "
             "finetune made"
         )
+    if model.head.kind != kind:
+        other = "predict_genes" if kind == CELLS else "predict_cells"
+        raise InputError(
+            f"the model of {model.source} has a {model.head.kind}, not a {kind}; use {other}"
+        )
     encoded = open_cells(cells, model)
     if not len(encoded.lengths):
         raise InputError("there is no cell to predict")
-    spec = StepSpec(
-        model.config,
-        model.head,
-        TuningConfig(),
-        OptimizerConfig(),
-        runtime or RuntimeConfig(),
-        MeshConfig(),
-    )
-    compiled = compile_steps(spec, int(np.max(encoded.lengths)))
-    layout = lay_out(np.asarray(encoded.lengths), model.config, compiled.mesh)
-    return Predictor(model, encoded, compiled, layout.shape)
+    return encoded
+
+
+def _compute(
+    model: PretrainedModel,
+    cells: EncodedCells,
+    runtime: RuntimeConfig | None,
+    gene_labels: np.ndarray | None = None,
+) -> Iterator[Outputs]:
+    """Yields the outputs of some thousand cells at a time, or of the labelled genes in them."""
+    tuning, optimizer = TuningConfig(), OptimizerConfig()
+    runtime = runtime or RuntimeConfig()
+    spec = StepSpec(model.config, model.head, tuning, optimizer, runtime, MeshConfig())
+    lengths = np.asarray(cells.lengths)
+    compiled = compile_steps(spec, int(np.max(lengths)))
+    sampling = Learning(lay_out(lengths, model.config, compiled.mesh).shape, seed=0)
+    per_gene = gene_labels is not None
+    with Progress(len(lengths), "predict", "cells") as progress:
+        for start in range(0, len(lengths), _CELLS_AT_A_TIME):
+            rows = np.arange(start, min(start + _CELLS_AT_A_TIME, len(lengths)))
+            labelled = LabelledCells(rows, gene_labels) if per_gene else unlabelled(rows)
+            batches = LabelledBatches(cells, labelled, sampling, per_gene)
+            yield compute_outputs(compiled, model.params, {}, batches, workers=0)
+            progress.advance(len(rows))
 
 
 def predict_cells(
@@ -100,41 +98,33 @@ def predict_cells(
     cells: EncodedCells | ad.AnnData | Path | str,
     runtime: RuntimeConfig | None = None,
 ) -> ad.AnnData:
-    """Tells cells apart, or gives their numbers, with a fine-tuned model.
+    """Predicts the classes of cells, or their numbers, with a fine-tuned model.
 
     Args:
       model: with a cell classifier.
-      cells: see `open_predictor`.
-      runtime: how to compute.
+      cells: a cell store, tokenised cells, or counts, which are tokenised for the model.
+      runtime: how to compute; float32 by default.
 
     Returns:
       AnnData without X: all cells in input order, under their ids, with all their obs columns. For
-      each class target `.obs["predicted_NAME"]` (categorical), `.obs["probability_NAME"]` and
+      each output of classes `.obs["predicted_NAME"]` (categorical), `.obs["probability_NAME"]` and
       `.obsm["probabilities_NAME"]`, float32 [cells, C], whose columns are the classes in
-      `.uns["classes_NAME"]`; for each number `.obs["predicted_NAME"]`. The target of a plain
+      `.uns["classes_NAME"]`; for each number `.obs["predicted_NAME"]`. The output of a plain
       classifier is called "label".
 
     Raises:
       InputError: the model has no cell classifier, or the cells do not fit it.
     """
-    predictor = open_predictor(model, cells, runtime)
-    _require_kind(model, CELLS, "predict_genes")
-    encoded = predictor.cells
-    rows = np.arange(len(encoded.lengths))
-    parts = []
-    with Progress(len(rows), "predict", "cells") as progress:
-        for start in range(0, len(rows), _CELLS_AT_A_TIME):
-            chosen = rows[start : start + _CELLS_AT_A_TIME]
-            parts.append(predictor.outputs(unlabelled(chosen)))
-            progress.advance(len(chosen))
-    outputs = Outputs(*(np.concatenate(each) for each in zip(*parts, strict=True)))
+    encoded = open_cells_for(model, cells, CELLS)
+    parts = zip(*_compute(model, encoded, runtime), strict=True)
+    outputs = Outputs(*(np.concatenate(each) for each in parts))
     predicted = ad.AnnData(obs=encoded.obs.copy())
     for task, _, own in per_task(model.head, outputs):
-        _add_target(predicted, task, own)
+        _add_output(predicted, task, own)
     return predicted
 
 
-def _add_target(predicted: ad.AnnData, task: HeadTask, own: np.ndarray) -> None:
+def _add_output(predicted: ad.AnnData, task: HeadTask, own: np.ndarray) -> None:
     if task.regression:
         predicted.obs[f"{PREDICTED}_{task.name}"] = own[:, 0]
         return
@@ -153,12 +143,12 @@ def predict_genes(
     cells: EncodedCells | ad.AnnData | Path | str,
     runtime: RuntimeConfig | None = None,
 ) -> pd.DataFrame:
-    """Tells genes apart with a fine-tuned model, by their mean over the cells that have them.
+    """Predicts the classes of genes with a fine-tuned model, by their mean over cells.
 
     Args:
       model: with a gene classifier.
-      cells: see `open_predictor`.
-      runtime: how to compute.
+      cells: a cell store, tokenised cells, or counts, which are tokenised for the model.
+      runtime: how to compute; float32 by default.
 
     Returns:
       One row per gene that occurs, by gene id: `symbol`, `n_cells`, `predicted` (the class of the
@@ -167,22 +157,16 @@ def predict_genes(
     Raises:
       InputError: the model has no gene classifier, or the cells do not fit it.
     """
-    predictor = open_predictor(model, cells, runtime)
-    _require_kind(model, GENES, "predict_cells")
-    vocabulary, (task,) = predictor.cells.vocabulary, model.head.outputs
+    encoded = open_cells_for(model, cells, GENES)
+    vocabulary, (task,) = encoded.vocabulary, model.head.outputs
     labels = np.full(vocabulary.size, UNLABELLED, np.int32)
     labels[vocabulary.first_gene_token :] = 0
-    rows = np.arange(len(predictor.cells.lengths))
     counts = np.zeros(vocabulary.size, np.int64)
     sums = np.zeros((vocabulary.size, len(task.labels)))
-    with Progress(len(rows), "predict", "cells") as progress:
-        for start in range(0, len(rows), _CELLS_AT_A_TIME):
-            chosen = rows[start : start + _CELLS_AT_A_TIME]
-            outputs = predictor.outputs(LabelledCells(chosen, labels))
-            ((_, _, own),) = per_task(model.head, outputs)
-            counts += np.bincount(outputs.tokens, minlength=len(counts))
-            np.add.at(sums, outputs.tokens, np.exp(own))
-            progress.advance(len(chosen))
+    for outputs in _compute(model, encoded, runtime, labels):
+        ((_, _, own),) = per_task(model.head, outputs)
+        counts += np.bincount(outputs.tokens, minlength=len(counts))
+        np.add.at(sums, outputs.tokens, np.exp(own))
     found = np.flatnonzero(counts)
     means = (sums[found] / counts[found, None]).astype(np.float32)
     genes = found - vocabulary.first_gene_token
@@ -199,11 +183,26 @@ def predict_genes(
     return table.sort_index()
 
 
-def _require_kind(model: PretrainedModel, kind: str, other: str) -> None:
-    if model.head.kind != kind:
+def find_output(model: PretrainedModel, name: str = "") -> HeadTask:
+    """Returns the output of classes that labels are compared with.
+
+    Args:
+      model: with a cell classifier.
+      name: of the output; by default the first of classes.
+
+    Raises:
+      InputError: the model has no such output.
+    """
+    outputs = {task.name: task for task in model.head.outputs if not task.regression}
+    if not outputs:
+        raise InputError("labels are compared with classes, but the model gives numbers only")
+    name = name or next(iter(outputs))
+    if name not in outputs:
         raise InputError(
-            f"the model of {model.source} has a {model.head.kind}, not a {kind}; use {other}"
+            f'"{name}" is no output of classes{did_you_mean(name, outputs)}; use one of '
+            f"{', '.join(outputs)}"
         )
+    return outputs[name]
 
 
 def check_labels(obs: pd.DataFrame, column: str, task: HeadTask) -> pd.Series:
@@ -225,12 +224,12 @@ def check_labels(obs: pd.DataFrame, column: str, task: HeadTask) -> pd.Series:
 
 
 def compare_with_labels(predicted: ad.AnnData, column: str, task: HeadTask) -> list[str]:
-    """Returns lines on how predictions agree with labels that are known; see `check_labels`.
+    """Returns lines on how predictions agree with known labels; see `check_labels`.
 
     Args:
       predicted: as `predict_cells` returns it.
       column: of `.obs`, with the known labels.
-      task: the class target to compare with.
+      task: the output of classes to compare with.
     """
     texts = check_labels(predicted.obs, column, task)
     shared = texts.isin(task.labels)
@@ -247,3 +246,35 @@ def compare_with_labels(predicted: ad.AnnData, column: str, task: HeadTask) -> l
     agreement = float((own.to_numpy() == texts[shared].to_numpy()).mean())
     lines.append(f'"{column}": {agreement:.2%} of {int(shared.sum()):,} cells are predicted right')
     return lines
+
+
+def write_predicted(
+    predicted: ad.AnnData | pd.DataFrame, output: Path, provenance: Mapping[str, Any]
+) -> None:
+    """Writes predictions with their provenance beside them.
+
+    Args:
+      predicted: from `predict_cells` or `predict_genes`.
+      output: file: .h5ad (of cells), .parquet or .csv.
+      provenance: of the run.
+    """
+    text = json.dumps(provenance, indent=2, default=str) + "\n"
+    with atomic_write(output.with_suffix(".provenance.json")) as aside:
+        aside.write_text(text)
+    with atomic_write(output) as aside:
+        if output.suffix == ".h5ad":
+            predicted.uns["provenance"] = text
+            predicted.write_h5ad(aside)
+            return
+        table = _side_by_side(predicted) if isinstance(predicted, ad.AnnData) else predicted
+        table.to_parquet(aside) if output.suffix == ".parquet" else table.to_csv(aside)
+
+
+def _side_by_side(predicted: ad.AnnData) -> pd.DataFrame:
+    """Returns obs and all probabilities as one table."""
+    parts = [predicted.obs]
+    for name, probabilities in predicted.obsm.items():
+        output = name.removeprefix(PROBABILITIES)
+        columns = [f"{PROBABILITY}{output}_{label}" for label in predicted.uns[CLASSES + output]]
+        parts.append(pd.DataFrame(probabilities, predicted.obs_names, columns))
+    return pd.concat(parts, axis=1)

@@ -2,7 +2,6 @@
 
 import dataclasses
 import math
-from collections.abc import Sequence
 from typing import Protocol
 
 import jax
@@ -48,14 +47,16 @@ class Task(Protocol):
     Attributes:
       name: for messages.
       unit: "cell" or "gene".
-      classes: names, in the order of the logits.
+      outputs: of the head.
+      summary: lines that describe it.
       cells: tokenised cells, with their obs.
       split: how many folds there are.
     """
 
     name: str
     unit: str
-    classes: tuple[str, ...]
+    outputs: tuple[HeadTask, ...]
+    summary: tuple[str, ...]
     cells: EncodedCells
     split: FoldedSplit
 
@@ -150,7 +151,6 @@ def prepare_finetuning(
     task: Task,
     model: PretrainedModel | None,
     config: FinetuneConfig,
-    outputs: Sequence[HeadTask] = (),
 ) -> FinetuneSetup:
     """Checks that all fits together, and builds what the folds share; compiles nothing yet.
 
@@ -158,7 +158,6 @@ def prepare_finetuning(
       task: labels, cells and folds.
       model: pretrained weights; None trains a new network of the shape `config.model`.
       config: how.
-      outputs: of the head; by default one classification of `task.classes`.
 
     Raises:
       InputError: the model does not fit the cells or the labels, or the configuration cannot run.
@@ -168,8 +167,7 @@ def prepare_finetuning(
     vocabulary = task.cells.vocabulary
     encoder = config.encoder(vocabulary.size) if model is None else model.config
     check_tuning(config.tuning, encoder)
-    outputs = tuple(outputs) or (HeadTask("label", task.classes),)
-    head = _head(task.unit, outputs, config, encoder)
+    head = _head(task.unit, task.outputs, config, encoder)
     if model is not None:
         _check_model(model, vocabulary, head)
     shape = _shape(task.cells, encoder, config)

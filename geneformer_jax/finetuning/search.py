@@ -7,7 +7,7 @@ programs.
 
 import dataclasses
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,6 @@ from geneformer_jax.finetuning.config import FinetuneConfig
 from geneformer_jax.finetuning.loop import FoldRun, finetune_fold
 from geneformer_jax.finetuning.prepare import Task, prepare_finetuning
 from geneformer_jax.finetuning.stopping import HELD_OUT
-from geneformer_jax.model.heads import HeadTask
 from geneformer_jax.model.pretrained import PretrainedModel
 from geneformer_jax.training.telemetry import read_metrics
 
@@ -152,13 +151,12 @@ class Search:
     """A search on the first fold of a task.
 
     Attributes:
-      task, outputs, model, config: as `finetune_folds` takes them.
+      task, model, config: as `finetune_folds` takes them.
       search: the space, and the metric.
       workdir: folder of the search, new or of the same search.
     """
 
     task: Task
-    outputs: Sequence[HeadTask]
     model: PretrainedModel | None
     config: FinetuneConfig
     search: SearchConfig
@@ -184,7 +182,7 @@ class Search:
                 "a search judges trials by a validation side, but there is none; set "
                 "--config.task.valid_fraction (or targets.valid_fraction) above 0"
             )
-        prepare_finetuning(self.task, self.model, self.config, self.outputs)
+        prepare_finetuning(self.task, self.model, self.config)
         identity = {"search": json.loads(json.dumps(dataclasses.asdict(self.search)))}
         identity["config"] = json.loads(json.dumps(dataclasses.asdict(self.config)))
         claim_workdir(self.workdir, identity)
@@ -224,7 +222,7 @@ class Search:
         values = {dimension.key: dimension.draw(trial) for dimension in dimensions}
         logger.info("trial %s: %s", trial.number, values)
         config = with_values(self.config, values)
-        setup = prepare_finetuning(self.task, self.model, config, self.outputs)
+        setup = prepare_finetuning(self.task, self.model, config)
         folder = self.workdir / f"trial_{trial.user_attrs.get(_FOLDER, trial.number)}"
         metric = HELD_OUT + self.search.metric
 

@@ -79,8 +79,8 @@ def test_cells_are_told_apart_and_the_run_is_read_again(rich_store, tmp_path, mo
     assert f"model: {fold}" in output
     assert load_model(fold).head.labels == ("a", "b")
     before = {path: path.stat().st_mtime_ns for path in fold.rglob("*")}
-    status, _, _ = finetune(arguments, monkeypatch, capsys)
-    assert status == 0
+    status, _, error = finetune(arguments, monkeypatch, capsys)
+    assert status == 0, error
     assert {path: path.stat().st_mtime_ns for path in fold.rglob("*")} == before
     changed = [*arguments, "--config.seed=7"]
     status, _, error = finetune(changed, monkeypatch, capsys)

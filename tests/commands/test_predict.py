@@ -53,7 +53,9 @@ def test_cells_are_predicted_as_in_the_fold(toy_store, cell_fold, tmp_path, monk
     folder, table = cell_fold
     output = tmp_path / "out.h5ad"
     arguments = [f"--checkpoint={folder}", f"--cells={toy_store.folder}", f"--output={output}"]
-    status, told, error = run_door("predict", [*arguments, "--label=kind"], monkeypatch, capsys)
+    status, told, error = run_door(
+        "predict", [*arguments, "--labels_key=kind"], monkeypatch, capsys
+    )
     assert status == 0, error
     found = ad.read_h5ad(output)
     assert found.obs_names.tolist() == toy_store.obs.index.tolist()
@@ -93,7 +95,7 @@ def test_raw_counts_are_predicted_and_unknown_labels_are_told(
     cells.obs.iloc[:4, 0] = "something else"
     cells.write_h5ad(tmp_path / "new.h5ad")
     arguments = [f"--checkpoint={cell_fold[0]}", f"--cells={tmp_path / 'new.h5ad'}"]
-    arguments += [f"--output={tmp_path / 'out.csv'}", "--label=kind"]
+    arguments += [f"--output={tmp_path / 'out.csv'}", "--labels_key=kind"]
     status, told, error = run_door("predict", arguments, monkeypatch, capsys)
     assert status == 0, error
     assert "4 cells have a label that the model does not know" in told
@@ -122,7 +124,7 @@ def test_genes_are_predicted_by_their_mean_over_cells(
     status, _, error = run_door(
         "predict", [*arguments, f"--output={tmp_path / 'x.h5ad'}"], monkeypatch, capsys
     )
-    assert (status, "tells genes apart" in error) == (1, True)
+    assert (status, "classifies genes" in error) == (1, True)
     assert_one_line(error)
 
 
@@ -197,9 +199,11 @@ def test_a_regression_comes_back_on_its_own_scale(toy_store, base, tmp_path):
 
     ages = np.where(toy_store.obs["kind"] == "b", 60.0, 30.0)
     output = HeadTask("age", ("age",), regression=True, center=45.0, scale=15.0)
-    task = ToyTask("cell", toy_store, labels=((ages - 45) / 15).astype(np.float32)[:, None])
+    task = ToyTask(
+        "cell", toy_store, outputs=(output,), labels=((ages - 45) / 15).astype(np.float32)[:, None]
+    )
     config = config_of(**{"head.pooling": "attention", "steps": 60})
-    table = finetune_folds(task, load_model(base), config, tmp_path, outputs=(output,), folds=[0])
+    table = finetune_folds(task, load_model(base), config, tmp_path, folds=[0])
     assert set(table["value"].round(3)) == {30.0, 60.0}
     assert (table["predicted_value"] - table["value"]).abs().mean() < 10
     found = predict_cells(load_model(tmp_path / "fold_0"), toy_store).obs["predicted_age"]
@@ -211,7 +215,7 @@ def test_bad_input_is_one_line(toy_store, base, cell_fold, tmp_path, monkeypatch
     for change, words in (
         ({"checkpoint": base}, "has no classification head"),
         ({"output": tmp_path / "x.txt"}, "must end in one of"),
-        ({"label": "kin"}, 'did you mean "kind"'),
+        ({"labels_key": "kin"}, 'did you mean "kind"'),
         ({"base": tmp_path}, "no checkpoint"),
         ({"checkpoint": base, "base": base}, "is no adapter"),
     ):

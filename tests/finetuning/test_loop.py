@@ -18,6 +18,7 @@ from geneformer_jax.finetuning.loop import (
 )
 from geneformer_jax.finetuning.prepare import prepare_finetuning
 from geneformer_jax.model.encoder import init_params
+from geneformer_jax.model.heads import HeadTask
 from geneformer_jax.model.pretrained import PretrainedModel, load_model, save_model
 from geneformer_jax.training.preemption import Stopped
 from geneformer_jax.training.telemetry import read_metrics
@@ -207,7 +208,7 @@ def test_occurrences_are_those_of_test_genes_in_the_order_of_cells_and_ranks(
 
 
 def test_labels_that_do_not_fit_are_refused_before_anything_is_written(toy_store, base, tmp_path):
-    single = ToyTask("cell", toy_store, classes=("a",))
+    single = ToyTask("cell", toy_store, outputs=(HeadTask("label", ("a",)),))
     with pytest.raises(InputError, match='single class "a"'):
         finetune_folds(single, base[1], config_of(), tmp_path / "run")
     balanced = config_of(**{"loss.sampling": "balanced"})

@@ -209,7 +209,13 @@ def test_a_run_writes_everything_and_goes_on_where_it_stopped(toy, task, tmp_pat
     calls: list[str] = []
 
     def run():
-        return run_task(config, cells, tmp_path / "run", {"fake": fake_network(calls)}, {"x": 1})
+        return run_task(
+            config,
+            prepare_task(config, cells),
+            tmp_path / "run",
+            {"fake": fake_network(calls)},
+            {"x": 1},
+        )
 
     with monkeypatch.context() as patch:
         patch.setattr(protocol, "permuted_aucs", interrupted)
@@ -256,7 +262,7 @@ def test_a_folder_of_another_task_is_refused(task, tmp_path):
     changed = task.labels.copy()
     changed.iloc[0] = "second" if changed.iloc[0] == "first" else "first"
     for other, labels in ((TaskConfig(genes="genes.tsv", seed=1), task.labels), (config, changed)):
-        with pytest.raises(InputError, match="holds another task"):
+        with pytest.raises(InputError, match="is of a run with"):
             TaskFolder(tmp_path / "run", other, task.with_labels(labels))
 
 
@@ -265,12 +271,13 @@ def test_a_split_by_cell_is_warned_of_and_what_is_left_out_is_told(toy, capsys):
     obs = cells.obs.copy()
     obs.loc[obs.index[:7], "kind"] = None
     changed = type(cells)(**{**vars(cells), "obs": obs})
-    task, lines = prepare_task(TaskConfig(unit="cell", label="kind", folds=2), changed)
+    task = prepare_task(TaskConfig(unit="cell", label="kind", folds=2), changed)
+    lines = task.summary
     assert lines[0].startswith("113 cells in 2 classes: a ")
     assert lines[1].startswith("7 cells left out, no label: c0, c1")
     assert any(line.startswith('warning: 6 values of "donor"') for line in lines)
     by_donor = TaskConfig(unit="cell", label="kind", group="donor", folds=2)
-    assert not any("warning" in line for line in prepare_task(by_donor, changed)[1])
+    assert not any("warning" in line for line in prepare_task(by_donor, changed).summary)
     assert len(task.labels) == 113
 
 
@@ -281,9 +288,9 @@ def test_genes_in_no_cell_are_left_out_and_named(toy, tmp_path):
     token = cells.vocabulary.tokens_of([gene])[0]
     rows = [row for row, each in enumerate(cells.read(range(len(cells)))) if token not in each]
     config = TaskConfig(genes=gene_file(tmp_path / "g.tsv", labels))
-    task, lines = prepare_task(config, ChosenCells(cells, np.array(rows), {}))
+    task = prepare_task(config, ChosenCells(cells, np.array(rows), {}))
     assert 0 < len(rows) < len(cells) and gene not in task.labels.index
-    (line,) = [line for line in lines if "in none of the cells" in line]
+    (line,) = [line for line in task.summary if "in none of the cells" in line]
     assert gene in line
 
 
@@ -307,9 +314,9 @@ def test_bad_configurations_are_refused(toy, task, tmp_path, changes, text):
         prepare_task(TaskConfig(**fields), toy[1])
 
 
-def test_a_run_of_nothing_and_unknown_keys_are_refused(toy, tmp_path):
+def test_a_run_of_nothing_and_unknown_keys_are_refused(task, tmp_path):
     with pytest.raises(InputError, match="neither a network nor a baseline"):
-        run_task(TaskConfig(genes="x", baselines=False), toy[1], tmp_path, {})
+        run_task(TaskConfig(genes="x", baselines=False), task, tmp_path, {})
     with pytest.raises(InputError, match=r'no key "task\.folbs"'):
         typed_task({"folbs": 3})
 

@@ -16,7 +16,7 @@ STEPS = {"steps": 8, "stopping.every_steps": 2}
 
 def search_in(folder, store, **changes) -> Search:
     search = SearchConfig(space=SPACE, pruning_after=2, **changes)
-    return Search(ToyTask("cell", store), (), None, config_of(**STEPS), search, folder)
+    return Search(ToyTask("cell", store), None, config_of(**STEPS), search, folder)
 
 
 @pytest.mark.slow

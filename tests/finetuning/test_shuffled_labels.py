@@ -57,7 +57,7 @@ def blood(tokenized):
 
 
 def control(config: TaskConfig, cells: TokenizedCells) -> dict:
-    task, _ = prepare_task(config, cells)
+    task = prepare_task(config, cells)
     features = features_of(task, RANKS, rank_matrix(task.cells))
     aucs = permuted_aucs(
         task, lambda each: baseline_predictions(each, features, SVM), SHUFFLED, PERMUTATIONS

@@ -18,7 +18,9 @@ def run_door(name: str, arguments: list[str], monkeypatch, capsys) -> tuple[int,
             runpy.run_module(module, run_name="__main__", alter_sys=True)
     finally:
         for flag in set(flags.FLAGS) - before:
-            delattr(flags.FLAGS, flag)
+            # Those of a library that is imported here for the first time stay.
+            if not flags.FLAGS.find_module_defining_flag(flag).startswith("grain."):
+                delattr(flags.FLAGS, flag)
         if not was_parsed:
             flags.FLAGS.unparse_flags()
     output, error = capsys.readouterr()

@@ -9,6 +9,7 @@ from geneformer_jax.batches.labelled import UNLABELLED, LabelledCells
 from geneformer_jax.finetuning.classification.task import FoldData
 from geneformer_jax.finetuning.config import FinetuneConfig, finetune_config, typed_finetune_config
 from geneformer_jax.model.config import EncoderConfig
+from geneformer_jax.model.heads import HeadTask
 from tests.helpers.toy import GENES
 
 TINY = EncoderConfig(
@@ -24,7 +25,8 @@ class ToyTask:
     cells: object
     folds: int = 2
     name: str = "toy"
-    classes: tuple[str, ...] = ("a", "b")
+    outputs: tuple[HeadTask, ...] = (HeadTask("label", ("a", "b")),)
+    summary: tuple[str, ...] = ()
     labels: np.ndarray | None = None
 
     @property

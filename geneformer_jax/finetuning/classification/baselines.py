@@ -143,9 +143,9 @@ def make_estimator(kind: str, unit: str) -> Any:
 def baseline_predictions(
     task: ClassificationTask, features: sparse.csr_matrix | np.ndarray, kind: str
 ) -> pd.DataFrame:
-    """Learns and tests a classifier in every fold.
+    """Trains and tests a classifier in every fold.
 
-    Classes of genes are balanced for learning, by leaving out genes of the larger class at random,
+    Classes of genes are balanced for training, by leaving out genes of the larger class at random,
     as in the paper; the test side is whole, so that every method is tested on the same genes.
 
     Args:
@@ -187,15 +187,15 @@ def balance(rows: np.ndarray, numbers: np.ndarray, seed: int = 0) -> np.ndarray:
     """
     rng = np.random.default_rng(seed)
     classes = numbers[rows]
-    least = np.bincount(classes)[np.unique(classes)].min()
-    drawn = [rng.permutation(rows[classes == number])[:least] for number in np.unique(classes)]
+    smallest = np.bincount(classes)[np.unique(classes)].min()
+    drawn = [rng.permutation(rows[classes == number])[:smallest] for number in np.unique(classes)]
     return np.sort(np.concatenate(drawn))
 
 
 def _probabilities(
     estimator: Any, features: sparse.csr_matrix | np.ndarray, classes: int
 ) -> np.ndarray:
-    """Returns float [n, C]; 0 for a class that was not there to learn from."""
+    """Returns float [n, C]; 0 for a class without training data."""
     if hasattr(estimator, "predict_proba"):
         known = estimator.predict_proba(features)
     else:

@@ -1,6 +1,6 @@
 """Controls: what a classifier reaches when there is nothing to learn, or only how common a gene is.
 
-Labels are dealt out anew among the same ids and everything is run again. Shuffled over all ids,
+Labels are permuted among the same ids and everything is run again. Shuffled over all ids,
 they must give an AUC of one half: more would mean that the test side leaks into the train side.
 Shuffled among genes found in about as many cells, they keep what the frequency of genes says about
 their class: a classifier that reaches no more with the true labels has learned frequency only.
@@ -57,7 +57,7 @@ def summarise_control(
     """Returns a row of CONTROL_COLUMNS: what permuted labels gave.
 
     `auc` is the mean over permutations, `low` and `high` a 99 % interval of that mean (by Student's
-    t), `p` the share of permutations, the true labels included, that reach at least `true_auc`
+    t), `p` the fraction of permutations, the true labels included, that reach at least `true_auc`
     (none where that is not a number).
     """
     aucs = permuted["auc"].to_numpy(np.float64)
@@ -72,23 +72,25 @@ def summarise_control(
 def permuted_labels(
     task: ClassificationTask, rng: np.random.Generator, strata: np.ndarray | None = None
 ) -> pd.Series:
-    """Returns the labels, dealt out anew.
+    """Returns the labels, permuted.
 
-    Where groups (donors) are of one class each, whole groups change their class, for cells of a
-    donor would still be told by their donor otherwise; else groups keep their classes' sizes.
+    Where groups (donors) are of one class each, whole groups change their class, as cells of a
+    donor could still be recognised by their donor otherwise; else groups keep their classes' sizes.
 
     Args:
       task: whose labels.
-      rng: the source of chance.
-      strata: [ids] labels are dealt out within each; None for none.
+      rng: random numbers.
+      strata: [ids] labels are permuted within each; None for none.
     """
     labels = task.labels
     if strata is None and task.groups is not None:
         groups = task.groups.reindex(labels.index).to_numpy(object)
         of_group = labels.groupby(groups).agg(["first", "nunique"])
         if (of_group["nunique"] == 1).all():
-            dealt = pd.Series(rng.permutation(of_group["first"].to_numpy()), index=of_group.index)
-            return pd.Series(dealt[groups].to_numpy(object), labels.index, name=labels.name)
+            permuted = pd.Series(
+                rng.permutation(of_group["first"].to_numpy()), index=of_group.index
+            )
+            return pd.Series(permuted[groups].to_numpy(object), labels.index, name=labels.name)
         strata = groups
     permuted = labels.to_numpy(object).copy()
     for rows in _rows_of(strata, len(labels)):

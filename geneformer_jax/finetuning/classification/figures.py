@@ -52,19 +52,19 @@ def roc_figure(rocs: Mapping[str, Roc], title: str = "") -> Figure:
 
 
 def precision_recall_figure(
-    curves: Mapping[str, tuple[np.ndarray, np.ndarray]], share: float, title: str = ""
+    curves: Mapping[str, tuple[np.ndarray, np.ndarray]], fraction: float, title: str = ""
 ) -> Figure:
     """Draws precision against recall.
 
     Args:
       curves: name -> (precision, recall).
-      share: of the class among what is tested, the precision of chance.
+      fraction: of the class among what is tested, the precision of chance.
       title: above the axes.
     """
     with matplotlib.rc_context(STYLE):
         figure = new_figure(8.4, 4.6)
         axes = figure.add_subplot()
-        axes.axhline(share, **_CHANCE)
+        axes.axhline(fraction, **_CHANCE)
         for (name, (precision, recall)), (dash, colour) in zip(
             curves.items(), _lines(), strict=False
         ):
@@ -77,14 +77,14 @@ def precision_recall_figure(
 
 
 def confusion_figure(matrix: pd.DataFrame, title: str = "") -> Figure:
-    """Draws a confusion matrix: colour is the share of each true class, numbers are counts."""
+    """Draws a confusion matrix: colour is the fraction of each true class, numbers are counts."""
     counts = matrix.to_numpy()
-    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    fractions = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     size = 2.6 + 0.55 * len(matrix)
     with matplotlib.rc_context(STYLE):
         figure = new_figure(size + 1.6, size)
         axes = figure.add_subplot()
-        image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+        image = axes.imshow(fractions, cmap="Blues", vmin=0, vmax=1)
         places = range(len(matrix))
         axes.set_xticks(places, matrix.columns, rotation=40, ha="right", rotation_mode="anchor")
         axes.set_yticks(
@@ -92,13 +92,13 @@ def confusion_figure(matrix: pd.DataFrame, title: str = "") -> Figure:
         )
         if len(matrix) <= _MOST_WRITTEN:
             for row, column in itertools.product(places, places):
-                colour = "white" if shares[row, column] > 0.55 else "#1d2330"
+                colour = "white" if fractions[row, column] > 0.55 else "#1d2330"
                 text = f"{counts[row, column]:,}"
                 axes.text(column, row, text, ha="center", va="center", color=colour, fontsize=9)
         axes.set(xlabel="predicted class", ylabel="true class (members)", title=title)
         axes.spines[:].set_visible(False)
         axes.tick_params(length=0)
-        figure.colorbar(image, ax=axes, label="share of the true class", shrink=0.8)
+        figure.colorbar(image, ax=axes, label="fraction of the true class", shrink=0.8)
     return figure
 
 
@@ -138,7 +138,7 @@ def _histograms(axes: matplotlib.axes.Axes, values: Mapping[str, np.ndarray]) ->
             lw=1.6,
             label=name,
         )
-    axes.set_ylabel("share of the true class")
+    axes.set_ylabel("fraction of the true class")
     _legend(axes, "true class")
 
 
@@ -179,7 +179,7 @@ def calibration_figure(curves: Mapping[str, pd.DataFrame], title: str = "") -> F
             ylim=(-0.01, 1.02),
             aspect="equal",
         )
-        _legend(axes, "method (size: share of rows)")
+        _legend(axes, "method (size: fraction of rows)")
     return figure
 
 

@@ -1,53 +1,58 @@
-"""The folder of a classification task: what is there already is read, not computed again."""
+"""The folder of a classification task: finished tables are read, not computed again."""
 
 import dataclasses
 import hashlib
-import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
-from geneformer_jax.common.errors import InputError
-from geneformer_jax.common.files import atomic_write, slug
+from geneformer_jax.common.files import slug
 from geneformer_jax.common.provenance import FILE_NAME
 from geneformer_jax.finetuning.classification.config import TaskConfig
 from geneformer_jax.finetuning.classification.predictions import read_predictions, write_predictions
 from geneformer_jax.finetuning.classification.task import ClassificationTask
+from geneformer_jax.inference.resume import PartsFolder
 
-_TASK, SPLIT, LABELS = "task.json", "split.parquet", "labels.csv"
+SPLIT, LABELS = "split.parquet", "labels.csv"
 
 
 class TaskFolder:
-    """Tables of one task, each written once.
+    """The results of one task; each table is a part that is written once.
 
-    Opening writes the task's description, its split and its labels, or checks that those in the
-    folder are the same.
+    Attributes:
+      path: of the folder.
+      config: of the task.
     """
 
-    def __init__(self, path: Path, config: TaskConfig, task: ClassificationTask):
-        """Opens or begins a folder.
+    def __init__(
+        self,
+        path: Path,
+        config: TaskConfig,
+        task: ClassificationTask,
+        identity: Mapping[str, Any] | None = None,
+    ):
+        """Begins a folder with the split and the labels, or opens that of the same task.
+
+        Args:
+          path: of the folder.
+          config: of the task.
+          task: its labels, cells and folds.
+          identity: what else the results depend on, as of the networks.
 
         Raises:
-          InputError: the folder holds another task.
+          InputError: the folder is of another task.
         """
-        self.path = path
-        self.config = config
-        description = {"task": dataclasses.asdict(config), "content": _content_hash(task)}
-        text = json.dumps(description, indent=2) + "\n"
-        file = path / _TASK
-        if file.is_file():
-            if file.read_text() != text:
-                raise InputError(
-                    f"{path} holds another task (see its {_TASK}: another configuration, other "
-                    "labels, splits or cells); name another folder"
-                )
-            return
-        task.split.write(path / SPLIT)
-        with atomic_write(path / LABELS) as aside:
-            task.labels.rename("class").rename_axis("id").to_csv(aside)
-        with atomic_write(file) as aside:
-            aside.write_text(text)
+        self.path, self.config = path, config
+        self._parts = PartsFolder(path)
+
+        def prepare(folder: Path) -> None:
+            task.split.write(folder / SPLIT)
+            task.labels.rename("class").rename_axis("id").to_csv(folder / LABELS)
+
+        of_task = {"task": dataclasses.asdict(config), "content": _content_hash(task)}
+        self._parts.begin({**(identity or {}), **of_task}, prepare=prepare)
 
     @property
     def finished(self) -> bool:
@@ -55,22 +60,27 @@ class TaskFolder:
         return (self.path / FILE_NAME).is_file()
 
     def table(self, name: str, make: Callable[[], pd.DataFrame]) -> pd.DataFrame:
-        """Returns a table by its name, as "predictions/SVM, ranks"; makes it if not yet there."""
-        folder, _, file = name.partition("/")
-        path = self.path / folder / f"{slug(file)}.parquet"
-        if not path.is_file():
-            write_predictions(make(), path)
-        return read_predictions(path)
+        """Returns a table by its name, as "predictions/SVM, ranks".
+
+        It is made if it is not there or damaged.
+        """
+        folder, _, title = name.partition("/")
+        part = f"{folder}/{slug(title)}"
+        file = f"{part}.parquet"
+        if not self._parts.is_done(part):
+            table = make()
+            self._parts.write(part, {file: lambda path: write_predictions(table, path)})
+        return read_predictions(self.path / file)
 
     def network(self, name: str) -> Path:
-        """Returns the folder that a network may use for its own files."""
+        """Returns the folder for a network's own files."""
         folder = self.path / "networks" / slug(name)
         folder.mkdir(parents=True, exist_ok=True)
         return folder
 
 
 def _content_hash(task: ClassificationTask) -> str:
-    """Of what decides the results: labels, split, vocabulary, and the drawn cells with lengths."""
+    """Hashes labels, split, vocabulary, and the drawn cells with their lengths."""
     digest = hashlib.sha256(task.cells.vocabulary.hash.encode())
     for table in (
         task.labels.reset_index(),

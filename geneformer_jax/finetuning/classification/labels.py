@@ -1,4 +1,4 @@
-"""Classes of genes and of cells: read, mapped to known ids, and told where they are left out."""
+"""Classes of genes and of cells: read, mapped to known ids; what is left out is counted."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -25,7 +25,7 @@ _NAMED = 8
 
 @dataclass(frozen=True, eq=False)
 class Labels:
-    """Who is of which class.
+    """The class of each gene or cell.
 
     Attributes:
       classes: names of the C classes, in the order of the logits.
@@ -68,12 +68,12 @@ def read_gene_labels(
     Args:
       path: a table with a column of classes (`class` or `label`) and one of genes (ids or symbols);
         JSON {"class": ["gene", ...]}; or "class=file,class=file", each file listing the genes of
-        one class (see `id_tables.read_id_table`).
+        one class (see `tables.read_id_table`).
       vocabulary: ids are mapped as when cells are tokenised, symbols also by its own symbols.
-      conflicts: what becomes of a gene in several classes: "refuse", or "drop" it from all.
+      conflicts: how a gene in several classes is treated: "refuse", or "drop" it from all.
 
     Returns:
-      Labels by gene id of the vocabulary. Classes stand in the order of the file, as in the
+      Labels by gene id of the vocabulary. Classes are in the order of the file, as in the
       original.
 
     Raises:
@@ -117,7 +117,7 @@ def read_cell_labels(
     obs: pd.DataFrame,
     column: str,
     min_fraction: float = 0.0,
-    least_cells: int = 1,
+    min_cells: int = 1,
     wanted: Iterable[str] = (),
 ) -> Labels:
     """Takes classes of cells from a column of obs.
@@ -125,9 +125,9 @@ def read_cell_labels(
     Args:
       obs: [cells] indexed by cell id.
       column: of labels; cells without one ("", missing) are left out.
-      min_fraction: classes with a smaller share of the labelled cells are left out; the original's
-        cell type annotation uses 0.005.
-      least_cells: classes with fewer cells are left out.
+      min_fraction: classes with a smaller fraction of the labelled cells are left out; the
+        original's cell type annotation uses 0.005.
+      min_cells: classes with fewer cells are left out.
       wanted: the only classes that take part; all if empty.
 
     Returns:
@@ -151,8 +151,8 @@ def read_cell_labels(
     unwanted = ~missing & ~labels.isin(wanted) if wanted else pd.Series(False, index=ids)
     taking_part = ~missing & ~unwanted
     sizes = labels[taking_part].value_counts()
-    least = max(least_cells, min_fraction * int(sizes.sum()))
-    rare = taking_part & labels.isin(sizes.index[sizes < least])
+    smallest = max(min_cells, min_fraction * int(sizes.sum()))
+    rare = taking_part & labels.isin(sizes.index[sizes < smallest])
     kept = labels[taking_part & ~rare]
     absent = [name for name in wanted if name not in sizes]
     if absent:

@@ -14,7 +14,6 @@ from scipy.special import log_softmax
 
 from geneformer_jax.cells.store.cell_store import EncodedCells
 from geneformer_jax.common.errors import InputError
-from geneformer_jax.common.files import atomic_write
 from geneformer_jax.model.heads import HeadConfig, HeadTask
 
 PROBABILITY = "probability_"
@@ -165,10 +164,9 @@ def average_by_gene(predictions: pd.DataFrame) -> pd.DataFrame:
 
 
 def write_predictions(predictions: pd.DataFrame, path: Path) -> None:
-    """Writes a table of predictions as Parquet, whole or not at all."""
+    """Writes a table of predictions as Parquet."""
     text = [name for name in ("id", "gene", "label", "predicted") if name in predictions]
-    with atomic_write(path) as aside:
-        predictions.astype(dict.fromkeys(text, "category")).to_parquet(aside, index=False)
+    predictions.astype(dict.fromkeys(text, "category")).to_parquet(path, index=False)
 
 
 def read_predictions(path: Path) -> pd.DataFrame:

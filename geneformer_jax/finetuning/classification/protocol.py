@@ -1,10 +1,11 @@
 """The paper's classification protocol: one task, every method on the same folds, one report.
 
-Of genes (the paper's tasks) or of cells: networks, given as functions of the task, beside support
+For genes (the paper's tasks) or cells: networks, given as functions of the task, beside support
 vector machine, random forest and logistic regression on rank and on count features, beside controls
 with permuted labels.
 """
 
+import dataclasses
 import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from geneformer_jax.cells.counts.open import open_counts
 from geneformer_jax.cells.counts.paths import expand_paths
 from geneformer_jax.cells.store.cell_store import EncodedCells
 from geneformer_jax.common.errors import InputError
+from geneformer_jax.common.log import logger
 from geneformer_jax.common.progress import Progress
 from geneformer_jax.finetuning.classification.baselines import (
     COUNTS,
@@ -70,50 +72,51 @@ Network = Callable[[ClassificationTask, Path], pd.DataFrame]
 
 def run_task(
     config: TaskConfig,
-    cells: EncodedCells,
+    task: ClassificationTask,
     output: Path | str,
     networks: Mapping[str, Network],
-    story: Mapping[str, Any] | None = None,
+    configuration: Mapping[str, Any] | None = None,
+    identity: Mapping[str, Any] | None = None,
 ) -> pd.DataFrame:
-    """Runs a task's whole protocol; a second call with the same arguments goes on or reads it back.
+    """Runs a task's whole protocol; a second call with the same arguments resumes or reads it.
 
     Writes to `output`: split.parquet, labels.csv, predictions/METHOD.parquet, results.csv,
     folds.csv, controls.csv, figures, report.html and, last, provenance.json.
 
     Args:
-      config: the task.
-      cells: tokenised cells with their obs.
+      config: of the task.
+      task: from `prepare_task`.
       output: folder; new, or that of an interrupted run of the same task.
-      networks: name -> function that learns and tests in every fold of the task (see
+      networks: name -> function that trains and tests in every fold of the task (see
         `ClassificationTask.fold_data`) and returns predictions; each has a folder of its own below
-        `output`. The first is the one that figures show in detail.
-      story: further facts for provenance.json, such as the whole configuration.
+        `output`. Figures show the first in detail.
+      configuration: the whole one, for provenance.json.
+      identity: what the networks' results depend on beside the task.
 
     Returns:
-      The table of results, one row per method (see `task_report.results_table`).
+      The table of results, one row per method (see `report.results_table`).
 
     Raises:
-      InputError: labels, split or cells do not do, or `output` holds another task.
+      InputError: there is nothing to run, or `output` holds another task.
     """
     if not networks and not config.baselines:
         raise InputError("there is neither a network nor a baseline to run; switch baselines on")
-    task, told = prepare_task(config, cells)
-    print("\n".join(told), flush=True)
-    run = _Run(config, task, TaskFolder(Path(output), config, task), networks)
+    logger.info("\n".join(task.summary))
+    run = _Run(config, task, TaskFolder(Path(output), config, task, identity), networks)
     if run.folder.finished:
         return read_results(run.folder)
     predictions = run.network_predictions() | run.baseline_predictions()
     controls = run.controls(predictions)
     results = results_table(task, predictions, config.published)
-    write_results(run.folder, task, predictions, results, controls, told, dict(story or {}))
+    write_results(run.folder, task, predictions, results, controls, dict(configuration or {}))
     return results
 
 
-def prepare_task(config: TaskConfig, cells: EncodedCells) -> tuple[ClassificationTask, list[str]]:
-    """Reads labels, chooses cells and deals out folds; returns the task and lines that tell it.
+def prepare_task(config: TaskConfig, cells: EncodedCells) -> ClassificationTask:
+    """Reads labels, selects cells and splits them into folds.
 
     Raises:
-      InputError: labels, split or cells do not do.
+      InputError: labels or split do not fit the cells, or cannot be learned.
     """
     config.require_labels()
     if config.filters:
@@ -141,7 +144,7 @@ def prepare_task(config: TaskConfig, cells: EncodedCells) -> tuple[Classificatio
         config.max_cells,
         rule,
     )
-    return task, _lines(config, task, labels)
+    return dataclasses.replace(task, summary=tuple(_summary(config, task, labels)))
 
 
 def _cell_labels(config: TaskConfig, obs: pd.DataFrame) -> Labels:
@@ -165,7 +168,7 @@ def _split(config: TaskConfig, labels: pd.Series, groups: pd.Series | None) -> t
     return given_split(sides, labels, groups), None
 
 
-def _lines(config: TaskConfig, task: ClassificationTask, labels: Labels) -> list[str]:
+def _summary(config: TaskConfig, task: ClassificationTask, labels: Labels) -> list[str]:
     lines = labels.describe(task.unit)
     lines += [f"{count:,} cells left out, {why}" for why, count in _dropped(task).items()]
     lines.append(f"{len(task.cells.lengths):,} cells, {task.split.folds} folds by {task.unit}")
@@ -258,7 +261,7 @@ class _Run:
         return summarise_control(name, kind, aucs, fold_roc(predictions).plain_auc)
 
     def _network_control(self) -> dict[str, Any]:
-        """The first network with labels shuffled once, its folds standing for permutations."""
+        """The first network with labels shuffled once; its folds take the place of permutations."""
         name, network = next(iter(self.networks.items()))
         labels = permuted_labels(self.task, np.random.default_rng(0))
         permuted = self.task.with_labels(labels)

@@ -1,7 +1,7 @@
-"""What a classification task found: tables, figures, one HTML report."""
+"""Results of a classification task: tables, figures, one HTML report."""
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -54,21 +54,21 @@ def results_table(
     """Returns the measures of every method, networks on genes both per occurrence and per gene.
 
     Columns: `method`, `per` (what a row of its predictions is), the measures of
-    `classification_metrics.summarise`, `NAME_low` and `NAME_high` (95 % bootstrap intervals of
+    `metrics.summarise`, `NAME_low` and `NAME_high` (95 % bootstrap intervals of
     auc_plain, accuracy and macro_f1, drawing genes, donors or cells), `rows`, and PUBLISHED: what
     was published for the method, with the paper's weights and cells. Published methods that did not
     run have a row of their own.
     """
     rows = []
     for method, each in predictions.items():
-        told = published.get(method, "")
+        figure = published.get(method, "")
         if task.unit != GENE:
-            rows.append(_row(method, PER_CELL, each, task.groups, told))
+            rows.append(_row(method, PER_CELL, each, task.groups, figure))
         elif "id" in each:
-            rows.append(_row(method, PER_OCCURRENCE, each, None, told))
+            rows.append(_row(method, PER_OCCURRENCE, each, None, figure))
             rows.append(_row(method, PER_GENE, average_by_gene(each), None, ""))
         else:
-            rows.append(_row(method, PER_GENE, each, None, told))
+            rows.append(_row(method, PER_GENE, each, None, figure))
     for method, figure in published.items():
         if method not in predictions:
             rows.append({"method": method, "per": "not run", PUBLISHED: figure})
@@ -81,8 +81,7 @@ def write_results(
     predictions: Mapping[str, pd.DataFrame],
     results: pd.DataFrame,
     controls: pd.DataFrame,
-    told: Sequence[str],
-    story: Mapping[str, Any],
+    configuration: Mapping[str, Any],
 ) -> None:
     """Writes tables, figures, report.html and, last, provenance.json into the task's folder.
 
@@ -91,9 +90,8 @@ def write_results(
       task: that was run.
       predictions: method -> its predictions; the first is shown in detail.
       results: from `results_table`.
-      controls: rows of `task_controls.summarise_control`.
-      told: lines of `prepare_task`.
-      story: further facts for provenance.json.
+      controls: rows of `controls.summarise_control`.
+      configuration: the whole one, for provenance.json.
     """
     folds = pd.concat(
         [fold_table(each).assign(method=method) for method, each in predictions.items()]
@@ -106,9 +104,9 @@ def write_results(
         "finetune",
         dataclasses.asdict(folder.config),
         _inputs(folder),
-        {"told": list(told), **story},
+        {"summary": list(task.summary), **configuration},
     )
-    report = Report(f"Classification: {task.name}", " ".join(f"{line}." for line in told))
+    report = Report(f"Classification: {task.name}", " ".join(f"{line}." for line in task.summary))
     _add_tables(report, results, controls)
     _add_figures(report, folder.path, task, predictions)
     report.files(path for path in folder.path.iterdir() if path.name != REPORT)
@@ -123,7 +121,7 @@ def read_results(folder: TaskFolder) -> pd.DataFrame:
 
 
 def _row(
-    method: str, per: str, predictions: pd.DataFrame, groups: pd.Series | None, told: str
+    method: str, per: str, predictions: pd.DataFrame, groups: pd.Series | None, published: str
 ) -> dict[str, Any]:
     measures = summarise(predictions)
     row = {"method": method, "per": per, **{name: measures[name] for name in _MEASURES}}
@@ -132,7 +130,7 @@ def _row(
     if method.startswith(SVM):
         # It has no probabilities of its own.
         row["calibration_error"] = float("nan")
-    return {**row, "rows": measures["rows"], PUBLISHED: told}
+    return {**row, "rows": measures["rows"], PUBLISHED: published}
 
 
 def _levels(
@@ -162,9 +160,9 @@ def _add_tables(report: Report, results: pd.DataFrame, controls: pd.DataFrame) -
     if len(controls):
         report.section(
             "Controls",
-            "Labels dealt out anew. Shuffled labels must give 0.5: more would be a leak. Labels "
+            "Permuted labels. Shuffled labels must give 0.5: more would be a leak. Labels "
             "shuffled among equally frequent genes give what frequency alone explains; p is the "
-            "share of permutations that reach the true labels' AUC.",
+            "fraction of permutations that reach the true labels' AUC.",
         )
         report.table(controls, "AUC with permuted labels, mean and 99 % interval.", "controls.csv")
 
@@ -175,7 +173,7 @@ def _add_figures(
     predictions = dict(_levels(task, predictions))
     first, detail = next(iter(predictions.items()))
     second = task.classes[1]
-    share = float((detail["label"].astype(str) == second).mean())
+    fraction = float((detail["label"].astype(str) == second).mean())
     curves = {method: precision_recall(each, second) for method, each in predictions.items()}
     calibrations = {
         method: calibration_curve(each)
@@ -186,7 +184,7 @@ def _add_figures(
     figures = {
         "roc": (roc_figure(rocs, task.name), f"ROC; thin lines: the folds of {first}."),
         "precision_recall": (
-            precision_recall_figure(curves, share, f"{task.name}: {second}"),
+            precision_recall_figure(curves, fraction, f"{task.name}: {second}"),
             f"Precision and recall of class {second}, all folds together.",
         ),
         "confusion": (
@@ -199,7 +197,7 @@ def _add_figures(
         ),
         "calibration": (
             calibration_figure(calibrations, task.name),
-            "Calibration: on the diagonal, probabilities are as often right as they say.",
+            "Calibration: on the diagonal, probabilities are right as often as they state.",
         ),
     }
     report.section("Figures")

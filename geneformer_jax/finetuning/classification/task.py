@@ -13,13 +13,14 @@ from geneformer_jax.cells.store.cell_store import EncodedCells
 from geneformer_jax.common.errors import InputError
 from geneformer_jax.finetuning.classification.splits import Split, SplitRule, make_split
 from geneformer_jax.inference.cells import ORIGINAL_SEED, ChosenCells
+from geneformer_jax.model.heads import HeadTask
 
 GENE, CELL = "gene", "cell"
 _CELLS_AT_A_TIME = 4_096
 
 
 class FoldData(NamedTuple):
-    """What a classifier learns from, chooses its settings by, and is tested on.
+    """The labelled cells of a fold.
 
     Attributes:
       train, valid, test: cells with their labels, or with those of their genes; `valid` may be
@@ -46,6 +47,7 @@ class ClassificationTask:
       max_cells: genes only: cells drawn for each side of a fold; 0 takes all that have a
         labelled gene of that side.
       rule: by which `split` was made; None where it was given.
+      summary: lines that describe it.
     """
 
     name: str
@@ -57,15 +59,21 @@ class ClassificationTask:
     groups: pd.Series | None = None
     max_cells: int = 0
     rule: SplitRule | None = None
+    summary: tuple[str, ...] = ()
 
     def __post_init__(self):
         if self.unit not in (GENE, CELL):
             raise InputError(f'the unit of a task is "{self.unit}"; it must be "gene" or "cell"')
 
+    @property
+    def outputs(self) -> tuple[HeadTask, ...]:
+        """Of a network's head: one classification."""
+        return (HeadTask("label", self.classes),)
+
     def fold_data(self, fold: int) -> FoldData:
         """Returns the labelled cells of each side of a fold, as numbers.
 
-        A cell may serve several sides of a gene task: what is held out is the genes. Cells beyond
+        A cell may be on several sides of a gene task: genes are held out. Cells beyond
         `max_cells` are drawn from those with a labelled gene of the side, with the seed of
         the original.
         """
@@ -74,8 +82,7 @@ class ClassificationTask:
     def with_labels(self, labels: pd.Series) -> "ClassificationTask":
         """Returns the task with other labels of the same ids, for controls.
 
-        Folds are dealt out anew by the same rule, so that each has its share of every class; a
-        given split stays.
+        Ids are split again by the same rule, so that folds stay stratified; a given split stays.
         """
         split = self.split
         if self.rule is not None:
@@ -83,7 +90,7 @@ class ClassificationTask:
         return dataclasses.replace(self, labels=labels, split=split)
 
     def gene_frequencies(self) -> pd.Series:
-        """Gene tasks: in how many cells each labelled gene stands, indexed by gene id."""
+        """Gene tasks: number of cells that have each labelled gene, indexed by gene id."""
         counts = np.bincount(self._occurrences.tokens, minlength=self.cells.vocabulary.size)
         return pd.Series(counts[self.tokens.to_numpy()], index=self.labels.index)
 
@@ -122,7 +129,7 @@ class ClassificationTask:
 
 
 class Occurrences(NamedTuple):
-    """Where chosen genes stand in cells.
+    """Positions of chosen genes in cells.
 
     Attributes:
       cells: int64 [n] row of the cell of each occurrence, ascending.
@@ -140,7 +147,7 @@ class Occurrences(NamedTuple):
 
 
 def find_occurrences(cells: EncodedCells, tokens: np.ndarray) -> Occurrences:
-    """Looks up where genes stand in cells, a few thousand cells at a time."""
+    """Finds genes in cells, a few thousand cells at a time."""
     wanted = np.zeros(cells.vocabulary.size, bool)
     wanted[tokens] = True
     first = 0 if cells.vocabulary.cls_id is None else 1
@@ -162,14 +169,14 @@ def find_occurrences(cells: EncodedCells, tokens: np.ndarray) -> Occurrences:
 
 
 def labelled_cells(
-    cells: EncodedCells, labels: pd.Series, at_most: int
+    cells: EncodedCells, labels: pd.Series, max_cells: int
 ) -> tuple[ChosenCells, np.ndarray]:
-    """Returns the cells with at least one labelled gene, at most so many, drawn at random.
+    """Returns the cells with at least one labelled gene, at most `max_cells`, drawn at random.
 
     The paper's task draws 10,000 cells of a random sample in this way.
 
     Returns:
-      (the cells, ids of the genes that stand in none of them).
+      (the cells, ids of the genes that are in none of them).
 
     Raises:
       InputError: no cell has one.
@@ -182,7 +189,7 @@ def labelled_cells(
             f"none of the {len(cells.lengths):,} cells has one of the {len(labels):,} labelled "
             "genes; give cells that express them"
         )
-    kept = _draw(rows, at_most)
+    kept = _draw(rows, max_cells)
     dropped = dict(getattr(cells, "dropped", {}))
     dropped |= {"no labelled gene": len(cells.lengths) - len(rows)}
     dropped |= {"not drawn": dropped.get("not drawn", 0) + len(rows) - len(kept)}
@@ -191,8 +198,8 @@ def labelled_cells(
     return ChosenCells(cells, kept, {reason: n for reason, n in dropped.items() if n}), absent
 
 
-def _draw(rows: np.ndarray, at_most: int) -> np.ndarray:
-    if not at_most or len(rows) <= at_most:
+def _draw(rows: np.ndarray, max_cells: int) -> np.ndarray:
+    if not max_cells or len(rows) <= max_cells:
         return rows
-    drawn = np.random.default_rng(ORIGINAL_SEED).permutation(len(rows))[:at_most]
+    drawn = np.random.default_rng(ORIGINAL_SEED).permutation(len(rows))[:max_cells]
     return np.sort(rows[drawn])
