@@ -9,7 +9,6 @@ import anndata as ad
 import numpy as np
 import pandas as pd
 
-from geneformer_jax.batches.buckets import BatchShape
 from geneformer_jax.batches.labelled import (
     UNLABELLED,
     LabelledBatches,
@@ -43,6 +42,7 @@ def open_cells_for(
     model: PretrainedModel,
     cells: EncodedCells | ad.AnnData | Path | str,
     kind: str,
+    layer: str | None = None,
 ) -> EncodedCells:
     """Opens cells to predict.
 
@@ -50,6 +50,7 @@ def open_cells_for(
       model: fine-tuned.
       cells: a cell store, tokenised cells, or counts, which are tokenised for the model.
       kind: of head that the model must have.
+      layer: of an AnnData or a file of counts, where the raw counts are; None for X.
 
     Raises:
       InputError: the model has no such head, or the cells do not fit it.
@@ -64,7 +65,7 @@ def open_cells_for(
         raise InputError(
             f"the model of {model.source} has a {model.head.kind}, not a {kind}; use {other}"
         )
-    encoded = open_cells(cells, model)
+    encoded = open_cells(cells, model, layer=layer)
     if not len(encoded.lengths):
         raise InputError("there is no cell to predict")
     return encoded
@@ -97,6 +98,8 @@ def predict_cells(
     model: PretrainedModel,
     cells: EncodedCells | ad.AnnData | Path | str,
     runtime: RuntimeConfig | None = None,
+    *,
+    layer: str | None = None,
 ) -> ad.AnnData:
     """Predicts the classes of cells, or their numbers, with a fine-tuned model.
 
@@ -104,6 +107,7 @@ def predict_cells(
       model: with a cell classifier.
       cells: a cell store, tokenised cells, or counts, which are tokenised for the model.
       runtime: how to compute; float32 by default.
+      layer: of an AnnData or a file of counts, where the raw counts are; None for X.
 
     Returns:
       AnnData without X: all cells in input order, under their ids, with all their obs columns. For
@@ -115,7 +119,7 @@ def predict_cells(
     Raises:
       InputError: the model has no cell classifier, or the cells do not fit it.
     """
-    encoded = open_cells_for(model, cells, CELLS)
+    encoded = open_cells_for(model, cells, CELLS, layer)
     parts = zip(*_compute(model, encoded, runtime), strict=True)
     outputs = Outputs(*(np.concatenate(each) for each in parts))
     predicted = ad.AnnData(obs=encoded.obs.copy())
@@ -142,6 +146,8 @@ def predict_genes(
     model: PretrainedModel,
     cells: EncodedCells | ad.AnnData | Path | str,
     runtime: RuntimeConfig | None = None,
+    *,
+    layer: str | None = None,
 ) -> pd.DataFrame:
     """Predicts the classes of genes with a fine-tuned model, by their mean over cells.
 
@@ -149,6 +155,7 @@ def predict_genes(
       model: with a gene classifier.
       cells: a cell store, tokenised cells, or counts, which are tokenised for the model.
       runtime: how to compute; float32 by default.
+      layer: of an AnnData or a file of counts, where the raw counts are; None for X.
 
     Returns:
       One row per gene that occurs, by gene id: `symbol`, `n_cells`, `predicted` (the class of the
@@ -157,7 +164,7 @@ def predict_genes(
     Raises:
       InputError: the model has no gene classifier, or the cells do not fit it.
     """
-    encoded = open_cells_for(model, cells, GENES)
+    encoded = open_cells_for(model, cells, GENES, layer)
     vocabulary, (task,) = encoded.vocabulary, model.head.outputs
     labels = np.full(vocabulary.size, UNLABELLED, np.int32)
     labels[vocabulary.first_gene_token :] = 0

@@ -194,6 +194,7 @@ def finetune_cells(
     *,
     group_key: str = "",
     config: Mapping[str, Any] | None = None,
+    layer: str | None = None,
 ) -> PretrainedModel:
     """Fine-tunes a cell classifier on an obs column, and tests it on a fifth of the cells.
 
@@ -205,6 +206,7 @@ def finetune_cells(
         an interrupted call, which is resumed.
       group_key: obs column (donor, batch) whose cells are never both trained on and tested.
       config: `finetuning.config.finetune_config()`, changed; its defaults are the paper's.
+      layer: of an AnnData or a file of counts, where the raw counts are; None for X.
 
     Returns:
       The fine-tuned model, for `predict_cells`.
@@ -223,6 +225,6 @@ def finetune_cells(
     )
     changed = ConfigDict(finetune_config() if config is None else config).to_dict()
     configuration = changed | {TASK: task.to_dict()}
-    run = FinetuneRun.open(configuration, model, open_cells(cells, model))
+    run = FinetuneRun.open(configuration, model, open_cells(cells, model, layer=layer))
     logger.info("\n".join(run.run(Path(workdir))))
     return load_model(Path(workdir) / "networks" / PRETRAINED / "fold_0")
