@@ -21,9 +21,9 @@ from geneformer_jax.model.config import PRESETS, preset
 from geneformer_jax.model.runtime import Runtime
 from geneformer_jax.model.sharding import MeshConfig, make_mesh
 from geneformer_jax.training.config import typed_config
-from geneformer_jax.training.dry_run.hardware import find_target
+from geneformer_jax.training.dry_run.hardware import find_hardware
 from geneformer_jax.training.dry_run.report import compile_steps
-from geneformer_jax.training.dry_run.synthetic_corpus import stated_corpus
+from geneformer_jax.training.dry_run.synthetic_corpus import synthetic_corpus
 from geneformer_jax.training.flops import ASSUMED_SPEED, bytes_per_device, peak_flops
 from geneformer_jax.training.optimizer import OptimizerConfig, make_optimizer
 from geneformer_jax.training.run import prepare_run
@@ -65,10 +65,10 @@ CASES_TABLE = (
 def compile_case(case: Case) -> dict:
     config = runpy.run_path(str(CONFIGS / f"{case.config}.py"))["get_config"]()
     config.update_from_flattened_dict(case.changes)
-    target = find_target(case.target)
+    target = find_hardware(case.target)
     told = {"benchmark": "compile_ahead", "jax": jax.__version__, **case._asdict()}
     corpus = f"{COMPILED_CELLS}x{config.model.positions}"
-    store = stated_corpus(corpus, config.model.vocabulary_size)
+    store = synthetic_corpus(corpus, config.model.vocabulary_size)
     run = prepare_run(typed_config(config), store, target.devices)
     state = run.abstract_state
     told |= {
@@ -135,7 +135,7 @@ def table(rows: list[dict]) -> list[str]:
 
 def state_table() -> list[str]:
     """GiB of weights and optimizer state on each device, for every preset on meshes of eight."""
-    devices = find_target("tpu:v5e:2x4").devices
+    devices = find_hardware("tpu:v5e:2x4").devices
     optimizer = make_optimizer(OptimizerConfig(), 10)
     lines = [
         "| preset | " + " | ".join(map(str, MESHES)) + " |",

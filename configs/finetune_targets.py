@@ -1,4 +1,4 @@
-"""Several things to tell of a cell at once: classes and numbers of obs columns.
+"""Several outputs of a cell at once: classes and numbers of obs columns.
 
   python -m geneformer_jax.finetune --config=configs/finetune_targets.py --checkpoint=MODEL \\
       --config.data.store=STORE --config.targets.classes=cell_type,disease \\

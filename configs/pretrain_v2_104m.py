@@ -4,7 +4,7 @@
       --config.data.store=STORE --workdir=RUN
 
 STORE: cells tokenised with the original's 104M vocabulary (20,275 tokens, --max_length=4096).
-Recipe: the original's run name tells: batch 18 a device, 13 devices or nodes, learning rate 2e-4,
+Recipe: by the original's run name: batch 18 a device, 13 devices or nodes, learning rate 2e-4,
 cosine, 3 epochs, warmup over 0.7 % of the steps. Weight decay is that of the models before it. Its
 attention dropout of 0.1 is left out: the fused kernels have none, and without them the devices
 would spend most of their time on attention. To have it, set model.attention_dropout back to 0.1.

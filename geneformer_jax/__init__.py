@@ -21,6 +21,8 @@ _HOME = {
     "perturb_cells": "geneformer_jax.perturbation.api",
     "predict_cells": "geneformer_jax.finetuning.predict",
     "predict_genes": "geneformer_jax.finetuning.predict",
+    "pretrain_config": "geneformer_jax.training.config",
+    "pretrain_model": "geneformer_jax.training.api",
     "tokenize_cells": "geneformer_jax.cells.tokenization.tokenizer",
 }
 __all__ = [*_HOME, "__version__"]

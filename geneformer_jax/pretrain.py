@@ -7,8 +7,8 @@ Reads a cell store written by `tokenize`. Writes checkpoints, metrics.jsonl, pro
 figure of the loss into the workdir. Any value of the configuration file can be changed on the
 command line (--config.optimizer.learning_rate=5e-4). Run the same command again to resume.
 
-With --dry_run it only tells what it would do and cost; with --target too, it compiles the training
-step for hardware that need not be here, and tells what it takes there:
+With --dry_run it only reports what it would do and cost; with --target too, it compiles the
+training step for hardware that need not be here, and reports the memory it takes there:
 
   python -m geneformer_jax.pretrain --config=configs/pretrain_v1_10m_v100.py --dry_run \\
       --corpus=27400000x2048 --target=cuda:v100:1x3x4
@@ -28,7 +28,7 @@ _CONFIG = config_flags.DEFINE_config_file(
 )
 _WORKDIR = flags.DEFINE_string("workdir", "", "Folder of the run: a new one, or one to resume.")
 _DRY_RUN = flags.DEFINE_bool(
-    "dry_run", False, "Check everything, say what the run would do and cost, and stop."
+    "dry_run", False, "Check everything, report what the run would do and cost, and stop."
 )
 _TARGET = flags.DEFINE_string(
     "target",
@@ -42,10 +42,10 @@ _CORPUS = flags.DEFINE_string(
 _DEVICE_TFLOPS = flags.DEFINE_float(
     "device_tflops", 0.0, "With --dry_run: peak of one device; 0 takes what its maker states."
 )
-_MFU = flags.DEFINE_float("mfu", 0.3, "With --dry_run: share of the peak to reckon with.")
+_MFU = flags.DEFINE_float("mfu", 0.3, "With --dry_run: fraction of the peak to reckon with.")
 _DRY_RUN_ONLY = ("target", "corpus", "device_tflops", "mfu")
 _PROCESSES = flags.DEFINE_integer(
-    "processes", 1, "Processes of this run; 0 takes what Slurm or the TPU slice tells."
+    "processes", 1, "Processes of this run; 0 takes what Slurm or the TPU slice states."
 )
 _PROCESS = flags.DEFINE_integer("process", 0, "Which of them this is, from 0.")
 _COORDINATOR = flags.DEFINE_string(
@@ -54,23 +54,23 @@ _COORDINATOR = flags.DEFINE_string(
 
 
 def main() -> None:
-    """Pretrains as the flags say, then reports and draws the loss."""
+    """Pretrains, then reports and draws the loss."""
     command_line.require("config", *([] if _DRY_RUN.value else ["workdir"]))
     _check_dry_run()
     # What imports JAX's heavier companions waits until the flags are known to be right.
     _join_processes()
     from geneformer_jax.reporting.figures import loss_curve_figure, save_figure
+    from geneformer_jax.training.api import pretrain
     from geneformer_jax.training.config import typed_config
     from geneformer_jax.training.dry_run.report import describe_dry_run
     from geneformer_jax.training.flops import Speed
-    from geneformer_jax.training.loop import pretrain
     from geneformer_jax.training.telemetry import read_metrics
 
     config, workdir = typed_config(_CONFIG.value), Path(_WORKDIR.value)
     if _DRY_RUN.value:
         speed = Speed(_DEVICE_TFLOPS.value * 1e12, _MFU.value)
-        told = describe_dry_run(config, target=_TARGET.value, corpus=_CORPUS.value, speed=speed)
-        for line in told:
+        lines = describe_dry_run(config, target=_TARGET.value, corpus=_CORPUS.value, speed=speed)
+        for line in lines:
             print(line, flush=True)
         return
     result = pretrain(config, workdir)

@@ -151,7 +151,7 @@ def balanced_draw(classes: np.ndarray, seed: int) -> np.ndarray:
     """Returns int64 [n] numbers of cells, every class equally often (but for rounding).
 
     A class is gone through as often as it takes, in a new order each time; what remains of its
-    share is drawn without repeats.
+    number is drawn without repeats.
 
     Args:
       classes: [n] class numbers.
@@ -159,12 +159,12 @@ def balanced_draw(classes: np.ndarray, seed: int) -> np.ndarray:
     """
     rng = np.random.default_rng([seed, 0xBA1])
     found = np.unique(classes)
-    share = -(-len(classes) // len(found))
+    size = -(-len(classes) // len(found))
     drawn = []
     for each in found:
         members = np.flatnonzero(classes == each)
-        rounds = -(-share // len(members))
-        drawn.append(np.concatenate([rng.permutation(members) for _ in range(rounds)])[:share])
+        rounds = -(-size // len(members))
+        drawn.append(np.concatenate([rng.permutation(members) for _ in range(rounds)])[:size])
     return np.concatenate(drawn)
 
 

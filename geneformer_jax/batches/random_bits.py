@@ -1,8 +1,8 @@
-"""Random words that are a pure function of (seed, step, cell, rank), the same on host and device.
+"""Random bits that are a pure function of (seed, step, cell, rank), the same on host and device.
 
 Threefry-2x32 with 20 rounds (Salmon et al., Parallel random numbers: as easy as 1, 2, 3; SC 2011),
 the generator under `jax.random`. Being counter-based it has no state: neither the batch a cell
-comes in, nor hosts, nor devices change the words of its tokens.
+comes in, nor hosts, nor devices change the bits of its tokens.
 """
 
 from typing import Any
@@ -36,7 +36,7 @@ def _four_rounds(x: Any, y: Any, a: Any, b: Any, c: Any, d: Any) -> tuple[Any, A
 
 @register_jitable
 def threefry(key: tuple[Any, Any], x: Any, y: Any) -> tuple[Any, Any]:
-    """Returns two random words of a key of two words and a counter of two words.
+    """Returns two random uint32 of a key of two and a counter of two.
 
     Takes scalars in compiled host code and uint32 arrays on the device. Every sum is cut to 32
     bits, because the former are added in 64.
@@ -60,12 +60,12 @@ def threefry(key: tuple[Any, Any], x: Any, y: Any) -> tuple[Any, Any]:
 @compiled
 def _fill(seed, step, cells, ranks, into, also_into):
     for i in range(len(cells)):
-        words = threefry((seed, step), cells[i], ranks[i])
-        into[i], also_into[i] = words
+        bits = threefry((seed, step), cells[i], ranks[i])
+        into[i], also_into[i] = bits
 
 
 def random_bits(seed: int, step: Any, cells_BT: Any, ranks_BT: Any) -> tuple[Any, Any]:
-    """Returns two uint32 arrays [B, T] of words that are uniform and independent of each other.
+    """Returns two uint32 arrays [B, T] of bits that are uniform and independent of each other.
 
     Args:
       seed: of the run; counts modulo 2^32.
@@ -77,7 +77,7 @@ def random_bits(seed: int, step: Any, cells_BT: Any, ranks_BT: Any) -> tuple[Any
     if isinstance(cells_BT, jax.Array):
         key = jnp.uint32(seed), jnp.asarray(step).astype(jnp.uint32)
         return threefry(key, cells_BT.astype(jnp.uint32), ranks_BT.astype(jnp.uint32))
-    words = np.empty((2, *cells_BT.shape), np.uint32)
+    bits = np.empty((2, *cells_BT.shape), np.uint32)
     counters = (array.astype(np.uint32).reshape(-1) for array in (cells_BT, ranks_BT))
-    _fill(seed, np.uint32(step), *counters, *words.reshape(2, -1))
-    return words[0], words[1]
+    _fill(seed, np.uint32(step), *counters, *bits.reshape(2, -1))
+    return bits[0], bits[1]

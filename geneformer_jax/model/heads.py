@@ -1,4 +1,4 @@
-"""Heads on top of the encoder that tell cells or genes apart, or give numbers for them.
+"""Heads on top of the encoder that classify cells or genes, or predict numbers for them.
 
 The original's two are the default: a tanh pooler on position 0, dropout and a linear layer for
 cells; dropout and a linear layer for genes. Options: cells pooled by a mean or by learned
@@ -27,12 +27,12 @@ _MASKED = -1e30
 
 @dataclasses.dataclass(frozen=True)
 class HeadTask:
-    """One thing that a head tells.
+    """One output of a head.
 
     Attributes:
       name: such as the obs column that it was learned from.
       labels: names of the C classes, in the order of the logits; for a regression its one name.
-      weight: share in the loss of several tasks; they are scaled to sum to 1.
+      weight: in the loss of several tasks; weights are scaled to sum to 1.
       regression: a number instead of a class.
       center, scale: of the numbers that were learned: the output is (number - center) / scale.
     """
@@ -58,7 +58,7 @@ class HeadTask:
 
 @dataclasses.dataclass(frozen=True)
 class HeadConfig:
-    """What a head tells, and how.
+    """The outputs of a head, and how they are computed.
 
     Attributes:
       kind: "cell_classifier" or "gene_classifier"; also its name among the weights.
@@ -91,7 +91,7 @@ class HeadConfig:
                 hint = did_you_mean(value, known)
                 raise InputError(f'no {name} "{value}"{hint}; use {", ".join(known)}')
         if not self.labels:
-            raise InputError(f"a {self.kind} without labels tells nothing apart; give two or more")
+            raise InputError(f"a {self.kind} without labels predicts nothing; give two or more")
         if self.tasks and self.labels != sum((task.labels for task in self.tasks), ()):
             raise InputError(f"the outputs {self.labels} are not those of the tasks {self.tasks}")
         if not 0 <= self.dropout < 1:
@@ -122,7 +122,7 @@ def _linear(config: EncoderConfig, outputs: int, dtype: Any, rngs: nnx.Rngs, **o
 
 
 class Head(nnx.Module):
-    """What both kinds share: perhaps one more layer, dropout, and a linear layer."""
+    """The common part of both kinds: perhaps one more layer, dropout, and a linear layer."""
 
     def __init__(self, config: EncoderConfig, head: HeadConfig, dtype: Any, rngs: nnx.Rngs):
         if head.extra_layer:

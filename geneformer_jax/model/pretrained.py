@@ -1,4 +1,4 @@
-"""Pretrained weights on disk: the only part of this room that reads and writes files."""
+"""Pretrained weights on disk: the only module of this package that reads and writes files."""
 
 import dataclasses
 import functools
@@ -58,7 +58,7 @@ class PretrainedModel:
 def describe_model(
     config: EncoderConfig, vocabulary: GeneVocabulary, head: HeadConfig | None = None
 ) -> dict[str, str]:
-    """Returns what a checkpoint must say of itself beside its weights, as JSON texts."""
+    """Returns the description saved beside a checkpoint's weights, as JSON texts."""
     described = {
         "model": json.dumps(dataclasses.asdict(config)),
         "vocabulary": vocabulary.to_json(),
@@ -105,13 +105,13 @@ def with_vocabulary(model: PretrainedModel, vocabulary: GeneVocabulary) -> Pretr
     return dataclasses.replace(model, vocabulary=vocabulary)
 
 
-def save_model(model: PretrainedModel, target: Path | str, story: Mapping[str, Any]) -> Path:
+def save_model(model: PretrainedModel, target: Path | str, provenance: Mapping[str, Any]) -> Path:
     """Writes a model as a checkpoint without optimizer state, which `load_model` reads.
 
     Args:
       model: with its vocabulary: a checkpoint always carries one.
       target: a new folder; the checkpoint is `target`/checkpoints/STEP, as in a run's workdir.
-      story: for provenance.json, see common.provenance.describe_run.
+      provenance: for provenance.json, see common.provenance.describe_run.
 
     Raises:
       InputError: the target holds other files, or the model has no vocabulary.
@@ -132,12 +132,12 @@ def save_model(model: PretrainedModel, target: Path | str, story: Mapping[str, A
         "meta": describe_model(model.config, model.vocabulary, model.head)
         | {"step": np.asarray(model.step)},
     }
-    with atomic_write(target) as aside:
-        folder = aside.resolve() / CHECKPOINTS
+    with atomic_write(target) as partial:
+        folder = partial.resolve() / CHECKPOINTS
         folder.mkdir(parents=True)
         with context:
             ocp.save_checkpointables(folder / str(model.step), items)
-        write_provenance(aside, story)
+        write_provenance(partial, provenance)
     return target / CHECKPOINTS / str(model.step)
 
 
@@ -225,7 +225,7 @@ def save_adapter(
     model: PretrainedModel,
     base_hash: str,
     target: Path | str,
-    story: Mapping[str, Any],
+    provenance: Mapping[str, Any],
 ) -> Path:
     """Writes low-rank factors and a head, which go on top of the weights they were trained with.
 
@@ -235,7 +235,7 @@ def save_adapter(
       model: the base with the new head; its encoder weights are not written.
       base_hash: `weights_hash` of the base.
       target: a new folder: adapter.json, adapter.npz, provenance.json.
-      story: for provenance.json.
+      provenance: for provenance.json.
 
     Raises:
       InputError: the target holds other files.
@@ -243,18 +243,18 @@ def save_adapter(
     target = require_new_folder(target)
     # Not as it was named from the folder of that time.
     source = str(Path(model.source).resolve()) if Path(model.source).exists() else model.source
-    told = {
+    adapter = {
         "base": {"source": source, "weights": base_hash, "vocabulary": model.vocabulary.hash},
         "lora": dataclasses.asdict(lora),
         "head": dataclasses.asdict(model.head),
         "step": model.step,
     }
-    with atomic_write(target) as aside:
-        aside.mkdir()
+    with atomic_write(target) as partial:
+        partial.mkdir()
         flat = traverse_util.flatten_dict(jax.device_get(factors), sep="/")
-        np.savez(aside / _FACTORS, **flat)
-        (aside / _ADAPTER).write_text(json.dumps(told, indent=2) + "\n")
-        write_provenance(aside, story)
+        np.savez(partial / _FACTORS, **flat)
+        (partial / _ADAPTER).write_text(json.dumps(adapter, indent=2) + "\n")
+        write_provenance(partial, provenance)
     return target
 
 
@@ -277,13 +277,13 @@ def apply_adapter(folder: Path, base: PretrainedModel) -> PretrainedModel:
     Raises:
       InputError: the adapter was trained on other weights, or cannot be read.
     """
-    told = _read_adapter(folder)
-    if (found := weights_hash(base.params)) != told["base"]["weights"]:
+    adapter = _read_adapter(folder)
+    if (found := weights_hash(base.params)) != adapter["base"]["weights"]:
         raise InputError(
-            f"the adapter {folder} goes on top of weights {told['base']['weights'][:12]} (once "
-            f"{told['base']['source']}), but {base.source} has {found[:12]}; give its own base"
+            f"the adapter {folder} goes on top of weights {adapter['base']['weights'][:12]} (once "
+            f"{adapter['base']['source']}), but {base.source} has {found[:12]}; give its own base"
         )
-    lora, head = LoraConfig(**told["lora"]), HeadConfig(**told["head"])
+    lora, head = LoraConfig(**adapter["lora"]), HeadConfig(**adapter["head"])
     try:
         with np.load(folder / _FACTORS) as file:
             flat = {name: jnp.asarray(file[name]) for name in file.files}
@@ -298,7 +298,7 @@ def apply_adapter(folder: Path, base: PretrainedModel) -> PretrainedModel:
         head.kind: factors[head.kind],
     }
     return dataclasses.replace(
-        base, params=params, head=head, source=str(folder), step=int(told["step"])
+        base, params=params, head=head, source=str(folder), step=int(adapter["step"])
     )
 
 

@@ -5,6 +5,7 @@ nothing but training ever reads the optimizer's state.
 """
 
 import dataclasses
+import logging
 import os
 import time
 from collections.abc import Sequence
@@ -19,6 +20,7 @@ from orbax.checkpoint import v1 as ocp
 from geneformer_jax.common.config import require
 from geneformer_jax.common.errors import InputError
 from geneformer_jax.common.files import remove
+from geneformer_jax.common.log import logger
 from geneformer_jax.training.state import TrainState, initial_loss_scale
 
 # A damaged checkpoint gives way to the one before it, under a name that is no step.
@@ -27,14 +29,14 @@ DAMAGED = "damaged-"
 
 @dataclasses.dataclass(frozen=True)
 class CheckpointConfig:
-    """When to save, and what stays.
+    """When to save checkpoints, and which to keep.
 
     Attributes:
       every_steps: steps between checkpoints; there is always one at the end.
-      every_minutes: a checkpoint also when so many minutes have passed since the last one, looked
-        at where a line of metrics is written; 0 for none.
-      keep: newest checkpoints that stay.
-      keep_every_steps: checkpoints at multiples of this stay for good; 0 for none.
+      every_minutes: minutes after which there is a checkpoint too, checked whenever a line of
+        metrics is written; 0 for none.
+      keep: number of newest checkpoints to keep.
+      keep_every_steps: checkpoints at multiples of this are never removed; 0 for none.
     """
 
     every_steps: int = 1_000
@@ -60,8 +62,8 @@ class Checkpoints:
 
         Args:
           folder: where they are.
-          config: which of them stay.
-          description: texts that go with every checkpoint, see model.pretrained.describe_model.
+          config: which of them to keep.
+          description: texts saved with every checkpoint, see model.pretrained.describe_model.
         """
         self._description, self._config = description, config
         self._saved_at = time.monotonic()
@@ -91,7 +93,7 @@ class Checkpoints:
         self._checkpointer.wait()
 
     def due(self, step: int, clock: bool) -> bool:
-        """Returns whether so many steps, or minutes, have passed that `step` is to be saved.
+        """Returns whether `step` is to be saved, by the number of steps or the time passed.
 
         Args:
           step: the step just made.
@@ -123,7 +125,7 @@ class Checkpoints:
     def restore_newest(self, target: TrainState) -> TrainState | None:
         """Returns the newest state that can be read, or None if there is no checkpoint.
 
-        A damaged checkpoint is named and put aside, and the one before it is used.
+        A damaged checkpoint is logged and renamed, and the one before it is used.
 
         Raises:
           InputError: checkpoints are of another model, or none can be read.
@@ -132,10 +134,10 @@ class Checkpoints:
         for tried, step in enumerate(steps):
             state, damage = self._try_restore(step, target)
             if state is not None:
-                self._put_aside(steps[:tried])
-                _say(f"going on from the checkpoint at step {step:,}")
+                self._rename_damaged(steps[:tried])
+                _log(f"going on from the checkpoint at step {step:,}")
                 return state
-            _say(f"checkpoint {step:,} is damaged and left aside ({damage})")
+            _log(f"checkpoint {step:,} is damaged and left aside ({damage})", logging.WARNING)
         if steps:
             raise InputError(
                 f"none of {len(steps)} checkpoints in {self._checkpointer.directory} can be read; "
@@ -156,7 +158,7 @@ class Checkpoints:
             return state, ""
         return None, damage or "another process cannot read it"
 
-    def _put_aside(self, steps: Sequence[int]) -> None:
+    def _rename_damaged(self, steps: Sequence[int]) -> None:
         """Renames damaged checkpoints: their steps may be reached, and saved, again."""
         if not steps:
             return
@@ -204,9 +206,9 @@ def _require_shapes(step: int, saved: object, target: TrainState) -> None:
         )
 
 
-def _say(line: str) -> None:
+def _log(message: str, level: int = logging.INFO) -> None:
     if jax.process_index() == 0:
-        print(line, flush=True)
+        logger.log(level, message)
 
 
 def _preservation(

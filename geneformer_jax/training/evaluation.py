@@ -17,11 +17,11 @@ from geneformer_jax.model.runtime import Runtime
 from geneformer_jax.model.sharding import put_batch
 from geneformer_jax.training.objectives import LossSums, masked_gene_sums
 
-MOST_CELLS = 20_000
+MAX_CELLS = 20_000
 _FINEST_WIDTH = 8
 _WIDTHS = (8, 16, 32, 64, 128, 256, 512)
 _WEIGHTS = (30.0, 100.0, 300.0, 1_000.0, 3_000.0, 10_000.0, 30_000.0)
-_TUNING_SHARE = 0.1
+_TUNING_FRACTION = 0.1
 _CHUNK = 1_024
 
 
@@ -30,7 +30,7 @@ class Evaluation(NamedTuple):
 
     Attributes:
       loss: mean cross-entropy of the masked genes, nats.
-      accuracy: share of masked genes ranked first.
+      accuracy: fraction of masked genes ranked first.
       perplexity: exp(loss).
       masked_genes: how many were predicted.
     """
@@ -46,7 +46,7 @@ class BaselineScore(NamedTuple):
 
     Attributes:
       loss: mean cross-entropy, nats.
-      accuracy: share of masked genes ranked first.
+      accuracy: fraction of masked genes ranked first.
     """
 
     loss: float
@@ -142,8 +142,8 @@ def fit_baselines(store: CellStore, cells: np.ndarray, seed: int) -> Baselines:
       cells: numbers of the training cells.
       seed: of the draw.
     """
-    order = np.random.default_rng([seed, 0xBA5E]).permutation(cells)[:MOST_CELLS]
-    tuning = max(1, int(len(order) * _TUNING_SHARE))
+    order = np.random.default_rng([seed, 0xBA5E]).permutation(cells)[:MAX_CELLS]
+    tuning = max(1, int(len(order) * _TUNING_FRACTION))
     tuning_RV = _count(store, order[:tuning])
     counted_RV = _count(store, order[tuning:])
     best = min(

@@ -27,7 +27,7 @@ class Speed(NamedTuple):
 
     Attributes:
       peak: its matrix FLOP/s; 0 takes what its maker states, where that is known.
-      mfu: share of the peak that real tokens will get; where nothing was measured, a guess.
+      mfu: fraction of the peak that real tokens reach; a guess where nothing was measured.
     """
 
     peak: float = 0.0
@@ -77,7 +77,7 @@ def hours_line(flops: float, devices: int, device: jax.Device, precision: str, s
     return (
         f"hours: {hours:,.3g}, if {devices} {device.device_kind} reach {speed.mfu:.0%} of "
         f"{peak / 1e12:,.4g} TFLOP/s each in {precision} (peak "
-        f"{'given' if speed.peak else 'as its maker states'}, share assumed)"
+        f"{'given' if speed.peak else 'as its maker states'}, fraction assumed)"
     )
 
 

@@ -24,7 +24,7 @@ class OptimizerConfig:
       learning_rate: peak.
       schedule: after warmup: linear or half-cosine to 0, or constant.
       warmup_steps: steps of linear warmup from 0.
-      warmup_ratio: warmup as a share of all steps, rounded up; used where warmup_steps is 0.
+      warmup_ratio: warmup as a fraction of all steps, rounded up; used where warmup_steps is 0.
       weight_decay: decoupled; not applied to biases and layer norms.
       b1, b2, eps: of Adam.
       clip_norm: largest global gradient norm; 0 switches clipping off.
@@ -69,7 +69,7 @@ def warmup_steps(config: OptimizerConfig, steps: int) -> int:
 
 
 def rate_fraction(schedule: str, warmup: ArrayLike, steps: ArrayLike, step: ArrayLike) -> jax.Array:
-    """Returns the learning rate after `step` updates as a share of the peak; see `learning_rate`.
+    """Returns the fraction of the peak rate after `step` updates; see `learning_rate`.
 
     All but the schedule's name may be traced: runs of other lengths share a compiled step.
     """

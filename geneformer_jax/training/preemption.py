@@ -1,4 +1,4 @@
-"""Being asked to stop: SIGTERM from a scheduler, or the preemption of a machine."""
+"""Requests to stop: SIGTERM from a scheduler, or the preemption of a machine."""
 
 import signal
 import threading
@@ -23,7 +23,7 @@ class Stopped(SystemExit):
 class StopRequest:
     """A context manager that notes SIGTERM instead of dying of it.
 
-    In a run of several processes JAX itself listens, and tells all of them.
+    In a run of several processes JAX itself listens, and notifies all of them.
     """
 
     def __init__(self):

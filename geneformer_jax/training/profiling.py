@@ -30,10 +30,10 @@ class ProfileConfig:
         require(self.steps >= 0, "profile.steps", self.steps, "0 (off) or more")
 
 
-def refuse_crashing_profiler(config: ProfileConfig) -> None:
+def require_safe_profiler(config: ProfileConfig) -> None:
     """Looks ahead to the first step to trace, where the process may end without a word.
 
-    JAX asks every library it has loaded for what it has to tell. libtpu (0.0.52, with JAX 0.10.2)
+    JAX asks every library it has loaded for its metadata. libtpu (0.0.52, with JAX 0.10.2)
     ends the process where it finds no TPU; JAX loads it wherever it is installed.
 
     Raises:

@@ -133,25 +133,25 @@ class Run:
         return step_flops(self.encoder, lengths, masked) / self.steps_per_epoch
 
     def identity(self) -> dict[str, Any]:
-        """Returns what decides the result, by dotted name: all parts of a run must share it.
+        """Returns the settings that decide the result, by dotted name; a resumed run has the same.
 
         Devices, workers, number formats and the times of saving are not in it: a run may go on with
         others.
         """
-        told = dataclasses.asdict(self.config)
+        decisive = dataclasses.asdict(self.config)
         for name in ("mesh", "runtime", "checkpoint", "profile", "log_every_steps"):
-            del told[name]
-        del told["data"]["workers"], told["evaluation"]["every_steps"]
-        del told["masking"]["on_device"]
+            del decisive[name]
+        del decisive["data"]["workers"], decisive["evaluation"]["every_steps"]
+        del decisive["masking"]["on_device"]
         # The store may be moved between two parts of a run; what is in it may not change.
         content = hashlib.sha256(self.store.vocabulary.hash.encode())
         for shard in self.store.shards:
             content.update(shard.sha256.encode())
-        told["data"]["store"] = content.hexdigest()[:16]
-        return traverse_util.flatten_dict(told, sep=".")
+        decisive["data"]["store"] = content.hexdigest()[:16]
+        return traverse_util.flatten_dict(decisive, sep=".")
 
     def summary(self, speed: Speed = ASSUMED_SPEED) -> list[str]:
-        """Lines that say what the run will do, and cost on devices of this speed."""
+        """Returns lines on what the run will do, and what it costs on devices of this speed."""
         plan = self.batches.plan
         shape = ", ".join(
             f"{cells} x {bucket}"
@@ -196,7 +196,7 @@ def open_store(config: PretrainConfig) -> CellStore:
 def prepare_run(
     config: PretrainConfig, store: CellStore, devices: Sequence[jax.Device] | None = None
 ) -> Run:
-    """Works out mesh, batches, steps and attention; refuses what cannot run.
+    """Determines mesh, batches, steps and attention, and checks that they fit together.
 
     Args:
       config: the whole run.

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -59,7 +59,7 @@ class StepMetrics(NamedTuple):
 
     Attributes:
       loss: mean over the targets, for classes the cross-entropy in nats.
-      accuracy: share of the targets whose class was ranked first.
+      accuracy: fraction of the targets whose class was ranked first.
       targets: masked genes, or labelled cells or genes.
       tokens: real tokens in the batch.
       gradient_norm: global norm before clipping.
@@ -76,6 +76,37 @@ class StepMetrics(NamedTuple):
     parameter_norm: jax.Array
     loss_scale: jax.Array
     skipped_updates: jax.Array
+
+
+class StepRecipe(Protocol):
+    """What a training step needs to know, be it of pretraining or fine-tuning; see `Recipe`.
+
+    Attributes:
+      optimizer: clipping and AdamW.
+      runtime: how to compute.
+      seed: of dropout.
+      micro_batches: parts into which a batch is cut.
+      optimizer_on_host: whether the optimizer's state is in host memory between steps.
+      masking: how a step masks its batch; None where nothing is left to mask.
+    """
+
+    optimizer: optax.GradientTransformation
+    runtime: Runtime
+    seed: int | jax.Array
+    micro_batches: int
+    optimizer_on_host: bool
+    masking: MaskingConfig | None
+
+    def draw(self) -> Params:
+        """Returns initial weights."""
+
+    def size(self, batch: Any) -> Any:
+        """Returns what a whole batch's losses are divided by."""
+
+    def loss(
+        self, params: Params, part: Any, size: Any, key: jax.Array
+    ) -> tuple[jax.Array, LossSums]:
+        """Returns what a part adds to the mean loss of its batch, and its sums."""
 
 
 TrainStep = Callable[[TrainState, Batch], tuple[TrainState, StepMetrics]]
@@ -121,12 +152,12 @@ class Recipe:
     def loss(
         self, params: Params, part: Batch, size: Any, key: jax.Array
     ) -> tuple[jax.Array, LossSums]:
-        """Returns a part's share in the mean loss of its batch, and its sums."""
+        """Returns what a part adds to the mean loss of its batch, and its sums."""
         sums = masked_gene_sums(self.config, params, part, self.runtime, key)
         return sums.loss / size, sums
 
 
-def init_state(recipe: Recipe, params: Params | None = None) -> TrainState:
+def init_state(recipe: StepRecipe, params: Params | None = None) -> TrainState:
     """Returns the state before the first step: weights given or drawn, and a fresh optimizer."""
     params = recipe.draw() if params is None else params
     scaled = recipe.runtime.precision.scaled_loss
@@ -139,7 +170,7 @@ def init_state(recipe: Recipe, params: Params | None = None) -> TrainState:
 
 
 def train_step(
-    state: TrainState, batch: Batch, *, recipe: Recipe
+    state: TrainState, batch: Batch, *, recipe: StepRecipe
 ) -> tuple[TrainState, StepMetrics]:
     """One update; a pure function of state and batch. Dropout depends on (seed, step) alone."""
     if recipe.masking is not None:
@@ -169,15 +200,15 @@ def train_step(
 
 
 def _gradients(
-    state: TrainState, batch: Batch, recipe: Recipe, scale: jax.Array
+    state: TrainState, batch: Batch, recipe: StepRecipe, scale: jax.Array
 ) -> tuple[LossSums, Params]:
     """Returns the batch's sums and the gradients of its mean loss, unscaled again."""
     size = recipe.size(batch)
     dropout_key = jax.random.fold_in(jax.random.key(recipe.seed), state.step)
 
     def loss(params: Params, part: Batch, key: jax.Array) -> tuple[jax.Array, LossSums]:
-        share, sums = recipe.loss(params, part, size, key)
-        return share * scale, sums
+        mean, sums = recipe.loss(params, part, size, key)
+        return mean * scale, sums
 
     differentiate = jax.grad(loss, has_aux=True)
     k = recipe.micro_batches
@@ -220,7 +251,7 @@ def _update(
     )
 
 
-def abstract_state(recipe: Recipe, mesh: Mesh) -> TrainState:
+def abstract_state(recipe: StepRecipe, mesh: Mesh) -> TrainState:
     """Returns shapes, types and shardings of the train state; builds no arrays."""
     shapes = jax.eval_shape(lambda: init_state(recipe))
     placed = shardings(mesh, shapes)
@@ -234,7 +265,7 @@ def abstract_state(recipe: Recipe, mesh: Mesh) -> TrainState:
 
 
 def resize_state(state: TrainState, recipe: Recipe, mesh: Mesh) -> TrainState:
-    """Returns a state with the `vocabulary_rows` of this recipe, placed as `abstract_state` says.
+    """Returns a state with the `vocabulary_rows` of this recipe, placed like `abstract_state`.
 
     Checkpoints hold as many rows as there are tokens, so that every mesh can read them.
     """
@@ -258,7 +289,7 @@ def _on_host(placed: Any, shapes: Any) -> Any:
     )
 
 
-def jit_train_step(recipe: Recipe, mesh: Mesh, constants: Any = None) -> TrainStep:
+def jit_train_step(recipe: StepRecipe, mesh: Mesh, constants: Any = None) -> TrainStep:
     """Compiles `train_step` for a mesh, once per bucket length; reuses the old state's memory.
 
     Args:

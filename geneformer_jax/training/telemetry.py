@@ -1,24 +1,26 @@
-"""What a run says while it runs: metrics.jsonl, one JSON object a line, and TensorBoard's files."""
+"""Metrics of a run: metrics.jsonl, one JSON object a line, and TensorBoard's event files."""
 
 import contextlib
 import json
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 import numpy as np
-from tensorboardX.event_file_writer import EventsWriter
-from tensorboardX.proto.event_pb2 import Event, SessionLog
-from tensorboardX.proto.summary_pb2 import Summary
+from jax.sharding import Mesh
+from tensorboardX import SummaryWriter
 
-from geneformer_jax.batches.loader import Batch
+from geneformer_jax.batches.labelled import LabelledBatches
+from geneformer_jax.batches.loader import Batch, MaskedBatches
+from geneformer_jax.batches.plan import DataConfig
+from geneformer_jax.cells.store.cell_store import EncodedCells
 from geneformer_jax.common.errors import InputError
 from geneformer_jax.common.files import atomic_write
+from geneformer_jax.model.runtime import RuntimeConfig
 from geneformer_jax.training.flops import peak_flops
-from geneformer_jax.training.optimizer import learning_rate
-from geneformer_jax.training.run import Run
+from geneformer_jax.training.optimizer import OptimizerConfig, learning_rate
 from geneformer_jax.training.state import StepMetrics, TrainState
 
 METRICS = "metrics.jsonl"
@@ -27,6 +29,38 @@ NOT_FINITE = "not_finite.json"
 _HELD_OUT = "held_out_"
 # Steps that the devices are given ahead of those whose end is waited for.
 _IN_FLIGHT = 3
+
+
+class TrainingConfig(Protocol):
+    """What every configuration of a training run has."""
+
+    data: DataConfig
+    optimizer: OptimizerConfig
+    runtime: RuntimeConfig
+    log_every_steps: int
+
+
+class TrainingRun(Protocol):
+    """What the loop of steps and its metrics need of a run, be it pretraining or fine-tuning.
+
+    Attributes:
+      config: how the run is trained.
+      store: all cells.
+      mesh: devices.
+      batches: of all steps.
+      steps: optimizer steps in all.
+      steps_per_epoch: steps in one pass over the training cells.
+    """
+
+    config: TrainingConfig
+    store: EncodedCells
+    mesh: Mesh
+    batches: MaskedBatches | LabelledBatches
+    steps: int
+    steps_per_epoch: int
+
+    def flops(self, cells: np.ndarray) -> float:
+        """Returns the floating point operations of a training step on these cells."""
 
 
 class MetricsLog:
@@ -43,22 +77,21 @@ class MetricsLog:
         if not self._writes:
             return
         rows = [row for row in read_metrics(workdir) if row["step"] <= first_step]
-        with atomic_write(self._path) as aside:
-            aside.write_text("".join(json.dumps(row) + "\n" for row in rows))
-        folder = workdir / TENSORBOARD
-        folder.mkdir(exist_ok=True)
-        self._events = EventsWriter(str(folder / "events"), f".from-step-{first_step}")
-        # TensorBoard then hides what files of an interrupted run tell of later steps.
-        start = SessionLog(status=SessionLog.START)
-        begun = Event(wall_time=time.time(), step=first_step + 1, session_log=start)
-        self._events.write_event(begun)
+        with atomic_write(self._path) as partial:
+            partial.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        # TensorBoard hides the steps from `purge_step` on in files of an interrupted run.
+        self._writer = SummaryWriter(
+            str(workdir / TENSORBOARD),
+            purge_step=first_step + 1,
+            filename_suffix=f".from-step-{first_step}",
+        )
 
     def __enter__(self) -> "MetricsLog":
         return self
 
     def __exit__(self, *_: object) -> None:
         if self._writes:
-            self._events.close()
+            self._writer.close()
 
     def write(self, row: dict[str, Any]) -> None:
         """Appends one line; `row` holds at least `step`."""
@@ -66,14 +99,10 @@ class MetricsLog:
             return
         with self._path.open("a") as file:
             file.write(json.dumps(row) + "\n")
-        values = [
-            Summary.Value(tag=_tag(name), simple_value=value)
-            for name, value in row.items()
-            if name != "step" and value is not None
-        ]
-        summary = Summary(value=values)
-        self._events.write_event(Event(wall_time=time.time(), step=row["step"], summary=summary))
-        self._events.flush()
+        for name, value in row.items():
+            if name != "step" and value is not None:
+                self._writer.add_scalar(_tag(name), value, row["step"])
+        self._writer.flush()
 
 
 def _tag(name: str) -> str:
@@ -100,7 +129,7 @@ def read_metrics(workdir: Path) -> list[dict[str, Any]]:
 class Window:
     """The steps since the last line of metrics."""
 
-    def __init__(self, run: Run, step: int, workdir: Path):
+    def __init__(self, run: TrainingRun, step: int, workdir: Path):
         """Begins after `step`; `workdir` gets the cells of a batch whose loss is not finite."""
         self._run, self._step, self._workdir = run, step, workdir
         self._schedule = learning_rate(run.config.optimizer, run.steps)
@@ -151,7 +180,7 @@ class Window:
         steps = StepMetrics(*np.asarray(jax.device_get(self._metrics), np.float64).T)
         bad = np.flatnonzero(~np.isfinite(steps.loss))
         if len(bad):
-            self._refuse(self._step + 1 + int(bad[0]), step)
+            self._stop_at(self._step + 1 + int(bad[0]), step)
         seconds = max(time.monotonic() - self._started, 1e-9)
         targets, tokens = steps.targets, steps.tokens.sum()
         skipped = int(steps.skipped_updates[-1])
@@ -181,7 +210,7 @@ class Window:
         return row
 
     def _utilisation(self, seconds: float) -> dict[str, float]:
-        """Share of the devices' peak that was used, and memory at its fullest, where known."""
+        """Returns the fraction of the devices' peak in use, and peak memory, where known."""
         devices = self._run.mesh.devices.flatten()
         known = {}
         if peak := peak_flops(devices[0], self._run.config.runtime.precision):
@@ -190,15 +219,15 @@ class Window:
             known["device_memory_gib"] = memory["peak_bytes_in_use"] / 2**30
         return known
 
-    def _refuse(self, bad: int, step: int) -> None:
+    def _stop_at(self, bad: int, step: int) -> None:
         """Ends the run at a loss that is not finite, having listed the cells of its batch."""
         cells = self._run.batches.plan.step(bad - 1).cells
         ids = [str(name) for name in self._run.store.obs.index[cells[cells >= 0]]]
         path = self._workdir / NOT_FINITE
         if jax.process_index() == 0:
-            told = {"step": bad, "steps_looked_at": [self._step + 1, step], "cells": ids}
-            with atomic_write(path) as aside:
-                aside.write_text(json.dumps(told, indent=2) + "\n")
+            content = {"step": bad, "steps_looked_at": [self._step + 1, step], "cells": ids}
+            with atomic_write(path) as partial:
+                partial.write_text(json.dumps(content, indent=2) + "\n")
         raise InputError(
             f"the loss of step {bad:,} (in steps {self._step + 1:,} to {step:,}) is not finite; "
             f"its batch holds cells {', '.join(ids[:5])}, ... (all in {path}); lower "

@@ -10,7 +10,7 @@ import pytest
 from geneformer_jax.training.config import pretrain_config, typed_config
 from geneformer_jax.training.dry_run import hardware
 from geneformer_jax.training.dry_run.report import abstract_batch, describe_dry_run
-from geneformer_jax.training.dry_run.synthetic_corpus import stated_corpus
+from geneformer_jax.training.dry_run.synthetic_corpus import synthetic_corpus
 from geneformer_jax.training.flops import Speed, peak_flops
 from geneformer_jax.training.run import prepare_run
 from geneformer_jax.training.state import init_state
@@ -145,7 +145,7 @@ def test_a_compiler_that_is_not_installed_is_told_with_its_extra(
     assert f'pip install "geneformer_jax[{extra}]"' in error
 
 
-def test_a_stated_corpus_takes_a_stores_place():
+def test_a_synthetic_corpus_takes_a_stores_place():
     config = pretrain_config("v1_10m")
     config.data.cells_per_batch = 144
     config.mesh.data = 4
@@ -156,7 +156,7 @@ def test_a_stated_corpus_takes_a_stores_place():
     assert "144 x 2048; padding" in text
     # Three epochs of 6,937.5 batches.
     assert "steps: 20,814 (6,938 an epoch)" in text
-    corpus = stated_corpus("10x64", 152)
+    corpus = synthetic_corpus("10x64", 152)
     assert corpus.vocabulary.size == 152
     np.testing.assert_array_equal(corpus.lengths, np.full(10, 64))
 

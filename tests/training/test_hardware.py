@@ -16,13 +16,13 @@ import pytest
 from geneformer_jax.common.errors import InputError
 from geneformer_jax.model.config import EncoderConfig
 from geneformer_jax.model.sharding import MeshConfig, make_mesh
+from geneformer_jax.training.api import pretrain
 from geneformer_jax.training.config import pretrain_config, typed_config
 from geneformer_jax.training.dry_run import hardware
 from geneformer_jax.training.dry_run.program import collectives_in, memory_of
 from geneformer_jax.training.dry_run.report import abstract_batch, describe_dry_run
-from geneformer_jax.training.dry_run.synthetic_corpus import stated_corpus
+from geneformer_jax.training.dry_run.synthetic_corpus import synthetic_corpus
 from geneformer_jax.training.flops import bytes_per_device
-from geneformer_jax.training.loop import pretrain
 from geneformer_jax.training.run import prepare_run
 from tests.helpers.commands import assert_one_line, run_door
 from tests.helpers.configs import load
@@ -56,8 +56,8 @@ def small_run(target: str, **changes):
     config.data.cells_per_batch = 32
     config.evaluation.held_out_cells = 32
     config.update_from_flattened_dict(changes)
-    devices = hardware.find_target(target).devices
-    return prepare_run(typed_config(config), stated_corpus("3200x128", 512), devices)
+    devices = hardware.find_hardware(target).devices
+    return prepare_run(typed_config(config), synthetic_corpus("3200x128", 512), devices)
 
 
 def compile_step(run):
@@ -107,12 +107,12 @@ def test_what_does_not_fit_is_refused_with_numbers_and_remedies(libtpu, monkeypa
 @pytest.mark.aot_tpu
 def test_a_slice_that_is_not_sold_is_refused(libtpu):
     with pytest.raises(InputError, match="tpu:v5e:3x3 is no slice that exists"):
-        hardware.find_target("tpu:v5e:3x3")
+        hardware.find_hardware("tpu:v5e:3x3")
 
 
 @pytest.mark.aot_tpu
 def test_what_crashes_the_profiler_is_refused(libtpu, toy_store, tmp_path):
-    hardware.find_target("tpu:v5e:2x2")
+    hardware.find_hardware("tpu:v5e:2x2")
     with pytest.raises(InputError, match=r"profile\.steps=2: .* JAX_PLATFORMS=cpu"):
         pretrain(pretraining_config(toy_store, **{"profile.steps": 2}), tmp_path / "run")
     assert not (tmp_path / "run").exists()
@@ -127,7 +127,7 @@ def test_slices_have_the_devices_jax_finds_on_them(libtpu):
         "tpu:v6e:4x4": ("TPU v6 lite", 16, 4),
     }
     for target, (kind, count, hosts) in sizes.items():
-        devices = hardware.find_target(target).devices
+        devices = hardware.find_hardware(target).devices
         assert (devices[0].device_kind, len(devices)) == (kind, count)
         assert len({device.process_index for device in devices}) == hosts
 
@@ -198,7 +198,7 @@ def test_what_does_not_fit_a_gpu_is_refused_too(cuda_plugin):
 @pytest.mark.parametrize("target", ["tpu:v6e:4x4", "tpu:v4:2x2x4", "tpu:v5p:2x2x4"])
 def test_meshes_of_other_sizes_than_the_slice_are_laid_out(libtpu, target):
     """A slice of 4 x 4 chips has no axis of 8: JAX's own make_mesh gives up on most of them."""
-    devices = hardware.find_target(target).devices
+    devices = hardware.find_hardware(target).devices
     mesh = make_mesh(MeshConfig(data=2, fsdp=8), devices)
     assert mesh.devices.shape == (2, 8, 1)
     assert set(mesh.devices.flat) == set(devices)

@@ -16,9 +16,9 @@ import pytest
 
 from geneformer_jax.common.errors import InputError
 from geneformer_jax.model.pretrained import CHECKPOINTS, describe_model, load_model
+from geneformer_jax.training.api import pretrain
 from geneformer_jax.training.checkpoint import DAMAGED, CheckpointConfig, Checkpoints
 from geneformer_jax.training.config import PretrainConfig
-from geneformer_jax.training.loop import pretrain
 from geneformer_jax.training.run import Run, prepare_run
 from geneformer_jax.training.state import INITIAL_SCALE
 from geneformer_jax.training.telemetry import read_metrics
@@ -96,11 +96,12 @@ def assert_same_losses(workdir: Path, expected: Path) -> None:
     ],
 )
 def test_a_run_goes_on_with_the_same_losses_on_another_mesh(
-    undisturbed, toy_store, tmp_path, capsys, before, after
+    undisturbed, toy_store, tmp_path, caplog, before, after
 ):
+    caplog.set_level("INFO", logger="geneformer_jax")
     workdir = copy_up_to(undisturbed(before), 4, tmp_path / "run")
     result = pretrain(config_on(toy_store, after), workdir)
-    assert "going on from the checkpoint at step 4" in capsys.readouterr().out
+    assert "going on from the checkpoint at step 4" in caplog.text
     assert_same_losses(workdir, undisturbed(before))
     moment = result.state.optimizer[1][0].mu["blocks"]["up"]["kernel"]
     axes = MESHES[after].get("mesh.fsdp", 1), MESHES[after].get("mesh.tensor", 1)
@@ -246,7 +247,7 @@ def one_device_run(toy_store):
 @pytest.mark.parametrize("damage", [empty, halve, Path.unlink])
 @pytest.mark.parametrize("where", ["params/manifest.ocdbt", "optimizer/**/d/*", "params/_METADATA"])
 def test_damage_is_named_put_aside_and_stepped_over(
-    undisturbed, one_device_run, tmp_path, capsys, damage, where
+    undisturbed, one_device_run, tmp_path, caplog, damage, where
 ):
     workdir = tmp_path / "run"
     shutil.copytree(undisturbed("one device"), workdir)
@@ -256,7 +257,7 @@ def test_damage_is_named_put_aside_and_stepped_over(
         damage(path)
     state, names = restore(workdir, one_device_run)
     assert int(state.step) == 4
-    assert "checkpoint 8 is damaged and left aside" in capsys.readouterr().out
+    assert "checkpoint 8 is damaged" in caplog.text
     assert names == {"4", f"{DAMAGED}8"}
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from geneformer_jax.common.errors import InputError
 from geneformer_jax.model.pretrained import CHECKPOINTS, load_model
-from geneformer_jax.training.loop import pretrain
+from geneformer_jax.training.api import pretrain
 from geneformer_jax.training.run import prepare_run
 from geneformer_jax.training.telemetry import read_metrics
 from tests.helpers.pretrain_runs import config_of

@@ -10,8 +10,8 @@ from geneformer_jax.cells.store.builder import CountsOptions, StoreBuild
 from geneformer_jax.cells.tokenization.tokenizer import TokenizerOptions
 from geneformer_jax.interop.original_dictionaries import read_original_vocabulary
 from geneformer_jax.model.config import EncoderConfig
+from geneformer_jax.training.api import pretrain
 from geneformer_jax.training.config import pretrain_config, typed_config
-from geneformer_jax.training.loop import pretrain
 from geneformer_jax.training.telemetry import read_metrics
 
 # Dropout as in all precisions; none of attention, as fused kernels have none.

@@ -10,8 +10,8 @@ import pytest
 
 from geneformer_jax.common.errors import InputError
 from geneformer_jax.model.pretrained import CHECKPOINTS, find_checkpoint, load_model
+from geneformer_jax.training.api import pretrain
 from geneformer_jax.training.config import pretrain_config, typed_config
-from geneformer_jax.training.loop import pretrain
 from geneformer_jax.training.telemetry import read_metrics
 from tests.helpers.pretrain_runs import (
     CONFIG,
@@ -101,8 +101,9 @@ def test_sigterm_saves_the_state_and_ends_with_its_status(toy_store, tmp_path):
 
 
 def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(
-    finished, toy_store, tmp_path, capsys
+    finished, toy_store, tmp_path, caplog
 ):
+    caplog.set_level("INFO", logger="geneformer_jax")
     workdir, _ = finished
     copy = tmp_path / "run"
     shutil.copytree(workdir, copy)
@@ -110,17 +111,18 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(
         if path.is_file():
             path.write_bytes(b"")
     pretrain(config_of(toy_store), copy)
-    output = capsys.readouterr().out
+    output = caplog.text
     assert "checkpoint 12 is damaged" in output
     assert "going on from the checkpoint at step 9" in output
     assert_identical(parameters(copy), parameters(workdir))
 
 
-def test_running_a_finished_run_again_changes_nothing(finished, toy_store, capsys):
+def test_running_a_finished_run_again_changes_nothing(finished, toy_store, caplog):
+    caplog.set_level("INFO", logger="geneformer_jax")
     workdir, result = finished
     before = parameters(workdir)
     again = pretrain(config_of(toy_store), workdir)
-    assert "going on from the checkpoint at step 12" in capsys.readouterr().out
+    assert "going on from the checkpoint at step 12" in caplog.text
     assert again.held_out == result.held_out
     assert_identical(before, parameters(workdir))
 

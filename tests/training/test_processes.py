@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from geneformer_jax.model.pretrained import load_model
-from geneformer_jax.training.loop import pretrain
+from geneformer_jax.training.api import pretrain
 from geneformer_jax.training.telemetry import read_metrics
 from tests.helpers.pretrain_runs import CONFIG, config_of
 from tests.helpers.xla import QUICK_COMPILING

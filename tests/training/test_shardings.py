@@ -22,7 +22,7 @@ from geneformer_jax.model.config import EncoderConfig
 from geneformer_jax.training.config import pretrain_config, typed_config
 from geneformer_jax.training.dry_run.program import Collectives, collectives_in, memory_of
 from geneformer_jax.training.dry_run.report import abstract_batch
-from geneformer_jax.training.dry_run.synthetic_corpus import stated_corpus
+from geneformer_jax.training.dry_run.synthetic_corpus import synthetic_corpus
 from geneformer_jax.training.flops import bytes_per_device
 from geneformer_jax.training.run import prepare_run
 
@@ -39,7 +39,7 @@ def run_on(mesh: tuple[int, int, int], model: str | EncoderConfig, cells: int = 
     config.evaluation.held_out_cells = 0
     config.update_from_flattened_dict(changes)
     positions, vocabulary = config.model.positions, config.model.vocabulary_size
-    return prepare_run(typed_config(config), stated_corpus(f"1024x{positions}", vocabulary))
+    return prepare_run(typed_config(config), synthetic_corpus(f"1024x{positions}", vocabulary))
 
 
 def state_of(model: str, mesh: tuple[int, int, int]):

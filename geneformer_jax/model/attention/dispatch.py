@@ -1,7 +1,7 @@
 """Bidirectional attention over padded or packed cells, in interchangeable implementations.
 
-One law for all of them: a position takes weight only from positions of its own cell, and the output
-at a pad position is exactly zero, so that nothing a pad computes reaches a value or a gradient. The
+One rule for all: a position takes weight only from positions of its own cell, and the output at a
+pad position is exactly zero, so that nothing a pad computes reaches a value or a gradient. The
 original masks keys only and lets pad queries attend; what they yield is never used, so real
 positions agree with it.
 """
@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from geneformer_jax.common.errors import InputError, did_you_mean
 from geneformer_jax.model.attention.by_head import attend_by_head
@@ -46,7 +47,7 @@ def choose_attention(
     requested: str,
     *,
     platform: str,
-    compute_dtype,
+    compute_dtype: DTypeLike,
     head_size: int,
     dropout_rate: float,
     packed: bool,
@@ -84,7 +85,7 @@ def choose_attention(
     )
     if requested == "auto":
         return _choose_automatically(situation, positions, inference)
-    _refuse(requested, _obstacle(requested, situation))
+    _require_none(requested, _obstacle(requested, situation))
     return AttentionChoice(requested, "asked for")
 
 
@@ -143,7 +144,7 @@ def _dropout_obstacle(rate: float) -> str | None:
     return f"needs attention dropout 0, not {rate}" if rate else None
 
 
-def _refuse(implementation: str, obstacle: str | None):
+def _require_none(implementation: str, obstacle: str | None) -> None:
     if obstacle:
         raise InputError(
             f'attention "{implementation}" {obstacle}: change that, or use attention "auto"'
@@ -159,16 +160,16 @@ def compute_capability_of(device: jax.Device) -> float | None:
 
 
 def attend(
-    q_BTNH,
-    k_BTNH,
-    v_BTNH,
-    lengths_B,
+    q_BTNH: jax.Array,
+    k_BTNH: jax.Array,
+    v_BTNH: jax.Array,
+    lengths_B: jax.Array | None,
     *,
     implementation: str,
     dropout_rate: float = 0.0,
-    dropout_key=None,
-    segments_BT=None,
-):
+    dropout_key: jax.Array | None = None,
+    segments_BT: jax.Array | None = None,
+) -> jax.Array:
     """Returns softmax(q k^T / sqrt(H)) v within each cell, [B, T, N, H] in the dtype of `q_BTNH`.
 
     Scores and softmax are float32 whatever the compute dtype. A row may be all pads.
@@ -201,17 +202,17 @@ def attend(
         case "by_head":
             out_BTNH = attend_by_head(*qkv, segments_BT, dropout_rate, dropout_key)
         case "cudnn":
-            _refuse(implementation, _dropout_obstacle(dropout_rate))
+            _require_none(implementation, _dropout_obstacle(dropout_rate))
             out_BTNH = _attend_cudnn(*qkv, lengths_B)
         case "splash":
-            _refuse(implementation, _dropout_obstacle(dropout_rate))
+            _require_none(implementation, _dropout_obstacle(dropout_rate))
             out_BTNH = attend_splash(*qkv, segments_BT)
         case _:
             raise InputError(_unknown(implementation, IMPLEMENTATIONS))
     return jnp.where((segments_BT > 0)[:, :, None, None], out_BTNH, 0)
 
 
-def attention_weights(q_BTNH, k_BTNH, lengths_B):
+def attention_weights(q_BTNH: jax.Array, k_BTNH: jax.Array, lengths_B: jax.Array) -> jax.Array:
     """Returns the softmax weights, float32 [B, N, T, T] (query, key), for attention analysis.
 
     The row of a real query sums to 1 over the real keys; rows of pads are zero.
@@ -221,15 +222,17 @@ def attention_weights(q_BTNH, k_BTNH, lengths_B):
     return jnp.where((segments_BT > 0)[:, None, :, None], weights_BNTT, 0)
 
 
-def _segments(lengths_B, positions: int):
+def _segments(lengths_B: jax.Array, positions: int) -> jax.Array:
     """Returns 1 where a token stands and 0 at pads, int32 [B, T]."""
     return (jnp.arange(positions) < lengths_B[:, None]).astype(jnp.int32)
 
 
-def _attend_cudnn(q_BTNH, k_BTNH, v_BTNH, lengths_B):
-    """Returns cuDNN's fused attention, told the lengths: a mask would become a [B, T, T] bias."""
+def _attend_cudnn(
+    q_BTNH: jax.Array, k_BTNH: jax.Array, v_BTNH: jax.Array, lengths_B: jax.Array | None
+) -> jax.Array:
+    """Returns cuDNN's fused attention, given the lengths: a mask would become a [B, T, T] bias."""
     if lengths_B is None:
-        _refuse("cudnn", _UNPACKED)
+        _require_none("cudnn", _UNPACKED)
     # No kernel is trusted with a softmax over no keys at all: an empty row attends its first pad.
     lengths_B = jnp.maximum(lengths_B, 1)
     return jax.nn.dot_product_attention(

@@ -29,18 +29,18 @@ def attend_plain(q_BTNH, k_BSNH, v_BSNH, q_segments_BT, k_segments_BS, rate, key
 
     With a `rate` above 0, drops weights by `key`, see `_are_kept`.
     """
-    words = dropout_words(key, q_BTNH, k_BSNH) if rate else ()
-    return _attend(rate, q_BTNH, k_BSNH, v_BSNH, q_segments_BT, k_segments_BS, words)
+    bits = dropout_bits(key, q_BTNH, k_BSNH) if rate else ()
+    return _attend(rate, q_BTNH, k_BSNH, v_BSNH, q_segments_BT, k_segments_BS, bits)
 
 
-def dropout_words(key, q_BTNH, k_BSNH):
+def dropout_bits(key, q_BTNH, k_BSNH):
     """Returns a random uint32 word of each query [B, T, N] and of each key [B, S, N]."""
     of_queries, of_keys = jax.random.split(key)
     return jax.random.bits(of_queries, q_BTNH.shape[:3]), jax.random.bits(of_keys, k_BSNH.shape[:3])
 
 
-def attend_matrix(rate, q_TH, k_SH, v_SH, q_segments_T, k_segments_S, words):
-    """Returns what one head's queries attend, float32 [T, H]; `words` are () where none is dropped.
+def attend_matrix(rate, q_TH, k_SH, v_SH, q_segments_T, k_segments_S, bits):
+    """Returns what one head's queries attend, float32 [T, H]; `bits` are () where none is dropped.
 
     Everything is a plain matrix; whoever has batches and heads maps this over them.
     """
@@ -50,7 +50,7 @@ def attend_matrix(rate, q_TH, k_SH, v_SH, q_segments_T, k_segments_S, words):
     weights_TS = jnp.exp(scores_TS - highest_T1)
     sums_T1 = weights_TS.sum(axis=-1, keepdims=True)
     if rate:
-        of_queries_T, of_keys_S = words
+        of_queries_T, of_keys_S = bits
         kept_TS = _are_kept(of_queries_T[:, None] + of_keys_S, rate)
         weights_TS, sums_T1 = jnp.where(kept_TS, weights_TS, 0), sums_T1 * (1 - rate)
     # Divided by the sums at last: the output has fewer elements than the weights.
@@ -58,20 +58,20 @@ def attend_matrix(rate, q_TH, k_SH, v_SH, q_segments_T, k_segments_S, words):
 
 
 def _are_kept(sums, rate):
-    """Returns which weights dropout keeps, given the sums of their query's and key's words.
+    """Returns which weights dropout keeps, given the sums of their query's and key's bits.
 
     A generator's word for each weight took half of a training step at 2,048 tokens on a CPU. So
-    the words of query and key are added and the sum is mixed, by the finaliser of MurmurHash3.
+    the bits of query and key are added and the sum is mixed, by the finaliser of MurmurHash3.
     """
     sums = (sums ^ (sums >> 16)) * jnp.uint32(0x85EBCA6B)
     sums = (sums ^ (sums >> 13)) * jnp.uint32(0xC2B2AE35)
     return (sums ^ (sums >> 16)) >= jnp.uint32(round(rate * 2**32))
 
 
-def _attend(rate, q_BTNH, k_BSNH, v_BSNH, q_segments_BT, k_segments_BS, words):
+def _attend(rate, q_BTNH, k_BSNH, v_BSNH, q_segments_BT, k_segments_BS, bits):
     of_heads = jax.vmap(partial(attend_matrix, rate), (1, 1, 1, None, None, 1), 1)
     segments = q_segments_BT, k_segments_BS
-    return jax.vmap(of_heads)(q_BTNH, k_BSNH, v_BSNH, *segments, words).astype(q_BTNH.dtype)
+    return jax.vmap(of_heads)(q_BTNH, k_BSNH, v_BSNH, *segments, bits).astype(q_BTNH.dtype)
 
 
 def attend_chunked(q_BTNH, k_BTNH, v_BTNH, segments_BT, rate, key):
@@ -80,10 +80,10 @@ def attend_chunked(q_BTNH, k_BTNH, v_BTNH, segments_BT, rate, key):
     Scans over chunks of queries, each of which sees all keys, so that an ordinary softmax serves
     and only [B, N, chunk, T] scores exist at a time.
     """
-    q_words, k_words = dropout_words(key, q_BTNH, k_BTNH) if rate else (None, None)
+    q_bits, k_bits = dropout_bits(key, q_BTNH, k_BTNH) if rate else (None, None)
     queries = split_positions(q_BTNH), split_positions(segments_BT)
-    words = None if q_words is None else split_positions(q_words), k_words
-    out_ABTNH = _scan_chunks(rate, *queries, k_BTNH, v_BTNH, segments_BT, words)
+    bits = None if q_bits is None else split_positions(q_bits), k_bits
+    out_ABTNH = _scan_chunks(rate, *queries, k_BTNH, v_BTNH, segments_BT, bits)
     out_BTNH = jnp.moveaxis(out_ABTNH, 0, 1).reshape(len(q_BTNH), -1, *q_BTNH.shape[2:])
     return out_BTNH[:, : q_BTNH.shape[1]]
 
@@ -102,15 +102,15 @@ def split_positions(x_BT, chunk=CHUNK):
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _scan_chunks(rate, q_ABTNH, q_segments_ABT, k_BSNH, v_BSNH, segments_BS, words):
-    q_words_ABTN, k_words_BSN = words
+def _scan_chunks(rate, q_ABTNH, q_segments_ABT, k_BSNH, v_BSNH, segments_BS, bits):
+    q_bits_ABTN, k_bits_BSN = bits
 
     def step(_, chunk):
-        q_BTNH, q_segments_BT, q_words_BTN = chunk
-        masks = q_segments_BT, segments_BS, (q_words_BTN, k_words_BSN)
+        q_BTNH, q_segments_BT, q_bits_BTN = chunk
+        masks = q_segments_BT, segments_BS, (q_bits_BTN, k_bits_BSN)
         return None, _attend(rate, q_BTNH, k_BSNH, v_BSNH, *masks)
 
-    return jax.lax.scan(step, None, (q_ABTNH, q_segments_ABT, q_words_ABTN))[1]
+    return jax.lax.scan(step, None, (q_ABTNH, q_segments_ABT, q_bits_ABTN))[1]
 
 
 def _scan_chunks_forward(rate, *operands):
@@ -119,20 +119,20 @@ def _scan_chunks_forward(rate, *operands):
 
 def _scan_chunks_backward(rate, operands, d_out_ABTNH):
     """Recomputes each chunk's weights; sums the gradients of keys and values in float32."""
-    q_ABTNH, q_segments_ABT, k_BSNH, v_BSNH, segments_BS, (q_words_ABTN, k_words_BSN) = operands
+    q_ABTNH, q_segments_ABT, k_BSNH, v_BSNH, segments_BS, (q_bits_ABTN, k_bits_BSN) = operands
 
     def step(sums, chunk):
-        q_BTNH, q_segments_BT, q_words_BTN, d_out_BTNH = chunk
+        q_BTNH, q_segments_BT, q_bits_BTN, d_out_BTNH = chunk
 
         def attend(q_BTNH, k_BSNH, v_BSNH):
-            masks = q_segments_BT, segments_BS, (q_words_BTN, k_words_BSN)
+            masks = q_segments_BT, segments_BS, (q_bits_BTN, k_bits_BSN)
             return _attend(rate, q_BTNH, k_BSNH, v_BSNH, *masks)
 
         d_q_BTNH, *d_keys_values = jax.vjp(attend, q_BTNH, k_BSNH, v_BSNH)[1](d_out_BTNH)
         return jax.tree.map(jnp.add, sums, tuple(d_keys_values)), d_q_BTNH
 
     sums = (jnp.zeros(k_BSNH.shape, jnp.float32),) * 2
-    chunks = q_ABTNH, q_segments_ABT, q_words_ABTN, d_out_ABTNH
+    chunks = q_ABTNH, q_segments_ABT, q_bits_ABTN, d_out_ABTNH
     (d_k_BSNH, d_v_BSNH), d_q_ABTNH = jax.lax.scan(step, sums, chunks)
     gradients = d_q_ABTNH, None, d_k_BSNH.astype(k_BSNH.dtype), d_v_BSNH.astype(v_BSNH.dtype)
     return *gradients, None, None

@@ -58,7 +58,7 @@ _ANY_GPU = {
 _CUDNN = "{ major: 9 minor: 10 patch: 2 }"
 _CUDA_PLUGINS = ("jax_plugins.xla_cuda12", "jax_plugins.xla_cuda13")
 # Of a GPU's memory, what JAX takes unless XLA_PYTHON_CLIENT_MEM_FRACTION says otherwise.
-_GPU_SHARE = 0.75
+_GPU_MEMORY_FRACTION = 0.75
 _EXAMPLES = "tpu:v5e:4x4 (chips) or cuda:h100:1x2x8 (slices x hosts x GPUs of a host)"
 
 
@@ -80,7 +80,7 @@ class Hardware(NamedTuple):
     why_usable: str
 
 
-def find_target(name: str) -> Hardware:
+def find_hardware(name: str) -> Hardware:
     """Returns the hardware that a name such as "tpu:v5e:16x16" or "cuda:v100:1x3x4" stands for.
 
     Args:
@@ -102,9 +102,11 @@ def find_target(name: str) -> Hardware:
         _require_chip(name, chip, tuple(_GPUS))
         _require_sizes(name, topology, 3)
         memory = _GPUS[chip]["device_memory_size"]
-        share = float(os.environ.get("XLA_PYTHON_CLIENT_MEM_FRACTION", _GPU_SHARE))
-        why = f" (XLA_PYTHON_CLIENT_MEM_FRACTION is {share})"
-        return Hardware(name, _gpu_devices(name, chip, topology), memory, int(share * memory), why)
+        fraction = float(os.environ.get("XLA_PYTHON_CLIENT_MEM_FRACTION", _GPU_MEMORY_FRACTION))
+        why = f" (XLA_PYTHON_CLIENT_MEM_FRACTION is {fraction})"
+        return Hardware(
+            name, _gpu_devices(name, chip, topology), memory, int(fraction * memory), why
+        )
     raise InputError(f'--target={name}: "{platform}" is neither tpu nor cuda; try {_EXAMPLES}')
 
 

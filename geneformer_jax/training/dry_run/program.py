@@ -64,13 +64,13 @@ class _Instruction(NamedTuple):
 
 
 def memory_of(program: jax.stages.Compiled) -> Memory:
-    """Returns the memory that a compiled program takes on each device, as its compiler says."""
-    told = program.memory_analysis()
+    """Returns the memory that a compiled program takes on each device."""
+    analysis = program.memory_analysis()
     return Memory(
-        arguments=told.argument_size_in_bytes,
-        temporaries=told.temp_size_in_bytes,
-        peak=told.peak_memory_in_bytes,
-        host=told.host_argument_size_in_bytes + told.host_temp_size_in_bytes,
+        arguments=analysis.argument_size_in_bytes,
+        temporaries=analysis.temp_size_in_bytes,
+        peak=analysis.peak_memory_in_bytes,
+        host=analysis.host_argument_size_in_bytes + analysis.host_temp_size_in_bytes,
     )
 
 
@@ -130,7 +130,7 @@ def _calls(
 
 
 def _rounds(loop: _Instruction, computations: dict[str, list[_Instruction]]) -> int:
-    """How often a loop goes round: as the compiler says, or as its condition compares with."""
+    """How often a loop goes round: the known trip count, or what its condition compares with."""
     if known := _TRIPS.search(loop.rest):
         return int(known[1])
     condition = _CONDITION.search(loop.rest)

@@ -1,4 +1,4 @@
-"""What a pretraining run would do and cost, told without running it."""
+"""What a pretraining run would do and cost, without running it."""
 
 import re
 import time
@@ -14,9 +14,9 @@ from geneformer_jax.batches.masking import Packing, masked_capacity
 from geneformer_jax.common.errors import InputError
 from geneformer_jax.model.sharding import BATCH
 from geneformer_jax.training.config import PretrainConfig
-from geneformer_jax.training.dry_run.hardware import Hardware, find_target
+from geneformer_jax.training.dry_run.hardware import Hardware, find_hardware
 from geneformer_jax.training.dry_run.program import Collectives, Memory, collectives_in, memory_of
-from geneformer_jax.training.dry_run.synthetic_corpus import stated_corpus
+from geneformer_jax.training.dry_run.synthetic_corpus import synthetic_corpus
 from geneformer_jax.training.flops import ASSUMED_SPEED, Speed
 from geneformer_jax.training.run import Run, open_store, prepare_run
 
@@ -65,7 +65,7 @@ def describe_dry_run(
     Args:
       config: the whole run.
       target: hardware to compile the training step for, such as "cuda:v100:1x3x4" (see
-        training.targets); empty to compile nothing and take the devices that are there.
+        dry_run.hardware); empty to compile nothing and take the devices that are there.
       corpus: "CELLSxTOKENS" in place of a store.
       speed: of one device.
 
@@ -73,10 +73,10 @@ def describe_dry_run(
       InputError: the configuration cannot run, or its step does not fit the target's memory.
     """
     if corpus:
-        store = stated_corpus(corpus, config.model.get("vocabulary_size", 0))
+        store = synthetic_corpus(corpus, config.model.get("vocabulary_size", 0))
     else:
         store = open_store(config)
-    hardware = find_target(target) if target else None
+    hardware = find_hardware(target) if target else None
     run = prepare_run(config, store, hardware and hardware.devices)
     yield from run.summary(speed)
     if hardware:
@@ -93,7 +93,7 @@ def compile_steps(run: Run, target: Hardware) -> Iterator[CompiledStep]:
       target: the hardware.
 
     Raises:
-      InputError: a step does not fit the devices' memory; says what would help.
+      InputError: a step does not fit the devices' memory; with remedies.
     """
     for cells, bucket in _most_demanding(run):
         started = time.monotonic()
@@ -114,7 +114,7 @@ def _most_demanding(run: Run) -> list[tuple[int, int]]:
 
 
 def _offload_note(run: Run) -> Iterator[str]:
-    """Says so where the compiler for devices that are not there knows no host memory (CUDA's)."""
+    """Yields a note where the compiler for absent devices knows no host memory (CUDA's)."""
     kinds = {leaf.sharding.memory_kind for leaf in jax.tree.leaves(run.abstract_state.optimizer)}
     if run.config.runtime.optimizer_on_host and "pinned_host" not in kinds:
         yield (

@@ -1,4 +1,4 @@
-"""Cells that are only stated, so that the cost of a run can be told before they are tokenised."""
+"""A corpus of stated size without cells, to estimate a run before anything is tokenised."""
 
 import dataclasses
 import re
@@ -11,7 +11,7 @@ from geneformer_jax.common.errors import InputError
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class StatedCorpus:
+class SyntheticCorpus:
     """Takes a cell store's place in a dry run: so many cells of one length, none of them there.
 
     Attributes:
@@ -28,7 +28,7 @@ class StatedCorpus:
         return len(self.lengths)
 
 
-def stated_corpus(stated: str, vocabulary_size: int) -> StatedCorpus:
+def synthetic_corpus(stated: str, vocabulary_size: int) -> SyntheticCorpus:
     """Returns the corpus that "CELLSxTOKENS" states, e.g. "27400000x2048".
 
     Raises:
@@ -49,4 +49,4 @@ def stated_corpus(stated: str, vocabulary_size: int) -> StatedCorpus:
     ids = np.array([f"gene{number:05d}" for number in range(genes)])
     vocabulary = GeneVocabulary(ids, np.full(genes, ""), np.ones(genes), special)
     cells, tokens = map(int, found.groups())
-    return StatedCorpus(np.full(cells, tokens, np.int32), vocabulary)
+    return SyntheticCorpus(np.full(cells, tokens, np.int32), vocabulary)
