@@ -7,7 +7,7 @@ import scipy.sparse as sp
 CHUNK = 512
 
 
-def encode(counts, totals, tokens, medians, most):
+def encode(counts, totals, tokens, medians, max_genes):
     """Tokens of each cell: scaled in chunks of cells, each cell's non-zero values sorted.
 
     Args:
@@ -15,7 +15,7 @@ def encode(counts, totals, tokens, medians, most):
       totals: [cells].
       tokens: [genes].
       medians: [genes].
-      most: most genes of a cell.
+      max_genes: of a cell.
     """
     rows = []
     for start in range(0, counts.shape[0], CHUNK):
@@ -24,11 +24,11 @@ def encode(counts, totals, tokens, medians, most):
         part = part.multiply(1 / medians[None]).tocsr()
         for cell in range(part.shape[0]):
             row = part[cell]
-            rows.append(tokens[row.indices[np.argsort(-row.data)]][:most])
+            rows.append(tokens[row.indices[np.argsort(-row.data)]][:max_genes])
     return rows
 
 
-def tokenize_file(path, vocabulary, most, output):
+def tokenize_file(path, vocabulary, max_length, output):
     """The whole way: a file read into memory, a list of cells, a Hugging Face dataset on disk.
 
     Genes are looked up one by one; the chosen columns are cut out chunk by chunk, as the original
@@ -53,7 +53,7 @@ def tokenize_file(path, vocabulary, most, output):
             cells.append(tokens[row.indices[np.argsort(-row.data)]].tolist())
 
     def cut(example):
-        kept = example["input_ids"][: most - vocabulary.special_per_cell]
+        kept = example["input_ids"][: max_length - vocabulary.special_per_cell]
         if vocabulary.cls_id is not None:
             kept = [vocabulary.cls_id, *kept, vocabulary.eos_id]
         return {"input_ids": kept, "length": len(kept)}

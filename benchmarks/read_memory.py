@@ -3,12 +3,12 @@
     python benchmarks/read_memory.py [--megabytes=300,1500] [--limit=700] [--folder=DIR]
         [--cells=20000,200000,1000000]
 
-Each file is generated, read (or tokenised: way "door") by a process of its own, and deleted. Files
-of --megabytes have cells of 2,000 genes. Those of --cells (case many-door) have cells of 20 genes,
-ids of 36 letters and two columns to carry along: what is kept for each cell shows there. One that
+Each file is generated, read (or tokenised: way "command") by a process of its own, and deleted.
+Files of --megabytes have cells of 2,000 genes. Those of --cells (case many-command) have cells of
+20 genes, ids of 36 letters and two obs columns: what is kept for each cell shows there. One that
 reads may take no more than --limit MB of address space on top of what its imports took; the
-ArrayRecord library waits for ever where address space ends, so that of the door only the peak is
-told. `peak_mb` is the growth of the largest resident set meanwhile. `seconds` is our time,
+ArrayRecord library waits for ever where address space ends, so that of the command only the peak is
+reported. `peak_mb` is the growth of the largest resident set meanwhile. `seconds` is our time,
 `plain_seconds` is the file's arrays read with h5py alone in the same slices, in the same process,
 afterwards.
 """
@@ -36,12 +36,12 @@ MEGABYTES = flags.DEFINE_list("megabytes", ["300", "1500"], "sizes of the files"
 LIMIT = flags.DEFINE_integer("limit", 700, "MB of address space that reading may add")
 CELLS = flags.DEFINE_list("cells", ["20000", "200000", "1000000"], "cells of the files of many")
 CASES = flags.DEFINE_list(
-    "cases", ["csr-read", "csc-read", "csr-door", "many-door"], "layout and way"
+    "cases", ["csr-read", "csc-read", "csr-command", "many-command"], "layout and way"
 )
 FOLDER = flags.DEFINE_string("folder", tempfile.gettempdir(), "where files are generated")
 GENES, GENES_PER_CELL = 20_000, 2_000
 FEW_GENES, FEW_GENES_PER_CELL = 200, 20
-CARRIED = ["donor", "age"]
+OBS = ["donor", "age"]
 BYTES_PER_ENTRY = 8
 SLICE = 1 << 23
 
@@ -88,7 +88,7 @@ def generate(path: Path, layout: str, size: int) -> None:
 
 
 def resident_mb(which: str) -> float:
-    """VmRSS (now) or VmHWM (most so far); ru_maxrss would count what the parent took."""
+    """VmRSS (now) or VmHWM (largest so far); ru_maxrss would count what the parent took."""
     for line in Path("/proc/self/status").read_text().splitlines():
         name, _, value = line.partition(":")
         if name == which:
@@ -109,7 +109,7 @@ def tokenize(path: Path) -> dict[str, float]:
     ids = np.array([f"ENSG{n:011d}" for n in range(GENES)])
     vocabulary = GeneVocabulary(ids, np.full(GENES, ""), np.ones(GENES))
     build = StoreBuild(
-        path.with_name("store"), vocabulary, TokenizerOptions(2048), CountsOptions(), CARRIED
+        path.with_name("store"), vocabulary, TokenizerOptions(2048), CountsOptions(), OBS
     )
     build.survey([path])
     build.write()
@@ -125,7 +125,7 @@ def within(limit_mb: int, way: str, path: Path, answer: multiprocessing.Queue) -
     Path("/proc/self/clear_refs").write_text("5")
     before, began = resident_mb("VmRSS"), time.perf_counter()
     result = {
-        **(tokenize if way == "door" else read)(path),
+        **(tokenize if way == "command" else read)(path),
         "peak_mb": round(resident_mb("VmHWM") - before),
         "seconds": round(time.perf_counter() - began, 2),
     }

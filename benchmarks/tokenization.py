@@ -10,10 +10,11 @@ Five groups of cases:
   encode  the encoding alone, against the original's way (per cell: normalise, nonzero, argsort,
           map; 512 cells at a time), for cells of several sizes; tokens are compared
   store   records written and read per second
-  real    the whole door on real cells (--real, with obs column n_counts), with the original's
+  real    the whole command on real cells (--real, with obs column n_counts), with the original's
           vocabularies, against the original's whole way; each in a process of its own
-  door    reading, encoding and writing a whole file, against merely reading the same file's arrays
-          with h5py; each in a process of its own, with its peak memory, on all cores and on one
+  command reading, encoding and writing a whole file, against merely reading the same file's
+          arrays with h5py; each in a process of its own, with its peak memory, on all cores and
+          on one
   workers two files split among one or two processes (--shard), then joined
 Times are medians over interleaved repeats: wall clock, and CPU seconds of all threads.
 """
@@ -51,7 +52,9 @@ from geneformer_jax.interop.original_dictionaries import read_original_vocabular
 CELLS = flags.DEFINE_integer("cells", 200_000, "cells of the large generated file")
 REPEATS = flags.DEFINE_integer("repeats", 5, "measurements of each case", lower_bound=1)
 FOLDER = flags.DEFINE_string("folder", "", "where files are written; a temporary folder if empty")
-GROUPS = flags.DEFINE_list("groups", ["encode", "store", "real", "door", "workers"], "what to time")
+GROUPS = flags.DEFINE_list(
+    "groups", ["encode", "store", "real", "command", "workers"], "what to time"
+)
 REAL = flags.DEFINE_string("real", "", "an .h5ad file of real cells with obs column n_counts")
 DICTIONARIES = flags.DEFINE_list("dictionaries", [], "folders of the original's dictionaries")
 GENES = 20_000
@@ -156,7 +159,7 @@ def tokenize_files(paths, vocabulary_folder, output, shard=(0, 1), join=True):
 
 
 def peak_mib():
-    """Of this process alone; `getrusage` would tell that of the process that started it."""
+    """Of this process alone; `getrusage` would give that of the process that started it."""
     status = Path("/proc/self/status").read_text()
     line = next(line for line in status.splitlines() if line.startswith("VmHWM"))
     return int(line.split()[1]) / 1024
@@ -173,8 +176,8 @@ def run_once(way, cores, vocabulary, output, *paths):
             read_arrays(paths[0])
         elif way == "original":
             known = GeneVocabulary.load(vocabulary)
-            most = default_max_length(known)
-            original_tokenizer.tokenize_file(paths[0], known, most, output)
+            max_length = default_max_length(known)
+            original_tokenizer.tokenize_file(paths[0], known, max_length, output)
         elif way.startswith("shard"):
             tokenize_files(paths, vocabulary, output, (int(way[-1]), 2), join=False)
         else:
@@ -193,10 +196,10 @@ def start(way, cores, vocabulary, output, *paths):
 
 
 def result_of(process):
-    said = process.communicate()[0]
+    output = process.communicate()[0]
     if process.returncode:
         raise RuntimeError(f"{process.args} ended with {process.returncode}")
-    return json.loads(said.splitlines()[-1])
+    return json.loads(output.splitlines()[-1])
 
 
 def interleaved(ways, folder, vocabulary, path):
@@ -230,7 +233,7 @@ def real_cases(folder, _):
         vocabulary = folder / Path(dictionaries).name
         read_original_vocabulary(Path(dictionaries)).save(vocabulary)
         write_warmup(folder, GeneVocabulary.load(vocabulary).gene_ids[:GENES])
-        ways = [("original", 2), ("door", 2), ("door", 1), ("read", 1)]
+        ways = [("original", 2), ("command", 2), ("command", 1), ("read", 1)]
         medians = interleaved(ways, folder, vocabulary, REAL.value)
         for (way, cores), result in medians.items():
             yield {
@@ -253,7 +256,7 @@ def write_warmup(folder, gene_ids):
     adata.write_h5ad(folder / "warmup.h5ad")
 
 
-def door_cases(folder, vocabulary):
+def command_cases(folder, vocabulary):
     vocabulary.save(folder / "vocabulary")
     write_warmup(folder, vocabulary.gene_ids)
     sizes = [(3000, 500), (3000, 2000), (3000, 5000), (300, 20_000), (CELLS.value, 500)]
@@ -261,12 +264,12 @@ def door_cases(folder, vocabulary):
         for compression in (None, "gzip"):
             path = folder / "counts.h5ad"
             write_file(path, cells, genes, compression)
-            ways = [("read", 1), ("door", 1), ("door", 2)]
+            ways = [("read", 1), ("command", 1), ("command", 2)]
             medians = interleaved(ways, folder, folder / "vocabulary", path)
             reading = medians["read", 1]
             for (way, cores), result in medians.items():
                 yield {
-                    "case": "door",
+                    "case": "command",
                     "cells": cells,
                     "genes_per_cell": genes,
                     "compression": compression,
@@ -291,7 +294,7 @@ def worker_cases(folder, vocabulary):
         write_file(path, cells, 500, "gzip", name=f"file{n}-cell")
     for workers in (1, 2):
         walls, peaks = [], []
-        ways = ["door"] if workers == 1 else ["shard0", "shard1"]
+        ways = ["command"] if workers == 1 else ["shard0", "shard1"]
         for repeat in range(REPEATS.value):
             output = folder / f"workers-{workers}-{repeat}"
             processes = [start(way, 1, known, output, *paths) for way in ways]
@@ -349,7 +352,7 @@ def main(_):
             "encode": lambda: encode_cases(vocabulary),
             "store": lambda: store_cases(Path(folder), vocabulary),
             "real": lambda: real_cases(Path(folder), vocabulary),
-            "door": lambda: door_cases(Path(folder), vocabulary),
+            "command": lambda: command_cases(Path(folder), vocabulary),
             "workers": lambda: worker_cases(Path(folder), vocabulary),
         }
         for name in GROUPS.value:

@@ -1,4 +1,4 @@
-"""Real cells in, a pretrained model and a picture out: runs the doors one after another.
+"""Real cells in, a pretrained model and a picture out: runs the commands one after another.
 
 Without --counts it uses the 700 blood cells that scanpy's own package carries; no network is
 needed. Every command is printed before it runs, so that you can run it yourself. Interrupted or
@@ -31,10 +31,10 @@ CONFIG = "configs/quickstart.py"
 _DECIMALS = 3
 _ROUNDING = 0.5 * 10.0**-_DECIMALS
 _FLOAT32_ROOM = 1e-6
-_MOST_LABELS = 50
+_MAX_LABELS = 50
 # In the few minutes of this run a model cannot learn genes that it hardly ever meets.
-_RARE_SHARE = 0.03
-# The highest ranked genes say most, and attention over longer cells is slow on a laptop.
+_RARE_FRACTION = 0.03
+# The highest ranked genes matter most, and attention over longer cells is slow on a laptop.
 _MAX_LENGTH = 512
 
 _COUNTS = flags.DEFINE_string("counts", "", "Raw-count h5ad file; empty for the demonstration.")
@@ -110,7 +110,7 @@ def choose_label(obs: pd.DataFrame) -> str:
     for name in obs.columns:
         column = obs[name]
         is_number = pd.api.types.is_numeric_dtype(column)
-        if not is_number and 2 <= column.nunique() <= _MOST_LABELS:
+        if not is_number and 2 <= column.nunique() <= _MAX_LABELS:
             return str(name)
     return ""
 
@@ -153,8 +153,8 @@ def claim(folder: Path, counts: Path) -> None:
         aside.write_text(json.dumps(source) + "\n")
 
 
-def run_door(name: str, **options: object) -> None:
-    """Prints and runs `python -m geneformer_jax.<name>`; ends this program if the door fails."""
+def run_command(name: str, **options: object) -> None:
+    """Prints and runs `python -m geneformer_jax.<name>`; ends this program if it fails."""
     command = [f"--{option}={value}" for option, value in options.items()]
     shown = " ".join(map(shlex.quote, command)).replace(" --", " \\\n    --")
     print(f"\n$ python -m geneformer_jax.{name} \\\n    {shown}", flush=True)
@@ -168,22 +168,22 @@ def main() -> None:
     counts, folder, label = prepare()
     vocabulary, store, model = folder / "vocabulary", folder / "cells", folder / "model"
     embeddings = folder / "embeddings.h5ad"
-    # A vocabulary folder appears whole; the other doors find out themselves what is left to do.
+    # A vocabulary folder appears whole; the other commands find out themselves what is left to do.
     if not vocabulary.exists():
-        seldom = math.ceil(_RARE_SHARE * open_counts(counts).n_cells)
-        run_door("build_vocabulary", counts=counts, output=vocabulary, min_cells=seldom)
-    carried = {"obs": label} if label else {}
-    run_door(
+        seldom = math.ceil(_RARE_FRACTION * open_counts(counts).n_cells)
+        run_command("build_vocabulary", counts=counts, output=vocabulary, min_cells=seldom)
+    columns = {"obs": label} if label else {}
+    run_command(
         "tokenize",
         counts=counts,
         vocabulary=vocabulary,
         output=store,
         max_length=_MAX_LENGTH,
-        **carried,
+        **columns,
     )
-    run_door("pretrain", **{"config": CONFIG, "config.data.store": store, "workdir": model})
+    run_command("pretrain", **{"config": CONFIG, "config.data.store": store, "workdir": model})
     coloured = {"color": label} if label else {}
-    run_door(
+    run_command(
         "embed",
         checkpoint=model,
         cells=store,

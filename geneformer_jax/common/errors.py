@@ -7,8 +7,8 @@ from collections.abc import Iterable
 class InputError(ValueError):
     """Bad input from the user.
 
-    The message is one line that names the value, the rule it breaks and the remedy. Doors print it
-    and exit with status 1; in a notebook it is an ordinary ValueError.
+    The message is one line that names the value, the rule it breaks and the remedy. Commands print
+    it and exit with status 1; in a notebook it is an ordinary ValueError.
     """
 
 

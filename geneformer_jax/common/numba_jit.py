@@ -1,4 +1,4 @@
-"""Kernels compiled by numba, and kept compiled between runs where a folder for that is there."""
+"""Kernels compiled by numba and cached between runs, where a folder for that is writable."""
 
 from collections.abc import Callable
 
@@ -6,7 +6,7 @@ import numba
 
 
 def compiled(function: Callable) -> Callable:
-    """Compiles a kernel that holds no lock; kept on disk where a place for that is writable."""
+    """Compiles a kernel that holds no lock; cached on disk where a folder is writable."""
     try:
         return numba.njit(nogil=True, cache=True)(function)
     except RuntimeError:  # no writable folder for the compiled code

@@ -52,7 +52,7 @@ class Report:
         self._parts.append(("paragraph", text))
 
     def figure(self, figure: Figure, caption: str) -> None:
-        """Embeds a figure as a PNG; `caption` stands below it and is its description."""
+        """Embeds a figure as a PNG; `caption` is shown below it and is its alternative text."""
         file = io.BytesIO()
         figure.savefig(file, format="png", dpi=_DOTS_PER_INCH, bbox_inches="tight")
         content = base64.b64encode(file.getvalue()).decode()
@@ -64,7 +64,7 @@ class Report:
 
         Args:
           table: numbers are right-aligned, missing values are empty. Only the first 1,000 rows are
-            shown, and the caption says so.
+            shown, which the caption mentions.
           caption: what the table shows.
           whole_in: name of a file that holds all rows.
         """

@@ -59,7 +59,7 @@ def build(folder, sources, shard_bytes=store_writer.SHARD_BYTES):
     begin_store(folder, OPTIONS, KINDS)
     for key, (rows, obs) in sources.items():
         write_cells(folder, key, rows, obs, shard_bytes)
-    join_sources(folder, store_order(folder, list(sources)), VOCABULARY, {"door": "test"})
+    join_sources(folder, store_order(folder, list(sources)), VOCABULARY, {"command": "test"})
     return CellStore.open(folder)
 
 
@@ -235,7 +235,7 @@ def test_joining_can_be_stopped_anywhere(tmp_path, monkeypatch, sources, complet
         with monkeypatch.context() as patch:
             stop_at(patch, stops)
             try:
-                join_sources(folder, keys, VOCABULARY, {"door": "test"})
+                join_sources(folder, keys, VOCABULARY, {"command": "test"})
                 finished = True
             except StoppedError:
                 stops += 1
@@ -243,7 +243,7 @@ def test_joining_can_be_stopped_anywhere(tmp_path, monkeypatch, sources, complet
             half = CellStore.open(folder)
             assert len(half) == len(half.obs) == len(half.lengths)
             assert len(list(half.verify())) == len(half.shards)
-        join_sources(folder, store_order(folder, keys), VOCABULARY, {"door": "test"})
+        join_sources(folder, store_order(folder, keys), VOCABULARY, {"command": "test"})
         store = CellStore.open(folder)
         assert len(store) == len(store.obs) == len(store.lengths) == 103 + earlier
         assert len(list(store.verify())) == len(store.shards)
@@ -255,7 +255,7 @@ def test_joining_can_be_stopped_anywhere(tmp_path, monkeypatch, sources, complet
 
 
 class FullDisk:
-    """An ArrayRecord writer on a full disk; says what the real one says there."""
+    """An ArrayRecord writer on a full disk, with the message of the real one."""
 
     def __init__(self, when):
         self._when, self._calls = when, 0

@@ -1,4 +1,4 @@
-"""What a list of files, folders and globs stands for."""
+"""How a list of files, folders and globs is expanded."""
 
 import os
 from pathlib import Path

@@ -96,10 +96,10 @@ def test_each_rule_drops_its_own_and_a_cell_counts_once():
 def test_three_standard_deviations_are_those_of_the_cells():
     totals = np.array([0.0] * 99 + [1.0])
     center, spread = totals.mean(), totals.std()
-    for most in (1.0, 9.9, 10.0):
-        rules = QualityRules(**{**OFF, "total_sd": most})
+    for largest in (1.0, 9.9, 10.0):
+        rules = QualityRules(**{**OFF, "total_sd": largest})
         verdict = judge(rules, pd.DataFrame(index=range(100)), measures_of(totals, None, [9] * 100))
-        expected = [abs(total - center) <= most * spread for total in totals]
+        expected = [abs(total - center) <= largest * spread for total in totals]
         assert verdict.keep.tolist() == expected
 
 

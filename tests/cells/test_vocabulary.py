@@ -160,8 +160,8 @@ def test_more_tokens_than_16_bits_hold_are_refused():
     ids = np.array([f"G{n:06d}" for n in range(65_536)])
     with pytest.raises(InputError, match="16 bits"):
         GeneVocabulary(ids, ids, np.ones(len(ids)))
-    most = GeneVocabulary(ids[:-2], ids[:-2], np.ones(len(ids) - 2))
-    assert most.tokens_of([ids[-3]]).tolist() == [65_535]
+    full = GeneVocabulary(ids[:-2], ids[:-2], np.ones(len(ids) - 2))
+    assert full.tokens_of([ids[-3]]).tolist() == [65_535]
 
 
 @pytest.mark.parametrize("token", [-1, 5])

@@ -1,4 +1,4 @@
-"""What the command line says of files that cannot be used: one line, exit 1, and nothing lost."""
+"""Files that cannot be used end in one line and exit status 1, and nothing is lost."""
 
 import json
 import resource
@@ -25,14 +25,14 @@ def folder(tmp_path, files, vocabulary, monkeypatch):
 
 @pytest.fixture
 def tokenize(folder, monkeypatch, capsys):
-    """Runs the door on all files in counts/; gives what it prints, or its one error line."""
+    """Runs the command on all files in counts/; returns its output, or its one error line."""
 
     def run(*options, fails=False, output="store"):
         arguments = ["--counts=counts", "--vocabulary=vocabulary", f"--output={output}", *options]
-        status, said, error = run_door("tokenize", arguments, monkeypatch, capsys)
+        status, output, error = run_door("tokenize", arguments, monkeypatch, capsys)
         assert status == (1 if fails else 0), error
         if not fails:
-            return said
+            return output
         complaints = [line for line in error.splitlines() if "tokenizing" not in line]
         assert len(complaints) == 1 and complaints[0].startswith("error: "), error
         return complaints[0]
@@ -64,12 +64,12 @@ def test_an_unreadable_file_among_many(folder, tokenize, bad):
     assert "counts/ab.h5ad" in tokenize(fails=True)
     with pytest.raises(InputError):
         CellStore.open("store")
-    said = tokenize("--skip_bad_files")
-    assert "84 of 87 cells" in said and "1 of 4 files SKIPPED" in said
-    assert "SKIPPED counts/ab.h5ad: " in said
+    output = tokenize("--skip_bad_files")
+    assert "84 of 87 cells" in output and "1 of 4 files SKIPPED" in output
+    assert "SKIPPED counts/ab.h5ad: " in output
     same_stores(CellStore.open("store"), CellStore.open("whole"))
-    story = json.loads((folder / "store" / "provenance.json").read_text())
-    assert list(story["counts"]["skipped_files"]) == ["counts/ab.h5ad"]
+    provenance = json.loads((folder / "store" / "provenance.json").read_text())
+    assert list(provenance["counts"]["skipped_files"]) == ["counts/ab.h5ad"]
     # Mended, the file joins the others.
     cells(7, "f").write_h5ad(folder / "counts" / "ab.h5ad")
     assert "140 of 144 cells" in tokenize()
@@ -78,10 +78,10 @@ def test_an_unreadable_file_among_many(folder, tokenize, bad):
 def test_no_id_matches(folder, tokenize, vocabulary):
     ids = [f"probe{n}" for n in range(83)]
     write(with_ids(cells(7, "f"), ids), folder / "counts" / "ab.h5ad")
-    said = tokenize(fails=True)
-    assert "ab.h5ad: 0 of 83 gene ids are in the vocabulary of 83 genes" in said
-    assert "such as probe0, probe1, probe2," in said
-    assert f"such as {', '.join(vocabulary.gene_ids[:3])};" in said
+    output = tokenize(fails=True)
+    assert "ab.h5ad: 0 of 83 gene ids are in the vocabulary of 83 genes" in output
+    assert "such as probe0, probe1, probe2," in output
+    assert f"such as {', '.join(vocabulary.gene_ids[:3])};" in output
     assert not (folder / "store").exists()
     assert "84 of 87 cells" in tokenize("--skip_bad_files")
 
@@ -89,8 +89,8 @@ def test_no_id_matches(folder, tokenize, vocabulary):
 def test_mixed_species(folder, tokenize, vocabulary):
     mixed = [*vocabulary.gene_ids[:60], *(f"ENSMUSG{n:011d}" for n in range(23))]
     write(with_ids(cells(7, "f"), mixed), folder / "counts" / "ab.h5ad")
-    said = tokenize(fails=True)
-    assert "ab.h5ad mixes the genes of several species (60 human, 23 mouse)" in said
+    output = tokenize(fails=True)
+    assert "ab.h5ad mixes the genes of several species (60 human, 23 mouse)" in output
     assert not (folder / "store").exists()
 
 
@@ -98,9 +98,9 @@ def test_a_cell_id_in_two_files(folder, tokenize):
     adata = cells(7, "f")
     adata.obs_names = ["b3", *adata.obs_names[1:]]
     adata.write_h5ad(folder / "counts" / "d.h5ad")
-    said = tokenize(fails=True)
-    assert 'cell id "b3" is in counts/b.h5ad and in counts/d.h5ad' in said
-    assert "--prefix_cell_ids" in said
+    output = tokenize(fails=True)
+    assert 'cell id "b3" is in counts/b.h5ad and in counts/d.h5ad' in output
+    assert "--prefix_cell_ids" in output
     assert not (folder / "store").exists()
     tokenize("--prefix_cell_ids")
     assert {"b|b3", "d|b3"} <= set(CellStore.open("store").cell_ids)
@@ -116,7 +116,7 @@ def whole(tokenize):
 def test_a_disk_that_is_full_at_any_file(folder, tokenize, whole):
     """No file may grow beyond a limit that lies just below the size of one of the store's files.
 
-    Whatever file fails first, the door says so in a line, no store is there, and with room again
+    Whatever file fails first, the command ends in a line, no store is there, and with room again
     the same command gives the same store.
     """
     sizes = {path.stat().st_size for path in whole.folder.rglob("*") if path.is_file()}
@@ -125,10 +125,10 @@ def test_a_disk_that_is_full_at_any_file(folder, tokenize, whole):
         shutil.rmtree("store", ignore_errors=True)
         resource.setrlimit(resource.RLIMIT_FSIZE, (size - 1, hard))
         try:
-            said = tokenize("--obs=donor", fails=True)
+            output = tokenize("--obs=donor", fails=True)
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-        assert "too large" in said and "run the same command again" in said
+        assert "too large" in output and "run the same command again" in output
         with pytest.raises(InputError):
             CellStore.open("store")
         tokenize("--obs=donor")
@@ -151,8 +151,8 @@ def test_a_disk_without_space(folder, tokenize, whole, monkeypatch):
 
     with monkeypatch.context() as patch:
         patch.setattr(writer, "ArrayRecordWriter", FullDisk)
-        said = tokenize("--obs=donor", fails=True)
-    assert "no space left" in said and "run the same command again" in said
+        output = tokenize("--obs=donor", fails=True)
+    assert "no space left" in output and "run the same command again" in output
     with pytest.raises(InputError, match="not complete"):
         CellStore.open("store")
     (first,) = (folder / "store").glob("sources/a-*/source.json")

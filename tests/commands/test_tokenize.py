@@ -1,4 +1,4 @@
-"""The doors build_vocabulary and tokenize, many files and many processes."""
+"""The commands build_vocabulary and tokenize, many files and many processes."""
 
 import json
 import os
@@ -27,8 +27,8 @@ PROJECT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture
-def door(tmp_path, monkeypatch, capsys):
-    """Runs a door in a folder of the test; gives what it prints, or its one line of complaint."""
+def command(tmp_path, monkeypatch, capsys):
+    """Runs a command in a folder of the test; returns its output, or its one error line."""
     monkeypatch.chdir(tmp_path)
 
     def run(name, *arguments, fails=False):
@@ -44,14 +44,14 @@ def door(tmp_path, monkeypatch, capsys):
     return run
 
 
-# The doors themselves
+# The commands themselves
 
 
-def test_from_counts_to_a_store_that_tfds_reads(files, tmp_path, door):
+def test_from_counts_to_a_store_that_tfds_reads(files, tmp_path, command):
     counts = str(files[0].parent)
-    door("build_vocabulary", f"--counts={counts}", "--output=vocabulary")
+    command("build_vocabulary", f"--counts={counts}", "--output=vocabulary")
     arguments = (f"--counts={counts}", "--vocabulary=vocabulary", "--output=store")
-    first = door("tokenize", *arguments, "--obs=cell_type,filter_pass")
+    first = command("tokenize", *arguments, "--obs=cell_type,filter_pass")
     assert "left out, no gene of the vocabulary: 3" in first
     assert "84 of 87 cells" in first
     store = CellStore.open(tmp_path / "store")
@@ -66,21 +66,22 @@ def test_from_counts_to_a_store_that_tfds_reads(files, tmp_path, door):
         assert example["tokens"].tolist() == tokens.tolist() == wanted
     kept = [name for name, tokens in expected.items() if tokens]
     assert store.cell_ids.tolist() == kept
-    story = json.loads((store.folder / "provenance.json").read_text())
-    assert story["counts"]["dropped"] == {NO_GENE: 3}
-    assert [source["matched_gene_ids"] for source in story["counts"]["sources"]] == [83, 83, 83]
+    provenance = json.loads((store.folder / "provenance.json").read_text())
+    assert provenance["counts"]["dropped"] == {NO_GENE: 3}
+    sources = provenance["counts"]["sources"]
+    assert [source["matched_gene_ids"] for source in sources] == [83, 83, 83]
     found = [anndata.read_h5ad(path).X for path in files]
     genes = np.concatenate([np.asarray((counts > 0).sum(1)).ravel() for counts in found])
     assert store.n_genes.tolist() == genes[genes > 0].tolist()
-    assert "84 cells are as written" in door("tokenize", "--output=store", "--verify")
+    assert "84 cells are as written" in command("tokenize", "--output=store", "--verify")
     reported = (*arguments, "--obs=cell_type,filter_pass", "--report=report")
-    assert "is complete" in door("tokenize", *reported)
+    assert "is complete" in command("tokenize", *reported)
     assert "Cells by cell_type" in (tmp_path / "report" / "report.html").read_text()
-    assert "nothing is overwritten" in door("tokenize", *reported, fails=True)
+    assert "nothing is overwritten" in command("tokenize", *reported, fails=True)
 
 
-def test_a_report_with_the_first_run(files, tmp_path, door, vocabulary, monkeypatch):
-    """Asked for when the store is complete; what it says is tested with the report."""
+def test_a_report_with_the_first_run(files, tmp_path, command, vocabulary, monkeypatch):
+    """Asked for when the store is complete; its content is tested with the report."""
     vocabulary.save(tmp_path / "vocabulary")
     asked = []
 
@@ -89,12 +90,12 @@ def test_a_report_with_the_first_run(files, tmp_path, door, vocabulary, monkeypa
 
     monkeypatch.setattr("geneformer_jax.reporting.corpus_report.write_corpus_report", report)
     arguments = ("--counts=counts/b.h5ad", "--vocabulary=vocabulary", "--output=store")
-    said = door("tokenize", *arguments, "--obs=donor", "--report=report")
-    assert "report: report on the store" in said
+    output = command("tokenize", *arguments, "--obs=donor", "--report=report")
+    assert "report: report on the store" in output
     assert asked == [(28, "report", ["donor"])]
 
 
-def test_cells_are_chosen_by_columns(files, tmp_path, door, vocabulary):
+def test_cells_are_chosen_by_columns(files, tmp_path, command, vocabulary):
     vocabulary.save(tmp_path / "vocabulary")
     arguments = ("--counts=counts/c.h5ad", "--vocabulary=vocabulary", "--output=store")
     chosen = ("--filter_column=filter_pass", "--exclude=cell_type=B", "--exclude=donor=d2")
@@ -102,8 +103,8 @@ def test_cells_are_chosen_by_columns(files, tmp_path, door, vocabulary):
     keep = (adata.obs["filter_pass"] == 1) & (adata.obs["cell_type"] != "B")
     keep &= adata.obs["donor"].astype(str) != "d2"
     keep &= np.asarray(adata.X.sum(1)).ravel() > 0
-    said = door("tokenize", *arguments, *chosen)
-    assert f"{keep.sum()} of 38 cells" in said
+    output = command("tokenize", *arguments, *chosen)
+    assert f"{keep.sum()} of 38 cells" in output
     assert 0 < keep.sum() < 30
     assert CellStore.open("store").cell_ids.tolist() == adata.obs_names[keep].tolist()
     dropped = json.loads(Path("store/provenance.json").read_text())["counts"]["dropped"]
@@ -111,7 +112,7 @@ def test_cells_are_chosen_by_columns(files, tmp_path, door, vocabulary):
     assert min(list(dropped.values())[:3]) > 0
 
 
-def test_a_total_of_zero(files, tmp_path, door, vocabulary):
+def test_a_total_of_zero(files, tmp_path, command, vocabulary):
     """Goes with a cell without counts, which is left out and counted; else it is refused."""
     vocabulary.save(tmp_path / "vocabulary")
     arguments = ("--vocabulary=vocabulary", "--output=store")
@@ -120,27 +121,27 @@ def test_a_total_of_zero(files, tmp_path, door, vocabulary):
     assert adata.obs["n_counts"].iloc[empty] == 0
     adata.obs.loc[adata.obs_names[empty - 1], "n_counts"] = 0
     adata.write_h5ad(tmp_path / "zero.h5ad")
-    said = door("tokenize", "--counts=zero.h5ad", *arguments, fails=True)
-    assert f'cell "{adata.obs_names[empty - 1]}" has n_counts 0, less than' in said
-    said = door("tokenize", "--counts=counts/a.h5ad", *arguments)
-    assert "left out, no gene of the vocabulary: 1" in said
+    output = command("tokenize", "--counts=zero.h5ad", *arguments, fails=True)
+    assert f'cell "{adata.obs_names[empty - 1]}" has n_counts 0, less than' in output
+    output = command("tokenize", "--counts=counts/a.h5ad", *arguments)
+    assert "left out, no gene of the vocabulary: 1" in output
 
 
-def test_a_vocabulary_measured_in_shards_is_the_same(files, tmp_path, door):
+def test_a_vocabulary_measured_in_shards_is_the_same(files, tmp_path, command):
     arguments = ("--counts=counts", "--quality=paper")
-    whole = door("build_vocabulary", *arguments, "--output=whole")
+    whole = command("build_vocabulary", *arguments, "--output=whole")
     shared = (*arguments, "--output=shared")
-    said = door("build_vocabulary", *shared, "--finish", fails=True)
-    assert "holds no shard" in said
-    door("build_vocabulary", *shared, "--shard=1/2")
-    said = door("build_vocabulary", *shared, "--finish", fails=True)
-    assert "1 of 2 shards are not measured yet; run --shard=0/2" in said
-    door("build_vocabulary", "--counts=counts", "--output=shared", "--shard=0/2")
-    said = door("build_vocabulary", *shared, "--finish", fails=True)
-    assert "0-of-2.npz was measured on other files or with other options" in said
+    output = command("build_vocabulary", *shared, "--finish", fails=True)
+    assert "holds no shard" in output
+    command("build_vocabulary", *shared, "--shard=1/2")
+    output = command("build_vocabulary", *shared, "--finish", fails=True)
+    assert "1 of 2 shards are not measured yet; run --shard=0/2" in output
+    command("build_vocabulary", "--counts=counts", "--output=shared", "--shard=0/2")
+    output = command("build_vocabulary", *shared, "--finish", fails=True)
+    assert "0-of-2.npz was measured on other files or with other options" in output
     assert not (tmp_path / "shared").exists()
-    door("build_vocabulary", *shared, "--shard=0/2")
-    joined = door("build_vocabulary", *shared, "--finish")
+    command("build_vocabulary", *shared, "--shard=0/2")
+    joined = command("build_vocabulary", *shared, "--finish")
     assert joined.splitlines()[1:-1] == whole.splitlines()[1:-1]
     assert GeneVocabulary.load("shared").hash == GeneVocabulary.load("whole").hash
     assert not (tmp_path / "shared.shards").exists()
@@ -154,8 +155,8 @@ def test_a_vocabulary_measured_in_shards_is_the_same(files, tmp_path, door):
         ("tokenize", ["--counts=counts", "--vocabulary=counts", "--output=s"], "no vocabulary"),
     ],
 )
-def test_bad_flags_end_in_one_line(files, tmp_path, door, name, arguments, message):
-    assert message in door(name, *arguments, fails=True)
+def test_bad_flags_end_in_one_line(files, tmp_path, command, name, arguments, message):
+    assert message in command(name, *arguments, fails=True)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["counts"]
 
 
@@ -164,10 +165,10 @@ def test_a_killed_run_goes_on(tmp_path, files, vocabulary):
     """Killed when its first file is whole, then run again: the same store."""
     vocabulary.save(tmp_path / "vocabulary")
     arguments = [f"--counts={files[0].parent}", "--vocabulary=vocabulary", "--output=store"]
-    command = [sys.executable, "-m", "geneformer_jax.tokenize", *arguments, "--obs=donor"]
+    program = [sys.executable, "-m", "geneformer_jax.tokenize", *arguments, "--obs=donor"]
     environment = {**os.environ, "PYTHONPATH": str(PROJECT)}
     quiet = subprocess.DEVNULL
-    run = subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=quiet, stderr=quiet)
+    run = subprocess.Popen(program, cwd=tmp_path, env=environment, stdout=quiet, stderr=quiet)
     while run.poll() is None and not list(tmp_path.glob("store/sources/a-*/source.json")):
         time.sleep(0.002)
     run.send_signal(signal.SIGKILL)
@@ -233,8 +234,8 @@ def test_a_bad_file_is_skipped_only_if_asked(tmp_path, files, vocabulary):
     store = CellStore.open(tmp_path / "store")
     whole, _ = build(tmp_path / "whole", files, vocabulary)
     same_stores(store, whole)
-    story = json.loads((store.folder / "provenance.json").read_text())
-    assert story["counts"]["skipped_files"] == skipped
+    provenance = json.loads((store.folder / "provenance.json").read_text())
+    assert provenance["counts"]["skipped_files"] == skipped
 
 
 def test_no_usable_file_at_all(tmp_path, vocabulary):

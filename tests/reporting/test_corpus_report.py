@@ -131,8 +131,8 @@ def test_the_report_folder_is_whole_and_self_contained(corpus, tmp_path):
     assert genes["cells"].is_monotonic_decreasing
     found = genes.set_index("gene_id")["cells"].reindex(vocabulary().gene_ids)
     assert found.tolist() == summary.cells_per_gene.tolist()
-    story = json.loads((output / "provenance.json").read_text())
-    assert story["counts"]["cells"] == summary.cells
+    provenance = json.loads((output / "provenance.json").read_text())
+    assert provenance["counts"]["cells"] == summary.cells
     with pytest.raises(InputError, match="nothing is overwritten"):
         write_corpus_report(corpus[0], output)
 

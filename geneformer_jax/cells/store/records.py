@@ -114,7 +114,7 @@ def decode_tokens(record: bytes) -> np.ndarray:
 
 @functools.lru_cache(maxsize=1 << 16)
 def _header(name: str, size: int) -> bytes:
-    """All that stands before a value of `size` bytes in the map from names to features."""
+    """All that precedes a value of `size` bytes in the map from names to features."""
     # From the inside out: bytes, BytesList, Feature, then the entry with the name before it.
     header = b""
     for tag in (*(_LENGTH_DELIMITED_FIELD_1,) * 2, _LENGTH_DELIMITED_FIELD_2):
@@ -125,7 +125,7 @@ def _header(name: str, size: int) -> bytes:
 
 
 def _record_header(size: int) -> bytes:
-    """What stands before the features of a record, which take `size` bytes."""
+    """What precedes the features of a record, which take `size` bytes."""
     return _LENGTH_DELIMITED_FIELD_1 + _varint(size)
 
 

@@ -176,7 +176,7 @@ class GeneLookup:
 
 
 def species_of(gene_ids: pa.StringArray) -> str | None:
-    """Returns the name of most ids' species ("ENSXXXG" if it has no name here), None if unknown."""
+    """Returns the commonest species ("ENSXXXG" if it has no name here), None if unknown."""
     return _most_common(_count(gene_ids))
 
 

@@ -75,7 +75,7 @@ class GeneColumns(NamedTuple):
       tokens: int32 [columns], -1 where the vocabulary has no such gene.
       inverse_medians: float64 [columns], 1 / median; 0 where there is no gene.
       repeated: whether some gene has several columns, whose counts are then summed.
-      max_length: most tokens of a cell, special tokens included.
+      max_length: maximal number of tokens of a cell, special tokens included.
       cls_id: token put in front, or -1.
       eos_id: token put behind, or -1.
     """

@@ -156,7 +156,7 @@ class EncodedBatch(NamedTuple):
     Attributes:
       encodings: their tokens; no cell is empty.
       rows: int64 [cells], their rows in the source, ascending.
-      read: number of cells of the source that this batch stands for, with the dropped ones.
+      read: number of cells of the source in this batch, the dropped ones included.
     """
 
     encodings: RankEncodings
