@@ -1,5 +1,6 @@
 """Raw counts from files, a bounded number of cells at a time."""
 
+import contextlib
 import threading
 from pathlib import Path
 
@@ -64,8 +65,13 @@ def open_counts(
 def look_ahead(path: Path) -> None:
     """Starts the probe of a file that `open_counts` will wait for, while other things are done."""
     if path.is_file() and path.suffix in HDF5_SUFFIXES:
-        arguments = (path, DEFAULT_LIMITS.probe_seconds)
-        threading.Thread(target=hdf5_probe.survives, args=arguments, daemon=True).start()
+        threading.Thread(target=_probe, args=(path.resolve(),), daemon=True).start()
+
+
+def _probe(path: Path) -> None:
+    # A file that is gone meanwhile is reported where it is opened.
+    with contextlib.suppress(OSError):
+        hdf5_probe.survives(path, DEFAULT_LIMITS.probe_seconds)
 
 
 def _require_survivable(path: Path, limits: ReadLimits) -> None:
