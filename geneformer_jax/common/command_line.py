@@ -159,7 +159,7 @@ def cell_flags() -> None:
         "filter", [], "column:value|value: only cells with such a value; if repeated, all must "
         "pass.",
     )  # fmt: skip
-    flags.DEFINE_integer("max_cells", None, "Draw so many of the cells at random.", lower_bound=1)
+    flags.DEFINE_integer("max_cells", None, "Draw this number of cells at random.", lower_bound=1)
     flags.DEFINE_integer("seed", 42, "Of the draw; 42 draws the cells that the original keeps.")
 
 

@@ -40,7 +40,7 @@ def count_components(source: CountSource, cell_ids: pd.Index) -> dict[str, np.nd
 def compare_accuracies(
     embedded: Embedded, columns: Sequence[str], source: CountSource | None
 ) -> dict[str, dict[str, LabelAccuracy]]:
-    """Measures how well embeddings, and components of the counts, tell labels apart.
+    """Measures how well embeddings, and components of the counts, separate labels.
 
     Args:
       embedded: cells with their embeddings, of which the first layer is taken.

@@ -144,8 +144,8 @@ class Embedder:
         """Returns mean and spread of each token in cells `start` to before `stop`."""
         sizes = len(self.layers), self.model.config.vocabulary_size, self.model.config.width
         mesh = self.pass_.mesh
-        sharing = jax.tree.map(lambda leaf: np.stack([leaf] * mesh.size), zero_totals(*sizes))
-        totals = jax.device_put(sharing, NamedSharding(mesh, BATCH))
+        empty = jax.tree.map(lambda leaf: np.stack([leaf] * mesh.size), zero_totals(*sizes))
+        totals = jax.device_put(empty, NamedSharding(mesh, BATCH))
         with self.throughput.clock():
             for batch in token_batches(self.cells, self.layout, start, stop):
                 totals = self._start(functools.partial(add_genes, self.pass_, totals), batch)

@@ -30,11 +30,11 @@ from geneformer_jax.reporting.figures import (
 )
 
 COMMONEST_GENES = 40
-_MOST_GENES = 120
+_MAX_GENES = 120
 _Z_LIMIT = 2.5
 
 UMAP_KEY = "X_umap"
-_MOST_HEATMAP_CELLS = 1_000
+_MAX_HEATMAP_CELLS = 1_000
 
 
 def cell_heatmap_figure(vectors: np.ndarray, labels: pd.Series, title: str = "") -> Figure:
@@ -91,9 +91,9 @@ def gene_similarity_figure(vectors: np.ndarray, names: Sequence[str], title: str
     Raises:
       InputError: too few or too many genes.
     """
-    if not 2 <= len(vectors) <= _MOST_GENES:
+    if not 2 <= len(vectors) <= _MAX_GENES:
         raise InputError(
-            f"{len(vectors)} genes were named; a similarity figure takes 2 to {_MOST_GENES}"
+            f"{len(vectors)} genes were named; a similarity figure takes 2 to {_MAX_GENES}"
         )
     similarity = cosine_similarity(vectors)
     apart = np.clip(1 - similarity, 0, None)
@@ -222,7 +222,7 @@ def _class_legend(figure: Figure, names: list[str], codes: np.ndarray, title: st
 
 
 def draw_quality(table: pd.DataFrame, column: str, cells: int) -> Drawing:
-    """Draws one table of `compare_quality`, made of so many cells at hand."""
+    """Draws one table of `compare_quality`, of a number of cells."""
     title = f"How well {column} shows, {min(cells, MAX_MEASURED_CELLS):,} cells"
     caption = f"How well the representations show {column}."
     return Drawing(f"quality_{slug(column)}", quality_figure(table, title), caption)
@@ -261,7 +261,7 @@ def draw_umaps(
 
 def draw_heatmaps(embedded: Embedded, columns: Sequence[str]) -> list[Drawing]:
     """Draws a clustered heat map for each column of at most 12 labels."""
-    drawn = draw_rows(len(embedded.table), _MOST_HEATMAP_CELLS)
+    drawn = draw_rows(len(embedded.table), _MAX_HEATMAP_CELLS)
     if len(drawn) < 3:
         return []
     title = "Cell embeddings"
@@ -272,7 +272,7 @@ def draw_heatmaps(embedded: Embedded, columns: Sequence[str]) -> list[Drawing]:
         labels = embedded.table[column].iloc[drawn]
         if not is_number(labels) and labels.nunique() <= len(PALETTE):
             figure = cell_heatmap_figure(np.asarray(embedded.rows[drawn, 0]), labels, title)
-            caption = f"Embeddings of cells, clustered; the strip tells their {column}."
+            caption = f"Embeddings of cells, clustered; the strip shows their {column}."
             drawings.append(Drawing(f"heatmap_{slug(column)}", figure, caption))
     return drawings
 

@@ -36,10 +36,10 @@ class GeneTotals(NamedTuple):
     def merged(self, other: "GeneTotals") -> "GeneTotals":
         """Returns the totals of both, on the host."""
         cells = self.cells + other.cells
-        share = other.cells / np.maximum(cells, 1)
+        weight = other.cells / np.maximum(cells, 1)
         apart = other.means - self.means
-        squares = self.squares + other.squares + (apart**2).sum(-1) * (self.cells * share)
-        return GeneTotals(cells, self.means + apart * share[:, None], squares)
+        squares = self.squares + other.squares + (apart**2).sum(-1) * (self.cells * weight)
+        return GeneTotals(cells, self.means + apart * weight[:, None], squares)
 
     def spread(self) -> np.ndarray:
         """Returns [K, V] the root mean square distance of a token's states from their mean."""

@@ -1,4 +1,4 @@
-"""How well a representation of cells tells known labels apart, beside simple yardsticks.
+"""How well a representation of cells separates known labels, beside simple baselines.
 
 Zero-shot embeddings have to be compared with what a principal component analysis of the counts
 gives, and both with chance, before anything is read into them.
@@ -24,8 +24,8 @@ class LabelAccuracy(NamedTuple):
     """Cross-validated accuracy of a nearest-neighbour classifier, with its chance levels.
 
     Attributes:
-      accuracy: share of cells whose label the neighbours in other folds vote for.
-      majority: share of the commonest label, what always naming it would score.
+      accuracy: fraction of cells whose label the neighbours in other folds vote for.
+      majority: fraction of the commonest label, what always naming it would score.
       shuffled: the same classifier on labels dealt out at random.
       cells: cells that took part.
       classes: labels that took part.
@@ -90,7 +90,7 @@ def log_count_components(
     Args:
       counts: [cells, genes] raw counts.
       totals: [cells] all counts of each cell.
-      components: how many; fewer where there are not so many cells or genes.
+      components: number of them; fewer where there are fewer cells or genes.
       seed: of the solver's start.
 
     Returns:

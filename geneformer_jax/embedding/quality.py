@@ -1,4 +1,4 @@
-"""How much of what is known about cells their embeddings tell, beside simple baselines.
+"""How well embeddings of cells keep what is known about them, beside simple baselines.
 
 Zero-shot embeddings of Geneformer are known to lose to simple baselines on many data sets
 (Kedzierska et al. 2025), so each measure is also taken of the principal components of the counts
@@ -47,7 +47,7 @@ def check_labels(obs: pd.DataFrame, column: str, batch_key: str = "") -> None:
 def measure_quality(
     representations: Mapping[str, np.ndarray], obs: pd.DataFrame, column: str, batch_key: str = ""
 ) -> pd.DataFrame:
-    """Measures how well representations of the same cells keep what a column says.
+    """Measures how well representations of the same cells keep the labels of a column.
 
     Always: cross-validated accuracy of nearest neighbours; silhouette, rescaled to 0..1; normalised
     mutual information (NMI) and adjusted Rand index (ARI) between the column and as many k-means
@@ -82,7 +82,7 @@ def measure_quality(
 
 
 def describe_quality(table: pd.DataFrame, column: str) -> list[str]:
-    """Returns lines that tell the table and say plainly where the model wins and loses."""
+    """Returns the table as lines, and where the model wins and loses."""
     lines = [f"{column}: quality of representations, 0 (bad) to 1 (good)"]
     lines += table.T.round(3).to_string().splitlines()
     for measure in table.columns:

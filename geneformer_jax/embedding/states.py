@@ -22,7 +22,7 @@ from geneformer_jax.inference.cells import check_columns
 MEAN, MEDIAN, LOWER_MEDIAN = "mean", "median", "lower_median"
 QUANTILES = (0.25, 0.75)
 _FACTS = b"geneformer_states"
-_MOST_STATES = 1_000
+_MAX_STATES = 1_000
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,10 +99,10 @@ class StateEmbeddings:
             table = pq.read_table(path)
         except pa.ArrowInvalid:
             table = None
-        told = (table.schema.metadata or {}).get(_FACTS) if table is not None else None
-        if told is None:
+        text = (table.schema.metadata or {}).get(_FACTS) if table is not None else None
+        if text is None:
             raise InputError(f"{path} holds no state embeddings; write some with embed --states")
-        facts = json.loads(told)
+        facts = json.loads(text)
         return cls(facts.pop("column"), table.to_pandas(), facts)
 
 
@@ -145,9 +145,9 @@ def check_states(obs: pd.DataFrame, column: str, quantiles: Sequence[float] = QU
         if not 0 <= quantile <= 1:
             raise InputError(f"quantile {quantile} is not between 0 and 1")
     states = obs[column].nunique()
-    if not 1 <= states <= _MOST_STATES:
+    if not 1 <= states <= _MAX_STATES:
         raise InputError(
-            f'column "{column}" has {states:,} different values; states need 1 to {_MOST_STATES:,}'
+            f'column "{column}" has {states:,} different values; states need 1 to {_MAX_STATES:,}'
         )
 
 

@@ -22,7 +22,7 @@ TOKENS_PER_ACCELERATOR = 131_072
 # Floating point operations per second, roughly, to weigh computing padding against compiling.
 SPEED = {"cpu": 1e11}
 ACCELERATOR_SPEED = 1e14
-_MOST_BUCKETS = 24
+_MAX_BUCKETS = 24
 
 
 class TokenBatch(NamedTuple):
@@ -82,9 +82,9 @@ def lay_out(
     found = choose_buckets(lengths, _worthwhile_buckets(lengths, config, platform))
     buckets = tuple(sorted({min(bucket, config.positions) for bucket in found}))
     in_bucket = np.bincount(np.searchsorted(buckets, lengths), minlength=len(buckets))
-    sharing = batch_divisor(mesh)
+    devices = batch_divisor(mesh)
     cells = tuple(
-        sharing * _even_share(-(-int(count) // sharing), max(tokens_per_device // bucket, 1))
+        devices * _even_size(-(-int(count) // devices), max(tokens_per_device // bucket, 1))
         for bucket, count in zip(buckets, in_bucket, strict=True)
     )
     return BatchLayout(BatchShape(buckets, cells), mesh, config.pad_token)
@@ -101,12 +101,12 @@ def _worthwhile_buckets(lengths: np.ndarray, config: EncoderConfig, platform: st
     weights = 2 * config.layers * (4 * D * D + 2 * D * F) * lengths.sum()
     attention = 4 * config.layers * D * (lengths**2).sum()
     seconds = (weights + attention) / SPEED.get(platform, ACCELERATOR_SPEED)
-    return int(np.clip(np.ceil(np.sqrt(seconds)), 1, _MOST_BUCKETS))
+    return int(np.clip(np.ceil(np.sqrt(seconds)), 1, _MAX_BUCKETS))
 
 
-def _even_share(cells: int, most: int) -> int:
-    """Cells in each of the fewest batches of at most `most`, so that the last is not half empty."""
-    return -(-cells // max(-(-cells // most), 1)) if cells else 1
+def _even_size(cells: int, max_cells: int) -> int:
+    """Cells in each of the fewest batches of at most `max_cells`, so that the last is not half empty."""
+    return -(-cells // max(-(-cells // max_cells), 1)) if cells else 1
 
 
 def token_batches(

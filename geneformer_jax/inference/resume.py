@@ -7,7 +7,7 @@ Until an output is whole, its parts lie in the folder OUTPUT.parts:
   totals.npz       sums over the first parts, of runs that keep sums
 
 A part is written first and recorded last, each whole or not at all, so a run may be killed at any
-moment. A part that is not as its record says is made again. Any number of processes may make
+moment. A part that differs from its record is made again. Any number of processes may make
 different parts.
 """
 

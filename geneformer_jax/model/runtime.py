@@ -9,6 +9,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from geneformer_jax.common.config import one_of, require
 from geneformer_jax.model.attention.dispatch import (
     LONGEST_PLAIN,
+    AttentionChoice,
     choose_attention,
     compute_capability_of,
     require_profiled,
@@ -42,15 +43,15 @@ class Runtime:
 
 
 def profiled_runtime(longest: int, precision: str, attention: str) -> tuple[Runtime, str]:
-    """Chooses how to compute: fused kernels never hold their weights, so none of them can serve.
+    """Chooses how to compute where attention weights are read, which fused kernels never hold.
 
     Args:
       longest: tokens of the longest cell to come.
       precision: name of a precision preset.
-      attention: one of `attention_profile.PROFILED`, or "auto".
+      attention: one of `dispatch.PROFILED`, or "auto".
 
     Returns:
-      (the runtime, a line that says what was chosen and why).
+      (the runtime, a line that names what was chosen and why).
 
     Raises:
       InputError: an implementation that never holds its weights.
@@ -83,23 +84,14 @@ def inference_runtime(
       attention: name of an attention implementation, or "auto".
 
     Returns:
-      (the runtime, a line that says what was chosen and why).
+      (the runtime, a line that names what was chosen and why).
 
     Raises:
       InputError: there is no such precision or attention, or it cannot run here.
     """
     preset = precision_preset(precision)
     devices = jax.local_devices()
-    choice = choose_attention(
-        attention,
-        platform=devices[0].platform,
-        compute_dtype=preset.compute,
-        head_size=config.head_size,
-        dropout_rate=0.0,
-        packed=False,
-        positions=longest,
-        inference=True,
-    )
+    choice = _choose(attention, preset, config, devices[0], longest, inference=True)
     line = (
         f"devices: {len(devices)} x {devices[0].device_kind}; precision {precision}; "
         f"attention {choice.implementation} ({choice.reason})"
@@ -107,12 +99,36 @@ def inference_runtime(
     return Runtime(precision=preset, attention=choice.implementation), line
 
 
+def _choose(
+    attention: str,
+    precision: Precision,
+    encoder: EncoderConfig,
+    device: jax.Device,
+    longest: int,
+    *,
+    packed: bool = False,
+    inference: bool = False,
+) -> AttentionChoice:
+    """Chooses attention for devices of one kind; in inference nothing is dropped."""
+    return choose_attention(
+        attention,
+        platform=device.platform,
+        compute_dtype=precision.compute,
+        head_size=encoder.head_size,
+        dropout_rate=0.0 if inference else encoder.attention_dropout,
+        packed=packed,
+        positions=longest,
+        inference=inference,
+        compute_capability=compute_capability_of(device),
+    )
+
+
 @dataclasses.dataclass(frozen=True)
 class RuntimeConfig:
     """How to compute.
 
     Attributes:
-      precision, attention, remat: see model.encoder.Runtime.
+      precision, attention, remat: see Runtime.
       micro_batches: parts into which each batch is cut to save memory (gradient accumulation).
       optimizer_on_host: keep the optimizer's state in host memory between steps.
     """
@@ -132,7 +148,7 @@ class RuntimeConfig:
 def make_runtime(
     config: RuntimeConfig, encoder: EncoderConfig, mesh: Mesh, longest: int, packed: bool = False
 ) -> tuple[Runtime, tuple[str, ...]]:
-    """Returns how to compute on a mesh, and lines that say what was chosen and why.
+    """Returns how to compute on a mesh, and lines that name what was chosen and why.
 
     Args:
       config: what was asked for.
@@ -146,16 +162,7 @@ def make_runtime(
     """
     precision = precision_preset(config.precision)
     device = mesh.devices.flat[0]
-    choice = choose_attention(
-        config.attention,
-        platform=device.platform,
-        compute_dtype=precision.compute,
-        head_size=encoder.head_size,
-        dropout_rate=encoder.attention_dropout,
-        packed=packed,
-        positions=longest,
-        compute_capability=compute_capability_of(device),
-    )
+    choice = _choose(config.attention, precision, encoder, device, longest, packed=packed)
     activations = NamedSharding(mesh, PartitionSpec(("data", "fsdp"), None, None))
     runtime = Runtime(
         precision=precision,

@@ -74,7 +74,7 @@ class MeshConfig:
 
     Attributes:
       data: copies of the model; 0 takes all devices that the other axes leave, another number
-        only so many.
+        only those.
       fsdp: devices over which weights and optimizer state are sharded (and batches too).
       tensor: devices over which heads and feed-forward are split.
     """
@@ -173,7 +173,7 @@ def vocabulary_rows(mesh: Mesh, size: int) -> int:
 
 
 def resize_vocabulary(tree: Any, rows: int) -> Any:
-    """Cuts, or pads with zeros, all arrays that have a row for each token, to so many rows."""
+    """Cuts, or pads with zeros, all arrays that have a row for each token, to a number of rows."""
 
     def resize(path: tuple[Any, ...], leaf: jax.Array) -> jax.Array:
         if not leaf.ndim or "vocabulary" not in _logical_axes(_name(path), leaf.shape):
@@ -199,8 +199,8 @@ def use_all_cores() -> None:
     less time than sharing each product. Left alone is what the user set, by JAX_NUM_CPU_DEVICES or
     XLA_FLAGS. Other kinds of devices are not affected.
     """
-    told = "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
-    if jax.config.jax_num_cpu_devices < 0 and not told:
+    chosen = "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
+    if jax.config.jax_num_cpu_devices < 0 and not chosen:
         jax.config.update("jax_num_cpu_devices", cores())
 
 
