@@ -105,7 +105,7 @@ def _worthwhile_buckets(lengths: np.ndarray, config: EncoderConfig, platform: st
 
 
 def _even_size(cells: int, max_cells: int) -> int:
-    """Cells in each of the fewest batches of at most `max_cells`, so that the last is not half empty."""
+    """Cells in each of the fewest batches of up to `max_cells`: the last is not half empty."""
     return -(-cells // max(-(-cells // max_cells), 1)) if cells else 1
 
 

@@ -24,7 +24,7 @@ def model() -> pretrained.PretrainedModel:
 
 @pytest.fixture
 def embed(model, toy_store, tmp_path, monkeypatch, capsys):
-    """Runs the door with a toy model; returns (exit status, output, error)."""
+    """Runs the command with a toy model; returns (exit status, output, error)."""
     monkeypatch.setattr(pretrained, "load_model", lambda path: model)
 
     def run(*arguments: str) -> tuple[int, str, str]:
@@ -40,7 +40,7 @@ def embed(model, toy_store, tmp_path, monkeypatch, capsys):
     return run
 
 
-def test_embeddings_accuracies_and_story_are_written(embed, model, toy_store, tmp_path):
+def test_embeddings_accuracies_and_provenance_are_written(embed, model, toy_store, tmp_path):
     counts = tmp_path / "counts.h5ad"
     toy_cells().write_h5ad(counts)
     status, output, error = embed("--color=kind", f"--counts={counts}")
@@ -48,9 +48,9 @@ def test_embeddings_accuracies_and_story_are_written(embed, model, toy_store, tm
     written = ad.read_h5ad(tmp_path / "out.h5ad")
     assert list(written.obs_names) == list(toy_store.cell_ids)
     np.testing.assert_array_equal(written.obsm[KEY], embed_cells(model, toy_store).obsm[KEY])
-    story = json.loads((tmp_path / "out.provenance.json").read_text())
-    assert json.loads(written.uns["geneformer"]["provenance"]) == story
-    accuracies = story["counts"]["label_accuracy"]["kind"]
+    provenance = json.loads((tmp_path / "out.provenance.json").read_text())
+    assert json.loads(written.uns["geneformer"]["provenance"]) == provenance
+    accuracies = provenance["counts"]["label_accuracy"]["kind"]
     # Two cell types that express different genes: the counts tell them apart.
     assert accuracies["PCA(50) of log counts"]["accuracy"] > 0.9
     for name, result in accuracies.items():
@@ -142,8 +142,8 @@ def test_filtered_states_go_to_a_table_for_perturb(embed, model, toy_store, tmp_
     np.testing.assert_allclose(states.vectors("mean")["a"], expected[is_a].mean(axis=0), atol=2e-6)
     assert states.facts["vocabulary_hash"] == model.vocabulary.hash
     assert set(states.table["statistic"]) >= {"median", "lower_median", "quantile_0.9"}
-    story = json.loads((tmp_path / "out.provenance.json").read_text())
-    assert story["counts"]["left_out"] == {"not drawn": 180}
+    provenance = json.loads((tmp_path / "out.provenance.json").read_text())
+    assert provenance["counts"]["left_out"] == {"not drawn": 180}
     assert "cells/s" in output and "padding" in output
 
 
@@ -179,8 +179,8 @@ def test_quality_is_measured_beside_baselines(embed, tmp_path, monkeypatch):
     toy_cells().write_h5ad(counts)
     status, output, error = embed("--quality=kind", f"--counts={counts}")
     assert status == 0, error
-    story = json.loads((tmp_path / "out.provenance.json").read_text())
-    measured = story["counts"]["quality"]["kind"]
+    provenance = json.loads((tmp_path / "out.provenance.json").read_text())
+    measured = provenance["counts"]["quality"]["kind"]
     assert set(measured) == {"model", "random weights", "PCA(50) of log counts"}
     # The weights of this model are random too.
     accuracy = quality.ACCURACY

@@ -144,7 +144,7 @@ def test_other_ways_to_compute_give_nearly_the_same(toy_store, options, least, m
     assert other.dtype == np.float32
 
 
-def test_the_choice_of_attention_and_precision_is_told():
+def test_the_choice_of_attention_and_precision_is_reported():
     runtime, line = inference_runtime(CONFIG, 2_000, "bfloat16")
     assert runtime.precision.name == "bfloat16"
     assert f"attention {runtime.attention}" in line and "bfloat16" in line

@@ -276,7 +276,7 @@ def test_layers_above_the_asked_one_are_not_computed(v2_model, adata):
     assert np.isnan(embed_cells(model, adata, hidden_layer=0).obsm[KEY]).any()
 
 
-def test_wrong_requests_are_told_in_one_line(v1_model, v2_model, adata):
+def test_wrong_requests_end_with_one_line(v1_model, v2_model, adata):
     def message(model, cells, **options) -> str:
         with pytest.raises(InputError) as caught:
             embed_cells(model, cells, **options)
@@ -346,8 +346,8 @@ def test_cells_are_embedded_as_by_the_original(data_dir, reference_dir, name, mo
     model, cells, expected = original(name, data_dir, reference_dir)
     embedded = embed_cells(model, cells, mode=mode, hidden_layer=[-1, 0], devices=jax.devices()[:1])
     assert list(embedded.obs_names) == list(expected["input_order_cell_id"])
-    for layer, told in ((-1, "m1"), (0, "0")):
-        key = f"{name}_{mode}_layer{told}"
+    for layer, ending in ((-1, "m1"), (0, "0")):
+        key = f"{name}_{mode}_layer{ending}"
         theirs = pd.DataFrame(expected[key], index=expected[f"{key}_cell_id"])
         ours = embedded.obsm[f"{KEY}_layer{layer}"]
         np.testing.assert_allclose(ours, theirs.loc[embedded.obs_names], rtol=0, atol=5e-5)
@@ -357,7 +357,7 @@ def test_cells_are_embedded_as_by_the_original(data_dir, reference_dir, name, mo
 @pytest.mark.reference_data
 def test_genes_are_embedded_as_by_the_original(data_dir, reference_dir):
     model, cells, expected = original("v2", data_dir, reference_dir)
-    layers = {layer: f"v2_gene_layer{told}" for layer, told in ((-1, "m1"), (0, "0"))}
+    layers = {layer: f"v2_gene_layer{ending}" for layer, ending in ((-1, "m1"), (0, "0"))}
     embedded = embed_cells(model, cells, mode="gene", hidden_layer=list(layers))
     for layer, key in layers.items():
         name = f"{KEY}_layer{layer}"

@@ -16,7 +16,7 @@ def two_groups(distance: float) -> tuple[np.ndarray, pd.Series]:
     return features, pd.Series(["A"] * 80 + ["B"] * 120, name="kind")
 
 
-def test_separate_groups_are_told_apart_and_shuffled_labels_are_not():
+def test_separate_groups_are_recognised_and_shuffled_labels_are_not():
     result = label_accuracy(*two_groups(20.0))
     assert result.accuracy == 1.0
     assert result.majority == 0.6

@@ -16,19 +16,15 @@ from geneformer_jax.embedding.output import table_path, write_output
 from geneformer_jax.embedding.parts import EmbeddingParts
 from geneformer_jax.inference.cells import select_cells
 from geneformer_jax.inference.resume import parts_folder
-from geneformer_jax.model.config import EncoderConfig
-from geneformer_jax.model.encoder import init_params
 from geneformer_jax.model.pretrained import PretrainedModel
-from tests.helpers.toy import toy_vocabulary
+from tests.helpers.toy import toy_model
 
-STORY = json.dumps({"command": "embed", "configuration": {"seed": 1}})
+PROVENANCE = json.dumps({"command": "embed", "configuration": {"seed": 1}})
 
 
 @pytest.fixture(scope="module")
 def model() -> PretrainedModel:
-    vocabulary = toy_vocabulary()
-    config = EncoderConfig(vocabulary.size, 2, 16, 2, 32, 256)
-    return PretrainedModel(config, init_params(config, jax.random.key(0)), vocabulary, "toy", 0)
+    return toy_model()
 
 
 def small_parts(output, embedder: Embedder, identity=None) -> EmbeddingParts:
@@ -110,7 +106,7 @@ def test_a_damaged_part_is_computed_again(embedder_of, tmp_path):
 
 
 @pytest.mark.parametrize("mode", ["cell", "gene"])
-def test_damaged_files_are_told_in_one_line(embedder_of, tmp_path, mode):
+def test_damaged_files_are_named_in_one_line(embedder_of, tmp_path, mode):
     output = tmp_path / "out.npy"
     small_parts(output, embedder_of(mode)).embed()
     kept = parts_folder(output) / ("totals.npz" if mode == "gene" else "rows.npy")
@@ -139,7 +135,7 @@ def test_all_formats_hold_the_same(embedder_of, tmp_path):
     embedder = embedder_of(layer=[-1, 0])
     embedded = small_parts(tmp_path / "any.npy", embedder).embed()
     for suffix in embedding_output.SUFFIXES:
-        write_output(embedded, tmp_path / f"out{suffix}", STORY)
+        write_output(embedded, tmp_path / f"out{suffix}", PROVENANCE)
     adata = ad.read_h5ad(tmp_path / "out.h5ad")
     table = pd.read_parquet(tmp_path / "out.parquet")
     rows = np.load(tmp_path / "out.npy")
@@ -158,7 +154,7 @@ def test_one_layer_is_a_plain_array_and_groups_of_rows_join(embedder_of, tmp_pat
     monkeypatch.setattr(embedding_output, "_ROWS_PER_GROUP", 7)
     embedded = small_parts(tmp_path / "any.npy", embedder_of()).embed()
     for suffix in (".npy", ".parquet"):
-        write_output(embedded, tmp_path / f"out{suffix}", STORY)
+        write_output(embedded, tmp_path / f"out{suffix}", PROVENANCE)
     rows = np.load(tmp_path / "out.npy")
     assert rows.shape == (120, 16)
     np.testing.assert_array_equal(rows, embedded.rows[:, 0])
@@ -172,7 +168,7 @@ def test_only_what_the_same_command_wrote_is_written_over(embedder_of, tmp_path,
     output = tmp_path / f"out{suffix}"
     embedded = small_parts(tmp_path / "any.npy", embedder_of()).embed()
     embedding_output.check_output(output, {"seed": 1})
-    write_output(embedded, output, STORY)
+    write_output(embedded, output, PROVENANCE)
     embedding_output.check_output(output, {"seed": 1})
     with pytest.raises(InputError, match="was not written by this command"):
         embedding_output.check_output(output, {"seed": 2})

@@ -69,7 +69,7 @@ def test_what_is_saved_is_what_is_loaded(embedded, tmp_path):
                 np.testing.assert_array_equal(vector, expected[state])
 
 
-def test_wrong_requests_are_told_in_one_line(embedded, tmp_path):
+def test_wrong_requests_end_with_one_line(embedded, tmp_path):
     found = state_embeddings(embedded, "state")
     with pytest.raises(InputError, match='did you mean "median"'):
         found.vectors("medain", 0)
