@@ -64,7 +64,7 @@ def jax_case(weights, genes, edits):
     from geneformer_jax.interop.huggingface import read_model
     from geneformer_jax.model.runtime import inference_runtime
     from geneformer_jax.model.sharding import use_all_cores
-    from geneformer_jax.perturbation.config import Options
+    from geneformer_jax.perturbation.config import PerturbationOptions
     from geneformer_jax.perturbation.prepare import make_perturber
 
     use_all_cores()
@@ -73,7 +73,7 @@ def jax_case(weights, genes, edits):
     model = dataclasses.replace(read_model(weights).model, vocabulary=vocabulary)
     tokens = ranked_cell(genes)
     runtime, _ = inference_runtime(model.config, genes)
-    perturber = make_perturber(model, OneCell(tokens, vocabulary), Options(), runtime)
+    perturber = make_perturber(model, OneCell(tokens, vocabulary), PerturbationOptions(), runtime)
     first = (genes - edits) // 2
 
     def run():

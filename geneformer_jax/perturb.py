@@ -10,7 +10,7 @@ Examples:
 Edits: delete a gene; overexpress it (to the front of the ranking); inhibit or activate it (down or
 up by --ranks or --quantile). --genes=all takes every gene of each cell in turn. The output folder
 holds parquet tables, one row for each cell, edit and measure, with a report. Interrupted, the same
-command goes on where it stopped. Several processes share the work with --shard=i/n, each writing
+command goes on where it stopped. Several processes split the work with --shard=i/n, each writing
 its own tables; the same command with --finish puts them together.
 """
 
@@ -23,113 +23,52 @@ from geneformer_jax.common.command_line import configuration, parse_shard
 from geneformer_jax.common.errors import InputError
 
 FLAGS = flags.FLAGS
-
-
 flags.DEFINE_string("checkpoint", "", "Checkpoint, or workdir of a training run (its newest).")
-
-
 flags.DEFINE_string("cells", "", "Cell store, or file of raw counts.")
-
-
 flags.DEFINE_string("output", "", "Folder to write.")
-
-
 flags.DEFINE_string("edit", "delete", "delete, overexpress, inhibit or activate.")
-
-
 flags.DEFINE_string("genes", "all", "all; or ids or symbols, separated by commas, or their file.")
-
-
 flags.DEFINE_string("combine", "each", "each gene in turn, all together, or all pairs of them.")
-
-
 flags.DEFINE_string("anchor", "", "Gene that is perturbed together with each of the others.")
-
-
 flags.DEFINE_string("combinations", "", "File with one set of genes per line, in place of --genes.")
-
-
 flags.DEFINE_integer("ranks", None, "How far inhibit and activate move a gene.", lower_bound=1)
-
-
-flags.DEFINE_float("quantile", None, "The same as a share of the cell's genes.")
-
-
+flags.DEFINE_float("quantile", None, "The same as a fraction of the cell's genes.")
 flags.DEFINE_string(
     "truncation", "original", "original: nothing slides in when genes leave; refill: genes from "
     "beyond the model's context do (needs counts, or a store of uncut cells).",
 )  # fmt: skip
-
-
 flags.DEFINE_string("mode", "", "cell: mean over a cell's genes; cls; default: cls where there is.")
-
-
-flags.DEFINE_integer("layer", -1, "Hidden state to compare, counted back from the last (0).")
-
-
+flags.DEFINE_integer("hidden_layer", -1, "Hidden state to compare, counted back from the last (0).")
+flags.DEFINE_alias("layer", "hidden_layer")
 flags.DEFINE_string("states", "", "obs column of cell states to measure shifts towards.")
-
-
 flags.DEFINE_string("start", "", "State whose cells are perturbed; all cells by default.")
-
-
 flags.DEFINE_string("goal", "", "State that the cells should come nearer to.")
-
-
 flags.DEFINE_string("alternatives", "", "Further states, separated by commas.")
-
-
 flags.DEFINE_string("state_embeddings", "", "File of embed --states; computed by default.")
-
-
 flags.DEFINE_bool("classes", False, "Measure class probabilities (checkpoint of a classifier).")
-
-
 flags.DEFINE_string("gene_shifts", "none", "Shifts of single genes: none, full, top or means.")
-
-
 flags.DEFINE_integer("top", 100, "Genes of each edit for --gene_shifts=top.", lower_bound=1)
-
-
 flags.DEFINE_multi_string("filter", [], "column:value|value: only such cells; may be repeated.")
-
-
 flags.DEFINE_string("expressing", "", "Only cells with all these genes, separated by commas.")
-
-
-flags.DEFINE_integer("cells_at_most", None, "Draw so many of the cells at random.", lower_bound=1)
-
-
+flags.DEFINE_integer("max_cells", None, "Draw this many of the cells at random.", lower_bound=1)
 flags.DEFINE_integer("seed", 42, "Of the draw; 42 draws the cells that the original keeps.")
-
-
 flags.DEFINE_string("vocabulary", "", "Vocabulary folder, for a checkpoint that carries none.")
-
-
 flags.DEFINE_string("precision", "float32", "float32, bfloat16 or float16.")
-
-
 flags.DEFINE_string("attention", "auto", "Attention implementation; auto chooses for the device.")
-
-
 flags.DEFINE_integer("tokens_per_device", None, "Padded tokens at a time.", lower_bound=1)
-
-
-flags.DEFINE_string("shard", "", "i/n: make only the i-th of n shares of the edits.")
-
-
+flags.DEFINE_string("shard", "", "i/n: make only the i-th of n shards of the edits.")
 flags.DEFINE_bool("finish", False, "Put the tables of all shards together.")
-
-
 flags.DEFINE_string(
     "statistics", "", "Of the tables, separated by commas: goal_state_shift, vs_null, "
     "mixture_model, aggregate, aggregate_gene_shifts, combinations. May be asked for later.",
 )  # fmt: skip
-
-
 flags.DEFINE_string("null", "", "For vs_null: what perturb wrote of other cells.")
-# Asked of tables that are there, so a run with others of them is the same run.
-_AFTERWARDS = ("statistics", "null")
+# Statistics are asked of tables that are there, so a run with others of them is the same run.
+_NOT_OF_THE_RUN = ("statistics", "null", "layer")
+_SAME_NAME = (
+    "edit", "combine", "ranks", "quantile", "truncation", "hidden_layer", "classes", "gene_shifts",
+    "top", "max_cells", "seed",
+)  # fmt: skip
 
 
 def main() -> None:
@@ -137,38 +76,39 @@ def main() -> None:
     command_line.require("checkpoint", "cells", "output")
     modes = command_line.split_list(FLAGS.statistics)
     # JAX takes seconds to import, which --help and a mistyped flag should not have to wait for.
-    from geneformer_jax.perturbation.statistics.report import require_modes, run_statistics
+    from geneformer_jax.perturbation.statistics.report import perturbation_statistics, require_modes
 
     require_modes(modes, FLAGS.null)
     if not _perturb():
         return
     for mode in modes:
-        written = run_statistics(FLAGS.output, mode, null=FLAGS.null if mode == "vs_null" else "")
+        null = FLAGS.null if mode == "vs_null" else ""
+        written = perturbation_statistics(FLAGS.output, mode, null=null)
         print(f"{mode}: {', '.join(path.name for path in written)} in {written[0].parent}")
 
 
 def _perturb() -> bool:
     """Makes what is missing; returns whether the tables are complete."""
-    share = parse_shard(FLAGS.shard)
+    shard = parse_shard(FLAGS.shard)
     if FLAGS.shard and FLAGS.finish:
-        raise InputError("--shard makes a share and --finish joins all of them; give one of them")
+        raise InputError("--shard makes a shard and --finish joins all of them; give one of them")
     from geneformer_jax.interop.load import load_model
     from geneformer_jax.model.sharding import use_all_cores
     from geneformer_jax.perturbation.run import PerturbationRun
 
-    command = {name: value for name, value in configuration().items() if name not in _AFTERWARDS}
-    run = PerturbationRun(Path(FLAGS.output), _options(), command, share)
+    given = configuration()
+    command = {name: given[name] for name in given if name not in _NOT_OF_THE_RUN}
+    run = PerturbationRun(Path(FLAGS.output), _options(), command, shard)
     if run.is_complete():
         print(f"{FLAGS.output} is complete and was written by this command: nothing to do")
         return True
     use_all_cores()
     model = load_model(FLAGS.checkpoint, FLAGS.vocabulary or None)
-    how = FLAGS.precision, FLAGS.attention, FLAGS.tokens_per_device
-    run.prepare(model, FLAGS.cells, *how)
+    run.prepare(model, FLAGS.cells, FLAGS.precision, FLAGS.attention, FLAGS.tokens_per_device)
     if not FLAGS.finish:
         run.make()
     if FLAGS.shard:
-        print(f"share {FLAGS.shard} is done; when all are, run the same command with --finish")
+        print(f"shard {FLAGS.shard} is done; when all are, run the same command with --finish")
         return False
     run.finish()
     return True
@@ -177,29 +117,19 @@ def _perturb() -> bool:
 def _options():
     from geneformer_jax.inference.cells import parse_filters
     from geneformer_jax.perturbation.cell_states import read_state_names
-    from geneformer_jax.perturbation.config import Options
+    from geneformer_jax.perturbation.config import PerturbationOptions
     from geneformer_jax.perturbation.engine.gene_sets import read_combinations, read_list
 
-    return Options(
-        edit=FLAGS.edit,
+    return PerturbationOptions(
+        **{name: FLAGS[name].value for name in _SAME_NAME},
         genes="all" if FLAGS.genes == "all" else read_list(FLAGS.genes),
-        combine=FLAGS.combine,
         anchor=FLAGS.anchor or None,
         combinations=read_combinations(FLAGS.combinations) if FLAGS.combinations else None,
-        ranks=FLAGS.ranks,
-        quantile=FLAGS.quantile,
-        truncation=FLAGS.truncation,
         mode=FLAGS.mode or None,
-        layer=FLAGS.layer,
         states=read_state_names(FLAGS.states, FLAGS.start, FLAGS.goal, FLAGS.alternatives),
         state_embeddings=FLAGS.state_embeddings or None,
-        classes=FLAGS.classes,
-        gene_shifts=FLAGS.gene_shifts,
-        top=FLAGS.top,
         filters=parse_filters(FLAGS.filter),
         expressing=read_list(FLAGS.expressing),
-        at_most=FLAGS.cells_at_most,
-        seed=FLAGS.seed,
     )
 
 

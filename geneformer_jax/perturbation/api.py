@@ -1,6 +1,6 @@
 """In silico perturbation: what a model makes of cells whose genes are deleted or moved.
 
-`perturb_cells` is for notebooks; the perturb door writes tables as they come.
+`perturb_cells` is for notebooks; the perturb command writes tables as they come.
 """
 
 from collections.abc import Mapping, Sequence
@@ -11,14 +11,14 @@ import jax
 import pandas as pd
 
 from geneformer_jax.cells.store.cell_store import EncodedCells
-from geneformer_jax.inference.cells import ORIGINAL_SEED, open_cells
+from geneformer_jax.inference.cells import ORIGINAL_SEED
 from geneformer_jax.model.pretrained import PretrainedModel
 from geneformer_jax.model.runtime import Runtime
 from geneformer_jax.perturbation.cell_states import CellStates
-from geneformer_jax.perturbation.config import MEANS, NONE, ORIGINAL, Options
+from geneformer_jax.perturbation.config import MEANS, NONE, ORIGINAL, PerturbationOptions
 from geneformer_jax.perturbation.engine.gene_sets import ALL, EACH
-from geneformer_jax.perturbation.engine.perturber import PartShifts, Perturber
-from geneformer_jax.perturbation.prepare import check, make_perturber
+from geneformer_jax.perturbation.engine.perturber import Perturber, Shifts
+from geneformer_jax.perturbation.prepare import make_perturber
 from geneformer_jax.perturbation.tables import (
     gene_means_table,
     gene_shifts_table,
@@ -42,7 +42,7 @@ def perturb_cells(
     quantile: float | None = None,
     truncation: str = ORIGINAL,
     mode: str | None = None,
-    layer: int = -1,
+    hidden_layer: int = -1,
     states: CellStates | None = None,
     state_embeddings: Path | str | None = None,
     classes: bool = False,
@@ -50,7 +50,7 @@ def perturb_cells(
     top: int = 100,
     filters: Mapping[str, Sequence[str]] | None = None,
     expressing: Sequence[str] = (),
-    at_most: int | None = None,
+    max_cells: int | None = None,
     seed: int = ORIGINAL_SEED,
     runtime: Runtime | None = None,
     devices: Sequence[jax.Device] | None = None,
@@ -69,12 +69,12 @@ def perturb_cells(
         or all "pairs".
       anchor: a gene that is perturbed together with each of the others.
       combinations: sets of genes, each perturbed together.
-      ranks, quantile: how far "inhibit" and "activate" move a gene: a number of ranks, or a share
-        of the cell's genes.
+      ranks, quantile: how far "inhibit" and "activate" move a gene: a number of ranks, or a
+        fraction of the cell's genes.
       truncation: "original", nothing slides in from beyond the model's context, or "refill".
       mode: what stands for a cell: "cell", the mean of its genes, or "cls"; by default "cls" where
         the model has it.
-      layer: hidden state, counted back from the last (0).
+      hidden_layer: hidden state of the model to compare, counted back from the last (0).
       states: cell states towards which shifts are measured; the cells of its start are perturbed.
       state_embeddings: a file that `embed --states` wrote; computed from `cells` by default.
       classes: measure class probabilities too (a model with a cell classifier).
@@ -83,7 +83,7 @@ def perturb_cells(
       top: genes of each edit for "top".
       filters: obs column -> values of which a cell must have one.
       expressing: genes that a cell must express.
-      at_most: cells to draw at random; None takes all.
+      max_cells: cells to draw at random; None takes all.
       seed: of the draw.
       runtime: how to compute; float32, and the attention that suits the device, by default.
       devices: which share the work; all of this process by default.
@@ -99,10 +99,10 @@ def perturb_cells(
       `mean`, `sd` and `n` (cells), in place of the measures.
 
     Raises:
-      InputError: a gene, state, layer or option is unknown or contradicts another; the cells do not
-        fit the model; or no chosen cell expresses the genes.
+      InputError: a gene, state, hidden layer or option is unknown or contradicts another; the cells
+        do not fit the model; or no chosen cell expresses the genes.
     """
-    options = Options(
+    options = PerturbationOptions(
         edit=edit,
         genes=genes,
         combine=combine,
@@ -112,7 +112,7 @@ def perturb_cells(
         quantile=quantile,
         truncation=truncation,
         mode=mode,
-        layer=layer,
+        hidden_layer=hidden_layer,
         states=states,
         state_embeddings=state_embeddings,
         classes=classes,
@@ -120,28 +120,30 @@ def perturb_cells(
         top=top,
         filters=filters or {},
         expressing=expressing,
-        at_most=at_most,
+        max_cells=max_cells,
         seed=seed,
     )
-    check(model, options)
-    opened = open_cells(cells, model, whole=options.refill)
-    perturber = make_perturber(model, opened, options, runtime, devices, tokens_per_device)
-    with perturber.progress(perturber.work.edits) as progress:
-        parts = [perturber.shifts(*part, progress) for part in perturber.work.parts]
+    perturber = make_perturber(
+        model, cells, options, runtime, devices, tokens_per_device=tokens_per_device
+    )
+    with perturber.progress(perturber.plan.edits) as progress:
+        parts = [perturber.shifts(*part, progress) for part in perturber.plan.parts]
     return _table(parts, perturber, options)
 
 
-def _table(parts: Sequence[PartShifts], perturber: Perturber, options: Options) -> pd.DataFrame:
-    work, measures = perturber.work, perturber.measures
-    vocabulary, cell_ids = work.cells.vocabulary, work.cells.obs.index.to_numpy()
-    named = options.edit, cell_ids, vocabulary
+def _table(
+    parts: Sequence[Shifts], perturber: Perturber, options: PerturbationOptions
+) -> pd.DataFrame:
+    cells = perturber.plan.cells
+    named = options.edit, cells.obs.index.to_numpy(), cells.vocabulary
     if options.gene_shifts == MEANS:
-        means = [gene_means_table(part, vocabulary) for part in parts]
+        means = [gene_means_table(part, cells.vocabulary) for part in parts]
         return merge_gene_means(means, options.edit).to_pandas()
     if options.gene_shifts != NONE:
         tables = [gene_shifts_table(part, *named).to_pandas() for part in parts]
     else:
-        tables = [shifts_table(part, measures.names, *named).to_pandas() for part in parts]
+        measures = perturber.spec.measures
+        tables = [shifts_table(part, measures, *named).to_pandas() for part in parts]
     joined = pd.concat([table.astype(_as_text(table)) for table in tables], ignore_index=True)
     return joined.astype(dict.fromkeys(_as_text(joined), "category"))
 

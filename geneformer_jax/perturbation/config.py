@@ -1,4 +1,4 @@
-"""What a perturbation run is asked to do, checked against the model and the cells."""
+"""The options of a perturbation, as a user gives them."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -6,11 +6,9 @@ from pathlib import Path
 
 from geneformer_jax.common.errors import InputError, did_you_mean
 from geneformer_jax.inference.cells import ORIGINAL_SEED
-from geneformer_jax.model.pretrained import PretrainedModel
 from geneformer_jax.perturbation.cell_states import CellStates
-from geneformer_jax.perturbation.engine.edits import EditRule
 from geneformer_jax.perturbation.engine.forward import MODES
-from geneformer_jax.perturbation.engine.gene_sets import ALL, EACH, GeneSets, read_gene_sets
+from geneformer_jax.perturbation.engine.gene_sets import ALL, EACH
 
 ORIGINAL, REFILL = "original", "refill"
 TRUNCATIONS = (ORIGINAL, REFILL)
@@ -19,7 +17,7 @@ GENE_SHIFTS = (NONE, FULL, TOP, MEANS)
 
 
 @dataclass(frozen=True)
-class Options:
+class PerturbationOptions:
     """What is perturbed and what is measured; see `perturb_cells`."""
 
     edit: str = "delete"
@@ -31,7 +29,7 @@ class Options:
     quantile: float | None = None
     truncation: str = ORIGINAL
     mode: str | None = None
-    layer: int = -1
+    hidden_layer: int = -1
     states: CellStates | None = None
     state_embeddings: Path | str | None = None
     classes: bool = False
@@ -39,7 +37,7 @@ class Options:
     top: int = 100
     filters: Mapping[str, Sequence[str]] = field(default_factory=dict)
     expressing: Sequence[str] = ()
-    at_most: int | None = None
+    max_cells: int | None = None
     seed: int = ORIGINAL_SEED
 
     def __post_init__(self):
@@ -51,7 +49,7 @@ class Options:
             raise InputError(f"top is {self.top}; keep at least 1 gene of each edit")
         if self.state_embeddings and self.states is None:
             raise InputError(
-                "state embeddings were given, but no states; say which column, start and goal"
+                "state embeddings were given, but no states; name their column, start and goal"
             )
 
     @property
@@ -59,18 +57,9 @@ class Options:
         """Whether cells are needed whole, with the genes beyond the cut."""
         return self.truncation == REFILL
 
-    def rule(self) -> EditRule:
-        """How genes are perturbed."""
-        return EditRule(self.edit, self.ranks, self.quantile, self.refill)
-
-    def gene_sets(self, model: PretrainedModel) -> GeneSets:
-        """Which genes are perturbed."""
-        return read_gene_sets(
-            model.vocabulary, self.genes, self.combine, self.anchor, self.combinations
-        )
-
+    @property
     def gene_rows(self) -> int:
-        """Values of single genes of each edit: 0 none, -1 all, or so many."""
+        """Shifts of single genes of each edit: 0 none, -1 all, or this many."""
         return {NONE: 0, TOP: self.top}.get(self.gene_shifts, -1)
 
 

@@ -7,3 +7,5 @@ EDITS, STATES, REPORT = "edits.parquet", "states.parquet", "report.html"
 # All else in the folder of a run is gone when it is finished.
 OUTPUTS = (EDITS, STATES, SHIFTS, GENE_SHIFTS, GENE_MEANS, FILE_NAME)
 JOINT = "+"
+# Gene shifts as means, of each part of an unfinished run.
+MEANS_OF_PARTS = "means"

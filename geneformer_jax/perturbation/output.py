@@ -7,7 +7,7 @@ different parts. A part counts as done once a record with the checksums of its t
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,37 +19,39 @@ import pyarrow.parquet as pq
 
 from geneformer_jax.cells.store.cell_store import checksum
 from geneformer_jax.cells.tokenization.vocabulary import GeneVocabulary
+from geneformer_jax.common.command_line import shard_of
 from geneformer_jax.common.errors import InputError
 from geneformer_jax.common.files import atomic_write, fsync_tree_entry, remove
-from geneformer_jax.common.provenance import FILE_NAME, write_provenance
+from geneformer_jax.common.provenance import FILE_NAME
 from geneformer_jax.inference.resume import PLAN, as_json, parts_folder, refuse_other_plan, sha256
-from geneformer_jax.perturbation.engine.perturber import PartShifts, Perturber, Throughput
-from geneformer_jax.perturbation.layout import EDITS, GENE_MEANS, GENE_SHIFTS, JOINT, SHIFTS, STATES
-from geneformer_jax.perturbation.tables import (
-    gene_means_table,
-    gene_shifts_table,
-    merge_gene_means,
-    parquet_options,
-    shifts_table,
-    write_table,
+from geneformer_jax.perturbation.layout import (
+    EDITS,
+    GENE_MEANS,
+    JOINT,
+    MEANS_OF_PARTS,
+    SHIFTS,
+    STATES,
 )
+from geneformer_jax.perturbation.statistics.aggregate import summarise
+from geneformer_jax.perturbation.statistics.tables import ShiftRows
+from geneformer_jax.perturbation.tables import merge_gene_means, parquet_options, write_table
 
 _RECORDS = "records"
-_MEANS = "means"
 _PAIRS_AT_ONCE = 4_194_304
+_SUMMARISED = ("perturbed", "perturbed_symbol", "measure", "state", "value")
 
 
 class PerturbationFolder:
     """The tables of one run, unfinished until `finish`."""
 
-    def __init__(self, output: Path, share: tuple[int, int] = (0, 1)):
+    def __init__(self, output: Path, shard: tuple[int, int] = (0, 1)):
         """Names the folder; nothing is written yet.
 
         Args:
           output: folder of the finished run.
-          share: (i, n), this process writes every n-th part from the i-th.
+          shard: (i, n), this process writes every n-th part from the i-th.
         """
-        self.output, self.folder, self.share = output, parts_folder(output), share
+        self.output, self.folder, self.shard = output, parts_folder(output), shard
 
     def is_complete(self, configuration: Mapping[str, Any]) -> bool:
         """Whether the output is there already, written with this configuration.
@@ -59,9 +61,9 @@ class PerturbationFolder:
         """
         if not self.output.exists():
             return False
-        story = self.output / FILE_NAME
-        if story.is_file():
-            kept = json.loads(story.read_text()).get("configuration")
+        provenance = self.output / FILE_NAME
+        if provenance.is_file():
+            kept = json.loads(provenance.read_text()).get("configuration")
             if kept == as_json(configuration):
                 self._tidy()
                 return True
@@ -96,36 +98,16 @@ class PerturbationFolder:
         """Keeps state embeddings; `save` writes them to a path."""
         self._put_in_place(STATES, save)
 
+    def own(self, parts: int) -> list[int]:
+        """Returns the numbers of the parts that are this process's to make."""
+        return shard_of(range(parts), self.shard)
+
     def missing(self, parts: int) -> list[int]:
-        """Numbers of the parts that are not done yet."""
+        """Returns the numbers of the parts that are not done yet."""
         return [part for part in range(parts) if not self._record_of(part).is_file()]
 
-    def run(self, perturber: Perturber, gene_means: bool) -> None:
-        """Makes the missing edits of this process's share."""
-        parts = perturber.work.parts
-        own = range(len(parts))[self.share[0] :: self.share[1]]
-        todo = [part for part in self.missing(len(parts)) if part in own]
-        sizes = {part: parts[part][1] - parts[part][0] for part in own}
-        with perturber.progress(sum(sizes.values())) as progress:
-            progress.advance(sum(size for part, size in sizes.items() if part not in todo))
-            for place, part in enumerate(todo):
-                shifts = perturber.shifts(*parts[part], progress)
-                self._write_part(part, shifts, perturber, gene_means)
-                if place == 0 and len(todo) > 1:
-                    # Parts are of about as many tokens, and take about as long.
-                    _tell_time(perturber.throughput, len(todo) - 1)
-
-    def _write_part(
-        self, part: int, shifts: PartShifts, perturber: Perturber, gene_means: bool
-    ) -> None:
-        work, measures = perturber.work, perturber.measures
-        cell_ids, vocabulary = work.cells.obs.index.to_numpy(), work.cells.vocabulary
-        named = work.rule.kind, cell_ids, vocabulary
-        tables = {SHIFTS: shifts_table(shifts, measures.names, *named)}
-        if gene_means:
-            tables[_MEANS] = gene_means_table(shifts, vocabulary)
-        elif measures.gene_rows:
-            tables[GENE_SHIFTS] = gene_shifts_table(shifts, *named)
+    def write_part(self, part: int, tables: Mapping[str, pa.Table]) -> None:
+        """Writes the tables of one part, by the names of their folders; then it counts as done."""
         record = {}
         for name, table in tables.items():
             path = self.folder / name / f"part-{part:06d}.parquet"
@@ -140,49 +122,47 @@ class PerturbationFolder:
     def _verify(self, record: Path) -> None:
         """Raises InputError if a table is not as its record says."""
         try:
-            told = json.loads(record.read_text())
+            checksums = json.loads(record.read_text())
         except json.JSONDecodeError:
             raise InputError(f"{record} is damaged; remove it to make these edits again") from None
-        for name, kept in told.items():
+        for name, kept in checksums.items():
             path = self.folder / name
             if not path.is_file() or checksum(path) != kept:
                 raise InputError(
                     f"{path} is damaged or gone; remove {record} to make these edits again"
                 )
 
-    def finish(
-        self, perturber: Perturber, gene_means: bool, story: Mapping[str, Any], report
-    ) -> None:
-        """Joins the parts and gives the folder its final name.
+    def join(self, parts: int, edit: str, vocabulary: GeneVocabulary) -> pd.DataFrame:
+        """Joins what the parts hold of the same edits; returns the summary.
 
         Args:
-          perturber: of the run.
-          gene_means: whether gene shifts are kept as means.
-          story: the provenance.
-          report: writes a report of a folder, called with (folder, summary table, story).
+          parts: their number.
+          edit: kind of the edits.
+          vocabulary: of the genes.
 
         Raises:
           InputError: parts are missing.
         """
-        parts = len(perturber.work.parts)
         if missing := self.missing(parts):
             raise InputError(
                 f"{len(missing):,} of {parts:,} parts are not done yet; run all shards to their "
                 "end first, and then --finish"
             )
-        summary = summarise(self.folder)
-        _write_edits(self.folder, summary, perturber.work.cells.vocabulary)
-        if gene_means:
-            self._join_means(perturber.work.rule.kind)
-        write_provenance(self.folder, story)
-        report(self.folder, summary, story)
+        summary = summarise(ShiftRows(self.folder / SHIFTS, _SUMMARISED))
+        _write_edits(self.folder, summary, vocabulary)
+        if (self.folder / MEANS_OF_PARTS).is_dir():
+            self._join_means(edit)
+        return summary
+
+    def finish(self) -> None:
+        """Gives the folder its final name."""
         os.replace(self.folder, self.output)
         fsync_tree_entry(self.output.parent)
         self._tidy()
 
     def _join_means(self, edit: str) -> None:
-        """Puts the means together, for so many perturbed genes at a time as fit in memory."""
-        source = ds.dataset(self.folder / _MEANS, format="parquet")
+        """Joins the means, for as many perturbed genes at a time as fit in memory."""
+        source = ds.dataset(self.folder / MEANS_OF_PARTS, format="parquet")
         sizes = _pairs_per_set(source)
         chunk = np.cumsum(sizes.to_numpy()) // _PAIRS_AT_ONCE
         with atomic_write(self.folder / GENE_MEANS) as aside:
@@ -199,40 +179,15 @@ class PerturbationFolder:
     def _put_in_place(self, name: str, write) -> None:
         """Writes a file under a name of this process first: others may write the same one."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        own = self.folder / f"{name}.{self.share[0]}"
+        own = self.folder / f"{name}.{self.shard[0]}"
         with atomic_write(own) as aside:
             write(aside)
         os.replace(own, self.folder / name)
 
     def _tidy(self) -> None:
         """Removes what served the resumption."""
-        for name in (PLAN, _RECORDS, _MEANS):
+        for name in (PLAN, _RECORDS, MEANS_OF_PARTS):
             remove(self.output / name)
-
-
-def summarise(folder: Path) -> pd.DataFrame:
-    """Returns mean, standard deviation and number of cells of each edit, measure and state.
-
-    Reads one part at a time; the memory taken depends on the number of different edits alone.
-    """
-    keys = ["perturbed", "perturbed_symbol", "measure", "state"]
-    sums: pd.DataFrame | None = None
-    for table in _tables(folder / SHIFTS):
-        rows = table.to_pandas().astype(dict.fromkeys(keys, "object"))
-        rows["value"] = rows["value"].astype(np.float64)
-        rows["square"] = rows["value"] ** 2
-        rows["n"] = 1
-        own = rows.groupby(keys, sort=False)[["value", "square", "n"]].sum()
-        sums = own if sums is None else sums.add(own, fill_value=0)
-    mean = sums["value"] / sums["n"]
-    sd = np.sqrt(np.maximum(sums["square"] / sums["n"] - mean**2, 0))
-    table = pd.DataFrame({"mean": mean, "sd": sd, "n": sums["n"].astype(np.int64)})
-    return table.reset_index().sort_values(keys, ignore_index=True)
-
-
-def _tell_time(done: Throughput, parts: int) -> None:
-    seconds = (done.seconds - done.compiling) * parts
-    print(f"about {seconds / 60:,.1f} minutes to go for {parts:,} more parts", flush=True)
 
 
 def check_space(output: Path, needed: int) -> None:
@@ -244,11 +199,6 @@ def check_space(output: Path, needed: int) -> None:
             f"the tables will take some {needed / 1e9:,.1f} GB, but {folder} has "
             f"{free / 1e9:,.1f} GB left; keep gene shifts as means or top, or name another output"
         )
-
-
-def _tables(folder: Path) -> Iterator[pa.Table]:
-    for path in sorted(folder.glob("*.parquet")):
-        yield pq.read_table(path)
 
 
 def _write_edits(folder: Path, summary: pd.DataFrame, vocabulary: GeneVocabulary) -> None:

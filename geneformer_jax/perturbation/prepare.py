@@ -1,7 +1,10 @@
-"""A perturbation made ready: options checked, cells chosen, states found."""
+"""A perturbation made ready: options resolved into a plan, cells chosen, states embedded."""
 
 from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
 
+import anndata as ad
 import jax
 import numpy as np
 
@@ -9,50 +12,67 @@ from geneformer_jax.cells.store.cell_store import EncodedCells
 from geneformer_jax.common.errors import InputError
 from geneformer_jax.embedding.embedder import check_options
 from geneformer_jax.embedding.states import StateEmbeddings
-from geneformer_jax.inference.cells import ChosenCells, check_vocabulary, select_cells
+from geneformer_jax.inference.cells import (
+    ChosenCells,
+    check_vocabulary,
+    open_cells,
+    select_cells,
+)
 from geneformer_jax.model.heads import HeadConfig
 from geneformer_jax.model.pretrained import PretrainedModel
 from geneformer_jax.model.runtime import Runtime, inference_runtime
+from geneformer_jax.model.sharding import inference_mesh
 from geneformer_jax.perturbation.cell_states import compute_states, read_states, unit_vectors
-from geneformer_jax.perturbation.config import Options
-from geneformer_jax.perturbation.engine.edits import SpecialTokens
-from geneformer_jax.perturbation.engine.forward import CELL, CLS
-from geneformer_jax.perturbation.engine.gene_sets import TOGETHER, gene_tokens
-from geneformer_jax.perturbation.engine.perturber import MetricSpec, Perturber
-from geneformer_jax.perturbation.engine.plan import Work, plan_work
+from geneformer_jax.perturbation.config import PerturbationOptions
+from geneformer_jax.perturbation.engine.edits import EditRule, SpecialTokens
+from geneformer_jax.perturbation.engine.forward import CELL, CLS, ForwardSpec
+from geneformer_jax.perturbation.engine.gene_sets import (
+    TOGETHER,
+    GeneSets,
+    gene_tokens,
+    read_gene_sets,
+)
+from geneformer_jax.perturbation.engine.perturber import Perturber
+from geneformer_jax.perturbation.engine.plan import TOKENS_PER_PART, EditPlan, plan_edits
 
 NOT_EXPRESSING = "not expressing the genes"
 _READ_AT_ONCE = 4_096
 
 
-def check(model: PretrainedModel, options: Options) -> None:
-    """Raises InputError if the options contradict each other or the model, before cells are read.
+def make_spec(
+    model: PretrainedModel,
+    options: PerturbationOptions,
+    devices: Sequence[jax.Device] | None = None,
+) -> ForwardSpec:
+    """Resolves what is computed of each edit; the runtime can be replaced once cells are known.
 
     Args:
       model: that perturbs.
       options: of the run.
-    """
-    check_vocabulary(model)
-    choose_mode(model, options)
-    options.rule()
-    options.gene_sets(model)
-
-
-def choose_mode(model: PretrainedModel, options: Options) -> str:
-    """Returns what stands for a cell: as asked, or "cls" for models with `<cls>`, as the original.
+      devices: which share the work; all of this process by default.
 
     Raises:
-      InputError: the model has no such mode or layer, or no classifier where one is asked for.
+      InputError: the model has no vocabulary, no such mode or hidden layer, or no classifier where
+        one is asked for.
     """
+    check_vocabulary(model)
+    # "cls" for models with `<cls>`, as the original.
     mode = options.mode or (CELL if model.vocabulary.cls_id is None else CLS)
-    check_options(model, mode, options.layer)
-    _classifier(model, options)
-    return mode
+    check_options(model, mode, options.hidden_layer)
+    return ForwardSpec(
+        config=model.config,
+        runtime=Runtime(),
+        mesh=inference_mesh(None if devices is None else list(devices)),
+        special=SpecialTokens.of(model.vocabulary, model.config.positions),
+        mode=mode,
+        hidden_layer=options.hidden_layer,
+        head=_classifier(model) if options.classes else None,
+        gene_rows=options.gene_rows,
+        states=tuple(options.states.names) if options.states else (),
+    )
 
 
-def _classifier(model: PretrainedModel, options: Options) -> HeadConfig | None:
-    if not options.classes:
-        return None
+def _classifier(model: PretrainedModel) -> HeadConfig:
     if model.head is None or model.head.kind != "cell_classifier":
         has = "none" if model.head is None else f"a {model.head.kind}"
         raise InputError(
@@ -62,40 +82,73 @@ def _classifier(model: PretrainedModel, options: Options) -> HeadConfig | None:
     return model.head
 
 
-def choose_cells(cells: EncodedCells, options: Options, model: PretrainedModel) -> EncodedCells:
+def make_plan(
+    model: PretrainedModel,
+    cells: EncodedCells | ad.AnnData | Path | str,
+    options: PerturbationOptions,
+    tokens_per_part: int = TOKENS_PER_PART,
+) -> tuple[EncodedCells, EditPlan]:
+    """Resolves which genes are perturbed and how, chooses the cells, and finds their edits.
+
+    Args:
+      model: that perturbs.
+      cells: see `perturb_cells`.
+      options: of the run.
+      tokens_per_part: tokens to encode in each part, about.
+
+    Returns:
+      (all cells, those of other states than the start too; the plan).
+
+    Raises:
+      InputError: options contradict each other (before cells are read), a column, value, state or
+        gene is unknown, the cells do not fit the model, or no cell is left.
+    """
+    vocabulary = model.vocabulary
+    rule = EditRule(options.edit, options.ranks, options.quantile, options.refill)
+    sets = read_gene_sets(
+        vocabulary, options.genes, options.combine, options.anchor, options.combinations
+    )
+    special = SpecialTokens.of(vocabulary, model.config.positions)
+    opened = open_cells(cells, model, whole=options.refill)
+    chosen = _choose_cells(opened, options, rule, special, sets)
+    return opened, plan_edits(chosen, rule, special, sets, tokens_per_part)
+
+
+def _choose_cells(
+    cells: EncodedCells,
+    options: PerturbationOptions,
+    rule: EditRule,
+    special: SpecialTokens,
+    sets: GeneSets,
+) -> EncodedCells:
     """Chooses the cells to perturb, in input order.
 
     As in the original: the filters, the start state, the genes that must be expressed, and then the
     draw.
-
-    Raises:
-      InputError: a column, value, state or gene is unknown, or no cell is left.
     """
-    rule, sets = options.rule(), options.gene_sets(model)
     chosen = select_cells(cells, options.filters)
     if options.states is not None:
         options.states.check(chosen)
         chosen = options.states.start_cells(chosen)
-    needed = list(gene_tokens(model.vocabulary, options.expressing)) if options.expressing else []
+    needed = list(gene_tokens(cells.vocabulary, options.expressing)) if options.expressing else []
     if not rule.adds_genes:
         needed += [] if sets.anchor is None else [sets.anchor]
         needed += sets.listed if sets.combine == TOGETHER else []
     if needed:
-        chosen = _expressing(chosen, tuple(dict.fromkeys(needed)), options, model)
-    return select_cells(chosen, None, options.at_most, options.seed)
+        chosen = _expressing(chosen, list(dict.fromkeys(needed)), rule, special)
+    return select_cells(chosen, None, options.max_cells, options.seed)
 
 
 def _expressing(
-    cells: EncodedCells, tokens: tuple[int, ...], options: Options, model: PretrainedModel
+    cells: EncodedCells, tokens: Sequence[int], rule: EditRule, special: SpecialTokens
 ) -> ChosenCells:
-    frame, rule = SpecialTokens.of(model.vocabulary, model.config.positions), options.rule()
     keep = np.zeros(len(cells.lengths), bool)
     for begin in range(0, len(keep), _READ_AT_ONCE):
         numbers = np.arange(begin, min(begin + _READ_AT_ONCE, len(keep)))
         for cell, own in zip(numbers, cells.read(numbers), strict=True):
-            keep[cell] = np.isin(tokens, frame.ranks(own).within_reach(rule)).all()
+            keep[cell] = np.isin(tokens, special.within_reach(rule, special.genes_of(own))).all()
     if not keep.any():
-        names = ", ".join(model.vocabulary.gene_id_of(token) for token in tokens)
+        names = ", ".join(cells.vocabulary.gene_id_of(token) for token in tokens)
         raise InputError(
             f"none of the {len(keep):,} chosen cells expresses {names}"
             f"{' together' if len(tokens) > 1 else ''}; name other genes or choose other cells"
@@ -107,33 +160,8 @@ def _expressing(
     )
 
 
-def find_work(cells: EncodedCells, options: Options, model: PretrainedModel) -> Work:
-    """Plans the edits of the chosen cells."""
-    frame = SpecialTokens.of(model.vocabulary, model.config.positions)
-    return plan_work(cells, options.rule(), frame, options.gene_sets(model))
-
-
-def measures_of(
-    model: PretrainedModel, options: Options, states: StateEmbeddings | None
-) -> MetricSpec:
-    """Says what is measured, with the embeddings of the states where there are any."""
-    vectors = None if states is None else unit_vectors(states, options.states, options.layer)
-    return MetricSpec(
-        mode=choose_mode(model, options),
-        layer=options.layer,
-        states=() if states is None else tuple(options.states.names),
-        vectors=vectors,
-        head=_classifier(model, options),
-        gene_rows=options.gene_rows(),
-    )
-
-
 def find_states(
-    model: PretrainedModel,
-    cells: EncodedCells,
-    options: Options,
-    runtime: Runtime | None = None,
-    devices: Sequence[jax.Device] | None = None,
+    model: PretrainedModel, cells: EncodedCells, options: PerturbationOptions, spec: ForwardSpec
 ) -> StateEmbeddings | None:
     """Reads the given state embeddings, or embeds the cells of the states; None without states.
 
@@ -141,31 +169,39 @@ def find_states(
       model: that perturbs.
       cells: all cells, those of other states than the start too.
       options: of the run.
-      runtime: how to compute.
-      devices: which share the work.
+      spec: how the edited cells are embedded.
     """
     if options.states is None:
         return None
-    mode, layer = choose_mode(model, options), options.layer
+    mode, hidden_layer = spec.mode, spec.hidden_layer
     if options.state_embeddings:
-        return read_states(options.state_embeddings, options.states, model, mode, layer)
-    own = select_cells(cells, options.filters)
-    return compute_states(model, own, options.states, mode, layer, runtime, devices)
+        return read_states(options.state_embeddings, options.states, model, mode, hidden_layer)
+    own, devices = select_cells(cells, options.filters), list(spec.mesh.devices.flat)
+    return compute_states(model, own, options.states, mode, hidden_layer, spec.runtime, devices)
+
+
+def state_vectors(
+    states: StateEmbeddings | None, options: PerturbationOptions
+) -> np.ndarray | None:
+    """Returns the states' embeddings at unit length, float32 [states, D]; None without states."""
+    if states is None:
+        return None
+    return unit_vectors(states, options.states, options.hidden_layer)
 
 
 def make_perturber(
     model: PretrainedModel,
-    cells: EncodedCells,
-    options: Options,
+    cells: EncodedCells | ad.AnnData | Path | str,
+    options: PerturbationOptions,
     runtime: Runtime | None = None,
     devices: Sequence[jax.Device] | None = None,
-    tokens_per_device: int | None = None,
+    tokens_per_part: int = TOKENS_PER_PART,
+    **sizes: int | None,
 ) -> Perturber:
-    """Plans a run and readies the devices for it."""
-    work = find_work(choose_cells(cells, options, model), options, model)
-    runtime = runtime or inference_runtime(model.config, int(work.longest.max()))[0]
-    states = find_states(model, cells, options, runtime, devices)
-    measures = measures_of(model, options, states)
-    return Perturber(
-        model, work, measures, runtime, devices=devices, tokens_per_device=tokens_per_device
-    )
+    """Plans a run and readies the devices for it; `sizes` are those of `Perturber`."""
+    spec = make_spec(model, options, devices)
+    opened, plan = make_plan(model, cells, options, tokens_per_part)
+    runtime = runtime or inference_runtime(model.config, int(plan.longest.max()))[0]
+    spec = replace(spec, runtime=runtime)
+    vectors = state_vectors(find_states(model, opened, options, spec), options)
+    return Perturber(model, plan, spec, vectors, **sizes)

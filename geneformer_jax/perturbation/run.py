@@ -1,38 +1,49 @@
 """A perturbation run in files, from its options to its report."""
 
 from collections.abc import Mapping
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import pyarrow as pa
 
 from geneformer_jax.cells.store.cell_store import EncodedCells
-from geneformer_jax.common.provenance import describe_run
+from geneformer_jax.common.log import logger
+from geneformer_jax.common.provenance import describe_run, write_provenance
 from geneformer_jax.embedding.states import StateEmbeddings
-from geneformer_jax.inference.cells import open_cells
 from geneformer_jax.inference.resume import as_json, identity_of, weights_sha256
 from geneformer_jax.model.pretrained import PretrainedModel
-from geneformer_jax.model.runtime import Runtime, inference_runtime
-from geneformer_jax.perturbation.config import MEANS, Options
-from geneformer_jax.perturbation.engine.edits import SpecialTokens
-from geneformer_jax.perturbation.engine.perturber import Perturber
-from geneformer_jax.perturbation.engine.plan import Work
-from geneformer_jax.perturbation.layout import OUTPUTS, REPORT, SHIFTS
+from geneformer_jax.model.runtime import inference_runtime
+from geneformer_jax.perturbation.config import MEANS, PerturbationOptions
+from geneformer_jax.perturbation.engine.forward import ForwardSpec
+from geneformer_jax.perturbation.engine.perturber import Perturber, Shifts, Throughput
+from geneformer_jax.perturbation.engine.plan import TOKENS_PER_PART, EditPlan
+from geneformer_jax.perturbation.layout import (
+    GENE_SHIFTS,
+    MEANS_OF_PARTS,
+    OUTPUTS,
+    REPORT,
+    SHIFTS,
+)
 from geneformer_jax.perturbation.output import PerturbationFolder, check_space, plan_of
 from geneformer_jax.perturbation.prepare import (
-    check,
-    choose_cells,
     find_states,
-    find_work,
-    measures_of,
+    make_plan,
+    make_spec,
+    state_vectors,
 )
 from geneformer_jax.perturbation.statistics.figures import ranked_figure
+from geneformer_jax.perturbation.tables import (
+    gene_means_table,
+    gene_shifts_table,
+    shifts_table,
+)
 from geneformer_jax.reporting.html import Report
 
 # What does not change the tables.
 _NOT_IN_PLAN = ("output", "shard", "finish", "tokens_per_device")
-
-_TOLD = {
+_MEASURES = {
     "mean_gene_cosine": "mean over the genes left of the cosine of each before and after the edit",
     "cell_cosine": "cosine of the cell's embedding before and after the edit",
     "cls_cosine": "cosine of <cls> before and after the edit",
@@ -43,14 +54,16 @@ _TOLD = {
 
 
 class PerturbationRun:
-    """One run, or this process's share of it."""
+    """One run, or this process's shard of it."""
 
     def __init__(
         self,
         output: Path,
-        options: Options,
+        options: PerturbationOptions,
         configuration: Mapping[str, Any],
-        share: tuple[int, int],
+        shard: tuple[int, int] = (0, 1),
+        *,
+        tokens_per_part: int = TOKENS_PER_PART,
     ):
         """Takes what the run is asked to do.
 
@@ -58,13 +71,14 @@ class PerturbationRun:
           output: folder to write.
           options: of the run.
           configuration: the command, for the provenance.
-          share: (i, n), this process makes the i-th of n shares.
+          shard: (i, n), this process makes the i-th of n shards.
+          tokens_per_part: tokens to encode in each part, which is written at one go.
         """
-        self._options = options
+        self._options, self._tokens_per_part = options, tokens_per_part
         self._command = as_json(
             {name: value for name, value in configuration.items() if name not in _NOT_IN_PLAN}
         )
-        self._folder = PerturbationFolder(output, share)
+        self._folder = PerturbationFolder(output, shard)
 
     def is_complete(self) -> bool:
         """Whether the output is there; raises InputError if it is another run's."""
@@ -78,7 +92,7 @@ class PerturbationRun:
         attention: str,
         tokens_per_device: int | None,
     ) -> None:
-        """Plans the work, tells its size and readies the devices.
+        """Plans the edits, logs their size and readies the devices.
 
         Args:
           model: that perturbs.
@@ -90,111 +104,130 @@ class PerturbationRun:
           InputError: see `perturb_cells`; the output is of another run, damaged or does not fit.
         """
         options, self._model, self._inputs = self._options, model, [cells]
-        check(model, options)
-        opened = open_cells(cells, model, whole=options.refill)
-        chosen = choose_cells(opened, options, model)
-        work = find_work(chosen, options, model)
+        spec = make_spec(model, options)
+        opened, plan = make_plan(model, cells, options, self._tokens_per_part)
         # Attention is chosen for what is encoded, which may be shorter than the cells.
-        longest = int(work.longest.max())
-        runtime, told = inference_runtime(model.config, longest, precision, attention)
-        print(f"model {model.source}\n{told}")
-        identity = identity_of(model, chosen)
+        longest = int(plan.longest.max())
+        runtime, line = inference_runtime(model.config, longest, precision, attention)
+        logger.info(f"model {model.source}\n{line}")
+        spec = replace(spec, runtime=runtime)
+        identity = identity_of(model, plan.cells)
         if options.classes:
             identity["head"] = weights_sha256(model, [model.head.kind])
-        self._tell_size(work)
-        # A wrong file of state embeddings is told before anything is written.
-        given = find_states(model, opened, options) if options.state_embeddings else None
-        self._folder.begin(plan_of(self._command, identity, work.parts))
-        measures = measures_of(model, options, given or self._states(opened, runtime))
-        self._perturber = Perturber(
-            model, work, measures, runtime, tokens_per_device=tokens_per_device
-        )
+        self._check_size(plan, spec)
+        # A wrong file of state embeddings is refused before anything is written.
+        given = find_states(model, opened, options, spec) if options.state_embeddings else None
+        self._folder.begin(plan_of(self._command, identity, plan.parts))
+        vectors = state_vectors(given or self._states(opened, spec), options)
+        self._perturber = Perturber(model, plan, spec, vectors, tokens_per_device=tokens_per_device)
 
-    def _states(self, cells: EncodedCells, runtime: Runtime) -> StateEmbeddings | None:
-        """Finds the state embeddings, which all shares and beginnings take from one file."""
+    def _states(self, cells: EncodedCells, spec: ForwardSpec) -> StateEmbeddings | None:
+        """Finds the state embeddings, which all shards and beginnings take from one file."""
         if (kept := self._folder.states()) is not None:
             return StateEmbeddings.load(kept)
-        states = find_states(self._model, cells, self._options, runtime)
+        states = find_states(self._model, cells, self._options, spec)
         if states is not None:
             self._folder.keep_states(states.save)
         return states
 
     def make(self) -> None:
-        """Makes the edits of this share that are not made yet."""
-        self._folder.run(self._perturber, self._options.gene_shifts == MEANS)
-        print(self._perturber.throughput.describe(), flush=True)
+        """Makes the edits of this shard that are not made yet, and writes them part by part."""
+        perturber, parts = self._perturber, self._perturber.plan.parts
+        own, missing = self._folder.own(len(parts)), self._folder.missing(len(parts))
+        todo = [part for part in own if part in set(missing)]
+        sizes = {part: parts[part][1] - parts[part][0] for part in own}
+        with perturber.progress(sum(sizes.values())) as progress:
+            progress.advance(sum(size for part, size in sizes.items() if part not in todo))
+            for place, part in enumerate(todo):
+                shifts = perturber.shifts(*parts[part], progress)
+                self._folder.write_part(part, self._tables(shifts))
+                if place == 0 and len(todo) > 1:
+                    # Parts are of about as many tokens, and take about as long.
+                    _log_time(perturber.throughput, len(todo) - 1)
+        logger.info(perturber.throughput.describe())
+
+    def _tables(self, shifts: Shifts) -> dict[str, pa.Table]:
+        """Returns the tables of one part by the names of their folders."""
+        spec, cells = self._perturber.spec, self._perturber.plan.cells
+        named = self._options.edit, cells.obs.index.to_numpy(), cells.vocabulary
+        tables = {SHIFTS: shifts_table(shifts, spec.measures, *named)}
+        if self._options.gene_shifts == MEANS:
+            tables[MEANS_OF_PARTS] = gene_means_table(shifts, cells.vocabulary)
+        elif spec.gene_rows:
+            tables[GENE_SHIFTS] = gene_shifts_table(shifts, *named)
+        return tables
 
     def finish(self) -> None:
-        """Puts all tables together, with their story and a report."""
-        counts = self._counts()
-        story = describe_run("perturb", self._command, self._inputs, counts)
-        means = self._options.gene_shifts == MEANS
-        self._folder.finish(self._perturber, means, story, write_report)
-        print(f"tables and report: {self._folder.output}")
+        """Joins all tables, and writes their provenance and a report."""
+        plan = self._perturber.plan
+        provenance = describe_run("perturb", self._command, self._inputs, self._counts())
+        summary = self._folder.join(len(plan.parts), self._options.edit, plan.cells.vocabulary)
+        write_provenance(self._folder.folder, provenance)
+        write_report(self._folder.folder, summary, provenance)
+        self._folder.finish()
+        logger.info(f"tables and report: {self._folder.output}")
 
-    def _tell_size(self, work: Work) -> None:
+    def _check_size(self, plan: EditPlan, spec: ForwardSpec) -> None:
+        """Logs the size of the work, and raises InputError if its tables would not fit."""
         options = self._options
-        values = len(measures_of(self._model, options, None).names)
-        values += len(options.states.names) if options.states else 0
         means = options.gene_shifts == MEANS
-        size = work.table_bytes(values, options.gene_rows(), means)
-        cells = int((work.counts > 0).sum())
-        print(
-            f"{work.edits:,} edits ({options.edit}) in {cells:,} of {len(work.counts):,} cells, "
-            f"{work.tokens:,} tokens to encode; tables of about {size / 1e6:,.1f} MB",
-            flush=True,
+        size = plan.table_bytes(len(spec.measures), spec.gene_rows, means)
+        logger.info(
+            f"{plan.edits:,} edits ({options.edit}) in {plan.edited_cells:,} of "
+            f"{len(plan.counts):,} cells, {plan.tokens:,} tokens to encode; tables of about "
+            f"{size / 1e6:,.1f} MB"
         )
-        for reason, number in {**getattr(work.cells, "dropped", {}), **work.left_out}.items():
-            print(f"  left out: {number:,} {reason}")
+        for reason, number in _left_out(plan).items():
+            logger.info(f"  left out: {number:,} {reason}")
         check_space(self._folder.output, size)
 
     def _counts(self) -> dict[str, Any]:
-        work, options, measures = self._perturber.work, self._options, self._perturber.measures
-        states = options.states
+        plan, spec = self._perturber.plan, self._perturber.spec
+        states = self._options.states
         return {
-            "edit": options.edit,
-            "edits": work.edits,
-            "cells": int((work.counts > 0).sum()),
-            "left_out": {**getattr(work.cells, "dropped", {}), **work.left_out},
-            "measures": sorted({measure for measure, _ in measures.names}),
-            "gene_shifts": options.gene_shifts,
-            "mode": measures.mode,
-            "layer": measures.layer,
-            "states": None
-            if states is None
-            else {
-                "column": states.column,
-                "start": states.start,
-                "goal": states.goal,
-                "alternatives": list(states.alternatives),
-            },
+            "edit": plan.rule.kind,
+            "edits": plan.edits,
+            "cells": plan.edited_cells,
+            "left_out": _left_out(plan),
+            "measures": sorted({measure for measure, _ in spec.measures}),
+            "gene_shifts": self._options.gene_shifts,
+            "mode": spec.mode,
+            "hidden_layer": spec.hidden_layer,
+            "states": None if states is None else asdict(states),
             "checkpoint": self._model.source,
             "vocabulary_hash": self._model.vocabulary.hash,
-            "positions": SpecialTokens.of(
-                self._model.vocabulary, self._model.config.positions
-            ).limit,
-            "precision": self._perturber.pass_.runtime.precision.name,
-            "attention": self._perturber.pass_.runtime.attention,
+            "positions": plan.special.limit,
+            "precision": spec.runtime.precision.name,
+            "attention": spec.runtime.attention,
         }
 
 
-def write_report(folder: Path, summary: pd.DataFrame, story: Mapping[str, Any]) -> None:
+def _left_out(plan: EditPlan) -> dict[str, int]:
+    return {**getattr(plan.cells, "dropped", {}), **plan.left_out}
+
+
+def _log_time(done: Throughput, parts: int) -> None:
+    seconds = (done.seconds - done.compiling) * parts
+    logger.info(f"about {seconds / 60:,.1f} minutes to go for {parts:,} more parts")
+
+
+def write_report(folder: Path, summary: pd.DataFrame, provenance: Mapping[str, Any]) -> None:
     """Writes report.html into the folder of a run.
 
     Args:
       folder: of the run.
       summary: mean, sd and n of each edit, measure and state; see `summarise`.
-      story: the provenance.
+      provenance: see `describe_run`.
     """
-    counts = story["counts"]
+    counts = provenance["counts"]
     report = Report(
         "In silico perturbation",
-        f"{counts['edits']:,} edits ({counts['edit']}) in {counts['cells']:,} cells; layer "
-        f"{counts['layer']} of {counts['checkpoint']}.",
+        f"{counts['edits']:,} edits ({counts['edit']}) in {counts['cells']:,} cells; hidden "
+        f"layer {counts['hidden_layer']} of {counts['checkpoint']}.",
     )
     for (measure, state), rows in summary.groupby(["measure", "state"], sort=False):
         ranked = rows.sort_values("mean", ascending=measure != "state_shift", ignore_index=True)
-        report.section(f"{measure} {state}".strip(), _TOLD[measure].capitalize() + ".")
+        report.section(f"{measure} {state}".strip(), _MEASURES[measure].capitalize() + ".")
         caption = "Every edit by its rank; mean over the cells it was made in."
         named = ranked.assign(Gene_name=ranked["perturbed_symbol"].astype(str))
         labels = f"{measure} {state}".strip() + ", mean over cells", "one cell only"
@@ -209,5 +242,5 @@ def write_report(folder: Path, summary: pd.DataFrame, story: Mapping[str, Any]) 
         report.section("What was left out")
         report.table(left, "Cells and edits, by reason.")
     report.files(path for path in folder.iterdir() if path.name in OUTPUTS)
-    report.provenance(story)
+    report.provenance(provenance)
     report.write(folder / REPORT)

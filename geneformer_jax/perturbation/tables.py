@@ -10,8 +10,14 @@ import pyarrow.parquet as pq
 
 from geneformer_jax.cells.tokenization.vocabulary import GeneVocabulary
 from geneformer_jax.common.files import atomic_write
-from geneformer_jax.perturbation.engine.perturber import PartShifts
+from geneformer_jax.perturbation.engine.perturber import Shifts
 from geneformer_jax.perturbation.layout import JOINT
+from geneformer_jax.perturbation.statistics.moments import (
+    GeneIndex,
+    Moments,
+    moments_of,
+    pooled,
+)
 
 _TEXT = pa.dictionary(pa.int32(), pa.string())
 
@@ -32,7 +38,7 @@ def name_sets(sets_EK: np.ndarray, vocabulary: GeneVocabulary) -> tuple[np.ndarr
 
 
 def shifts_table(
-    part: PartShifts,
+    part: Shifts,
     names: Sequence[tuple[str, str]],
     edit: str,
     cell_ids: np.ndarray,
@@ -41,7 +47,7 @@ def shifts_table(
     """Returns one row for each edit and measure; see the columns of `perturb_cells`.
 
     Args:
-      part: what the edits did.
+      part: what some edits did.
       names: (measure, state) of each value.
       edit: kind of the edits.
       cell_ids: ids of all cells.
@@ -61,7 +67,7 @@ def shifts_table(
 
 
 def gene_shifts_table(
-    part: PartShifts, edit: str, cell_ids: np.ndarray, vocabulary: GeneVocabulary
+    part: Shifts, edit: str, cell_ids: np.ndarray, vocabulary: GeneVocabulary
 ) -> pa.Table:
     """Returns one row for each edit and affected gene."""
     columns = _edit_columns(part, part.gene_edits, edit, cell_ids, vocabulary)
@@ -75,56 +81,58 @@ def gene_shifts_table(
     return pa.table(columns)
 
 
-def gene_means_table(part: PartShifts, vocabulary: GeneVocabulary) -> pa.Table:
+def gene_means_table(part: Shifts, vocabulary: GeneVocabulary) -> pa.Table:
     """Returns mean, sum of squared deviations and number of the gene shifts, over the part's cells.
 
     One row for each pair of a set and an affected gene, by their ids.
     """
     which, ids, symbols = name_sets(part.sets_EK, vocabulary)
     pairs = which[part.gene_edits].astype(np.int64) * vocabulary.size + part.affected
-    pairs, pair = np.unique(pairs, return_inverse=True)
-    values = part.gene_values.astype(np.float64)
-    number = np.bincount(pair, minlength=len(pairs))
-    mean = np.bincount(pair, values, len(pairs)) / number
-    spread = np.bincount(pair, (values - mean[pair]) ** 2, len(pairs))
-    sets, affected = pairs // vocabulary.size, pairs % vocabulary.size
-    names = np.array([vocabulary.gene_id_of(int(token)) for token in np.unique(affected)], object)
-    names = names[np.searchsorted(np.unique(affected), affected)]
+    moments = moments_of(pairs, part.gene_values)
+    sets, affected = np.divmod(moments.keys, vocabulary.size)
+    genes, gene = np.unique(affected, return_inverse=True)
+    names = np.array([vocabulary.gene_id_of(int(token)) for token in genes], object)
     table = pa.table(
         {
             "perturbed": pa.array(np.array(ids, object)[sets], pa.string()),
             "perturbed_symbol": pa.array(np.array(symbols, object)[sets], pa.string()),
-            "affected": pa.array(names, pa.string()),
+            "affected": pa.array(names[gene], pa.string()),
             "affected_symbol": pa.array(vocabulary.names_of(affected), pa.string()),
-            "mean": mean,
-            "squares": spread,
-            "n": number,
+            "mean": moments.means,
+            "squares": moments.squares,
+            "n": moments.counts,
         }
     )
     return table.sort_by([("perturbed", "ascending"), ("affected", "ascending")])
 
 
 def merge_gene_means(parts: Sequence[pa.Table], edit: str) -> pa.Table:
-    """Puts together what parts of the cells tell of the same pairs; population deviations."""
-    keys = ["perturbed", "perturbed_symbol", "affected", "affected_symbol"]
-    rows = pd.concat([part.to_pandas() for part in parts], ignore_index=True)
-    rows["sum"] = rows["mean"] * rows["n"]
-    grouped = rows.groupby(keys, sort=False, observed=True)
-    total = grouped[["n", "sum", "squares"]].sum()
-    mean = total["sum"] / total["n"]
-    # Squared deviations from the mean of all: those within parts and those of the parts' means.
-    own_mean = mean.reindex(pd.MultiIndex.from_frame(rows[keys])).to_numpy()
-    rows["between"] = rows["n"] * (rows["mean"] - own_mean) ** 2
-    squares = total["squares"] + rows.groupby(keys, sort=False, observed=True)["between"].sum()
-    table = pd.DataFrame({"mean": mean, "sd": np.sqrt(squares / total["n"]), "n": total["n"]})
-    table = table.reset_index().sort_values(["perturbed", "affected"], ignore_index=True)
-    table.insert(0, "edit", edit)
-    for name in ("edit", *keys):
-        table[name] = table[name].astype("category")
-    merged = pa.Table.from_pandas(table, preserve_index=False)
-    schema = [(name, _TEXT) for name in ("edit", *keys)]
+    """Joins tables of `gene_means_table`, of different cells; population deviations."""
+    rows = pa.concat_tables(parts).to_pandas()
+    edits, affected = GeneIndex(), GeneIndex()
+    edit_of = edits.add(rows["perturbed"], rows["perturbed_symbol"])
+    gene_of = affected.add(rows["affected"], rows["affected_symbol"])
+    numbers = (rows[name].to_numpy() for name in ("n", "mean", "squares"))
+    moments = pooled([Moments(edit_of * len(affected) + gene_of, *numbers)])
+    edit_of, gene_of = np.divmod(moments.keys, max(len(affected), 1))
+    table = pd.DataFrame(
+        {
+            "edit": edit,
+            "perturbed": edits.names[edit_of],
+            "perturbed_symbol": edits.symbols[edit_of],
+            "affected": affected.names[gene_of],
+            "affected_symbol": affected.symbols[gene_of],
+            "mean": moments.means,
+            "sd": moments.deviations,
+            "n": moments.counts,
+        }
+    ).sort_values(["perturbed", "affected"], ignore_index=True)
+    texts = [name for name in table if name not in ("mean", "sd", "n")]
+    merged = pa.Table.from_pandas(
+        table.astype(dict.fromkeys(texts, "category")), preserve_index=False
+    )
     numbers = [("mean", pa.float64()), ("sd", pa.float64()), ("n", pa.int64())]
-    return merged.cast(pa.schema(schema + numbers))
+    return merged.cast(pa.schema([(name, _TEXT) for name in texts] + numbers))
 
 
 def write_table(table: pa.Table, path: Path) -> None:
@@ -134,7 +142,7 @@ def write_table(table: pa.Table, path: Path) -> None:
 
 
 def parquet_options(schema: pa.Schema) -> dict[str, object]:
-    """How these tables are written: numbers byte by byte, texts by dictionary, all compressed."""
+    """Returns how tables are written: numbers byte by byte, texts by dictionary, compressed."""
     numbers = [field.name for field in schema if pa.types.is_floating(field.type)]
     return {
         "compression": "zstd",
@@ -144,9 +152,9 @@ def parquet_options(schema: pa.Schema) -> dict[str, object]:
 
 
 def _edit_columns(
-    part: PartShifts, rows: np.ndarray, edit: str, cell_ids: np.ndarray, vocabulary: GeneVocabulary
+    part: Shifts, rows: np.ndarray, edit: str, cell_ids: np.ndarray, vocabulary: GeneVocabulary
 ) -> dict[str, pa.Array]:
-    """Returns the columns that say which edit each row is of; `rows` are numbers of edits."""
+    """Returns the columns that name the edit of each row; `rows` are numbers of edits."""
     which, ids, symbols = name_sets(part.sets_EK, vocabulary)
     cells, cell = np.unique(part.cells, return_inverse=True)
     return {

@@ -1,4 +1,4 @@
-"""The perturb door: what it writes, and what it refuses."""
+"""The perturb command: what it writes, and what it refuses."""
 
 import json
 import shutil
@@ -15,7 +15,7 @@ from geneformer_jax.perturbation.api import perturb_cells
 from geneformer_jax.perturbation.cell_states import CellStates
 from tests.helpers.commands import assert_one_line
 from tests.helpers.pages import assert_files_are_linked, read_page
-from tests.helpers.perturb_runs import GENES, assert_same_folders, door_on_five_cells, make_model
+from tests.helpers.perturb_runs import GENES, assert_same_folders, command_on_five_cells, make_model
 from tests.helpers.toy import toy_cells
 
 
@@ -26,7 +26,7 @@ def model() -> pretrained.PretrainedModel:
 
 @pytest.fixture
 def perturb(model, toy_store, tmp_path, monkeypatch, capsys):
-    return door_on_five_cells(model, toy_store.folder, tmp_path, monkeypatch, capsys)
+    return command_on_five_cells(model, toy_store.folder, tmp_path, monkeypatch, capsys)
 
 
 def read(folder: Path, name: str = "shifts") -> pd.DataFrame:
@@ -41,7 +41,7 @@ def same(found: pd.DataFrame, expected: pd.DataFrame) -> None:
     pd.testing.assert_frame_equal(found, expected, rtol=0, atol=1e-6)
 
 
-def test_tables_edits_story_and_report_are_written(perturb, model, toy_store, tmp_path):
+def test_tables_edits_provenance_and_report_are_written(perturb, model, toy_store, tmp_path):
     status, output, error = perturb()
     assert status == 0, error
     out = tmp_path / "out"
@@ -53,7 +53,7 @@ def test_tables_edits_story_and_report_are_written(perturb, model, toy_store, tm
     ]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out"]
     found = read(out)
-    same(found, perturb_cells(model, toy_store, genes=GENES, at_most=5))
+    same(found, perturb_cells(model, toy_store, genes=GENES, max_cells=5))
     assert len(list((out / "shifts").iterdir())) > 1
     schema = pq.read_schema(next((out / "shifts").iterdir()))
     assert str(schema.field("cell").type) == "dictionary<values=string, indices=int32, ordered=0>"
@@ -62,23 +62,23 @@ def test_tables_edits_story_and_report_are_written(perturb, model, toy_store, tm
     assert edits["perturbed"].tolist() == sorted(set(found["perturbed"]))
     one = found[found["measure"] == "cell_cosine"].groupby("perturbed").size()
     assert edits["cells"].tolist() == one.sort_index().tolist()
-    story = json.loads((out / "provenance.json").read_text())
-    assert story["counts"]["edits"] == len(found) / 2
-    assert story["counts"]["states"] is None
-    assert story["counts"]["left_out"]["not drawn"] == 235
+    provenance = json.loads((out / "provenance.json").read_text())
+    assert provenance["counts"]["edits"] == len(found) / 2
+    assert provenance["counts"]["states"] is None
+    assert provenance["counts"]["left_out"]["not drawn"] == 235
     page = read_page(out / "report.html")
     assert GENES[0] in {row[0] for row in page.rows}
     assert_files_are_linked(page, out, ["edits.parquet", "provenance.json", "shifts"])
     assert "edits (delete) in 5 of 5 cells" in output and "edits/s" in output
 
 
-def test_the_size_told_before_is_about_the_size_written(perturb, tmp_path):
+def test_the_estimated_size_is_about_the_size_written(perturb, tmp_path):
     """Of every gene's shifts, where size matters; small tables are mostly names."""
     status, output, error = perturb("--genes=all", "--gene_shifts=full")
     assert status == 0, error
-    told = float(output.partition("tables of about ")[2].split()[0].replace(",", ""))
+    estimated = float(output.partition("tables of about ")[2].split()[0].replace(",", ""))
     written = sum(path.stat().st_size for path in (tmp_path / "out").rglob("part-*")) / 1e6
-    assert 0.5 < told / written < 2
+    assert 0.5 < estimated / written < 2
 
 
 def test_statistics_are_computed_now_or_later(perturb, tmp_path):
@@ -114,7 +114,7 @@ def test_gene_shifts_are_kept_whole_in_part_or_as_means(perturb, model, toy_stor
         status, _, error = perturb(f"--output={out}", f"--gene_shifts={kind}", *top)
         assert status == 0, error
         expected = perturb_cells(
-            model, toy_store, genes=GENES, at_most=5, gene_shifts=kind, **arguments
+            model, toy_store, genes=GENES, max_cells=5, gene_shifts=kind, **arguments
         )
         if kind == "means":
             found = pd.read_parquet(out / "gene_shift_means.parquet")
@@ -135,12 +135,12 @@ def test_states_are_computed_once_or_given(perturb, model, toy_store, tmp_path):
     assert status == 0, error
     found = read(tmp_path / "out")
     expected = perturb_cells(
-        model, toy_store, genes=GENES, at_most=5, states=CellStates("kind", "b", "a")
+        model, toy_store, genes=GENES, max_cells=5, states=CellStates("kind", "b", "a")
     )
     same(found, expected)
     assert set(found["state"]) == {"", "a", "b"}
-    story = json.loads((tmp_path / "out" / "provenance.json").read_text())
-    assert story["counts"]["states"] == {
+    provenance = json.loads((tmp_path / "out" / "provenance.json").read_text())
+    assert provenance["counts"]["states"] == {
         "column": "kind",
         "start": "a",
         "goal": "b",
@@ -150,7 +150,9 @@ def test_states_are_computed_once_or_given(perturb, model, toy_store, tmp_path):
     kept = tmp_path / "out" / "states.parquet"
     assert perturb(*states, f"--state_embeddings={kept}", f"--output={given}")[0] == 0
     same(read(given), found)
-    status, _, error = perturb(*states, "--layer=0", f"--state_embeddings={kept}", "--output=x")
+    status, _, error = perturb(
+        *states, "--hidden_layer=0", f"--state_embeddings={kept}", "--output=x"
+    )
     assert status == 1 and "no layer 0" in error
 
 
@@ -161,9 +163,19 @@ def test_genes_beyond_the_context_slide_in_from_counts(perturb, model, tmp_path)
     arguments = [f"--cells={counts}", "--truncation=refill", "--gene_shifts=full"]
     assert perturb(*arguments)[0] == 0
     expected = perturb_cells(
-        model, adata, genes=GENES, at_most=5, truncation="refill", gene_shifts="full"
+        model, adata, genes=GENES, max_cells=5, truncation="refill", gene_shifts="full"
     )
     same(read(tmp_path / "out", "gene_shifts"), expected)
+
+
+def test_the_old_name_of_a_hidden_layer_is_its_alias(perturb, tmp_path):
+    assert perturb("--hidden_layer=0")[0] == 0
+    other = tmp_path / "other"
+    assert perturb("--layer=0", f"--output={other}")[0] == 0
+    assert_same_folders(tmp_path / "out", other)
+    kept = json.loads((other / "provenance.json").read_text())
+    assert kept["counts"]["hidden_layer"] == kept["configuration"]["hidden_layer"] == 0
+    assert "layer" not in kept["configuration"]
 
 
 def test_combinations_come_from_a_file(perturb, tmp_path):
@@ -198,7 +210,7 @@ def test_genes_come_from_a_file(perturb, tmp_path):
         (["--combinations=nowhere", "--genes=all"], "nowhere does not exist"),
         (["--anchor=ENSG00000000001", "--combine=pairs"], "leave one of them out"),
         (["--mode=cls"], "needs a <cls> token"),
-        (["--layer=-3"], "layer -3 is not in this model of 2 layers"),
+        (["--hidden_layer=-3"], "layer -3 is not in this model of 2 layers"),
         (["--goal=b"], "but not its obs column"),
         (["--states=kind"], "states need an obs column and a goal"),
         (["--states=kind", "--goal=c"], 'has no value "c"'),
@@ -227,7 +239,7 @@ def test_bad_input_ends_with_one_line_and_no_output(perturb, tmp_path, arguments
         assert list(tmp_path.iterdir()) == []
 
 
-def test_a_full_disk_is_told_before_work_starts(perturb, tmp_path, monkeypatch):
+def test_a_full_disk_is_refused_before_work_starts(perturb, tmp_path, monkeypatch):
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=10))
     status, _, error = perturb()

@@ -1,4 +1,4 @@
-"""The perturb door stopped, killed, shared or given again: the same tables, and nothing lost."""
+"""The perturb command stopped, killed, shared or given again: the same tables, and nothing lost."""
 
 import os
 import signal
@@ -14,7 +14,7 @@ from geneformer_jax.model import pretrained
 from geneformer_jax.perturbation import output as perturbation_output
 from geneformer_jax.perturbation.engine.perturber import Perturber
 from tests.helpers.commands import assert_one_line
-from tests.helpers.perturb_runs import assert_same_folders, door_on_five_cells, make_model
+from tests.helpers.perturb_runs import assert_same_folders, command_on_five_cells, make_model
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +24,7 @@ def model() -> pretrained.PretrainedModel:
 
 @pytest.fixture
 def perturb(model, toy_store, tmp_path, monkeypatch, capsys):
-    return door_on_five_cells(model, toy_store.folder, tmp_path, monkeypatch, capsys)
+    return command_on_five_cells(model, toy_store.folder, tmp_path, monkeypatch, capsys)
 
 
 def test_the_same_command_again_does_nothing_and_another_is_refused(perturb, tmp_path):
@@ -32,7 +32,7 @@ def test_the_same_command_again_does_nothing_and_another_is_refused(perturb, tmp
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*")}
     status, output, _ = perturb()
     assert status == 0 and "nothing to do" in output
-    status, _, error = perturb("--layer=0")
+    status, _, error = perturb("--hidden_layer=0")
     assert status == 1
     assert_one_line(error)
     assert "was not written by this command" in error
@@ -56,7 +56,7 @@ def test_an_interrupted_run_goes_on_to_the_same_tables(perturb, tmp_path, monkey
     assert status == 130
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out.parts", "whole"]
     # Options that say only how to compute may change; what is computed may not.
-    status, _, error = perturb("--gene_shifts=means", "--layer=0")
+    status, _, error = perturb("--gene_shifts=means", "--hidden_layer=0")
     assert status == 1
     assert_one_line(error)
     assert "holds an unfinished run with another command" in error
@@ -67,7 +67,7 @@ def test_an_interrupted_run_goes_on_to_the_same_tables(perturb, tmp_path, monkey
     assert_same_folders(tmp_path / "out", whole, exactly=False)
 
 
-def test_a_damaged_table_is_told_before_work_starts(perturb, tmp_path, monkeypatch):
+def test_a_damaged_table_is_refused_before_work_starts(perturb, tmp_path, monkeypatch):
     assert perturb("--shard=0/2")[0] == 0
     part = sorted((tmp_path / "out.parts" / "shifts").iterdir())[0]
     content = part.read_bytes()
@@ -79,7 +79,7 @@ def test_a_damaged_table_is_told_before_work_starts(perturb, tmp_path, monkeypat
     assert f"{part} is damaged or gone; remove" in error
 
 
-def test_shares_of_several_processes_join(perturb, tmp_path):
+def test_shards_of_several_processes_join(perturb, tmp_path):
     whole = tmp_path / "whole"
     assert perturb(f"--output={whole}")[0] == 0
     assert perturb("--shard=1/2")[0] == 0
@@ -113,9 +113,10 @@ def _die(*_):
 
 _KILLED = """
 import sys
-from geneformer_jax.analysis import perturbation_plan
-perturbation_plan._TOKENS_PER_PART = 1_000
+import functools
 import runpy
+from geneformer_jax.perturbation import run
+run.PerturbationRun = functools.partial(run.PerturbationRun, tokens_per_part=1_000)
 sys.argv = ["geneformer_jax.perturb", *sys.argv[1:]]
 runpy.run_module("geneformer_jax.perturb", run_name="__main__", alter_sys=True)
 """
@@ -128,9 +129,9 @@ def test_a_killed_process_is_taken_up_to_identical_tables(model, toy_store, tmp_
 
     def command(output: str) -> list[str]:
         flags = {"checkpoint": checkpoint, "cells": toy_store.folder, "output": tmp_path / output}
-        flags |= {"cells_at_most": 8, "gene_shifts": "means"}
-        told = [f"--{name}={value}" for name, value in flags.items()]
-        return [sys.executable, "-c", _KILLED, *told]
+        flags |= {"max_cells": 8, "gene_shifts": "means"}
+        arguments = [f"--{name}={value}" for name, value in flags.items()]
+        return [sys.executable, "-c", _KILLED, *arguments]
 
     environment = os.environ | {"PYTHONPATH": str(Path(gf.__file__).parents[1])}
     subprocess.run(command("whole"), env=environment, check=True, capture_output=True)

@@ -1,12 +1,13 @@
-"""What tests of the perturb door share: a small model, the door on it, and folders compared."""
+"""What tests of the perturb command share: a small model, the command, and folders compared."""
 
+import functools
 from collections.abc import Callable
 from pathlib import Path
 
 import pandas as pd
 
 from geneformer_jax.model import pretrained
-from geneformer_jax.perturbation.engine import plan
+from geneformer_jax.perturbation import run as perturbation_run
 from tests.helpers.commands import run_door
 from tests.helpers.toy import toy_model
 
@@ -17,19 +18,20 @@ def make_model() -> pretrained.PretrainedModel:
     return toy_model(positions=128, initializer_range=0.2)
 
 
-def door_on_five_cells(
+def command_on_five_cells(
     model: pretrained.PretrainedModel, store: Path, folder: Path, monkeypatch, capsys
 ) -> Callable[..., tuple[int, str, str]]:
-    """The door on five cells in small parts; each call returns (exit status, output, error)."""
+    """The command on five cells in small parts; each call returns (exit status, output, error)."""
     monkeypatch.setattr(pretrained, "load_model", lambda path: model)
-    monkeypatch.setattr(plan, "_TOKENS_PER_PART", 1_000)
+    in_small_parts = functools.partial(perturbation_run.PerturbationRun, tokens_per_part=1_000)
+    monkeypatch.setattr(perturbation_run, "PerturbationRun", in_small_parts)
 
     def run(*arguments: str) -> tuple[int, str, str]:
         defaults = {
             "--checkpoint": "toy",
             "--cells": str(store),
             "--output": str(folder / "out"),
-            "--cells_at_most": "5",
+            "--max_cells": "5",
             "--genes": ",".join(GENES),
         }
         given = [argument.partition("=")[0] for argument in arguments]

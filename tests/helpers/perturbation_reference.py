@@ -12,9 +12,9 @@ from geneformer_jax.cells.tokenization.vocabulary import GeneVocabulary
 from geneformer_jax.interop.huggingface import read_model
 from geneformer_jax.interop.original_dictionaries import read_original_vocabulary
 from geneformer_jax.model.pretrained import PretrainedModel
-from geneformer_jax.perturbation.config import Options
-from geneformer_jax.perturbation.engine.perturber import MetricSpec, Perturber
-from geneformer_jax.perturbation.prepare import find_work
+from geneformer_jax.perturbation.config import PerturbationOptions
+from geneformer_jax.perturbation.engine.perturber import Perturber
+from geneformer_jax.perturbation.prepare import make_plan, make_spec
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,17 +70,17 @@ def table_of(reference: Path, name: str) -> pd.DataFrame:
     return table.astype({"cell_id": str, "state": str, "perturbed": str})
 
 
-def options_of(reference: Path, name: str) -> Options:
+def options_of(reference: Path, name: str) -> PerturbationOptions:
     """The experiment's arguments in our words."""
     given = index(reference)[name]["args"]
     together = given["genes_to_perturb"] != "all"
-    return Options(
+    return PerturbationOptions(
         edit=given["perturb_type"],
         genes=given["genes_to_perturb"],
         combine="together" if together else "each",
         anchor=given.get("anchor_gene"),
         mode=given["emb_mode"].removesuffix("_and_gene"),
-        layer=given.get("emb_layer", -1),
+        hidden_layer=given.get("emb_layer", -1),
         gene_shifts="full" if given["emb_mode"].endswith("_and_gene") else "none",
     )
 
@@ -96,15 +96,15 @@ def run(
     model = model_of(reference, data, index(reference)[name]["model_version"])
     cells = cells_of(reference, data, name)
     states, vectors = _states(reference, name, tag)
-    measures = MetricSpec(options.mode, options.layer, states, vectors, None, options.gene_rows())
-    perturber = Perturber(model, find_work(cells, options, model), measures)
-    with perturber.progress(perturber.work.edits) as progress:
-        shifts = perturber.shifts(0, perturber.work.edits, progress)
+    spec = replace(make_spec(model, options), states=states)
+    perturber = Perturber(model, make_plan(model, cells, options)[1], spec, vectors)
+    with perturber.progress(perturber.plan.edits) as progress:
+        shifts = perturber.shifts(0, perturber.plan.edits, progress)
     perturbed = np.array([_joined(genes) for genes in shifts.sets_EK])
     cell_ids = cells.obs.index.to_numpy()[shifts.cells]
     wanted = {"cell": "mean_gene_cosine", "cls": "cls_cosine"}[options.mode]
     tables = []
-    for column, (measure, state) in enumerate(measures.names):
+    for column, (measure, state) in enumerate(spec.measures):
         if measure == ("state_shift" if states else wanted):
             values = shifts.values_EM[:, column]
             tables.append(_table(cell_ids, state, perturbed, -1, values))
@@ -116,10 +116,10 @@ def run(
 
 
 def _states(reference: Path, name: str, tag: str) -> tuple[tuple[str, ...], np.ndarray | None]:
-    told = index(reference)[name]["args"].get("cell_states_to_model")
-    if told is None:
+    given = index(reference)[name]["args"].get("cell_states_to_model")
+    if given is None:
         return (), None
-    names = told["start_state"], told["goal_state"], *told["alt_states"]
+    names = given["start_state"], given["goal_state"], *given["alt_states"]
     vectors = np.load(reference / "perturb" / "state_embeddings.npz")
     stacked = np.stack([vectors[f"{tag}|{state}"] for state in names])
     return names, stacked / np.linalg.norm(stacked, axis=1, keepdims=True)

@@ -20,9 +20,10 @@ LIMIT, PADDED = 24, 32
 CLS, EOS = 2, 3
 
 
-def edited_by_hand(rule: EditRule, frame: SpecialTokens, genes: list[int], perturbed: list[int]):
+def edited_by_hand(rule: EditRule, special: SpecialTokens, genes: list[int], perturbed: list[int]):
     """Edits a list of genes as the documentation says; returns (original, edited) tokens."""
-    seen = genes if rule.refill else genes[: frame.genes]
+    limit = special.limit - 2 * special.framed
+    seen = genes if rule.refill else genes[:limit]
     others = [gene for gene in seen if gene not in perturbed]
     match rule.kind:
         case "delete":
@@ -31,9 +32,9 @@ def edited_by_hand(rule: EditRule, frame: SpecialTokens, genes: list[int], pertu
             edited = perturbed + others
         case _:
             edited = moved_by_hand(rule, seen, perturbed)
-    longer = 0 if rule.refill else max(len(edited) - frame.genes, 0)
-    original = genes[: frame.genes][: len(seen) - longer]
-    return framed(frame, original[: frame.genes]), framed(frame, edited[: frame.genes])
+    longer = 0 if rule.refill else max(len(edited) - limit, 0)
+    original = genes[:limit][: len(seen) - longer]
+    return framed(special, original), framed(special, edited[:limit])
 
 
 def make_model(special_tokens=("<pad>", "<mask>"), head: bool = False) -> PretrainedModel:
@@ -92,16 +93,16 @@ def cosine(a: np.ndarray, b: np.ndarray) -> float:
 
 def by_hand(model: PretrainedModel, rule: EditRule, genes, perturbed, layer=-1) -> dict:
     """All measures of one edit, and the cosine of each gene."""
-    frame = SpecialTokens.of(model.vocabulary, LIMIT)
-    original, edited = edited_by_hand(rule, frame, list(genes), list(perturbed))
+    special = SpecialTokens.of(model.vocabulary, LIMIT)
+    original, edited = edited_by_hand(rule, special, list(genes), list(perturbed))
     before, after = (encoded(model, tokens, layer) for tokens in (original, edited))
     genes = {
         token: cosine(after[edited.index(token)], before[original.index(token)])
         for token in edited
-        if token in original and token not in perturbed and token >= frame.first_gene_token
+        if token in original and token not in perturbed and token >= special.first_gene_token
     }
     mean = [
-        hidden[np.array(tokens) >= frame.first_gene_token].mean(axis=0)
+        hidden[np.array(tokens) >= special.first_gene_token].mean(axis=0)
         for hidden, tokens in ((before, original), (after, edited))
     ]
     told = {"mean_gene_cosine": np.mean(list(genes.values())), "cell_cosine": cosine(*mean)}
@@ -146,5 +147,5 @@ def moved_by_hand(rule: EditRule, seen: list[int], perturbed: list[int]) -> list
     return edited
 
 
-def framed(frame: SpecialTokens, genes: list[int]) -> list[int]:
-    return [CLS, *genes, EOS] if frame.framed else genes
+def framed(special: SpecialTokens, genes: list[int]) -> list[int]:
+    return [CLS, *genes, EOS] if special.framed else genes

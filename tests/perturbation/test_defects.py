@@ -31,10 +31,10 @@ def cut_by_the_original(length: int, added: int, limit: int) -> int:
 def test_near_the_limit_as_many_genes_are_cut_as_did_not_fit(model, length):
     added = absent_genes(model, 2)
     cells = make_cells(model, [length])
-    ranks = SpecialTokens.of(model.vocabulary, LIMIT).ranks(cells.tokens[0])
-    frame = SpecialTokens.of(model.vocabulary, LIMIT)
+    special = SpecialTokens.of(model.vocabulary, LIMIT)
+    genes = special.genes_of(cells.tokens[0])
     sets_EK = np.array([added], np.int32)
-    cut = int(edits_of(EditRule("overexpress"), frame, ranks, sets_EK, LIMIT).cut[0])
+    cut = int(edits_of(EditRule("overexpress"), special, genes, sets_EK, LIMIT).cut[0])
     assert cut == max(length + 2 - LIMIT, 0)
     # In between, the original cuts too much: then its two gene axes differ and it stops.
     assert (cut == cut_by_the_original(length, 2, LIMIT)) == (length in (LIMIT - 4, LIMIT))

@@ -10,7 +10,7 @@ from geneformer_jax.common.errors import InputError
 from geneformer_jax.model.pretrained import PretrainedModel
 from geneformer_jax.perturbation.api import perturb_cells
 from geneformer_jax.perturbation.cell_states import CellStates
-from geneformer_jax.perturbation.config import Options
+from geneformer_jax.perturbation.config import PerturbationOptions
 from geneformer_jax.perturbation.engine import forward, perturber
 from geneformer_jax.perturbation.engine.edits import EditRule
 from geneformer_jax.perturbation.prepare import make_perturber
@@ -97,7 +97,7 @@ def test_any_layer_is_compared(v1, v2, layer):
     for model, measure in ((v1, "mean_gene_cosine"), (v2, "cls_cosine")):
         cells = make_cells(model, [9])
         gene = int(cells.tokens[0][4])
-        found = perturb_cells(model, cells, genes=[ids_of(model, [gene])], layer=layer)
+        found = perturb_cells(model, cells, genes=[ids_of(model, [gene])], hidden_layer=layer)
         genes = cells.tokens[0].astype(int)
         genes = genes[genes >= model.vocabulary.first_gene_token]
         expected = by_hand(model, EditRule("delete"), genes, [gene], layer)[measure]
@@ -164,31 +164,31 @@ def test_eight_devices_and_other_batches_give_the_same(v1):
 def test_nothing_is_compiled_while_it_runs(v1):
     cells = make_cells(v1, [24] * 4 + [8] * 3)
     perturber = make_perturber(
-        v1, cells, Options(), devices=jax.devices()[:1], tokens_per_device=96
+        v1, cells, PerturbationOptions(), devices=jax.devices()[:1], tokens_per_device=96
     )
     # What other tests compiled would hide what is compiled here.
     jax.clear_caches()
-    with perturber.progress(perturber.work.edits) as progress:
+    with perturber.progress(perturber.plan.edits) as progress:
         perturber.shifts(0, 30, progress)
-        perturber.shifts(30, perturber.work.edits, progress)
-    assert forward.perturb_rows._cache_size() == len(perturber.lengths)
+        perturber.shifts(30, perturber.plan.edits, progress)
+    assert forward.perturb_batch._cache_size() == len(perturber.lengths)
 
 
-def test_a_batch_that_does_not_fit_is_halved_and_said_so(v1, monkeypatch, capsys):
+def test_a_batch_that_does_not_fit_is_halved_and_said_so(v1, monkeypatch, caplog):
     cells = make_cells(v1, [24, 20, 24])
     whole = table_with(v1, cells, 1, 32 * 8, gene_shifts="full")
-    run, sizes = perturber.perturb_rows, []
+    run, sizes = perturber.perturb_batch, []
 
-    def small_device(pass_, params, states, slots, before, rows):
-        sizes.append(pass_.together or len(rows.slot_R))
+    def small_device(spec, params, states, cells, edits):
+        sizes.append(spec.together or len(edits.slots))
         if sizes[-1] > 3:
             raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 1 byte")
-        return run(pass_, params, states, slots, before, rows)
+        return run(spec, params, states, cells, edits)
 
-    monkeypatch.setattr(perturber, "perturb_rows", small_device)
+    monkeypatch.setattr(perturber, "perturb_batch", small_device)
     halved = table_with(v1, cells, 1, 32 * 8, gene_shifts="full")
     pd.testing.assert_frame_equal(halved, whole, rtol=0, atol=1e-6)
-    output = capsys.readouterr().out
+    output = caplog.text
     assert "out of memory with 10 edited cells of 24 tokens" in output
     assert "going on with 5" in output and "going on with 2" in output
     # What it learned it keeps.
@@ -199,7 +199,7 @@ def test_a_device_too_small_for_one_cell_is_told_in_one_line(v1, monkeypatch):
     def no_device(*arguments):
         raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 1 byte")
 
-    monkeypatch.setattr(perturber, "perturb_rows", no_device)
+    monkeypatch.setattr(perturber, "perturb_batch", no_device)
     with pytest.raises(InputError, match="does not hold one cell of 16 tokens"):
         table_with(v1, make_cells(v1, [9]), 1, 32)
 
@@ -208,7 +208,7 @@ def test_other_failures_are_not_taken_for_lack_of_memory(v1, monkeypatch):
     def broken(*arguments):
         raise jax.errors.JaxRuntimeError("INTERNAL: something else")
 
-    monkeypatch.setattr(perturber, "perturb_rows", broken)
+    monkeypatch.setattr(perturber, "perturb_batch", broken)
     with pytest.raises(jax.errors.JaxRuntimeError, match="something else"):
         table_with(v1, make_cells(v1, [9]), 1, 32)
 
@@ -221,7 +221,7 @@ def test_cells_are_chosen_as_the_original_does(v1):
     name = ids_of(v1, [gene])
     found = perturb_cells(v1, cells, genes=[name], combine="together")
     assert set(found["cell"]) == {f"cell{i}" for i in expressing}
-    drawn = perturb_cells(v1, cells, genes=[name], combine="together", at_most=2)
+    drawn = perturb_cells(v1, cells, genes=[name], combine="together", max_cells=2)
     kept = np.sort(np.random.default_rng(42).permutation(len(expressing))[:2])
     assert set(drawn["cell"]) == {f"cell{expressing[i]}" for i in kept}
     other = perturb_cells(v1, cells, genes=["ENSG00000000000"], expressing=[name])
@@ -245,7 +245,7 @@ def test_cells_are_chosen_as_the_original_does(v1):
         ({"combinations": []}, "combinations name no gene"),
         ({"mode": "cls"}, "needs a <cls> token"),
         ({"mode": "cel"}, 'did you mean "cell"'),
-        ({"layer": 1}, "layer 1 is not in this model of 3 layers"),
+        ({"hidden_layer": 1}, "layer 1 is not in this model of 3 layers"),
         ({"truncation": "refil"}, 'did you mean "refill"'),
         ({"gene_shifts": "al"}, 'no gene_shifts "al"'),
         ({"gene_shifts": "top", "top": 0}, "top is 0"),

@@ -11,7 +11,7 @@ from geneformer_jax.model.config import EncoderConfig
 from geneformer_jax.model.encoder import encode, init_params
 from geneformer_jax.model.runtime import Runtime
 from geneformer_jax.perturbation.engine.shared_first_block import (
-    Neighbours,
+    ConsecutiveEdits,
     finish_first_block,
     share_first_block,
 )
@@ -40,7 +40,7 @@ def of_one_cell(params, tokens_1T, length):
 
 @partial(jax.jit, static_argnames=("front", "edits", "group"))
 def of_edits(params, tokens_T, length, start, order_RT, *, front, edits, group):
-    cell = Neighbours(tokens_T, length, start, front)
+    cell = ConsecutiveEdits(tokens_T, length, start, front)
     shared = share_first_block(CONFIG, params, cell, edits, Runtime())
     groups = [
         finish_first_block(shared, jnp.arange(g, g + group), order_RT[g : g + group])

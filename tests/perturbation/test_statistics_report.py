@@ -17,7 +17,7 @@ from geneformer_jax.perturbation.statistics import shifts as statistics_shifts
 from geneformer_jax.perturbation.statistics.combinations import combinations
 from geneformer_jax.perturbation.statistics.mixture import fit_mixture
 from geneformer_jax.perturbation.statistics.modes import MODES
-from geneformer_jax.perturbation.statistics.report import run_statistics
+from geneformer_jax.perturbation.statistics.report import perturbation_statistics
 from geneformer_jax.reporting.html import Report
 
 GENES, CELLS = 8, 12
@@ -117,7 +117,7 @@ FIGURES = {
 @pytest.mark.parametrize("mode", MODES)
 def test_a_statistic_leaves_tables_figures_and_a_page(run, null_run, mode):
     options = {**OPTIONS[mode], **({"null": null_run} if mode == "vs_null" else {})}
-    written = run_statistics(run, mode, **options)
+    written = perturbation_statistics(run, mode, **options)
     target = run / "statistics"
     table = pd.read_parquet(target / f"{mode}.parquet")
     assert len(table)
@@ -144,13 +144,13 @@ def test_tables_from_files_are_those_from_memory(run, null_run, undrawn):
         "combinations": combinations(pieces_of(frame, "mean_gene_cosine"))[0],
     }
     for mode, table in expected.items():
-        run_statistics(run, mode, **({"null": null_run} if mode == "vs_null" else {}))
+        perturbation_statistics(run, mode, **({"null": null_run} if mode == "vs_null" else {}))
         read = pd.read_parquet(run / "statistics" / f"{mode}.parquet")
         pd.testing.assert_frame_equal(read, table, check_dtype=False, rtol=1e-12)
 
 
 def test_running_means_of_gene_shifts_give_the_table_of_all_of_them(run, tmp_path, undrawn):
-    run_statistics(run, "aggregate_gene_shifts")
+    perturbation_statistics(run, "aggregate_gene_shifts")
     whole = pd.read_parquet(run / "statistics" / "aggregate_gene_shifts.parquet")
     frame = shifts()
     names = ["perturbed", "perturbed_symbol", "affected", "affected_symbol"]
@@ -159,7 +159,7 @@ def test_running_means_of_gene_shifts_give_the_table_of_all_of_them(run, tmp_pat
     means = values.agg(mean="mean", sd=lambda each: each.std(ddof=0), n="size").reset_index()
     folder = write_run(tmp_path / "run", frame, with_genes=False)
     means.assign(edit="delete").to_parquet(folder / "gene_shift_means.parquet", index=False)
-    run_statistics(folder, "aggregate_gene_shifts")
+    perturbation_statistics(folder, "aggregate_gene_shifts")
     from_means = pd.read_parquet(folder / "statistics" / "aggregate_gene_shifts.parquet")
     order = ["Ensembl_ID", "Affected_Ensembl_ID"]
     pd.testing.assert_frame_equal(
@@ -169,23 +169,23 @@ def test_running_means_of_gene_shifts_give_the_table_of_all_of_them(run, tmp_pat
 
 def test_another_call_replaces_the_first_and_its_figures(run):
     target = run / "statistics"
-    run_statistics(run, "aggregate", set_size=2)
+    perturbation_statistics(run, "aggregate", set_size=2)
     assert (target / "aggregate_ranked.png").exists()
-    run_statistics(run, "aggregate", measure="state_shift", state="b")
+    perturbation_statistics(run, "aggregate", measure="state_shift", state="b")
     assert [path.stem for path in target.glob("aggregate_ranked*.png")] == ["aggregate_ranked_b"]
     table = pd.read_parquet(target / "aggregate.parquet")
     assert set(table["State"]) == {"b"}
 
 
 def test_the_genes_that_one_edit_has_an_impact_on(run, undrawn):
-    run_statistics(run, "mixture_model", anchor="G7")
+    perturbation_statistics(run, "mixture_model", anchor="G7")
     table = pd.read_parquet(run / "statistics" / "mixture_model.parquet")
     # Every second gene is moved much farther than the others.
     assert set(table["Ensembl_ID"][table["Impact_component"] == 1]) == {"G0", "G2", "G4", "G6"}
 
 
 def test_combinations_towards_a_state_start_from_no_shift(run, undrawn):
-    run_statistics(run, "combinations", measure="state_shift")
+    perturbation_statistics(run, "combinations", measure="state_shift")
     story = json.loads((run / "statistics" / "provenance.json").read_text())["combinations"]
     assert story["configuration"]["state"] == "b"
     rows = pd.read_parquet(run / "statistics" / "combinations.parquet")
@@ -195,7 +195,7 @@ def test_combinations_towards_a_state_start_from_no_shift(run, undrawn):
 
 def message_of(*arguments, **options) -> str:
     with pytest.raises(InputError) as raised:
-        run_statistics(*arguments, **options)
+        perturbation_statistics(*arguments, **options)
     message = str(raised.value)
     assert "\n" not in message
     return message

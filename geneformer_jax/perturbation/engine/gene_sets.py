@@ -8,7 +8,7 @@ import numpy as np
 
 from geneformer_jax.cells.tokenization.vocabulary import GeneVocabulary
 from geneformer_jax.common.errors import InputError, did_you_mean
-from geneformer_jax.perturbation.engine.edits import INHIBIT, NOTHING, CellRanks, EditRule
+from geneformer_jax.perturbation.engine.edits import INHIBIT, NOTHING, EditRule, SpecialTokens
 
 ALL = "all"
 EACH, TOGETHER, PAIRS = "each", "together", "pairs"
@@ -26,7 +26,7 @@ class GeneSets:
       combinations: tokens of given sets; the other fields are then unused.
 
     With pairs, an anchor or combinations each gene is perturbed alone too, for without that a
-    combined effect cannot be told from the sum of its parts.
+    combined effect cannot be distinguished from the sum of its parts.
     """
 
     listed: tuple[int, ...] | None = None
@@ -53,7 +53,7 @@ class GeneSets:
             raise InputError("pairs need at least 2 genes; name more with genes")
         if self.combinations and (self.listed or self.anchor is not None or self.combine != EACH):
             raise InputError(
-                "combinations say themselves which genes are perturbed; leave genes, anchor and "
+                "combinations name the genes that are perturbed; leave genes, anchor and "
                 "combine out"
             )
 
@@ -73,14 +73,21 @@ class GeneSets:
         anchor = () if self.anchor is None else (self.anchor,)
         return tuple(dict.fromkeys((*anchor, *(self.listed or ()), *flat)))
 
-    def in_cell(self, rule: EditRule, cell: CellRanks) -> np.ndarray:
+    def in_cell(self, rule: EditRule, special: SpecialTokens, cell: np.ndarray) -> np.ndarray:
         """Returns the sets that are perturbed in a cell, int32 [E, K], filled up with -1.
 
         Genes that an edit needs and the cell does not express leave the set out. Every gene in turn
         leaves out the gene that the edit does not move: the first (overexpress, activate), or the
         last (inhibit), as the original does.
+
+        Args:
+          rule: how genes are perturbed.
+          special: what surrounds the genes.
+          cell: int32 [G] its genes by rank; one that has none has no sets.
         """
-        reach = cell.within_reach(rule)
+        if not len(special.in_sight(cell)):
+            return np.empty((0, self.size), np.int32)
+        reach = special.within_reach(rule, cell)
         if self.combinations:
             # Each gene alone, and then the sets.
             alone = [(token,) for token in self.named]
@@ -95,7 +102,7 @@ class GeneSets:
         if self.anchor is not None:
             return self._with_anchor(rule, reach, genes)
         if self.listed is None:
-            return _moved(rule, cell, genes)[:, None]
+            genes = genes[genes != _unmoved(rule, special, cell)]
         return genes[:, None]
 
     def _present(self, rule: EditRule, reach: np.ndarray, sets_EK: np.ndarray) -> np.ndarray:
@@ -126,13 +133,13 @@ def _pairs(genes: np.ndarray) -> np.ndarray:
     return np.concatenate([alone, np.stack([genes[first], genes[second]], axis=1)])
 
 
-def _moved(rule: EditRule, cell: CellRanks, genes: np.ndarray) -> np.ndarray:
-    """Leaves out the gene that stands already where the edit would put it."""
+def _unmoved(rule: EditRule, special: SpecialTokens, cell: np.ndarray) -> int:
+    """Returns the gene that stands already where the edit would put it, -1 if there is none."""
     if rule.raises_genes:
-        return genes[genes != cell.genes[0]]
+        return cell[0]
     if rule.kind == INHIBIT:
-        return genes[genes != (cell.genes if rule.refill else cell.genes[: cell.seen])[-1]]
-    return genes
+        return (cell if rule.refill else special.in_sight(cell))[-1]
+    return NOTHING
 
 
 def read_gene_sets(
@@ -157,7 +164,7 @@ def read_gene_sets(
     listed = None if isinstance(genes, str) and genes == ALL else gene_tokens(vocabulary, genes)
     if combinations is not None and listed is not None:
         raise InputError(
-            "genes and combinations were both given; combinations say themselves which genes are "
+            "genes and combinations were both given; combinations name the genes that are "
             "perturbed, leave genes out"
         )
     return GeneSets(
@@ -183,7 +190,7 @@ def gene_tokens(vocabulary: GeneVocabulary, genes: str | Sequence[str]) -> tuple
     """Returns the tokens of genes in their order.
 
     Raises:
-      InputError: no gene is named, one is unknown (near matches are told), or named twice.
+      InputError: no gene is named, one is unknown (near matches are named), or named twice.
     """
     names = [genes] if isinstance(genes, str) else [str(each) for each in genes]
     if not names:
@@ -198,11 +205,11 @@ def gene_tokens(vocabulary: GeneVocabulary, genes: str | Sequence[str]) -> tuple
             )
     if len(set(tokens.tolist())) < len(tokens):
         twice = next(t for t in tokens.tolist() if tokens.tolist().count(t) > 1)
-        told = " and ".join(
+        same = " and ".join(
             f'"{n}"' for n, t in zip(names, tokens.tolist(), strict=True) if t == twice
         )
         raise InputError(
-            f"{told} are the same gene {vocabulary.gene_id_of(twice)}; name each gene once"
+            f"{same} are the same gene {vocabulary.gene_id_of(twice)}; name each gene once"
         )
     return tuple(tokens.tolist())
 

@@ -1,4 +1,4 @@
-"""Makes the edits of a run on all devices, a range of them at a time."""
+"""Makes the edits of a plan on all devices, a range of them at a time."""
 
 import time
 from collections import defaultdict
@@ -11,91 +11,75 @@ import numpy as np
 from jax.sharding import NamedSharding
 
 from geneformer_jax.common.errors import InputError
+from geneformer_jax.common.log import logger
 from geneformer_jax.common.progress import Progress
-from geneformer_jax.model.heads import HeadConfig
 from geneformer_jax.model.pretrained import PretrainedModel
-from geneformer_jax.model.runtime import Runtime
-from geneformer_jax.model.sharding import BATCH, inference_mesh
+from geneformer_jax.model.sharding import BATCH
 from geneformer_jax.perturbation.engine.batches import (
-    Batches,
-    SlotWork,
-    Step,
     choose_rows,
     is_out_of_memory,
     lay_out_edits,
     split_by_cut,
     tokens_worth_compiling,
 )
+from geneformer_jax.perturbation.engine.edits import EditBatch
 from geneformer_jax.perturbation.engine.forward import (
-    CELL,
     REPLICATED,
-    PerturbationPass,
-    Shifts,
-    baseline,
-    perturb_rows,
+    ForwardSpec,
+    encode_baseline,
+    perturb_batch,
 )
-from geneformer_jax.perturbation.engine.plan import Work, choose_lengths
+from geneformer_jax.perturbation.engine.plan import EditPlan, choose_lengths
 
 # Padded lengths are multiples of this: kernels of accelerators want 128.
 _MULTIPLE = {"cpu": 16}
 _ACCELERATOR_MULTIPLE = 128
-# Devices have cells of their own where a cell has fewer batches of edits than this.
-_FEW_BATCHES = 4
-# Edits of neighbouring genes that share the first block, at least.
-_NEIGHBOURS = 32
+MIN_BATCHES, MIN_CONSECUTIVE = 4, 32
 
 
-@dataclass(frozen=True)
-class MetricSpec:
-    """What is measured of each edit.
+class Shifts(NamedTuple):
+    """What some edits did.
 
     Attributes:
-      mode: what stands for a cell, "cell" or "cls".
-      layer: counted back from the last.
-      states: names of the states.
-      vectors: float32 [states, D] their embeddings at unit length.
-      head: cell classifier whose probabilities are wanted, or None.
-      gene_rows: shifts of single genes: 0 none, -1 all, N the lowest N.
-    """
-
-    mode: str = CELL
-    layer: int = -1
-    states: tuple[str, ...] = ()
-    vectors: np.ndarray | None = None
-    head: HeadConfig | None = None
-    gene_rows: int = 0
-
-    @property
-    def names(self) -> list[tuple[str, str]]:
-        """(measure, state) of each value of an edit."""
-        names = [("mean_gene_cosine", ""), ("cell_cosine", "")]
-        if self.mode != CELL:
-            names = [("cls_cosine", "")]
-        names += [("state_shift", state) for state in self.states]
-        for when in ("before", "after"):
-            labels = self.head.labels if self.head else ()
-            names += [(f"class_probability_{when}", str(label)) for label in labels]
-        return names
-
-
-class PartShifts(NamedTuple):
-    """What some edits did, in the order of the edits.
-
-    Attributes:
+      numbers: int64 [E] number of each edit in the plan.
       cells: int32 [E] the perturbed cell.
       sets_EK: int32 the perturbed genes, filled up with -1.
-      values_EM: float32 the measures, in the order of `Measures.names`.
-      gene_edits: int32 [N] which of these edits a value of a gene belongs to, ascending.
+      values_EM: float32 the measures, in the order of `ForwardSpec.measures`.
+      gene_edits: int32 [N] which of these edits a value of a gene belongs to.
       affected: int32 [N] token of the gene.
       gene_values: float32 [N] its cosine.
     """
 
+    numbers: np.ndarray
     cells: np.ndarray
     sets_EK: np.ndarray
     values_EM: np.ndarray
     gene_edits: np.ndarray
     affected: np.ndarray
     gene_values: np.ndarray
+
+    @classmethod
+    def join(cls, parts: Sequence["Shifts"]) -> "Shifts":
+        """Puts shifts together, in the order of the plan."""
+        first = np.cumsum([0, *(len(part.numbers) for part in parts)])
+        gene_edits = [part.gene_edits + begin for part, begin in zip(parts, first, strict=False)]
+        numbers, cells, sets, values, _, affected, gene_values = map(
+            np.concatenate, zip(*parts, strict=True)
+        )
+        order = np.argsort(numbers)
+        place = np.empty(len(order), np.int32)
+        place[order] = np.arange(len(order), dtype=np.int32)
+        gene_edits = place[np.concatenate(gene_edits)]
+        genes = np.argsort(gene_edits, kind="stable")
+        return cls(
+            numbers[order],
+            cells[order],
+            sets[order],
+            values[order],
+            gene_edits[genes],
+            affected[genes],
+            gene_values[genes],
+        )
 
 
 @dataclass
@@ -126,132 +110,100 @@ class Throughput:
         )
 
 
-class _Answer(NamedTuple):
-    """What came back of one batch: edits with their values, and genes with theirs."""
-
-    numbers: np.ndarray
-    values: np.ndarray
-    gene_edits: np.ndarray
-    affected: np.ndarray
-    gene_values: np.ndarray
-
-
 class Perturber:
-    """Makes ranges of the edits of a run, all with the same compiled programs."""
+    """Makes ranges of the edits of a plan exactly, all with the same compiled programs."""
 
     def __init__(
         self,
         model: PretrainedModel,
-        work: Work,
-        measures: MetricSpec,
-        runtime: Runtime | None = None,
+        plan: EditPlan,
+        spec: ForwardSpec,
+        states_SD: np.ndarray | None = None,
         *,
-        devices: Sequence[jax.Device] | None = None,
         tokens_per_device: int | None = None,
+        min_batches: int = MIN_BATCHES,
+        min_consecutive: int = MIN_CONSECUTIVE,
     ):
-        """Chooses buckets and batches, and puts the weights on the devices."""
-        self.work, self.measures = work, measures
+        """Chooses buckets and batches, and puts the weights on the devices.
+
+        Args:
+          model: that perturbs.
+          plan: the edits.
+          spec: what is computed of them, and where.
+          states_SD: float32 embeddings of `spec.states` at unit length; None without states.
+          tokens_per_device: padded tokens at a time on each device; by default sized from its
+            memory.
+          min_batches: all devices share the edits of one cell where these fill at least this many
+            batches; otherwise each has cells of its own.
+          min_consecutive: edits of consecutive genes, at least, that share the first block where it
+            pays; 0 shares none.
+        """
+        self.plan, self.spec = plan, spec
         self.throughput = Throughput()
-        self._compiled: set[tuple[PerturbationPass, int, int]] = set()
-        self.mesh = inference_mesh(None if devices is None else list(devices))
-        config, platform = model.config, self.mesh.devices.flat[0].platform
-        self.pass_ = PerturbationPass(
-            config=config,
-            runtime=runtime or Runtime(),
-            mesh=self.mesh,
-            layer=config.layers + measures.layer,
-            frame=work.frame,
-            mode=measures.mode,
-            gene_rows=measures.gene_rows,
-            head=measures.head,
-        )
+        self._min_batches, self._min_consecutive = min_batches, min_consecutive
+        self._compiled: set[tuple[ForwardSpec, int, int]] = set()
+        config, platform = model.config, spec.mesh.devices.flat[0].platform
         multiple = _MULTIPLE.get(platform, _ACCELERATOR_MULTIPLE)
-        worth = tokens_worth_compiling(config, platform, int(work.longest.max()))
-        padded = choose_lengths(work.longest, work.counts, multiple, worth)
+        worth = tokens_worth_compiling(config, platform, int(plan.longest.max()))
+        padded = choose_lengths(plan.longest, plan.counts, multiple, worth)
         self.lengths = np.unique(np.minimum(padded, config.positions))
-        self._rows = {
-            int(T): choose_rows(self.pass_, int(T), tokens_per_device) for T in self.lengths
-        }
-        bucket = np.searchsorted(self.lengths, work.longest)
+        self._rows = {int(T): choose_rows(spec, int(T), tokens_per_device) for T in self.lengths}
+        bucket = np.searchsorted(self.lengths, plan.longest)
         self._edits_per_cell = {
-            int(T): float(work.counts[(bucket == b) & (work.counts > 0)].mean())
+            int(T): float(plan.counts[(bucket == b) & (plan.counts > 0)].mean())
             for b, T in enumerate(self.lengths)
         }
-        self._params = self._put(self._needed(model), REPLICATED)
-        vectors = measures.vectors
-        if vectors is None:
-            vectors = np.zeros((0, config.width), np.float32)
-        self._states = self._put(vectors, REPLICATED)
+        needed = ["embeddings", "blocks", *([spec.head.kind] if spec.head else [])]
+        self._params = self._put({name: model.params[name] for name in needed}, REPLICATED)
+        if states_SD is None:
+            states_SD = np.zeros((0, config.width), np.float32)
+        self._states = self._put(states_SD, REPLICATED)
 
     def progress(self, edits: int) -> Progress:
-        """Returns a progress bar over so many edits."""
+        """Returns a progress bar over `edits` edits."""
         return Progress(edits, "perturb", "edits")
 
-    def shifts(self, start: int, stop: int, progress: Progress) -> PartShifts:
+    def shifts(self, start: int, stop: int, progress: Progress) -> Shifts:
         """Makes the edits from `start` to before `stop`."""
-        began, answers = time.perf_counter(), []
-        for padded, slots in self._groups(start, stop):
-            answers += self._run_group(padded, slots)
-            progress.advance(sum(len(slot.numbers) for slot in slots))
+        began, made = time.perf_counter(), []
+        for padded, edits in self._groups(start, stop):
+            made += self._run_group(padded, edits)
+            progress.advance(sum(len(each.numbers) for each in edits))
         self.throughput.seconds += time.perf_counter() - began
-        numbers = np.concatenate([answer.numbers for answer in answers])
-        values_EM = np.empty((stop - start, len(self.measures.names)), np.float32)
-        values_EM[numbers - start] = np.concatenate([answer.values for answer in answers])
-        cells, sets_EK = self._edited(start, stop)
-        gene_edits = np.concatenate([answer.gene_edits for answer in answers])
-        order = np.argsort(gene_edits, kind="stable")
-        return PartShifts(
-            cells,
-            sets_EK,
-            values_EM,
-            (gene_edits[order] - start).astype(np.int32),
-            np.concatenate([answer.affected for answer in answers])[order],
-            np.concatenate([answer.gene_values for answer in answers])[order],
-        )
-
-    def _edited(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
-        edited = list(self.work.between(start, stop))
-        cells = [np.full(len(each.sets_EK), each.cell, np.int32) for each in edited]
-        return np.concatenate(cells), np.concatenate([each.sets_EK for each in edited])
-
-    def _needed(self, model: PretrainedModel):
-        names = ["embeddings", "blocks", *([self.measures.head.kind] if self.measures.head else [])]
-        return {name: model.params[name] for name in names}
+        return Shifts.join(made)
 
     def _put(self, tree, spec):
-        return jax.device_put(tree, NamedSharding(self.mesh, spec))
+        return jax.device_put(tree, NamedSharding(self.spec.mesh, spec))
 
-    def _groups(self, start: int, stop: int) -> Iterator[tuple[int, list[SlotWork]]]:
-        """Yields padded lengths and cells with their edits, as many as are done at one go."""
-        waiting: dict[int, list[SlotWork]] = defaultdict(list)
-        for edited in self.work.between(start, stop):
-            bucket = np.searchsorted(self.lengths, self.work.longest[edited.cell])
-            padded = int(self.lengths[bucket])
-            together = max(self._own_slots(padded) * self.mesh.size, 1)
-            for slot in split_by_cut(self.work, edited, padded):
-                waiting[padded].append(slot)
+    def _groups(self, start: int, stop: int) -> Iterator[tuple[int, list[EditBatch]]]:
+        """Yields padded lengths and edits of the cells that are done at one go."""
+        waiting: dict[int, list[EditBatch]] = defaultdict(list)
+        for padded, of_cell in self.plan.between(start, stop, self.lengths):
+            together = max(self._own_cells(padded) * self.spec.mesh.size, 1)
+            for edits in split_by_cut(of_cell):
+                waiting[padded].append(edits)
                 if len(waiting[padded]) == together:
                     yield padded, waiting.pop(padded)
         yield from waiting.items()
 
-    def _own_slots(self, padded: int) -> int:
+    def _own_cells(self, padded: int) -> int:
         """Cells at hand on each device; 0 where all devices share the edits of one cell."""
         rows = self._rows[padded]
         edits = self._edits_per_cell[padded]
-        if edits >= _FEW_BATCHES * rows * self.mesh.size:
+        if edits >= self._min_batches * rows * self.spec.mesh.size:
             return 0
-        return int(np.clip(np.ceil(_FEW_BATCHES * rows / edits), 1, rows))
+        return int(np.clip(np.ceil(self._min_batches * rows / edits), 1, rows))
 
-    def _run_group(self, padded: int, slots: list[SlotWork]) -> list[_Answer]:
+    def _run_group(self, padded: int, edits: list[EditBatch]) -> list[Shifts]:
         """Makes the edits of some cells; halves the batch where memory does not suffice."""
         while True:
-            own = self._own_slots(padded)
-            together = max(own * self.mesh.size, 1)
+            own = self._own_cells(padded)
+            together = max(own * self.spec.mesh.size, 1)
             try:
-                answers = []
-                for begin in range(0, len(slots), together):
-                    answers += self._run_batches(padded, slots[begin : begin + together], own)
-                return answers
+                made = []
+                for begin in range(0, len(edits), together):
+                    made += self._run_batches(padded, edits[begin : begin + together], own)
+                return made
             except jax.errors.JaxRuntimeError as error:
                 if not is_out_of_memory(error):
                     raise
@@ -265,71 +217,68 @@ class Perturber:
                 'precision or attention "chunked", or a larger device'
             )
         self._rows[padded] = rows // 2
-        print(
+        logger.warning(
             f"out of memory with {rows} edited cells of {padded:,} tokens at a time on each "
-            f"device; going on with {rows // 2}",
-            flush=True,
+            f"device; going on with {rows // 2}"
         )
 
-    def _run_batches(self, padded: int, slots: list[SlotWork], own: int) -> list[_Answer]:
-        rows, devices = self._rows[padded], self.mesh.size
-        pass_ = replace(self.pass_, spread=own > 0)
-        if not own and self._shares_first_block(slots):
-            pass_ = replace(pass_, neighbours=self.work.neighbours, together=rows)
-            rows *= -(-_NEIGHBOURS // rows)
-        batches = lay_out_edits(self.work, slots, padded, rows, devices, own)
-        cells = self._put(batches.slots, BATCH if own else REPLICATED)
-        before = baseline(pass_, self._params, self._states, cells)
-        answers, waiting = [], None
-        # One batch behind, so that the devices compute while the last answers are taken.
-        for step in batches.steps:
-            edits = self._put(step.rows, BATCH)
-            arguments = self._params, self._states, cells, before, edits
-            started = step, self._start(pass_, arguments, step, padded)
+    def _run_batches(self, padded: int, edits: list[EditBatch], own: int) -> list[Shifts]:
+        rows, devices = self._rows[padded], self.spec.mesh.size
+        spec = replace(self.spec, spread=own > 0)
+        if not own and self._shares_first_block(edits):
+            spec = replace(spec, consecutive=self.plan.consecutive, together=rows)
+            rows *= -(-self._min_consecutive // rows)
+        cells, batches = lay_out_edits(self.plan, edits, padded, rows, devices, own)
+        cells = self._put(cells, BATCH if own else REPLICATED)
+        cells = encode_baseline(spec, self._params, self._states, cells)
+        made, waiting = [], None
+        # One batch behind, so that the devices compute while the last results are taken.
+        for batch in batches:
+            started = batch, self._start(spec, cells, batch, padded)
             if waiting is not None:
-                answers.append(self._answer(batches, *waiting))
+                made.append(self._collect(*waiting))
             waiting = started
-        return [*answers, self._answer(batches, *waiting)]
+        return [*made, self._collect(*waiting)]
 
-    def _shares_first_block(self, slots: list[SlotWork]) -> bool:
+    def _shares_first_block(self, edits: list[EditBatch]) -> bool:
         # On a CPU that block takes a third or a quarter of the time; not measured elsewhere.
-        on_cpu = self.mesh.devices.flat[0].platform == "cpu"
-        if not on_cpu or not self.work.neighbours or self.pass_.blocks < 1:
+        on_cpu = self.spec.mesh.devices.flat[0].platform == "cpu"
+        possible = self._min_consecutive and self.plan.consecutive and self.spec.blocks > 0
+        if not on_cpu or not possible:
             return False
         # A gene that a cell lists twice would be edited at its first place both times.
-        return all((np.diff(slot.edits.positions[:, 0]) == 1).all() for slot in slots)
+        return all((np.diff(each.positions[:, 0]) == 1).all() for each in edits)
 
-    def _start(self, pass_: PerturbationPass, arguments, step: Step, padded: int) -> Shifts:
+    def _start(self, spec: ForwardSpec, cells, batch: EditBatch, padded: int) -> tuple:
         """Starts a batch and counts it; the first of each shape compiles meanwhile."""
+        edits = self._put(batch.for_device(), BATCH)
         began, counted = time.perf_counter(), self.throughput
-        shifts = perturb_rows(pass_, *arguments)
-        shape = pass_, padded, step.numbers.size
-        if shape not in self._compiled:
+        results = perturb_batch(spec, self._params, self._states, cells, edits)
+        is_real, rows = batch.numbers >= 0, len(batch.numbers)
+        if (shape := (spec, padded, rows)) not in self._compiled:
             self._compiled.add(shape)
             counted.compiling += time.perf_counter() - began
-        cells = self.work.cell_of(step.numbers[step.numbers >= 0])
-        counted.edits += len(cells)
-        counted.tokens += int(self.work.longest[cells].sum())
+        edited = self.plan.cell_of(batch.numbers[is_real])
+        counted.edits += len(edited)
+        counted.tokens += int(self.plan.longest[edited].sum())
         # Groups of nothing but fillers are left out where the first block is shared.
-        together = pass_.together or step.numbers.size
-        is_encoded = (step.numbers >= 0).reshape(-1, together).any(axis=1)
+        together = spec.together or rows
+        is_encoded = is_real.reshape(-1, together).any(axis=1)
         counted.padded += int(is_encoded.sum()) * together * padded
-        return shifts
+        return results
 
-    def _answer(self, batches: Batches, step: Step, shifts: Shifts) -> _Answer:
-        shifts = jax.device_get(shifts)
-        real = step.numbers >= 0
-        affected_RN = batches.affected(step, shifts.affected_RN)
-        there = np.isfinite(shifts.genes_RN) & real[:, None]
-        values = self._values(shifts)[real]
-        edits = np.broadcast_to(step.numbers[:, None], there.shape)[there]
-        return _Answer(
-            step.numbers[real], values, edits, affected_RN[there], shifts.genes_RN[there]
-        )
-
-    def _values(self, shifts: Shifts) -> np.ndarray:
-        cell_R1 = shifts.cell_R[:, None]
-        means = [shifts.gene_mean_R[:, None]] if self.measures.mode == CELL else []
-        return np.concatenate(
-            [*means, cell_R1, shifts.states_RS, shifts.before_RC, shifts.after_RC], axis=1
+    def _collect(self, batch: EditBatch, results: tuple) -> Shifts:
+        """Takes the results of a batch from the devices, without those of fillers."""
+        is_real = batch.numbers >= 0
+        values_EM, cosines_EN, tokens_EN = (each[is_real] for each in jax.device_get(results))
+        is_there = np.isfinite(cosines_EN)
+        edits = np.arange(len(values_EM), dtype=np.int32)
+        return Shifts(
+            numbers=batch.numbers[is_real],
+            cells=self.plan.cell_of(batch.numbers[is_real]).astype(np.int32),
+            sets_EK=batch.sets[is_real],
+            values_EM=values_EM,
+            gene_edits=np.broadcast_to(edits[:, None], is_there.shape)[is_there],
+            affected=tokens_EN[is_there],
+            gene_values=cosines_EN[is_there],
         )

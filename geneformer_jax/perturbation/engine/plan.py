@@ -9,7 +9,6 @@ import functools
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import numpy as np
 
@@ -18,67 +17,49 @@ from geneformer_jax.common.errors import InputError
 from geneformer_jax.perturbation.engine.edits import (
     DELETE,
     OVEREXPRESS,
-    CellRanks,
+    EditBatch,
     EditRule,
-    Edits,
     SpecialTokens,
     edited_lengths,
     edits_of,
+    leaves_genes,
 )
 from geneformer_jax.perturbation.engine.gene_sets import GeneSets
 
 NO_GENE_LEFT = "edits that leave no other gene"
 # Minutes of work on a CPU, a second on an accelerator.
-_TOKENS_PER_PART = 4_194_304
+TOKENS_PER_PART = 4_194_304
 _CELLS_AT_ONCE = 1_024
 # Bytes in the tables for one value, for one value of a gene, for one mean of these, and for the
-# frame of a file; found by measuring.
+# metadata of a file; found by measuring.
 _BYTES_PER_VALUE, _BYTES_PER_GENE_VALUE, _BYTES_PER_MEAN, _BYTES_PER_FILE = 8, 5, 22, 4_500
 
 
-class CellEdits(NamedTuple):
-    """The edits of one cell, or some of them.
-
-    Attributes:
-      cell: its number.
-      ranks: its ranking.
-      sets_EK: int32 perturbed genes of each edit, filled up with -1.
-      first: number of the first of these edits among all.
-    """
-
-    cell: int
-    ranks: CellRanks
-    sets_EK: np.ndarray
-    first: int
-
-    def rows(self, rule: EditRule, frame: SpecialTokens, padded: int) -> Edits:
-        """Returns the edits in the form of the device."""
-        return edits_of(rule, frame, self.ranks, self.sets_EK, padded)
-
-
 @dataclass(frozen=True, eq=False)
-class Work:
-    """All edits of a run.
+class EditPlan:
+    """Which edits are made in which cells: all that an engine needs beside the model.
 
     Attributes:
       cells: to perturb.
       rule: how genes are perturbed.
-      frame: what surrounds the genes of a cell.
-      sets: which genes are perturbed.
+      special: what surrounds the genes of a cell.
+      sets: which genes are perturbed together.
       counts: int64 [cells] number of edits of each cell.
       longest: int32 [cells] tokens of the longest edited cell of each.
       compared: int64 [cells] genes in sight.
       left_out: reason -> number of edits, or cells, that are left out.
+      tokens_per_part: tokens to encode in each part, about.
     """
 
     cells: EncodedCells
     rule: EditRule
-    frame: SpecialTokens
+    special: SpecialTokens
     sets: GeneSets
     counts: np.ndarray
     longest: np.ndarray
     compared: np.ndarray
     left_out: dict[str, int]
+    tokens_per_part: int = TOKENS_PER_PART
 
     @functools.cached_property
     def offsets(self) -> np.ndarray:
@@ -91,12 +72,17 @@ class Work:
         return int(self.offsets[-1])
 
     @property
+    def edited_cells(self) -> int:
+        """Number of cells that have an edit."""
+        return int((self.counts > 0).sum())
+
+    @property
     def tokens(self) -> int:
         """Tokens that have to be encoded."""
         return int((self.counts * self.longest).sum())
 
     @property
-    def neighbours(self) -> str:
+    def consecutive(self) -> str:
         """Kind of the edits where those of a cell are of one gene after the other, else ""."""
         in_turn = self.sets == GeneSets() and not self.rule.refill
         return self.rule.kind if in_turn and self.rule.kind in (DELETE, OVEREXPRESS) else ""
@@ -109,10 +95,10 @@ class Work:
             here, stop = int(self.offsets[cell]), int(self.offsets[cell + 1])
             length = int(self.longest[cell])
             while here < stop:
-                fitting = max((_TOKENS_PER_PART - tokens) // length, int(tokens == 0))
+                fitting = max((self.tokens_per_part - tokens) // length, int(tokens == 0))
                 taken = min(fitting, stop - here)
                 here, tokens = here + taken, tokens + taken * length
-                if here < stop or tokens >= _TOKENS_PER_PART:
+                if here < stop or tokens >= self.tokens_per_part:
                     parts.append((begin, here))
                     begin, tokens = here, 0
         if begin < self.edits:
@@ -123,19 +109,29 @@ class Work:
         """Returns the cell of each edit; int64, shaped as `numbers`."""
         return np.searchsorted(self.offsets, numbers, "right") - 1
 
-    def between(self, start: int, stop: int) -> Iterator[CellEdits]:
-        """Yields the edits from `start` to before `stop`, cell by cell."""
+    def between(
+        self, start: int, stop: int, lengths: np.ndarray
+    ) -> Iterator[tuple[int, EditBatch]]:
+        """Reads the cells of a range of edits, each once, and computes their edits once.
+
+        Args:
+          start, stop: first edit, and the one after the last.
+          lengths: ascending padded lengths; each cell takes the first that its edits fit into.
+
+        Yields:
+          Cell by cell: its padded length, and those of its edits that are in the range.
+        """
         first = int(self.cell_of(start))
         last = int(np.searchsorted(self.offsets, stop, "left"))
         for begin in range(first, last, _CELLS_AT_ONCE):
-            numbers = np.arange(begin, min(begin + _CELLS_AT_ONCE, last))
-            numbers = numbers[self.counts[numbers] > 0]
-            for cell, tokens in zip(numbers, self.cells.read(numbers), strict=True):
-                ranks = self.frame.ranks(tokens)
-                own, offset = slice(None), int(self.offsets[cell])
-                own = slice(max(start - offset, 0), stop - offset)
-                sets_EK = sets_of(self.rule, self.frame, self.sets, ranks)[0][own]
-                yield CellEdits(int(cell), ranks, sets_EK, max(start, offset))
+            cells = np.arange(begin, min(begin + _CELLS_AT_ONCE, last))
+            cells = cells[self.counts[cells] > 0]
+            for cell, tokens in zip(cells, self.cells.read(cells), strict=True):
+                padded = int(lengths[np.searchsorted(lengths, self.longest[cell])])
+                genes, offset = self.special.genes_of(tokens), int(self.offsets[cell])
+                edits, _ = possible_edits(self.rule, self.special, self.sets, genes, padded)
+                own = edits.take(slice(max(start - offset, 0), stop - offset))
+                yield padded, own._replace(numbers=offset + own.numbers)
 
     def table_bytes(self, measures: int, gene_rows: int, means: bool) -> int:
         """Estimates the size of the tables.
@@ -157,7 +153,13 @@ class Work:
         return total + values * _BYTES_PER_GENE_VALUE
 
 
-def plan_work(cells: EncodedCells, rule: EditRule, frame: SpecialTokens, sets: GeneSets) -> Work:
+def plan_edits(
+    cells: EncodedCells,
+    rule: EditRule,
+    special: SpecialTokens,
+    sets: GeneSets,
+    tokens_per_part: int = TOKENS_PER_PART,
+) -> EditPlan:
     """Finds the edits of all cells.
 
     Raises:
@@ -171,39 +173,49 @@ def plan_work(cells: EncodedCells, rule: EditRule, frame: SpecialTokens, sets: G
     for begin in range(0, total, _CELLS_AT_ONCE):
         numbers = np.arange(begin, min(begin + _CELLS_AT_ONCE, total))
         for cell, tokens in zip(numbers, cells.read(numbers), strict=True):
-            ranks = frame.ranks(tokens)
-            missing.difference_update(ranks.within_reach(rule).tolist() if missing else ())
-            sets_EK, refused = sets_of(rule, frame, sets, ranks)
-            left_out[NO_GENE_LEFT] += refused
-            counts[cell], compared[cell] = len(sets_EK), ranks.seen
-            if len(sets_EK):
-                edits = edits_of(rule, frame, ranks, sets_EK, frame.limit)
-                longest[cell] = edited_lengths(frame, ranks, edits).max()
-    _refuse_missing(cells, sets, missing)
+            genes = special.genes_of(tokens)
+            missing.difference_update(special.within_reach(rule, genes).tolist() if missing else ())
+            edits, dropped = possible_edits(rule, special, sets, genes, special.limit)
+            left_out[NO_GENE_LEFT] += dropped
+            counts[cell], compared[cell] = len(edits.numbers), len(special.in_sight(genes))
+            longest[cell] = edited_lengths(special, edits).max(initial=0)
+    _check_all_expressed(cells, sets, missing)
     left_out["cells without an edit"] = int((counts == 0).sum())
     if not counts.any():
         raise InputError(
             f"none of the {total:,} chosen cells expresses the genes that are to be perturbed "
             "together; name other genes or choose other cells"
         )
-    told = {reason: number for reason, number in left_out.items() if number}
-    return Work(cells, rule, frame, sets, counts, longest, compared, told)
+    left_out = {reason: number for reason, number in left_out.items() if number}
+    return EditPlan(
+        cells, rule, special, sets, counts, longest, compared, left_out, tokens_per_part
+    )
 
 
-def sets_of(
-    rule: EditRule, frame: SpecialTokens, sets: GeneSets, ranks: CellRanks
-) -> tuple[np.ndarray, int]:
-    """Returns a cell's sets, int32 [E, K], and how many leave no other gene to compare."""
-    if not ranks.seen:
-        return np.empty((0, sets.size), np.int32), 0
-    sets_EK = sets.in_cell(rule, ranks)
-    edits = edits_of(rule, frame, ranks, sets_EK, frame.limit)
-    perturbed = (edits.positions < frame.limit).sum(axis=1)
-    leaves = ranks.seen - edits.cut - perturbed > 0
-    return sets_EK[leaves], int((~leaves).sum())
+def possible_edits(
+    rule: EditRule, special: SpecialTokens, sets: GeneSets, genes: np.ndarray, padded: int
+) -> tuple[EditBatch, int]:
+    """Computes the edits of one cell that leave a gene to compare, numbered from 0.
+
+    Args:
+      rule: how genes are perturbed.
+      special: what surrounds the genes.
+      sets: which genes are perturbed together.
+      genes: int32 [G] the cell.
+      padded: T, the length to which the cell will be padded.
+
+    Returns:
+      (the edits, the number of those that leave none).
+    """
+    edits = edits_of(rule, special, genes, sets.in_cell(rule, special, genes), padded)
+    leaves = leaves_genes(special, edits, padded)
+    kept = edits.take(leaves)
+    return kept._replace(numbers=np.arange(len(kept.numbers))), int((~leaves).sum())
 
 
-def choose_lengths(longest: np.ndarray, weights: np.ndarray, multiple: int, worth: float):
+def choose_lengths(
+    longest: np.ndarray, weights: np.ndarray, multiple: int, worth: float
+) -> np.ndarray:
     """Chooses the padded lengths of perturbed cells.
 
     From the longest cell down, shorter ones join its bucket while the padding that this adds costs
@@ -229,7 +241,7 @@ def choose_lengths(longest: np.ndarray, weights: np.ndarray, multiple: int, wort
     return np.array(buckets[::-1])
 
 
-def _refuse_missing(cells: EncodedCells, sets: GeneSets, missing: set[int]) -> None:
+def _check_all_expressed(cells: EncodedCells, sets: GeneSets, missing: set[int]) -> None:
     if not missing:
         return
     token = next(token for token in sets.named if token in missing)

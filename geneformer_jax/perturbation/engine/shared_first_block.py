@@ -3,7 +3,7 @@
 Delete the gene at position d: the tokens below d stay where they are ("low"), those above move by
 one position ("high"). What the first block sees of a token depends on the token and its position
 alone, so over all such edits each token has two embeddings, queries, keys and values, not one for
-each edit. For edits of neighbouring genes most of the attention sums agree as well: the tokens
+each edit. For edits of consecutive genes most of the attention sums agree as well: the tokens
 below the first of these genes are low in all of them, those above the last one high. Only the genes
 in between, a few, are weighed for each edit by itself. The same holds for genes moved to the front.
 """
@@ -21,7 +21,7 @@ from geneformer_jax.model.partial_encoding import single_block
 from geneformer_jax.model.runtime import Runtime
 
 
-class Neighbours(NamedTuple):
+class ConsecutiveEdits(NamedTuple):
     """A cell, and edits of some genes that follow each other in it.
 
     Attributes:
@@ -72,7 +72,7 @@ class SharedFirstBlock(NamedTuple):
 
     Attributes:
       layer: the block.
-      start, length: int32 as in `Neighbours`.
+      start, length: int32 as in `ConsecutiveEdits`.
       low, high: the R edited genes where they stand before and after the edited one.
       moved: the same at the front, or None.
       queries: all T tokens as they are outside of these genes, high where they are one of them;
@@ -91,9 +91,9 @@ class SharedFirstBlock(NamedTuple):
 
 
 def share_first_block(
-    config: EncoderConfig, params: Params, cell: Neighbours, edits: int, runtime: Runtime
+    config: EncoderConfig, params: Params, cell: ConsecutiveEdits, edits: int, runtime: Runtime
 ) -> SharedFirstBlock:
-    """Computes what edits of neighbouring genes share.
+    """Computes what edits of consecutive genes share.
 
     Args:
       config: shape of the model, of at least one block.
@@ -163,10 +163,12 @@ def _attend_outside(q_NSH: jax.Array, keys: _Tokens, is_allowed_K: jax.Array) ->
     return _Sums(*(x[:, : q_NSH.shape[1]] for x in joined))
 
 
-def _sums(q_NSH: jax.Array, keys: _Tokens, is_allowed_K: jax.Array, least_NS: jax.Array) -> _Sums:
+def _sums(
+    q_NSH: jax.Array, keys: _Tokens, is_allowed_K: jax.Array, smallest_NS: jax.Array
+) -> _Sums:
     scores_NSK = einsum_f32("nsh,nkh->nsk", q_NSH, keys.k) * q_NSH.shape[-1] ** -0.5
     scores_NSK = jnp.where(is_allowed_K, scores_NSK, MASKED)
-    largest_NS = jnp.maximum(scores_NSK.max(axis=-1), least_NS)
+    largest_NS = jnp.maximum(scores_NSK.max(axis=-1), smallest_NS)
     # Where no key is allowed, the largest score is that of a masked key.
     weights_NSK = jnp.where(is_allowed_K, jnp.exp(scores_NSK - largest_NS[..., None]), 0)
     values_NSH = einsum_f32("nsk,nkh->nsh", weights_NSK.astype(keys.v.dtype), keys.v)

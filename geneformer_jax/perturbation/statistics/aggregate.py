@@ -37,32 +37,67 @@ def aggregate(pieces: Pieces) -> pd.DataFrame:
       Ensembl_ID, State ("" without states), Cosine_sim_mean, Cosine_sim_stdev (population, as the
       original's other tables), N_Detections.
     """
-    edits, states = GeneIndex(), GeneIndex()
-    running: dict[int, RunningMoments] = {}
-    for piece in pieces:
-        numbers = edits.add(piece["perturbed"], piece["perturbed_symbol"])
-        which = states.add(piece["state"], piece["state"])
-        for state in np.unique(which):
-            rows = which == state
-            values = piece["value"].to_numpy(np.float64)[rows]
-            running.setdefault(int(state), RunningMoments()).add(numbers[rows], values)
+    edits, groups = _moments_by(pieces, ["state"])
     tables = []
-    for state, each in sorted(running.items()):
-        moments = each.result()
+    for (state,), moments in groups.items():
         names = {
             "Gene_name": edits.symbols[moments.keys],
             "Ensembl_ID": edits.names[moments.keys],
-            "State": states.names[state],
+            "State": state,
         }
         tables.append(pd.DataFrame({**names, **_moment_columns(moments)}))
     return sorted_by(pd.concat(tables), {"State": True, "Cosine_sim_mean": True})
+
+
+def summarise(pieces: Pieces) -> pd.DataFrame:
+    """Summarises each edit, measure and state over cells.
+
+    Args:
+      pieces: rows of all measures and states.
+
+    Returns:
+      One row for each edit, measure and state, sorted by these: perturbed, perturbed_symbol,
+      measure, state, mean, sd (population) and n (cells).
+    """
+    edits, groups = _moments_by(pieces, ["measure", "state"])
+    tables = []
+    for (measure, state), moments in groups.items():
+        columns = {
+            "perturbed": edits.names[moments.keys],
+            "perturbed_symbol": edits.symbols[moments.keys],
+            "measure": measure,
+            "state": state,
+            "mean": moments.means,
+            "sd": moments.deviations,
+            "n": moments.counts,
+        }
+        tables.append(pd.DataFrame(columns))
+    keys = ["perturbed", "perturbed_symbol", "measure", "state"]
+    return pd.concat(tables).sort_values(keys, ignore_index=True)
+
+
+def _moments_by(
+    pieces: Pieces, columns: list[str]
+) -> tuple[GeneIndex, dict[tuple[str, ...], Moments]]:
+    """Returns the edits, and their moments by the values of some columns.
+
+    The memory taken depends on the number of different edits and values alone.
+    """
+    edits, running = GeneIndex(), {}
+    for piece in pieces:
+        numbers = edits.add(piece["perturbed"], piece["perturbed_symbol"])
+        values = piece["value"].to_numpy(np.float64)
+        keys = [piece[name].to_numpy(object) for name in columns]
+        for key, rows in pd.Series(np.arange(len(piece))).groupby(keys, sort=False):
+            running.setdefault(key, RunningMoments()).add(numbers[rows], values[rows])
+    return edits, {key: each.result() for key, each in running.items()}
 
 
 def aggregate_cells(pieces: Pieces) -> Iterator[pd.DataFrame]:
     """The shift of every cell, as the original's aggregate_data: Cosine_sim, Gene, a row per cell.
 
     Sets of genes, at which the original fails, are named "A+B". `Cell`, `Ensembl_ID` and `State`
-    stand beside, because the original does not say which row is which cell.
+    stand beside, because the original does not name the cell of a row.
     """
     columns = {
         "cell": "Cell",

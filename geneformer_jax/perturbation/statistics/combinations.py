@@ -7,11 +7,11 @@ import pandas as pd
 from scipy.stats import rankdata, wilcoxon
 
 from geneformer_jax.common.errors import InputError
+from geneformer_jax.perturbation.layout import JOINT
 from geneformer_jax.perturbation.statistics.moments import GeneIndex
 from geneformer_jax.perturbation.statistics.rank_sums import false_discovery_rates
 from geneformer_jax.perturbation.statistics.shifts import SIGNIFICANT, Pieces, require_cells
 
-JOINT = "+"
 _ROWS_AT_ONCE = 5_000_000
 
 
@@ -31,7 +31,7 @@ def combinations(
     Args:
       pieces: rows of one measure and state, with the edits of single genes and of sets "A+B".
       no_change: value of an edit that moves nothing: 1 for cosines, 0 for shifts towards a state.
-      rows_at_once: rows held in memory; more are dealt with in several passes over the pieces.
+      rows_at_once: rows held in memory; more are processed in several passes over the pieces.
 
     Returns:
       (One row for each set, the significant first, then by the size of Combo_minus_sum_shift:
@@ -82,13 +82,15 @@ def _sets_of(edits: GeneIndex) -> tuple[list[np.ndarray], int]:
     return [np.array([numbers[name], *genes]) for name, genes in whole.items()], len(joint)
 
 
-def _blocks(sets: Sequence[np.ndarray], rows: np.ndarray, most: int) -> Iterator[list[np.ndarray]]:
-    """Puts sets together as long as the rows of their different edits are at most `most`."""
+def _blocks(
+    sets: Sequence[np.ndarray], rows: np.ndarray, max_rows: int
+) -> Iterator[list[np.ndarray]]:
+    """Puts sets together as long as the rows of their different edits are at most `max_rows`."""
     block: list[np.ndarray] = []
     held: set[int] = set()
     for each in sets:
         together = held | set(each.tolist())
-        if block and rows[list(together)].sum() > most:
+        if block and rows[list(together)].sum() > max_rows:
             yield block
             block, together = [], set(each.tolist())
         block, held = [*block, each], together

@@ -9,6 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from scipy.stats import norm
 
+from geneformer_jax.perturbation.layout import JOINT
 from geneformer_jax.perturbation.statistics.mixture import Mixture
 from geneformer_jax.perturbation.statistics.shifts import SIGNIFICANT
 from geneformer_jax.reporting.figures import MISSING_COLOUR, PALETTE, STYLE, new_figure
@@ -29,7 +30,7 @@ def volcano_figure(table: pd.DataFrame, shift: str, rate: str, labels: Mapping[s
       table: a ranked table with Gene_name, Sig and the two columns.
       shift: column of the horizontal axis.
       rate: column of p-values or FDR, drawn as -log10; edits without one are left out.
-      labels: words for the axes, by column.
+      labels: of the axes, by column.
     """
     shown = table[table[rate].notna() & table[shift].notna()]
     height = -np.log10(np.maximum(shown[rate].to_numpy(float), _LOWEST_RATE))
@@ -71,7 +72,7 @@ def ranked_figure(table: pd.DataFrame, shift: str, chosen: pd.Series, labels: Se
       table: with Gene_name and the column `shift`.
       shift: column of the vertical axis.
       chosen: bool [rows], which to colour.
-      labels: words for the vertical axis and for the coloured ones.
+      labels: of the vertical axis and of the coloured ones.
     """
     known = table[shift].notna()
     shown = table[known].assign(chosen=chosen[known]).sort_values(shift, kind="stable")
@@ -108,7 +109,7 @@ def background_figure(
     Args:
       background: [N] shifts that edits are compared with.
       values: name of an edit -> its shifts, one per cell; a bar marks the mean.
-      labels: words for the horizontal axis and for the background.
+      labels: of the horizontal axis and of the background.
     """
     # Single far cells may lie outside, so that the bulk can be seen; means never do.
     means = [each.mean() for each in values.values()]
@@ -168,15 +169,15 @@ def pairs_figure(table: pd.DataFrame, column: str, label: str) -> Figure | None:
     Args:
       table: of `combinations`.
       column: what to draw; 0 is white.
-      label: words for the colour bar.
+      label: of the colour bar.
 
     Returns:
       The figure, or None where there are no pairs of at least three genes on both sides, as with
-      one anchor, where a ranked figure says it all.
+      one anchor, where a ranked figure shows it all.
     """
     pairs = table[table["Ensembl_ID"].str.count(r"\+") == 1]
-    ids = pairs["Ensembl_ID"].str.split("+", expand=True)
-    symbols = pairs["Gene_name"].str.split("+", expand=True)
+    ids = pairs["Ensembl_ID"].str.split(JOINT, regex=False, expand=True)
+    symbols = pairs["Gene_name"].str.split(JOINT, regex=False, expand=True)
     if len(pairs) < 3 or min(ids[0].nunique(), ids[1].nunique()) < 2:
         return None
     strength = pd.concat([pairs[column].abs().set_axis(ids[side]) for side in (0, 1)])
@@ -202,15 +203,15 @@ def pairs_figure(table: pd.DataFrame, column: str, label: str) -> Figure | None:
     return figure
 
 
-def affected_figure(table: pd.DataFrame, edit: str, most: int = 25) -> Figure:
+def affected_figure(table: pd.DataFrame, edit: str, max_genes: int = 25) -> Figure:
     """Draws the genes that one edit moves farthest: mean over cells and standard deviation.
 
     Args:
       table: rows of `aggregate_gene_shifts` of this edit.
       edit: its symbol.
-      most: genes to show.
+      max_genes: genes to show.
     """
-    shown = table.nsmallest(most, "Cosine_sim_mean")
+    shown = table.nsmallest(max_genes, "Cosine_sim_mean")
     rows = np.arange(len(shown))
     with matplotlib.rc_context(STYLE):
         figure = new_figure(7.2, 1.2 + 0.26 * len(shown))

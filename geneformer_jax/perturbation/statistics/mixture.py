@@ -10,7 +10,7 @@ from geneformer_jax.common.errors import InputError
 from geneformer_jax.perturbation.statistics.moments import GeneIndex, RunningMoments
 from geneformer_jax.perturbation.statistics.shifts import Pieces
 
-_FEWEST = 3
+_MIN_EDITS = 3
 
 
 class Mixture(NamedTuple):
@@ -47,10 +47,10 @@ def fit_mixture(means: np.ndarray) -> Mixture:
     Raises:
       InputError: too few edits, or they all have the same mean shift.
     """
-    if len(means) < _FEWEST or np.ptp(means) == 0:
+    if len(means) < _MIN_EDITS or np.ptp(means) == 0:
         raise InputError(
-            f"a mixture model needs at least {_FEWEST} edits with different mean shifts, but there "
-            f"are {len(np.unique(means))}; perturb more genes"
+            f"a mixture model needs at least {_MIN_EDITS} edits with different mean shifts, but "
+            f"there are {len(np.unique(means))}; perturb more genes"
         )
     fitted = GaussianMixture(2, random_state=0).fit(means[:, None])
     order = np.argsort(fitted.means_[:, 0])
@@ -62,9 +62,9 @@ def mixture_model(pieces: Pieces, of: str = "perturbed") -> tuple[pd.DataFrame, 
     """Which edits have an impact: their mean shift belongs to the lower of two components.
 
     Args:
-      pieces: rows of one measure and state (see `shift_statistics`).
-      of: "perturbed", or "affected": then rows are shifts of genes by one edit, and the table says
-        which genes that edit has an impact on.
+      pieces: rows of one measure and state (see `shifts`).
+      of: "perturbed", or "affected": then rows are shifts of genes by one edit, and the table
+        names the genes that the edit has an impact on.
 
     Returns:
       (One row for each edit or affected gene, those with impact first, then by shift: Gene_name,

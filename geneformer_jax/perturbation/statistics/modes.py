@@ -9,6 +9,7 @@ import pandas as pd
 
 from geneformer_jax.common.errors import InputError, did_you_mean
 from geneformer_jax.common.files import slug
+from geneformer_jax.perturbation.layout import GENE_MEANS, GENE_SHIFTS, SHIFTS
 from geneformer_jax.perturbation.statistics import aggregate as statistics_aggregate
 from geneformer_jax.perturbation.statistics import figures as draw
 from geneformer_jax.perturbation.statistics import shifts as statistics
@@ -16,15 +17,12 @@ from geneformer_jax.perturbation.statistics.combinations import combinations
 from geneformer_jax.perturbation.statistics.mixture import mixture_model
 from geneformer_jax.perturbation.statistics.tables import (
     COSINES,
-    GENE_SHIFT_MEANS,
-    GENE_SHIFTS,
-    SHIFTS,
     STATE_SHIFT,
     ShiftRows,
     choose_measure,
     edit_kind,
     read_gene_means,
-    read_story,
+    read_provenance,
     states_of,
 )
 from geneformer_jax.reporting.figures import Drawing
@@ -37,8 +35,8 @@ _COSINE = "mean cosine similarity"
 
 
 @dataclasses.dataclass(frozen=True)
-class Options:
-    """What `run_statistics` was asked for; its docstring tells what each means."""
+class StatisticOptions:
+    """What `perturbation_statistics` was asked for; see its docstring."""
 
     null: str = ""
     goal: str = ""
@@ -53,7 +51,7 @@ class Options:
 
 
 class StatisticResult(NamedTuple):
-    """What a mode came to.
+    """The result of one statistic.
 
     Attributes:
       tables: name -> pieces of the table; the first has the mode's name.
@@ -68,15 +66,15 @@ class StatisticResult(NamedTuple):
     used: dict[str, Any]
 
 
-def goal_state_shift(folder: Path, options: Options) -> StatisticResult:
+def goal_state_shift(folder: Path, options: StatisticOptions) -> StatisticResult:
     """Shifts towards a goal state and alternatives, against all edits."""
     measure = choose_measure(folder, options.measure, (STATE_SHIFT,))
-    goal, alternatives = states_of(read_story(folder))
+    goal, alternatives = states_of(read_provenance(folder))
     goal = options.goal or goal
     if options.alternatives is not None:
         alternatives = options.alternatives
     if not goal:
-        raise InputError(f"{folder} does not say which state is the goal; name it in goal")
+        raise InputError(f"{folder} does not name its goal state; name it in goal")
     alternatives = tuple(state for state in alternatives if state != goal)
     rows = _cell_rows(folder, measure, None, options)
     table = statistics.goal_state_shift(
@@ -87,17 +85,19 @@ def goal_state_shift(folder: Path, options: Options) -> StatisticResult:
         background=options.background,
         seed=options.seed,
     )
-    words = {"Shift_to_goal_end": f"mean shift towards {goal}",
-             "Goal_end_FDR": "-log10 FDR against all edits"}  # fmt: skip
+    axis_labels = {
+        "Shift_to_goal_end": f"mean shift towards {goal}",
+        "Goal_end_FDR": "-log10 FDR against all edits",
+    }
 
     def drawings() -> Iterator[Drawing]:
         shift = "Shift_to_goal_end"
         if "Sig" in table:
             caption = "Shift of each edit and its significance against all edits."
-            yield Drawing("volcano", draw.volcano_figure(table, shift, "Goal_end_FDR", words),
+            yield Drawing("volcano", draw.volcano_figure(table, shift, "Goal_end_FDR", axis_labels),
                           caption)  # fmt: skip
             ranked = draw.ranked_figure(table, shift, table["Sig"] == 1,
-                                        (words[shift], "FDR < 0.05"))  # fmt: skip
+                                        (axis_labels[shift], "FDR < 0.05"))  # fmt: skip
             yield Drawing("ranked", ranked, f"All edits by their shift towards {goal}.")
         toward = _cell_rows(folder, measure, goal, options)
         labels = (f"shift towards {goal}", "shifts of all edits in all cells")
@@ -111,7 +111,7 @@ def goal_state_shift(folder: Path, options: Options) -> StatisticResult:
     return StatisticResult({"goal_state_shift": [table]}, drawings, text, used)
 
 
-def vs_null(folder: Path, options: Options) -> StatisticResult:
+def vs_null(folder: Path, options: StatisticOptions) -> StatisticResult:
     """Shifts of these cells against those of other cells under the same edits."""
     null = Path(options.null)
     kinds = edit_kind(folder), edit_kind(null)
@@ -124,12 +124,14 @@ def vs_null(folder: Path, options: Options) -> StatisticResult:
     null_rows = _cell_rows(null, measure, state, options)
     table = statistics.versus_null(test_rows, null_rows)
     shift = "Test_vs_null_avg_shift"
-    words = {shift: "mean shift, test minus null", "Test_vs_null_FDR": "-log10 FDR"}
+    axis_labels = {shift: "mean shift, test minus null", "Test_vs_null_FDR": "-log10 FDR"}
 
     def drawings() -> Iterator[Drawing]:
-        volcano = draw.volcano_figure(table, shift, "Test_vs_null_FDR", words)
+        volcano = draw.volcano_figure(table, shift, "Test_vs_null_FDR", axis_labels)
         yield Drawing("volcano", volcano, "Difference of the two cell sets and its significance.")
-        ranked = draw.ranked_figure(table, shift, table["Sig"] == 1, (words[shift], "FDR < 0.05"))
+        ranked = draw.ranked_figure(
+            table, shift, table["Sig"] == 1, (axis_labels[shift], "FDR < 0.05")
+        )
         yield Drawing("ranked", ranked, "All edits by their difference.")
         labels = (measure.replace("_", " "), "null cells, all edits")
         yield _background(null_rows, test_rows, _outermost(table, shift), labels)
@@ -143,7 +145,7 @@ def vs_null(folder: Path, options: Options) -> StatisticResult:
     )
 
 
-def mixture(folder: Path, options: Options) -> StatisticResult:
+def mixture(folder: Path, options: StatisticOptions) -> StatisticResult:
     """Edits, or the genes one edit affects, divided into those with impact and those without."""
     if options.anchor:
         return _anchor_mixture(folder, options)
@@ -152,7 +154,7 @@ def mixture(folder: Path, options: Options) -> StatisticResult:
     return _mixture_outcome(rows, "perturbed", "edits", {"measure": measure, "state": state})
 
 
-def _anchor_mixture(folder: Path, options: Options) -> StatisticResult:
+def _anchor_mixture(folder: Path, options: StatisticOptions) -> StatisticResult:
     rows = ShiftRows(folder / GENE_SHIFTS, _GENE_ROWS, {"perturbed": options.anchor})
     if not any(True for _ in rows):
         raise InputError(f"the gene shifts in {folder} have no edit {options.anchor}; name a "
@@ -179,7 +181,7 @@ def _mixture_outcome(rows: ShiftRows, of: str, what: str, used: dict[str, Any]) 
     return StatisticResult({"mixture_model": [table]}, drawings, text, used)
 
 
-def aggregate(folder: Path, options: Options) -> StatisticResult:
+def aggregate(folder: Path, options: StatisticOptions) -> StatisticResult:
     """Shifts put together over cells, and the shift of every cell beside."""
     measure = choose_measure(folder, options.measure, (*COSINES, STATE_SHIFT))
     rows = _cell_rows(folder, measure, options.state or None, options)
@@ -198,11 +200,11 @@ def aggregate(folder: Path, options: Options) -> StatisticResult:
     return StatisticResult(tables, drawings, text, {"measure": measure, "state": options.state})
 
 
-def aggregate_gene_shifts(folder: Path, options: Options) -> StatisticResult:
+def aggregate_gene_shifts(folder: Path, options: StatisticOptions) -> StatisticResult:
     """Shifts of genes put together over cells, from all of them or from running means."""
     measure = choose_measure(folder, options.measure, COSINES)
     cells = _cell_rows(folder, measure, "", options)
-    if (folder / GENE_SHIFTS).is_dir() or not (folder / GENE_SHIFT_MEANS).exists():
+    if (folder / GENE_SHIFTS).is_dir() or not (folder / GENE_MEANS).exists():
         genes = ShiftRows(folder / GENE_SHIFTS, _GENE_ROWS, None, options.set_size)
         pieces = statistics_aggregate.aggregate_gene_shifts(cells, genes)
     else:
@@ -249,7 +251,7 @@ def _keeping(
         yield piece
 
 
-def combination_effects(folder: Path, options: Options) -> StatisticResult:
+def combination_effects(folder: Path, options: StatisticOptions) -> StatisticResult:
     """Sets of genes edited together against each gene alone."""
     measure, state = _measure_and_state(folder, options)
     if measure not in (*COSINES, STATE_SHIFT):
@@ -258,15 +260,17 @@ def combination_effects(folder: Path, options: Options) -> StatisticResult:
     rows = _cell_rows(folder, measure, state, dataclasses.replace(options, set_size=0))
     table, left_out = combinations(rows, 0.0 if measure == STATE_SHIFT else 1.0)
     shift = "Combo_minus_sum_shift"
-    words = {shift: "observed minus sum of single effects", "Combo_vs_sum_FDR": "-log10 FDR"}
+    axis_labels = {shift: "observed minus sum of single effects", "Combo_vs_sum_FDR": "-log10 FDR"}
 
     def drawings() -> Iterator[Drawing]:
-        volcano = draw.volcano_figure(table, shift, "Combo_vs_sum_FDR", words)
+        volcano = draw.volcano_figure(table, shift, "Combo_vs_sum_FDR", axis_labels)
         yield Drawing("volcano", volcano, "Combination effect of each set and its significance.")
-        ranked = draw.ranked_figure(table, shift, table["Sig"] == 1, (words[shift], "FDR < 0.05"))
+        ranked = draw.ranked_figure(
+            table, shift, table["Sig"] == 1, (axis_labels[shift], "FDR < 0.05")
+        )
         yield Drawing("ranked", ranked, "All sets by their combination effect.")
         for name, column, label in (
-            ("pairs_sum", shift, words[shift]),
+            ("pairs_sum", shift, axis_labels[shift]),
             ("pairs_strongest", "Combo_minus_strongest_shift", "observed minus strongest single"),
         ):
             if figure := draw.pairs_figure(table, column, label):
@@ -284,7 +288,7 @@ def combination_effects(folder: Path, options: Options) -> StatisticResult:
     return StatisticResult({"combinations": [table]}, drawings, text, used)
 
 
-MODES: dict[str, Callable[[Path, Options], StatisticResult]] = {
+MODES: dict[str, Callable[[Path, StatisticOptions], StatisticResult]] = {
     "goal_state_shift": goal_state_shift,
     "vs_null": vs_null,
     "mixture_model": mixture,
@@ -294,7 +298,7 @@ MODES: dict[str, Callable[[Path, Options], StatisticResult]] = {
 }
 
 
-def _measure_and_state(folder: Path, options: Options) -> tuple[str, str]:
+def _measure_and_state(folder: Path, options: StatisticOptions) -> tuple[str, str]:
     """The measure and the one state of a statistic that is about one number per cell and edit."""
     measure = choose_measure(folder, options.measure, (*COSINES, STATE_SHIFT))
     if measure in COSINES:
@@ -302,13 +306,16 @@ def _measure_and_state(folder: Path, options: Options) -> tuple[str, str]:
             raise InputError(f"{measure} has no states, but state {options.state} was named; "
                              f"leave it out or name the measure {STATE_SHIFT}")  # fmt: skip
         return measure, ""
-    state = options.state or (states_of(read_story(folder))[0] if measure == STATE_SHIFT else "")
+    goal = states_of(read_provenance(folder))[0] if measure == STATE_SHIFT else ""
+    state = options.state or goal
     if not state:
         raise InputError(f"{measure} has a row for each state or class; name one in state")
     return measure, state
 
 
-def _cell_rows(folder: Path, measure: str, state: str | None, options: Options) -> ShiftRows:
+def _cell_rows(
+    folder: Path, measure: str, state: str | None, options: StatisticOptions
+) -> ShiftRows:
     """Rows of a measure, of one state or (None) of all; there is at least one."""
     where = {"measure": measure} | ({} if state is None else {"state": state})
     rows = ShiftRows(folder / SHIFTS, _CELL_ROWS, where, options.set_size)

@@ -100,14 +100,12 @@ class RunningMoments:
     """
 
     def __init__(self) -> None:
-        self._merged = _pooled([])
+        self._merged = pooled([])
         self._pending: list[Moments] = []
 
     def add(self, keys: np.ndarray, values: np.ndarray) -> None:
         """Adds values [rows] of groups `keys` int64 [rows]."""
-        values = np.asarray(values, np.float64)
-        rows = Moments(keys, np.ones(len(keys), np.int64), values, np.zeros(len(keys)))
-        self._pending.append(_pooled([rows]))
+        self._pending.append(moments_of(keys, values))
         waiting = sum(len(each.keys) for each in self._pending)
         # Merging only when as much waits as is merged already keeps the whole work near linear.
         if waiting > max(len(self._merged.keys), _MERGE_ROWS):
@@ -115,12 +113,22 @@ class RunningMoments:
 
     def result(self) -> Moments:
         """Returns the moments of all values added so far."""
-        self._merged = _pooled([self._merged, *self._pending])
+        self._merged = pooled([self._merged, *self._pending])
         self._pending = []
         return self._merged
 
 
-def _pooled(parts: Sequence[Moments]) -> Moments:
+def moments_of(keys: np.ndarray, values: np.ndarray) -> Moments:
+    """Returns the moments of values [rows] of groups `keys` int64 [rows]."""
+    ones, zeros = np.ones(len(keys), np.int64), np.zeros(len(keys))
+    return pooled([Moments(keys, ones, np.asarray(values, np.float64), zeros)])
+
+
+def pooled(parts: Sequence[Moments]) -> Moments:
+    """Returns the moments of all values of some parts, each group of which may lie in several.
+
+    The spread is that within the parts and that of their means around the mean of all.
+    """
     if not parts:
         return Moments(*np.zeros((2, 0), np.int64), *np.zeros((2, 0)))
     keys, counts, means, squares = (
@@ -135,14 +143,14 @@ def _pooled(parts: Sequence[Moments]) -> Moments:
     return Moments(distinct, total.astype(np.int64), mean, square)
 
 
-def blocks_of(sizes: np.ndarray, most: int) -> list[range]:
-    """Cuts groups of these sizes, in order, into runs that hold at most `most` rows together.
+def blocks_of(sizes: np.ndarray, max_rows: int) -> list[range]:
+    """Cuts groups of these sizes, in order, into runs that hold at most `max_rows` rows together.
 
     A single larger group is a run of its own.
     """
     blocks, start, held = [], 0, 0
     for i, size in enumerate(sizes.tolist()):
-        if i > start and held + size > most:
+        if i > start and held + size > max_rows:
             blocks.append(range(start, i))
             start, held = i, 0
         held += size

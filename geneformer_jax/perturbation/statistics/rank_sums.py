@@ -60,12 +60,12 @@ class RunningSample:
     Python's random generator in the order of its files.
 
     Args:
-      most: rows to keep; fewer rows are all kept.
+      max_rows: rows to keep; fewer rows are all kept.
       seed: another seed gives another sample.
     """
 
-    def __init__(self, most: int, seed: int):
-        self._most, self._salt = most, f"{seed:016d}"[-16:]
+    def __init__(self, max_rows: int, seed: int):
+        self._max_rows, self._salt = max_rows, f"{seed:016d}"[-16:]
         self._keys = np.zeros(0, np.uint64)
         self._values, self._owners = np.zeros(0), np.zeros(0, np.int64)
 
@@ -74,14 +74,14 @@ class RunningSample:
     ) -> None:
         """Offers rows: cell ids, edit names, numbers of the edits and values, each [rows]."""
         keys = _mixed(self._hashes(cells), self._hashes(edits))
-        if len(self._keys) == self._most:
+        if len(self._keys) == self._max_rows:
             chosen = keys < self._keys.max()
             keys, owners, values = keys[chosen], owners[chosen], values[chosen]
         self._keys = np.concatenate([self._keys, keys])
         self._values = np.concatenate([self._values, values.astype(np.float64)])
         self._owners = np.concatenate([self._owners, owners])
-        if len(self._keys) > self._most:
-            kept = np.argpartition(self._keys, self._most)[: self._most]
+        if len(self._keys) > self._max_rows:
+            kept = np.argpartition(self._keys, self._max_rows)[: self._max_rows]
             self._keys, self._values = self._keys[kept], self._values[kept]
             self._owners = self._owners[kept]
 

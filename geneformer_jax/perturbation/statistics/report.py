@@ -1,6 +1,6 @@
 """Statistics of a finished perturbation: tables, figures and a page to read, in its folder.
 
-`run_statistics` is what the perturb door calls, and what a notebook calls on its output.
+`perturbation_statistics` is what the perturb command calls, and a notebook on its output.
 """
 
 import contextlib
@@ -18,9 +18,9 @@ import pyarrow.parquet as pq
 from geneformer_jax.common.errors import InputError, did_you_mean
 from geneformer_jax.common.files import atomic_write
 from geneformer_jax.common.provenance import FILE_NAME, describe_run
-from geneformer_jax.perturbation.statistics.modes import MODES, Options, StatisticResult
+from geneformer_jax.perturbation.layout import SHIFTS
+from geneformer_jax.perturbation.statistics.modes import MODES, StatisticOptions, StatisticResult
 from geneformer_jax.perturbation.statistics.shifts import BACKGROUND, SEED
-from geneformer_jax.perturbation.statistics.tables import SHIFTS
 from geneformer_jax.reporting.figures import Drawing, save_figure
 from geneformer_jax.reporting.html import Report
 
@@ -37,7 +37,7 @@ _ONLY = {
 }
 
 
-def run_statistics(
+def perturbation_statistics(
     folder: Path | str,
     mode: str,
     *,
@@ -61,8 +61,8 @@ def run_statistics(
     Args:
       folder: what `perturb` wrote.
       mode: goal_state_shift, vs_null, mixture_model, aggregate, aggregate_gene_shifts or
-        combinations; the functions of these names in `shift_statistics`, `shift_mixture` and
-        `shift_combinations` tell what they compute.
+        combinations; see the functions of these names in `shifts`, `mixture`, `aggregate` and
+        `combinations`.
       null: for vs_null: the perturbation of other cells to compare with.
       goal: for goal_state_shift: the goal state, by default the perturbation's.
       alternatives: for goal_state_shift: further states, by default the perturbation's.
@@ -72,9 +72,9 @@ def run_statistics(
       anchor: one edit (gene id): for mixture_model, divide the genes that it affects instead of the
         edits; for aggregate_gene_shifts, the edit to draw.
       without_own: for goal_state_shift: compare an edit with a background that it is not part of.
-      background: most rows of the background of goal_state_shift; more are sampled.
+      background: at most this many rows of the background of goal_state_shift; more are sampled.
       seed: of that sample.
-      set_size: only edits of so many genes; 0 takes all, and so compares pairs with single genes
+      set_size: only edits of this many genes; 0 takes all, and so compares pairs with single genes
         where a perturbation has both.
 
     Returns:
@@ -86,27 +86,28 @@ def run_statistics(
     """
     require_modes([mode], null)
     alternatives = None if alternatives is None else tuple(alternatives)
-    options = Options(str(null), goal, alternatives, measure, state, anchor, without_own,
+    options = StatisticOptions(str(null), goal, alternatives, measure, state, anchor, without_own,
                       background, seed, set_size)  # fmt: skip
     _check(mode, options)
     folder = Path(folder)
-    outcome = MODES[mode](folder, options)
+    result = MODES[mode](folder, options)
     target = folder / STATISTICS
     target.mkdir(exist_ok=True)
     written, heads = [], {}
-    for name, pieces in outcome.tables.items():
+    for name, pieces in result.tables.items():
         files, heads[name] = _write_table(target / name, pieces)
         written += files
-    drawings = list(outcome.drawings())
+    drawings = list(result.drawings())
     for drawing in drawings:
         written += save_figure(drawing.figure, target / f"{mode}_{drawing.name}")
     _remove_others(target, mode, written)
-    story = _story(folder, mode, options, outcome, {name: head[1] for name, head in heads.items()})
+    rows = {name: head[1] for name, head in heads.items()}
+    provenance = _provenance(folder, mode, options, result, rows)
     page = Report(_title(mode), f"Statistics of the perturbation {folder.name}.")
-    _add(page, mode, outcome, drawings, heads)
-    page.provenance(story)
+    _add(page, mode, result, drawings, heads)
+    page.provenance(provenance)
     page.write(target / f"{mode}.html")
-    _record(target / FILE_NAME, mode, story)
+    _record(target / FILE_NAME, mode, provenance)
     return [*written, target / f"{mode}.html", target / FILE_NAME]
 
 
@@ -124,17 +125,17 @@ def require_modes(modes: Sequence[str], null: Path | str = "") -> None:
         )
 
 
-def _check(mode: str, options: Options) -> None:
-    defaults = Options()
+def _check(mode: str, options: StatisticOptions) -> None:
+    defaults = StatisticOptions()
     for name, modes in _ONLY.items():
         value = getattr(options, name)
         if value != getattr(defaults, name) and mode not in modes:
             raise InputError(f"{name} = {value} has no meaning for {mode}, only for "
                              f"{', '.join(modes)}; leave it out")  # fmt: skip
-    for name, least in (("background", 1), ("set_size", 0), ("seed", 0)):
+    for name, minimum in (("background", 1), ("set_size", 0), ("seed", 0)):
         value = getattr(options, name)
-        if value < least:
-            raise InputError(f"{name} is {value}, but must be at least {least}")
+        if value < minimum:
+            raise InputError(f"{name} is {value}, but must be at least {minimum}")
 
 
 def _write_table(
@@ -187,12 +188,12 @@ def _remove_others(target: Path, mode: str, written: Sequence[Path]) -> None:
 def _add(
     report: Report,
     mode: str,
-    outcome: StatisticResult,
+    result: StatisticResult,
     drawings: Sequence[Drawing],
     heads: dict[str, tuple[pd.DataFrame, int]],
 ) -> None:
     """Adds text, figures and the first rows of the main table to a report."""
-    report.section(_title(mode), outcome.text)
+    report.section(_title(mode), result.text)
     for drawing in drawings:
         report.figure(drawing.figure, drawing.caption)
     head, rows = heads[mode]
@@ -204,20 +205,24 @@ def _title(mode: str) -> str:
     return f"Statistics: {mode.replace('_', ' ')}"
 
 
-def _story(
-    folder: Path, mode: str, options: Options, outcome: StatisticResult, rows: dict[str, int]
+def _provenance(
+    folder: Path,
+    mode: str,
+    options: StatisticOptions,
+    result: StatisticResult,
+    rows: dict[str, int],
 ) -> dict[str, Any]:
-    asked = {**dataclasses.asdict(options), **outcome.used, "folder": folder, "mode": mode}
+    asked = {**dataclasses.asdict(options), **result.used, "folder": folder, "mode": mode}
     inputs = [folder / SHIFTS, *([Path(options.null) / SHIFTS] if options.null else [])]
     return describe_run("statistics", asked, inputs, {"rows": rows})
 
 
-def _record(path: Path, mode: str, story: dict[str, Any]) -> None:
-    """Puts the mode's story beside those of other modes."""
-    stories: dict[str, Any] = {}
+def _record(path: Path, mode: str, provenance: dict[str, Any]) -> None:
+    """Writes the mode's provenance beside those of other modes."""
+    kept: dict[str, Any] = {}
     if path.exists():
         with contextlib.suppress(ValueError):
-            stories = json.loads(path.read_text(encoding="utf-8"))
-    stories[mode] = story
+            kept = json.loads(path.read_text(encoding="utf-8"))
+    kept[mode] = provenance
     with atomic_write(path) as aside:
-        aside.write_text(json.dumps(stories, indent=2, default=str) + "\n", encoding="utf-8")
+        aside.write_text(json.dumps(kept, indent=2, default=str) + "\n", encoding="utf-8")

@@ -2,7 +2,7 @@
 
 Pure functions of tables that come a piece at a time. `Pieces` is anything that can be iterated
 again and again over DataFrames: a list with one DataFrame (as `perturb_cells` returns), or a reader
-of files (`shift_files.ShiftRows`). Each piece has one row for each cell and edit:
+of files (`tables.ShiftRows`). Each piece has one row for each cell and edit:
 
 - `cell`: id of the cell.
 - `perturbed`, `perturbed_symbol`: gene id and symbol of the edit, those of a set joined by "+".
@@ -58,7 +58,7 @@ def goal_state_shift(
     """Which edits move cells towards the goal state more, or less, than edits do by and large.
 
     As in the original, the shifts of each edit are compared with those of all edits by a two-sided
-    rank-sum test (`rank_sum_test` tells how ties and few cells are dealt with), and p-values are
+    rank-sum test (see `rank_sum_test` for ties and few cells), and p-values are
     adjusted by Benjamini and Hochberg over the edits, for each state by itself.
 
     Args:
@@ -102,7 +102,7 @@ def goal_state_shift(
 
 
 def require_cells(counts: np.ndarray) -> None:
-    """Raises InputError if no edit was made in the two cells that a test needs at the least."""
+    """Raises InputError if no edit was made in the two cells that a test needs."""
     if counts.max() < 2:
         raise InputError(
             "too few cells: no edit was made in more than one cell, and a test needs at least 2; "
@@ -182,7 +182,7 @@ def versus_null(test: Pieces, null: Pieces, *, rows_at_once: int = _ROWS_AT_ONCE
     Args:
       test: rows of one measure and state.
       null: the same for other cells.
-      rows_at_once: rows held in memory; more are dealt with in several passes over the pieces.
+      rows_at_once: rows held in memory; more are processed in several passes over the pieces.
 
     Returns:
       One row for each edit of `test`, the significant first, then by difference: Gene_name,
@@ -227,9 +227,9 @@ def versus_null(test: Pieces, null: Pieces, *, rows_at_once: int = _ROWS_AT_ONCE
     return sorted_by(table, order)
 
 
-def sample_shifts(pieces: Pieces, most: int = 20_000, seed: int = SEED) -> np.ndarray:
-    """Returns float64 [most, or all if fewer], shifts of any edits in any cells, for a figure."""
-    sample, edits = RunningSample(most, seed), GeneIndex()
+def sample_shifts(pieces: Pieces, max_rows: int = 20_000, seed: int = SEED) -> np.ndarray:
+    """Samples shifts of any edits in any cells; float64 [max_rows, or all if fewer]."""
+    sample, edits = RunningSample(max_rows, seed), GeneIndex()
     for piece in pieces:
         numbers = edits.add(piece["perturbed"], piece["perturbed_symbol"])
         values = piece["value"].to_numpy(np.float64)

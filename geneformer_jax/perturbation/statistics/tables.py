@@ -13,8 +13,8 @@ import pyarrow.parquet as pq
 
 from geneformer_jax.common.errors import InputError, did_you_mean
 from geneformer_jax.common.provenance import FILE_NAME
+from geneformer_jax.perturbation.layout import GENE_MEANS, GENE_SHIFTS, JOINT, SHIFTS
 
-SHIFTS, GENE_SHIFTS, GENE_SHIFT_MEANS = "shifts", "gene_shifts", "gene_shift_means.parquet"
 STATE_SHIFT = "state_shift"
 # The original's "cell_emb" is the first that a run has of these.
 COSINES = ("mean_gene_cosine", "cls_cosine", "cell_cosine")
@@ -38,7 +38,7 @@ class ShiftRows:
       folder: holds part-*.parquet.
       columns: names of those to read.
       where: read only rows with this value in this column, for each of its entries.
-      genes_in_edit: read only edits of so many genes; 0 reads all.
+      genes_in_edit: read only edits of this many genes; 0 reads all.
 
     Raises:
       InputError: the folder is missing or empty, a file is damaged, or a column is missing.
@@ -132,13 +132,13 @@ def edit_kind(folder: Path) -> str:
         raise _damaged(part) from error
 
 
-def states_of(story: dict[str, Any]) -> tuple[str, tuple[str, ...]]:
-    """Returns (goal state, alternative states) of a perturbation's story, ("", ()) without."""
-    states = story.get("counts", {}).get("states") or {}
+def states_of(provenance: dict[str, Any]) -> tuple[str, tuple[str, ...]]:
+    """Returns (goal state, alternative states) of a perturbation, ("", ()) without."""
+    states = provenance.get("counts", {}).get("states") or {}
     return states.get("goal") or "", tuple(states.get("alternatives") or ())
 
 
-def read_story(folder: Path) -> dict[str, Any]:
+def read_provenance(folder: Path) -> dict[str, Any]:
     """Returns provenance.json of a perturbation.
 
     Raises:
@@ -159,7 +159,7 @@ def read_gene_means(folder: Path) -> Iterator[pd.DataFrame]:
     Raises:
       InputError: the file is missing or damaged.
     """
-    path = folder / GENE_SHIFT_MEANS
+    path = folder / GENE_MEANS
     try:
         with pq.ParquetFile(path, page_checksum_verification=True) as file:
             for batch in file.iter_batches(_PIECE_ROWS, columns=list(_MEANS)):
@@ -172,7 +172,7 @@ def read_gene_means(folder: Path) -> Iterator[pd.DataFrame]:
 def _edit_sizes(perturbed: pd.Series) -> np.ndarray:
     """int [rows], the genes of each edit."""
     codes, distinct = pd.factorize(perturbed)
-    return np.array([name.count("+") + 1 for name in distinct], int)[codes]
+    return np.array([name.count(JOINT) + 1 for name in distinct], int)[codes]
 
 
 def _schema(part: Path) -> pa.Schema:

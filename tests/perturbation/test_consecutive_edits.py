@@ -1,13 +1,13 @@
-"""Edits of neighbouring genes, which share the first block, beside the same edits without that."""
+"""Edits of consecutive genes, which share the first block, beside the same edits without that."""
 
 import jax
 import numpy as np
 import pytest
 
 from geneformer_jax.cells.tokenization.vocabulary import V2_SPECIAL_TOKENS
-from geneformer_jax.perturbation.config import Options
+from geneformer_jax.perturbation.config import PerturbationOptions
 from geneformer_jax.perturbation.engine import perturber
-from geneformer_jax.perturbation.engine.perturber import PartShifts, Perturber
+from geneformer_jax.perturbation.engine.perturber import Shifts
 from geneformer_jax.perturbation.prepare import make_perturber
 from tests.helpers.perturbation_reference import GivenCells
 from tests.helpers.slow_perturbation import LIMIT, make_cells, make_model
@@ -28,32 +28,37 @@ def v2():
 
 @pytest.fixture
 def shared(monkeypatch) -> list[str]:
-    """The `neighbours` of each batch that is made; 16 edits in few batches share a cell."""
-    monkeypatch.setattr(perturber, "_FEW_BATCHES", 1)
-    monkeypatch.setattr(perturber, "_NEIGHBOURS", 16)
-    run, told = perturber.perturb_rows, []
+    """The `consecutive` of each batch that is made."""
+    run, kinds = perturber.perturb_batch, []
 
-    def listen(pass_, *arguments):
-        told.append(pass_.neighbours)
-        return run(pass_, *arguments)
+    def listen(spec, *arguments):
+        kinds.append(spec.consecutive)
+        return run(spec, *arguments)
 
-    monkeypatch.setattr(perturber, "perturb_rows", listen)
-    return told
+    monkeypatch.setattr(perturber, "perturb_batch", listen)
+    return kinds
 
 
-def shifts_of(model, cells, devices: int = 1, tokens: int = 2 * LIMIT, **options) -> PartShifts:
+# 16 edits in few batches share a cell.
+SIZES = {"min_batches": 1, "min_consecutive": 16}
+
+
+def shifts_of(
+    model, cells, devices: int = 1, tokens: int = 2 * LIMIT, sizes: dict = SIZES, **options
+) -> Shifts:
     perturber = make_perturber(
         model,
         cells,
-        Options(**options),
+        PerturbationOptions(**options),
         devices=jax.devices()[:devices],
         tokens_per_device=tokens,
+        **sizes,
     )
-    with perturber.progress(perturber.work.edits) as progress:
-        return perturber.shifts(0, perturber.work.edits, progress)
+    with perturber.progress(perturber.plan.edits) as progress:
+        return perturber.shifts(0, perturber.plan.edits, progress)
 
 
-def assert_same(found: PartShifts, expected: PartShifts) -> None:
+def assert_same(found: Shifts, expected: Shifts) -> None:
     for name, one, other in zip(found._fields, found, expected, strict=True):
         if name in ("values_EM", "gene_values"):
             np.testing.assert_allclose(one, other, rtol=0, atol=2e-6, err_msg=name)
@@ -61,31 +66,31 @@ def assert_same(found: PartShifts, expected: PartShifts) -> None:
             np.testing.assert_array_equal(one, other, err_msg=name)
 
 
-def check(model, monkeypatch, shared: list[str], **options) -> None:
+def check(model, shared: list[str], **options) -> None:
     cells = make_cells(model, RAGGED)
     found = shifts_of(model, cells, **options)
     assert set(shared) == {options["edit"]}
     shared.clear()
-    monkeypatch.setattr(Perturber, "_shares_first_block", lambda *_: False)
-    assert_same(found, shifts_of(model, cells, **options))
+    unshared = SIZES | {"min_consecutive": 0}
+    assert_same(found, shifts_of(model, cells, sizes=unshared, **options))
     assert set(shared) == {""}
     assert np.isfinite(found.values_EM).all()
 
 
 @pytest.mark.parametrize("edit", ["delete", "overexpress"])
 @pytest.mark.parametrize(("devices", "tokens"), [(1, 2 * LIMIT), (1, 5 * LIMIT), (8, LIMIT)])
-def test_values_are_those_of_edits_by_themselves(v1, monkeypatch, shared, edit, devices, tokens):
+def test_values_are_those_of_edits_by_themselves(v1, shared, edit, devices, tokens):
     """In groups of 2 of 16 rows, 5 of 20 and 1 of 16; eight devices have genes or only fillers."""
     given = {"devices": devices, "tokens": tokens, "gene_shifts": "full"}
-    check(v1, monkeypatch, shared, edit=edit, **given)
+    check(v1, shared, edit=edit, **given)
 
 
 @pytest.mark.parametrize("edit", ["delete", "overexpress"])
 @pytest.mark.parametrize("devices", [1, 8])
-def test_so_are_those_of_framed_cells(v2, monkeypatch, shared, edit, devices):
+def test_so_are_those_of_framed_cells(v2, shared, edit, devices):
     tokens = LIMIT if devices > 1 else 2 * LIMIT
     given = {"edit": edit, "devices": devices, "tokens": tokens}
-    check(v2, monkeypatch, shared, mode="cls", **given)
+    check(v2, shared, mode="cls", **given)
 
 
 @pytest.mark.parametrize(
@@ -93,20 +98,25 @@ def test_so_are_those_of_framed_cells(v2, monkeypatch, shared, edit, devices):
     [
         {"mode": "cls", "classes": True},
         {"mode": "cls", "gene_shifts": "top", "top": 3},
-        {"mode": "cell", "layer": -2},
-        {"mode": "cls", "layer": 0},
+        {"mode": "cell", "hidden_layer": -2},
+        {"mode": "cls", "hidden_layer": 0},
     ],
     ids=str,
 )
-def test_so_is_everything_that_is_measured(v2, monkeypatch, shared, options):
-    check(v2, monkeypatch, shared, edit="overexpress", **options)
+def test_so_is_everything_that_is_measured(v2, shared, options):
+    check(v2, shared, edit="overexpress", **options)
 
 
 def test_fillers_are_neither_encoded_nor_counted(v1, shared):
     """Of 24 edits in steps of 16 rows, 8 rows are fillers: 4 groups of 2."""
     cells = make_cells(v1, [LIMIT])
     perturber = make_perturber(
-        v1, cells, Options(), devices=jax.devices()[:1], tokens_per_device=2 * LIMIT
+        v1,
+        cells,
+        PerturbationOptions(),
+        devices=jax.devices()[:1],
+        tokens_per_device=2 * LIMIT,
+        **SIZES,
     )
     with perturber.progress(LIMIT) as progress:
         perturber.shifts(0, LIMIT, progress)
@@ -116,22 +126,24 @@ def test_fillers_are_neither_encoded_nor_counted(v1, shared):
 
 def test_so_are_those_of_halved_batches(v1, monkeypatch, shared):
     cells, sizes = make_cells(v1, RAGGED), []
-    run = perturber.perturb_rows
+    run = perturber.perturb_batch
 
-    def small_device(pass_, *arguments):
-        sizes.append(pass_.together)
-        if pass_.together > 3:
+    def small_device(spec, *arguments):
+        sizes.append(spec.together)
+        if spec.together > 3:
             raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 1 byte")
-        return run(pass_, *arguments)
+        return run(spec, *arguments)
 
     whole = shifts_of(v1, cells, tokens=5 * LIMIT)
-    monkeypatch.setattr(perturber, "perturb_rows", small_device)
+    monkeypatch.setattr(perturber, "perturb_batch", small_device)
     assert_same(shifts_of(v1, cells, tokens=5 * LIMIT), whole)
     assert set(shared) == {"delete"}
     assert sizes[:2] == [5, 2] and set(sizes[2:]) == {2}
 
 
-@pytest.mark.parametrize("options", [{"mode": "cell", "layer": -3}, {"mode": "cls", "layer": -2}])
+@pytest.mark.parametrize(
+    "options", [{"mode": "cell", "hidden_layer": -3}, {"mode": "cls", "hidden_layer": -2}]
+)
 def test_a_block_that_is_not_run_on_all_tokens_is_not_shared(v2, shared, options):
     shifts_of(v2, make_cells(v2, [LIMIT - 2]), **options)
     assert set(shared) == {""}
@@ -162,7 +174,7 @@ def test_cells_with_few_edits_share_nothing(v1, shared):
     assert set(shared) == {""}
 
 
-def test_a_gene_that_a_cell_lists_twice_is_no_neighbour(v1, shared):
+def test_a_gene_that_a_cell_lists_twice_is_not_consecutive(v1, shared):
     cells = make_cells(v1, [LIMIT])
     tokens = cells.tokens[0].copy()
     tokens[10] = tokens[5]

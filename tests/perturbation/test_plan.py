@@ -1,0 +1,77 @@
+"""The plan of edits: how often cells are read, and their edits computed."""
+
+from collections import Counter
+
+import jax
+import numpy as np
+import pytest
+
+from geneformer_jax.perturbation.config import PerturbationOptions
+from geneformer_jax.perturbation.engine import plan as plan_module
+from geneformer_jax.perturbation.prepare import make_perturber
+from tests.helpers.perturbation_reference import GivenCells
+from tests.helpers.slow_perturbation import LIMIT, make_cells, make_model
+
+
+class CountingCells(GivenCells):
+    """Counts how often each cell is read."""
+
+    def read(self, indices: np.ndarray) -> list[np.ndarray]:
+        self.reads.update(np.asarray(indices).tolist())
+        return super().read(indices)
+
+
+@pytest.fixture(scope="module")
+def model():
+    return make_model()
+
+
+@pytest.fixture
+def computed(monkeypatch) -> Counter:
+    """How often the edits of each cell are computed, by its genes."""
+    compute, calls = plan_module.edits_of, Counter()
+
+    def counting(rule, special, genes, *arguments):
+        calls[genes.tobytes()] += 1
+        return compute(rule, special, genes, *arguments)
+
+    monkeypatch.setattr(plan_module, "edits_of", counting)
+    return calls
+
+
+@pytest.mark.parametrize("edit", ["delete", "overexpress"])
+def test_a_part_reads_each_cell_once_and_its_edits_are_computed_at_most_twice(
+    model, computed, edit
+):
+    given = make_cells(model, [LIMIT, 20, 17, 9, 5])
+    cells = CountingCells(given.tokens, given.obs, given.vocabulary)
+    object.__setattr__(cells, "reads", Counter())
+    options = PerturbationOptions(edit=edit, gene_shifts="full")
+    perturber = make_perturber(
+        model, cells, options, devices=jax.devices()[:1], tokens_per_device=64, tokens_per_part=400
+    )
+    assert set(cells.reads.values()) == {1} and set(computed.values()) == {1}
+    plan = perturber.plan
+    split = Counter()
+    with perturber.progress(plan.edits) as progress:
+        for start, stop in plan.parts:
+            cells.reads.clear()
+            shifts = perturber.shifts(start, stop, progress)
+            in_part = set(shifts.cells.tolist())
+            assert cells.reads == Counter(in_part)
+            split.update(in_part)
+    assert len(plan.parts) > 1 and max(split.values()) == 2
+    # Once for the plan, and once for each part that has edits of the cell.
+    expected = {given.tokens[cell].astype(np.int32).tobytes(): n + 1 for cell, n in split.items()}
+    assert computed == expected
+
+
+def test_parts_cover_all_edits_in_about_the_asked_size(model):
+    cells, options = make_cells(model, [LIMIT, 20, 17, 9, 5]), PerturbationOptions()
+    plan = make_perturber(model, cells, options, tokens_per_part=400).plan
+    assert [start for start, _ in plan.parts] == [0, *(stop for _, stop in plan.parts[:-1])]
+    assert plan.parts[-1][1] == plan.edits == LIMIT + 20 + 17 + 9 + 5
+    tokens = plan.longest[plan.cell_of(np.arange(plan.edits))]
+    sizes = [int(tokens[start:stop].sum()) for start, stop in plan.parts]
+    assert len(sizes) > 2
+    assert all(400 - LIMIT < size <= 400 for size in sizes[:-1]) and sizes[-1] <= 400
