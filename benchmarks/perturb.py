@@ -65,7 +65,12 @@ def jax_case(weights, genes, edits):
     from geneformer_jax.model.runtime import inference_runtime
     from geneformer_jax.model.sharding import use_all_cores
     from geneformer_jax.perturbation.config import PerturbationOptions
-    from geneformer_jax.perturbation.prepare import make_perturber
+    from geneformer_jax.perturbation.prepare import (
+        make_perturber,
+        make_plan,
+        make_spec,
+        resolve_edits,
+    )
 
     use_all_cores()
     ids = np.array([f"ENSG{i:011d}" for i in range(VOCABULARY - FIRST_GENE)])
@@ -73,7 +78,10 @@ def jax_case(weights, genes, edits):
     model = dataclasses.replace(read_model(weights).model, vocabulary=vocabulary)
     tokens = ranked_cell(genes)
     runtime, _ = inference_runtime(model.config, genes)
-    perturber = make_perturber(model, OneCell(tokens, vocabulary), PerturbationOptions(), runtime)
+    options, cells = PerturbationOptions(), OneCell(tokens, vocabulary)
+    spec = make_spec(model, options)
+    plan = make_plan(cells, options, spec, *resolve_edits(model, options))
+    perturber = make_perturber(model, cells, options, spec, plan, runtime)
     first = (genes - edits) // 2
 
     def run():

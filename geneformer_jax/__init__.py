@@ -13,12 +13,14 @@ import importlib
 
 __version__ = "0.1.0"
 _HOME = {
+    "CellStates": "geneformer_jax.perturbation.cell_states",
     "InputError": "geneformer_jax.common.errors",
     "attend_cells": "geneformer_jax.attention_analysis.api",
     "embed_cells": "geneformer_jax.embedding.api",
     "finetune_cells": "geneformer_jax.finetuning.run",
     "load_model": "geneformer_jax.interop.load",
     "perturb_cells": "geneformer_jax.perturbation.api",
+    "perturbation_statistics": "geneformer_jax.perturbation.statistics.report",
     "predict_cells": "geneformer_jax.finetuning.predict",
     "predict_genes": "geneformer_jax.finetuning.predict",
     "pretrain_config": "geneformer_jax.training.config",

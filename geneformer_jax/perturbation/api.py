@@ -11,14 +11,14 @@ import jax
 import pandas as pd
 
 from geneformer_jax.cells.store.cell_store import EncodedCells
-from geneformer_jax.inference.cells import ORIGINAL_SEED
+from geneformer_jax.inference.cells import ORIGINAL_SEED, open_cells
 from geneformer_jax.model.pretrained import PretrainedModel
 from geneformer_jax.model.runtime import Runtime
 from geneformer_jax.perturbation.cell_states import CellStates
 from geneformer_jax.perturbation.config import MEANS, NONE, ORIGINAL, PerturbationOptions
 from geneformer_jax.perturbation.engine.gene_sets import ALL, EACH
 from geneformer_jax.perturbation.engine.perturber import Perturber, Shifts
-from geneformer_jax.perturbation.prepare import make_perturber
+from geneformer_jax.perturbation.prepare import make_perturber, make_plan, make_spec, resolve_edits
 from geneformer_jax.perturbation.tables import (
     gene_means_table,
     gene_shifts_table,
@@ -123,11 +123,14 @@ def perturb_cells(
         max_cells=max_cells,
         seed=seed,
     )
+    spec, (rule, sets) = make_spec(model, options, devices), resolve_edits(model, options)
+    opened = open_cells(cells, model, whole=options.refill)
+    plan = make_plan(opened, options, spec, rule, sets)
     perturber = make_perturber(
-        model, cells, options, runtime, devices, tokens_per_device=tokens_per_device
+        model, opened, options, spec, plan, runtime, tokens_per_device=tokens_per_device
     )
-    with perturber.progress(perturber.plan.edits) as progress:
-        parts = [perturber.shifts(*part, progress) for part in perturber.plan.parts]
+    with perturber.progress(plan.edits) as progress:
+        parts = [perturber.shifts(*part, progress) for part in plan.parts]
     return _table(parts, perturber, options)
 
 

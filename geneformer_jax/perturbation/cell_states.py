@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import jax
 import numpy as np
 import pandas as pd
 
@@ -95,16 +96,14 @@ def compute_states(
     cells: EncodedCells,
     states: CellStates,
     mode: str,
-    layer: int,
-    runtime: Runtime | None,
-    devices: Sequence | None = None,
+    hidden_layer: int,
+    runtime: Runtime,
+    devices: Sequence[jax.Device],
 ) -> StateEmbeddings:
     """Embeds the cells of the states; exact means, as the original's exact_mean."""
     own = select_cells(cells, {states.column: states.names})
     own = ChosenCells(_InSight(own, model.config.positions), np.arange(len(own.rows)), own.dropped)
-    embedder = Embedder(
-        model, own, mode, layer, runtime, devices=None if devices is None else list(devices)
-    )
+    embedder = Embedder(model, own, mode, hidden_layer, runtime, devices=list(devices))
     with embedder.progress() as progress:
         rows = embedder.rows(0, len(own.rows), progress)
     embedded = Embedded(rows, embedder.table(), embedder.layers, embedder.facts())
@@ -112,12 +111,12 @@ def compute_states(
 
 
 def read_states(
-    path: Path | str, states: CellStates, model: PretrainedModel, mode: str, layer: int
+    path: Path | str, states: CellStates, model: PretrainedModel, mode: str, hidden_layer: int
 ) -> StateEmbeddings:
     """Reads given state embeddings.
 
     Raises:
-      InputError: they are of another model, column, mode or layer, or lack a state.
+      InputError: they are of another model, column, mode or hidden layer, or lack a state.
     """
     given = StateEmbeddings.load(path)
     wanted = {"vocabulary_hash": model.vocabulary.hash, "mode": mode}
@@ -131,7 +130,7 @@ def read_states(
         raise InputError(
             f'{path} has states of column "{given.column}", not "{states.column}"; name that one'
         )
-    vectors = given.vectors(MEAN, layer)
+    vectors = given.vectors(MEAN, hidden_layer)
     for name in states.names:
         if name not in vectors:
             raise InputError(
@@ -146,9 +145,9 @@ def read_states(
     return given
 
 
-def unit_vectors(given: StateEmbeddings, states: CellStates, layer: int) -> np.ndarray:
+def unit_vectors(given: StateEmbeddings, states: CellStates, hidden_layer: int) -> np.ndarray:
     """Returns the states' mean embeddings at unit length, float32 [states, D]."""
-    vectors = given.vectors(MEAN, layer)
+    vectors = given.vectors(MEAN, hidden_layer)
     chosen = np.stack([vectors[name] for name in states.names]).astype(np.float64)
     return (chosen / np.linalg.norm(chosen, axis=1, keepdims=True)).astype(np.float32)
 

@@ -2,9 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 
-import anndata as ad
 import jax
 import numpy as np
 
@@ -15,7 +13,6 @@ from geneformer_jax.embedding.states import StateEmbeddings
 from geneformer_jax.inference.cells import (
     ChosenCells,
     check_vocabulary,
-    open_cells,
     select_cells,
 )
 from geneformer_jax.model.heads import HeadConfig
@@ -82,36 +79,44 @@ def _classifier(model: PretrainedModel) -> HeadConfig:
     return model.head
 
 
-def make_plan(
-    model: PretrainedModel,
-    cells: EncodedCells | ad.AnnData | Path | str,
-    options: PerturbationOptions,
-    tokens_per_part: int = TOKENS_PER_PART,
-) -> tuple[EncodedCells, EditPlan]:
-    """Resolves which genes are perturbed and how, chooses the cells, and finds their edits.
-
-    Args:
-      model: that perturbs.
-      cells: see `perturb_cells`.
-      options: of the run.
-      tokens_per_part: tokens to encode in each part, about.
-
-    Returns:
-      (all cells, those of other states than the start too; the plan).
+def resolve_edits(
+    model: PretrainedModel, options: PerturbationOptions
+) -> tuple[EditRule, GeneSets]:
+    """Resolves how genes are perturbed, and which of them together.
 
     Raises:
-      InputError: options contradict each other (before cells are read), a column, value, state or
-        gene is unknown, the cells do not fit the model, or no cell is left.
+      InputError: options contradict each other, or a gene is unknown.
     """
-    vocabulary = model.vocabulary
     rule = EditRule(options.edit, options.ranks, options.quantile, options.refill)
     sets = read_gene_sets(
-        vocabulary, options.genes, options.combine, options.anchor, options.combinations
+        model.vocabulary, options.genes, options.combine, options.anchor, options.combinations
     )
-    special = SpecialTokens.of(vocabulary, model.config.positions)
-    opened = open_cells(cells, model, whole=options.refill)
-    chosen = _choose_cells(opened, options, rule, special, sets)
-    return opened, plan_edits(chosen, rule, special, sets, tokens_per_part)
+    return rule, sets
+
+
+def make_plan(
+    cells: EncodedCells,
+    options: PerturbationOptions,
+    spec: ForwardSpec,
+    rule: EditRule,
+    sets: GeneSets,
+    tokens_per_part: int = TOKENS_PER_PART,
+) -> EditPlan:
+    """Chooses the cells to perturb, and finds their edits.
+
+    Args:
+      cells: to choose from.
+      options: of the run.
+      spec: what is computed of each edit.
+      rule, sets: see `resolve_edits`.
+      tokens_per_part: tokens to encode in each part, about.
+
+    Raises:
+      InputError: a column, value, state or gene is unknown, no cell is left, or none expresses the
+        genes.
+    """
+    chosen = _choose_cells(cells, options, rule, spec.special, sets)
+    return plan_edits(chosen, rule, spec.special, sets, tokens_per_part)
 
 
 def _choose_cells(
@@ -191,17 +196,26 @@ def state_vectors(
 
 def make_perturber(
     model: PretrainedModel,
-    cells: EncodedCells | ad.AnnData | Path | str,
+    cells: EncodedCells,
     options: PerturbationOptions,
+    spec: ForwardSpec,
+    plan: EditPlan,
     runtime: Runtime | None = None,
-    devices: Sequence[jax.Device] | None = None,
-    tokens_per_part: int = TOKENS_PER_PART,
     **sizes: int | None,
 ) -> Perturber:
-    """Plans a run and readies the devices for it; `sizes` are those of `Perturber`."""
-    spec = make_spec(model, options, devices)
-    opened, plan = make_plan(model, cells, options, tokens_per_part)
+    """Readies the devices for a plan.
+
+    Args:
+      model: that perturbs.
+      cells: all cells, those of other states than the start too.
+      options: of the run.
+      spec: what is computed of each edit.
+      plan: the edits.
+      runtime: how to compute; float32, and the attention that suits the device, by default.
+      sizes: those of `Perturber`.
+    """
+    # Attention is chosen for what is encoded, which may be shorter than the cells.
     runtime = runtime or inference_runtime(model.config, int(plan.longest.max()))[0]
     spec = replace(spec, runtime=runtime)
-    vectors = state_vectors(find_states(model, opened, options, spec), options)
+    vectors = state_vectors(find_states(model, cells, options, spec), options)
     return Perturber(model, plan, spec, vectors, **sizes)

@@ -12,12 +12,14 @@ from geneformer_jax.cells.store.cell_store import EncodedCells
 from geneformer_jax.common.log import logger
 from geneformer_jax.common.provenance import describe_run, write_provenance
 from geneformer_jax.embedding.states import StateEmbeddings
+from geneformer_jax.inference.cells import open_cells
+from geneformer_jax.inference.pipeline import Throughput
 from geneformer_jax.inference.resume import as_json, identity_of, weights_sha256
 from geneformer_jax.model.pretrained import PretrainedModel
 from geneformer_jax.model.runtime import inference_runtime
 from geneformer_jax.perturbation.config import MEANS, PerturbationOptions
 from geneformer_jax.perturbation.engine.forward import ForwardSpec
-from geneformer_jax.perturbation.engine.perturber import Perturber, Shifts, Throughput
+from geneformer_jax.perturbation.engine.perturber import Perturber, Shifts
 from geneformer_jax.perturbation.engine.plan import TOKENS_PER_PART, EditPlan
 from geneformer_jax.perturbation.layout import (
     GENE_SHIFTS,
@@ -31,6 +33,7 @@ from geneformer_jax.perturbation.prepare import (
     find_states,
     make_plan,
     make_spec,
+    resolve_edits,
     state_vectors,
 )
 from geneformer_jax.perturbation.statistics.figures import ranked_figure
@@ -104,8 +107,9 @@ class PerturbationRun:
           InputError: see `perturb_cells`; the output is of another run, damaged or does not fit.
         """
         options, self._model, self._inputs = self._options, model, [cells]
-        spec = make_spec(model, options)
-        opened, plan = make_plan(model, cells, options, self._tokens_per_part)
+        spec, (rule, sets) = make_spec(model, options), resolve_edits(model, options)
+        opened = open_cells(cells, model, whole=options.refill)
+        plan = make_plan(opened, options, spec, rule, sets, self._tokens_per_part)
         # Attention is chosen for what is encoded, which may be shorter than the cells.
         longest = int(plan.longest.max())
         runtime, line = inference_runtime(model.config, longest, precision, attention)
@@ -207,8 +211,7 @@ def _left_out(plan: EditPlan) -> dict[str, int]:
 
 
 def _log_time(done: Throughput, parts: int) -> None:
-    seconds = (done.seconds - done.compiling) * parts
-    logger.info(f"about {seconds / 60:,.1f} minutes to go for {parts:,} more parts")
+    logger.info(f"about {done.seconds * parts / 60:,.1f} minutes to go for {parts:,} more parts")
 
 
 def write_report(folder: Path, summary: pd.DataFrame, provenance: Mapping[str, Any]) -> None:

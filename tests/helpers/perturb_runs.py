@@ -4,10 +4,21 @@ import functools
 from collections.abc import Callable
 from pathlib import Path
 
+import jax
 import pandas as pd
 
+from geneformer_jax.cells.store.cell_store import EncodedCells
 from geneformer_jax.model import pretrained
 from geneformer_jax.perturbation import run as perturbation_run
+from geneformer_jax.perturbation.config import PerturbationOptions
+from geneformer_jax.perturbation.engine import plan
+from geneformer_jax.perturbation.engine.perturber import Perturber
+from geneformer_jax.perturbation.prepare import (
+    make_perturber,
+    make_plan,
+    make_spec,
+    resolve_edits,
+)
 from tests.helpers.commands import run_door
 from tests.helpers.toy import toy_model
 
@@ -16,6 +27,20 @@ GENES = [f"ENSG{i:011d}" for i in (0, 3, 5, 8, 13)]
 
 def make_model() -> pretrained.PretrainedModel:
     return toy_model(positions=128, initializer_range=0.2)
+
+
+def perturber_of(
+    model: pretrained.PretrainedModel,
+    cells: EncodedCells,
+    options: PerturbationOptions,
+    devices: int = 1,
+    tokens_per_part: int = plan.TOKENS_PER_PART,
+    **sizes: int,
+) -> Perturber:
+    """A perturber of cells as they are, also those longer than the model sees."""
+    spec = make_spec(model, options, jax.devices()[:devices])
+    edits = make_plan(cells, options, spec, *resolve_edits(model, options), tokens_per_part)
+    return make_perturber(model, cells, options, spec, edits, **sizes)
 
 
 def command_on_five_cells(

@@ -14,7 +14,7 @@ from geneformer_jax.interop.original_dictionaries import read_original_vocabular
 from geneformer_jax.model.pretrained import PretrainedModel
 from geneformer_jax.perturbation.config import PerturbationOptions
 from geneformer_jax.perturbation.engine.perturber import Perturber
-from geneformer_jax.perturbation.prepare import make_plan, make_spec
+from geneformer_jax.perturbation.prepare import make_plan, make_spec, resolve_edits
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,9 +97,10 @@ def run(
     cells = cells_of(reference, data, name)
     states, vectors = _states(reference, name, tag)
     spec = replace(make_spec(model, options), states=states)
-    perturber = Perturber(model, make_plan(model, cells, options)[1], spec, vectors)
-    with perturber.progress(perturber.plan.edits) as progress:
-        shifts = perturber.shifts(0, perturber.plan.edits, progress)
+    plan = make_plan(cells, options, spec, *resolve_edits(model, options))
+    perturber = Perturber(model, plan, spec, vectors)
+    with perturber.progress(plan.edits) as progress:
+        shifts = perturber.shifts(0, plan.edits, progress)
     perturbed = np.array([_joined(genes) for genes in shifts.sets_EK])
     cell_ids = cells.obs.index.to_numpy()[shifts.cells]
     wanted = {"cell": "mean_gene_cosine", "cls": "cls_cosine"}[options.mode]

@@ -7,14 +7,13 @@ import jax.numpy as jnp
 import numpy as np
 import pandas as pd
 
-from geneformer_jax.model.config import EncoderConfig
-from geneformer_jax.model.encoder import encode, init_params
-from geneformer_jax.model.heads import HeadConfig, head_module, init_head
+from geneformer_jax.model.encoder import encode
+from geneformer_jax.model.heads import HeadConfig, head_module
 from geneformer_jax.model.precision import precision_preset
 from geneformer_jax.model.pretrained import PretrainedModel
 from geneformer_jax.perturbation.engine.edits import EditRule, SpecialTokens
 from tests.helpers.perturbation_reference import GivenCells
-from tests.helpers.toy import toy_vocabulary
+from tests.helpers.toy import toy_model
 
 LIMIT, PADDED = 24, 32
 CLS, EOS = 2, 3
@@ -37,23 +36,11 @@ def edited_by_hand(rule: EditRule, special: SpecialTokens, genes: list[int], per
     return framed(special, original), framed(special, edited[:limit])
 
 
-def make_model(special_tokens=("<pad>", "<mask>"), head: bool = False) -> PretrainedModel:
-    vocabulary = toy_vocabulary(special_tokens)
-    config = EncoderConfig(
-        vocabulary_size=vocabulary.size,
-        layers=3,
-        width=16,
-        heads=2,
-        feed_forward=32,
-        positions=LIMIT,
-        initializer_range=0.3,
-    )
-    params, told = init_params(config, jax.random.key(0)), None
-    if head:
-        del params["masked_gene_head"]
-        told = HeadConfig("cell_classifier", ("healthy", "sick"), 0.0)
-        params[told.kind] = init_head(config, told, jax.random.key(1))
-    return PretrainedModel(config, params, vocabulary, source="toy", step=0, head=told)
+def make_model(special_tokens=("<pad>", "<mask>"), classifier: bool = False) -> PretrainedModel:
+    """A model of few positions in which edits move much."""
+    head = HeadConfig("cell_classifier", ("healthy", "sick"), 0.0) if classifier else None
+    sizes = {"layers": 3, "positions": LIMIT, "initializer_range": 0.3}
+    return toy_model(0, special_tokens, head, **sizes)
 
 
 def make_cells(model: PretrainedModel, lengths, seed: int = 0) -> GivenCells:
@@ -105,14 +92,14 @@ def by_hand(model: PretrainedModel, rule: EditRule, genes, perturbed, layer=-1) 
         hidden[np.array(tokens) >= special.first_gene_token].mean(axis=0)
         for hidden, tokens in ((before, original), (after, edited))
     ]
-    told = {"mean_gene_cosine": np.mean(list(genes.values())), "cell_cosine": cosine(*mean)}
-    told |= {"cls_cosine": cosine(before[0], after[0]), "genes": genes, "mean": mean}
+    values = {"mean_gene_cosine": np.mean(list(genes.values())), "cell_cosine": cosine(*mean)}
+    values |= {"cls_cosine": cosine(before[0], after[0]), "genes": genes, "mean": mean}
     if model.head is not None:
         weights = model.params[model.head.kind]
         head = head_module(model.config, model.head, weights, precision_preset("float32"))
         last = [encoded(model, tokens, 0)[None].astype(np.float32) for tokens in (original, edited)]
-        told["classes"] = [np.asarray(jax.nn.softmax(head(each)))[0] for each in last]
-    return told
+        values["classes"] = [np.asarray(jax.nn.softmax(head(each)))[0] for each in last]
+    return values
 
 
 def ids_of(model, tokens) -> str:

@@ -14,6 +14,7 @@ from geneformer_jax.cells.tokenization.tokenizer import TokenizerOptions
 from geneformer_jax.cells.tokenization.vocabulary import V1_SPECIAL_TOKENS, GeneVocabulary
 from geneformer_jax.model.config import EncoderConfig
 from geneformer_jax.model.encoder import init_params
+from geneformer_jax.model.heads import HeadConfig, init_head
 from geneformer_jax.model.pretrained import PretrainedModel
 
 GENES = 150
@@ -35,13 +36,21 @@ def toy_cells(cells: int = 240, seed: int = 0) -> ad.AnnData:
     )
 
 
-def toy_model(seed: int = 0, **changes) -> PretrainedModel:
+def toy_model(
+    seed: int = 0,
+    special_tokens: tuple[str, ...] = ("<pad>", "<mask>"),
+    head: HeadConfig | None = None,
+    **changes,
+) -> PretrainedModel:
     """A model of the toy genes with random weights; changes are to EncoderConfig."""
-    vocabulary = toy_vocabulary()
+    vocabulary = toy_vocabulary(special_tokens)
     shape = {"layers": 2, "width": 16, "heads": 2, "feed_forward": 32, "positions": 256}
     config = EncoderConfig(vocabulary_size=vocabulary.size, **{**shape, **changes})
     params = init_params(config, jax.random.key(seed))
-    return PretrainedModel(config, params, vocabulary, source="toy", step=0)
+    if head is not None:
+        del params["masked_gene_head"]
+        params[head.kind] = init_head(config, head, jax.random.key(seed + 1))
+    return PretrainedModel(config, params, vocabulary, source="toy", step=0, head=head)
 
 
 def toy_vocabulary(

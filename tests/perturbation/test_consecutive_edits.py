@@ -8,11 +8,11 @@ from geneformer_jax.cells.tokenization.vocabulary import V2_SPECIAL_TOKENS
 from geneformer_jax.perturbation.config import PerturbationOptions
 from geneformer_jax.perturbation.engine import perturber
 from geneformer_jax.perturbation.engine.perturber import Shifts
-from geneformer_jax.perturbation.prepare import make_perturber
+from tests.helpers.perturb_runs import perturber_of
 from tests.helpers.perturbation_reference import GivenCells
 from tests.helpers.slow_perturbation import LIMIT, make_cells, make_model
 
-# At the limit, beyond it in the models without and with a frame, and down to a single gene.
+# At the limit, beyond it in the models without and with special tokens, and down to a single gene.
 RAGGED = [LIMIT, 20, 17, 9, 3, 2, 1, LIMIT - 2]
 
 
@@ -23,7 +23,7 @@ def v1():
 
 @pytest.fixture(scope="module")
 def v2():
-    return make_model(V2_SPECIAL_TOKENS, head=True)
+    return make_model(V2_SPECIAL_TOKENS, classifier=True)
 
 
 @pytest.fixture
@@ -46,14 +46,8 @@ SIZES = {"min_batches": 1, "min_consecutive": 16}
 def shifts_of(
     model, cells, devices: int = 1, tokens: int = 2 * LIMIT, sizes: dict = SIZES, **options
 ) -> Shifts:
-    perturber = make_perturber(
-        model,
-        cells,
-        PerturbationOptions(**options),
-        devices=jax.devices()[:devices],
-        tokens_per_device=tokens,
-        **sizes,
-    )
+    options = PerturbationOptions(**options)
+    perturber = perturber_of(model, cells, options, devices, tokens_per_device=tokens, **sizes)
     with perturber.progress(perturber.plan.edits) as progress:
         return perturber.shifts(0, perturber.plan.edits, progress)
 
@@ -87,7 +81,7 @@ def test_values_are_those_of_edits_by_themselves(v1, shared, edit, devices, toke
 
 @pytest.mark.parametrize("edit", ["delete", "overexpress"])
 @pytest.mark.parametrize("devices", [1, 8])
-def test_so_are_those_of_framed_cells(v2, shared, edit, devices):
+def test_so_are_those_of_cells_with_special_tokens(v2, shared, edit, devices):
     tokens = LIMIT if devices > 1 else 2 * LIMIT
     given = {"edit": edit, "devices": devices, "tokens": tokens}
     check(v2, shared, mode="cls", **given)
@@ -110,14 +104,8 @@ def test_so_is_everything_that_is_measured(v2, shared, options):
 def test_fillers_are_neither_encoded_nor_counted(v1, shared):
     """Of 24 edits in steps of 16 rows, 8 rows are fillers: 4 groups of 2."""
     cells = make_cells(v1, [LIMIT])
-    perturber = make_perturber(
-        v1,
-        cells,
-        PerturbationOptions(),
-        devices=jax.devices()[:1],
-        tokens_per_device=2 * LIMIT,
-        **SIZES,
-    )
+    options = PerturbationOptions()
+    perturber = perturber_of(v1, cells, options, tokens_per_device=2 * LIMIT, **SIZES)
     with perturber.progress(LIMIT) as progress:
         perturber.shifts(0, LIMIT, progress)
     assert shared == ["delete"] * 2

@@ -13,7 +13,7 @@ from geneformer_jax.perturbation.cell_states import CellStates
 from geneformer_jax.perturbation.config import PerturbationOptions
 from geneformer_jax.perturbation.engine import forward, perturber
 from geneformer_jax.perturbation.engine.edits import EditRule
-from geneformer_jax.perturbation.prepare import make_perturber
+from tests.helpers.perturb_runs import perturber_of
 from tests.helpers.perturbation_reference import GivenCells
 from tests.helpers.slow_perturbation import (
     LIMIT,
@@ -36,7 +36,7 @@ def v1() -> PretrainedModel:
 
 @pytest.fixture(scope="module")
 def v2() -> PretrainedModel:
-    return make_model(V2_SPECIAL_TOKENS, head=True)
+    return make_model(V2_SPECIAL_TOKENS, classifier=True)
 
 
 EDITS = [
@@ -163,9 +163,7 @@ def test_eight_devices_and_other_batches_give_the_same(v1):
 
 def test_nothing_is_compiled_while_it_runs(v1):
     cells = make_cells(v1, [24] * 4 + [8] * 3)
-    perturber = make_perturber(
-        v1, cells, PerturbationOptions(), devices=jax.devices()[:1], tokens_per_device=96
-    )
+    perturber = perturber_of(v1, cells, PerturbationOptions(), tokens_per_device=96)
     # What other tests compiled would hide what is compiled here.
     jax.clear_caches()
     with perturber.progress(perturber.plan.edits) as progress:

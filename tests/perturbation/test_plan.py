@@ -2,13 +2,12 @@
 
 from collections import Counter
 
-import jax
 import numpy as np
 import pytest
 
 from geneformer_jax.perturbation.config import PerturbationOptions
 from geneformer_jax.perturbation.engine import plan as plan_module
-from geneformer_jax.perturbation.prepare import make_perturber
+from tests.helpers.perturb_runs import perturber_of
 from tests.helpers.perturbation_reference import GivenCells
 from tests.helpers.slow_perturbation import LIMIT, make_cells, make_model
 
@@ -47,9 +46,7 @@ def test_a_part_reads_each_cell_once_and_its_edits_are_computed_at_most_twice(
     cells = CountingCells(given.tokens, given.obs, given.vocabulary)
     object.__setattr__(cells, "reads", Counter())
     options = PerturbationOptions(edit=edit, gene_shifts="full")
-    perturber = make_perturber(
-        model, cells, options, devices=jax.devices()[:1], tokens_per_device=64, tokens_per_part=400
-    )
+    perturber = perturber_of(model, cells, options, tokens_per_device=64, tokens_per_part=400)
     assert set(cells.reads.values()) == {1} and set(computed.values()) == {1}
     plan = perturber.plan
     split = Counter()
@@ -68,7 +65,7 @@ def test_a_part_reads_each_cell_once_and_its_edits_are_computed_at_most_twice(
 
 def test_parts_cover_all_edits_in_about_the_asked_size(model):
     cells, options = make_cells(model, [LIMIT, 20, 17, 9, 5]), PerturbationOptions()
-    plan = make_perturber(model, cells, options, tokens_per_part=400).plan
+    plan = perturber_of(model, cells, options, tokens_per_part=400).plan
     assert [start for start, _ in plan.parts] == [0, *(stop for _, stop in plan.parts[:-1])]
     assert plan.parts[-1][1] == plan.edits == LIMIT + 20 + 17 + 9 + 5
     tokens = plan.longest[plan.cell_of(np.arange(plan.edits))]

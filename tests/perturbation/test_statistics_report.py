@@ -186,8 +186,8 @@ def test_the_genes_that_one_edit_has_an_impact_on(run, undrawn):
 
 def test_combinations_towards_a_state_start_from_no_shift(run, undrawn):
     perturbation_statistics(run, "combinations", measure="state_shift")
-    story = json.loads((run / "statistics" / "provenance.json").read_text())["combinations"]
-    assert story["configuration"]["state"] == "b"
+    provenance = json.loads((run / "statistics" / "provenance.json").read_text())["combinations"]
+    assert provenance["configuration"]["state"] == "b"
     rows = pd.read_parquet(run / "statistics" / "combinations.parquet")
     expected = rows["Anchor_shift"] + rows["Test_token_shift"]
     np.testing.assert_allclose(rows["Sum_of_indiv_shifts"], expected, atol=1e-12)

@@ -1,9 +1,9 @@
 """Makes the edits of a plan on all devices, a range of them at a time."""
 
-import time
+import functools
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import NamedTuple
 
 import jax
@@ -13,6 +13,7 @@ from jax.sharding import NamedSharding
 from geneformer_jax.common.errors import InputError
 from geneformer_jax.common.log import logger
 from geneformer_jax.common.progress import Progress
+from geneformer_jax.inference.pipeline import Throughput, run_ahead
 from geneformer_jax.model.pretrained import PretrainedModel
 from geneformer_jax.model.sharding import BATCH
 from geneformer_jax.perturbation.engine.batches import (
@@ -25,6 +26,7 @@ from geneformer_jax.perturbation.engine.batches import (
 from geneformer_jax.perturbation.engine.edits import EditBatch
 from geneformer_jax.perturbation.engine.forward import (
     REPLICATED,
+    BaselineCells,
     ForwardSpec,
     encode_baseline,
     perturb_batch,
@@ -82,34 +84,6 @@ class Shifts(NamedTuple):
         )
 
 
-@dataclass
-class Throughput:
-    """What was done, and in what time.
-
-    Attributes:
-      edits: edits made.
-      tokens: their tokens.
-      padded: tokens with padding and filler rows.
-      seconds: of making them, compiling included.
-      compiling: seconds until the first batch of each shape was under way.
-    """
-
-    edits: int = 0
-    tokens: int = 0
-    padded: int = 0
-    seconds: float = 0.0
-    compiling: float = 0.0
-
-    def describe(self) -> str:
-        """Returns one line for the user."""
-        seconds = max(self.seconds - self.compiling, 1e-9)
-        return (
-            f"{self.edits:,} edits in {seconds:,.1f} s ({self.edits / seconds:,.1f} edits/s), "
-            f"after {self.compiling:,.1f} s of compiling; padding "
-            f"{1 - self.tokens / max(self.padded, 1):.1%} of tokens"
-        )
-
-
 class Perturber:
     """Makes ranges of the edits of a plan exactly, all with the same compiled programs."""
 
@@ -139,9 +113,8 @@ class Perturber:
             pays; 0 shares none.
         """
         self.plan, self.spec = plan, spec
-        self.throughput = Throughput()
+        self.throughput = Throughput("edits")
         self._min_batches, self._min_consecutive = min_batches, min_consecutive
-        self._compiled: set[tuple[ForwardSpec, int, int]] = set()
         config, platform = model.config, spec.mesh.devices.flat[0].platform
         multiple = _MULTIPLE.get(platform, _ACCELERATOR_MULTIPLE)
         worth = tokens_worth_compiling(config, platform, int(plan.longest.max()))
@@ -165,11 +138,11 @@ class Perturber:
 
     def shifts(self, start: int, stop: int, progress: Progress) -> Shifts:
         """Makes the edits from `start` to before `stop`."""
-        began, made = time.perf_counter(), []
-        for padded, edits in self._groups(start, stop):
-            made += self._run_group(padded, edits)
-            progress.advance(sum(len(each.numbers) for each in edits))
-        self.throughput.seconds += time.perf_counter() - began
+        made = []
+        with self.throughput.clock():
+            for padded, edits in self._groups(start, stop):
+                made += self._run_group(padded, edits)
+                progress.advance(sum(len(each.numbers) for each in edits))
         return Shifts.join(made)
 
     def _put(self, tree, spec):
@@ -231,14 +204,8 @@ class Perturber:
         cells, batches = lay_out_edits(self.plan, edits, padded, rows, devices, own)
         cells = self._put(cells, BATCH if own else REPLICATED)
         cells = encode_baseline(spec, self._params, self._states, cells)
-        made, waiting = [], None
-        # One batch behind, so that the devices compute while the last results are taken.
-        for batch in batches:
-            started = batch, self._start(spec, cells, batch, padded)
-            if waiting is not None:
-                made.append(self._collect(*waiting))
-            waiting = started
-        return [*made, self._collect(*waiting)]
+        start = functools.partial(self._start, spec, cells)
+        return [self._collect(batch, results) for batch, results in run_ahead(batches, start)]
 
     def _shares_first_block(self, edits: list[EditBatch]) -> bool:
         # On a CPU that block takes a third or a quarter of the time; not measured elsewhere.
@@ -249,28 +216,24 @@ class Perturber:
         # A gene that a cell lists twice would be edited at its first place both times.
         return all((np.diff(each.positions[:, 0]) == 1).all() for each in edits)
 
-    def _start(self, spec: ForwardSpec, cells, batch: EditBatch, padded: int) -> tuple:
-        """Starts a batch and counts it; the first of each shape compiles meanwhile."""
+    def _start(self, spec: ForwardSpec, cells: BaselineCells, batch: EditBatch) -> tuple:
+        """Starts a batch on the devices, and counts it."""
         edits = self._put(batch.for_device(), BATCH)
-        began, counted = time.perf_counter(), self.throughput
-        results = perturb_batch(spec, self._params, self._states, cells, edits)
-        is_real, rows = batch.numbers >= 0, len(batch.numbers)
-        if (shape := (spec, padded, rows)) not in self._compiled:
-            self._compiled.add(shape)
-            counted.compiling += time.perf_counter() - began
+        is_real, (rows, padded) = batch.numbers >= 0, (len(batch.numbers), cells.tokens_CT.shape[1])
+        with self.throughput.starting((spec, padded, rows)):
+            results = perturb_batch(spec, self._params, self._states, cells, edits)
         edited = self.plan.cell_of(batch.numbers[is_real])
-        counted.edits += len(edited)
-        counted.tokens += int(self.plan.longest[edited].sum())
         # Groups of nothing but fillers are left out where the first block is shared.
         together = spec.together or rows
         is_encoded = is_real.reshape(-1, together).any(axis=1)
-        counted.padded += int(is_encoded.sum()) * together * padded
+        encoded = int(is_encoded.sum()) * together
+        self.throughput.add(len(edited), int(self.plan.longest[edited].sum()), encoded * padded)
         return results
 
     def _collect(self, batch: EditBatch, results: tuple) -> Shifts:
-        """Takes the results of a batch from the devices, without those of fillers."""
+        """Returns the results of a batch, without those of fillers."""
         is_real = batch.numbers >= 0
-        values_EM, cosines_EN, tokens_EN = (each[is_real] for each in jax.device_get(results))
+        values_EM, cosines_EN, tokens_EN = (each[is_real] for each in results)
         is_there = np.isfinite(cosines_EN)
         edits = np.arange(len(values_EM), dtype=np.int32)
         return Shifts(
