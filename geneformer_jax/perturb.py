@@ -19,12 +19,20 @@ from pathlib import Path
 from absl import flags
 
 from geneformer_jax.common import command_line
-from geneformer_jax.common.command_line import configuration, parse_shard
+from geneformer_jax.common.command_line import (
+    alias_flag,
+    cell_flags,
+    configuration,
+    device_flags,
+    model_flags,
+    parse_shard,
+)
 from geneformer_jax.common.errors import InputError
 
 FLAGS = flags.FLAGS
-flags.DEFINE_string("checkpoint", "", "Checkpoint, or workdir of a training run (its newest).")
-flags.DEFINE_string("cells", "", "Cell store, or file of raw counts.")
+model_flags()
+cell_flags()
+device_flags()
 flags.DEFINE_string("output", "", "Folder to write.")
 flags.DEFINE_string("edit", "delete", "delete, overexpress, inhibit or activate.")
 flags.DEFINE_string("genes", "all", "all; or ids or symbols, separated by commas, or their file.")
@@ -39,7 +47,7 @@ flags.DEFINE_string(
 )  # fmt: skip
 flags.DEFINE_string("mode", "", "cell: mean over a cell's genes; cls; default: cls where there is.")
 flags.DEFINE_integer("hidden_layer", -1, "Hidden state to compare, counted back from the last (0).")
-flags.DEFINE_alias("layer", "hidden_layer")
+alias_flag("layer", of="hidden_layer")
 flags.DEFINE_string("states", "", "obs column of cell states to measure shifts towards.")
 flags.DEFINE_string("start", "", "State whose cells are perturbed; all cells by default.")
 flags.DEFINE_string("goal", "", "State that the cells should come nearer to.")
@@ -48,14 +56,7 @@ flags.DEFINE_string("state_embeddings", "", "File of embed --states; computed by
 flags.DEFINE_bool("classes", False, "Measure class probabilities (checkpoint of a classifier).")
 flags.DEFINE_string("gene_shifts", "none", "Shifts of single genes: none, full, top or means.")
 flags.DEFINE_integer("top", 100, "Genes of each edit for --gene_shifts=top.", lower_bound=1)
-flags.DEFINE_multi_string("filter", [], "column:value|value: only such cells; may be repeated.")
 flags.DEFINE_string("expressing", "", "Only cells with all these genes, separated by commas.")
-flags.DEFINE_integer("max_cells", None, "Draw this many of the cells at random.", lower_bound=1)
-flags.DEFINE_integer("seed", 42, "Of the draw; 42 draws the cells that the original keeps.")
-flags.DEFINE_string("vocabulary", "", "Vocabulary folder, for a checkpoint that carries none.")
-flags.DEFINE_string("precision", "float32", "float32, bfloat16 or float16.")
-flags.DEFINE_string("attention", "auto", "Attention implementation; auto chooses for the device.")
-flags.DEFINE_integer("tokens_per_device", None, "Padded tokens at a time.", lower_bound=1)
 flags.DEFINE_string("shard", "", "i/n: make only the i-th of n shards of the edits.")
 flags.DEFINE_bool("finish", False, "Put the tables of all shards together.")
 flags.DEFINE_string(
@@ -64,7 +65,7 @@ flags.DEFINE_string(
 )  # fmt: skip
 flags.DEFINE_string("null", "", "For vs_null: what perturb wrote of other cells.")
 # Statistics are asked of tables that are there, so a run with others of them is the same run.
-_NOT_OF_THE_RUN = ("statistics", "null", "layer")
+_AFTERWARDS = ("statistics", "null")
 _SAME_NAME = (
     "edit", "combine", "ranks", "quantile", "truncation", "hidden_layer", "classes", "gene_shifts",
     "top", "max_cells", "seed",
@@ -97,7 +98,7 @@ def _perturb() -> bool:
     from geneformer_jax.perturbation.run import PerturbationRun
 
     given = configuration()
-    command = {name: given[name] for name in given if name not in _NOT_OF_THE_RUN}
+    command = {name: given[name] for name in given if name not in _AFTERWARDS}
     run = PerturbationRun(Path(FLAGS.output), _options(), command, shard)
     if run.is_complete():
         print(f"{FLAGS.output} is complete and was written by this command: nothing to do")

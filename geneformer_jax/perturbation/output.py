@@ -1,13 +1,12 @@
-"""Perturbation in files: written part by part, taken up again after a kill, put together at last.
+"""Perturbation in files: written part by part, gone on with after a kill, joined at last.
 
-Until a run is whole it lies in the folder OUTPUT.parts, of which any number of processes may write
-different parts. A part counts as done once a record with the checksums of its tables is there.
+Until a run is whole, its tables lie in the folder OUTPUT.parts, of which any number of processes
+may write different parts; see `inference.resume`.
 """
 
-import json
-import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +16,13 @@ import pyarrow as pa
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
-from geneformer_jax.cells.store.cell_store import checksum
 from geneformer_jax.cells.tokenization.vocabulary import GeneVocabulary
-from geneformer_jax.common.command_line import shard_of
 from geneformer_jax.common.errors import InputError
-from geneformer_jax.common.files import atomic_write, fsync_tree_entry, remove
-from geneformer_jax.common.provenance import FILE_NAME
-from geneformer_jax.inference.resume import PLAN, as_json, parts_folder, refuse_other_plan, sha256
+from geneformer_jax.common.files import atomic_write
+from geneformer_jax.common.provenance import write_provenance
+from geneformer_jax.common.workdir import is_finished
+from geneformer_jax.embedding.states import StateEmbeddings
+from geneformer_jax.inference.resume import PartsFolder, parts_folder, tidy
 from geneformer_jax.perturbation.layout import (
     EDITS,
     GENE_MEANS,
@@ -36,13 +35,17 @@ from geneformer_jax.perturbation.statistics.aggregate import summarise
 from geneformer_jax.perturbation.statistics.tables import ShiftRows
 from geneformer_jax.perturbation.tables import merge_gene_means, parquet_options, write_table
 
-_RECORDS = "records"
 _PAIRS_AT_ONCE = 4_194_304
 _SUMMARISED = ("perturbed", "perturbed_symbol", "measure", "state", "value")
 
 
 class PerturbationFolder:
-    """The tables of one run, unfinished until `finish`."""
+    """The tables of one run, unfinished until `finish`.
+
+    Attributes:
+      output: folder of the finished run.
+      parts: the unfinished ones.
+    """
 
     def __init__(self, output: Path, shard: tuple[int, int] = (0, 1)):
         """Names the folder; nothing is written yet.
@@ -51,7 +54,7 @@ class PerturbationFolder:
           output: folder of the finished run.
           shard: (i, n), this process writes every n-th part from the i-th.
         """
-        self.output, self.folder, self.shard = output, parts_folder(output), shard
+        self.output, self.parts = output, PartsFolder(parts_folder(output), shard)
 
     def is_complete(self, configuration: Mapping[str, Any]) -> bool:
         """Whether the output is there already, written with this configuration.
@@ -59,135 +62,78 @@ class PerturbationFolder:
         Raises:
           InputError: something else is there.
         """
-        if not self.output.exists():
+        if not is_finished(self.output, configuration):
             return False
-        provenance = self.output / FILE_NAME
-        if provenance.is_file():
-            kept = json.loads(provenance.read_text()).get("configuration")
-            if kept == as_json(configuration):
-                self._tidy()
-                return True
-        raise InputError(
-            f"{self.output} is there and was not written by this command; remove it or name "
-            "another folder"
-        )
+        tidy(self.output, MEANS_OF_PARTS)
+        return True
 
-    def begin(self, plan: Mapping[str, Any]) -> None:
-        """Opens the folder of an interrupted run, or begins a new one.
+    def states(self) -> StateEmbeddings | None:
+        """Returns the state embeddings of an earlier beginning, if there are any."""
+        path = self.parts.folder / STATES
+        return StateEmbeddings.load(path) if path.is_file() else None
 
-        Raises:
-          InputError: it holds other files, parts of another run, or damaged ones.
-        """
-        plan = as_json(plan)
-        if not (self.folder / PLAN).is_file():
-            if self.folder.exists() and not all(map(_is_plan, self.folder.iterdir())):
-                raise InputError(
-                    f"{self.folder} holds other files; remove it or name another output"
-                )
-            self._put_in_place(PLAN, lambda path: path.write_text(json.dumps(plan, indent=2)))
-        refuse_other_plan(self.folder, plan)
-        for record in sorted((self.folder / _RECORDS).glob("*.json")):
-            self._verify(record)
-
-    def states(self) -> Path | None:
-        """Where state embeddings of an earlier beginning are, if they are."""
-        path = self.folder / STATES
-        return path if path.is_file() else None
-
-    def keep_states(self, save) -> None:
-        """Keeps state embeddings; `save` writes them to a path."""
-        self._put_in_place(STATES, save)
-
-    def own(self, parts: int) -> list[int]:
-        """Returns the numbers of the parts that are this process's to make."""
-        return shard_of(range(parts), self.shard)
-
-    def missing(self, parts: int) -> list[int]:
-        """Returns the numbers of the parts that are not done yet."""
-        return [part for part in range(parts) if not self._record_of(part).is_file()]
+    def save_states(self, states: StateEmbeddings) -> None:
+        """Saves state embeddings, for all shards and beginnings."""
+        self.parts.save(STATES, states.save)
 
     def write_part(self, part: int, tables: Mapping[str, pa.Table]) -> None:
         """Writes the tables of one part, by the names of their folders; then it counts as done."""
-        record = {}
-        for name, table in tables.items():
-            path = self.folder / name / f"part-{part:06d}.parquet"
-            write_table(table, path)
-            record[str(path.relative_to(self.folder))] = checksum(path)
-        with atomic_write(self._record_of(part)) as aside:
-            aside.write_text(json.dumps(record) + "\n")
+        files = {
+            f"{name}/part-{part:06d}.parquet": partial(write_table, table)
+            for name, table in tables.items()
+        }
+        self.parts.write(part, files)
 
-    def _record_of(self, part: int) -> Path:
-        return self.folder / _RECORDS / f"part-{part:06d}.json"
-
-    def _verify(self, record: Path) -> None:
-        """Raises InputError if a table is not as its record says."""
-        try:
-            checksums = json.loads(record.read_text())
-        except json.JSONDecodeError:
-            raise InputError(f"{record} is damaged; remove it to make these edits again") from None
-        for name, kept in checksums.items():
-            path = self.folder / name
-            if not path.is_file() or checksum(path) != kept:
-                raise InputError(
-                    f"{path} is damaged or gone; remove {record} to make these edits again"
-                )
-
-    def join(self, parts: int, edit: str, vocabulary: GeneVocabulary) -> pd.DataFrame:
-        """Joins what the parts hold of the same edits; returns the summary.
+    def finish(
+        self,
+        parts: int,
+        edit: str,
+        vocabulary: GeneVocabulary,
+        provenance: Mapping[str, Any],
+        report: Callable[[Path, pd.DataFrame, Mapping[str, Any]], None],
+    ) -> None:
+        """Joins what the parts hold of the same edits, and gives the folder its final name.
 
         Args:
           parts: their number.
           edit: kind of the edits.
           vocabulary: of the genes.
+          provenance: see `describe_run`.
+          report: writes a report into a folder, called with (folder, summary, provenance).
 
         Raises:
           InputError: parts are missing.
         """
-        if missing := self.missing(parts):
+        if missing := self.parts.missing(range(parts)):
             raise InputError(
                 f"{len(missing):,} of {parts:,} parts are not done yet; run all shards to their "
                 "end first, and then --finish"
             )
-        summary = summarise(ShiftRows(self.folder / SHIFTS, _SUMMARISED))
-        _write_edits(self.folder, summary, vocabulary)
-        if (self.folder / MEANS_OF_PARTS).is_dir():
-            self._join_means(edit)
-        return summary
+        folder = self.parts.folder
+        summary = summarise(ShiftRows(folder / SHIFTS, _SUMMARISED))
+        _write_edits(folder, summary, vocabulary)
+        if (folder / MEANS_OF_PARTS).is_dir():
+            _join_means(folder, edit)
+        write_provenance(folder, provenance)
+        report(folder, summary, provenance)
+        self.parts.become(self.output)
+        tidy(self.output, MEANS_OF_PARTS)
 
-    def finish(self) -> None:
-        """Gives the folder its final name."""
-        os.replace(self.folder, self.output)
-        fsync_tree_entry(self.output.parent)
-        self._tidy()
 
-    def _join_means(self, edit: str) -> None:
-        """Joins the means, for as many perturbed genes at a time as fit in memory."""
-        source = ds.dataset(self.folder / MEANS_OF_PARTS, format="parquet")
-        sizes = _pairs_per_set(source)
-        chunk = np.cumsum(sizes.to_numpy()) // _PAIRS_AT_ONCE
-        with atomic_write(self.folder / GENE_MEANS) as aside:
-            writer = None
-            for _, names in sizes.index.to_series().groupby(chunk):
-                rows = source.to_table(filter=ds.field("perturbed").isin(list(names)))
-                table = merge_gene_means([rows], edit)
-                if writer is None:
-                    options = parquet_options(table.schema)
-                    writer = pq.ParquetWriter(aside, table.schema, **options)
-                writer.write_table(table)
-            writer.close()
-
-    def _put_in_place(self, name: str, write) -> None:
-        """Writes a file under a name of this process first: others may write the same one."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        own = self.folder / f"{name}.{self.shard[0]}"
-        with atomic_write(own) as aside:
-            write(aside)
-        os.replace(own, self.folder / name)
-
-    def _tidy(self) -> None:
-        """Removes what served the resumption."""
-        for name in (PLAN, _RECORDS, MEANS_OF_PARTS):
-            remove(self.output / name)
+def _join_means(folder: Path, edit: str) -> None:
+    """Joins the means, for as many perturbed genes at a time as fit in memory."""
+    source = ds.dataset(folder / MEANS_OF_PARTS, format="parquet")
+    sizes = _pairs_per_set(source)
+    chunk = np.cumsum(sizes.to_numpy()) // _PAIRS_AT_ONCE
+    with atomic_write(folder / GENE_MEANS) as aside:
+        writer = None
+        for _, names in sizes.index.to_series().groupby(chunk):
+            rows = source.to_table(filter=ds.field("perturbed").isin(list(names)))
+            table = merge_gene_means([rows], edit)
+            if writer is None:
+                writer = pq.ParquetWriter(aside, table.schema, **parquet_options(table.schema))
+            writer.write_table(table)
+        writer.close()
 
 
 def check_space(output: Path, needed: int) -> None:
@@ -222,15 +168,3 @@ def _pairs_per_set(source: ds.Dataset) -> pd.Series:
         own = batch.column(0).to_pandas().value_counts()
         sizes = own if sizes is None else sizes.add(own, fill_value=0)
     return sizes.sort_index()
-
-
-def _is_plan(path: Path) -> bool:
-    """Whether a file is what processes that begin at the same time leave."""
-    return path.name.startswith((PLAN, STATES))
-
-
-def plan_of(
-    command: Mapping[str, Any], identity: Mapping[str, Any], parts: Sequence[tuple[int, int]]
-) -> dict[str, Any]:
-    """Returns what all parts of a run must agree in."""
-    return {**identity, "command": dict(command), "edits": sha256(np.array(parts, np.int64))}

@@ -5,16 +5,18 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 
 from geneformer_jax.cells.store.cell_store import EncodedCells
 from geneformer_jax.common.log import logger
-from geneformer_jax.common.provenance import describe_run, write_provenance
+from geneformer_jax.common.provenance import describe_run
+from geneformer_jax.common.workdir import as_json
 from geneformer_jax.embedding.states import StateEmbeddings
 from geneformer_jax.inference.cells import open_cells
 from geneformer_jax.inference.pipeline import Throughput
-from geneformer_jax.inference.resume import as_json, identity_of, weights_sha256
+from geneformer_jax.inference.resume import identity_of, sha256, weights_sha256
 from geneformer_jax.model.pretrained import PretrainedModel
 from geneformer_jax.model.runtime import inference_runtime
 from geneformer_jax.perturbation.config import MEANS, PerturbationOptions
@@ -28,7 +30,7 @@ from geneformer_jax.perturbation.layout import (
     REPORT,
     SHIFTS,
 )
-from geneformer_jax.perturbation.output import PerturbationFolder, check_space, plan_of
+from geneformer_jax.perturbation.output import PerturbationFolder, check_space
 from geneformer_jax.perturbation.prepare import (
     find_states,
     make_plan,
@@ -121,24 +123,25 @@ class PerturbationRun:
         self._check_size(plan, spec)
         # A wrong file of state embeddings is refused before anything is written.
         given = find_states(model, opened, options, spec) if options.state_embeddings else None
-        self._folder.begin(plan_of(self._command, identity, plan.parts))
+        edits = {"command": self._command, "edits": sha256(np.array(plan.parts, np.int64))}
+        self._folder.parts.begin({**identity, **edits})
         vectors = state_vectors(given or self._states(opened, spec), options)
         self._perturber = Perturber(model, plan, spec, vectors, tokens_per_device=tokens_per_device)
 
     def _states(self, cells: EncodedCells, spec: ForwardSpec) -> StateEmbeddings | None:
         """Finds the state embeddings, which all shards and beginnings take from one file."""
         if (kept := self._folder.states()) is not None:
-            return StateEmbeddings.load(kept)
+            return kept
         states = find_states(self._model, cells, self._options, spec)
         if states is not None:
-            self._folder.keep_states(states.save)
+            self._folder.save_states(states)
         return states
 
     def make(self) -> None:
         """Makes the edits of this shard that are not made yet, and writes them part by part."""
         perturber, parts = self._perturber, self._perturber.plan.parts
-        own, missing = self._folder.own(len(parts)), self._folder.missing(len(parts))
-        todo = [part for part in own if part in set(missing)]
+        own = self._folder.parts.own(len(parts))
+        todo = self._folder.parts.missing(own)
         sizes = {part: parts[part][1] - parts[part][0] for part in own}
         with perturber.progress(sum(sizes.values())) as progress:
             progress.advance(sum(size for part, size in sizes.items() if part not in todo))
@@ -165,10 +168,10 @@ class PerturbationRun:
         """Joins all tables, and writes their provenance and a report."""
         plan = self._perturber.plan
         provenance = describe_run("perturb", self._command, self._inputs, self._counts())
-        summary = self._folder.join(len(plan.parts), self._options.edit, plan.cells.vocabulary)
-        write_provenance(self._folder.folder, provenance)
-        write_report(self._folder.folder, summary, provenance)
-        self._folder.finish()
+        vocabulary = plan.cells.vocabulary
+        self._folder.finish(
+            len(plan.parts), self._options.edit, vocabulary, provenance, write_report
+        )
         logger.info(f"tables and report: {self._folder.output}")
 
     def _check_size(self, plan: EditPlan, spec: ForwardSpec) -> None:

@@ -9,7 +9,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from geneformer_jax.cells.tokenization.vocabulary import GeneVocabulary
-from geneformer_jax.common.files import atomic_write
 from geneformer_jax.perturbation.engine.perturber import Shifts
 from geneformer_jax.perturbation.layout import JOINT
 from geneformer_jax.perturbation.statistics.moments import (
@@ -136,9 +135,8 @@ def merge_gene_means(parts: Sequence[pa.Table], edit: str) -> pa.Table:
 
 
 def write_table(table: pa.Table, path: Path) -> None:
-    """Writes a table as one parquet file, whole or not at all."""
-    with atomic_write(path) as aside:
-        pq.write_table(table, aside, **parquet_options(table.schema))
+    """Writes a table as one parquet file."""
+    pq.write_table(table, path, **parquet_options(table.schema))
 
 
 def parquet_options(schema: pa.Schema) -> dict[str, object]:

@@ -102,7 +102,7 @@ def run(
     with perturber.progress(plan.edits) as progress:
         shifts = perturber.shifts(0, plan.edits, progress)
     perturbed = np.array([_joined(genes) for genes in shifts.sets_EK])
-    cell_ids = cells.obs.index.to_numpy()[shifts.cells]
+    cell_ids = plan.cells.obs.index.to_numpy()[shifts.cells]
     wanted = {"cell": "mean_gene_cosine", "cls": "cls_cosine"}[options.mode]
     tables = []
     for column, (measure, state) in enumerate(spec.measures):
