@@ -43,6 +43,7 @@ def perturb_cells(
     truncation: str = ORIGINAL,
     mode: str | None = None,
     hidden_layer: int = -1,
+    layer: str | None = None,
     states: CellStates | None = None,
     state_embeddings: Path | str | None = None,
     classes: bool = False,
@@ -75,6 +76,7 @@ def perturb_cells(
       mode: what stands for a cell: "cell", the mean of its genes, or "cls"; by default "cls" where
         the model has it.
       hidden_layer: hidden state of the model to compare, counted back from the last (0).
+      layer: of an AnnData or a file of counts, where the raw counts are; None for X.
       states: cell states towards which shifts are measured; the cells of its start are perturbed.
       state_embeddings: a file that `embed --states` wrote; computed from `cells` by default.
       classes: measure class probabilities too (a model with a cell classifier).
@@ -124,7 +126,7 @@ def perturb_cells(
         seed=seed,
     )
     spec, (rule, sets) = make_spec(model, options, devices), resolve_edits(model, options)
-    opened = open_cells(cells, model, whole=options.refill)
+    opened = open_cells(cells, model, whole=options.refill, layer=layer)
     plan = make_plan(opened, options, spec, rule, sets)
     perturber = make_perturber(
         model, opened, options, spec, plan, runtime, tokens_per_device=tokens_per_device

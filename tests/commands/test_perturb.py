@@ -10,6 +10,7 @@ import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 import pytest
 
+from geneformer_jax.common.errors import InputError
 from geneformer_jax.model import pretrained
 from geneformer_jax.perturbation.api import perturb_cells
 from geneformer_jax.perturbation.cell_states import CellStates
@@ -176,6 +177,17 @@ def test_the_old_name_of_a_hidden_layer_is_its_alias(perturb, tmp_path):
     kept = json.loads((other / "provenance.json").read_text())
     assert kept["counts"]["hidden_layer"] == kept["configuration"]["hidden_layer"] == 0
     assert "layer" not in kept["configuration"]
+
+
+def test_counts_come_from_a_layer(model):
+    adata = toy_cells(cells=6)
+    expected = perturb_cells(model, adata, genes=GENES)
+    adata.layers["counts"], adata.X = adata.X.copy(), adata.X * 0.5
+    pd.testing.assert_frame_equal(
+        perturb_cells(model, adata, genes=GENES, layer="counts"), expected
+    )
+    with pytest.raises(InputError, match=r'"count".*did you mean "counts"'):
+        perturb_cells(model, adata, genes=GENES, layer="count")
 
 
 def test_combinations_come_from_a_file(perturb, tmp_path):
