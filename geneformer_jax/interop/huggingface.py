@@ -97,8 +97,8 @@ def import_model(
         "official": _official_name(files),
     }
     configuration = {"source": folder, "target": target}
-    story = describe_run("convert", configuration, [folder / CONFIG, *files], counts)
-    save_model(model, target, story)
+    provenance = describe_run("convert", configuration, [folder / CONFIG, *files], counts)
+    save_model(model, target, provenance)
     return counts
 
 
@@ -127,8 +127,8 @@ def export_model(source: Path | str, target: Path | str) -> dict[str, Any]:
         write_tensors(aside / WEIGHT_FILES[0], bert_values(wanted, model.params))
         if model.vocabulary is not None:
             model.vocabulary.write_into(aside / VOCABULARY)
-        story = describe_run("convert", configuration, [Path(model.source)], counts)
-        write_provenance(aside, story)
+        provenance = describe_run("convert", configuration, [Path(model.source)], counts)
+        write_provenance(aside, provenance)
     return counts
 
 

@@ -3,13 +3,13 @@
 The original keeps its vocabulary in four pickled dictionaries: token dictionary, gene medians, id
 mapping and gene names. A pickle can name any function to be called while it is read. The reader
 here looks up no name at all: the two numpy names that those files hold get stand-ins of ours, every
-other name is refused, so nothing but the stand-ins is ever called. PyTorch's weights (torch_files)
-are read by the same reader with other stand-ins.
+other name is refused, so nothing but the stand-ins is ever called. PyTorch's weights
+(`weights.torch_bin`) are read by the same reader with other stand-ins.
 """
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
 
@@ -136,9 +136,9 @@ def import_vocabulary(
     return vocabulary
 
 
-def refuse_to_write_dictionaries(target: Path | str) -> NoReturn:
-    """Raises the InputError that says why no vocabulary is written as the original's pickles."""
-    raise InputError(
+def unwritable_dictionaries(target: Path | str) -> InputError:
+    """Returns the error of writing a vocabulary as the original's pickles."""
+    return InputError(
         f"{target} cannot be written: the original's dictionaries are pickles, which this package "
         "never writes; give the original the tokenised cells instead "
         "(convert --source=STORE --target=NAME.dataset)"

@@ -136,9 +136,9 @@ def store_to_dataset(folder: Path | str, target: Path | str) -> dict[str, Any]:
     if not as_parquet:
         require_new_folder(target)
     obs_file = store.folder / OBS
-    carried = pq.read_schema(obs_file)
-    taken = [name for name in carried.names if name in (TOKENS, LENGTH)]
-    obs_schema = pa.schema([field for field in carried if field.name not in taken])
+    obs_columns = pq.read_schema(obs_file)
+    taken = [name for name in obs_columns.names if name in (TOKENS, LENGTH)]
+    obs_schema = pa.schema([field for field in obs_columns if field.name not in taken])
     token_type = _token_type(store.vocabulary)
     schema = pa.schema([(TOKENS, pa.list_(token_type)), *obs_schema, (LENGTH, pa.int64())])
     cells, tokens = len(store), int(store.lengths.sum(dtype=np.int64))

@@ -48,7 +48,7 @@ class TokenizedBatch(NamedTuple):
     Attributes:
       encodings: their tokens; a cell may have none.
       cell_ids: [cells] str.
-      obs: [cells] the carried columns.
+      obs: [cells] the obs columns.
     """
 
     encodings: RankEncodings
@@ -70,8 +70,8 @@ class TokenizedDataset:
       path: as given.
       vocabulary: as given.
       n_cells: number of rows.
-      obs_kinds: carried column -> "text", "int", "float" or "bool" (see `cells.carried_columns`).
-      left_out: names of the columns that are not carried, because they hold something else than a
+      obs_kinds: obs column -> "text", "int", "float" or "bool" (see `cells.store.obs_columns`).
+      left_out: names of the columns that are not read, because they hold something else than a
         number, a text or a truth value per cell.
 
     Raises:
@@ -82,13 +82,13 @@ class TokenizedDataset:
     def __init__(self, path: Path | str, vocabulary: GeneVocabulary):
         self.path = Path(path)
         self.vocabulary = vocabulary
-        with _explained(self.path):
+        with _explain_damage(self.path):
             self._dataset = open_dataset_folder(self.path) if self.path.is_dir() else None
             self._schema = self._read_schema()
             self._check_columns()
-            carried = [each for each in self._schema if each.name not in _OWN_COLUMNS]
-            plain = [each for each in carried if _is_plain(each.type)]
-            self.left_out = [each.name for each in carried if each not in plain]
+            others = [each for each in self._schema if each.name not in _OWN_COLUMNS]
+            plain = [each for each in others if _is_plain(each.type)]
+            self.left_out = [each.name for each in others if each not in plain]
             self.n_cells, missing = self._survey([each.name for each in plain])
         self.obs_kinds = {each.name: _kind(each.type, missing[each.name] > 0) for each in plain}
 
@@ -101,7 +101,7 @@ class TokenizedDataset:
         """
         start = 0
         own = [name for name in _OWN_COLUMNS if name in self._schema.names]
-        with _explained(self.path):
+        with _explain_damage(self.path):
             for batch in self._record_batches([*own, *self.obs_kinds], cells_per_batch):
                 cell_ids = self._cell_ids(batch, start)
                 encodings = self._encodings(batch, cell_ids, start)
@@ -160,10 +160,10 @@ class TokenizedDataset:
             raise InputError(f"{self.path} holds no cells; name another dataset")
         everything = np.sort(np.concatenate(hashes))
         if (everything[1:] == everything[:-1]).any():
-            self._refuse_repeated_ids()
+            self._report_repeated_id()
         return cells, missing
 
-    def _refuse_repeated_ids(self) -> None:
+    def _report_repeated_id(self) -> None:
         seen: set[str] = set()
         for batch in self._record_batches([CELL_ID], _CELLS_PER_BATCH):
             for cell_id in self._cell_ids(batch, len(seen)).tolist():
@@ -200,7 +200,7 @@ class TokenizedDataset:
 
 
 def _kind(arrow_type: pa.DataType, missing: bool) -> str:
-    """How a column is carried, by the rules of `cells.carried_columns`."""
+    """The kind of an obs column, by the rules of `cells.store.obs_columns`."""
     if pa.types.is_dictionary(arrow_type):
         return _kind(arrow_type.value_type, missing)
     if pa.types.is_boolean(arrow_type):
@@ -218,14 +218,14 @@ def _is_plain(kind: pa.DataType) -> bool:
 
 
 @contextlib.contextmanager
-def _explained(path: Path) -> Iterator[None]:
-    """Turns what pyarrow says about damaged files into one line."""
+def _explain_damage(path: Path) -> Iterator[None]:
+    """Turns pyarrow's errors of damaged files into one line."""
     try:
         yield
     except InputError:
         raise
     except OSError as error:
-        # pyarrow raises it without a number for damage; with one it is the system speaking.
+        # pyarrow raises it without a number for damage; with one it is an error of the system.
         if error.errno is not None:
             raise
         raise _damaged(path, error) from error
@@ -234,8 +234,8 @@ def _explained(path: Path) -> Iterator[None]:
 
 
 def _damaged(path: Path, error: Exception) -> InputError:
-    said = " ".join(str(error).split())[:120]
-    return InputError(f"{path} is damaged or cut off ({said}); get the whole dataset")
+    reason = " ".join(str(error).split())[:120]
+    return InputError(f"{path} is damaged or cut off ({reason}); get the whole dataset")
 
 
 def checked_encodings(

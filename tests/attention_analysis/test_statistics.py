@@ -36,7 +36,7 @@ def planted():
     return means_of(received, rank), listed, others
 
 
-def test_rank_alone_is_told_from_preference(planted):
+def test_rank_alone_is_distinguished_from_preference(planted):
     table = statistics.compare_genes(*planted).set_index(["layer", "head"])
     assert table["prefers"].all(), "high ranks are attended in every head"
     assert table.index[table["prefers_matched"]].tolist() == [(2, 3)]

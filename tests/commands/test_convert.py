@@ -1,4 +1,4 @@
-"""The convert door on models, and how much memory a large one takes."""
+"""The command convert on models, and how much memory a large one takes."""
 
 import json
 import os
@@ -51,7 +51,7 @@ def test_a_model_goes_both_ways_with_its_vocabulary(tmp_path, monkeypatch, capsy
     assert status == 0
 
 
-def test_a_model_without_a_vocabulary_is_told_in_one_line(tmp_path, monkeypatch, capsys):
+def test_a_model_without_a_vocabulary_is_a_one_line_error(tmp_path, monkeypatch, capsys):
     source = write_folder(tmp_path / "hf")
     status, _, error = convert(monkeypatch, capsys, source, tmp_path / "checkpoint")
     assert status == 1
@@ -59,7 +59,7 @@ def test_a_model_without_a_vocabulary_is_told_in_one_line(tmp_path, monkeypatch,
     assert "--vocabulary must be given" in error
 
 
-def test_a_folder_that_is_nothing_known_is_told_in_one_line(tmp_path, monkeypatch, capsys):
+def test_a_folder_that_is_nothing_known_is_a_one_line_error(tmp_path, monkeypatch, capsys):
     (tmp_path / "empty").mkdir()
     status, _, error = convert(monkeypatch, capsys, tmp_path / "empty", tmp_path / "out")
     assert status == 1
@@ -69,7 +69,7 @@ def test_a_folder_that_is_nothing_known_is_told_in_one_line(tmp_path, monkeypatc
 
 @pytest.mark.reference_data
 @pytest.mark.parametrize(("model", "other"), [("v1_tiny", "v2_gc104M"), ("v2_tiny", "v1_gc30M")])
-def test_dictionaries_of_the_other_version_are_told_in_one_line(
+def test_dictionaries_of_the_other_version_are_one_line_errors(
     tmp_path, monkeypatch, capsys, reference_dir, data_dir, model, other
 ):
     status, _, error = convert(
@@ -86,7 +86,7 @@ def test_dictionaries_of_the_other_version_are_told_in_one_line(
 
 
 @pytest.mark.reference_data
-def test_v1_weights_with_v2_tokens_are_told_in_one_line(tmp_path, reference_dir, data_dir):
+def test_v1_weights_with_v2_tokens_are_one_line_errors(tmp_path, reference_dir, data_dir):
     import anndata as ad
 
     dictionaries = data_dir / "dictionaries"

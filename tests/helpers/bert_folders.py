@@ -18,7 +18,7 @@ WORD = "bert.embeddings.word_embeddings.weight"
 
 
 def settings(architecture: str = "BertForMaskedLM", **changes) -> dict:
-    told = {
+    content = {
         "architectures": [architecture],
         "model_type": "bert",
         "hidden_act": "relu",
@@ -36,8 +36,8 @@ def settings(architecture: str = "BertForMaskedLM", **changes) -> dict:
         "pad_token_id": 0,
     }
     if architecture == "BertForSequenceClassification":
-        told["id2label"] = {"0": "healthy", "1": "dilated", "2": "hypertrophic"}
-    return told | changes
+        content["id2label"] = {"0": "healthy", "1": "dilated", "2": "hypertrophic"}
+    return content | changes
 
 
 def tensors(architecture: str = "BertForMaskedLM", seed: int = 0) -> dict[str, np.ndarray]:
@@ -93,7 +93,7 @@ def write_folder(
 def write_torch_file(path: Path, weights: dict[str, np.ndarray], **lies) -> Path:
     """Writes float32 tensors as PyTorch does, without PyTorch.
 
-    `lies` change what the pickle says of every tensor: storage (a global), size, offset, shape,
+    `lies` change what the pickle records of every tensor: storage (a global), size, offset, shape,
     strides.
     """
     entries = b"".join(_torch_entry(i, *item, lies) for i, item in enumerate(weights.items()))
@@ -110,20 +110,20 @@ def write_torch_file(path: Path, weights: dict[str, np.ndarray], **lies) -> Path
 
 def _torch_entry(i: int, name: str, value: np.ndarray, lies: dict) -> bytes:
     strides = [stride // value.itemsize for stride in np.ascontiguousarray(value).strides]
-    told = {
+    content = {
         "storage": "torch\nFloatStorage",
         "size": value.size,
         "offset": 0,
         "shape": value.shape,
         "strides": strides,
     }
-    told |= lies
+    content |= lies
 
     def numbers(values) -> str:
         return "(" + "".join(f"I{number}\n" for number in values) + "t"
 
-    storage = f"(Vstorage\nc{told['storage']}\nV{i}\nVcpu\nI{told['size']}\ntQ"
-    place = f"I{told['offset']}\n" + numbers(told["shape"]) + numbers(told["strides"])
+    storage = f"(Vstorage\nc{content['storage']}\nV{i}\nVcpu\nI{content['size']}\ntQ"
+    place = f"I{content['offset']}\n" + numbers(content["shape"]) + numbers(content["strides"])
     hooks = "ccollections\nOrderedDict\n(tR"
     build = "ctorch._utils\n_rebuild_tensor_v2\n"
     return f"V{name}\n{build}({storage}{place}I00\n{hooks}tR".encode()
@@ -134,7 +134,7 @@ def read(folder):
 
 
 def refusal(folder) -> str:
-    """The one line with which a folder is refused."""
+    """Returns the one-line error of reading a folder."""
     with pytest.raises(InputError) as raised:
         huggingface.read_model(folder)
     message = str(raised.value)

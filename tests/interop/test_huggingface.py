@@ -35,11 +35,11 @@ ARCHITECTURES = ("BertForMaskedLM", *CLASSES)
 def test_weights_return_byte_for_byte_with_their_settings(tmp_path, architecture):
     source = write_folder(tmp_path / "hf", architecture=architecture)
     counts = huggingface.import_model(source, tmp_path / "checkpoint", toy_vocabulary())
-    told = huggingface.export_model(tmp_path / "checkpoint", tmp_path / "back")
-    assert counts["architecture"] == told["architecture"] == architecture
+    exported = huggingface.export_model(tmp_path / "checkpoint", tmp_path / "back")
+    assert counts["architecture"] == exported["architecture"] == architecture
     before, after = tensors(architecture), load_file(tmp_path / "back" / "model.safetensors")
     assert set(after) == set(before)
-    assert counts["tensors"] == told["tensors"] == len(before)
+    assert counts["tensors"] == exported["tensors"] == len(before)
     assert counts["weights"] == sum(value.size for value in before.values())
     for name, value in before.items():
         assert after[name].dtype == np.float32
@@ -133,7 +133,7 @@ def test_an_untied_decoder_is_refused(tmp_path):
     assert "is not tied" in refusal(write_folder(tmp_path / "hf", weights))
 
 
-def test_all_misfits_are_told_together(tmp_path):
+def test_all_misfits_are_reported_together(tmp_path):
     weights = tensors()
     del weights["bert.encoder.layer.1.output.dense.bias"], weights["cls.predictions.bias"]
     weights["bert.encoder.layer.2.output.dense.bias"] = np.zeros(D, np.float32)
@@ -187,9 +187,9 @@ def test_settings_that_are_not_implemented_are_refused(tmp_path, changes, words)
 
 def test_an_absent_activation_is_berts_and_refused(tmp_path):
     folder = write_folder(tmp_path / "hf")
-    told = settings()
-    del told["hidden_act"]
-    (folder / "config.json").write_text(json.dumps(told))
+    content = settings()
+    del content["hidden_act"]
+    (folder / "config.json").write_text(json.dumps(content))
     assert '"gelu"' in refusal(folder)
 
 
@@ -220,11 +220,11 @@ def test_transformers_loads_what_is_written(tmp_path, torch, architecture):
     source = write_folder(tmp_path / "hf", architecture=architecture)
     huggingface.import_model(source, tmp_path / "checkpoint", toy_vocabulary())
     huggingface.export_model(tmp_path / "checkpoint", tmp_path / "back")
-    model, told = getattr(transformers, architecture).from_pretrained(
+    model, loading = getattr(transformers, architecture).from_pretrained(
         tmp_path / "back", output_loading_info=True
     )
     for problem in ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs"):
-        assert not told[problem], problem
+        assert not loading[problem], problem
     state = model.state_dict()
     for name, value in tensors(architecture).items():
         np.testing.assert_array_equal(state[name].numpy(), value)
@@ -268,8 +268,8 @@ def test_released_models_are_recognised_by_their_hash(tmp_path, monkeypatch):
     def official(name: str, table: dict) -> str:
         monkeypatch.setattr(huggingface, "OFFICIAL", table)
         huggingface.import_model(source, tmp_path / name, toy_vocabulary())
-        story = json.loads((tmp_path / name / "provenance.json").read_text())
-        return story["counts"]["official"]
+        provenance = json.loads((tmp_path / name / "provenance.json").read_text())
+        return provenance["counts"]["official"]
 
     assert official("other", huggingface.OFFICIAL) == "none"
     assert official("same", {len(content): ("V1-10M", digest)}) == "V1-10M"

@@ -75,7 +75,7 @@ def test_pytorch_files_are_fetched_where_there_is_nothing_else(hub):
     assert len(asked) == 2
 
 
-def test_a_repository_without_weights_is_told(hub):
+def test_a_repository_without_weights_is_an_error(hub):
     folder, _ = hub
     (folder / "org" / "data").mkdir(parents=True)
     assert "holds no weights" in refusal("org/data")
@@ -105,7 +105,7 @@ def test_a_local_folder_goes_before_the_hub(hub, tmp_path):
         (errors.HFValidationError("Repo id must"), "check the name"),
     ],
 )
-def test_what_the_hub_does_not_give_is_told_in_one_line(monkeypatch, tmp_path, error, words):
+def test_what_the_hub_does_not_give_is_a_one_line_error(monkeypatch, tmp_path, error, words):
     def fail(*_, **__):
         raise error
 
@@ -117,7 +117,7 @@ def test_what_the_hub_does_not_give_is_told_in_one_line(monkeypatch, tmp_path, e
     assert "there is no folder org/name" in message
 
 
-def test_without_the_hubs_client_its_install_command_is_told(monkeypatch, tmp_path):
+def test_without_the_hubs_client_its_install_command_is_named(monkeypatch, tmp_path):
     import sys
 
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)

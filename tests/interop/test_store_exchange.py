@@ -74,7 +74,7 @@ def test_dataset_to_store_and_back_is_the_same_dataset(tmp_path, special_tokens,
     assert list(CellStore.open(store).verify())
 
 
-def test_the_store_holds_what_the_dataset_held_and_tells_its_story(tmp_path):
+def test_the_store_holds_what_the_dataset_held_and_its_provenance(tmp_path):
     table = random_table(300)
     source, folder = tmp_path / "in.parquet", tmp_path / "store"
     pq.write_table(table, source)
@@ -85,9 +85,9 @@ def test_the_store_holds_what_the_dataset_held_and_tells_its_story(tmp_path):
     assert store.obs.index.tolist() == table["cell_id"].to_pylist()
     assert store.max_length == 40
     assert store.vocabulary.hash == vocabulary().hash
-    story = json.loads((folder / "provenance.json").read_text())
-    assert story["command"] == "convert" and story["counts"]["cells"] == 300
-    assert story["inputs"][0]["name"] == "in.parquet"
+    provenance = json.loads((folder / "provenance.json").read_text())
+    assert provenance["command"] == "convert" and provenance["counts"]["cells"] == 300
+    assert provenance["inputs"][0]["name"] == "in.parquet"
     record = tfds.builder_from_directory(str(folder)).as_data_source(split="train")[7]
     assert record["tokens"].tolist() == table["input_ids"][7].as_py()
     assert record["cell_id"] == b"cell-7" and record["donor"] == 7
@@ -237,11 +237,11 @@ def test_nothing_is_overwritten_and_nothing_half_written_stays(tmp_path):
 
 @pytest.fixture
 def convert(monkeypatch, capsys):
-    """Runs the door; returns (exit status, standard output, standard error)."""
+    """Runs the command; returns (exit status, standard output, standard error)."""
     return lambda *flags: run_door("convert", list(flags), monkeypatch, capsys)
 
 
-def test_the_door_converts_by_what_source_and_target_are(tmp_path, convert):
+def test_the_command_converts_by_what_source_and_target_are(tmp_path, convert):
     vocabulary(V2_SPECIAL_TOKENS).save(tmp_path / "vocabulary")
     pq.write_table(random_table(50, V2_SPECIAL_TOKENS), tmp_path / "in.parquet")
     source, store = f"--source={tmp_path}/in.parquet", tmp_path / "store"
@@ -266,7 +266,7 @@ def test_the_door_converts_by_what_source_and_target_are(tmp_path, convert):
         (["--source={tmp}", "--target={tmp}/x"], "is none of the original's dictionaries"),
     ],
 )
-def test_the_door_tells_bad_input_in_one_line(tmp_path, convert, flags, words):
+def test_bad_input_is_a_one_line_error(tmp_path, convert, flags, words):
     vocabulary().save(tmp_path / "vocabulary")
     pq.write_table(random_table(5), tmp_path / "in.parquet")
     status, _, error = convert(*(flag.format(tmp=tmp_path) for flag in flags))
@@ -275,11 +275,11 @@ def test_the_door_tells_bad_input_in_one_line(tmp_path, convert, flags, words):
 
 
 @pytest.mark.reference_data
-def test_the_door_converts_the_original_dictionaries(data_dir, tmp_path, convert):
+def test_the_command_converts_the_original_dictionaries(data_dir, tmp_path, convert):
     source = data_dir / "dictionaries" / "v2_gc104M"
     status, _, error = convert(f"--source={source}", f"--target={tmp_path}/vocabulary")
     assert status == 0, error
     found = GeneVocabulary.load(tmp_path / "vocabulary")
     assert found.hash == read_original_vocabulary(source).hash
-    story = json.loads((tmp_path / "vocabulary" / "provenance.json").read_text())
-    assert story["counts"]["genes"] == 20_271
+    provenance = json.loads((tmp_path / "vocabulary" / "provenance.json").read_text())
+    assert provenance["counts"]["genes"] == 20_271

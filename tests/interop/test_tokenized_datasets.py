@@ -213,7 +213,7 @@ def test_the_original_tokens_of_both_versions_are_accepted(reference_dir):
         (pa.table([[[5]], [1], [2]], ["input_ids", "x", "x"]), 'two columns "x"'),
     ],
 )
-def test_what_does_not_fit_is_told_in_one_line(tmp_path, table, words):
+def test_what_does_not_fit_is_a_one_line_error(tmp_path, table, words):
     path = tmp_path / "cells.parquet"
     pq.write_table(table, path)
     with pytest.raises(InputError, match=words) as caught:
@@ -229,7 +229,7 @@ def test_second_version_cells_begin_with_cls_and_end_with_eos(tmp_path, cell):
         read_all(TokenizedDataset(path, vocabulary(V2_SPECIAL_TOKENS)))
 
 
-def test_folders_that_are_no_dataset_are_told_apart(tmp_path):
+def test_folders_that_are_no_dataset_are_distinguished(tmp_path):
     folder = tmp_path / "a.dataset"
     table = table_of(V1_CELLS)
     splits = datasets.DatasetDict({name: datasets.Dataset(table) for name in ("train", "test")})

@@ -135,7 +135,7 @@ def test_a_failed_write_is_an_error_of_the_system(tmp_path, monkeypatch):
         ("model.safetensors.index.json", b'{"weight_map": {}}', "beside it"),
     ],
 )
-def test_missing_and_damaged_files_are_told_in_one_line(tmp_path, file, content, words):
+def test_missing_and_damaged_files_are_one_line_errors(tmp_path, file, content, words):
     folder = write_folder(tmp_path / "hf")
     whole = (folder / "model.safetensors").read_bytes()
     if file != "config.json":
@@ -167,7 +167,7 @@ def test_pytorch_files_that_lie_are_refused(tmp_path, lies, words):
     assert words in refusal(folder)
 
 
-def test_damaged_pytorch_files_are_told_in_one_line(tmp_path):
+def test_damaged_pytorch_files_are_one_line_errors(tmp_path):
     folder = write_folder(tmp_path / "hf")
     (folder / "model.safetensors").unlink()
     file = write_torch_file(folder / "pytorch_model.bin", tensors())

@@ -176,34 +176,36 @@ def _norm(name: str, width: int, path: tuple[str, ...], layer: int | None = None
     ]
 
 
-def read_settings(told: Mapping[str, Any], where: str) -> tuple[EncoderConfig, HeadConfig | None]:
+def read_settings(
+    content: Mapping[str, Any], where: str
+) -> tuple[EncoderConfig, HeadConfig | None]:
     """Reads the content of a config.json.
 
     Args:
-      told: the JSON object.
+      content: of the file, a JSON object.
       where: the file, for messages.
 
     Raises:
       InputError: it is of another model, or asks for what is not implemented.
     """
-    kind = _head_kind(told, where)
+    kind = _head_kind(content, where)
     for name, (implemented, default) in _IMPLEMENTED.items():
-        if (value := told.get(name, default)) != implemented:
+        if (value := content.get(name, default)) != implemented:
             raise InputError(
                 f'{where} has {name} "{value}", but only "{implemented}", as in every published '
                 "Geneformer, is implemented; convert such a model"
             )
-    settings = {ours: _number(told, name, int, where) for ours, name in _SIZES.items()}
+    settings = {ours: _number(content, name, int, where) for ours, name in _SIZES.items()}
     for ours, (name, default) in _OPTIONAL.items():
-        settings[ours] = _number({name: default} | dict(told), name, type(default), where)
+        settings[ours] = _number({name: default} | dict(content), name, type(default), where)
     config = EncoderConfig(**settings)
     if kind is None:
         return config, None
-    return config, HeadConfig(kind, _labels(told, where), _head_dropout(told, config, where))
+    return config, HeadConfig(kind, _labels(content, where), _head_dropout(content, config, where))
 
 
-def _head_kind(told: Mapping[str, Any], where: str) -> str | None:
-    names = told.get("architectures")
+def _head_kind(content: Mapping[str, Any], where: str) -> str | None:
+    names = content.get("architectures")
     if isinstance(names, list) and len(names) == 1 and names[0] in ARCHITECTURES:
         return ARCHITECTURES[names[0]]
     raise InputError(
@@ -211,8 +213,8 @@ def _head_kind(told: Mapping[str, Any], where: str) -> str | None:
     )
 
 
-def _number(told: Mapping[str, Any], name: str, kind: type, where: str) -> Any:
-    value = told.get(name)
+def _number(content: Mapping[str, Any], name: str, kind: type, where: str) -> Any:
+    value = content.get(name)
     right = (int, float) if kind is float else (int,)
     if type(value) not in right:
         raise InputError(
@@ -221,17 +223,17 @@ def _number(told: Mapping[str, Any], name: str, kind: type, where: str) -> Any:
     return kind(value)
 
 
-def _head_dropout(told: Mapping[str, Any], config: EncoderConfig, where: str) -> float:
-    if told.get("classifier_dropout") is None:
+def _head_dropout(content: Mapping[str, Any], config: EncoderConfig, where: str) -> float:
+    if content.get("classifier_dropout") is None:
         return config.dropout
-    return _number(told, "classifier_dropout", float, where)
+    return _number(content, "classifier_dropout", float, where)
 
 
-def _labels(told: Mapping[str, Any], where: str) -> tuple[str, ...]:
+def _labels(content: Mapping[str, Any], where: str) -> tuple[str, ...]:
     """Names of the classes; without any, transformers takes two classes LABEL_0 and LABEL_1."""
-    names = told.get("id2label")
+    names = content.get("id2label")
     if names is None:
-        count = _number({"num_labels": 2} | dict(told), "num_labels", int, where)
+        count = _number({"num_labels": 2} | dict(content), "num_labels", int, where)
         names = {i: f"LABEL_{i}" for i in range(count)}
     try:
         by_number = {int(number): str(label) for number, label in names.items()}
@@ -244,7 +246,7 @@ def _labels(told: Mapping[str, Any], where: str) -> tuple[str, ...]:
 
 def write_settings(config: EncoderConfig, head: HeadConfig | None) -> dict[str, Any]:
     """Returns the content of a config.json that transformers reads."""
-    told: dict[str, Any] = {
+    content: dict[str, Any] = {
         "architectures": [architecture_of(head)],
         "model_type": "bert",
         "hidden_act": "relu",
@@ -252,10 +254,10 @@ def write_settings(config: EncoderConfig, head: HeadConfig | None) -> dict[str, 
         "tie_word_embeddings": True,
         "torch_dtype": "float32",
     }
-    told |= {name: getattr(config, ours) for ours, name in _SIZES.items()}
-    told |= {name: getattr(config, ours) for ours, (name, _) in _OPTIONAL.items()}
+    content |= {name: getattr(config, ours) for ours, name in _SIZES.items()}
+    content |= {name: getattr(config, ours) for ours, (name, _) in _OPTIONAL.items()}
     if head is not None:
-        told["classifier_dropout"] = head.dropout
-        told["id2label"] = {str(i): label for i, label in enumerate(head.labels)}
-        told["label2id"] = {label: i for i, label in enumerate(head.labels)}
-    return told
+        content["classifier_dropout"] = head.dropout
+        content["id2label"] = {str(i): label for i, label in enumerate(head.labels)}
+        content["label2id"] = {label: i for i, label in enumerate(head.labels)}
+    return content

@@ -1,4 +1,4 @@
-"""BERT's tensors into our weights: every one is used, or named as unused, or refused."""
+"""BERT's tensors as our weights and back: each is used, reported as unused, or an error."""
 
 import itertools
 from collections.abc import Iterable, Mapping
@@ -15,7 +15,7 @@ from geneformer_jax.model.encoder import Params
 from geneformer_jax.model.heads import HeadConfig
 from geneformer_jax.model.pretrained import abstract_weights
 
-_MOST_NAMES = 4
+_MAX_NAMES = 4
 _OLD_ENDINGS = {"LayerNorm.gamma": "LayerNorm.weight", "LayerNorm.beta": "LayerNorm.bias"}
 
 
@@ -51,7 +51,7 @@ def match_tensors(
     """
     if config.layers > len(tensors):
         raise InputError(
-            f"config.json in {where} tells of {config.layers:,} layers, but the weights are only "
+            f"config.json in {where} has {config.layers:,} layers, but the weights are only "
             f"{len(tensors):,} tensors; get both of one model"
         )
     named = _with_new_names(tensors, where)
@@ -134,7 +134,7 @@ def _with_new_names(tensors: Mapping[str, StoredTensor], where: str) -> dict[str
 
 
 def _misfit(tensor: StoredTensor, shape: tuple[int, ...]) -> str:
-    """Says what is wrong with a tensor, '' if nothing is."""
+    """Describes what is wrong with a tensor; '' if nothing is."""
     if tensor.shape != shape:
         return f"is {list(tensor.shape)}, not {list(shape)}"
     if tensor.number_type not in FLOAT_TYPES:
@@ -143,15 +143,15 @@ def _misfit(tensor: StoredTensor, shape: tuple[int, ...]) -> str:
 
 
 def _report(problems: Mapping[str, list[str]], where: str) -> None:
-    told = []
+    described = []
     for kind, names in problems.items():
         if names:
-            more = len(names) - _MOST_NAMES
-            listed = ", ".join(names[:_MOST_NAMES]) + (f" and {more} more" if more > 0 else "")
-            told.append(f"{len(names)} {kind} ({listed})")
-    if told:
+            more = len(names) - _MAX_NAMES
+            listed = ", ".join(names[:_MAX_NAMES]) + (f" and {more} more" if more > 0 else "")
+            described.append(f"{len(names)} {kind} ({listed})")
+    if described:
         raise InputError(
-            f"the tensors in {where} do not fit its config.json: {'; '.join(told)}; get "
+            f"the tensors in {where} do not fit its config.json: {'; '.join(described)}; get "
             "both of one model"
         )
 

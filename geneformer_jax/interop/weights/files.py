@@ -48,12 +48,12 @@ def read_json(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise InputError(f"{path} is missing; a model needs it beside its weights, get it too")
     try:
-        told = json.loads(path.read_text())
+        content = json.loads(path.read_text())
     except ValueError as error:
         raise InputError(f"{path} is no JSON ({error}); get it anew from its source") from error
-    if not isinstance(told, dict):
+    if not isinstance(content, dict):
         raise InputError(f"{path} holds no JSON object; get it anew from its source")
-    return told
+    return content
 
 
 def open_weights(folder: Path) -> WeightFiles:

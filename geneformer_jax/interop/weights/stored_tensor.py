@@ -26,7 +26,7 @@ class StoredTensor(NamedTuple):
     """One tensor of a file.
 
     Attributes:
-      shape: as the file says.
+      shape: in the file.
       number_type: a key of NUMBER_TYPES, or another name for what is not read.
       read: returns the array, in the file's type; it is not kept.
     """

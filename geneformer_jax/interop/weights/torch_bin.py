@@ -1,8 +1,8 @@
 """PyTorch's files of weights (`pytorch_model.bin`), read without PyTorch and without trusting them.
 
-Since PyTorch 1.6 such a file is a zip archive: a pickle that says which tensor lies where, and one
-member of raw bytes for each storage. The pickle is read by original_files with stand-ins for the
-few names it needs; they do nothing but note down what they are given.
+Since PyTorch 1.6 such a file is a zip archive: a pickle that records which tensor lies where, and
+one member of raw bytes for each storage. The pickle is read by `restricted_pickle` with stand-ins
+for the few names it needs, which do nothing but record what they are given.
 """
 
 import contextlib
@@ -163,7 +163,7 @@ def list_tensors(path: Path) -> dict[str, StoredTensor]:
 
 @contextlib.contextmanager
 def _opened(path: Path) -> Iterator[zipfile.ZipFile]:
-    """Opens an archive; whatever goes wrong in it is told as damage."""
+    """Opens an archive; whatever goes wrong in it is an InputError of a damaged file."""
     try:
         with zipfile.ZipFile(path) as archive:
             yield archive
@@ -185,9 +185,9 @@ def _root(path: Path, archive: zipfile.ZipFile) -> str:
     return roots[0]
 
 
-def _stored_bytes(path: Path, archive: zipfile.ZipFile, member: str, most: int) -> bytes:
-    """Reads a member that may have no more than `most` bytes."""
-    if member not in archive.namelist() or archive.getinfo(member).file_size > most:
+def _stored_bytes(path: Path, archive: zipfile.ZipFile, member: str, max_bytes: int) -> bytes:
+    """Reads a member that may have no more than `max_bytes` bytes."""
+    if member not in archive.namelist() or archive.getinfo(member).file_size > max_bytes:
         raise InputError(f"{path} lacks {member} or holds too much there; get it anew")
     return archive.read(member)
 

@@ -1,0 +1,166 @@
+"""Conversion between other people's formats and ours, chosen by what the source and target are."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from geneformer_jax.cells.store.cell_store import STORE
+from geneformer_jax.cells.tokenization.vocabulary import GeneVocabulary
+from geneformer_jax.common.errors import InputError
+from geneformer_jax.common.log import logger
+from geneformer_jax.common.provenance import describe_run
+from geneformer_jax.interop import original_dictionaries, store_exchange
+from geneformer_jax.interop.tokenized_datasets import is_tokenized_dataset
+from geneformer_jax.interop.weights.files import is_huggingface_model
+
+_VOCABULARY_FILE = "vocabulary.json"
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """One conversion.
+
+    JAX takes seconds to import, so the conversions that do without it do not import it.
+
+    Attributes:
+      source: a file or folder.
+      target: to write; nothing is overwritten.
+      vocabulary: that tokenised cells were made with or a model was trained with: a vocabulary
+        folder, or a folder of the original's dictionaries.
+      base: for an adapter, the model it was trained on, if that has moved.
+      species: of the original's dictionaries.
+      max_length: largest number of tokens of a cell in a new store; None for the original's.
+    """
+
+    source: Path
+    target: Path
+    vocabulary: Path | None = None
+    base: str | None = None
+    species: str = "human"
+    max_length: int | None = None
+
+    def run(self) -> None:
+        """Finds out what the source is, and converts it.
+
+        Raises:
+          InputError: the source is nothing known or damaged, the target exists, or the conversion
+            needs a vocabulary.
+        """
+        source = self.source
+        if not source.exists():
+            raise InputError(f"the source {source} does not exist; check the path")
+        if is_huggingface_model(source):
+            self._import_model()
+        elif original_dictionaries.holds_original_dictionaries(source):
+            self._import_dictionaries()
+        elif is_tokenized_dataset(source):
+            self._import_cells()
+        elif (source / STORE).is_file():
+            self._export_cells()
+        elif (source / _VOCABULARY_FILE).is_file():
+            raise original_dictionaries.unwritable_dictionaries(self.target)
+        elif source.is_dir():
+            self._convert_checkpoint()
+        else:
+            raise self._unknown()
+
+    def _import_dictionaries(self) -> None:
+        self._announce("the original's dictionaries", "a vocabulary")
+        vocabulary = original_dictionaries.import_vocabulary(self.source, self.target, self.species)
+        logger.info(
+            f"wrote {len(vocabulary.gene_ids):,} genes, {len(vocabulary.id_mapping):,} other ids "
+            f"and {len(vocabulary.special_tokens)} special tokens to {self.target}"
+        )
+
+    def _import_cells(self) -> None:
+        vocabulary = self._vocabulary()
+        if vocabulary is None:
+            raise InputError(
+                f"--vocabulary must be given: the tokens in {self.source} mean nothing without the "
+                "one they were made with"
+            )
+        self._announce("tokenised cells", "a cell store")
+        counts = store_exchange.dataset_to_store(
+            self.source, self.target, vocabulary, self.max_length
+        )
+        logger.info(f"wrote {counts['cells']:,} cells to {self.target}")
+        for reason, cells in counts["dropped"].items():
+            logger.info(f"cells left out, {reason}: {cells:,}")
+        _log_columns(counts["columns_left_out"])
+
+    def _export_cells(self) -> None:
+        if self.target.suffix not in (".dataset", ".parquet"):
+            raise InputError(
+                f"the target {self.target} must end in .dataset or .parquet, the formats that a "
+                "cell store is converted to"
+            )
+        self._announce("a cell store", "tokenised cells")
+        counts = store_exchange.store_to_dataset(self.source, self.target)
+        logger.info(f"wrote {counts['cells']:,} cells to {self.target}")
+        _log_columns(counts["columns_left_out"])
+
+    def _import_model(self) -> None:
+        from geneformer_jax.interop import huggingface
+
+        vocabulary = self._vocabulary()
+        if vocabulary is None and not (self.source / huggingface.VOCABULARY).is_dir():
+            raise InputError(
+                "--vocabulary must be given: a checkpoint carries the vocabulary it was trained "
+                f"with, and {self.source} has none; name a vocabulary folder or the original's "
+                "dictionaries"
+            )
+        self._announce("a model saved by transformers", "a checkpoint")
+        counts = huggingface.import_model(self.source, self.target, vocabulary)
+        logger.info(f"{counts['architecture']}, released model: {counts['official']}")
+        logger.info(
+            f"wrote {counts['weights']:,} weights from {counts['tensors']} tensors to {self.target}"
+        )
+        if counts["ignored"]:
+            names = ", ".join(counts["ignored"])
+            logger.info(f"tensors left out, which change nothing: {names}")
+
+    def _convert_checkpoint(self) -> None:
+        from geneformer_jax.interop import huggingface
+        from geneformer_jax.model.pretrained import find_adapter, holds_checkpoint
+
+        if find_adapter(self.source):
+            self._merge_adapter()
+            return
+        if not holds_checkpoint(self.source):
+            raise self._unknown()
+        self._announce("a checkpoint", "a model for transformers")
+        counts = huggingface.export_model(self.source, self.target)
+        logger.info(
+            f"wrote {counts['weights']:,} weights as {counts['architecture']} to {self.target}"
+        )
+
+    def _merge_adapter(self) -> None:
+        from geneformer_jax.interop.load import load_model
+        from geneformer_jax.model.pretrained import save_model
+
+        self._announce("an adapter", "a checkpoint, the adapter merged into its base")
+        model = load_model(self.source, base=self.base)
+        configuration = {"source": self.source, "target": self.target}
+        provenance = describe_run("convert", configuration, [self.source], {})
+        logger.info(f"wrote {save_model(model, self.target, provenance)}")
+
+    def _vocabulary(self) -> GeneVocabulary | None:
+        if self.vocabulary is None:
+            return None
+        if original_dictionaries.holds_original_dictionaries(self.vocabulary):
+            return original_dictionaries.read_original_vocabulary(self.vocabulary, self.species)
+        return GeneVocabulary.load(self.vocabulary)
+
+    def _announce(self, kind: str, result: str) -> None:
+        logger.info(f"converting {self.source} ({kind}) to {self.target} ({result})")
+
+    def _unknown(self) -> InputError:
+        return InputError(
+            f"the source {self.source} is none of the original's dictionaries, a .dataset folder, "
+            "a .parquet file, a cell store, a model saved by transformers or a checkpoint; check "
+            "the path"
+        )
+
+
+def _log_columns(names: list[str]) -> None:
+    if names:
+        logger.info(f"columns left out: {', '.join(names)}")
