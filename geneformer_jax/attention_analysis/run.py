@@ -31,6 +31,7 @@ from geneformer_jax.inference.cells import ORIGINAL_SEED, open_cells, select_cel
 from geneformer_jax.inference.random_control import MODEL
 from geneformer_jax.inference.resume import (
     PartsFolder,
+    cells_per_part,
     identity_of,
     part_ranges,
     parts_folder,
@@ -168,7 +169,8 @@ class AttentionParts:
           InputError: the folder holds parts of other cells, of another model or command.
         """
         self._extractor, self._parts = extractor, PartsFolder(folder)
-        size = {_PART_SIZE: max_cells or _cells_per_part(extractor)}
+        default = cells_per_part(extractor.spec.mesh, CELLS_PER_PART, CELLS_PER_ACCELERATOR_PART)
+        size = {_PART_SIZE: max_cells or default}
         kept = self._parts.begin(identity, size)
         cells = len(extractor.cells.lengths)
         self.ranges = part_ranges(np.arange(cells + 1), kept[_PART_SIZE])
@@ -205,12 +207,6 @@ class AttentionParts:
 
 def _measures_file(part: int) -> str:
     return f"cells-{part:06d}.npz"
-
-
-def _cells_per_part(extractor: AttentionExtractor) -> int:
-    mesh = extractor.spec.mesh
-    platform = mesh.devices.flat[0].platform
-    return mesh.size * CELLS_PER_PART.get(platform, CELLS_PER_ACCELERATOR_PART)
 
 
 def _check_numbers(name: str, numbers: Sequence[int], size: int) -> None:

@@ -15,6 +15,7 @@ from geneformer_jax.embedding.embedder import Embedded, Embedder
 from geneformer_jax.embedding.gene_means import GeneTotals
 from geneformer_jax.inference.resume import (
     PartsFolder,
+    cells_per_part,
     identity_of,
     part_ranges,
     parts_folder,
@@ -69,7 +70,8 @@ class EmbeddingParts:
             **identity,
         }
         # The parts stay as they were begun, whatever devices go on with them.
-        size = {_PART_SIZE: max_cells or _cells_per_part(embedder)}
+        default = cells_per_part(embedder.pass_.mesh, CELLS_PER_PART, CELLS_PER_ACCELERATOR_PART)
+        size = {_PART_SIZE: max_cells or default}
         kept = self._parts.begin(plan, size, self._make_rows)
         self.ranges = part_ranges(embedder.offsets, kept[_PART_SIZE], max_rows)
 
@@ -127,9 +129,3 @@ class EmbeddingParts:
                 totals = totals.merged(embedder.genes(start, stop, progress))
                 self._parts.save_totals(totals._asdict(), part + 1)
         return totals
-
-
-def _cells_per_part(embedder: Embedder) -> int:
-    mesh = embedder.pass_.mesh
-    platform = mesh.devices.flat[0].platform
-    return mesh.size * CELLS_PER_PART.get(platform, CELLS_PER_ACCELERATOR_PART)

@@ -21,12 +21,13 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
 from geneformer_jax.cells.store.cell_store import EncodedCells, checksum
 from geneformer_jax.common.errors import InputError
 from geneformer_jax.common.files import atomic_write, fsync_tree_entry, remove
 from geneformer_jax.common.log import logger
-from geneformer_jax.common.workdir import as_json, claim_folder
+from geneformer_jax.common.workdir import claim_folder
 from geneformer_jax.model.pretrained import PretrainedModel
 
 PLAN, RECORDS, TOTALS = "plan.json", "records", "totals.npz"
@@ -207,6 +208,17 @@ def tidy(output: Path, *others: str) -> None:
         remove(output / name)
 
 
+def cells_per_part(mesh: Mesh, by_platform: Mapping[str, int], accelerator: int) -> int:
+    """Returns the cells of a part on the devices of a mesh.
+
+    Args:
+      mesh: devices.
+      by_platform: cells for each device of a platform, such as {"cpu": 8_192}.
+      accelerator: cells for each device of another platform.
+    """
+    return mesh.size * by_platform.get(mesh.devices.flat[0].platform, accelerator)
+
+
 def part_ranges(
     offsets: np.ndarray, max_cells: int, max_rows: int | None = None
 ) -> list[tuple[int, int]]:
@@ -247,26 +259,6 @@ def identity_of(model: PretrainedModel, cells: EncodedCells) -> dict[str, Any]:
         "lengths": sha256(lengths),
         "cell ids": sha256("\0".join(map(str, cells.obs.index)).encode()),
     }
-
-
-def refuse_other_plan(
-    folder: Path, plan: Mapping[str, Any], apart_from: Iterable[str] = ()
-) -> None:
-    """Raises InputError if the parts in `folder` were begun with another plan.
-
-    Args:
-      folder: holds `plan.json`.
-      plan: of this run.
-      apart_from: names that need not agree.
-    """
-    kept, plan = json.loads((folder / PLAN).read_text()), as_json(plan)
-    names = [name for name in {**kept, **plan} if kept.get(name) != plan.get(name)]
-    names = [name for name in names if name not in set(apart_from)]
-    if names:
-        raise InputError(
-            f"{folder} holds an unfinished run with another {', '.join(names)}; give its command "
-            "again, or remove the folder to begin anew"
-        )
 
 
 def sha256(data: np.ndarray | bytes) -> str:
