@@ -24,15 +24,12 @@ from ml_collections import config_flags
 
 from geneformer_jax.common import command_line
 
+FLAGS = flags.FLAGS
+
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "Configuration file, e.g. configs/finetune_cells.py.", lock_config=True
 )
-_CHECKPOINT = flags.DEFINE_string(
-    "checkpoint", "", "Pretrained model: checkpoint, workdir, or Hugging Face directory."
-)
-_VOCABULARY = flags.DEFINE_string(
-    "vocabulary", "", "Vocabulary folder, for a checkpoint that carries none."
-)
+command_line.model_flags()
 _WORKDIR = flags.DEFINE_string("workdir", "", "Folder of the run: a new one, or one to go on in.")
 _DRY_RUN = flags.DEFINE_bool("dry_run", False, "Check everything, print what would run, and stop.")
 _TRIALS = flags.DEFINE_integer(
@@ -48,8 +45,10 @@ def main() -> None:
     from geneformer_jax.finetuning.run import FinetuneRun
     from geneformer_jax.interop.load import load_model
 
-    model = load_model(_CHECKPOINT.value, _VOCABULARY.value or None) if _CHECKPOINT.value else None
-    if model is None:
+    model = None
+    if FLAGS.checkpoint:
+        model = load_model(FLAGS.checkpoint, FLAGS.vocabulary or None)
+    else:
         print("no --checkpoint: the network is trained from scratch", flush=True)
     run = FinetuneRun.open(_CONFIG.value.to_dict(), model)
     if _DRY_RUN.value:

@@ -24,32 +24,13 @@ from geneformer_jax.common.provenance import describe_run
 
 FLAGS = flags.FLAGS
 
-
-flags.DEFINE_string("checkpoint", "", "Fine-tuned model: a fold's folder, or its model or adapter.")
-
-
+command_line.model_flags()
 flags.DEFINE_string("base", "", "For an adapter: the model it was trained on, if that has moved.")
-
-
 flags.DEFINE_string("cells", "", "Cell store, or file of raw counts.")
-
-
 flags.DEFINE_string("output", "", "File to write: .h5ad (of cells), .parquet or .csv.")
-
-
 flags.DEFINE_string("labels_key", "", "obs column of known labels, to compare predictions with.")
-
-
 flags.DEFINE_string("target", "", "Output that --labels_key is of; default: the first of classes.")
-
-
-flags.DEFINE_string("vocabulary", "", "Vocabulary folder, for a model that carries none.")
-
-
-flags.DEFINE_string("precision", "float32", "float32, bfloat16 or float16.")
-
-
-flags.DEFINE_string("attention", "auto", "Attention implementation; auto chooses for the device.")
+command_line.device_flags()
 _SUFFIXES = (".h5ad", ".parquet", ".csv")
 
 
@@ -69,19 +50,20 @@ def main() -> None:
 
     model = load_model(FLAGS.checkpoint, FLAGS.vocabulary or None, base=FLAGS.base or None)
     runtime = RuntimeConfig(precision=FLAGS.precision, attention=FLAGS.attention)
+    how = {"runtime": runtime, "tokens_per_device": FLAGS.tokens_per_device}
     if model.head is not None and model.head.kind == GENES:
         if output.suffix == ".h5ad" or FLAGS.labels_key:
             raise InputError(
                 f"the model of {model.source} classifies genes; write a .parquet or .csv table, "
                 "without --labels_key"
             )
-        predicted, unit = predict.predict_genes(model, FLAGS.cells, runtime), "genes"
+        predicted, unit = predict.predict_genes(model, FLAGS.cells, **how), "genes"
     else:
         cells = predict.open_cells_for(model, FLAGS.cells, CELLS)
         if FLAGS.labels_key:
             task = predict.find_output(model, FLAGS.target)
             predict.check_labels(cells.obs, FLAGS.labels_key, task)
-        predicted, unit = predict.predict_cells(model, cells, runtime), "cells"
+        predicted, unit = predict.predict_cells(model, cells, **how), "cells"
         if FLAGS.labels_key:
             print("\n".join(predict.compare_with_labels(predicted, FLAGS.labels_key, task)))
     counts = {unit: len(predicted)}

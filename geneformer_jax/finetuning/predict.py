@@ -75,6 +75,7 @@ def _compute(
     model: PretrainedModel,
     cells: EncodedCells,
     runtime: RuntimeConfig | None,
+    tokens_per_device: int | None,
     gene_labels: np.ndarray | None = None,
 ) -> Iterator[Outputs]:
     """Yields the outputs of some thousand cells at a time, or of the labelled genes in them."""
@@ -83,7 +84,9 @@ def _compute(
     spec = StepSpec(model.config, model.head, tuning, optimizer, runtime, MeshConfig())
     lengths = np.asarray(cells.lengths)
     compiled = compile_steps(spec, int(np.max(lengths)))
-    sampling = Learning(lay_out(lengths, model.config, compiled.mesh).shape, seed=0)
+    sampling = Learning(
+        lay_out(lengths, model.config, compiled.mesh, tokens_per_device).shape, seed=0
+    )
     per_gene = gene_labels is not None
     with Progress(len(lengths), "predict", "cells") as progress:
         for start in range(0, len(lengths), _CELLS_AT_A_TIME):
@@ -100,6 +103,7 @@ def predict_cells(
     runtime: RuntimeConfig | None = None,
     *,
     layer: str | None = None,
+    tokens_per_device: int | None = None,
 ) -> ad.AnnData:
     """Predicts the classes of cells, or their numbers, with a fine-tuned model.
 
@@ -108,6 +112,7 @@ def predict_cells(
       cells: a cell store, tokenised cells, or counts, which are tokenised for the model.
       runtime: how to compute; float32 by default.
       layer: of an AnnData or a file of counts, where the raw counts are; None for X.
+      tokens_per_device: padded tokens of a batch on each device; by default the device's.
 
     Returns:
       AnnData without X: all cells in input order, under their ids, with all their obs columns. For
@@ -120,7 +125,7 @@ def predict_cells(
       InputError: the model has no cell classifier, or the cells do not fit it.
     """
     encoded = open_cells_for(model, cells, CELLS, layer)
-    parts = zip(*_compute(model, encoded, runtime), strict=True)
+    parts = zip(*_compute(model, encoded, runtime, tokens_per_device), strict=True)
     outputs = Outputs(*(np.concatenate(each) for each in parts))
     predicted = ad.AnnData(obs=encoded.obs.copy())
     for task, _, own in per_task(model.head, outputs):
@@ -148,6 +153,7 @@ def predict_genes(
     runtime: RuntimeConfig | None = None,
     *,
     layer: str | None = None,
+    tokens_per_device: int | None = None,
 ) -> pd.DataFrame:
     """Predicts the classes of genes with a fine-tuned model, by their mean over cells.
 
@@ -156,6 +162,7 @@ def predict_genes(
       cells: a cell store, tokenised cells, or counts, which are tokenised for the model.
       runtime: how to compute; float32 by default.
       layer: of an AnnData or a file of counts, where the raw counts are; None for X.
+      tokens_per_device: padded tokens of a batch on each device; by default the device's.
 
     Returns:
       One row per gene that occurs, by gene id: `symbol`, `n_cells`, `predicted` (the class of the
@@ -170,7 +177,7 @@ def predict_genes(
     labels[vocabulary.first_gene_token :] = 0
     counts = np.zeros(vocabulary.size, np.int64)
     sums = np.zeros((vocabulary.size, len(task.labels)))
-    for outputs in _compute(model, encoded, runtime, labels):
+    for outputs in _compute(model, encoded, runtime, tokens_per_device, labels):
         ((_, _, own),) = per_task(model.head, outputs)
         counts += np.bincount(outputs.tokens, minlength=len(counts))
         np.add.at(sums, outputs.tokens, np.exp(own))

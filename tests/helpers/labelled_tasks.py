@@ -1,20 +1,31 @@
 """Small tasks of the toy cells: which of two types a cell is, which half a gene is of."""
 
 from dataclasses import dataclass
+from pathlib import Path
 from types import SimpleNamespace
 
+import jax
 import numpy as np
 
 from geneformer_jax.batches.labelled import UNLABELLED, LabelledCells
 from geneformer_jax.finetuning.classification.task import FoldData
 from geneformer_jax.finetuning.config import FinetuneConfig, finetune_config, typed_finetune_config
 from geneformer_jax.model.config import EncoderConfig
+from geneformer_jax.model.encoder import init_params
 from geneformer_jax.model.heads import HeadTask
-from tests.helpers.toy import GENES
+from geneformer_jax.model.pretrained import PretrainedModel, save_model
+from tests.helpers.toy import GENES, toy_vocabulary
 
 TINY = EncoderConfig(
     152, 2, 16, 2, 32, 256, dropout=0.1, attention_dropout=0.0, initializer_range=0.1
 )
+
+
+def save_base(folder: Path, seed: int = 1) -> Path:
+    """Saves a model with the masked-gene head, as pretraining leaves it; returns its checkpoint."""
+    params = jax.jit(lambda: init_params(TINY, jax.random.key(seed)))()
+    model = PretrainedModel(TINY, params, toy_vocabulary(), "made up", step=5)
+    return save_model(model, folder, {"command": "test"})
 
 
 @dataclass(frozen=True, eq=False)

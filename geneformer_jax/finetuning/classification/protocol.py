@@ -7,7 +7,7 @@ with permuted labels.
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -77,6 +77,7 @@ def run_task(
     networks: Mapping[str, Network],
     configuration: Mapping[str, Any] | None = None,
     identity: Mapping[str, Any] | None = None,
+    estimators: Sequence[str] = ESTIMATORS,
 ) -> pd.DataFrame:
     """Runs a task's whole protocol; a second call with the same arguments resumes or reads it.
 
@@ -92,6 +93,7 @@ def run_task(
         `output`. Figures show the first in detail.
       configuration: the whole one, for provenance.json.
       identity: what the networks' results depend on beside the task.
+      estimators: kinds of baselines.
 
     Returns:
       The table of results, one row per method (see `report.results_table`).
@@ -102,7 +104,7 @@ def run_task(
     if not networks and not config.baselines:
         raise InputError("there is neither a network nor a baseline to run; switch baselines on")
     logger.info("\n".join(task.summary))
-    run = _Run(config, task, TaskFolder(Path(output), config, task, identity), networks)
+    run = _Run(config, task, TaskFolder(Path(output), config, task, identity), networks, estimators)
     if run.folder.finished:
         return read_results(run.folder)
     predictions = run.network_predictions() | run.baseline_predictions()
@@ -196,6 +198,7 @@ class _Run:
     task: ClassificationTask
     folder: TaskFolder
     networks: Mapping[str, Network]
+    estimators: Sequence[str]
 
     def network_predictions(self) -> dict[str, pd.DataFrame]:
         """Predictions of each network."""
@@ -248,7 +251,7 @@ class _Run:
                 baseline_predictions, features=matrix, kind=kind
             )
             for name, matrix in features.items()
-            for kind in ESTIMATORS
+            for kind in self.estimators
         }
 
     def _control(self, name: str, kind: str, predictions: pd.DataFrame) -> dict[str, Any]:

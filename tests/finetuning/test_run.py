@@ -1,0 +1,45 @@
+"""Fine-tuning from Python: counts in an AnnData layer, resumption, and a quiet notebook."""
+
+import numpy as np
+import pytest
+
+from geneformer_jax.common.errors import InputError
+from geneformer_jax.finetuning.config import finetune_config
+from geneformer_jax.finetuning.predict import predict_cells
+from geneformer_jax.finetuning.run import finetune_cells
+from geneformer_jax.model.pretrained import load_model
+from tests.helpers.labelled_tasks import save_base
+from tests.helpers.toy import toy_cells
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    return load_model(save_base(tmp_path_factory.mktemp("base") / "run"))
+
+
+def test_an_anndata_is_learned_and_predicted_from_its_layer(base, tmp_path, capsys):
+    cells = toy_cells(120)
+    cells.layers["counts"] = cells.X.copy()
+    cells.X = cells.X.log1p()
+    config = finetune_config()
+    changes = {"mesh.data": 1, "data.max_buckets": 1, "epochs": 6}
+    config.update_from_flattened_dict(
+        changes | {"optimizer.learning_rate": 1e-2, "optimizer.warmup_steps": 2}
+    )
+    keys = {"labels_key": "kind", "workdir": tmp_path / "run", "config": config}
+    model = finetune_cells(base, cells, **keys, layer="counts")
+    assert model.head.labels == ("a", "b")
+    predicted = predict_cells(model, cells, layer="counts")
+    right = predicted.obs["predicted_label"].astype(str) == cells.obs["kind"]
+    assert right.mean() > 0.8
+    assert capsys.readouterr().out == ""
+    again = finetune_cells(base, cells, **keys, layer="counts")
+    np.testing.assert_array_equal(
+        again.params["cell_classifier"]["classifier"]["kernel"],
+        model.params["cell_classifier"]["classifier"]["kernel"],
+    )
+    with pytest.raises(InputError, match="seed = 42, not 7"):
+        config.seed = 7
+        finetune_cells(base, cells, **keys, layer="counts")
+    with pytest.raises(InputError, match='did you mean "kind"'):
+        finetune_cells(base, cells, "kin", tmp_path / "other", layer="counts")
