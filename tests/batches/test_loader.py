@@ -91,7 +91,15 @@ def test_hosts_read_parts_of_the_same_global_batch(batches, hosts):
 
 
 @pytest.mark.parametrize(
-    "workers", [0, *(pytest.param(n, marks=pytest.mark.multiprocess) for n in (1, 2))]
+    ("batches", "workers"),
+    [
+        ("padded", 0),
+        ("packed", 0),
+        # Starting processes takes seconds: each number of workers reads one kind of batch.
+        pytest.param("packed", 1, marks=pytest.mark.multiprocess),
+        pytest.param("padded", 2, marks=pytest.mark.multiprocess),
+    ],
+    indirect=["batches"],
 )
 def test_reading_ahead_changes_nothing_and_begins_at_any_step(batches, workers):
     source = batches()

@@ -14,8 +14,9 @@ from geneformer_jax.training.config import PretrainConfig, typed_config
 from tests.helpers.xla import QUICK_COMPILING
 
 PROJECT = Path(__file__).parents[2]
-# As in this process, so that both compute the same bits.
 XLA_FLAGS = QUICK_COMPILING
+# As in this process, so that both compute the same bits and share compiled programs.
+SAME_DEVICES = "--xla_force_host_platform_device_count=8"
 CONFIG = """
 from geneformer_jax.model.config import EncoderConfig
 from geneformer_jax.training.config import pretrain_config
@@ -46,7 +47,11 @@ def config_of(store, **changes) -> PretrainConfig:
 
 
 def start_pretraining(config: Path, store, workdir: Path) -> subprocess.Popen:
-    environment = {**os.environ, "XLA_FLAGS": XLA_FLAGS, "JAX_PLATFORMS": "cpu"}
+    environment = {
+        **os.environ,
+        "XLA_FLAGS": f"{SAME_DEVICES} {XLA_FLAGS}",
+        "JAX_PLATFORMS": "cpu",
+    }
     command = [sys.executable, "-m", "geneformer_jax.pretrain", f"--config={config}"]
     command += [f"--config.data.store={store.folder}", f"--workdir={workdir}"]
     return subprocess.Popen(

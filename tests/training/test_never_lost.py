@@ -1,4 +1,4 @@
-"""Whatever happens to a run, it goes on: other devices, other processes, damage, kills."""
+"""Whatever happens to a run, it resumes: other devices, other processes, damage, kills."""
 
 import os
 import random
@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -20,7 +21,7 @@ from geneformer_jax.training.api import pretrain
 from geneformer_jax.training.checkpoint import DAMAGED, CheckpointConfig, Checkpoints
 from geneformer_jax.training.config import PretrainConfig
 from geneformer_jax.training.run import Run, prepare_run
-from geneformer_jax.training.state import INITIAL_SCALE
+from geneformer_jax.training.state import INITIAL_SCALE, TrainState
 from geneformer_jax.training.telemetry import read_metrics
 from tests.helpers.pretrain_runs import (
     CONFIG,
@@ -212,11 +213,13 @@ def test_the_clock_decides_only_after_so_many_minutes(toy_store, tmp_path, monke
         assert not checkpoints.due(1, clock=True)
 
 
-def test_the_newest_and_every_so_many_steps_stay(toy_store, tmp_path):
-    changes = {"steps": 9, "checkpoint.every_steps": 1, "checkpoint.keep": 2}
-    changes |= {"checkpoint.keep_every_steps": 4, "evaluation.held_out_cells": 0}
-    pretrain(config_of(toy_store, **changes), tmp_path / "run")
-    kept = {folder.name for folder in (tmp_path / "run" / CHECKPOINTS).iterdir()}
+def test_the_newest_and_every_so_many_steps_stay(tmp_path):
+    config = CheckpointConfig(every_steps=1, keep=2, keep_every_steps=4)
+    weights = {"kernel": jnp.zeros(3)}
+    with Checkpoints(tmp_path / "run", config, {"model": "{}"}) as checkpoints:
+        for step in range(1, 10):
+            checkpoints.save(step, TrainState(jnp.int32(step), weights, weights))
+    kept = {folder.name for folder in (tmp_path / "run").iterdir()}
     assert kept == {"4", "8", "9"}
 
 

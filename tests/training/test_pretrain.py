@@ -31,7 +31,7 @@ def finished(toy_store, tmp_path_factory):
     return workdir, pretrain(config_of(toy_store), workdir)
 
 
-def test_a_run_leaves_weights_metrics_and_its_story(finished, toy_store):
+def test_a_run_leaves_weights_metrics_and_provenance(finished, toy_store):
     workdir, result = finished
     model = load_model(workdir)
     assert model.step == 12
@@ -42,9 +42,9 @@ def test_a_run_leaves_weights_metrics_and_its_story(finished, toy_store):
     assert [row["step"] for row in rows if "loss" in row] == [2, 3, 4, 6, 8, 9, 10, 12]
     assert [row["step"] for row in rows if "held_out_loss" in row] == [6, 12]
     assert rows[-1]["held_out_loss"] == result.held_out.loss
-    story = json.loads((workdir / "provenance.json").read_text())
-    assert story["configuration"]["optimizer"]["warmup_steps"] == 4
-    assert story["inputs"][0]["files"] > 3
+    provenance = json.loads((workdir / "provenance.json").read_text())
+    assert provenance["configuration"]["optimizer"]["warmup_steps"] == 4
+    assert provenance["inputs"][0]["files"] > 3
     assert len(list((workdir / CHECKPOINTS).glob("[0-9]*"))) == 3
 
 
@@ -66,14 +66,11 @@ def test_a_longer_run_beats_both_baselines(toy_store, tmp_path):
 
 
 @pytest.mark.multiprocess
-def test_killed_between_checkpoints_and_resumed_ends_with_the_same_weights(toy_store, tmp_path):
-    config = tmp_path / "config.py"
+def test_killed_between_checkpoints_and_resumed_ends_with_the_same_weights(
+    finished, toy_store, tmp_path
+):
+    config, disturbed = tmp_path / "config.py", tmp_path / "disturbed"
     config.write_text(CONFIG)
-
-    undisturbed, disturbed = tmp_path / "undisturbed", tmp_path / "disturbed"
-    process = start_pretraining(config, toy_store, undisturbed)
-    assert process.wait() == 0, process.stderr.read()
-
     process = start_pretraining(config, toy_store, disturbed)
     wait_for(disturbed / CHECKPOINTS / "3" / "commit_success.txt", process)
     process.send_signal(signal.SIGKILL)
@@ -82,6 +79,7 @@ def test_killed_between_checkpoints_and_resumed_ends_with_the_same_weights(toy_s
     process = start_pretraining(config, toy_store, disturbed)
     assert process.wait() == 0, process.stderr.read()
 
+    undisturbed, _ = finished
     assert_identical(parameters(undisturbed), parameters(disturbed))
     kept = [row for row in read_metrics(disturbed) if "loss" in row]
     expected = [row for row in read_metrics(undisturbed) if "loss" in row]
@@ -181,7 +179,7 @@ def test_a_loss_that_is_not_finite_names_the_step_and_the_cells(toy_store, tmp_p
         pretrain(config_of(toy_store, **changes), tmp_path / "run")
 
 
-def test_damaged_and_missing_checkpoints_are_told_in_one_line(finished, tmp_path):
+def test_damaged_and_missing_checkpoints_are_refused(finished, tmp_path):
     with pytest.raises(InputError, match="not a folder"):
         load_model(tmp_path / "nowhere")
     with pytest.raises(InputError, match="no checkpoint in"):

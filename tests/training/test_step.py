@@ -64,23 +64,40 @@ def masked_batch(B: int = 8, T: int = 32) -> Batch:
     return Batch(masked.tokens_BT, lengths_B, *masked[1:], cells_B=np.arange(B, dtype=np.int32))
 
 
+@functools.cache
 def recipe_of(config: EncoderConfig = TINY, **changes) -> Recipe:
     return Recipe(config, make_optimizer(OPTIMIZER, 10), Runtime(), seed=0, **changes)
 
 
 @functools.cache
+def compiled(mesh_config: MeshConfig | None, recipe: Recipe):
+    """Returns (mesh, initial state, step), compiled for a mesh or one device."""
+    mesh = make_mesh(mesh_config or MeshConfig(), None if mesh_config else jax.devices()[:1])
+    placed = jax.tree.map(lambda leaf: leaf.sharding, abstract_state(recipe, mesh))
+    start = jax.jit(lambda: init_state(recipe), out_shardings=placed)
+    return mesh, start, jit_train_step(recipe, mesh)
+
+
+def run_steps(mesh_config: MeshConfig | None, recipe: Recipe, batch: Batch, steps: int = 1):
+    """Returns the state and metrics after some steps."""
+    mesh, start, step = compiled(mesh_config, recipe)
+    with jax.set_mesh(mesh):
+        state = start()
+        for _ in range(steps):
+            state, metrics = step(state, put_batch(batch, mesh))
+    return jax.device_get(state), jax.device_get(metrics)
+
+
+@functools.cache
 def one_step(mesh_config: MeshConfig | None, recipe: Recipe | None = None, steps: int = 2):
     """Returns the state and metrics after some steps, on a mesh or on one device."""
-    recipe = recipe or recipe_of()
-    devices = None if mesh_config else jax.devices()[:1]
-    mesh = make_mesh(mesh_config or MeshConfig(), devices)
-    placed = jax.tree.map(lambda leaf: leaf.sharding, abstract_state(recipe, mesh))
-    with jax.set_mesh(mesh):
-        state = jax.jit(lambda: init_state(recipe), out_shardings=placed)()
-        step = jit_train_step(recipe, mesh)
-        for _ in range(steps):
-            state, metrics = step(state, put_batch(masked_batch(), mesh))
-    return jax.device_get(state), jax.device_get(metrics)
+    return run_steps(mesh_config, recipe or recipe_of(), masked_batch(), steps)
+
+
+@functools.cache
+def initial(recipe: Recipe):
+    """The state before the first step."""
+    return jax.jit(lambda: init_state(recipe))()
 
 
 GOLDEN = {
@@ -147,12 +164,9 @@ def test_filler_rows_and_padding_change_nothing():
     garbage = filled._replace(
         tokens_BT=np.where(np.arange(32) < filled.lengths_B[:, None], filled.tokens_BT, 17)
     )
-    recipe = recipe_of()
-    run = jax.jit(functools.partial(train_step, recipe=recipe))
-    state = init_state(recipe)
-    expected = run(state, batch)[0].optimizer
+    expected = one_step(None, steps=1)[0].optimizer
     for other in (filled, garbage):
-        got = run(state, other)[0].optimizer
+        got = run_steps(None, recipe_of(), other)[0].optimizer
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), expected, got)
 
 
@@ -160,7 +174,7 @@ def test_dropout_is_drawn_anew_at_each_step():
     config = dataclasses.replace(TINY, dropout=0.3, attention_dropout=0.3)
     recipe = recipe_of(config)
     run = jax.jit(functools.partial(train_step, recipe=recipe))
-    state = init_state(recipe)
+    state = initial(recipe)
     losses = [
         float(run(state._replace(step=jnp.asarray(step)), masked_batch())[1].loss)
         for step in (0, 0, 1)
@@ -195,7 +209,7 @@ def test_an_overflow_halves_the_scale_and_skips_the_update():
     recipe = dataclasses.replace(
         recipe_of(), runtime=Runtime(precision=precision_preset("float16"))
     )
-    state = init_state(recipe)
+    state = initial(recipe)
     run = jax.jit(functools.partial(train_step, recipe=recipe))
     good, metrics = run(state, masked_batch())
     assert np.isfinite(metrics.gradient_norm)
@@ -226,7 +240,7 @@ def test_the_scale_doubles_after_a_run_of_good_steps_and_has_a_floor():
 def test_scaling_by_itself_changes_no_gradient():
     expected, _ = one_step(None, steps=1)
     recipe = recipe_of()
-    state = init_state(recipe)._replace(loss_scale=initial_loss_scale())
+    state = initial(recipe)._replace(loss_scale=initial_loss_scale())
     scaled, _ = jax.jit(functools.partial(train_step, recipe=recipe))(state, masked_batch())
     moments = [jax.tree.leaves(each.optimizer[1][0].mu) for each in (expected, scaled)]
     for one, other in zip(*moments, strict=True):

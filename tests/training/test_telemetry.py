@@ -1,4 +1,4 @@
-"""What a run tells while it runs: the numbers, TensorBoard's files, a profile."""
+"""What a run logs while it trains: the numbers, TensorBoard's files, a profile."""
 
 import itertools
 import json
@@ -15,7 +15,7 @@ from tensorboardX.proto.event_pb2 import Event, SessionLog
 from geneformer_jax.common.errors import InputError
 from geneformer_jax.training import telemetry
 from geneformer_jax.training.api import pretrain
-from geneformer_jax.training.profiling import PROFILE
+from geneformer_jax.training.profiling import PROFILE, Profile, ProfileConfig
 from geneformer_jax.training.run import prepare_run
 from geneformer_jax.training.state import StepMetrics
 from geneformer_jax.training.telemetry import (
@@ -27,7 +27,7 @@ from geneformer_jax.training.telemetry import (
 )
 from tests.helpers.pretrain_runs import config_of
 
-ASKED_FOR = {
+METRICS = {
     "loss",
     "accuracy",
     "learning_rate",
@@ -97,7 +97,7 @@ def run(toy_store):
 
 @pytest.fixture
 def clock(monkeypatch):
-    """A clock that stands still until it is told: clock[0] is the time."""
+    """A clock that stands still until it is set: clock[0] is the time."""
     now = [100.0]
     monkeypatch.setattr(telemetry.time, "monotonic", lambda: now[0])
     return now
@@ -108,11 +108,11 @@ def metrics_of(**changes) -> StepMetrics:
     return StepMetrics(**{name: np.float32(value) for name, value in values.items()})
 
 
-def test_every_line_tells_what_was_asked_for(profiled, toy_store):
+def test_every_line_has_all_metrics(profiled, toy_store):
     rows = [row for row in read_metrics(profiled) if "loss" in row]
     assert [row["step"] for row in rows] == [2, 3, 4, 6]
     for row in rows:
-        assert row.keys() >= ASKED_FOR
+        assert row.keys() >= METRICS
         # The paper's schedule in its own words: a rise over 4 steps, then a line down to 0 at 6.
         rate = 1e-3 * min((row["step"] - 1) / 4, (6 - (row["step"] - 1)) / 2)
         assert row["learning_rate"] == pytest.approx(rate)
@@ -126,24 +126,26 @@ def test_every_line_tells_what_was_asked_for(profiled, toy_store):
 def test_tensorboard_gets_the_same_numbers(profiled):
     events = read_events(profiled / TENSORBOARD)
     assert events[0].file_version == "brain.Event:2"
-    told = {(e.step, v.tag): v.simple_value for e in events for v in e.summary.value}
+    written = {(e.step, v.tag): v.simple_value for e in events for v in e.summary.value}
     expected = {}
     for row in read_metrics(profiled):
         step = row.pop("step")
         for name, value in row.items():
             group = "held_out" if name.startswith("held_out_") else "training"
             expected[step, f"{group}/{name.removeprefix('held_out_')}"] = np.float32(value)
-    assert told == expected
+    assert written == expected
 
 
-def test_asked_for_steps_are_profiled(profiled, toy_store, tmp_path):
+def test_only_steps_asked_for_are_profiled(profiled, tmp_path):
     traces = [path.name for path in (profiled / PROFILE).rglob("*") if path.is_file()]
     assert any(name.endswith(".xplane.pb") for name in traces)
     trace = next((profiled / PROFILE).rglob("*.xplane.pb")).read_bytes()
     # Two steps, not all six: the trace names each call of the step's program.
     assert trace.count(b"PjitFunction(step)") >= 1
-    pretrain(config_of(toy_store, steps=1), tmp_path / "run")
-    assert not (tmp_path / "run" / PROFILE).exists()
+    with Profile(ProfileConfig(first_step=1, steps=0), tmp_path) as profile:
+        profile.before(1, None)
+        profile.after(1, None)
+    assert not list(tmp_path.iterdir())
 
 
 def test_steps_run_again_replace_their_earlier_lines(tmp_path):
@@ -178,7 +180,7 @@ def test_speeds_are_of_the_time_between_two_lines(run, clock):
     assert row["data_wait"] == 0.0
 
 
-def test_waiting_for_data_is_told_as_a_share_of_the_time(run, clock):
+def test_waiting_for_data_is_a_fraction_of_the_time(run, clock):
     def slow():
         clock[0] += 3.0
         yield "batch"
@@ -190,7 +192,7 @@ def test_waiting_for_data_is_told_as_a_share_of_the_time(run, clock):
     assert window.close(1)["data_wait"] == 0.75
 
 
-def test_what_the_device_knows_is_told(run, clock, monkeypatch):
+def test_what_the_device_knows_is_written(run, clock, monkeypatch):
     class Device:
         def memory_stats(self):
             return {"peak_bytes_in_use": 3 * 2**29}
@@ -230,9 +232,9 @@ def test_a_loss_that_is_not_finite_lists_all_cells_of_its_batch(run, tmp_path):
         window.add(metrics_of(loss=loss), step)
     with pytest.raises(InputError, match=r"loss of step 6 \(in steps 5 to 7\).*lower --config"):
         window.close(7)
-    told = json.loads((tmp_path / NOT_FINITE).read_text())
+    content = json.loads((tmp_path / NOT_FINITE).read_text())
     cells = run.batches.plan.step(5).cells
-    assert told == {
+    assert content == {
         "step": 6,
         "steps_looked_at": [5, 7],
         "cells": [f"c{cell}" for cell in cells if cell >= 0],
