@@ -24,8 +24,8 @@ from geneformer_jax.model.config import EncoderConfig
 from geneformer_jax.model.encoder import Params, module
 from geneformer_jax.model.runtime import Runtime
 
-# Queries at a time; all of them where none is named. Scores and weights of fewer queries, which are
-# both gone through more than once, stay in a CPU's cache.
+# Queries at a time, where not all of them: scores and weights of fewer queries, which are both gone
+# through more than once, stay in a CPU's cache.
 _CHUNKS = {"chunked": CHUNK, "by_head": CHUNK // 2}
 
 
@@ -63,6 +63,7 @@ def attention_profile(
     is_top_BT: jax.Array,
     chosen_BS: jax.Array | None = None,
     runtime: Runtime | None = None,
+    chunk: int | None = None,
 ) -> AttentionProfile:
     """Runs all layers and returns what their heads attend to.
 
@@ -76,6 +77,7 @@ def attention_profile(
         T or more, its weights are 0. None chooses none.
       runtime: how to compute; attention "xla" (all queries at once), "chunked", or
         "by_head" (one head after the other).
+      chunk: queries at a time; None chooses for the attention.
 
     Raises:
       InputError: an attention implementation that never holds its weights.
@@ -98,7 +100,7 @@ def attention_profile(
         if is_last:
             # Nothing above needs what these heads attend: columns left out here cost nothing.
             v_BTNH = v_BTNH[..., :0]
-        attended_BTNH, *reduced = _attend(q_BTNH, k_BTNH, v_BTNH, cells, runtime.attention)
+        attended_BTNH, *reduced = _attend(q_BTNH, k_BTNH, v_BTNH, cells, runtime.attention, chunk)
         profile = AttentionProfile(*reduced, _pairs(q_BTNH, k_BTNH, cells))
         return x_BTD if is_last else block.finish(x_BTD, attended_BTNH), profile
 
@@ -110,14 +112,14 @@ def attention_profile(
     return jax.tree.map(lambda of, above: jnp.concatenate([of, above[None]]), profiles, profile)
 
 
-def _attend(q_BTNH, k_BTNH, v_BTNG, cells, attention):
+def _attend(q_BTNH, k_BTNH, v_BTNG, cells, attention, chunk):
     """Returns what the heads attended [B, T, N, G], and received, entropy and top [B, N, T]."""
     B, T, N = q_BTNH.shape[:3]
     of_heads = [x.swapaxes(1, 2) for x in (q_BTNH, k_BTNH, v_BTNG)]
     of_heads += [
         jnp.broadcast_to(x[:, None], (B, N, T)) for x in (cells.segments_BT, cells.is_top_BT)
     ]
-    run = partial(_profile_head, _CHUNKS.get(attention, T))
+    run = partial(_profile_head, chunk or _CHUNKS.get(attention, T))
     if attention == "by_head":
         flat = [jax.lax.collapse(x, 0, 2) for x in of_heads]
         profiled = jax.lax.map(lambda head: run(*head), flat)

@@ -57,7 +57,6 @@ class AttentionRun:
         *,
         layers: Sequence[int] = (),
         heads: Sequence[int] = (),
-        max_cells_per_part: int | None = None,
     ):
         """Takes what the run is asked to do.
 
@@ -67,13 +66,12 @@ class AttentionRun:
           configuration: the command, for the provenance.
           layers, heads: numbers from 1, to which the tables of genes and pairs are limited; all if
             empty.
-          max_cells_per_part: of a new run; None chooses for the devices.
 
         Raises:
           InputError: the output holds something else.
         """
         self._output, self._query = require_new_folder(output), query
-        self._command, self._max_cells_per_part = as_json(configuration), max_cells_per_part
+        self._command = as_json(configuration)
         self._only = {"layer": tuple(layers), "head": tuple(heads)}
 
     def prepare(
@@ -113,7 +111,7 @@ class AttentionRun:
         identity = {**identity_of(model, chosen), "command": self._command}
         folder = parts_folder(self._output)
         self._parts = {
-            name: AttentionParts(folder / slug(name), extractor, identity, self._max_cells_per_part)
+            name: AttentionParts(folder / slug(name), extractor, identity)
             for name, extractor in self._extractors.items()
         }
 

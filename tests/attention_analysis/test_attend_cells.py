@@ -27,34 +27,19 @@ from geneformer_jax.common.errors import InputError
 from geneformer_jax.common.progress import Progress
 from geneformer_jax.inference.random_control import MODEL, RANDOM
 from geneformer_jax.model.attention.dispatch import PROFILED, attention_weights
-from geneformer_jax.model.config import EncoderConfig
-from geneformer_jax.model.encoder import encode_all_layers, init_params
+from geneformer_jax.model.encoder import encode_all_layers
 from geneformer_jax.model.pretrained import PretrainedModel
 from geneformer_jax.model.runtime import profiled_runtime
-from tests.helpers.toy import toy_cells, toy_vocabulary
+from tests.helpers.toy import toy_cells, toy_model
 
 CELLS, LAYERS, HEADS = 30, 3, 2
 GENES = [f"ENSG{number:011d}" for number in (3, 10, 40, 80, 100)]
 
 
-def model_of(special_tokens) -> PretrainedModel:
-    vocabulary = toy_vocabulary(special_tokens)
-    config = EncoderConfig(
-        vocabulary_size=vocabulary.size,
-        layers=LAYERS,
-        width=16,
-        heads=HEADS,
-        feed_forward=16,
-        positions=192,
-        initializer_range=0.4,
-    )
-    params = init_params(config, jax.random.key(7))
-    return PretrainedModel(config, params, vocabulary, source="toy", step=0)
-
-
 @pytest.fixture(scope="module")
 def model() -> PretrainedModel:
-    return model_of(V2_SPECIAL_TOKENS)
+    shape = {"layers": LAYERS, "heads": HEADS, "feed_forward": 16, "positions": 192}
+    return toy_model(7, V2_SPECIAL_TOKENS, **shape, initializer_range=0.4)
 
 
 @pytest.fixture(scope="module")

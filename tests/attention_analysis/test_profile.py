@@ -50,19 +50,20 @@ def whole_weights() -> np.ndarray:
     return np.stack(weights)
 
 
-def profile_of(attention: str, chosen_BS=None) -> profiles.AttentionProfile:
+def profile_of(attention: str, chosen_BS=None, chunk=None) -> profiles.AttentionProfile:
     params, tokens_BT, is_top_BT = toy()
-    run = functools.partial(profiles.attention_profile, CONFIG, runtime=Runtime(FLOAT32, attention))
+    run = functools.partial(
+        profiles.attention_profile, CONFIG, runtime=Runtime(FLOAT32, attention), chunk=chunk
+    )
     got = jax.jit(run)(params, tokens_BT, LENGTHS, is_top_BT=is_top_BT, chosen_BS=chosen_BS)
     return jax.tree.map(np.asarray, got)
 
 
 @pytest.mark.parametrize("attention", dispatch.PROFILED)
-def test_reductions_are_those_of_the_whole_matrices(attention, monkeypatch):
-    # Chunks that do not divide the padded length.
-    monkeypatch.setattr(profiles, "CHUNK", 24)
+def test_reductions_are_those_of_the_whole_matrices(attention):
     weights, (_, _, is_top_BT) = whole_weights(), toy()
-    got = profile_of(attention)
+    # A chunk that does not divide the padded length.
+    got = profile_of(attention, chunk=24)
     queries = np.maximum(LENGTHS, 1)[:, None, None]
     np.testing.assert_allclose(got.received_LBNT, weights.sum(3) / queries, atol=ATOL)
     logs = np.log(weights, where=weights > 0, out=np.zeros_like(weights))
@@ -98,8 +99,7 @@ def test_fused_kernels_are_refused(attention):
 @pytest.mark.reference_data
 @pytest.mark.parametrize("attention", dispatch.PROFILED)
 @pytest.mark.parametrize("name", ["v1_tiny", "v2_tiny"])
-def test_received_attention_is_the_originals(reference_dir, name, attention, monkeypatch):
-    monkeypatch.setattr(profiles, "CHUNK", 16)
+def test_received_attention_is_the_originals(reference_dir, name, attention):
     model = read_model(reference_dir / "models" / name).model
     expected = np.load(reference_dir / f"forward_{name}.npz")
     cells = expected["attention_cells"]
@@ -107,7 +107,7 @@ def test_received_attention_is_the_originals(reference_dir, name, attention, mon
     tokens_BT = expected["input_ids"][cells, :T]
     top_B = np.maximum(lengths // 10, 1)
     run = functools.partial(
-        profiles.attention_profile, model.config, runtime=Runtime(FLOAT32, attention)
+        profiles.attention_profile, model.config, runtime=Runtime(FLOAT32, attention), chunk=16
     )
     is_top_BT = np.arange(T) < top_B[:, None]
     got = jax.jit(run)(model.params, tokens_BT, lengths, is_top_BT=is_top_BT)

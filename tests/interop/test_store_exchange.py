@@ -21,13 +21,13 @@ from geneformer_jax.interop import store_exchange
 from geneformer_jax.interop.dataset_folders import write_dataset_folder
 from geneformer_jax.interop.original_dictionaries import read_original_vocabulary
 from tests.helpers.commands import assert_one_line, run_door
+from tests.helpers.toy import toy_vocabulary
 
 GENES = 50
 
 
 def vocabulary(special_tokens=V1_SPECIAL_TOKENS) -> GeneVocabulary:
-    ids = np.array([f"ENSG{number:011d}" for number in range(GENES)])
-    return GeneVocabulary(ids, np.full(GENES, ""), np.ones(GENES), special_tokens)
+    return toy_vocabulary(special_tokens, GENES)
 
 
 def random_table(cells: int, special_tokens=V1_SPECIAL_TOKENS, token_type=None) -> pa.Table:

@@ -15,6 +15,7 @@ from geneformer_jax.cells.tokenization.vocabulary import (
 )
 from geneformer_jax.common.errors import InputError
 from geneformer_jax.interop.tokenized_datasets import TokenizedDataset, is_tokenized_dataset
+from tests.helpers.toy import toy_vocabulary
 
 GENES = 60
 V1_CELLS = [[5, 6, 7], [8, 9]]
@@ -27,8 +28,7 @@ LISTS = {
 
 
 def vocabulary(special_tokens=V1_SPECIAL_TOKENS, genes=GENES) -> GeneVocabulary:
-    ids = np.array([f"ENSG{number:011d}" for number in range(genes)])
-    return GeneVocabulary(ids, np.full(genes, ""), np.ones(genes), special_tokens)
+    return toy_vocabulary(special_tokens, genes)
 
 
 def random_cells(count: int, special_tokens=V1_SPECIAL_TOKENS, seed=0) -> list[list[int]]:
