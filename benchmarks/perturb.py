@@ -2,15 +2,15 @@
 
     python benchmarks/perturb.py [--genes=300,1000,2048] [--edits=300,128,48]
 
-Every gene of a cell is deleted in turn (so many edits of them are made here), with random weights
+Every gene of a cell is deleted in turn (--edits of them here), with random weights
 of V1-10M's shape in float32, and the mean over the genes left of each one's cosine before and after
-the edit is taken, one layer below the last:
+the edit is taken, one hidden layer below the last:
   geneformer_jax            what `perturb` runs
   torch, batch of N         the original's way in plain PyTorch: edited lists of ids made on the
                             host, padded, all layers with SDPA attention, cosines on the device; all
                             that the original computes but its vocabulary head
   torch with head, ...      with that head too, whose logits the original computes and drops
-Each case is a process of its own, warmed up by one pass (so compiling is left out, and told apart);
+Each case is a process of its own, warmed up by one pass (compiling is left out and reported apart);
 all take turns. Edits per second are medians over repeats. Values are compared with each other.
 """
 
@@ -88,14 +88,14 @@ def jax_case(weights, genes, edits):
         with perturber.progress(edits) as progress:
             return perturber.shifts(first, first + edits, progress).values_EM[:, 0]
 
-    def told():
+    def facts():
         return {
             "attention": runtime.attention,
             "compile_s": round(perturber.throughput.compiling, 1),
             "version": jax.__version__,
         }
 
-    return run, told
+    return run, facts
 
 
 def torch_case(weights, genes, edits, batch, with_head):
@@ -129,15 +129,15 @@ def torch_case(weights, genes, edits, batch, with_head):
 
 
 def worker(pipe, make, *arguments):
-    """Prepares a case, then runs it each time it is told to."""
-    run, told = make(*arguments)
+    """Prepares a case, then runs it each time it is asked to."""
+    run, facts = make(*arguments)
     pipe.send(run())
     while pipe.recv() == "run":
         began = time.perf_counter()
         run()
         pipe.send(time.perf_counter() - began)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    pipe.send({**told(), "peak_memory_mib": round(peak)})
+    pipe.send({**facts(), "peak_memory_mib": round(peak)})
 
 
 def save_random_weights(folder):

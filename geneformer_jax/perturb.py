@@ -19,20 +19,12 @@ from pathlib import Path
 from absl import flags
 
 from geneformer_jax.common import command_line
-from geneformer_jax.common.command_line import (
-    alias_flag,
-    cell_flags,
-    configuration,
-    device_flags,
-    model_flags,
-    parse_shard,
-)
 from geneformer_jax.common.errors import InputError
 
 FLAGS = flags.FLAGS
-model_flags()
-cell_flags()
-device_flags()
+
+command_line.model_flags()
+command_line.cell_flags()
 flags.DEFINE_string("output", "", "Folder to write.")
 flags.DEFINE_string("edit", "delete", "delete, overexpress, inhibit or activate.")
 flags.DEFINE_string("genes", "all", "all; or ids or symbols, separated by commas, or their file.")
@@ -47,7 +39,7 @@ flags.DEFINE_string(
 )  # fmt: skip
 flags.DEFINE_string("mode", "", "cell: mean over a cell's genes; cls; default: cls where there is.")
 flags.DEFINE_integer("hidden_layer", -1, "Hidden state to compare, counted back from the last (0).")
-alias_flag("layer", of="hidden_layer")
+command_line.alias_flag("layer", of="hidden_layer")
 flags.DEFINE_string("states", "", "obs column of cell states to measure shifts towards.")
 flags.DEFINE_string("start", "", "State whose cells are perturbed; all cells by default.")
 flags.DEFINE_string("goal", "", "State that the cells should come nearer to.")
@@ -64,74 +56,42 @@ flags.DEFINE_string(
     "mixture_model, aggregate, aggregate_gene_shifts, combinations. May be asked for later.",
 )  # fmt: skip
 flags.DEFINE_string("null", "", "For vs_null: what perturb wrote of other cells.")
-# Statistics are asked of tables that are there, so a run with others of them is the same run.
-_AFTERWARDS = ("statistics", "null")
-_SAME_NAME = (
-    "edit", "combine", "ranks", "quantile", "truncation", "hidden_layer", "classes", "gene_shifts",
-    "top", "max_cells", "seed",
-)  # fmt: skip
+command_line.device_flags()
+_HOW = ("precision", "attention", "tokens_per_device")
 
 
 def main() -> None:
     """Perturbs, writes, and computes statistics."""
     command_line.require("checkpoint", "cells", "output")
-    modes = command_line.split_list(FLAGS.statistics)
+    if FLAGS.shard and FLAGS.finish:
+        raise InputError("--shard makes a shard and --finish joins all of them; give one of them")
     # JAX takes seconds to import, which --help and a mistyped flag should not have to wait for.
+    from geneformer_jax.interop.load import load_model
+    from geneformer_jax.model.sharding import use_all_cores
+    from geneformer_jax.perturbation.config import read_options
+    from geneformer_jax.perturbation.run import PerturbationRun
     from geneformer_jax.perturbation.statistics.report import perturbation_statistics, require_modes
 
+    modes, given = command_line.split_list(FLAGS.statistics), command_line.configuration()
     require_modes(modes, FLAGS.null)
-    if not _perturb():
-        return
+    shard = command_line.parse_shard(FLAGS.shard)
+    run = PerturbationRun(Path(FLAGS.output), read_options(given), given, shard)
+    if run.is_complete():
+        print(f"{FLAGS.output} is complete and was written by this command: nothing to do")
+    else:
+        use_all_cores()
+        model = load_model(FLAGS.checkpoint, FLAGS.vocabulary or None)
+        run.prepare(model, FLAGS.cells, **{name: FLAGS[name].value for name in _HOW})
+        if not FLAGS.finish:
+            run.make()
+        if FLAGS.shard:
+            print(f"shard {FLAGS.shard} is done; when all are, run the same command with --finish")
+            return
+        run.finish()
     for mode in modes:
         null = FLAGS.null if mode == "vs_null" else ""
         written = perturbation_statistics(FLAGS.output, mode, null=null)
         print(f"{mode}: {', '.join(path.name for path in written)} in {written[0].parent}")
-
-
-def _perturb() -> bool:
-    """Makes what is missing; returns whether the tables are complete."""
-    shard = parse_shard(FLAGS.shard)
-    if FLAGS.shard and FLAGS.finish:
-        raise InputError("--shard makes a shard and --finish joins all of them; give one of them")
-    from geneformer_jax.interop.load import load_model
-    from geneformer_jax.model.sharding import use_all_cores
-    from geneformer_jax.perturbation.run import PerturbationRun
-
-    given = configuration()
-    command = {name: given[name] for name in given if name not in _AFTERWARDS}
-    run = PerturbationRun(Path(FLAGS.output), _options(), command, shard)
-    if run.is_complete():
-        print(f"{FLAGS.output} is complete and was written by this command: nothing to do")
-        return True
-    use_all_cores()
-    model = load_model(FLAGS.checkpoint, FLAGS.vocabulary or None)
-    run.prepare(model, FLAGS.cells, FLAGS.precision, FLAGS.attention, FLAGS.tokens_per_device)
-    if not FLAGS.finish:
-        run.make()
-    if FLAGS.shard:
-        print(f"shard {FLAGS.shard} is done; when all are, run the same command with --finish")
-        return False
-    run.finish()
-    return True
-
-
-def _options():
-    from geneformer_jax.inference.cells import parse_filters
-    from geneformer_jax.perturbation.cell_states import read_state_names
-    from geneformer_jax.perturbation.config import PerturbationOptions
-    from geneformer_jax.perturbation.engine.gene_sets import read_combinations, read_list
-
-    return PerturbationOptions(
-        **{name: FLAGS[name].value for name in _SAME_NAME},
-        genes="all" if FLAGS.genes == "all" else read_list(FLAGS.genes),
-        anchor=FLAGS.anchor or None,
-        combinations=read_combinations(FLAGS.combinations) if FLAGS.combinations else None,
-        mode=FLAGS.mode or None,
-        states=read_state_names(FLAGS.states, FLAGS.start, FLAGS.goal, FLAGS.alternatives),
-        state_embeddings=FLAGS.state_embeddings or None,
-        filters=parse_filters(FLAGS.filter),
-        expressing=read_list(FLAGS.expressing),
-    )
 
 
 if __name__ == "__main__":

@@ -3,17 +3,33 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from geneformer_jax.common.errors import InputError, did_you_mean
-from geneformer_jax.inference.cells import ORIGINAL_SEED
-from geneformer_jax.perturbation.cell_states import CellStates
+from geneformer_jax.inference.cells import ORIGINAL_SEED, parse_filters
+from geneformer_jax.perturbation.cell_states import CellStates, read_state_names
 from geneformer_jax.perturbation.engine.forward import MODES
-from geneformer_jax.perturbation.engine.gene_sets import ALL, EACH
+from geneformer_jax.perturbation.engine.gene_sets import ALL, EACH, read_combinations, read_list
 
 ORIGINAL, REFILL = "original", "refill"
 TRUNCATIONS = (ORIGINAL, REFILL)
 NONE, FULL, TOP, MEANS = "none", "full", "top", "means"
 GENE_SHIFTS = (NONE, FULL, TOP, MEANS)
+# Flags whose values are those of options of the same name; and those that name states.
+_AS_GIVEN = (
+    "edit",
+    "combine",
+    "ranks",
+    "quantile",
+    "truncation",
+    "hidden_layer",
+    "classes",
+    "gene_shifts",
+    "top",
+    "max_cells",
+    "seed",
+)
+_STATES = ("states", "start", "goal", "alternatives")
 
 
 @dataclass(frozen=True)
@@ -61,6 +77,29 @@ class PerturbationOptions:
     def gene_rows(self) -> int:
         """Shifts of single genes of each edit: 0 none, -1 all, or this many."""
         return {NONE: 0, TOP: self.top}.get(self.gene_shifts, -1)
+
+
+def read_options(given: Mapping[str, Any]) -> PerturbationOptions:
+    """Reads the options of a command.
+
+    Args:
+      given: values of the flags of `perturb` by name: numbers, switches and texts.
+
+    Raises:
+      InputError: a text has another form, a file cannot be read, or options are unknown.
+    """
+    combinations = given["combinations"]
+    return PerturbationOptions(
+        **{name: given[name] for name in _AS_GIVEN},
+        genes=ALL if given["genes"] == ALL else read_list(given["genes"]),
+        anchor=given["anchor"] or None,
+        combinations=read_combinations(combinations) if combinations else None,
+        mode=given["mode"] or None,
+        states=read_state_names(*(given[name] for name in _STATES)),
+        state_embeddings=given["state_embeddings"] or None,
+        filters=parse_filters(given["filter"]),
+        expressing=read_list(given["expressing"]),
+    )
 
 
 def _one_of(name: str, value: str, known: Sequence[str]) -> None:

@@ -46,8 +46,8 @@ from geneformer_jax.perturbation.tables import (
 )
 from geneformer_jax.reporting.html import Report
 
-# What does not change the tables.
-_NOT_IN_PLAN = ("output", "shard", "finish", "tokens_per_device")
+# What does not change the tables; statistics may be asked of tables that are there.
+_NOT_IN_PLAN = ("output", "shard", "finish", "tokens_per_device", "statistics", "null")
 _MEASURES = {
     "mean_gene_cosine": "mean over the genes left of the cosine of each before and after the edit",
     "cell_cosine": "cosine of the cell's embedding before and after the edit",

@@ -55,7 +55,7 @@ def test_an_interrupted_run_goes_on_to_the_same_tables(perturb, tmp_path, monkey
         status, _, error = perturb("--gene_shifts=means")
     assert status == 130
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out.parts", "whole"]
-    # Options that say only how to compute may change; what is computed may not.
+    # Options of how to compute may change; what is computed may not.
     status, _, error = perturb("--gene_shifts=means", "--hidden_layer=0")
     assert status == 1
     assert_one_line(error)

@@ -93,7 +93,7 @@ def test_sets_that_reach_the_limit_are_compared_with_a_cell_cut_alike(v2):
 
 
 @pytest.mark.parametrize("layer", [0, -1, -2, -3])
-def test_any_layer_is_compared(v1, v2, layer):
+def test_any_hidden_layer_is_compared(v1, v2, layer):
     for model, measure in ((v1, "mean_gene_cosine"), (v2, "cls_cosine")):
         cells = make_cells(model, [9])
         gene = int(cells.tokens[0][4])
@@ -172,7 +172,7 @@ def test_nothing_is_compiled_while_it_runs(v1):
     assert forward.perturb_batch._cache_size() == len(perturber.lengths)
 
 
-def test_a_batch_that_does_not_fit_is_halved_and_said_so(v1, monkeypatch, caplog):
+def test_a_batch_that_does_not_fit_is_halved_and_logged(v1, monkeypatch, caplog):
     cells = make_cells(v1, [24, 20, 24])
     whole = table_with(v1, cells, 1, 32 * 8, gene_shifts="full")
     run, sizes = perturber.perturb_batch, []
@@ -193,7 +193,7 @@ def test_a_batch_that_does_not_fit_is_halved_and_said_so(v1, monkeypatch, caplog
     assert [size for size in sizes if size > 3] == [10, 5]
 
 
-def test_a_device_too_small_for_one_cell_is_told_in_one_line(v1, monkeypatch):
+def test_a_device_too_small_for_one_cell_is_reported_in_one_line(v1, monkeypatch):
     def no_device(*arguments):
         raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 1 byte")
 
@@ -257,7 +257,7 @@ def test_cells_are_chosen_as_the_original_does(v1):
         ({"filters": {"kind": ["z"]}}, 'has no value "z"'),
     ],
 )
-def test_bad_input_is_told_in_one_line(v1, options, words):
+def test_bad_input_is_reported_in_one_line(v1, options, words):
     cells = make_cells(v1, [9, 9, 9])
     with pytest.raises(InputError) as refused:
         if "states" in options:

@@ -228,7 +228,7 @@ def test_combinations_against_sum_and_strongest_single(no_change):
     assert rows.loc["A+C", "Combo_vs_sum_effect_size"] == -sign, "less than the sum"
 
 
-def test_bad_input_is_told_in_one_line():
+def test_bad_input_is_reported_in_one_line():
     frame = made_up()
     with pytest.raises(InputError, match='state "gaol" \\(did you mean "goal"\\?\\)'):
         shifts.goal_state_shift([frame], "gaol")

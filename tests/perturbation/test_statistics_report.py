@@ -201,7 +201,7 @@ def message_of(*arguments, **options) -> str:
     return message
 
 
-def test_bad_options_are_told_in_one_line(run, null_run, tmp_path):
+def test_bad_options_are_reported_in_one_line(run, null_run, tmp_path):
     assert 'did you mean "vs_null"' in message_of(run, "vs_nul")
     assert "name their perturbation in null" in message_of(run, "vs_null")
     assert "only for vs_null" in message_of(run, "aggregate", null=null_run)
@@ -221,7 +221,7 @@ def test_bad_options_are_told_in_one_line(run, null_run, tmp_path):
     assert not (tmp_path / "nowhere").exists()
 
 
-def test_tables_that_do_not_fit_are_told_in_one_line(null_run, tmp_path):
+def test_tables_that_do_not_fit_are_reported_in_one_line(null_run, tmp_path):
     assert "with gene shifts" in message_of(null_run, "aggregate_gene_shifts")
     assert "with gene shifts" in message_of(null_run, "mixture_model", anchor="G1")
     frame = shifts()
@@ -236,7 +236,7 @@ def test_tables_that_do_not_fit_are_told_in_one_line(null_run, tmp_path):
 
 
 @pytest.mark.parametrize("cut", [0, 100, 0.6, 0.98])
-def test_a_damaged_table_is_told_in_one_line_and_leaves_no_result(tmp_path, cut):
+def test_a_damaged_table_is_reported_in_one_line_and_leaves_no_result(tmp_path, cut):
     folder = write_run(tmp_path / "run", shifts(), with_genes=False)
     part = folder / "shifts" / "part-000001.parquet"
     content = part.read_bytes()
@@ -246,7 +246,7 @@ def test_a_damaged_table_is_told_in_one_line_and_leaves_no_result(tmp_path, cut)
     assert not (folder / "statistics" / "aggregate.parquet").exists()
 
 
-def test_damaged_values_within_a_whole_file_are_told_in_one_line(tmp_path):
+def test_damaged_values_within_a_whole_file_are_reported_in_one_line(tmp_path):
     folder = write_run(tmp_path / "run", shifts(), with_genes=False)
     part = folder / "shifts" / "part-000002.parquet"
     content = bytearray(part.read_bytes())
