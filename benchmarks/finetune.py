@@ -8,9 +8,9 @@ backward and update:
   cell, gene     the original's heads, all weights trainable
   frozen 4       the same for genes with the lowest 4 of 6 layers frozen, as in the dosage task
   lora 8         low-rank factors on query and value, head and factors trainable (ours only)
-Each case is a process of its own, warmed up by one step (so compiling is left out and told apart),
-and all take turns. Cells per second are medians over repeats. The loss of the first step, with
-dropout on both sides, agrees roughly (tests compare a step without).
+Each case is a process of its own, warmed up by one step (compiling is reported apart), and all take
+turns. Cells per second are medians over repeats. The loss of the first step, with dropout on both
+sides, agrees roughly (tests compare a step without).
 """
 
 import json
@@ -142,9 +142,9 @@ def torch_case(folder, case, batch):
 
 
 def worker(pipe, make, *arguments):
-    """Prepares a case, then runs a step each time it is told to."""
+    """Prepares a case, then runs a step each time it is asked to."""
     began = time.perf_counter()
-    run, told = make(*arguments)
+    run, facts = make(*arguments)
     loss = run()
     pipe.send((loss, time.perf_counter() - began))
     while pipe.recv() == "run":
@@ -152,7 +152,7 @@ def worker(pipe, make, *arguments):
         run()
         pipe.send(time.perf_counter() - began)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    pipe.send({**told(), "peak_memory_mib": round(peak)})
+    pipe.send({**facts(), "peak_memory_mib": round(peak)})
 
 
 def save_random_weights(folder):

@@ -1,4 +1,4 @@
-"""Fine-tune a pretrained model to tell cells or genes apart, and measure how well it does.
+"""Fine-tune a pretrained model to classify cells or genes, and evaluate it.
 
 Examples:
   python -m geneformer_jax.finetune --config=configs/finetune_cells.py --checkpoint=RUN \\

@@ -6,7 +6,7 @@
 
 STORE, COUNTS: cells with an obs column of cell types (tokenize carries it with --obs). Where there
 are donors, name their column with --config.task.group: cells of one donor resemble each other, and
-without it the test says little about a new donor.
+without it scores need not hold for a new donor.
 Without --config.task.counts the baselines on counts are left out.
 
 Published (the original's notebook, V1-10M, learning rate 5e-5, linear, 500 steps of warmup, 10

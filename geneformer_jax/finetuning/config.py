@@ -7,36 +7,16 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from geneformer_jax.batches.plan import DataConfig
-from geneformer_jax.common.config import fill, keys_of, one_of, require
+from geneformer_jax.common.config import fill, keys_of, require
 from geneformer_jax.finetuning.losses import LossConfig
 from geneformer_jax.finetuning.stopping import StoppingConfig
 from geneformer_jax.finetuning.trainable import TuningConfig
 from geneformer_jax.model.config import EncoderConfig, preset
-from geneformer_jax.model.heads import POOLINGS
+from geneformer_jax.model.heads import HeadOptions
 from geneformer_jax.model.runtime import RuntimeConfig
 from geneformer_jax.model.sharding import MeshConfig
 from geneformer_jax.training.checkpoint import CheckpointConfig
 from geneformer_jax.training.optimizer import OptimizerConfig
-
-
-@dataclasses.dataclass(frozen=True)
-class HeadOptions:
-    """The head, see model.heads.HeadConfig.
-
-    Attributes:
-      pooling: what stands for a cell: first (as the original), mean or attention.
-      extra_layer: one more transformer layer below the head.
-      dropout: rate before the last linear layer; -1 takes the encoder's, as the original.
-    """
-
-    pooling: str = "first"
-    extra_layer: bool = False
-    dropout: float = -1.0
-
-    def __post_init__(self):
-        one_of("head.pooling", self.pooling, POOLINGS)
-        valid = self.dropout == -1 or 0 <= self.dropout < 1
-        require(valid, "head.dropout", self.dropout, "in [0, 1), or -1 (that of the encoder)")
 
 
 def _data() -> DataConfig:
@@ -66,7 +46,7 @@ class FinetuneConfig:
 
     model: dict[str, Any] = dataclasses.field(metadata=keys_of(EncoderConfig))
     data: DataConfig = dataclasses.field(default_factory=_data)
-    head: HeadOptions = HeadOptions()
+    head: HeadOptions = dataclasses.field(default_factory=HeadOptions)
     tuning: TuningConfig = TuningConfig()
     loss: LossConfig = LossConfig()
     optimizer: OptimizerConfig = dataclasses.field(default_factory=_optimizer)

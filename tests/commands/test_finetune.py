@@ -1,4 +1,4 @@
-"""The finetune door on small stores: cells, genes, several targets, and what it refuses."""
+"""The finetune command on small stores: cells, genes, several targets, and what it refuses."""
 
 import json
 
@@ -58,7 +58,7 @@ def finetune(arguments, monkeypatch, capsys):
     return run_door("finetune", [arguments[0], *TINY, *arguments[1:]], monkeypatch, capsys)
 
 
-def test_cells_are_told_apart_and_the_run_is_read_again(rich_store, tmp_path, monkeypatch, capsys):
+def test_cells_are_classified_and_the_run_is_read_again(rich_store, tmp_path, monkeypatch, capsys):
     arguments = [
         "--config=configs/finetune_cells.py",
         f"--config.data.store={rich_store.folder}",
@@ -158,7 +158,7 @@ def test_bad_input_is_one_line_before_anything_is_written(
     assert not (tmp_path / "run").exists()
 
 
-def test_a_dry_run_says_what_would_run(rich_store, monkeypatch, capsys):
+def test_a_dry_run_describes_what_would_run(rich_store, monkeypatch, capsys):
     arguments = ["--config=configs/finetune_cells.py", f"--config.data.store={rich_store.folder}"]
     status, output, error = finetune(
         [*arguments, "--config.task.label=kind", "--dry_run"], monkeypatch, capsys

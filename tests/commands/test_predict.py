@@ -1,4 +1,4 @@
-"""The predict door: what a fine-tuned model says of new cells and genes, and adapters on bases."""
+"""The predict command: a fine-tuned model on new cells and genes, and adapters on bases."""
 
 import dataclasses
 
@@ -51,7 +51,7 @@ def test_cells_are_predicted_as_in_the_fold(toy_store, cell_fold, tmp_path, monk
     folder, table = cell_fold
     output = tmp_path / "out.h5ad"
     arguments = [f"--checkpoint={folder}", f"--cells={toy_store.folder}", f"--output={output}"]
-    status, told, error = run_door(
+    status, printed, error = run_door(
         "predict", [*arguments, "--labels_key=kind"], monkeypatch, capsys
     )
     assert status == 0, error
@@ -65,7 +65,7 @@ def test_cells_are_predicted_as_in_the_fold(toy_store, cell_fold, tmp_path, monk
     wanted = table[["probability_a", "probability_b"]].to_numpy()
     np.testing.assert_allclose(probabilities, wanted, rtol=0, atol=2e-5)
     right = (found.obs["predicted_label"].astype(str) == found.obs["kind"].astype(str)).mean()
-    assert f"{right:.2%} of 240 cells" in told
+    assert f"{right:.2%} of 240 cells" in printed
     assert right > 0.8
     status, _, error = run_door("predict", arguments, monkeypatch, capsys)
     assert (status, "nothing is overwritten" in error) == (1, True)
@@ -85,7 +85,7 @@ def test_labels_with_a_slash_are_written(toy_store, cell_fold, tmp_path):
     )
 
 
-def test_raw_counts_are_predicted_and_unknown_labels_are_told(
+def test_raw_counts_are_predicted_and_unknown_labels_are_counted(
     cell_fold, tmp_path, monkeypatch, capsys
 ):
     cells = toy_cells(30, seed=5)
@@ -94,10 +94,10 @@ def test_raw_counts_are_predicted_and_unknown_labels_are_told(
     cells.write_h5ad(tmp_path / "new.h5ad")
     arguments = [f"--checkpoint={cell_fold[0]}", f"--cells={tmp_path / 'new.h5ad'}"]
     arguments += [f"--output={tmp_path / 'out.csv'}", "--labels_key=kind"]
-    status, told, error = run_door("predict", arguments, monkeypatch, capsys)
+    status, printed, error = run_door("predict", arguments, monkeypatch, capsys)
     assert status == 0, error
-    assert "4 cells have a label that the model does not know" in told
-    assert "of 26 cells are predicted right" in told
+    assert "4 cells have a label that the model does not know" in printed
+    assert "of 26 cells are predicted right" in printed
     table = pd.read_csv(tmp_path / "out.csv", index_col=0)
     assert table.index.tolist() == cells.obs_names.tolist()
     assert {"predicted_label", "probability_label_a", "probability_label_b"} <= set(table)
@@ -180,9 +180,9 @@ def test_an_adapter_is_merged_into_a_checkpoint(cell_fold, tmp_path, monkeypatch
 
 def test_a_fine_tuned_model_becomes_a_hugging_face_model(gene_fold, tmp_path, monkeypatch, capsys):
     arguments = [f"--source={gene_fold[0]}", f"--target={tmp_path / 'hf'}"]
-    status, told, error = run_door("convert", arguments, monkeypatch, capsys)
+    status, printed, error = run_door("convert", arguments, monkeypatch, capsys)
     assert status == 0, error
-    assert "BertForTokenClassification" in told
+    assert "BertForTokenClassification" in printed
     back = read_model(tmp_path / "hf").model
     assert back.head.labels == ("a", "b")
     jax.tree.map(np.testing.assert_array_equal, back.params, load_model(gene_fold[0]).params)

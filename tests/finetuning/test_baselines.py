@@ -112,7 +112,7 @@ def test_baselines_are_the_papers_estimators(task, kind):
 
 
 @pytest.mark.parametrize("kind", ESTIMATORS)
-def test_cells_of_new_donors_are_told_apart(toy, kind):
+def test_cells_of_new_donors_are_classified(toy, kind):
     task = cell_task(toy[1], "donor")
     features = features_of(task, RANKS, rank_matrix(task.cells))
     predictions = baseline_predictions(task, features, kind)

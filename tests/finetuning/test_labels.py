@@ -121,7 +121,7 @@ def test_labels_of_cells_are_sorted_and_missing_and_rare_ones_are_counted():
         assert list(labels.dropped["label too rare"]) == ["c95", "c96"]
 
 
-def test_the_share_of_rare_labels_is_of_labelled_cells():
+def test_the_fraction_of_rare_labels_is_of_labelled_cells():
     """The original drops cell types below 0.5 % of a tissue's cells."""
     table = obs(["a"] * 796 + ["b"] * 4 + [None] * 200)
     assert read_cell_labels(table, "kind", 0.005).classes == ("a", "b")

@@ -1,4 +1,4 @@
-"""Fine-tuning from end to end: it learns, goes on after a kill, and stops when told to."""
+"""Fine-tuning from end to end: it learns, resumes after a kill, and stops early."""
 
 import os
 import signal
@@ -55,7 +55,7 @@ def test_cells_are_learned_and_predicted_once_in_input_order(toy_store, cell_run
     )
 
 
-def test_a_fold_tells_its_story_and_leaves_a_model(cell_run):
+def test_a_fold_leaves_metrics_provenance_and_a_model(cell_run):
     folder, _ = cell_run
     rows = read_metrics(folder / "fold_0")
     training = [row for row in rows if "learning_rate" in row]

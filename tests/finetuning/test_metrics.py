@@ -73,11 +73,11 @@ def occurrences(genes: int = 40, seed: int = 0) -> pd.DataFrame:
 
 def original_roc(predictions: pd.DataFrame) -> tuple[np.ndarray, float, float]:
     """The original's way, written out plainly: points, weights, weighted mean and sd."""
-    shares = [i / 99 for i in range(100)]
+    rates = [i / 99 for i in range(100)]
     curves, aucs, sizes = [], [], []
     for _, rows in predictions.groupby("fold"):
         false, true, _ = metrics.roc_curve(rows["label"] == "k1", rows["probability_k1"])
-        curve = [float(np.interp(share, false, true)) for share in shares]
+        curve = [float(np.interp(rate, false, true)) for rate in rates]
         curve[0] = 0.0
         curves.append(curve)
         aucs.append(metrics.auc(false, true))
@@ -301,9 +301,9 @@ def test_figures_show_what_was_measured(classes, tmp_path):
     )
     drawn = figures.probability_figure(predictions)
     assert isinstance(drawn, Figure)
-    told = (
+    texts = (
         drawn.axes[0].get_legend().get_texts() if classes == 2 else drawn.axes[0].get_yticklabels()
     )
-    names = [text.get_text() for text in told]
+    names = [text.get_text() for text in texts]
     sizes = predictions["label"].value_counts()
     assert names == [f"k{i} ({sizes[f'k{i}']})" for i in range(classes)]

@@ -170,7 +170,7 @@ def test_what_frequency_alone_explains_is_kept_by_matched_labels(toy):
 
 
 def fake_network(calls: list[str]):
-    """A network that knows the answer three times in four, and says so for each occurrence."""
+    """A network that knows the answer three times in four, for each occurrence."""
 
     def network(task, folder: Path) -> pd.DataFrame:
         calls.append(folder.name)
@@ -267,7 +267,7 @@ def test_a_folder_of_another_task_is_refused(task, tmp_path):
             TaskFolder(tmp_path / "run", other, task.with_labels(labels))
 
 
-def test_a_split_by_cell_is_warned_of_and_what_is_left_out_is_told(toy, capsys):
+def test_a_split_by_cell_is_warned_of_and_what_is_left_out_is_counted(toy, capsys):
     cells = toy[1]
     obs = cells.obs.copy()
     obs.loc[obs.index[:7], "kind"] = None

@@ -1,4 +1,4 @@
-"""One step of fine-tuning: PyTorch's loss, gradients and updates, what stays, rates, the mesh."""
+"""One step of fine-tuning: PyTorch's loss, gradients, updates, frozen weights, rates, meshes."""
 
 import dataclasses
 import functools
@@ -209,7 +209,7 @@ TUNINGS = {
 
 
 @pytest.mark.parametrize("name", TUNINGS)
-def test_what_stays_takes_no_optimizer_state_and_does_not_change(name):
+def test_frozen_weights_take_no_optimizer_state_and_do_not_change(name):
     tuning = TUNINGS[name]
     head = RICH if name == "lora" else PLAIN
     trainable, frozen, state, _ = steps_of(spec_of(head, tuning))

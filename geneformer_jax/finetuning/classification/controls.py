@@ -1,9 +1,9 @@
 """Controls: what a classifier reaches when there is nothing to learn, or only how common a gene is.
 
-Labels are permuted among the same ids and everything is run again. Shuffled over all ids,
-they must give an AUC of one half: more would mean that the test side leaks into the train side.
-Shuffled among genes found in about as many cells, they keep what the frequency of genes says about
-their class: a classifier that reaches no more with the true labels has learned frequency only.
+Labels are permuted among the same ids and everything is run again. Shuffled over all ids, they must
+give an AUC of one half: more would mean that the test side leaks into the train side. Shuffled
+among genes found in about as many cells, they keep what the frequency of genes reveals about their
+class: a classifier that reaches no more with the true labels has learned frequency only.
 """
 
 from collections.abc import Callable

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from geneformer_jax.finetuning.classification.metrics import FALSE_POSITIVE_SHARES, Roc
+from geneformer_jax.finetuning.classification.metrics import FALSE_POSITIVE_RATES, Roc
 from geneformer_jax.finetuning.classification.predictions import PROBABILITY, classes_of
 from geneformer_jax.reporting.figures import PALETTE, STYLE, new_figure
 
@@ -28,9 +28,9 @@ def roc_figure(rocs: Mapping[str, Roc], title: str = "") -> Figure:
             first = name == next(iter(rocs))
             if first:
                 for curve in roc.curves:
-                    axes.plot(FALSE_POSITIVE_SHARES, curve, color=colour, lw=0.8, alpha=0.35)
+                    axes.plot(FALSE_POSITIVE_RATES, curve, color=colour, lw=0.8, alpha=0.35)
             axes.plot(
-                FALSE_POSITIVE_SHARES,
+                FALSE_POSITIVE_RATES,
                 roc.mean_curve,
                 color=colour,
                 ls=dash,

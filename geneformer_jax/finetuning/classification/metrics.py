@@ -23,8 +23,8 @@ from sklearn.metrics import (
 from geneformer_jax.common.errors import InputError
 from geneformer_jax.finetuning.classification.predictions import PROBABILITY, classes_of
 
-# The original reads every fold's curve off at these shares of false positives.
-FALSE_POSITIVE_SHARES = np.linspace(0, 1, 100)
+# The original reads every fold's curve off at these false positive rates.
+FALSE_POSITIVE_RATES = np.linspace(0, 1, 100)
 CALIBRATION_BINS = 10
 
 SAMPLES = 1_000
@@ -36,7 +36,7 @@ class Roc(NamedTuple):
 
     Attributes:
       folds: [F] numbers of the folds.
-      curves: [F, 100] true positive share of each fold at FALSE_POSITIVE_SHARES.
+      curves: [F, 100] true positive rate of each fold at FALSE_POSITIVE_RATES.
       aucs: [F] area under each fold's own curve.
       weights: [F] weight of each fold; they add up to 1.
       mean_curve: [100] weighted.
@@ -221,7 +221,7 @@ def _class_curve(rows: pd.DataFrame, name: str) -> tuple[np.ndarray, float, int]
     truth = (rows["label"].astype(str) == name).to_numpy()
     score = rows[PROBABILITY + name].to_numpy(np.float64)
     false, true, _ = roc_curve(truth, score)
-    curve = np.interp(FALSE_POSITIVE_SHARES, false, true)
+    curve = np.interp(FALSE_POSITIVE_RATES, false, true)
     curve[0] = 0.0
     return curve, float(roc_auc_score(truth, score)), len(true)
 

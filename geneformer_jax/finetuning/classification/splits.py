@@ -223,8 +223,8 @@ def check_split(split: Split, labels: pd.Series, groups: pd.Series | None = None
 def leak_warnings(obs: pd.DataFrame, split: Split, group: str = "") -> list[str]:
     """Returns a line for each donor-like obs column whose cells stand on both sides of a fold.
 
-    Cells of one donor resemble each other: tested beside their own kind they look easier to
-    classify than those of a new donor.
+    Cells of one donor resemble each other: with some of them trained on, the others are easier to
+    classify than cells of a new donor.
 
     Args:
       obs: [cells] indexed by cell id.
@@ -242,7 +242,7 @@ def leak_warnings(obs: pd.DataFrame, split: Split, group: str = "") -> list[str]
         if shared and pd.Series(values).nunique() > 1:
             lines.append(
                 f'warning: {len(shared)} values of "{column}" stand on both sides of the split, so '
-                f"the test says little about a new {column}; to hold whole ones out, set "
+                f"scores need not hold for a new {column}; to hold whole ones out, set "
                 f"--config.task.group={column}"
             )
     return lines
