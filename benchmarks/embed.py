@@ -8,7 +8,7 @@ shape, float32, mean of the layer below the last over each cell's genes:
   geneformer_jax, layer 0   the same of the last layer: as many layers as PyTorch
   torch, batch of N         transformers' BertForMaskedLM without its head, SDPA attention, cells
                             sorted by length and padded to the longest of their batch
-Each case is a process of its own, warmed up by one whole pass (so compiling is left out and told
+Each case is a process of its own, warmed up by one whole pass (so compiling is left out and given
 apart), and all take turns. Cells per second are medians over repeats; padding and readying batches
 count, reading counts and writing results do not. Peak memory is that of the whole process.
 """
@@ -61,7 +61,7 @@ def jax_case(weights, arguments, layer):
         with embedder.progress() as progress:
             return embedder.rows(0, len(cells.rows), progress)[:, 0]
 
-    def told():
+    def figures():
         counted = embedder.throughput
         return {
             "padding": round(1 - counted.tokens / counted.padded, 3),
@@ -70,7 +70,7 @@ def jax_case(weights, arguments, layer):
             "version": jax.__version__,
         }
 
-    return run, told
+    return run, figures
 
 
 def torch_case(weights, arguments, batch):
@@ -102,15 +102,15 @@ def torch_case(weights, arguments, batch):
             padded += ids.size
         return rows
 
-    def told():
+    def figures():
         return {"padding": round(1 - lengths.sum() / padded, 3), "version": torch.__version__}
 
-    return run, told
+    return run, figures
 
 
 def worker(pipe, make, *arguments):
-    """Prepares a case, then runs it each time it is told to."""
-    run, told = make(*arguments)
+    """Prepares a case, then runs it at each request."""
+    run, figures = make(*arguments)
     rows = run()
     pipe.send(rows)
     while pipe.recv() == "run":
@@ -118,7 +118,7 @@ def worker(pipe, make, *arguments):
         run()
         pipe.send(time.perf_counter() - began)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    pipe.send({**told(), "peak_memory_mib": round(peak)})
+    pipe.send({**figures(), "peak_memory_mib": round(peak)})
 
 
 def save_random_weights(folder):

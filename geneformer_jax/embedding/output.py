@@ -18,7 +18,7 @@ from geneformer_jax.embedding.embedder import Embedded
 
 SUFFIXES = (".h5ad", ".parquet", ".npy")
 PROVENANCE = "provenance"
-_ROWS_PER_GROUP = 16_384
+ROWS_AT_ONCE = 16_384
 
 
 def check_output(output: Path, configuration: Mapping[str, Any]) -> None:
@@ -43,7 +43,14 @@ def table_path(output: Path) -> Path:
     return output.with_suffix(".rows.parquet")
 
 
-def write_output(embedded: Embedded, output: Path, provenance: str, **obsm: np.ndarray) -> None:
+def write_output(
+    embedded: Embedded,
+    output: Path,
+    provenance: str,
+    obsm: Mapping[str, np.ndarray] | None = None,
+    *,
+    rows_at_once: int = ROWS_AT_ONCE,
+) -> None:
     """Writes embeddings with their provenance, whole or not at all.
 
     `.h5ad`: AnnData, put together in memory. `.parquet`: the table with one column of float32 lists
@@ -55,25 +62,26 @@ def write_output(embedded: Embedded, output: Path, provenance: str, **obsm: np.n
       output: ends in one of SUFFIXES.
       provenance: JSON text; the file carries it.
       obsm: further arrays [rows, ...] for an .h5ad.
+      rows_at_once: rows in memory while a .parquet or .npy is written.
     """
     if output.suffix == ".h5ad":
         adata = embedded.to_anndata()
-        adata.obsm.update(obsm)
+        adata.obsm.update(obsm or {})
         adata.uns["geneformer"][PROVENANCE] = provenance
         with atomic_write(output) as aside:
             adata.write_h5ad(aside)
     elif output.suffix == ".parquet":
         with atomic_write(output) as aside:
-            _write_parquet(embedded.table, embedded.by_key(), aside, provenance)
+            _write_parquet(embedded.table, embedded.by_key(), aside, provenance, rows_at_once)
     else:
         with atomic_write(table_path(output)) as aside:
-            _write_parquet(embedded.table, {}, aside, provenance)
+            _write_parquet(embedded.table, {}, aside, provenance, rows_at_once)
         with atomic_write(output) as aside:
-            _write_npy(embedded.rows, aside)
+            _write_npy(embedded.rows, aside, rows_at_once)
 
 
 def _write_parquet(
-    table: pd.DataFrame, columns: Mapping[str, np.ndarray], path: Path, provenance: str
+    table: pd.DataFrame, columns: Mapping[str, np.ndarray], path: Path, provenance: str, size: int
 ) -> None:
     of_table = pa.Schema.from_pandas(table)
     fields = [
@@ -81,8 +89,8 @@ def _write_parquet(
     ]
     schema = pa.schema([*of_table, *fields], {**of_table.metadata, PROVENANCE: provenance})
     with pq.ParquetWriter(path, schema) as writer:
-        for start in range(0, len(table), _ROWS_PER_GROUP):
-            chunk = slice(start, start + _ROWS_PER_GROUP)
+        for start in range(0, len(table), size):
+            chunk = slice(start, start + size)
             group = pa.Table.from_pandas(table.iloc[chunk], of_table)
             for field, rows in zip(fields, columns.values(), strict=True):
                 part = np.ascontiguousarray(rows[chunk]).ravel()
@@ -92,12 +100,12 @@ def _write_parquet(
             writer.write_table(group.replace_schema_metadata(schema.metadata))
 
 
-def _write_npy(rows: np.ndarray, path: Path) -> None:
+def _write_npy(rows: np.ndarray, path: Path, size: int) -> None:
     several = rows.shape[1] > 1
     shape = rows.shape if several else (rows.shape[0], rows.shape[2])
     copy = np.lib.format.open_memmap(path, "w+", np.float32, shape)
-    for start in range(0, len(rows), _ROWS_PER_GROUP):
-        chunk = slice(start, start + _ROWS_PER_GROUP)
+    for start in range(0, len(rows), size):
+        chunk = slice(start, start + size)
         copy[chunk] = rows[chunk] if several else rows[chunk, 0]
     copy.flush()
 

@@ -108,7 +108,7 @@ class EmbeddingRun:
         text = json.dumps(provenance, indent=2, default=str)
         with atomic_write(self._output.with_suffix(".provenance.json")) as aside:
             aside.write_text(text + "\n")
-        write_output(embedded, self._output, text, **report.arrays)
+        write_output(embedded, self._output, text, report.arrays)
         report.write(provenance)
         self._parts.remove()
         logger.info(

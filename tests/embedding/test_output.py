@@ -150,11 +150,10 @@ def test_all_formats_hold_the_same(embedder_of, tmp_path):
     assert list(adata.obs_names) == list(embedder.cells.obs.index)
 
 
-def test_one_layer_is_a_plain_array_and_groups_of_rows_join(embedder_of, tmp_path, monkeypatch):
-    monkeypatch.setattr(embedding_output, "_ROWS_PER_GROUP", 7)
+def test_one_layer_is_a_plain_array_and_groups_of_rows_join(embedder_of, tmp_path):
     embedded = small_parts(tmp_path / "any.npy", embedder_of()).embed()
     for suffix in (".npy", ".parquet"):
-        write_output(embedded, tmp_path / f"out{suffix}", PROVENANCE)
+        write_output(embedded, tmp_path / f"out{suffix}", PROVENANCE, rows_at_once=7)
     rows = np.load(tmp_path / "out.npy")
     assert rows.shape == (120, 16)
     np.testing.assert_array_equal(rows, embedded.rows[:, 0])
