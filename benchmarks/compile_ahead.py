@@ -4,7 +4,7 @@
 
 Every pretraining configuration on the hardware that it states, the original's set-up, a slice of
 256 TPU chips, and one case that does not fit. Needs the extras aot (TPU) and aot_cuda. Hours are
-reckoned for the configuration's epochs over full-length cells at an assumed share of the stated
+reckoned for the configuration's epochs over full-length cells at an assumed fraction of the stated
 peak: compiling proves neither speed nor numerics.
 """
 
@@ -66,12 +66,12 @@ def compile_case(case: Case) -> dict:
     config = runpy.run_path(str(CONFIGS / f"{case.config}.py"))["get_config"]()
     config.update_from_flattened_dict(case.changes)
     target = find_hardware(case.target)
-    told = {"benchmark": "compile_ahead", "jax": jax.__version__, **case._asdict()}
+    report = {"benchmark": "compile_ahead", "jax": jax.__version__, **case._asdict()}
     corpus = f"{COMPILED_CELLS}x{config.model.positions}"
     store = synthetic_corpus(corpus, config.model.vocabulary_size)
     run = prepare_run(typed_config(config), store, target.devices)
     state = run.abstract_state
-    told |= {
+    report |= {
         "mesh": list(run.mesh.shape.values()),
         "precision": config.runtime.precision,
         "attention": run.runtime.attention,
@@ -82,13 +82,13 @@ def compile_case(case: Case) -> dict:
     try:
         step = next(compile_steps(run, target))
     except InputError as error:
-        return told | {"refused": str(error)}
+        return report | {"refused": str(error)}
     gib = {name: round(size / 2**30, 3) for name, size in step.memory._asdict().items()}
     collectives = {
         kind: [each.count, round(each.payload / 2**20, 1)]
         for kind, each in step.collectives.items()
     }
-    return told | {
+    return report | {
         "batch": [step.cells, step.bucket],
         "gib": gib,
         "memory_gib": round(target.memory / 2**30, 1),

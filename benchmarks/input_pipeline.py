@@ -3,7 +3,7 @@
     PYTHONPATH=. python benchmarks/input_pipeline.py [--cells=20000] [--seconds=5] [--folder=DIR]
 
 The store is made up: log-normal lengths of which 7 % reach 2,048 tokens. Cases are interleaved and
-their medians over --repeats told. "direct" makes batches in the calling thread, and tells cells per
+medians over --repeats reported. "direct" makes batches in the calling thread, and reports cells per
 CPU second too, which hold on a busy machine; "threads" reads ahead in two threads of the process;
 then worker processes, which send their batches to this one.
 """

@@ -4,8 +4,8 @@
 
 Every measurement is a process of its own: it chooses buckets, makes the plan and lays out the first
 epoch. `peak_mib` is its largest resident set, of which `lengths_mib` are the lengths themselves and
-about 60 MiB Python and numpy. `lazy_s` says which part of the seconds comes with the first step of
-each epoch and not with the start; `cpu_s` tells on a busy machine. Medians over --repeats.
+about 60 MiB Python and numpy. `lazy_s` is the part of the seconds that comes with the first step of
+each epoch and not with the start; `cpu_s` is the measure on a busy machine. Medians over --repeats.
 """
 
 import json

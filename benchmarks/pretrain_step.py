@@ -16,9 +16,9 @@ A shape, cells x tokens, is a batch of made-up cells of full length. With --coun
 at their real lengths: ours in buckets of --tokens tokens a batch, PyTorch's sorted by length into
 batches of --cells cells, padded to the longest of each, as the original groups them.
 
-Each case is a process of its own, warmed up by one whole pass (so compiling is left out and told
+Each case is a process of its own, warmed up by one whole pass (so compiling is left out and given
 apart), and all take turns. Speeds are medians over repeats of the wall time; `cpu_seconds`, of all
-threads, tell more where other work disturbs. `of_torch` is the speed in cells,
+threads, are the better measure where other work disturbs. `of_torch` is the speed in cells,
 divided by that of the case "torch". `mfu` counts operations on real tokens and masked genes only.
 Peak memory is the device's on a GPU, else that of the whole process.
 """
@@ -156,7 +156,7 @@ def jax_case(workload, options):
                 state, metrics = run.train_step(state, put_batch(batch, run.mesh))
         return float(metrics.loss)
 
-    def told():
+    def report():
         lengths = run.store.lengths
         flops = step_flops(run.encoder, lengths, 0.15 * lengths.sum())
         device = jax.devices()[0]
@@ -173,7 +173,7 @@ def jax_case(workload, options):
             "version": jax.__version__,
         }
 
-    return train, told
+    return train, report
 
 
 def torch_batches(workload, options):
@@ -272,7 +272,7 @@ def torch_case(workload, options, masked_only, compiled):
             loss = step(*batch)
         return loss.item()
 
-    def told():
+    def report():
         tokens = sum(int(lengths.sum()) for _, lengths, _ in batches)
         return {
             "cells": sum(len(lengths) for _, lengths, _ in batches),
@@ -282,12 +282,12 @@ def torch_case(workload, options, masked_only, compiled):
             "version": torch.__version__,
         }
 
-    return train, told
+    return train, report
 
 
 def worker(pipe, make, *arguments):
-    """Prepares a case, then runs it each time it is told to."""
-    train, told = make(*arguments)
+    """Prepares a case, then runs it at each request."""
+    train, report = make(*arguments)
     began = time.perf_counter()
     losses = [train()]
     warm_up = time.perf_counter() - began
@@ -296,7 +296,7 @@ def worker(pipe, make, *arguments):
         began, worked = time.perf_counter(), time.process_time()
         losses.append(train())
         pipe.send((time.perf_counter() - began, time.process_time() - worked))
-    result = told()
+    result = report()
     resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     result["memory"] = result["memory"] or resident
     pipe.send({**result, "warm_up_s": round(warm_up, 1), "first_loss": round(losses[0], 4)})

@@ -15,7 +15,7 @@ def test_command_hardware_hours_and_loss_stand_at_the_top(path: Path):
     head = path.read_text().split('"""')[1]
     assert re.search(rf"^  python -m geneformer_jax\.\w+ --config=configs/{path.name}", head, re.M)
     for what in ("Hardware: ", "Hours: ", "Loss: "):
-        assert re.search(rf"^{what}\S", head, re.M), f"{path.name} does not tell {what}"
+        assert re.search(rf"^{what}\S", head, re.M), f"{path.name} does not state {what}"
 
 
 def configuration(name: str) -> PretrainConfig:

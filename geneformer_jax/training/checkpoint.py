@@ -171,7 +171,7 @@ class Checkpoints:
         self._checkpointer.reload()
 
     def restore(self, step: int, target: TrainState) -> TrainState:
-        """Returns the state saved at `step`, placed as `target` (see state.abstract_state) says.
+        """Returns the state saved at `step`, placed like `target`, see state.abstract_state.
 
         Raises:
           InputError: the checkpoint is of another model or optimizer.

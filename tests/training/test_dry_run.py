@@ -1,4 +1,4 @@
-"""`pretrain --dry_run`: what it tells, and what the door refuses before anything compiles."""
+"""`pretrain --dry_run`: what it reports, and what is refused before anything compiles."""
 
 import re
 from pathlib import Path
@@ -34,7 +34,7 @@ def get_config():
 
 @pytest.fixture
 def pretrain(tmp_path, monkeypatch, capsys):
-    """Runs the door with the toy configuration and more flags."""
+    """Runs the command with the toy configuration and more flags."""
     path = tmp_path / "config.py"
     path.write_text(CONFIG)
 
@@ -85,7 +85,7 @@ def test_float16_cannot_be_had_without_a_loss_scale(toy_store):
     assert scale > 1
 
 
-def test_a_dry_run_tells_memory_arithmetic_steps_and_hours(pretrain, toy_store):
+def test_a_dry_run_reports_memory_arithmetic_steps_and_hours(pretrain, toy_store):
     store = f"--config.data.store={toy_store.folder}"
     status, text, _ = pretrain("--dry_run", store, "--device_tflops=0.002", "--mfu=0.25")
     assert status == 0

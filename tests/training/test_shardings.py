@@ -86,10 +86,10 @@ def test_sharding_takes_the_blocks_share_off_each_device(mesh):
     whole = state_of("v2_104m", (8, 1, 1)).params["blocks"]
     parts = state_of("v2_104m", mesh).params["blocks"]
     kernels = [parts[name]["kernel"] for name in ("query", "up", "down", "attention_output")]
-    share = mesh[1] * mesh[2]
+    parts_per_kernel = mesh[1] * mesh[2]
     for kernel in kernels:
-        assert bytes_per_device(kernel) * share == 4 * kernel.size
-    assert bytes_per_device(parts) < 1.02 * bytes_per_device(whole) / share
+        assert bytes_per_device(kernel) * parts_per_kernel == 4 * kernel.size
+    assert bytes_per_device(parts) < 1.02 * bytes_per_device(whole) / parts_per_kernel
 
 
 # Per device a batch is many times the size of the weights, as in any real run: where it is not, XLA
@@ -102,7 +102,7 @@ ALLOWED = {
     # Weights are gathered for use; where gradients are scattered, a CPU adds them up everywhere.
     (1, 8, 1): {"all-gather", "all-reduce", "reduce-scatter"},
     # The parts of heads and feed-forward add up what they computed; each part of the vocabulary
-    # tells its likeliest gene, for the accuracy.
+    # gives its likeliest gene, for the accuracy.
     (2, 1, 4): {"all-gather", "all-reduce"},
     # All of these; and XLA passes on the parts of the head's dense layer instead of gathering it.
     (2, 2, 2): {"all-gather", "all-reduce", "reduce-scatter", "collective-permute"},
