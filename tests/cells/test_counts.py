@@ -242,6 +242,7 @@ def test_h5_file_with_an_anndata_in_it(tmp_path):
     )
 
 
+@pytest.mark.filterwarnings("ignore::anndata.OldFormatWarning")
 def test_categories_as_anndata_before_0_8_wrote_them(tmp_path):
     adata = example_cells()
     path = WRITERS["h5ad csr"](adata, tmp_path)

@@ -81,6 +81,9 @@ def test_a_full_disk_is_named(monkeypatch):
         def write(self, _):
             raise OSError(28, "No space left on device")
 
+        def close(self):
+            pass
+
     monkeypatch.setattr(repeated_ids.tempfile, "TemporaryFile", Full)
     with pytest.raises(InputError, match="TMPDIR"):
         check({"in_memory": 10}, one=names("ABC", 30))

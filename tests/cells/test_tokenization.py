@@ -159,7 +159,8 @@ def test_repeated_gene_ids_are_summed(vocabulary):
     ids = [*adata.var["ensembl_id"], *(f"{gene}.7" for gene in adata.var["ensembl_id"][:10])]
     adata.obs["n_counts"] *= 2
     obs = adata.obs[["n_counts"]]
-    twice = anndata.AnnData(split, obs=obs, var=pd.DataFrame({"ensembl_id": ids}))
+    var = pd.DataFrame({"ensembl_id": ids}, index=[f"g{n}" for n in range(len(ids))])
+    twice = anndata.AnnData(split, obs=obs, var=var)
     summed = adata.copy()
     dense = summed.X.toarray()
     dense[:, :10] *= 2

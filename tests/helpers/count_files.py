@@ -61,9 +61,11 @@ def _zarr(layout, version, chunks=None):
         path = folder / "counts.zarr"
         root = zarr.open_group(path, mode="w", zarr_format=version)
         copy = with_matrix(adata, layout)
-        for name in ("obs", "var", "X"):
-            options = {"chunks": chunks} if chunks and name == "X" else {}
-            write_elem(root, name, getattr(copy, name), dataset_kwargs=options)
+        # Anndata warns that it will shard by default, unless this is set.
+        with anndata.settings.override(auto_shard_zarr_v3=False):
+            for name in ("obs", "var", "X"):
+                options = {"chunks": chunks} if chunks and name == "X" else {}
+                write_elem(root, name, getattr(copy, name), dataset_kwargs=options)
         return path
 
     return write

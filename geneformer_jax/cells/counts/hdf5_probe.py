@@ -8,6 +8,7 @@ processor time. Of real files of 2,700 to 46,000 cells that takes 0.05 s, of a m
 also that child: `python hdf5_probe.py` reads a path and seconds a line, and answers a line.
 """
 
+import atexit
 import contextlib
 import functools
 import json
@@ -70,7 +71,15 @@ def _child(_parent: int) -> subprocess.Popen | None:
         start_new_session=True,
         text=True,
     )
+    atexit.register(_stop, child, os.getpid())
     return child if child.stdout.readline() else None
+
+
+def _stop(child: subprocess.Popen, owner: int) -> None:
+    # A forked process inherits this, but the child serves only the process that started it.
+    if os.getpid() == owner:
+        child.kill()
+        child.communicate()
 
 
 def _serve() -> None:

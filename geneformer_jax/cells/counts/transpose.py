@@ -8,6 +8,7 @@ has no name: it is gone when the process is, however it ends.
 
 import shutil
 import tempfile
+import weakref
 from collections.abc import Iterator
 
 import numpy as np
@@ -51,6 +52,7 @@ class RowScratch:
         # One file for each of cells, genes and values.
         size = limits.scratch_bytes // 3
         self._files = Piece(*(tempfile.SpooledTemporaryFile(size) for _ in Piece._fields))  # noqa: SIM115
+        weakref.finalize(self, _close, self._files)
 
     @classmethod
     def filled(cls, matrix: Pieces, limits: ReadLimits = DEFAULT_LIMITS) -> "RowScratch":
@@ -116,6 +118,11 @@ def _order(keys: np.ndarray, n_keys: int) -> tuple[np.ndarray, np.ndarray]:
     )
     by_key = one_per_row.tocsc()
     return by_key.data, by_key.indptr
+
+
+def _close(files: Piece) -> None:
+    for file in files:
+        file.close()
 
 
 def _require_room(n_bytes: int, in_memory: int) -> None:

@@ -1,5 +1,6 @@
 """What lies beside the shards of a complete store: its sources' tables as one, and TFDS's files."""
 
+import contextlib
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -105,6 +106,11 @@ class GrowingArray:
         # NumPy leaves room in the header, so that its size does not depend on the length.
         self._write_header()
         self._file.close()
+
+    def abandon(self) -> None:
+        """Closes a file that will not become whole."""
+        with contextlib.suppress(OSError):
+            self._file.close()
 
     def _write_header(self) -> None:
         shape = {"shape": (self._length,), "fortran_order": False, "descr": self._dtype.str}

@@ -7,6 +7,7 @@ whatever the number of cells, and the answer is exact; the ids of a file took so
 """
 
 import tempfile
+import weakref
 from collections.abc import Callable, Iterable, Iterator
 from typing import IO
 
@@ -122,6 +123,7 @@ class _Hashes:
         try:
             if not self._buckets:
                 self._buckets = [tempfile.TemporaryFile() for _ in range(_BUCKETS)]  # noqa: SIM115
+                weakref.finalize(self, _close, self._buckets)
             for file, part in zip(self._buckets, parts, strict=True):
                 file.write(part.data)
                 file.flush()
@@ -132,6 +134,11 @@ class _Hashes:
                 "folder in the environment variable TMPDIR"
             ) from error
         self._recent, self._in_memory = [], 0
+
+
+def _close(files: list[IO[bytes]]) -> None:
+    for file in files:
+        file.close()
 
 
 def _repeated(ascending: np.ndarray) -> np.ndarray:

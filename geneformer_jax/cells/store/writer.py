@@ -107,6 +107,14 @@ class SourceWriter:
             # The system reports a failure only once.
             flushed.result()
 
+    def abandon(self) -> None:
+        """Closes the files of a source that could not be written."""
+        self._lengths.abandon()
+        if self._genes is not None:
+            self._genes.abandon()
+        with contextlib.suppress(OSError, pa.ArrowException):
+            self._obs.close()
+
     def _add_genes(self, genes: np.ndarray | None) -> None:
         if self._genes is None:
             return
@@ -178,7 +186,12 @@ def write_source(
     """
     with atomic_write(store / cell_store.SOURCES / key) as aside, ThreadPoolExecutor(1) as disk:
         aside.mkdir()
-        yield SourceWriter(aside, obs_kinds, shard_bytes, disk)
+        writer = SourceWriter(aside, obs_kinds, shard_bytes, disk)
+        try:
+            yield writer
+        except BaseException:
+            writer.abandon()
+            raise
 
 
 def check_folder(folder: Path, options: Mapping[str, Any]) -> None:
