@@ -95,20 +95,29 @@ INTERRUPTED = {
 }
 
 
+@pytest.fixture(scope="module")
+def uninterrupted(toy_store, tmp_path_factory):
+    """A fold that nothing interrupted: (folder, predictions)."""
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    return folder, finetune_fold(fold_run(toy_store, config_of(**INTERRUPTED), folder))
+
+
 @pytest.mark.parametrize(("interrupt", "error"), [(terminate, Stopped), (die, KeyboardInterrupt)])
-def test_an_interrupted_fold_ends_as_if_it_had_not_been(toy_store, tmp_path, interrupt, error):
+def test_an_interrupted_fold_ends_as_if_it_had_not_been(
+    toy_store, uninterrupted, tmp_path, interrupt, error
+):
     config = config_of(**INTERRUPTED)
-    expected = finetune_fold(fold_run(toy_store, config, tmp_path / "whole"))
+    folder, expected = uninterrupted
     with pytest.raises(error):
         finetune_fold(fold_run(toy_store, config, tmp_path / "part", interrupt))
     assert not (tmp_path / "part" / PREDICTIONS).exists()
     found = finetune_fold(fold_run(toy_store, config, tmp_path / "part"))
     pd.testing.assert_frame_equal(found, expected, check_exact=True)
-    one, other = (load_model(tmp_path / name) for name in ("whole", "part"))
+    one, other = load_model(folder), load_model(tmp_path / "part")
     jax.tree.map(np.testing.assert_array_equal, one.params, other.params)
     rows = [
-        [(row["step"], row.get("loss"), row.get("held_out_loss")) for row in read_metrics(folder)]
-        for folder in (tmp_path / "whole", tmp_path / "part")
+        [(row["step"], row.get("loss"), row.get("held_out_loss")) for row in read_metrics(each)]
+        for each in (folder, tmp_path / "part")
     ]
     # A run that goes on from step 6 or 8 writes a line where it was stopped, too.
     assert {row for row in rows[0] if row[2]} == {row for row in rows[1] if row[2]}
