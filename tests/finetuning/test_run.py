@@ -4,11 +4,10 @@ import numpy as np
 import pytest
 
 from geneformer_jax.common.errors import InputError
-from geneformer_jax.finetuning.config import finetune_config
 from geneformer_jax.finetuning.predict import predict_cells
 from geneformer_jax.finetuning.run import finetune_cells
 from geneformer_jax.model.pretrained import load_model
-from tests.helpers.labelled_tasks import save_base
+from tests.helpers.labelled_tasks import quick_config, save_base
 from tests.helpers.toy import toy_cells
 
 
@@ -18,14 +17,10 @@ def base(tmp_path_factory):
 
 
 def test_an_anndata_is_learned_and_predicted_from_its_layer(base, tmp_path, capsys):
-    cells = toy_cells(120)
+    cells = toy_cells()
     cells.layers["counts"] = cells.X.copy()
     cells.X = cells.X.log1p()
-    config = finetune_config()
-    changes = {"mesh.data": 1, "data.max_buckets": 1, "epochs": 6}
-    config.update_from_flattened_dict(
-        changes | {"optimizer.learning_rate": 1e-2, "optimizer.warmup_steps": 2}
-    )
+    config = quick_config(epochs=3)
     keys = {"labels_key": "kind", "workdir": tmp_path / "run", "config": config}
     model = finetune_cells(base, cells, **keys, layer="counts")
     assert model.head.labels == ("a", "b")

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import jax
 import numpy as np
+from ml_collections import ConfigDict
 
 from geneformer_jax.batches.labelled import UNLABELLED, LabelledCells
 from geneformer_jax.finetuning.classification.task import FoldData
@@ -67,7 +68,7 @@ class ToyTask:
         )
 
 
-def config_of(**changes) -> FinetuneConfig:
+def quick_config(**changes) -> ConfigDict:
     """A quick run on one device; changes are by dotted name."""
     config = finetune_config()
     config.model = dict(vars(TINY), vocabulary_size=0)
@@ -80,4 +81,9 @@ def config_of(**changes) -> FinetuneConfig:
         "log_every_steps": 4,
     }
     config.update_from_flattened_dict(quick | changes)
-    return typed_finetune_config(config)
+    return config
+
+
+def config_of(**changes) -> FinetuneConfig:
+    """The same, typed."""
+    return typed_finetune_config(quick_config(**changes))
