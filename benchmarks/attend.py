@@ -103,8 +103,8 @@ def torch_case(weights, genes, cells, batch):
 
 
 def worker(pipe, make, *arguments):
-    """Prepares a case, then runs it each time it is told to."""
-    run, told = make(*arguments)
+    """Prepares a case, then runs it each time it is asked to."""
+    run, facts = make(*arguments)
     pipe.send(run())
     growths = []
     while pipe.recv() == "run":
@@ -114,7 +114,7 @@ def worker(pipe, make, *arguments):
         pipe.send(time.perf_counter() - began)
         growths.append(memory("VmHWM") - before)
     peak = {"pass_mib": round(max(growths)), "process_mib": round(memory("VmHWM"))}
-    pipe.send({**told, **peak})
+    pipe.send({**facts, **peak})
 
 
 def save_random_weights(folder):

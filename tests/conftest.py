@@ -20,7 +20,7 @@ os.environ["XLA_FLAGS"] = " ".join(
 import pytest
 
 # Runs that are killed and begun again, on other meshes or in other processes, compile the same
-# programs: the workers of pytest and the doors that they start share what one of them compiled.
+# programs: the workers of pytest and the commands that they start share what one of them compiled.
 _MADE_CACHE = "JAX_COMPILATION_CACHE_DIR" not in os.environ
 if _MADE_CACHE:
     os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="geneformer_jax-tests-")

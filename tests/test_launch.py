@@ -1,4 +1,4 @@
-"""The launchers: sound shell, flags that the door knows, and what they do when a job is stopped."""
+"""The launchers: sound shell, flags that the command knows, and what they do when a job is stopped."""
 
 import os
 import re
@@ -50,7 +50,7 @@ def test_flags_and_keys_are_those_the_door_has(launcher, monkeypatch, capsys):
     _, usage, _ = run_door("pretrain", ["--help"], monkeypatch, capsys)
     known = set(re.findall(r"^  --(\w+)", usage, re.M))
     text = launcher.read_text()
-    # Flags of the door stand behind its name; gcloud and pip have their own.
+    # Flags of the command stand behind its name; gcloud and pip have their own.
     calls = re.findall(r"geneformer_jax\.pretrain((?:[^\n]*\\\n)*[^\n]*)", text)
     calls += re.findall(rf"# +.*launch/{launcher.name}((?:[^\n]*\\\n)*[^\n]*)", text)
     given = re.findall(r"--([\w.]+)", " ".join(calls) if launcher != MANIFEST else text)
@@ -116,9 +116,9 @@ def stand_ins(folder: Path, **programs: str) -> dict[str, str]:
 
 
 @pytest.mark.parametrize(
-    ("status", "requeued", "told"), [(143, True, 0), (0, False, 0), (1, False, 1)]
+    ("status", "requeued", "exit_status"), [(143, True, 0), (0, False, 0), (1, False, 1)]
 )
-def test_slurm_queues_a_stopped_job_again_and_no_other(tmp_path, status, requeued, told):
+def test_slurm_queues_a_stopped_job_again_and_no_other(tmp_path, status, requeued, exit_status):
     environment = stand_ins(
         tmp_path / "bin",
         srun=f'echo "srun $*" >> "$LOG"; exit {status}',
@@ -127,7 +127,7 @@ def test_slurm_queues_a_stopped_job_again_and_no_other(tmp_path, status, requeue
     command = ["bash", LAUNCH / "slurm_v100.sh", "--workdir=my run"]
     done = subprocess.run(command, env={**environment, "SLURM_JOB_ID": "7"})
     log = (tmp_path / "bin" / "log").read_text()
-    assert done.returncode == told
+    assert done.returncode == exit_status
     assert "-m geneformer_jax.pretrain --config=configs/pretrain_v1_10m_v100.py" in log
     assert log.splitlines()[0].endswith("--processes=0 --workdir=my run")
     assert ("scontrol requeue 7" in log) == requeued

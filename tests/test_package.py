@@ -1,4 +1,4 @@
-"""What pip is told of the package."""
+"""The metadata of the package, as pip reads it."""
 
 import tomllib
 from pathlib import Path

@@ -1,1 +1,1 @@
-"""What every room stands on: errors, files written whole or not at all, provenance, doors."""
+"""What all packages use: errors, files written whole or not at all, provenance, flags, logging."""

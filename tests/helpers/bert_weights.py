@@ -13,10 +13,10 @@ def bert_weights(folder: Path) -> tuple[EncoderConfig, dict]:
     """Reads BERT's weights one by one: slow, obvious, and not the package's own way."""
     from safetensors.numpy import load_file
 
-    told = json.loads((folder / "config.json").read_text())
+    settings = json.loads((folder / "config.json").read_text())
     names = ("vocab_size", "num_hidden_layers", "hidden_size", "num_attention_heads")
     names = (*names, "intermediate_size", "max_position_embeddings")
-    config = EncoderConfig(*(told[name] for name in names))
+    config = EncoderConfig(*(settings[name] for name in names))
     weights = load_file(folder / "model.safetensors")
     D, N, H = config.width, config.heads, config.head_size
 

@@ -169,7 +169,7 @@ def test_a_classifier_returns_from_its_checkpoint_and_still_encodes(tmp_path, ki
     abstract = abstract_weights(CONFIG, head)
     assert shapes == jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), abstract)
     model = PretrainedModel(CONFIG, params, toy_vocabulary(), "here", step=12, head=head)
-    save_model(model, tmp_path / "checkpoint", {"door": "test"})
+    save_model(model, tmp_path / "checkpoint", {"command": "test"})
     loaded = load_model(tmp_path / "checkpoint")
     assert (loaded.head, loaded.step, loaded.config) == (head, 12, CONFIG)
     jax.tree.map(np.testing.assert_array_equal, loaded.params, params)
@@ -199,7 +199,7 @@ def test_a_damaged_checkpoint_is_told_in_one_short_line(tmp_path):
     head = HEADS["gene_classifier"]
     params = {"embeddings": {"word": {"embedding": jnp.zeros((3, 2))}}}
     model = PretrainedModel(CONFIG, params, toy_vocabulary(), "here", step=0, head=head)
-    save_model(model, tmp_path / "checkpoint", {"door": "test"})
+    save_model(model, tmp_path / "checkpoint", {"command": "test"})
     with pytest.raises(InputError, match="cannot be read") as raised:
         load_model(tmp_path / "checkpoint")
     assert "\n" not in str(raised.value)

@@ -167,8 +167,8 @@ def with_head(reference_dir: Path, folder: Path, kind: str) -> PretrainedModel:
     weights = {name: value for name, value in weights.items() if name.startswith("bert.")}
     folder.mkdir()
     save_file(weights | load_file(heads / f"{kind}_head.safetensors"), folder / "model.safetensors")
-    told = json.loads((heads / f"{kind}_config.json").read_text())
-    (folder / "config.json").write_text(json.dumps(told))
+    settings = json.loads((heads / f"{kind}_config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(settings))
     return read_model(folder).model
 
 
