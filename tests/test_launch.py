@@ -1,4 +1,4 @@
-"""The launchers: sound shell, flags that the command knows, and what they do when a job is stopped."""
+"""The launchers: sound shell, flags that the commands know, and what they do when a job stops."""
 
 import os
 import re
