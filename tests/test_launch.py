@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from geneformer_jax.training.config import typed_config
-from tests.helpers.commands import run_door
+from tests.helpers.commands import run_command
 
 PROJECT = Path(__file__).resolve().parents[1]
 LAUNCH = PROJECT / "launch"
@@ -47,7 +47,7 @@ def test_every_launcher_has_its_command_at_the_top(launcher):
 
 @pytest.mark.parametrize("launcher", [*SCRIPTS, MANIFEST, LAUNCH / "README.md"], ids=named)
 def test_flags_and_keys_are_those_the_door_has(launcher, monkeypatch, capsys):
-    _, usage, _ = run_door("pretrain", ["--help"], monkeypatch, capsys)
+    _, usage, _ = run_command("pretrain", ["--help"], monkeypatch, capsys)
     known = set(re.findall(r"^  --(\w+)", usage, re.M))
     text = launcher.read_text()
     # Flags of the command stand behind its name; gcloud and pip have their own.

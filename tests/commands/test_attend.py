@@ -9,7 +9,7 @@ import pytest
 
 from geneformer_jax.attention_analysis.api import attend_cells
 from geneformer_jax.model import pretrained
-from tests.helpers.commands import assert_one_line, run_door
+from tests.helpers.commands import assert_one_line, run_command
 from tests.helpers.pages import Page, assert_files_are_linked
 from tests.helpers.toy import toy_model, toy_vocabulary
 
@@ -37,7 +37,7 @@ def attend(model, toy_store, tmp_path, monkeypatch, capsys):
         }
         given = [argument.partition("=")[0] for argument in arguments]
         defaults = [f"{name}={value}" for name, value in defaults.items() if name not in given]
-        return run_door("attend", [*defaults, *arguments], monkeypatch, capsys)
+        return run_command("attend", [*defaults, *arguments], monkeypatch, capsys)
 
     return run
 

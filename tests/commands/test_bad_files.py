@@ -11,7 +11,7 @@ from array_record.python.array_record_module import ArrayRecordWriter
 from geneformer_jax.cells.store import writer
 from geneformer_jax.cells.store.cell_store import CellStore
 from geneformer_jax.common.errors import InputError
-from tests.helpers.commands import run_door
+from tests.helpers.commands import run_command
 from tests.helpers.small_stores import cells, same_stores, with_ids, write
 
 
@@ -29,7 +29,7 @@ def tokenize(folder, monkeypatch, capsys):
 
     def run(*options, fails=False, output="store"):
         arguments = ["--counts=counts", "--vocabulary=vocabulary", f"--output={output}", *options]
-        status, output, error = run_door("tokenize", arguments, monkeypatch, capsys)
+        status, output, error = run_command("tokenize", arguments, monkeypatch, capsys)
         assert status == (1 if fails else 0), error
         if not fails:
             return output

@@ -15,7 +15,7 @@ from geneformer_jax.common.errors import InputError
 from geneformer_jax.interop import huggingface
 from geneformer_jax.interop.original_dictionaries import read_original_vocabulary
 from tests.helpers.bert_folders import tensors, write_folder
-from tests.helpers.commands import assert_one_line, run_door
+from tests.helpers.commands import assert_one_line, run_command
 from tests.helpers.toy import toy_vocabulary
 
 PROJECT = Path(__file__).resolve().parents[2]
@@ -23,7 +23,7 @@ PROJECT = Path(__file__).resolve().parents[2]
 
 def convert(monkeypatch, capsys, source, target, *more) -> tuple[int, str, str]:
     arguments = [f"--source={source}", f"--target={target}", *more]
-    return run_door("convert", arguments, monkeypatch, capsys)
+    return run_command("convert", arguments, monkeypatch, capsys)
 
 
 def test_a_model_goes_both_ways_with_its_vocabulary(tmp_path, monkeypatch, capsys):

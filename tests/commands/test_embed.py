@@ -12,7 +12,7 @@ from geneformer_jax.embedding.api import embed_cells
 from geneformer_jax.embedding.embedder import KEY, Embedder
 from geneformer_jax.embedding.states import StateEmbeddings
 from geneformer_jax.model import pretrained
-from tests.helpers.commands import assert_one_line, run_door
+from tests.helpers.commands import assert_one_line, run_command
 from tests.helpers.pages import assert_files_are_linked, read_page
 from tests.helpers.toy import toy_cells, toy_model
 
@@ -35,7 +35,7 @@ def embed(model, toy_store, tmp_path, monkeypatch, capsys):
         }
         given = [argument.partition("=")[0] for argument in arguments]
         defaults = [f"{name}={value}" for name, value in defaults.items() if name not in given]
-        return run_door("embed", [*defaults, *arguments], monkeypatch, capsys)
+        return run_command("embed", [*defaults, *arguments], monkeypatch, capsys)
 
     return run
 

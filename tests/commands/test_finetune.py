@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from geneformer_jax.interop.load import load_model
-from tests.helpers.commands import assert_one_line, run_door
+from tests.helpers.commands import assert_one_line, run_command
 from tests.helpers.toy import GENES, make_store, toy_cells, toy_vocabulary
 
 TINY = [
@@ -55,7 +55,7 @@ def gene_table(tmp_path_factory):
 
 
 def finetune(arguments, monkeypatch, capsys):
-    return run_door("finetune", [arguments[0], *TINY, *arguments[1:]], monkeypatch, capsys)
+    return run_command("finetune", [arguments[0], *TINY, *arguments[1:]], monkeypatch, capsys)
 
 
 def test_cells_are_classified_and_the_run_is_read_again(rich_store, tmp_path, monkeypatch, capsys):

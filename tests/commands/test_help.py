@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.helpers.commands import assert_one_line, run_door
+from tests.helpers.commands import assert_one_line, run_command
 
 PROJECT = Path(__file__).resolve().parents[2]
 COMMANDS = sorted(
@@ -23,7 +23,7 @@ CONFIG = PROJECT / "configs" / "quickstart.py"
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_help_describes_the_command_and_each_flag(name, monkeypatch, capsys):
-    status, output, _ = run_door(name, ["--help"], monkeypatch, capsys)
+    status, output, _ = run_command(name, ["--help"], monkeypatch, capsys)
     assert status == 0
     assert f"python -m geneformer_jax.{name} " in output, "no example command"
     source = (PROJECT / "geneformer_jax" / f"{name}.py").read_text()
@@ -45,7 +45,7 @@ def test_help_describes_the_command_and_each_flag(name, monkeypatch, capsys):
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_an_unknown_flag_ends_with_one_line(name, monkeypatch, capsys):
-    status, _, error = run_door(name, ["--no_such_flag=1"], monkeypatch, capsys)
+    status, _, error = run_command(name, ["--no_such_flag=1"], monkeypatch, capsys)
     assert status == 1
     assert_one_line(error)
     assert "no_such_flag" in error
@@ -53,7 +53,7 @@ def test_an_unknown_flag_ends_with_one_line(name, monkeypatch, capsys):
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_a_missing_flag_ends_with_one_line(name, monkeypatch, capsys):
-    status, _, error = run_door(name, [], monkeypatch, capsys)
+    status, _, error = run_command(name, [], monkeypatch, capsys)
     assert status == 1
     assert_one_line(error)
     assert "must be given; see --help" in error
@@ -73,7 +73,7 @@ def test_a_missing_flag_ends_with_one_line(name, monkeypatch, capsys):
 )
 def test_a_wrong_config_key_ends_with_one_line(argument, words, monkeypatch, capsys):
     arguments = [f"--config={CONFIG}", argument, "--workdir=nowhere"]
-    status, _, error = run_door("pretrain", arguments, monkeypatch, capsys)
+    status, _, error = run_command("pretrain", arguments, monkeypatch, capsys)
     assert status == 1
     assert_one_line(error)
     for each in words:
@@ -82,7 +82,7 @@ def test_a_wrong_config_key_ends_with_one_line(argument, words, monkeypatch, cap
 
 def test_a_missing_config_file_ends_with_one_line(monkeypatch, capsys, tmp_path):
     arguments = [f"--config={tmp_path / 'none.py'}", f"--workdir={tmp_path / 'run'}"]
-    status, _, error = run_door("pretrain", arguments, monkeypatch, capsys)
+    status, _, error = run_command("pretrain", arguments, monkeypatch, capsys)
     assert status == 1
     assert_one_line(error)
 

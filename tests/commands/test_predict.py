@@ -15,7 +15,7 @@ from geneformer_jax.inference.cells import ChosenCells
 from geneformer_jax.interop.huggingface import read_model
 from geneformer_jax.interop.load import load_model
 from geneformer_jax.model.heads import HeadTask
-from tests.helpers.commands import assert_one_line, run_door
+from tests.helpers.commands import assert_one_line, run_command
 from tests.helpers.labelled_tasks import ToyTask, config_of, save_base
 from tests.helpers.toy import toy_cells
 
@@ -51,7 +51,7 @@ def test_cells_are_predicted_as_in_the_fold(toy_store, cell_fold, tmp_path, monk
     folder, table = cell_fold
     output = tmp_path / "out.h5ad"
     arguments = [f"--checkpoint={folder}", f"--cells={toy_store.folder}", f"--output={output}"]
-    status, printed, error = run_door(
+    status, printed, error = run_command(
         "predict", [*arguments, "--labels_key=kind"], monkeypatch, capsys
     )
     assert status == 0, error
@@ -67,7 +67,7 @@ def test_cells_are_predicted_as_in_the_fold(toy_store, cell_fold, tmp_path, monk
     right = (found.obs["predicted_label"].astype(str) == found.obs["kind"].astype(str)).mean()
     assert f"{right:.2%} of 240 cells" in printed
     assert right > 0.8
-    status, _, error = run_door("predict", arguments, monkeypatch, capsys)
+    status, _, error = run_command("predict", arguments, monkeypatch, capsys)
     assert (status, "nothing is overwritten" in error) == (1, True)
 
 
@@ -94,7 +94,7 @@ def test_raw_counts_are_predicted_and_unknown_labels_are_counted(
     cells.write_h5ad(tmp_path / "new.h5ad")
     arguments = [f"--checkpoint={cell_fold[0]}", f"--cells={tmp_path / 'new.h5ad'}"]
     arguments += [f"--output={tmp_path / 'out.csv'}", "--labels_key=kind"]
-    status, printed, error = run_door("predict", arguments, monkeypatch, capsys)
+    status, printed, error = run_command("predict", arguments, monkeypatch, capsys)
     assert status == 0, error
     assert "4 cells have a label that the model does not know" in printed
     assert "of 26 cells are predicted right" in printed
@@ -109,7 +109,9 @@ def test_genes_are_predicted_by_their_mean_over_cells(
     folder, _ = gene_fold
     arguments = [f"--checkpoint={folder}", f"--cells={toy_store.folder}"]
     output = tmp_path / "genes.csv"
-    status, _, error = run_door("predict", [*arguments, f"--output={output}"], monkeypatch, capsys)
+    status, _, error = run_command(
+        "predict", [*arguments, f"--output={output}"], monkeypatch, capsys
+    )
     assert status == 0, error
     table = pd.read_csv(output, index_col="gene")
     cells = toy_store.read(np.arange(240))
@@ -119,7 +121,7 @@ def test_genes_are_predicted_by_their_mean_over_cells(
         genes[token - 2]: counts[token] for token in range(2, 152) if counts[token]
     }
     np.testing.assert_allclose(table["probability_a"] + table["probability_b"], 1, atol=1e-5)
-    status, _, error = run_door(
+    status, _, error = run_command(
         "predict", [*arguments, f"--output={tmp_path / 'x.h5ad'}"], monkeypatch, capsys
     )
     assert (status, "classifies genes" in error) == (1, True)
@@ -166,13 +168,13 @@ def test_an_adapter_is_small_and_refuses_another_base(toy_store, cell_fold, base
 
 def test_an_adapter_is_merged_into_a_checkpoint(cell_fold, tmp_path, monkeypatch, capsys):
     arguments = [f"--source={cell_fold[0]}", f"--target={tmp_path / 'merged'}"]
-    status, _, error = run_door("convert", arguments, monkeypatch, capsys)
+    status, _, error = run_command("convert", arguments, monkeypatch, capsys)
     assert status == 0, error
     one, other = load_model(tmp_path / "merged"), load_model(cell_fold[0])
     assert one.head == other.head
     jax.tree.map(np.testing.assert_array_equal, one.params, other.params)
     arguments = [f"--source={tmp_path / 'merged'}", f"--target={tmp_path / 'hf'}"]
-    status, _, error = run_door("convert", arguments, monkeypatch, capsys)
+    status, _, error = run_command("convert", arguments, monkeypatch, capsys)
     assert (status, "BERT has no class for this head" in error) == (1, True)
     assert_one_line(error)
     assert not (tmp_path / "hf").exists()
@@ -180,7 +182,7 @@ def test_an_adapter_is_merged_into_a_checkpoint(cell_fold, tmp_path, monkeypatch
 
 def test_a_fine_tuned_model_becomes_a_hugging_face_model(gene_fold, tmp_path, monkeypatch, capsys):
     arguments = [f"--source={gene_fold[0]}", f"--target={tmp_path / 'hf'}"]
-    status, printed, error = run_door("convert", arguments, monkeypatch, capsys)
+    status, printed, error = run_command("convert", arguments, monkeypatch, capsys)
     assert status == 0, error
     assert "BertForTokenClassification" in printed
     back = read_model(tmp_path / "hf").model
@@ -212,7 +214,7 @@ def test_bad_input_is_one_line(toy_store, base, cell_fold, tmp_path, monkeypatch
         ({"checkpoint": base, "base": base}, "is no adapter"),
     ):
         arguments = [f"--{name}={value}" for name, value in (good | change).items()]
-        status, _, error = run_door("predict", arguments, monkeypatch, capsys)
+        status, _, error = run_command("predict", arguments, monkeypatch, capsys)
         assert status == 1, words
         assert_one_line(error)
         assert words in error

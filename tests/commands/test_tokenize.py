@@ -20,7 +20,7 @@ from geneformer_jax.cells.tokenization.tokenizer import NO_GENE, TokenizerOption
 from geneformer_jax.cells.tokenization.vocabulary import GeneVocabulary
 from geneformer_jax.common.command_line import parse_shard, shard_of
 from geneformer_jax.common.errors import InputError
-from tests.helpers.commands import run_door
+from tests.helpers.commands import run_command
 from tests.helpers.small_stores import build, cells, same_stores, slow_tokens
 
 PROJECT = Path(__file__).resolve().parents[2]
@@ -32,7 +32,7 @@ def command(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
 
     def run(name, *arguments, fails=False):
-        status, output, error = run_door(name, list(arguments), monkeypatch, capsys)
+        status, output, error = run_command(name, list(arguments), monkeypatch, capsys)
         assert status == (1 if fails else 0), error
         if not fails:
             return output

@@ -1,4 +1,4 @@
-"""Runs doors in the process of the tests, which is much quicker than starting one."""
+"""Runs commands in the process of the tests, which is much quicker than starting one."""
 
 import runpy
 import sys
@@ -7,8 +7,8 @@ import pytest
 from absl import flags
 
 
-def run_door(name: str, arguments: list[str], monkeypatch, capsys) -> tuple[int, str, str]:
-    """Runs a door in this process; returns (exit status, standard output, standard error)."""
+def run_command(name: str, arguments: list[str], monkeypatch, capsys) -> tuple[int, str, str]:
+    """Runs a command in this process; returns (exit status, standard output, standard error)."""
     module = f"geneformer_jax.{name}"
     monkeypatch.setattr(sys, "argv", [module, *arguments])
     before = set(flags.FLAGS)

@@ -19,7 +19,7 @@ from geneformer_jax.perturbation.prepare import (
     make_spec,
     resolve_edits,
 )
-from tests.helpers.commands import run_door
+from tests.helpers.commands import run_command
 from tests.helpers.toy import toy_model
 
 GENES = [f"ENSG{i:011d}" for i in (0, 3, 5, 8, 13)]
@@ -61,7 +61,7 @@ def command_on_five_cells(
         }
         given = [argument.partition("=")[0] for argument in arguments]
         defaults = [f"{name}={value}" for name, value in defaults.items() if name not in given]
-        return run_door("perturb", [*defaults, *arguments], monkeypatch, capsys)
+        return run_command("perturb", [*defaults, *arguments], monkeypatch, capsys)
 
     return run
 

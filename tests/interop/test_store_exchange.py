@@ -20,7 +20,7 @@ from geneformer_jax.common.errors import InputError
 from geneformer_jax.interop import store_exchange
 from geneformer_jax.interop.dataset_folders import write_dataset_folder
 from geneformer_jax.interop.original_dictionaries import read_original_vocabulary
-from tests.helpers.commands import assert_one_line, run_door
+from tests.helpers.commands import assert_one_line, run_command
 from tests.helpers.toy import toy_vocabulary
 
 GENES = 50
@@ -238,7 +238,7 @@ def test_nothing_is_overwritten_and_nothing_half_written_stays(tmp_path):
 @pytest.fixture
 def convert(monkeypatch, capsys):
     """Runs the command; returns (exit status, standard output, standard error)."""
-    return lambda *flags: run_door("convert", list(flags), monkeypatch, capsys)
+    return lambda *flags: run_command("convert", list(flags), monkeypatch, capsys)
 
 
 def test_the_command_converts_by_what_source_and_target_are(tmp_path, convert):

@@ -14,7 +14,7 @@ from geneformer_jax.training.dry_run.synthetic_corpus import synthetic_corpus
 from geneformer_jax.training.flops import Speed, peak_flops
 from geneformer_jax.training.run import prepare_run
 from geneformer_jax.training.state import init_state
-from tests.helpers.commands import assert_one_line, run_door
+from tests.helpers.commands import assert_one_line, run_command
 from tests.helpers.configs import toy_config
 
 PROJECT = Path(__file__).parents[2]
@@ -39,7 +39,7 @@ def pretrain(tmp_path, monkeypatch, capsys):
     path.write_text(CONFIG)
 
     def run(*flags: str) -> tuple[int, str, str]:
-        return run_door("pretrain", [f"--config={path}", *flags], monkeypatch, capsys)
+        return run_command("pretrain", [f"--config={path}", *flags], monkeypatch, capsys)
 
     return run
 

@@ -24,7 +24,7 @@ from geneformer_jax.training.dry_run.report import abstract_batch, describe_dry_
 from geneformer_jax.training.dry_run.synthetic_corpus import synthetic_corpus
 from geneformer_jax.training.flops import bytes_per_device
 from geneformer_jax.training.run import prepare_run
-from tests.helpers.commands import assert_one_line, run_door
+from tests.helpers.commands import assert_one_line, run_command
 from tests.helpers.configs import load
 from tests.helpers.pretrain_runs import config_of as pretraining_config
 
@@ -93,7 +93,7 @@ def test_what_does_not_fit_is_refused_with_numbers_and_remedies(libtpu, monkeypa
         "--config.mesh.fsdp=1",
         "--config.runtime.remat=none",
     ]
-    status, text, error = run_door("pretrain", arguments, monkeypatch, capsys)
+    status, text, error = run_command("pretrain", arguments, monkeypatch, capsys)
     assert status == 1
     assert "attention: " in text
     assert_one_line(error)
