@@ -27,6 +27,7 @@ from geneformer_jax.training.run import prepare_run
 from tests.helpers.commands import assert_one_line, run_command
 from tests.helpers.configs import load
 from tests.helpers.pretrain_runs import config_of as pretraining_config
+from tests.helpers.xla import CPU_COMPILING
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 SMALL = EncoderConfig(512, 2, 128, 2, 128, 128, dropout=0.1, attention_dropout=0.0)
@@ -43,6 +44,12 @@ def require_compiler(*modules: str) -> None:
 @pytest.fixture(scope="module")
 def libtpu():
     require_compiler("libtpu")
+    # libtpu reads these flags too, and ends the process at one that it does not know.
+    flags = os.environ["XLA_FLAGS"].split()
+    known = " ".join(flag for flag in flags if flag not in CPU_COMPILING.split())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XLA_FLAGS", known)
+        yield
 
 
 @pytest.fixture(scope="module")
