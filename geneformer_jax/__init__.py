@@ -10,32 +10,77 @@ Names are imported when first used, so that `import geneformer_jax` is quick and
 """
 
 import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from geneformer_jax.attention_analysis.api import attend_cells
+    from geneformer_jax.cells.store.cell_store import CellStore
+    from geneformer_jax.cells.tokenization.tokenizer import TokenizedCells, tokenize_cells
+    from geneformer_jax.cells.tokenization.vocabulary import GeneVocabulary
+    from geneformer_jax.common.errors import InputError
+    from geneformer_jax.embedding.api import embed_cells
+    from geneformer_jax.finetuning.predict import predict_cells, predict_genes
+    from geneformer_jax.finetuning.run import finetune_cells
+    from geneformer_jax.interop.load import load_model
+    from geneformer_jax.model.pretrained import PretrainedModel
+    from geneformer_jax.model.runtime import Runtime
+    from geneformer_jax.perturbation.api import perturb_cells
+    from geneformer_jax.perturbation.cell_states import CellStates
+    from geneformer_jax.perturbation.statistics.report import perturbation_statistics
+    from geneformer_jax.training.api import pretrain_model
+    from geneformer_jax.training.config import pretrain_config
 
 __version__ = "0.1.0"
+__all__ = [
+    "CellStates",
+    "CellStore",
+    "GeneVocabulary",
+    "InputError",
+    "PretrainedModel",
+    "Runtime",
+    "TokenizedCells",
+    "__version__",
+    "attend_cells",
+    "embed_cells",
+    "finetune_cells",
+    "load_model",
+    "perturb_cells",
+    "perturbation_statistics",
+    "predict_cells",
+    "predict_genes",
+    "pretrain_config",
+    "pretrain_model",
+    "tokenize_cells",
+]
 _HOME = {
-    "CellStates": "geneformer_jax.perturbation.cell_states",
-    "InputError": "geneformer_jax.common.errors",
-    "attend_cells": "geneformer_jax.attention_analysis.api",
-    "embed_cells": "geneformer_jax.embedding.api",
-    "finetune_cells": "geneformer_jax.finetuning.run",
-    "load_model": "geneformer_jax.interop.load",
-    "perturb_cells": "geneformer_jax.perturbation.api",
-    "perturbation_statistics": "geneformer_jax.perturbation.statistics.report",
-    "predict_cells": "geneformer_jax.finetuning.predict",
-    "predict_genes": "geneformer_jax.finetuning.predict",
-    "pretrain_config": "geneformer_jax.training.config",
-    "pretrain_model": "geneformer_jax.training.api",
-    "tokenize_cells": "geneformer_jax.cells.tokenization.tokenizer",
+    "CellStates": "perturbation.cell_states",
+    "CellStore": "cells.store.cell_store",
+    "GeneVocabulary": "cells.tokenization.vocabulary",
+    "InputError": "common.errors",
+    "PretrainedModel": "model.pretrained",
+    "Runtime": "model.runtime",
+    "TokenizedCells": "cells.tokenization.tokenizer",
+    "attend_cells": "attention_analysis.api",
+    "embed_cells": "embedding.api",
+    "finetune_cells": "finetuning.run",
+    "load_model": "interop.load",
+    "perturb_cells": "perturbation.api",
+    "perturbation_statistics": "perturbation.statistics.report",
+    "predict_cells": "finetuning.predict",
+    "predict_genes": "finetuning.predict",
+    "pretrain_config": "training.config",
+    "pretrain_model": "training.api",
+    "tokenize_cells": "cells.tokenization.tokenizer",
 }
-__all__ = [*_HOME, "__version__"]
 
 
 def __getattr__(name: str) -> object:
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = globals()[name] = getattr(importlib.import_module(_HOME[name]), name)
+    home = importlib.import_module(f"{__name__}.{_HOME[name]}")
+    value = globals()[name] = getattr(home, name)
     return value
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return sorted(__all__)

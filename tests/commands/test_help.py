@@ -109,12 +109,3 @@ def test_importing_the_package_starts_no_jax():
     version, heavy = done.stdout.splitlines()
     assert version.count(".") == 2
     assert heavy == "[]"
-
-
-def test_the_package_offers_what_it_names():
-    import geneformer_jax as gf
-
-    for name in gf.__all__:
-        assert getattr(gf, name) is not None
-    with pytest.raises(AttributeError, match="no_such_name"):
-        _ = gf.no_such_name
