@@ -1,5 +1,6 @@
 """Eight fake devices for every test, and where the reference data lie."""
 
+import logging
 import os
 import shutil
 import tempfile
@@ -50,6 +51,16 @@ def data_dir() -> Path:
 def reference_dir() -> Path:
     """The original's own outputs."""
     return _reference_folder("reference")
+
+
+@pytest.fixture(autouse=True)
+def quiet_log():
+    """Leaves the package's logger as it was: a command that a test runs makes it print."""
+    logger = logging.getLogger("geneformer_jax")
+    handlers, level, propagate = logger.handlers[:], logger.level, logger.propagate
+    yield
+    logger.handlers[:], logger.propagate = handlers, propagate
+    logger.setLevel(level)
 
 
 @pytest.fixture(scope="session")

@@ -180,7 +180,7 @@ class Embedder:
         """Returns how these embeddings are made."""
         return {
             "mode": self.pass_.mode,
-            "layer": list(self.layers),
+            "hidden_layer": list(self.layers),
             "checkpoint": self.model.source,
             "vocabulary_hash": self.cells.vocabulary.hash,
             "precision": self.pass_.runtime.precision.name,

@@ -395,7 +395,8 @@ def test_embeddings_are_added_beside_counts_and_cells_left_out_are_nan(v2_model,
     assert np.isnan(adata.obsm[KEY][~embedded]).all()
     assert sum(adata.uns["geneformer"]["left_out"].values()) == adata.n_obs - 9
     embed_cells(v2_model, adata, **given, hidden_layer=0, key_added="last")
-    assert adata.uns["last"]["layer"] == [0] and adata.uns["geneformer"]["layer"] == [-1]
+    assert adata.uns["last"]["hidden_layer"] == [0]
+    assert adata.uns["geneformer"]["hidden_layer"] == [-1]
     assert not np.array_equal(adata.obsm["last"][embedded], adata.obsm[KEY][embedded])
     # All else is as it was.
     np.testing.assert_array_equal(adata.X.toarray(), before.X.toarray())
