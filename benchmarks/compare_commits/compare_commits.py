@@ -37,10 +37,20 @@ ONLY = flags.DEFINE_list("only", [], "of `after`, run again only what begins so"
 # What is spelled differently by the side `after`: (command, or "" for all; word) -> word. A word is
 # a flag with its dashes ("--cells_at_most", "--config.task.group"), a whole argument
 # ("--config=configs/quickstart.py") or the command itself. "" leaves the argument out.
-SPELLED_AFTER: dict[tuple[str, str], str] = {}
+SPELLED_AFTER: dict[tuple[str, str], str] = {
+    ("", "--cells_at_most"): "--max_cells",
+    ("", "--config.data.most_buckets"): "--config.data.max_buckets",
+    ("", "--config.task.cells_at_most"): "--config.task.max_cells",
+    ("", "--config.task.valid_share"): "--config.task.valid_fraction",
+    ("attend", "--group_by"): "--groupby",
+    ("attend", "--least_cells"): "--min_cells",
+    ("embed", "--layer"): "--hidden_layer",
+    ("perturb", "--layer"): "--hidden_layer",
+    ("predict", "--label"): "--labels_key",
+}
 
 # The same for pieces of the text of compare_calls.py.
-CALLED_AFTER: dict[str, str] = {}
+CALLED_AFTER: dict[str, str] = {"layer=": "hidden_layer="}
 
 # What differs on purpose; all patterns are those of `re.search`, paths those of the report.
 EXPLAINED = Explanations(
