@@ -55,13 +55,41 @@ CALLED_AFTER: dict[str, str] = {"layer=": "hidden_layer="}
 # What differs on purpose; all patterns are those of `re.search`, paths those of the report.
 EXPLAINED = Explanations(
     # (pattern of a path in `before`, its replacement, reason)
-    files=[],
+    files=[
+        ("TF_names_v_1_01_vs", "TF_names_v_1.01_vs", "one way to turn a text into a file name"),
+        (r"^(finetune_\w+)/task\.json$", r"\1/plan.json", "one way to resume"),
+    ],
     # (pattern of the file, pattern of a column, array or key in `before`, replacement, reason): a
     # column NAME can also have items NAME.type, NAME.values and NAME.lengths, so leave its end
     # open. Flags of SPELLED_AFTER are renamed in provenances by themselves.
-    items=[],
+    items=[
+        ("", r"\bdoor$", "command", "a provenance names its command"),
+        ("", r"\bmasking\.(selected|mask|random)_share", r"masking.\1_fraction", "words"),
+        ("", r"\b(data\.)?most_buckets", r"\1max_buckets", "words"),
+        ("", r"\b(test|valid)_share", r"\1_fraction", "words"),
+        ("", r"\bleast_share", "min_fraction", "words"),
+        ("", r"\b(task|section)\.cells_at_most", r"\1.max_cells", "words"),
+        ("", r"\btold\b", "summary", "words"),
+        ("", r"\bconfiguration\.batch$", "configuration.batch_key", "words"),
+        ("^(embed|perturb)", r"\bconfiguration\.layer$", "configuration.hidden_layer", "words"),
+        ("", r"\bconfiguration\.group_by", "configuration.groupby", "words"),
+        ("", r"mitochondrial share", "mitochondrial fraction", "words"),
+        ("^(embed|perturb)", r"\bcounts\.layer\b", "counts.hidden_layer", "no layer of AnnData"),
+        ("^embed", r"^uns/geneformer/layer", "uns/geneformer/hidden_layer", "no layer of AnnData"),
+    ],
     # (pattern of the file, pattern of the item, reason); a file on one side has the item "".
-    differences=[],
+    differences=[
+        ("^attend|^calls/attention", "received_sd|excess_(se|low)", "squares about an even share"),
+        ("^attend.*report", "^table", "squares about an even share"),
+        ("^perturb.*/report.html$", "^table", "moments without the difference of large sums"),
+        ("^attend.*provenance", r"counts\.throughput", "reported for every model"),
+        ("^predict", r"configuration\.tokens_per_device", "a flag that other commands have"),
+        ("^merged/provenance", r"^inputs\.0\.files$", "one way to resume"),
+        (r"^finetune.*/records/|^finetune.*/(config|plan)\.json$", "", "one way to resume"),
+        (r"^finetune.*\.(png|html)$", "^(pixels|picture)", "words of titles and axes"),
+        (r"^store_v2/report/", "^(pixels|picture|table)", "words of titles and axes"),
+        (r"^dataset/store\.(dataset|parquet)", "bytes|features|metadata", "for old versions too"),
+    ],
 )
 
 # This process reads checkpoints of both sides, whose commands get the same.

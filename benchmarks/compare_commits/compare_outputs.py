@@ -207,7 +207,10 @@ def _replaced(name: str, renames: Sequence[tuple[str, str]]) -> str:
 
 
 def _map(function, values: np.ndarray) -> np.ndarray:
-    return np.frompyfunc(function, 1, 1)(values) if values.size else values
+    def text(value: object) -> object:
+        return function(value) if isinstance(value, str) else value
+
+    return np.frompyfunc(text, 1, 1)(values) if values.size else values
 
 
 def _shown(value: object) -> str:
