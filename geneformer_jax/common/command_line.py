@@ -142,8 +142,14 @@ def _help() -> str:
     for flag in sorted(flags.FLAGS.get_key_flags_for_module(sys.argv[0]), key=lambda f: f.name):
         default = "" if flag.default in (None, "") else f"  (default: {flag.default})"
         lines.append(f"  --{flag.name}{default}")
-        lines.append(textwrap.indent(textwrap.fill(flag.help or "", 92), " " * 6))
+        lines.append(textwrap.indent(textwrap.fill(_help_of(flag), 92), " " * 6))
     return "\n".join(lines)
+
+
+def _help_of(flag: flags.Flag) -> str:
+    """The help of a flag; absl's own remark on repeated ones becomes a sentence of it."""
+    text, repeated, _ = (flag.help or "").partition(";\n")
+    return f"{text.rstrip('.')}. May be repeated." if repeated else text
 
 
 def model_flags() -> None:

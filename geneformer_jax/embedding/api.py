@@ -68,7 +68,7 @@ def embed_cells(
       states from their mean. Mode "occurrence": obs columns `cell_id`, `gene_id`, `symbol` and
       `rank`, which counts from 0 and special tokens too.
 
-      With `inplace` None: the given AnnData gets `.obsm[key_added]`, NaN in the rows of cells that
+      With `inplace`: None; the given AnnData gets `.obsm[key_added]`, NaN in the rows of cells that
       are left out, and `.uns["geneformer"]`, which counts them. Under another `key_added` than the
       default, the entry of `.uns` has that name too.
 

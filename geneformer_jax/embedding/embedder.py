@@ -13,6 +13,7 @@ from jax.sharding import NamedSharding
 
 from geneformer_jax.cells.store.cell_store import EncodedCells
 from geneformer_jax.common.errors import InputError, did_you_mean
+from geneformer_jax.common.log import logger
 from geneformer_jax.common.progress import Progress
 from geneformer_jax.embedding.gene_means import GeneTotals, zero_totals
 from geneformer_jax.embedding.pooling import Pass, add_genes, take_states
@@ -70,6 +71,11 @@ class Embedded:
           adata: all cells; those without an embedding get NaN.
           rows: [cells] their rows in `adata`.
         """
+        if without := adata.n_obs - len(rows):
+            logger.warning(
+                f"{without:,} of {adata.n_obs:,} cells are left out and have NaN in "
+                f'.obsm["{self.name}"]; .uns["{self.facts_key}"] counts the reasons'
+            )
         for key, vectors in self.by_key().items():
             adata.obsm[key] = np.full((adata.n_obs, vectors.shape[1]), np.nan, np.float32)
             adata.obsm[key][rows] = vectors

@@ -65,7 +65,7 @@ class EmbeddingParts:
         facts = embedder.facts()
         # Devices are not part of it: others only round differently.
         plan = {
-            **{name: facts[name] for name in ("mode", "layer", "precision", "attention")},
+            **{name: facts[name] for name in ("mode", "hidden_layer", "precision", "attention")},
             **identity_of(embedder.model, embedder.cells),
             **identity,
         }

@@ -97,7 +97,7 @@ class StateEmbeddings:
             raise InputError(f"{path} does not exist; write state embeddings with embed --states")
         try:
             table = pq.read_table(path)
-        except pa.ArrowInvalid:
+        except (pa.ArrowException, OSError):
             table = None
         text = (table.schema.metadata or {}).get(_FACTS) if table is not None else None
         if text is None:

@@ -81,6 +81,11 @@ def open_cells(
       InputError: the cells cannot be read or do not fit the model.
     """
     check_vocabulary(model)
+    if not (layer is None or isinstance(layer, str)):
+        raise InputError(
+            f"layer is {layer!r}, but names the matrix of raw counts (None for X); the model's "
+            "hidden states are chosen by hidden_layer"
+        )
     if isinstance(cells, ad.AnnData):
         source = AnnDataSource(cells, layer=layer)
     elif isinstance(cells, str | Path) and (Path(cells).is_file() or is_counts(Path(cells))):

@@ -120,7 +120,7 @@ class PartsFolder:
 
     def record(self, part: Part, checksums: Mapping[str, str]) -> None:
         """Records a part as done; `write` does so by itself."""
-        with atomic_write(self._record_of(part)) as aside:
+        with atomic_write(self._record_of(part), self._owner) as aside:
             aside.write_text(json.dumps(checksums) + "\n")
 
     def checksums(self, part: Part) -> dict[str, str] | None:
@@ -135,9 +135,13 @@ class PartsFolder:
             return None
 
     def save(self, name: str, save: Callable[[Path], None]) -> Path:
-        """Writes a file that all processes share and make alike; returns its path."""
+        """Writes and records a file that all processes share and make alike; returns its path.
+
+        `is_done(name)` says afterwards whether it is there and as it was written.
+        """
         with atomic_write(self.folder / name, self._owner) as aside:
             save(aside)
+        self.record(name, {name: checksum(self.folder / name)})
         return self.folder / name
 
     def save_totals(self, totals: Mapping[str, np.ndarray], done: int) -> None:

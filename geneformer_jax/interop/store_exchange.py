@@ -176,9 +176,10 @@ def _record_batches(
         tokens = np.concatenate(cells).astype(token_type.to_pandas_dtype())
         columns = dict(zip(obs.schema.names, obs.columns, strict=True))
         columns |= {TOKENS: pa.ListArray.from_arrays(offsets, pa.array(tokens)), LENGTH: lengths}
-        yield pa.RecordBatch.from_pydict(columns, schema=schema)
         start += obs.num_rows
+        # Before the batch is handed on: who has all cells does not ask for another batch.
         progress.advance(obs.num_rows)
+        yield pa.RecordBatch.from_pydict(columns, schema=schema)
 
 
 def _token_type(vocabulary: GeneVocabulary) -> pa.DataType:

@@ -68,9 +68,10 @@ class PerturbationFolder:
         return True
 
     def states(self) -> StateEmbeddings | None:
-        """Returns the state embeddings of an earlier beginning, if there are any."""
-        path = self.parts.folder / STATES
-        return StateEmbeddings.load(path) if path.is_file() else None
+        """Returns the state embeddings of an earlier beginning, if they are as they were saved."""
+        if not self.parts.is_done(STATES):
+            return None
+        return StateEmbeddings.load(self.parts.folder / STATES)
 
     def save_states(self, states: StateEmbeddings) -> None:
         """Saves state embeddings, for all shards and beginnings."""

@@ -80,6 +80,20 @@ def test_a_damaged_table_is_made_again(perturb, tmp_path):
     assert_same_folders(tmp_path / "out", whole)
 
 
+def test_damaged_state_embeddings_are_made_again(perturb, tmp_path):
+    states = ("--states=kind", "--start=a", "--goal=b")
+    whole = tmp_path / "whole"
+    assert perturb(*states, f"--output={whole}")[0] == 0
+    assert perturb(*states, "--shard=0/2")[0] == 0
+    path = tmp_path / "out.parts" / "states.parquet"
+    content = path.read_bytes()
+    path.write_bytes(content[:40] + bytes([content[40] ^ 1]) + content[41:])
+    status, output, error = perturb(*states)
+    assert status == 0, error
+    assert f"{path} is damaged or gone" in output
+    assert_same_folders(tmp_path / "out", whole)
+
+
 def test_shards_of_several_processes_join(perturb, tmp_path):
     whole = tmp_path / "whole"
     assert perturb(f"--output={whole}")[0] == 0

@@ -379,7 +379,13 @@ def test_the_default_seed_draws_the_cells_that_the_original_keeps(data_dir, refe
     assert (np.diff(places) > 0).all()
 
 
-def test_embeddings_are_added_beside_counts_and_cells_left_out_are_nan(v2_model, adata):
+@pytest.mark.parametrize("layer", [0, -1, False])
+def test_a_hidden_state_is_not_asked_for_by_layer(v2_model, adata, layer):
+    with pytest.raises(InputError, match=f"layer is {layer}.* hidden_layer"):
+        embed_cells(v2_model, adata, layer=layer)
+
+
+def test_embeddings_are_added_beside_counts_and_cells_left_out_are_nan(v2_model, adata, caplog):
     adata = adata[np.r_[5:40, 0:5]].copy()
     adata.layers["counts"] = adata.X.copy()
     adata.X = adata.X * 0.5
@@ -388,6 +394,7 @@ def test_embeddings_are_added_beside_counts_and_cells_left_out_are_nan(v2_model,
     expected = embed_cells(v2_model, adata, layer="counts", max_cells=9)
     given = {"layer": "counts", "max_cells": 9, "inplace": True}
     assert embed_cells(v2_model, adata, **given) is None
+    assert f"{adata.n_obs - 9} of {adata.n_obs} cells are left out" in caplog.text
     embedded = np.isfinite(adata.obsm[KEY]).all(axis=1)
     assert embedded.sum() == 9
     assert list(adata.obs_names[embedded]) == list(expected.obs_names)

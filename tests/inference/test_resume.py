@@ -36,6 +36,16 @@ def test_a_part_is_done_once_it_is_recorded_and_as_recorded(folder):
     assert PartsFolder(folder).missing(range(2)) == [1]
 
 
+def test_a_shared_file_counts_only_as_it_was_saved(folder):
+    parts = PartsFolder(folder, (0, 2))
+    parts.begin({"seed": 1})
+    assert not parts.is_done("states.txt")
+    path = parts.save("states.txt", lambda path: path.write_text("content"))
+    assert PartsFolder(folder, (1, 2)).is_done("states.txt")
+    path.write_text("contenT")
+    assert not PartsFolder(folder, (1, 2)).is_done("states.txt")
+
+
 def test_a_kill_before_the_record_leaves_no_part(folder):
     parts = PartsFolder(folder)
     parts.begin({})

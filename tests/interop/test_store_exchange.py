@@ -74,6 +74,13 @@ def test_dataset_to_store_and_back_is_the_same_dataset(tmp_path, special_tokens,
     assert list(CellStore.open(store).verify())
 
 
+@pytest.mark.parametrize("ending", [".dataset", ".parquet"])
+def test_the_last_line_of_progress_counts_all_cells(toy_store, tmp_path, capsys, ending):
+    store_exchange.store_to_dataset(toy_store.folder, tmp_path / f"out{ending}")
+    lines = [line for line in capsys.readouterr().err.splitlines() if "converting" in line]
+    assert "240 of 240 cells" in lines[-1]
+
+
 def test_the_store_holds_what_the_dataset_held_and_its_provenance(tmp_path):
     table = random_table(300)
     source, folder = tmp_path / "in.parquet", tmp_path / "store"
