@@ -15,12 +15,10 @@ from geneformer_jax.inference import batches
 from geneformer_jax.inference.batches import lay_out, token_batches
 from geneformer_jax.inference.cells import parse_filters, select_cells
 from geneformer_jax.model.config import EncoderConfig, preset
-from geneformer_jax.model.encoder import init_params
 from geneformer_jax.model.precision import precision_preset
-from geneformer_jax.model.pretrained import PretrainedModel
 from geneformer_jax.model.runtime import Runtime, inference_runtime
 from geneformer_jax.model.sharding import inference_mesh
-from tests.helpers.toy import toy_vocabulary
+from tests.helpers.toy import toy_model
 
 CONFIG = EncoderConfig(152, 2, 16, 2, 32, 2_048)
 
@@ -129,9 +127,7 @@ def test_no_tokens_make_no_batch():
     [({"attention": "chunked"}, 0, 2e-6), ({"precision": "bfloat16"}, 1e-4, 0.05)],
 )
 def test_other_ways_to_compute_give_nearly_the_same(toy_store, options, least, most):
-    vocabulary = toy_vocabulary()
-    params = init_params(CONFIG, jax.random.key(0))
-    model = PretrainedModel(CONFIG, params, vocabulary, source="toy", step=0)
+    model = toy_model(positions=2_048)
     cells = select_cells(toy_store, max_cells=12)
     given = {"devices": jax.devices()[:1]}
     exact = embed_cells(model, cells, **given).obsm[KEY]

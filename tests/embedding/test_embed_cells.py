@@ -21,44 +21,31 @@ from geneformer_jax.embedding.embedder import KEY, Embedder
 from geneformer_jax.embedding.pooling import take_states
 from geneformer_jax.inference.cells import select_cells
 from geneformer_jax.interop.original_dictionaries import read_original_vocabulary
-from geneformer_jax.model.config import EncoderConfig
-from geneformer_jax.model.encoder import init_params
 from geneformer_jax.model.pretrained import PretrainedModel
 from tests.helpers.bert_weights import bert_weights
+from tests.helpers.toy import toy_model, toy_vocabulary
 
 GENES = 60
 
 
-def vocabulary_of(special_tokens=V2_SPECIAL_TOKENS, genes=GENES) -> GeneVocabulary:
-    ids = [f"ENSG{number:011d}" for number in range(genes)]
-    return GeneVocabulary(
-        np.array(ids), np.array([""] * genes), np.linspace(0.5, 3, genes), special_tokens
-    )
-
-
-def model_of(vocabulary: GeneVocabulary, positions: int = 64) -> PretrainedModel:
-    config = EncoderConfig(
-        vocabulary_size=vocabulary.size,
+def model_of(special_tokens=V2_SPECIAL_TOKENS, positions: int = 64) -> PretrainedModel:
+    return toy_model(
+        special_tokens=special_tokens,
+        genes=GENES,
         layers=3,
-        width=16,
-        heads=2,
-        feed_forward=32,
         positions=positions,
         initializer_range=0.3,
-    )
-    return PretrainedModel(
-        config, init_params(config, jax.random.key(0)), vocabulary, source="test", step=0
     )
 
 
 @pytest.fixture(scope="module")
 def v2_model() -> PretrainedModel:
-    return model_of(vocabulary_of())
+    return model_of()
 
 
 @pytest.fixture(scope="module")
 def v1_model() -> PretrainedModel:
-    return model_of(vocabulary_of(V1_SPECIAL_TOKENS))
+    return model_of(V1_SPECIAL_TOKENS)
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +58,7 @@ def adata() -> ad.AnnData:
     counts[:, 3] += 1
     counts[7, :GENES] = 0
     counts[7, GENES] = 5
-    ids = [*vocabulary_of().gene_ids, "unheard_of"]
+    ids = [*toy_vocabulary(genes=GENES).gene_ids, "unheard_of"]
     obs = pd.DataFrame(
         {"kind": pd.Categorical(rng.choice(["a", "b"], 40)), "number": np.arange(40)},
         index=[f"cell {number}" for number in range(40)],
@@ -299,11 +286,11 @@ def test_wrong_requests_end_with_one_line(v1_model, v2_model, adata):
     assert 'use mode "cell"' in message(v1_model, adata, mode="cls")
     bare = dataclasses.replace(v2_model, vocabulary=None)
     assert "--vocabulary" in message(bare, adata)
-    smaller = dataclasses.replace(v2_model, vocabulary=vocabulary_of(genes=50))
+    smaller = dataclasses.replace(v2_model, vocabulary=toy_vocabulary(V2_SPECIAL_TOKENS, 50))
     assert "54 tokens but the model of test 64" in message(smaller, adata)
     other_cells = tokenize_cells(adata, v1_model.vocabulary)
     assert "another gene" in message(v2_model, other_cells)
-    short = model_of(v2_model.vocabulary, positions=8)
+    short = model_of(positions=8)
     cells = tokenize_cells(adata, v2_model.vocabulary)
     assert "--max_length=8" in message(short, cells)
     # Counts are cut to what the model takes instead.

@@ -9,10 +9,7 @@ from geneformer_jax.common.errors import InputError
 from geneformer_jax.embedding import quality
 from geneformer_jax.embedding.quality import ACCURACY, describe_quality, measure_quality
 from geneformer_jax.inference.random_control import random_model
-from geneformer_jax.model.config import EncoderConfig
-from geneformer_jax.model.encoder import init_params
-from geneformer_jax.model.pretrained import PretrainedModel
-from tests.helpers.toy import toy_vocabulary
+from tests.helpers.toy import toy_model
 
 
 @pytest.fixture(scope="module")
@@ -100,12 +97,9 @@ def test_columns_without_labels_are_refused(cells):
 
 
 def test_a_random_model_has_the_shape_but_not_the_weights():
-    config = EncoderConfig(154, 1, 16, 2, 32, 8)
-    trained = PretrainedModel(
-        config, init_params(config, jax.random.key(7)), toy_vocabulary(), "x", 9
-    )
+    trained = toy_model(seed=7, layers=1, positions=8)
     random = random_model(trained)
-    assert (random.config, random.vocabulary) == (config, trained.vocabulary)
+    assert (random.config, random.vocabulary) == (trained.config, trained.vocabulary)
     shapes = [jax.tree.map(np.shape, model.params) for model in (trained, random)]
     assert shapes[0] == shapes[1]
     kernels = [np.asarray(model.params["blocks"]["up"]["kernel"]) for model in (trained, random)]

@@ -40,10 +40,11 @@ def toy_model(
     seed: int = 0,
     special_tokens: tuple[str, ...] = ("<pad>", "<mask>"),
     head: HeadConfig | None = None,
+    genes: int = GENES,
     **changes,
 ) -> PretrainedModel:
     """A model of the toy genes with random weights; changes are to EncoderConfig."""
-    vocabulary = toy_vocabulary(special_tokens)
+    vocabulary = toy_vocabulary(special_tokens, genes)
     shape = {"layers": 2, "width": 16, "heads": 2, "feed_forward": 32, "positions": 256}
     config = EncoderConfig(vocabulary_size=vocabulary.size, **{**shape, **changes})
     params = init_params(config, jax.random.key(seed))
