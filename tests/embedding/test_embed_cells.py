@@ -287,7 +287,7 @@ def test_wrong_requests_end_with_one_line(v1_model, v2_model, adata):
     bare = dataclasses.replace(v2_model, vocabulary=None)
     assert "--vocabulary" in message(bare, adata)
     smaller = dataclasses.replace(v2_model, vocabulary=toy_vocabulary(V2_SPECIAL_TOKENS, 50))
-    assert "54 tokens but the model of test 64" in message(smaller, adata)
+    assert "54 tokens but the model of toy 64" in message(smaller, adata)
     other_cells = tokenize_cells(adata, v1_model.vocabulary)
     assert "another gene" in message(v2_model, other_cells)
     short = model_of(positions=8)
