@@ -75,7 +75,8 @@ EXPLAINED = Explanations(
         ("", r"\bconfiguration\.group_by", "configuration.groupby", "words"),
         ("", r"mitochondrial share", "mitochondrial fraction", "words"),
         ("^(embed|perturb)", r"\bcounts\.layer\b", "counts.hidden_layer", "no layer of AnnData"),
-        ("^embed", r"^uns/geneformer/layer", "uns/geneformer/hidden_layer", "no layer of AnnData"),
+        ("^(embed|calls)", "^uns/geneformer/layer", "uns/geneformer/hidden_layer", "the same"),
+        ("", r"geneformer_states\.layer", "geneformer_states.hidden_layer", "the same"),
     ],
     # (pattern of the file, pattern of the item, reason); a file on one side has the item "".
     differences=[
