@@ -33,7 +33,7 @@ class StateEmbeddings:
       column: obs column that names the states.
       table: one row for each state, layer and statistic: columns `state`, `cells`, `layer`,
         `statistic` and `embedding`, a float32 array [D].
-      facts: of the embeddings: mode, layer, checkpoint, vocabulary_hash and so on.
+      facts: of the embeddings: mode, hidden_layer, checkpoint, vocabulary_hash and so on.
     """
 
     column: str
