@@ -95,9 +95,10 @@ def test_hosts_read_parts_of_the_same_global_batch(batches, hosts):
     [
         ("padded", 0),
         ("packed", 0),
-        # Starting processes takes seconds: each number of workers reads one kind of batch.
+        pytest.param("padded", 1, marks=pytest.mark.multiprocess),
         pytest.param("packed", 1, marks=pytest.mark.multiprocess),
         pytest.param("padded", 2, marks=pytest.mark.multiprocess),
+        pytest.param("packed", 2, marks=pytest.mark.multiprocess),
     ],
     indirect=["batches"],
 )

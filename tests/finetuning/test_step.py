@@ -270,8 +270,11 @@ def assert_close(found, wanted, **tolerance) -> None:
         np.testing.assert_allclose(one, other, **tolerance)
 
 
-# Between them: both kinds of head, every part of a model with a gradient, and without one.
-MESHES = [(RICH, TUNINGS["lora"], (2, 2, 2)), (GENES, TUNINGS["layers"], (1, 4, 2))]
+MESHES = [
+    (RICH, TuningConfig(freeze_layers=1), (2, 2, 2)),
+    (GENES, TuningConfig(), (1, 4, 2)),
+    (PLAIN, TUNINGS["lora"], (2, 2, 2)),
+]
 
 
 @pytest.mark.parametrize(("head", "tuning", "shape"), MESHES)
