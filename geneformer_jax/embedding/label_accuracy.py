@@ -15,6 +15,7 @@ from sklearn.neighbors import KNeighborsClassifier
 
 from geneformer_jax.common.errors import InputError
 from geneformer_jax.inference.counts import counts_per_10k
+from geneformer_jax.inference.finite import require_finite
 
 NEIGHBOURS = 15
 FOLDS = 5
@@ -51,10 +52,9 @@ def label_accuracy(features: np.ndarray, labels: pd.Series, seed: int = 0) -> La
       seed: of the folds and of the shuffled labels.
 
     Raises:
-      InputError: fewer than two labels have enough cells.
+      InputError: fewer than two labels have enough cells, or a feature is NaN or infinite.
     """
-    if len(labels) != len(features):
-        raise InputError(f"{len(labels)} labels for {len(features)} cells; they must match")
+    require_finite(features, labels.index, "features")
     labels = labels.astype("object")
     known = labels.notna().to_numpy()
     sizes = labels[known].value_counts()

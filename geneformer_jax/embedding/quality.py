@@ -17,6 +17,7 @@ from sklearn.neighbors import NearestNeighbors
 
 from geneformer_jax.common.errors import InputError
 from geneformer_jax.embedding.label_accuracy import NEIGHBOURS, label_accuracy
+from geneformer_jax.inference.finite import require_finite
 from geneformer_jax.inference.random_control import MODEL
 
 MAX_MEASURED_CELLS = 5_000
@@ -65,9 +66,11 @@ def measure_quality(
       Float table [representations, measures], each from 0 (bad) to 1 (good); ARI may fall below 0.
 
     Raises:
-      InputError: too few labels.
+      InputError: too few labels, or a representation holds NaN or infinity.
     """
     check_labels(obs, column, batch_key)
+    for name, features in representations.items():
+        require_finite(features, obs.index, name)
     known = _known(obs, column, batch_key)
     labels = obs.loc[known, column].astype(str)
     batches = obs.loc[known, batch_key].astype(str).to_numpy() if batch_key else None

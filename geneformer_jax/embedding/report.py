@@ -19,6 +19,7 @@ from geneformer_jax.embedding.quality import check_labels, describe_quality
 from geneformer_jax.embedding.states import QUANTILES, check_states, state_embeddings
 from geneformer_jax.inference.cells import check_columns
 from geneformer_jax.inference.counts import rows_of
+from geneformer_jax.inference.finite import require_finite
 from geneformer_jax.reporting.figures import Drawing, save_figure
 from geneformer_jax.reporting.html import Report
 
@@ -108,8 +109,14 @@ class EmbeddingReport:
         )
 
     def make(self) -> dict[str, Any]:
-        """Measures and draws; returns the measures for the provenance."""
+        """Measures and draws; returns the measures for the provenance.
+
+        Raises:
+          InputError: an embedding that would be measured or drawn holds NaN or infinity.
+        """
         config, summary = self._config, {}
+        if config.states or config.color or config.quality or config.figures:
+            require_finite(self._embedded.rows, self._embedded.table.index)
         if config.states:
             states = state_embeddings(self._embedded, config.states, config.quantiles)
             states.save(path := self._beside(".states.parquet"))

@@ -18,6 +18,7 @@ from geneformer_jax.common.errors import InputError, did_you_mean
 from geneformer_jax.common.files import atomic_write
 from geneformer_jax.embedding.embedder import Embedded
 from geneformer_jax.inference.cells import check_columns
+from geneformer_jax.inference.finite import require_finite
 
 MEAN, MEDIAN, LOWER_MEDIAN = "mean", "median", "lower_median"
 QUANTILES = (0.25, 0.75)
@@ -122,10 +123,11 @@ def state_embeddings(
       quantiles: between 0 and 1.
 
     Raises:
-      InputError: there is no such column, it has no or too many values, or a quantile is not
-        between 0 and 1.
+      InputError: there is no such column, it has no or too many values, a quantile is not
+        between 0 and 1, or an embedding holds NaN or infinity.
     """
     check_states(embedded.table, column, quantiles)
+    require_finite(embedded.rows, embedded.table.index)
     labels = embedded.table[column].astype("object").map(str, na_action="ignore")
     records = []
     for state, rows in sorted(labels.groupby(labels).indices.items()):

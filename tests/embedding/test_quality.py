@@ -1,5 +1,7 @@
 """Measures of quality: high where labels show, low where they do not, and plain about losing."""
 
+from unittest.mock import MagicMock
+
 import jax
 import numpy as np
 import pandas as pd
@@ -7,7 +9,10 @@ import pytest
 
 from geneformer_jax.common.errors import InputError
 from geneformer_jax.embedding import quality
+from geneformer_jax.embedding.embedder import Embedded
+from geneformer_jax.embedding.label_accuracy import label_accuracy
 from geneformer_jax.embedding.quality import ACCURACY, describe_quality, measure_quality
+from geneformer_jax.embedding.report import EmbeddingReport, EmbeddingReportConfig
 from geneformer_jax.inference.random_control import random_model
 from tests.helpers.toy import toy_model
 
@@ -84,6 +89,40 @@ def test_cells_without_a_label_or_alone_take_no_part(cells, without_scib):
     rest = {"model": representations["apart"][11:]}
     expected = measure_quality(rest, obs.iloc[11:].reset_index(drop=True), "kind")
     pd.testing.assert_frame_equal(table, expected)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, 1e300])
+def test_a_number_that_is_none_is_refused_by_its_cell_before_measuring(cells, monkeypatch, bad):
+    """scib-metrics makes a silhouette of exactly 0.5 of it."""
+    monkeypatch.setattr(quality, "_simple_measures", None)
+    representations, obs = cells
+    named = obs.rename(index=lambda row: f"cell{row}")
+    spoilt = representations["model"].astype(np.float64)
+    spoilt[[7, 31], [2, 0]] = bad
+    with pytest.raises(InputError) as error:
+        measure_quality({"model": representations["apart"], "mine": spoilt}, named, "kind")
+    message = str(error.value)
+    assert message.startswith("mine: 2 of 240 rows") and "\n" not in message
+    assert '"cell7" (row 7), "cell31" (row 31)' in message
+    with pytest.raises(InputError, match="cell7"):
+        label_accuracy(spoilt, named["kind"])
+    with pytest.raises(InputError, match="239 rows for 240 cells"):
+        measure_quality({"mine": spoilt[1:]}, named, "kind")
+
+
+@pytest.mark.parametrize("asked", [{"color": ("kind",)}, {"quality": ("kind",)}, {"figures": True}])
+def test_a_report_on_such_an_embedding_is_refused_before_anything_is_drawn(asked, tmp_path):
+    rows = np.zeros((9, 1, 4), np.float32)
+    rows[4, 0, 1] = np.inf
+    table = pd.DataFrame({"kind": list("abcabcabc")}, index=[f"cell{i}" for i in range(9)])
+    embedder = MagicMock()
+    embedder.pass_.mode = "cell"
+    embedded = Embedded(rows, table, (-1,))
+    config = EmbeddingReportConfig(**asked)
+    report = EmbeddingReport(config, embedder, embedded, None, tmp_path / "cells.h5ad")
+    with pytest.raises(InputError, match=r'1 of 9 rows .*"cell4"'):
+        report.make()
+    assert not list(tmp_path.iterdir())
 
 
 def test_columns_without_labels_are_refused(cells):

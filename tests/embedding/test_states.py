@@ -1,5 +1,7 @@
 """State embeddings: exact, in both conventions of the median, and safe in a file."""
 
+import dataclasses
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -48,6 +50,13 @@ def test_statistics_are_those_of_each_states_cells(embedded):
 
 
 @pytest.mark.parity
+def test_a_state_with_a_number_that_is_none_is_refused_by_its_cell(embedded):
+    rows = embedded.rows.copy()
+    rows[8, 1, 3] = np.nan
+    with pytest.raises(InputError, match=r'1 of 11 rows .*"c8"'):
+        state_embeddings(dataclasses.replace(embedded, rows=rows), "state")
+
+
 def test_lower_medians_are_pytorchs(embedded, torch):
     found = state_embeddings(embedded, "state").vectors("lower_median", 0)
     for state, vector in found.items():
