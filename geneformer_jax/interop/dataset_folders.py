@@ -86,6 +86,7 @@ def write_dataset_folder(
     schema: pa.Schema,
     cells: int,
     tokens_bytes: int,
+    description: str = "",
     shard_bytes: int = SHARD_BYTES,
 ) -> None:
     """Writes rows as `datasets.save_to_disk` does; memory holds one batch.
@@ -100,6 +101,7 @@ def write_dataset_folder(
       schema: of the batches.
       cells: number of rows, at least one.
       tokens_bytes: size of the largest column, from which the number of shards follows.
+      description: what the library keeps as the description of the data set.
       shard_bytes: about how large a shard may become.
 
     Raises:
@@ -120,7 +122,7 @@ def write_dataset_folder(
     fingerprint = digest.hexdigest()[:16]
     state, info = _describe(library, schema.empty_table(), fingerprint)
     _write_json(folder / _STATE_FILE, state | {"_data_files": [{"filename": n} for n in names]})
-    _write_json(folder / _INFO_FILE, info | {"features": None})
+    _write_json(folder / _INFO_FILE, info | {"description": description, "features": None})
 
 
 def _describe(

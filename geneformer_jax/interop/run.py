@@ -83,6 +83,11 @@ class Conversion:
             self.source, self.target, vocabulary, self.max_length
         )
         logger.info(f"wrote {counts['cells']:,} cells to {self.target}")
+        if not counts["states_vocabulary"]:
+            logger.info(
+                f"{self.source} does not say which vocabulary it was made with: taken on trust "
+                f"that it is {self.vocabulary}"
+            )
         for reason, cells in counts["dropped"].items():
             logger.info(f"cells left out, {reason}: {cells:,}")
         _log_columns(counts["columns_left_out"])

@@ -25,6 +25,7 @@ from geneformer_jax.common.errors import InputError
 from geneformer_jax.common.files import atomic_write, fingerprint, require_new_folder
 from geneformer_jax.common.progress import Progress
 from geneformer_jax.common.provenance import describe_run, write_provenance
+from geneformer_jax.interop import vocabulary_statement
 from geneformer_jax.interop.dataset_folders import write_dataset_folder
 from geneformer_jax.interop.tokenized_datasets import LENGTH, TOKENS, TokenizedDataset
 
@@ -51,11 +52,12 @@ def dataset_to_store(
       max_length: largest number of tokens of a cell; the original's 2,048 or 4,096 if None.
 
     Returns:
-      What was kept and what was left out, as in provenance.json.
+      What was kept and what was left out, as in provenance.json; `states_vocabulary` is False where
+      nothing but `vocabulary` says what the tokens mean.
 
     Raises:
-      InputError: the dataset does not fit the vocabulary or `max_length`, or is damaged; the target
-        holds other files.
+      InputError: the dataset does not fit the vocabulary or `max_length`, says that it was made
+        with another vocabulary, or is damaged; the target holds other files.
     """
     max_length = max_length or default_max_length(vocabulary)
     check_max_length(max_length, vocabulary)
@@ -75,6 +77,7 @@ def dataset_to_store(
             writer.finish(summary)
         counts = summarise(aside, [key], {})
         counts["columns_left_out"] = dataset.left_out + taken
+        counts["states_vocabulary"] = dataset.states_vocabulary
         configuration = {"source": dataset.path, "target": target, "max_length": max_length}
         run = describe_run(_COMMAND, configuration, [dataset.path], counts)
         store_writer.join_sources(aside, [key], vocabulary, run)
@@ -114,7 +117,8 @@ def store_to_dataset(folder: Path | str, target: Path | str) -> dict[str, Any]:
     """Writes a cell store as the original's kind of dataset.
 
     Columns are `input_ids`, `cell_id`, the obs columns, `length`; rows keep the store's order.
-    As the original does, tokens are int16 for a V1 vocabulary and int64 for V2.
+    As the original does, tokens are int16 for a V1 vocabulary and int64 for V2. The vocabulary is
+    stated by its hash, and reading with another one is refused.
 
     Args:
       folder: a cell store.
@@ -147,10 +151,12 @@ def store_to_dataset(folder: Path | str, target: Path | str) -> dict[str, Any]:
     with atomic_write(target) as aside, Progress(cells, "converting", "cells") as progress:
         batches = _record_batches(store, schema, obs_schema.names, progress)
         if as_parquet:
-            _write_parquet_file(aside, schema, batches, run)
+            stated = {vocabulary_statement.NAME: store.vocabulary.hash}
+            _write_parquet_file(aside, schema.with_metadata(stated), batches, run)
         else:
             token_bytes = tokens * token_type.bit_width // 8
-            write_dataset_folder(aside, batches, schema, cells, token_bytes)
+            stated = vocabulary_statement.statement(store.vocabulary)
+            write_dataset_folder(aside, batches, schema, cells, token_bytes, stated)
             write_provenance(aside, run)
     return counts
 
@@ -158,7 +164,7 @@ def store_to_dataset(folder: Path | str, target: Path | str) -> dict[str, Any]:
 def _write_parquet_file(
     path: Path, schema: pa.Schema, batches: Iterable[pa.RecordBatch], provenance: Mapping[str, Any]
 ) -> None:
-    described = {PARQUET_PROVENANCE: json.dumps(provenance, default=str)}
+    described = schema.metadata | {PARQUET_PROVENANCE: json.dumps(provenance, default=str)}
     with pq.ParquetWriter(path, schema.with_metadata(described)) as file:
         for batch in batches:
             file.write_batch(batch.replace_schema_metadata(described))

@@ -24,6 +24,7 @@ from geneformer_jax.interop.dataset_folders import (
     iterate_record_batches,
     open_dataset_folder,
 )
+from geneformer_jax.interop.vocabulary_statement import NAME, check_statement
 
 TOKENS, LENGTH, CELL_ID = "input_ids", "length", "cell_id"
 _OWN_COLUMNS = (TOKENS, LENGTH, CELL_ID)
@@ -73,10 +74,12 @@ class TokenizedDataset:
       obs_kinds: obs column -> "text", "int", "float" or "bool" (see `cells.store.obs_columns`).
       left_out: names of the columns that are not read, because they hold something else than a
         number, a text or a truth value per cell.
+      states_vocabulary: whether it says itself that `vocabulary` is its own; otherwise that is
+        taken on trust.
 
     Raises:
-      InputError: it is no such dataset, is damaged or cut off, has no column `input_ids` of whole
-        numbers, or repeats a cell id.
+      InputError: it is no such dataset, is damaged or cut off, says that it was made with another
+        vocabulary, has no column `input_ids` of whole numbers, or repeats a cell id.
     """
 
     def __init__(self, path: Path | str, vocabulary: GeneVocabulary):
@@ -86,6 +89,7 @@ class TokenizedDataset:
             self._dataset = open_dataset_folder(self.path) if self.path.is_dir() else None
             self._schema = self._read_schema()
             self._check_columns()
+            self.states_vocabulary = check_statement(self._description(), vocabulary, self.path)
             others = [each for each in self._schema if each.name not in _OWN_COLUMNS]
             plain = [each for each in others if _is_plain(each.type)]
             self.left_out = [each.name for each in others if each not in plain]
@@ -114,6 +118,12 @@ class TokenizedDataset:
         if self._dataset is None:
             return pq.ParquetFile(self.path).schema_arrow
         return self._dataset.data.schema
+
+    def _description(self) -> str:
+        if self._dataset is not None:
+            return str(self._dataset.info.description or "")
+        stated = (self._schema.metadata or {}).get(NAME.encode(), b"")
+        return f"{NAME}: {stated.decode(errors='replace')}"
 
     def _check_columns(self) -> None:
         names = self._schema.names

@@ -100,6 +100,33 @@ def test_the_store_holds_what_the_dataset_held_and_its_provenance(tmp_path):
     assert record["cell_id"] == b"cell-7" and record["donor"] == 7
 
 
+@pytest.mark.parametrize("ending", [".dataset", ".parquet", " saved again.dataset"])
+def test_another_vocabulary_than_the_stated_one_is_refused(toy_store, tmp_path, ending):
+    source = tmp_path / f"out{ending[-8:]}"
+    store_exchange.store_to_dataset(toy_store.folder, source)
+    if ending.startswith(" "):
+        parts = [datasets.load_from_disk(source).select(rows) for rows in ([3, 5], [8, 9])]
+        source = tmp_path / f"out{ending}"
+        datasets.concatenate_datasets(parts).map(lambda _: {"lab": "ours"}).save_to_disk(source)
+    same = toy_store.vocabulary
+    counts = store_exchange.dataset_to_store(source, tmp_path / "store", same)
+    assert counts["states_vocabulary"]
+    # As many genes with the same medians: only their names tell that each token is another one.
+    other = GeneVocabulary(np.char.add(same.gene_ids, "x"), same.symbols, same.medians)
+    with pytest.raises(InputError, match=rf"vocabulary {same.hash[:12]}, but {other.hash[:12]}"):
+        store_exchange.dataset_to_store(source, tmp_path / "no store", other)
+
+
+def test_a_data_set_that_states_no_vocabulary_is_taken_on_trust(tmp_path, convert):
+    vocabulary().save(tmp_path / "vocabulary")
+    pq.write_table(random_table(5), tmp_path / "in.parquet")
+    arguments = ["--source={0}/in.parquet", "--target={0}/store", "--vocabulary={0}/vocabulary"]
+    status, said, _ = convert(*(each.format(tmp_path) for each in arguments))
+    assert status == 0 and "taken on trust" in said
+    provenance = json.loads((tmp_path / "store" / "provenance.json").read_text())
+    assert provenance["counts"]["states_vocabulary"] is False
+
+
 def rows_of(table: pa.Table) -> pa.Table:
     """Tokens as int16, with the columns that every store has."""
     schema = pa.schema(
