@@ -33,7 +33,7 @@ BATCHES = flags.DEFINE_list("batches", ["8", "16", "32"], "batch sizes of PyTorc
 
 
 def tokenized(counts, dictionaries, cells):
-    from geneformer_jax.cells.counts.open import open_counts
+    from geneformer_jax.cells.formats.open import open_counts
     from geneformer_jax.cells.tokenization.tokenizer import TokenizerOptions, tokenize_source
     from geneformer_jax.inference.cells import select_cells
     from geneformer_jax.interop.original_dictionaries import read_original_vocabulary

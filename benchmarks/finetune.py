@@ -36,7 +36,7 @@ CLASSES = ("a", "b")
 
 def batch_of(counts, dictionaries, cells, length):
     """Tokens, lengths and random labels of cells and genes."""
-    from geneformer_jax.cells.counts.open import open_counts
+    from geneformer_jax.cells.formats.open import open_counts
     from geneformer_jax.cells.tokenization.tokenizer import TokenizerOptions, tokenize_source
     from geneformer_jax.inference.cells import select_cells
     from geneformer_jax.interop.original_dictionaries import read_original_vocabulary

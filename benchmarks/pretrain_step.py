@@ -108,7 +108,7 @@ def encoder_of(options):
 def cells_of(workload, encoder, steps):
     if workload.tokens:
         return MadeUpCells(workload.cells * steps, workload.tokens, encoder.vocabulary_size)
-    from geneformer_jax.cells.counts.open import open_counts
+    from geneformer_jax.cells.formats.open import open_counts
     from geneformer_jax.cells.tokenization.tokenizer import TokenizerOptions, tokenize_source
     from geneformer_jax.interop.original_dictionaries import read_original_vocabulary
 

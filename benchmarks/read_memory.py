@@ -27,8 +27,9 @@ import pandas as pd
 from absl import app, flags
 from anndata.io import write_elem
 
-from geneformer_jax.cells.counts.open import open_counts
-from geneformer_jax.cells.store.builder import CountsOptions, StoreBuild
+from geneformer_jax.cells.counts.options import CountOptions
+from geneformer_jax.cells.formats.open import open_counts
+from geneformer_jax.cells.store.builder import StoreBuild
 from geneformer_jax.cells.tokenization.tokenizer import TokenizerOptions
 from geneformer_jax.cells.tokenization.vocabulary import GeneVocabulary
 
@@ -109,7 +110,7 @@ def tokenize(path: Path) -> dict[str, float]:
     ids = np.array([f"ENSG{n:011d}" for n in range(GENES)])
     vocabulary = GeneVocabulary(ids, np.full(GENES, ""), np.ones(GENES))
     build = StoreBuild(
-        path.with_name("store"), vocabulary, TokenizerOptions(2048), CountsOptions(), OBS
+        path.with_name("store"), vocabulary, TokenizerOptions(2048), CountOptions(), OBS
     )
     build.survey([path])
     build.write()

@@ -36,8 +36,9 @@ import pandas as pd
 from absl import app, flags
 from scipy import sparse
 
-from geneformer_jax.cells.counts.open import look_ahead
-from geneformer_jax.cells.store.builder import CountsOptions, StoreBuild
+from geneformer_jax.cells.counts.options import CountOptions
+from geneformer_jax.cells.formats.open import look_ahead
+from geneformer_jax.cells.store.builder import StoreBuild
 from geneformer_jax.cells.store.cell_store import CellStore
 from geneformer_jax.cells.store.writer import begin_store, join_sources, write_source
 from geneformer_jax.cells.tokenization.rank_encoding import (
@@ -151,7 +152,7 @@ def tokenize_files(paths, vocabulary_folder, output, shard=(0, 1), join=True):
     look_ahead(paths[0])
     vocabulary = GeneVocabulary.load(vocabulary_folder)
     recipe = TokenizerOptions(default_max_length(vocabulary))
-    build = StoreBuild(output, vocabulary, recipe, CountsOptions(), [])
+    build = StoreBuild(output, vocabulary, recipe, CountOptions(), [])
     build.survey(paths)
     build.write(shard)
     if join:

@@ -15,9 +15,13 @@ import functools
 
 from absl import flags
 
-from geneformer_jax.cells.counts.open import open_counts
-from geneformer_jax.cells.counts.paths import expand_paths
-from geneformer_jax.cells.tokenization.flags import define_count_flags, quality_rules
+from geneformer_jax.cells.formats.open import open_counts
+from geneformer_jax.cells.formats.paths import expand_paths
+from geneformer_jax.cells.tokenization.flags import (
+    define_count_flags,
+    quality_rules,
+    reading_options,
+)
 from geneformer_jax.cells.tokenization.vocabulary import V1_SPECIAL_TOKENS, V2_SPECIAL_TOKENS
 from geneformer_jax.cells.tokenization.vocabulary_building import (
     GeneTable,
@@ -60,13 +64,12 @@ def main() -> None:
     table = GeneTable(FLAGS.gene_table) if FLAGS.gene_table else None
     wanted = table.genes(command_line.split_list(FLAGS.biotypes)) if table else None
     rules = quality_rules()
-    open_source = functools.partial(
-        open_counts, layer=FLAGS.layer or None, gene_column=FLAGS.gene_column or None
-    )
+    reading = reading_options()
+    open_source = functools.partial(open_counts, options=reading)
     print(f"medians of genes over the cells of {len(paths)} files -> {output}")
     corpus = survey_corpus(paths, open_source, wanted)
     shards = shards_folder(output)
-    key = work_key(corpus, paths, rules, f"{FLAGS.layer}, {FLAGS.gene_column}")
+    key = work_key(corpus, paths, rules, str(reading.identity()))
     if FLAGS.finish:
         join_shards(shards, key, corpus)
     else:

@@ -12,12 +12,16 @@ from pathlib import Path
 
 from absl import flags
 
-from geneformer_jax.cells.counts.open import look_ahead
-from geneformer_jax.cells.counts.paths import expand_paths
-from geneformer_jax.cells.store.builder import CountsOptions, StoreBuild
+from geneformer_jax.cells.formats.open import look_ahead
+from geneformer_jax.cells.formats.paths import expand_paths
+from geneformer_jax.cells.store.builder import StoreBuild
 from geneformer_jax.cells.store.cell_store import verify_store
 from geneformer_jax.cells.store.obs_columns import check_names
-from geneformer_jax.cells.tokenization.flags import define_count_flags, quality_rules
+from geneformer_jax.cells.tokenization.flags import (
+    define_count_flags,
+    quality_rules,
+    reading_options,
+)
 from geneformer_jax.cells.tokenization.gene_ids import read_orthologs
 from geneformer_jax.cells.tokenization.tokenizer import TokenizerOptions, default_max_length
 from geneformer_jax.cells.tokenization.vocabulary import SYMBOL_POLICIES, GeneVocabulary
@@ -66,8 +70,10 @@ def main() -> None:
         orthologs=read_orthologs(FLAGS.orthologs) if FLAGS.orthologs else None,
         quality=quality_rules(),
     )
-    counts = CountsOptions(FLAGS.layer or None, FLAGS.gene_column or None, FLAGS.prefix_cell_ids)
-    build = StoreBuild(Path(FLAGS.output), vocabulary, options, counts, obs)
+    build = StoreBuild(
+        Path(FLAGS.output), vocabulary, options, reading_options(), obs,
+        prefix_cell_ids=FLAGS.prefix_cell_ids,
+    )  # fmt: skip
     print(f"{len(paths)} files -> {FLAGS.output}; vocabulary {FLAGS.vocabulary}:")
     print(f"  {len(vocabulary.gene_ids):,} genes of {vocabulary.species}, {vocabulary.hash[:12]}")
     build.survey(paths, FLAGS.skip_bad_files)

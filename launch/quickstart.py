@@ -18,7 +18,7 @@ import pandas as pd
 from absl import flags
 from scipy import sparse
 
-from geneformer_jax.cells.counts.open import open_counts
+from geneformer_jax.cells.formats.open import open_counts
 from geneformer_jax.common import command_line
 from geneformer_jax.common.errors import InputError
 from geneformer_jax.common.files import atomic_write, fingerprint

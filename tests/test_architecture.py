@@ -18,6 +18,7 @@ PACKAGE = "geneformer_jax"
 LAYERS = (
     ("common",),
     ("cells/counts", "interop/restricted_pickle"),
+    ("cells/formats",),
     ("cells/tokenization",),
     ("cells/store", "model/attention"),
     ("batches", "model"),

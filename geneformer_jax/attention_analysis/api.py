@@ -9,6 +9,7 @@ are not published with it; `statistics` describes what is computed here.
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Unpack
 
 import anndata as ad
 import jax
@@ -28,6 +29,7 @@ from geneformer_jax.attention_analysis.gene_lists import (
     known_genes,
     read_gene_lists,
 )
+from geneformer_jax.cells.counts.options import CountArguments
 from geneformer_jax.cells.store.cell_store import EncodedCells
 from geneformer_jax.common.errors import InputError
 from geneformer_jax.common.progress import Progress
@@ -116,9 +118,9 @@ def attend_cells(
     filters: Mapping[str, Sequence[str]] | None = None,
     max_cells: int | None = None,
     seed: int = ORIGINAL_SEED,
-    layer: str | None = None,
     runtime: Runtime | None = None,
     devices: list[jax.Device] | None = None,
+    **reading: Unpack[CountArguments],
 ) -> HeadAttention:
     """Finds what the heads of a pretrained model attend to.
 
@@ -133,17 +135,17 @@ def attend_cells(
       filters: obs column -> values of which a cell must have one; all columns must pass.
       max_cells: cells to draw at random; None takes all.
       seed: of that draw.
-      layer: of the AnnData, where the raw counts are; None for X.
       runtime: how to compute, with an attention of `model.attention.dispatch.PROFILED`; by default
         float32, and what suits the device.
       devices: which share the work; all of this process by default.
+      reading: of counts, which matrix and gene ids; arguments of `CountOptions`.
 
     Raises:
       InputError: a list matches no gene, a group has too few cells, the cells do not fit the model,
         or the attention implementation never holds its weights.
     """
     query = AttentionQuery(read_gene_lists(genes), groupby, tuple(pairs), control)
-    chosen = select_cells(open_cells(cells, model, layer=layer), filters, max_cells, seed)
+    chosen = select_cells(open_cells(cells, model, **reading), filters, max_cells, seed)
     extractors = prepare(model, chosen, query, runtime, devices=devices)
     sums = {}
     for name, extractor in extractors.items():

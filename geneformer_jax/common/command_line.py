@@ -22,6 +22,7 @@ BAD_INPUT = 1
 INTERRUPTED = 130
 # How ml_collections reports a key that a configuration does not have.
 _NEAR_MATCH = re.compile(r'Did you mean "([^"]+)" instead of "([^"]+)"')
+_ARGUMENT = re.compile(r"`([a-z_]+(?:\.[a-z_]+)*)`")
 _ALIASES: set[str] = set()
 
 T = TypeVar("T")
@@ -35,14 +36,15 @@ def run(main: Callable[[], None]) -> None:
     """Parses the command line and runs `main`; never returns.
 
     Exit status: 0 done (also for `--help`), 1 bad input (one line on standard error), 130 stopped
-    by Ctrl-C. Anything else is a defect of ours and shows its traceback.
+    by Ctrl-C. Anything else is a defect of ours and shows its traceback. Messages name arguments
+    of Python functions in backticks; they are shown as flags where the command has them.
     """
     show_log()
     try:
         _parse(sys.argv)
         main()
     except InputError as error:
-        _print_error(str(error))
+        _print_error(_as_flags(str(error)))
         sys.exit(BAD_INPUT)
     except OSError as error:
         _print_error(_explain(error))
@@ -78,6 +80,16 @@ def require(*names: str) -> None:
     if missing:
         listed = ", ".join(f"--{name}" for name in missing)
         raise InputError(f"{listed} must be given; see --help")
+
+
+def _as_flags(message: str) -> str:
+    """Writes the arguments that a message names in backticks as the flags of this command."""
+    return _ARGUMENT.sub(lambda name: _as_flag(name[1]) or name[0], message)
+
+
+def _as_flag(argument: str) -> str:
+    # `config.task.folds` is a key of the flag --config.
+    return f"--{argument}" if argument.partition(".")[0] in flags.FLAGS else ""
 
 
 def _print_error(message: str) -> None:

@@ -7,10 +7,12 @@ input, where the original returns them from longest to shortest.
 import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Unpack
 
 import anndata as ad
 import jax
 
+from geneformer_jax.cells.counts.options import CountArguments
 from geneformer_jax.cells.store.cell_store import EncodedCells
 from geneformer_jax.common.errors import InputError
 from geneformer_jax.embedding.embedder import KEY, MODES, Embedded, Embedder, check_options
@@ -27,7 +29,6 @@ def embed_cells(
     *,
     mode: str = "cell",
     hidden_layer: int | Sequence[int] = -1,
-    layer: str | None = None,
     filters: Mapping[str, Sequence[str]] | None = None,
     max_cells: int | None = None,
     seed: int = ORIGINAL_SEED,
@@ -35,6 +36,7 @@ def embed_cells(
     inplace: bool = False,
     runtime: Runtime | None = None,
     devices: list[jax.Device] | None = None,
+    **reading: Unpack[CountArguments],
 ) -> ad.AnnData | None:
     """Embeds cells, or the genes in them, with a pretrained model.
 
@@ -48,8 +50,6 @@ def embed_cells(
       hidden_layer: hidden state to use, counted back from the last: 0 is the last, -1 the one
         before it (the original's choice, more general than the last). Several are read off one
         pass. Nothing above the highest is computed.
-      layer: where an AnnData, or a file, has its raw counts: a name in `layers`, "raw" for its
-        `raw`, None for X.
       filters: obs column -> values of which a cell must have one; all columns must pass.
       max_cells: cells to draw at random; None takes all.
       seed: of the draw; the default draws the cells that the original's `max_ncells` keeps.
@@ -58,6 +58,7 @@ def embed_cells(
         else it holds, in place of returning a new one. For modes "cell" and "cls".
       runtime: how to compute; float32, and the attention that suits the device, by default.
       devices: which share the work; all of this process by default.
+      reading: of counts, which matrix and gene ids; arguments of `CountOptions`.
 
     Returns:
       AnnData without X and with float32 `.obsm[key_added]` [rows, D]; with several hidden layers
@@ -83,7 +84,7 @@ def embed_cells(
             f'inplace adds embeddings of cells to an AnnData, but mode "{mode}" of a '
             f"{type(cells).__name__} was asked for; leave inplace out and take what is returned"
         )
-    opened = open_cells(cells, model, layer=layer)
+    opened = open_cells(cells, model, **reading)
     chosen = select_cells(opened, filters, max_cells, seed)
     embedder = Embedder(model, chosen, mode, hidden_layer, runtime, devices=devices)
     embedded = dataclasses.replace(_embed(embedder, chosen), name=key_added)

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import anndata as ad
 import numpy as np
@@ -16,6 +16,7 @@ from geneformer_jax.batches.labelled import (
     Learning,
     unlabelled,
 )
+from geneformer_jax.cells.counts.options import CountArguments
 from geneformer_jax.cells.store.cell_store import EncodedCells
 from geneformer_jax.common.errors import InputError, did_you_mean
 from geneformer_jax.common.files import atomic_write
@@ -42,7 +43,7 @@ def open_cells_for(
     model: PretrainedModel,
     cells: EncodedCells | ad.AnnData | Path | str,
     kind: str,
-    layer: str | None = None,
+    **reading: Unpack[CountArguments],
 ) -> EncodedCells:
     """Opens cells to predict.
 
@@ -50,7 +51,7 @@ def open_cells_for(
       model: fine-tuned.
       cells: a cell store, tokenised cells, or counts, which are tokenised for the model.
       kind: of head that the model must have.
-      layer: of an AnnData or a file of counts, where the raw counts are; None for X.
+      reading: of counts, which matrix and gene ids; arguments of `CountOptions`.
 
     Raises:
       InputError: the model has no such head, or the cells do not fit it.
@@ -65,7 +66,7 @@ def open_cells_for(
         raise InputError(
             f"the model of {model.source} has a {model.head.kind}, not a {kind}; use {other}"
         )
-    encoded = open_cells(cells, model, layer=layer)
+    encoded = open_cells(cells, model, **reading)
     if not len(encoded.lengths):
         raise InputError("there is no cell to predict")
     return encoded
@@ -102,8 +103,8 @@ def predict_cells(
     cells: EncodedCells | ad.AnnData | Path | str,
     runtime: RuntimeConfig | None = None,
     *,
-    layer: str | None = None,
     tokens_per_device: int | None = None,
+    **reading: Unpack[CountArguments],
 ) -> ad.AnnData:
     """Predicts the classes of cells, or their numbers, with a fine-tuned model.
 
@@ -111,8 +112,8 @@ def predict_cells(
       model: with a cell classifier.
       cells: a cell store, tokenised cells, or counts, which are tokenised for the model.
       runtime: how to compute; float32 by default.
-      layer: of an AnnData or a file of counts, where the raw counts are; None for X.
       tokens_per_device: padded tokens of a batch on each device; by default the device's.
+      reading: of counts, which matrix and gene ids; arguments of `CountOptions`.
 
     Returns:
       AnnData without X: all cells in input order, under their ids, with all their obs columns. For
@@ -124,7 +125,7 @@ def predict_cells(
     Raises:
       InputError: the model has no cell classifier, or the cells do not fit it.
     """
-    encoded = open_cells_for(model, cells, CELLS, layer)
+    encoded = open_cells_for(model, cells, CELLS, **reading)
     parts = zip(*_compute(model, encoded, runtime, tokens_per_device), strict=True)
     outputs = Outputs(*(np.concatenate(each) for each in parts))
     predicted = ad.AnnData(obs=encoded.obs.copy())
@@ -152,8 +153,8 @@ def predict_genes(
     cells: EncodedCells | ad.AnnData | Path | str,
     runtime: RuntimeConfig | None = None,
     *,
-    layer: str | None = None,
     tokens_per_device: int | None = None,
+    **reading: Unpack[CountArguments],
 ) -> pd.DataFrame:
     """Predicts the classes of genes with a fine-tuned model, by their mean over cells.
 
@@ -161,8 +162,8 @@ def predict_genes(
       model: with a gene classifier.
       cells: a cell store, tokenised cells, or counts, which are tokenised for the model.
       runtime: how to compute; float32 by default.
-      layer: of an AnnData or a file of counts, where the raw counts are; None for X.
       tokens_per_device: padded tokens of a batch on each device; by default the device's.
+      reading: of counts, which matrix and gene ids; arguments of `CountOptions`.
 
     Returns:
       One row per gene that occurs, by gene id: `symbol`, `n_cells`, `predicted` (the class of the
@@ -171,7 +172,7 @@ def predict_genes(
     Raises:
       InputError: the model has no gene classifier, or the cells do not fit it.
     """
-    encoded = open_cells_for(model, cells, GENES, layer)
+    encoded = open_cells_for(model, cells, GENES, **reading)
     vocabulary, (task,) = encoded.vocabulary, model.head.outputs
     labels = np.full(vocabulary.size, UNLABELLED, np.int32)
     labels[vocabulary.first_gene_token :] = 0

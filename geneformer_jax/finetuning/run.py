@@ -4,13 +4,14 @@ import dataclasses
 import functools
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import anndata as ad
 import pandas as pd
 from flax import traverse_util
 from ml_collections import ConfigDict
 
+from geneformer_jax.cells.counts.options import CountArguments
 from geneformer_jax.cells.store.cell_store import CellStore, EncodedCells
 from geneformer_jax.common.errors import InputError
 from geneformer_jax.common.log import logger
@@ -194,7 +195,7 @@ def finetune_cells(
     *,
     group_key: str = "",
     config: Mapping[str, Any] | None = None,
-    layer: str | None = None,
+    **reading: Unpack[CountArguments],
 ) -> PretrainedModel:
     """Fine-tunes a cell classifier on an obs column, and tests it on a fifth of the cells.
 
@@ -206,7 +207,7 @@ def finetune_cells(
         an interrupted call, which is resumed.
       group_key: obs column (donor, batch) whose cells are never both trained on and tested.
       config: `finetuning.config.finetune_config()`, changed; its defaults are the paper's.
-      layer: of an AnnData or a file of counts, where the raw counts are; None for X.
+      reading: of counts, which matrix and gene ids; arguments of `CountOptions`.
 
     Returns:
       The fine-tuned model, for `predict_cells`.
@@ -225,6 +226,6 @@ def finetune_cells(
     )
     changed = ConfigDict(finetune_config() if config is None else config).to_dict()
     configuration = changed | {TASK: task.to_dict()}
-    run = FinetuneRun.open(configuration, model, open_cells(cells, model, layer=layer))
+    run = FinetuneRun.open(configuration, model, open_cells(cells, model, **reading))
     logger.info("\n".join(run.run(Path(workdir))))
     return load_model(Path(workdir) / "networks" / PRETRAINED / "fold_0")

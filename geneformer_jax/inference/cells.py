@@ -4,14 +4,16 @@ import functools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Unpack
 
 import anndata as ad
 import numpy as np
 import pandas as pd
 
-from geneformer_jax.cells.counts.anndata_source import AnnDataSource
-from geneformer_jax.cells.counts.open import open_counts
-from geneformer_jax.cells.counts.paths import is_counts
+from geneformer_jax.cells.counts.options import DEFAULT_OPTIONS, CountArguments, CountOptions
+from geneformer_jax.cells.formats.anndata_source import AnnDataSource
+from geneformer_jax.cells.formats.open import open_counts
+from geneformer_jax.cells.formats.paths import is_counts
 from geneformer_jax.cells.store.cell_store import CellStore, EncodedCells
 from geneformer_jax.cells.tokenization.tokenizer import (
     TokenizerOptions,
@@ -66,35 +68,31 @@ def open_cells(
     cells: EncodedCells | ad.AnnData | Path | str,
     model: PretrainedModel,
     *,
-    layer: str | None = None,
     whole: bool = False,
+    **reading: Unpack[CountArguments],
 ) -> EncodedCells:
     """Opens a cell store, or tokenises counts with the model's vocabulary.
 
     Args:
       cells: a store, tokenised cells or counts.
       model: that they are for.
-      layer: of an AnnData or a file of counts, where the raw counts are; None for X.
       whole: asks for all genes of each cell, those that do not fit into the model too.
+      reading: of counts, which matrix and gene ids; arguments of `CountOptions`.
 
     Raises:
       InputError: the cells cannot be read or do not fit the model.
     """
     check_vocabulary(model)
-    if not (layer is None or isinstance(layer, str)):
-        raise InputError(
-            f"layer is {layer!r}, but names the matrix of raw counts (None for X); the model's "
-            "hidden states are chosen by hidden_layer"
-        )
+    options = CountOptions.from_arguments(reading)
     if isinstance(cells, ad.AnnData):
-        source = AnnDataSource(cells, layer=layer)
+        source = AnnDataSource(cells, options)
     elif isinstance(cells, str | Path) and (Path(cells).is_file() or is_counts(Path(cells))):
-        source = open_counts(cells, layer=layer)
+        source = open_counts(cells, options)
     else:
-        if layer is not None:
+        if options != DEFAULT_OPTIONS:
+            given = " and ".join(f"`{name}`" for name, value in reading.items() if value)
             raise InputError(
-                f'layer "{layer}" names a matrix of counts, but these cells are tokenised already; '
-                "leave it out"
+                f"{given} chooses among counts, but these cells are tokenised already; leave it out"
             )
         encoded = CellStore.open(cells) if isinstance(cells, str | Path) else cells
         _check_cells(encoded, model, whole)

@@ -5,11 +5,13 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Unpack
 
 import anndata as ad
 import jax
 import pandas as pd
 
+from geneformer_jax.cells.counts.options import CountArguments
 from geneformer_jax.cells.store.cell_store import EncodedCells
 from geneformer_jax.inference.cells import ORIGINAL_SEED, open_cells
 from geneformer_jax.model.pretrained import PretrainedModel
@@ -43,7 +45,6 @@ def perturb_cells(
     truncation: str = ORIGINAL,
     mode: str | None = None,
     hidden_layer: int = -1,
-    layer: str | None = None,
     states: CellStates | None = None,
     state_embeddings: Path | str | None = None,
     classes: bool = False,
@@ -56,6 +57,7 @@ def perturb_cells(
     runtime: Runtime | None = None,
     devices: Sequence[jax.Device] | None = None,
     tokens_per_device: int | None = None,
+    **reading: Unpack[CountArguments],
 ) -> pd.DataFrame:
     """Perturbs genes of cells and measures how the model's view of the cells shifts.
 
@@ -76,7 +78,6 @@ def perturb_cells(
       mode: what stands for a cell: "cell", the mean of its genes, or "cls"; by default "cls" where
         the model has it.
       hidden_layer: hidden state of the model to compare, counted back from the last (0).
-      layer: of an AnnData or a file of counts, where the raw counts are; None for X.
       states: cell states towards which shifts are measured; the cells of its start are perturbed.
       state_embeddings: a file that `embed --states` wrote; computed from `cells` by default.
       classes: measure class probabilities too (a model with a cell classifier).
@@ -90,6 +91,7 @@ def perturb_cells(
       runtime: how to compute; float32, and the attention that suits the device, by default.
       devices: which share the work; all of this process by default.
       tokens_per_device: padded tokens at a time on each; by default sized from its memory.
+      reading: of counts, which matrix and gene ids; arguments of `CountOptions`.
 
     Returns:
       One row for each cell, edit and measure: columns `cell`, `edit`, `perturbed` (gene id, ids of
@@ -126,7 +128,7 @@ def perturb_cells(
         seed=seed,
     )
     spec, (rule, sets) = make_spec(model, options, devices), resolve_edits(model, options)
-    opened = open_cells(cells, model, whole=options.refill, layer=layer)
+    opened = open_cells(cells, model, whole=options.refill, **reading)
     plan = make_plan(opened, options, spec, rule, sets)
     perturber = make_perturber(
         model, opened, options, spec, plan, runtime, tokens_per_device=tokens_per_device

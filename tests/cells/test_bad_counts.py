@@ -16,9 +16,10 @@ import scipy.io
 from scipy import sparse
 
 from geneformer_jax.cells.counts import transpose
-from geneformer_jax.cells.counts.anndata_source import AnnDataSource
 from geneformer_jax.cells.counts.lazy_columns import ReadLimits
-from geneformer_jax.cells.counts.open import open_counts
+from geneformer_jax.cells.counts.options import CountOptions
+from geneformer_jax.cells.formats.anndata_source import AnnDataSource
+from geneformer_jax.cells.formats.open import open_counts
 from geneformer_jax.common.errors import InputError
 from tests.helpers.count_files import WRITERS, example_cells, with_matrix
 
@@ -37,7 +38,7 @@ def refusal(read):
 
 
 def read(path, **options):
-    return list(open_counts(path, **options).batches())
+    return list(open_counts(path, CountOptions(**options)).batches())
 
 
 def with_value(value, layout="csr"):
@@ -111,10 +112,14 @@ def test_other_matrices_are_the_remedy(tmp_path):
     adata.write_h5ad(tmp_path / "cells.h5ad")
     for source in (open_counts(tmp_path / "cells.h5ad"), AnnDataSource(adata)):
         message = refusal(lambda source=source: list(source.batches()))
-        assert 'by --layer (there is also: "umi", "raw")' in message
-    message = refusal(lambda: open_counts(tmp_path / "cells.h5ad", layer="umo"))
+        assert 'by `counts_layer` (there is also: "umi", "raw")' in message
+    message = refusal(
+        lambda: open_counts(tmp_path / "cells.h5ad", CountOptions(counts_layer="umo"))
+    )
     assert 'no layer "umo" (did you mean "umi"?)' in message
-    assert 'did you mean "umi"' in refusal(lambda: AnnDataSource(adata, layer="umo"))
+    assert 'did you mean "umi"' in refusal(
+        lambda: AnnDataSource(adata, CountOptions(counts_layer="umo"))
+    )
 
 
 @pytest.mark.parametrize(
@@ -123,14 +128,14 @@ def test_other_matrices_are_the_remedy(tmp_path):
 def test_no_such_layer(kind, tmp_path):
     path = WRITERS[kind](example_cells(), tmp_path)
     with pytest.raises(InputError, match=r"has no (layer|genome)"):
-        open_counts(path, layer="umi")
+        open_counts(path, CountOptions(counts_layer="umi"))
 
 
 @pytest.mark.parametrize("kind", WRITERS)
 def test_no_such_columns(kind, tmp_path):
     path = WRITERS[kind](example_cells(), tmp_path)
     with pytest.raises(InputError, match='no column "ensembl"'):
-        open_counts(path, gene_column="ensembl")
+        open_counts(path, CountOptions(gene_column="ensembl"))
     source = open_counts(path)
     with pytest.raises(InputError, match='obs has no column "cell_typ"') as error:
         source.obs(["cell_typ"])
@@ -334,7 +339,9 @@ def test_a_file_on_which_the_library_never_ends(tmp_path):
     heap = data.index(b"GCOL")
     data[heap + 64 : heap + 2048] = bytes(2048 - 64)
     path.write_bytes(data)
-    assert "never ends" in refusal(lambda: open_counts(path, limits=ReadLimits(probe_seconds=1)))
+    assert "never ends" in refusal(
+        lambda: open_counts(path, CountOptions(limits=ReadLimits(probe_seconds=1)))
+    )
     whole = WRITERS["h5ad csr"](example_cells(), tmp_path)
     assert len(read(whole)) == 1
 

@@ -10,9 +10,10 @@ import pytest
 from scipy import sparse
 
 from geneformer_jax.cells.counts import matrix
-from geneformer_jax.cells.counts.anndata_source import AnnDataSource
 from geneformer_jax.cells.counts.lazy_columns import ReadLimits
-from geneformer_jax.cells.counts.open import open_counts
+from geneformer_jax.cells.counts.options import CountOptions
+from geneformer_jax.cells.formats.anndata_source import AnnDataSource
+from geneformer_jax.cells.formats.open import open_counts
 from geneformer_jax.common.errors import InputError
 from tests.helpers.count_files import WRITERS, example_cells, with_matrix
 
@@ -71,7 +72,7 @@ def test_every_format_gives_its_cells(kind, dtype, tmp_path):
 @pytest.mark.parametrize("kind", WRITERS)
 def test_many_pieces_give_the_same_cells(kind, tmp_path):
     adata = example_cells(seed=1)
-    source = open_counts(WRITERS[kind](adata, tmp_path), limits=TINY)
+    source = open_counts(WRITERS[kind](adata, tmp_path), CountOptions(limits=TINY))
     for cells_per_batch in (1, 7, 4096):
         np.testing.assert_array_equal(read_whole(source, cells_per_batch)[0], adata.X.toarray())
 
@@ -90,7 +91,7 @@ def test_tall_chunks_are_read_as_tiles():
 
 def test_deep_cells_come_in_smaller_batches(tmp_path):
     adata = example_cells(seed=2)
-    source = open_counts(WRITERS["h5ad csr"](adata, tmp_path), limits=TINY)
+    source = open_counts(WRITERS["h5ad csr"](adata, tmp_path), CountOptions(limits=TINY))
     entries = [batch.counts.nnz for batch in source.batches()]
     deepest = np.diff(adata.X.indptr).max()
     assert len(entries) > 5
@@ -111,8 +112,8 @@ def test_layers_and_raw(layout, kind, tmp_path):
 
     def open_layer(name):
         if kind == "memory":
-            return AnnDataSource(adata, layer=name)
-        return open_counts(tmp_path / "cells.h5ad", layer=name)
+            return AnnDataSource(adata, CountOptions(counts_layer=name))
+        return open_counts(tmp_path / "cells.h5ad", CountOptions(counts_layer=name))
 
     whole = example_cells().X.toarray()
     for name, columns in [("umi", slice(10, 40)), ("raw", slice(None))]:
@@ -168,7 +169,12 @@ def test_gene_ids_and_symbols(tmp_path):
     adata = example_cells()
     adata.var["other_id"] = [f"X{n}" for n in range(adata.n_vars)]
     path = WRITERS["h5ad csr"](adata, tmp_path)
-    for make in (lambda **o: open_counts(path, **o), lambda **o: AnnDataSource(adata, **o)):
+    made = (lambda o: open_counts(path, o), lambda o: AnnDataSource(adata, o))
+    for each in made:
+
+        def make(each=each, **options):
+            return each(CountOptions(**options))
+
         assert make(gene_column="other_id").gene_ids[3] == "X3"
         assert make(gene_column="index").gene_ids[3] == "3"
         assert make(gene_column="gene_symbol").gene_ids[3] == "SYM3"
@@ -216,9 +222,9 @@ def test_several_genomes_of_an_old_10x_file(tmp_path):
     path = WRITERS["10x h5 version 2"](example_cells(), tmp_path)
     with h5py.File(path, "r+") as root:
         root.copy("GRCh38", "mm10")
-    with pytest.raises(InputError, match=r"--layer=GRCh38\|mm10"):
+    with pytest.raises(InputError, match="`counts_layer`: GRCh38, mm10"):
         open_counts(path)
-    assert open_counts(path, layer="mm10").n_cells == 57
+    assert open_counts(path, CountOptions(counts_layer="mm10")).n_cells == 57
 
 
 def test_loom_layer(tmp_path):
@@ -227,10 +233,10 @@ def test_loom_layer(tmp_path):
     with h5py.File(path, "r+") as root:
         root["layers/spliced"] = 2 * root["matrix"][:]
     del adata.obs["n_counts"]
-    source = open_counts(path, layer="spliced")
+    source = open_counts(path, CountOptions(counts_layer="spliced"))
     with h5py.File(path, "r+") as root:
         del root["col_attrs/n_counts"]
-    source = open_counts(path, layer="spliced")
+    source = open_counts(path, CountOptions(counts_layer="spliced"))
     np.testing.assert_array_equal(read_whole(source)[0], 2 * adata.X.toarray())
 
 

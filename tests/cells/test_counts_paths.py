@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from geneformer_jax.cells.counts.open import open_counts
-from geneformer_jax.cells.counts.paths import expand_paths
+from geneformer_jax.cells.formats.open import open_counts
+from geneformer_jax.cells.formats.paths import expand_paths
 from geneformer_jax.common.errors import InputError
 
 

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from geneformer_jax.cells.store.builder import CountsOptions, StoreBuild
+from geneformer_jax.cells.counts.options import CountOptions
+from geneformer_jax.cells.store.builder import StoreBuild
 from geneformer_jax.cells.tokenization.tokenizer import TokenizerOptions
 from geneformer_jax.common.errors import InputError
 from tests.helpers.toy import toy_cells, toy_vocabulary
@@ -11,7 +12,7 @@ from tests.helpers.toy import toy_cells, toy_vocabulary
 
 def build(folder):
     return StoreBuild(
-        folder, toy_vocabulary(), TokenizerOptions(max_length=2_048), CountsOptions(), []
+        folder, toy_vocabulary(), TokenizerOptions(max_length=2_048), CountOptions(), []
     )
 
 

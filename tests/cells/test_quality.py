@@ -6,8 +6,8 @@ import pandas as pd
 import pytest
 from scipy import sparse
 
-from geneformer_jax.cells.counts.anndata_source import AnnDataSource
-from geneformer_jax.cells.counts.open import open_counts
+from geneformer_jax.cells.formats.anndata_source import AnnDataSource
+from geneformer_jax.cells.formats.open import open_counts
 from geneformer_jax.cells.tokenization.quality_control import (
     HUMAN_MITOCHONDRIAL_IDS,
     QualityMeasures,

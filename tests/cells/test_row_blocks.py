@@ -5,10 +5,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from geneformer_jax.cells.counts.anndata_source import AnnDataSource
 from geneformer_jax.cells.counts.lazy_columns import ReadLimits, RowBlocks, iter_blocks
 from geneformer_jax.cells.counts.matrix import CompressedRows
-from geneformer_jax.cells.counts.open import open_counts
+from geneformer_jax.cells.counts.options import CountOptions
+from geneformer_jax.cells.formats.anndata_source import AnnDataSource
+from geneformer_jax.cells.formats.open import open_counts
 from geneformer_jax.cells.store.join import GrowingArray
 from geneformer_jax.cells.tokenization.quality_control import QualityRules
 from geneformer_jax.common.errors import InputError
@@ -43,7 +44,7 @@ def test_every_format_in_small_blocks(tmp_path, name):
     path = WRITERS[name](example_cells(), tmp_path)
     whole = open_counts(path)
     expected, batches = whole.obs(), list(whole.batches(10))
-    source = open_counts(path, limits=SMALL)
+    source = open_counts(path, CountOptions(limits=SMALL))
     pd.testing.assert_frame_equal(source.obs(), expected)
     for batch, other in zip(source.batches(10), batches, strict=True):
         np.testing.assert_array_equal(batch.totals, other.totals)
@@ -71,7 +72,7 @@ def test_columns_with_missing_values_in_small_blocks(tmp_path, suffix):
     path = tmp_path / f"x.{suffix}"
     with anndata.settings.override(zarr_write_format=3, auto_shard_zarr_v3=False):
         (adata.write_h5ad if suffix == "h5ad" else adata.write_zarr)(path)
-    read, expected = open_counts(path, limits=SMALL).obs(), AnnDataSource(adata).obs()
+    read, expected = open_counts(path, CountOptions(limits=SMALL)).obs(), AnnDataSource(adata).obs()
     for column in ("number", "truth", "grade", "cell_type"):
         pd.testing.assert_series_equal(read[column], expected[column])
 
@@ -107,7 +108,7 @@ def test_an_array_that_grows(tmp_path):
 def test_barcodes_are_read_forwards_or_anew(tmp_path, version):
     path = WRITERS[version](example_cells(), tmp_path)
     expected = open_counts(path).cell_ids.tolist()
-    ids = open_counts(path, limits=ReadLimits(rows=4)).packed_ids
+    ids = open_counts(path, CountOptions(limits=ReadLimits(rows=4))).packed_ids
     for row in (0, 9, 5, len(expected) - 1, 0):
         assert ids[row] == expected[row]
     assert ids[2:11].tolist() == expected[2:11]

@@ -8,8 +8,9 @@ import pandas as pd
 import pytest
 from scipy import sparse
 
-from geneformer_jax.cells.counts.open import open_counts
-from geneformer_jax.cells.store.builder import CountsOptions, StoreBuild
+from geneformer_jax.cells.counts.options import CountOptions
+from geneformer_jax.cells.formats.open import open_counts
+from geneformer_jax.cells.store.builder import StoreBuild
 from geneformer_jax.cells.tokenization.gene_ids import read_orthologs
 from geneformer_jax.cells.tokenization.quality_control import QualityRules
 from geneformer_jax.cells.tokenization.tokenizer import (
@@ -75,7 +76,7 @@ def test_orthologs(tmp_path, files, vocabulary):
         pairs.append(f"ENSMUSG{number:011d}\t{vocabulary.gene_ids[number - 1]}")
     (tmp_path / "pairs.tsv").write_text("mouse\thuman\n" + "\n".join(pairs) + "\n")
     ambiguous = TokenizerOptions(2048, orthologs=read_orthologs(tmp_path / "pairs.tsv"))
-    survey = StoreBuild(tmp_path / "ambiguous", vocabulary, ambiguous, CountsOptions(), [])
+    survey = StoreBuild(tmp_path / "ambiguous", vocabulary, ambiguous, CountOptions(), [])
     survey.survey([path])
     (line,) = survey.describe()
     assert "81 of 83 gene ids are in the vocabulary; 2 have several orthologs" in line

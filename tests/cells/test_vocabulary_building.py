@@ -4,7 +4,7 @@ import anndata
 import numpy as np
 import pytest
 
-from geneformer_jax.cells.counts.open import open_counts
+from geneformer_jax.cells.formats.open import open_counts
 from geneformer_jax.cells.tokenization.quality_control import QualityRules
 from geneformer_jax.cells.tokenization.tokenizer import NO_RULES
 from geneformer_jax.cells.tokenization.vocabulary import V1_SPECIAL_TOKENS, V2_SPECIAL_TOKENS

@@ -184,10 +184,10 @@ def test_counts_come_from_a_layer(model):
     expected = perturb_cells(model, adata, genes=GENES)
     adata.layers["counts"], adata.X = adata.X.copy(), adata.X * 0.5
     pd.testing.assert_frame_equal(
-        perturb_cells(model, adata, genes=GENES, layer="counts"), expected
+        perturb_cells(model, adata, genes=GENES, counts_layer="counts"), expected
     )
     with pytest.raises(InputError, match=r'"count".*did you mean "counts"'):
-        perturb_cells(model, adata, genes=GENES, layer="count")
+        perturb_cells(model, adata, genes=GENES, counts_layer="count")
 
 
 def test_combinations_come_from_a_file(perturb, tmp_path):

@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
-from geneformer_jax.cells.store.builder import CountsOptions, StoreBuild
+from geneformer_jax.cells.counts.options import CountOptions
+from geneformer_jax.cells.store.builder import StoreBuild
 from geneformer_jax.cells.store.cell_store import CellStore
 from geneformer_jax.cells.tokenization.flags import parse_exclusions
 from geneformer_jax.cells.tokenization.tokenizer import NO_GENE, TokenizerOptions
@@ -227,7 +228,7 @@ def test_a_bad_file_is_skipped_only_if_asked(tmp_path, files, vocabulary):
     # Those counts are only seen while they are read; the process that joins must know of it too.
     for shard in ((0, 2), (1, 2)):
         build(tmp_path / "store", paths, vocabulary, shard=shard, skip=True, finish=False)
-    run = StoreBuild(tmp_path / "store", vocabulary, TokenizerOptions(2048), CountsOptions(), [])
+    run = StoreBuild(tmp_path / "store", vocabulary, TokenizerOptions(2048), CountOptions(), [])
     run.survey(paths, skip_bad_files=True)
     skipped = run.finish({}, skip_bad_files=True)["skipped_files"]
     assert sorted(Path(path).name for path in skipped) == ["bb.h5ad", "bc.h5ad"]

@@ -368,8 +368,10 @@ def test_the_default_seed_draws_the_cells_that_the_original_keeps(data_dir, refe
 
 @pytest.mark.parametrize("layer", [0, -1, False])
 def test_a_hidden_state_is_not_asked_for_by_layer(v2_model, adata, layer):
-    with pytest.raises(InputError, match=f"layer is {layer}.* hidden_layer"):
+    with pytest.raises(InputError, match=r"`layer` is no argument.* `hidden_layer`"):
         embed_cells(v2_model, adata, layer=layer)
+    with pytest.raises(InputError, match=f"`counts_layer` is {layer}"):
+        embed_cells(v2_model, adata, counts_layer=layer)
 
 
 def test_embeddings_are_added_beside_counts_and_cells_left_out_are_nan(v2_model, adata, caplog):
@@ -378,8 +380,8 @@ def test_embeddings_are_added_beside_counts_and_cells_left_out_are_nan(v2_model,
     adata.X = adata.X * 0.5
     adata.obsm["X_umap"] = np.zeros((adata.n_obs, 2))
     before = adata.copy()
-    expected = embed_cells(v2_model, adata, layer="counts", max_cells=9)
-    given = {"layer": "counts", "max_cells": 9, "inplace": True}
+    expected = embed_cells(v2_model, adata, counts_layer="counts", max_cells=9)
+    given = {"counts_layer": "counts", "max_cells": 9, "inplace": True}
     assert embed_cells(v2_model, adata, **given) is None
     assert f"{adata.n_obs - 9} of {adata.n_obs} cells are left out" in caplog.text
     embedded = np.isfinite(adata.obsm[KEY]).all(axis=1)
@@ -404,5 +406,5 @@ def test_only_cells_of_an_anndata_take_embeddings_in_place(v2_model, adata):
         embed_cells(v2_model, cells, inplace=True)
     with pytest.raises(InputError, match=r'mode "gene".*leave inplace out'):
         embed_cells(v2_model, adata, mode="gene", inplace=True)
-    with pytest.raises(InputError, match=r'"counts".*leave it out'):
-        embed_cells(v2_model, cells, layer="counts")
+    with pytest.raises(InputError, match=r"`counts_layer`.*leave it out"):
+        embed_cells(v2_model, cells, counts_layer="counts")

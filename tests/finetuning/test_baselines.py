@@ -8,7 +8,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 from sklearn.svm import SVC
 
-from geneformer_jax.cells.counts.anndata_source import AnnDataSource
+from geneformer_jax.cells.formats.anndata_source import AnnDataSource
 from geneformer_jax.cells.tokenization.vocabulary import V1_SPECIAL_TOKENS, V2_SPECIAL_TOKENS
 from geneformer_jax.common.errors import InputError
 from geneformer_jax.finetuning.classification.baselines import (

@@ -22,19 +22,19 @@ def test_an_anndata_is_learned_and_predicted_from_its_layer(base, tmp_path, caps
     cells.X = cells.X.log1p()
     config = quick_config(epochs=3)
     keys = {"labels_key": "kind", "workdir": tmp_path / "run", "config": config}
-    model = finetune_cells(base, cells, **keys, layer="counts")
+    model = finetune_cells(base, cells, **keys, counts_layer="counts")
     assert model.head.labels == ("a", "b")
-    predicted = predict_cells(model, cells, layer="counts")
+    predicted = predict_cells(model, cells, counts_layer="counts")
     right = predicted.obs["predicted_label"].astype(str) == cells.obs["kind"]
     assert right.mean() > 0.8
     assert capsys.readouterr().out == ""
-    again = finetune_cells(base, cells, **keys, layer="counts")
+    again = finetune_cells(base, cells, **keys, counts_layer="counts")
     np.testing.assert_array_equal(
         again.params["cell_classifier"]["classifier"]["kernel"],
         model.params["cell_classifier"]["classifier"]["kernel"],
     )
     with pytest.raises(InputError, match="seed = 42, not 7"):
         config.seed = 7
-        finetune_cells(base, cells, **keys, layer="counts")
+        finetune_cells(base, cells, **keys, counts_layer="counts")
     with pytest.raises(InputError, match='did you mean "kind"'):
-        finetune_cells(base, cells, "kin", tmp_path / "other", layer="counts")
+        finetune_cells(base, cells, "kin", tmp_path / "other", counts_layer="counts")

@@ -2,7 +2,7 @@
 
 import pytest
 
-from geneformer_jax.cells.counts.anndata_source import AnnDataSource
+from geneformer_jax.cells.formats.anndata_source import AnnDataSource
 from geneformer_jax.cells.tokenization.tokenizer import (
     TokenizedCells,
     TokenizerOptions,

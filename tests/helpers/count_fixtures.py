@@ -4,7 +4,7 @@ import shutil
 
 import pytest
 
-from geneformer_jax.cells.counts.open import open_counts
+from geneformer_jax.cells.formats.open import open_counts
 from geneformer_jax.cells.tokenization.tokenizer import NO_RULES
 from geneformer_jax.cells.tokenization.vocabulary import V1_SPECIAL_TOKENS
 from geneformer_jax.cells.tokenization.vocabulary_building import build_vocabulary, measure_corpus

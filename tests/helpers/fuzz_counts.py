@@ -18,7 +18,8 @@ import zarr
 from scipy import sparse
 
 from geneformer_jax.cells.counts.lazy_columns import ReadLimits
-from geneformer_jax.cells.counts.open import open_counts
+from geneformer_jax.cells.counts.options import CountOptions
+from geneformer_jax.cells.formats.open import open_counts
 from geneformer_jax.common.errors import InputError
 from tests.helpers.count_files import WRITERS, example_cells
 
@@ -133,7 +134,7 @@ def _added(group, shape, layout):
 def outcome(path, kind):
     """("refused", message) or ("right" or "wrong", what)."""
     try:
-        source = open_counts(path, limits=ReadLimits(probe_seconds=2))
+        source = open_counts(path, CountOptions(limits=ReadLimits(probe_seconds=2)))
         batches = list(source.batches(20))
         source.obs()
     except InputError as error:

@@ -4,7 +4,8 @@ import numpy as np
 import pandas as pd
 
 from geneformer_jax.cells.counts.lazy_columns import DEFAULT_LIMITS
-from geneformer_jax.cells.store.builder import CountsOptions, StoreBuild
+from geneformer_jax.cells.counts.options import CountOptions
+from geneformer_jax.cells.store.builder import StoreBuild
 from geneformer_jax.cells.store.cell_store import CellStore
 from geneformer_jax.cells.tokenization.tokenizer import TokenizerOptions
 from tests.helpers.count_files import example_cells
@@ -18,12 +19,10 @@ def cells(seed=0, name="c", **options):
 
 def build(folder, paths, vocabulary, obs=(), shard=(0, 1), skip=False, finish=True, **options):
     """What the command does, without a process of its own; returns the store and its counts."""
-    counts = CountsOptions(
-        prefix_cell_ids=options.pop("prefix_cell_ids", False),
-        limits=options.pop("limits", DEFAULT_LIMITS),
-    )
+    counts = CountOptions(limits=options.pop("limits", DEFAULT_LIMITS))
+    prefix = options.pop("prefix_cell_ids", False)
     options = TokenizerOptions(max_length=options.pop("max_length", 2048), **options)
-    run = StoreBuild(folder, vocabulary, options, counts, list(obs))
+    run = StoreBuild(folder, vocabulary, options, counts, list(obs), prefix_cell_ids=prefix)
     run.survey(paths, skip)
     run.write(shard, skip)
     counts = run.finish({}, skip) if finish else {}

@@ -8,7 +8,8 @@ import numpy as np
 import pandas as pd
 from scipy import sparse
 
-from geneformer_jax.cells.store.builder import CountsOptions, StoreBuild
+from geneformer_jax.cells.counts.options import CountOptions
+from geneformer_jax.cells.store.builder import StoreBuild
 from geneformer_jax.cells.store.cell_store import CellStore
 from geneformer_jax.cells.tokenization.tokenizer import TokenizerOptions
 from geneformer_jax.cells.tokenization.vocabulary import V1_SPECIAL_TOKENS, GeneVocabulary
@@ -69,7 +70,7 @@ def make_store(
     """Tokenises `adata` into a store at `folder`."""
     source = folder.with_name(folder.name + ".h5ad")
     adata.write_h5ad(source)
-    build = StoreBuild(folder, vocabulary, TokenizerOptions(max_length=2_048), CountsOptions(), obs)
+    build = StoreBuild(folder, vocabulary, TokenizerOptions(max_length=2_048), CountOptions(), obs)
     build.survey([source])
     build.write()
     build.finish({})

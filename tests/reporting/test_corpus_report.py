@@ -10,7 +10,8 @@ import pytest
 from matplotlib.image import imread
 from scipy import sparse
 
-from geneformer_jax.cells.store.builder import CountsOptions, StoreBuild
+from geneformer_jax.cells.counts.options import CountOptions
+from geneformer_jax.cells.store.builder import StoreBuild
 from geneformer_jax.cells.store.cell_store import CellStore
 from geneformer_jax.cells.tokenization.quality_control import QualityRules
 from geneformer_jax.cells.tokenization.tokenizer import TokenizerOptions
@@ -54,7 +55,7 @@ def corpus(tmp_path_factory) -> tuple[Path, dict[str, np.ndarray]]:
         data.write_h5ad(folder / f"{name}.h5ad")
     rules = QualityRules(total_sd=None, mitochondrial_sd=None, min_genes=3)
     recipe = TokenizerOptions(max_length=LIMIT, quality=rules)
-    build = StoreBuild(folder / "store", vocabulary(), recipe, CountsOptions(), ["tissue"])
+    build = StoreBuild(folder / "store", vocabulary(), recipe, CountOptions(), ["tissue"])
     build.survey([folder / f"{name}.h5ad" for name in FILES])
     build.write()
     build.finish({})

@@ -6,7 +6,8 @@ The bounds come from measurement, see `Precision: 200 steps` in benchmarks/LOG.m
 import numpy as np
 import pytest
 
-from geneformer_jax.cells.store.builder import CountsOptions, StoreBuild
+from geneformer_jax.cells.counts.options import CountOptions
+from geneformer_jax.cells.store.builder import StoreBuild
 from geneformer_jax.cells.tokenization.tokenizer import TokenizerOptions
 from geneformer_jax.interop.original_dictionaries import read_original_vocabulary
 from geneformer_jax.model.config import EncoderConfig
@@ -35,7 +36,7 @@ def real_cells(data_dir, tmp_path_factory):
     """The 64 highest ranked genes of each cell of pbmc3k, as V1 tokens."""
     folder = tmp_path_factory.mktemp("pbmc3k") / "store"
     vocabulary = read_original_vocabulary(data_dir / "dictionaries" / "v1_gc30M")
-    build = StoreBuild(folder, vocabulary, TokenizerOptions(max_length=64), CountsOptions(), ())
+    build = StoreBuild(folder, vocabulary, TokenizerOptions(max_length=64), CountOptions(), ())
     build.survey([data_dir / "cells" / "pbmc3k.h5ad"])
     build.write()
     build.finish({})

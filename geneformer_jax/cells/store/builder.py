@@ -15,9 +15,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from geneformer_jax.cells.counts.lazy_columns import DEFAULT_LIMITS, ReadLimits, iter_blocks
-from geneformer_jax.cells.counts.open import open_counts
+from geneformer_jax.cells.counts.lazy_columns import iter_blocks
+from geneformer_jax.cells.counts.options import CountOptions
 from geneformer_jax.cells.counts.source import CountSource
+from geneformer_jax.cells.formats.open import open_counts
 from geneformer_jax.cells.store import cell_store
 from geneformer_jax.cells.store import writer as store_writer
 from geneformer_jax.cells.store.obs_columns import common_kind, kind_of
@@ -79,32 +80,6 @@ class CellColumns:
 
 
 @dataclass(frozen=True)
-class CountsOptions:
-    """How files of counts are opened.
-
-    Attributes:
-      layer: matrix with the raw counts; None for the main one, "raw" for AnnData's raw.
-      gene_column: column with the gene ids; None to find it.
-      prefix_cell_ids: put "<file name>|" in front of each cell id.
-      limits: of memory; they change nothing in the result.
-    """
-
-    layer: str | None = None
-    gene_column: str | None = None
-    prefix_cell_ids: bool = False
-    limits: ReadLimits = DEFAULT_LIMITS
-
-    def open(self, path: Path) -> CountSource:
-        """Opens a file."""
-        return open_counts(path, layer=self.layer, gene_column=self.gene_column, limits=self.limits)
-
-    def columns(self, source: CountSource, obs: Sequence[str] = ()) -> CellColumns:
-        """The cell ids of a source as they are stored, and its obs columns."""
-        prefix = f"{source.path.stem}|" if self.prefix_cell_ids else ""
-        return CellColumns(source, obs, prefix)
-
-
-@dataclass(frozen=True)
 class SurveyedSource:
     """What is known of a file before its counts are read.
 
@@ -141,8 +116,10 @@ class StoreBuild:
         folder: Path,
         vocabulary: GeneVocabulary,
         options: TokenizerOptions,
-        counts: CountsOptions,
+        counts: CountOptions,
         obs: Sequence[str],
+        *,
+        prefix_cell_ids: bool = False,
     ):
         """Takes all that determines the store's content.
 
@@ -150,8 +127,9 @@ class StoreBuild:
           folder: of the store, new or growing or complete.
           vocabulary: genes and medians.
           options: how cells are chosen and encoded.
-          counts: how files are opened.
+          counts: which matrix and gene ids of the files.
           obs: obs columns to store.
+          prefix_cell_ids: put "<file name>|" in front of each cell id.
 
         Raises:
           InputError: no gene would fit into a cell of `options.max_length` tokens.
@@ -159,6 +137,7 @@ class StoreBuild:
         check_max_length(options.max_length, vocabulary)
         self.folder, self.vocabulary = folder, vocabulary
         self.options, self.counts, self.obs = options, counts, list(obs)
+        self.prefix_cell_ids = prefix_cell_ids
         self.sources: list[SurveyedSource] = []
         self._last_opened: tuple[Path, CountSource] | None = None
         self.bad_files: dict[str, str] = {}
@@ -300,9 +279,18 @@ class StoreBuild:
         if options["orthologs"] is not None:
             pairs = json.dumps(sorted(options["orthologs"].items()))
             options["orthologs"] = hashlib.sha256(pairs.encode()).hexdigest()[:_KEY_HASH]
-        counts = dataclasses.asdict(self.counts)
-        del counts["limits"]
-        return {"vocabulary": self.vocabulary.hash, **options, **counts, "obs": self.obs}
+        return {
+            "vocabulary": self.vocabulary.hash,
+            **options,
+            **self.counts.identity(),
+            "prefix_cell_ids": self.prefix_cell_ids,
+            "obs": self.obs,
+        }
+
+    def _columns(self, source: CountSource, obs: Sequence[str] = ()) -> CellColumns:
+        """The cell ids of a source as they are stored, and its obs columns."""
+        prefix = f"{source.path.stem}|" if self.prefix_cell_ids else ""
+        return CellColumns(source, obs, prefix)
 
     def _add_stored_ids(self, ids: RepeatedIds) -> None:
         """Adds those of the files that the store holds already and that were not surveyed."""
@@ -315,7 +303,7 @@ class StoreBuild:
     def _open(self, path: Path) -> CountSource:
         """Opens a file; the one opened last is kept, since a run often has but one."""
         if self._last_opened is None or self._last_opened[0] != path:
-            self._last_opened = path, self.counts.open(path)
+            self._last_opened = path, open_counts(path, self.counts)
         return self._last_opened[1]
 
     def _survey(self, path: Path, ids: RepeatedIds) -> SurveyedSource:
@@ -324,17 +312,17 @@ class StoreBuild:
             path=path,
             key=source_key(path),
             n_cells=source.n_cells,
-            obs_kinds=self.counts.columns(source, self.obs).kinds(),
+            obs_kinds=self._columns(source, self.obs).kinds(),
             match=match_genes(source, self.vocabulary, self.options),
         )
-        ids.add(str(path), lambda: self.counts.columns(self._open(path)).ids())
+        ids.add(str(path), lambda: self._columns(self._open(path)).ids())
         return surveyed
 
     def _write_source(self, surveyed: SurveyedSource, progress: Progress) -> None:
         source = self._open(surveyed.path)
         verdict = apply_quality_rules(source, self.options.quality, surveyed.match.tokens)
         kinds = store_writer.obs_kinds(self.folder)
-        columns = self.counts.columns(source, list(kinds))
+        columns = self._columns(source, list(kinds))
         with store_writer.write_source(self.folder, surveyed.key, kinds) as writer:
             encoded = encode_source(source, self.vocabulary, self.options, surveyed.match, verdict)
             for batch in encoded:

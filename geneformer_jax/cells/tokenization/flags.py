@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from absl import flags
 
+from geneformer_jax.cells.counts.options import CountOptions
 from geneformer_jax.cells.tokenization.quality_control import QualityRules
 from geneformer_jax.common.errors import InputError
 
@@ -14,8 +15,7 @@ flags.disclaim_key_flags()
 def define_count_flags() -> None:
     """Defines the flags of a command that reads counts: which files, which matrix, which cells."""
     flags.DEFINE_string("counts", "", "Raw counts: files, folders or globs, separated by commas.")
-    flags.DEFINE_string("layer", "", 'Matrix with the raw counts; "" for the main one, or "raw".')
-    flags.DEFINE_string("gene_column", "", "Column with the gene ids; found by itself if empty.")
+    define_reading_flags()
     flags.DEFINE_string("filter_column", "", "Keep only cells whose value in this obs column is 1.")
     flags.DEFINE_multi_string("exclude", [], "column=value: leave such cells out; may be repeated.")
     flags.DEFINE_enum(
@@ -29,6 +29,22 @@ def define_count_flags() -> None:
         "min_genes", None, "Minimal number of genes per cell; 0: no such rule. Default: --quality.",
         lower_bound=0,
     )  # fmt: skip
+
+
+def define_reading_flags() -> None:
+    """Defines the flags of every command that takes counts: which matrix, which gene ids."""
+    flags.DEFINE_string(
+        "counts_layer", "", 'Matrix with the raw counts; "" for the main one, or "raw".'
+    )
+    flags.DEFINE_string("gene_column", "", "Column with the gene ids; found by itself if empty.")
+
+
+def reading_options() -> CountOptions:
+    """Returns what the flags of `define_reading_flags` ask for."""
+    values = flags.FLAGS
+    return CountOptions(
+        counts_layer=values.counts_layer or None, gene_column=values.gene_column or None
+    )
 
 
 def quality_rules() -> QualityRules:

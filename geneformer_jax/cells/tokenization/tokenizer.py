@@ -2,15 +2,16 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, Unpack
 
 import anndata
 import numpy as np
 import pandas as pd
 import pyarrow as pa
 
-from geneformer_jax.cells.counts.anndata_source import AnnDataSource
+from geneformer_jax.cells.counts.options import CountArguments, CountOptions
 from geneformer_jax.cells.counts.source import CountSource
+from geneformer_jax.cells.formats.anndata_source import AnnDataSource
 from geneformer_jax.cells.tokenization.gene_ids import (
     check_one_species,
     species_of,
@@ -259,18 +260,16 @@ def tokenize_cells(
     adata: anndata.AnnData,
     vocabulary: GeneVocabulary,
     *,
-    layer: str | None = None,
-    gene_column: str | None = None,
     max_length: int | None = None,
+    **reading: Unpack[CountArguments],
 ) -> TokenizedCells:
     """Encodes the cells of an AnnData object of raw counts.
 
     Args:
-      adata: raw counts in `X`, or in `layer`; totals from `obs["n_counts"]` where present.
+      adata: raw counts in `X`, or in `counts_layer`; totals from `obs["n_counts"]` where present.
       vocabulary: genes and medians.
-      layer: name of a layer, "raw" for `adata.raw`, None for `X`.
-      gene_column: column of `var` with gene ids; found by itself if None.
       max_length: of a cell, in tokens; the original's 2,048 (V1) or 4,096 (V2) if None.
+      reading: of counts, which matrix and gene ids; arguments of `CountOptions`.
 
     Returns:
       The encoded cells in input order, with their `rows` in the input; `dropped` counts the rest.
@@ -278,6 +277,6 @@ def tokenize_cells(
     Raises:
       InputError: the counts are not raw counts, or no gene id is known.
     """
-    source = AnnDataSource(adata, layer=layer, gene_column=gene_column)
+    source = AnnDataSource(adata, CountOptions.from_arguments(reading))
     options = TokenizerOptions(max_length=max_length or default_max_length(vocabulary))
     return tokenize_source(source, vocabulary, options)

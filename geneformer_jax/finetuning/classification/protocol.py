@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from geneformer_jax.cells.counts.open import open_counts
-from geneformer_jax.cells.counts.paths import expand_paths
+from geneformer_jax.cells.formats.open import open_counts
+from geneformer_jax.cells.formats.paths import expand_paths
 from geneformer_jax.cells.store.cell_store import EncodedCells
 from geneformer_jax.common.errors import InputError
 from geneformer_jax.common.log import logger

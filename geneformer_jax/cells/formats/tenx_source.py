@@ -16,10 +16,10 @@ import numpy as np
 import pandas as pd
 
 from geneformer_jax.cells.counts.file_errors import explain_damage
-from geneformer_jax.cells.counts.lazy_columns import DEFAULT_LIMITS, ReadLimits
 from geneformer_jax.cells.counts.matrix import CompressedRows, Piece, Pieces, Rows, checked_indices
-from geneformer_jax.cells.counts.paths import mtx_files
+from geneformer_jax.cells.counts.options import CountOptions
 from geneformer_jax.cells.counts.source import MatrixSource, as_fixed_text, as_packed_text
+from geneformer_jax.cells.formats.paths import mtx_files
 from geneformer_jax.common.errors import InputError, did_you_mean
 
 _GENES = "Gene Expression"
@@ -80,32 +80,24 @@ class TenxH5Source(_TenxSource):
 
     kind = "10x h5"
 
-    def __init__(
-        self,
-        path: Path,
-        *,
-        layer: str | None = None,
-        gene_column: str | None = None,
-        limits: ReadLimits = DEFAULT_LIMITS,
-    ):
+    def __init__(self, path: Path, options: CountOptions):
         """Reads ids.
 
         Args:
           path: an .h5 file.
-          layer: the genome, where a version 2 file holds several; otherwise None.
-          gene_column: "gene_ids" (as for None) or "gene_name".
-          limits: of memory.
+          options: as the layer the genome, where a version 2 file holds several; the gene column
+            is "gene_ids" (as for None) or "gene_name".
 
         Raises:
           InputError: not a 10x matrix, or the genome or column is not there.
         """
-        self.path, self.limits = path, limits
+        self.path, self.limits = path, options.limits
         with explain_damage(path, self.kind), h5py.File(path, "r") as root:
-            self.matrix_name = _pick_genome(root, path, layer)
+            self.matrix_name = _pick_genome(root, path, options.counts_layer)
             group = root[self.matrix_name]
             self._ids_in_blocks(self._read_ids, group["barcodes"].shape[0])
             shape = tuple(index(length) for length in group["shape"][:][::-1])
-            self._set_features(_h5_features(group), shape, gene_column)
+            self._set_features(_h5_features(group), shape, options.gene_column)
 
     def _read_ids(self, start: int, stop: int) -> np.ndarray:
         with h5py.File(self.path, "r") as root:
@@ -127,29 +119,21 @@ class TenxMtxSource(_TenxSource):
     kind = "10x mtx"
     matrix_name = "matrix.mtx"
 
-    def __init__(
-        self,
-        path: Path,
-        *,
-        layer: str | None = None,
-        gene_column: str | None = None,
-        limits: ReadLimits = DEFAULT_LIMITS,
-    ):
+    def __init__(self, path: Path, options: CountOptions):
         """Reads ids.
 
         Args:
           path: the folder, or the matrix.mtx file, which may have a prefix that its sisters share.
-          layer: must be None.
-          gene_column: "gene_ids" (as for None) or "gene_name".
-          limits: of memory.
+          options: no layer; the gene column is "gene_ids" (as for None) or "gene_name".
 
         Raises:
           InputError: a file is missing, or the three do not fit together.
         """
-        self.path, self.limits = path, limits
-        if layer is not None:
+        self.path, self.limits = path, options.limits
+        if options.counts_layer is not None:
             raise InputError(
-                f'{path} has no layer "{layer}": 10x folders have one matrix; leave --layer out'
+                f'{path} has no layer "{options.counts_layer}": 10x folders have one matrix; leave '
+                "`counts_layer` out"
             )
         with explain_damage(path, self.kind):
             self._file = _the_matrix(path)
@@ -160,7 +144,7 @@ class TenxMtxSource(_TenxSource):
             self._ids_in_blocks(barcodes.read, barcodes.count)
             with _open(self._file) as file:
                 n_genes, n_cells, _, _ = _mtx_header(file, self._file)
-            self._set_features(_tsv_features(genes), (n_cells, n_genes), gene_column)
+            self._set_features(_tsv_features(genes), (n_cells, n_genes), options.gene_column)
 
     @contextlib.contextmanager
     def _matrix(self) -> Iterator[Rows | Pieces]:
@@ -267,7 +251,8 @@ def _pick_genome(root: h5py.File, path: Path, layer: str | None) -> str:
         near = did_you_mean(layer, genomes)
         raise InputError(f'{path} has no genome "{layer}"{near}; it has: {", ".join(genomes)}')
     if layer is None and len(genomes) > 1:
-        raise InputError(f"{path} has several genomes: name one by --layer={'|'.join(genomes)}")
+        listed = ", ".join(genomes)
+        raise InputError(f"{path} has several genomes: name one by `counts_layer`: {listed}")
     return layer or genomes[0]
 
 

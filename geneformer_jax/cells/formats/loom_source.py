@@ -9,8 +9,8 @@ import h5py
 import numpy as np
 
 from geneformer_jax.cells.counts.file_errors import explain_damage
-from geneformer_jax.cells.counts.lazy_columns import DEFAULT_LIMITS, ReadLimits
 from geneformer_jax.cells.counts.matrix import Pieces, Rows, dense_matrix
+from geneformer_jax.cells.counts.options import CountOptions
 from geneformer_jax.cells.counts.source import MatrixSource, as_packed_text, as_text
 from geneformer_jax.common.errors import InputError, did_you_mean
 
@@ -29,39 +29,34 @@ class LoomSource(MatrixSource):
 
     kind = "loom"
 
-    def __init__(
-        self,
-        path: Path,
-        *,
-        layer: str | None = None,
-        gene_column: str | None = None,
-        limits: ReadLimits = DEFAULT_LIMITS,
-    ):
+    def __init__(self, path: Path, options: CountOptions):
         """Reads ids and totals.
 
         Args:
           path: a .loom file.
-          layer: None for the main matrix, or the name of a layer.
-          gene_column: row attribute with the gene ids; None for the usual ones.
-          limits: of memory.
+          options: the layer, None for the main matrix; the row attribute with the gene ids, None
+            for the usual ones.
 
         Raises:
           InputError: not a loom file, or the layer or attribute is not there.
         """
-        self.path, self.limits = path, limits
+        self.path, self.limits = path, options.limits
         with explain_damage(path, self.kind), h5py.File(path, "r") as root:
             layers = list(root["layers"]) if "layers" in root else []
+            layer = options.counts_layer
             if layer is not None and layer not in layers:
                 listed = f"its layers: {', '.join(layers) or 'none'}"
                 near = did_you_mean(layer, layers)
                 raise InputError(f'{path} has no layer "{layer}"{near}; {listed}')
             self.matrix_name = "matrix" if layer is None else f"layers/{layer}"
-            self.remedy = "name the layer with raw counts by --layer, or give a file that has them"
+            self.remedy = (
+                "name the layer with raw counts by `counts_layer`, or give a file that has them"
+            )
             genes = root["row_attrs"]
             columns = [name for name in genes if genes[name].ndim == 1]
             self._gene_index = next((name for name in _GENE_INDEX if name in columns), None)
             n_genes, n_cells = (int(length) for length in root[self.matrix_name].shape)
-            if self._set_genes(columns, gene_column) is None and self._gene_index is None:
+            if self._set_genes(columns, options.gene_column) is None and self._gene_index is None:
                 raise self._no_column("row_attrs", "ensembl_id", columns)
             self._set_cells(root["col_attrs"], n_cells)
             self._finish((n_cells, n_genes))

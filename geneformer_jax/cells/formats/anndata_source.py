@@ -11,7 +11,18 @@ import numpy as np
 import zarr
 from scipy import sparse
 
-from geneformer_jax.cells.counts.dataframes import (
+from geneformer_jax.cells.counts.file_errors import explain_damage
+from geneformer_jax.cells.counts.lazy_columns import ReadLimits
+from geneformer_jax.cells.counts.matrix import (
+    CompressedColumns,
+    CompressedRows,
+    Pieces,
+    Rows,
+    dense_matrix,
+)
+from geneformer_jax.cells.counts.options import DEFAULT_OPTIONS, CountOptions
+from geneformer_jax.cells.counts.source import MatrixSource, as_packed_text
+from geneformer_jax.cells.formats.dataframes import (
     check_no_pickle,
     column_shape,
     index_name,
@@ -21,16 +32,6 @@ from geneformer_jax.cells.counts.dataframes import (
     rows_per_chunk,
     table_columns,
 )
-from geneformer_jax.cells.counts.file_errors import explain_damage
-from geneformer_jax.cells.counts.lazy_columns import DEFAULT_LIMITS, ReadLimits
-from geneformer_jax.cells.counts.matrix import (
-    CompressedColumns,
-    CompressedRows,
-    Pieces,
-    Rows,
-    dense_matrix,
-)
-from geneformer_jax.cells.counts.source import MatrixSource, as_packed_text
 from geneformer_jax.common.errors import InputError, did_you_mean
 
 _MAIN, _RAW = "X", "raw"
@@ -39,32 +40,24 @@ _MAIN, _RAW = "X", "raw"
 class AnnDataFileSource(MatrixSource):
     """An AnnData on disk; nothing but the asked elements is read."""
 
-    def __init__(
-        self,
-        path: Path,
-        *,
-        layer: str | None = None,
-        gene_column: str | None = None,
-        limits: ReadLimits = DEFAULT_LIMITS,
-    ):
+    def __init__(self, path: Path, options: CountOptions):
         """Reads ids and totals.
 
         Args:
           path: an .h5ad file or a zarr folder.
-          layer: None for X, "raw" for raw/X, or the name of a layer.
-          gene_column: var column with the gene ids; None for `ensembl_id`, or else the index.
-          limits: of memory.
+          options: which matrix and gene ids; by default X, and
+            column `ensembl_id` or else the index.
 
         Raises:
           InputError: not an AnnData, or the layer or column is not there.
         """
-        self.path, self.limits = path, limits
+        self.path, self.limits = path, options.limits
         self.kind = "zarr AnnData" if path.is_dir() else "h5ad"
-        self._layer = layer
+        self._layer = options.counts_layer
         with explain_damage(self.path, self.kind), self._root() as root:
             self.matrix_name = self._matrix_path(root)
             self._set_cells(root["obs"])
-            self._set_genes(table_columns(root[self._genes_path()]), gene_column)
+            self._set_genes(table_columns(root[self._genes_path()]), options.gene_column)
             self._finish(_open_matrix(root[self.matrix_name], self._name(), self.limits).shape)
 
     def _set_cells(self, obs: h5py.Group | zarr.Group) -> None:
@@ -136,26 +129,18 @@ class AnnDataSource(MatrixSource):
 
     kind = "AnnData"
 
-    def __init__(
-        self,
-        adata: anndata.AnnData,
-        *,
-        layer: str | None = None,
-        gene_column: str | None = None,
-        limits: ReadLimits = DEFAULT_LIMITS,
-    ):
+    def __init__(self, adata: anndata.AnnData, options: CountOptions = DEFAULT_OPTIONS):
         """Takes ids and totals.
 
         Args:
           adata: with raw counts in the chosen matrix.
-          layer: None for X, "raw" for adata.raw, or the name of a layer.
-          gene_column: var column with the gene ids; None for `ensembl_id`, or else the index.
-          limits: of memory.
+          options: which matrix and gene ids; by default X, and
+            column `ensembl_id` or else the index.
 
         Raises:
           InputError: the layer or column is not there, or the matrix is not in memory.
         """
-        self.path, self.limits = Path("AnnData"), limits
+        self.path, self.limits = Path("AnnData"), options.limits
         self._adata = adata
         # From anndata 0.13 on, X is also the layer None.
         layers = {name: values for name, values in adata.layers.items() if name is not None}
@@ -163,15 +148,15 @@ class AnnDataSource(MatrixSource):
         values = {_MAIN: adata.X, **layers}
         if adata.raw is not None:
             tables[_RAW], values[_RAW] = adata.raw, adata.raw.X
-        wanted = layer or _MAIN
+        wanted = options.counts_layer or _MAIN
         others = [name for name in values if name != wanted]
         self.remedy = _layer_remedy(others)
         if wanted not in values:
             near = did_you_mean(wanted, others)
-            raise InputError(f'AnnData has no layer "{layer}"{near}; {self.remedy}')
+            raise InputError(f'AnnData has no layer "{wanted}"{near}; {self.remedy}')
         self._table, self._values, self.matrix_name = tables[wanted], values[wanted], wanted
         self.packed_ids = as_packed_text(adata.obs_names)
-        self._set_genes([str(column) for column in self._table.var.columns], gene_column)
+        self._set_genes([str(column) for column in self._table.var.columns], options.gene_column)
         self._finish(self._in_memory().shape)
 
     def _read_genes(self, column: str | None) -> object:
@@ -215,8 +200,8 @@ def _matrix_places(root: h5py.Group | zarr.Group) -> dict[str, str]:
 def _layer_remedy(others: list[str]) -> str:
     if not others:
         return "give a file with raw counts (this one has no other matrix)"
-    listed = ", ".join("X without --layer" if name == _MAIN else f'"{name}"' for name in others)
-    return f"choose the matrix with raw counts by --layer (there is also: {listed})"
+    listed = ", ".join(f'"{name}"' for name in others)
+    return f"choose the matrix with raw counts by `counts_layer` (there is also: {listed})"
 
 
 def _open_matrix(

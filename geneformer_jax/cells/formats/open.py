@@ -7,11 +7,13 @@ from pathlib import Path
 import h5py
 
 from geneformer_jax.cells.counts import hdf5_probe
-from geneformer_jax.cells.counts.anndata_source import AnnDataFileSource, AnnDataSource
 from geneformer_jax.cells.counts.file_errors import explain_damage
 from geneformer_jax.cells.counts.lazy_columns import DEFAULT_LIMITS, ReadLimits
-from geneformer_jax.cells.counts.loom_source import LoomSource
-from geneformer_jax.cells.counts.paths import (
+from geneformer_jax.cells.counts.options import DEFAULT_OPTIONS, CountOptions
+from geneformer_jax.cells.counts.source import CountBatch, CountSource, MatrixSource
+from geneformer_jax.cells.formats.anndata_source import AnnDataFileSource, AnnDataSource
+from geneformer_jax.cells.formats.loom_source import LoomSource
+from geneformer_jax.cells.formats.paths import (
     HDF5_SUFFIXES,
     KINDS,
     expand_paths,
@@ -19,8 +21,7 @@ from geneformer_jax.cells.counts.paths import (
     is_zarr,
     mtx_files,
 )
-from geneformer_jax.cells.counts.source import CountBatch, CountSource, MatrixSource
-from geneformer_jax.cells.counts.tenx_source import TenxH5Source, TenxMtxSource
+from geneformer_jax.cells.formats.tenx_source import TenxH5Source, TenxMtxSource
 from geneformer_jax.common.errors import InputError
 
 __all__ = [
@@ -33,22 +34,12 @@ __all__ = [
 ]
 
 
-def open_counts(
-    path: Path | str,
-    *,
-    layer: str | None = None,
-    gene_column: str | None = None,
-    limits: ReadLimits = DEFAULT_LIMITS,
-) -> CountSource:
+def open_counts(path: Path | str, options: CountOptions = DEFAULT_OPTIONS) -> CountSource:
     """Opens a file or folder of raw counts; reads its ids and totals, not its matrix.
 
     Args:
       path: an .h5ad, .loom or 10x .h5 file, a zarr store of AnnData, or a 10x matrix.mtx folder.
-      layer: the matrix with the raw counts: None for the main one (X), "raw" for AnnData's raw,
-        the name of a layer, or the genome in a 10x .h5 of several.
-      gene_column: column with the gene ids; None for `ensembl_id` where there is one, or else the
-        index.
-      limits: of memory, and of the time in which a damaged file is recognised.
+      options: which matrix and gene ids.
 
     Raises:
       InputError: nothing is there, or it cannot be read as counts.
@@ -58,8 +49,8 @@ def open_counts(
         raise InputError(f"{path} does not exist; check the path")
     if path.is_file() and path.suffix in HDF5_SUFFIXES:
         # The one call of the probe: what has been opened is safe to read.
-        _require_survivable(path, limits)
-    return _source_type(path)(path, layer=layer, gene_column=gene_column, limits=limits)
+        _require_survivable(path, options.limits)
+    return _source_type(path)(path, options)
 
 
 def look_ahead(path: Path) -> None:

@@ -1,0 +1,1 @@
+"""Readers of raw counts: AnnData, loom, 10x; which one a path needs."""
