@@ -62,10 +62,10 @@ def main() -> None:
         cells = predict.open_cells_for(model, FLAGS.cells, CELLS)
         if FLAGS.labels_key:
             task = predict.find_output(model, FLAGS.target)
-            predict.check_labels(cells.obs, FLAGS.labels_key, task)
+            known = predict.check_labels(cells.obs, FLAGS.labels_key, task)
         predicted, unit = predict.predict_cells(model, cells, **how), "cells"
         if FLAGS.labels_key:
-            print("\n".join(predict.compare_with_labels(predicted, FLAGS.labels_key, task)))
+            print("\n".join(predict.compare_with_labels(predicted, known, task)))
     counts = {unit: len(predicted)}
     facts = describe_run("predict", command_line.configuration(), [FLAGS.cells], counts)
     predict.write_predicted(predicted, output, facts)

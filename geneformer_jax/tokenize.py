@@ -16,7 +16,6 @@ from geneformer_jax.cells.formats.open import look_ahead
 from geneformer_jax.cells.formats.paths import expand_paths
 from geneformer_jax.cells.store.builder import StoreBuild
 from geneformer_jax.cells.store.cell_store import verify_store
-from geneformer_jax.cells.store.obs_columns import check_names
 from geneformer_jax.cells.tokenization.flags import (
     define_count_flags,
     quality_rules,
@@ -60,7 +59,6 @@ def main() -> None:
     look_ahead(paths[0])
     vocabulary = GeneVocabulary.load(FLAGS.vocabulary)
     obs = command_line.split_list(FLAGS.obs)
-    check_names(obs)
     if FLAGS.report:
         require_new_folder(FLAGS.report)
     shard = parse_shard(FLAGS.shard)

@@ -18,8 +18,10 @@ from geneformer_jax.batches.labelled import (
 )
 from geneformer_jax.cells.counts.options import CountArguments
 from geneformer_jax.cells.store.cell_store import EncodedCells
+from geneformer_jax.cells.store.obs_columns import stored_name
 from geneformer_jax.common.errors import InputError, did_you_mean
 from geneformer_jax.common.files import atomic_write
+from geneformer_jax.common.log import logger
 from geneformer_jax.common.progress import Progress
 from geneformer_jax.finetuning.classification.predictions import PROBABILITY, Outputs, per_task
 from geneformer_jax.finetuning.evaluation import compute_outputs
@@ -27,7 +29,7 @@ from geneformer_jax.finetuning.step import StepSpec, compile_steps
 from geneformer_jax.finetuning.trainable import TuningConfig
 from geneformer_jax.inference.batches import lay_out
 from geneformer_jax.inference.cells import check_columns, open_cells
-from geneformer_jax.model.heads import CELLS, GENES, HeadTask
+from geneformer_jax.model.heads import CELLS, GENES, HeadConfig, HeadTask
 from geneformer_jax.model.pretrained import PretrainedModel
 from geneformer_jax.model.runtime import RuntimeConfig
 from geneformer_jax.model.sharding import MeshConfig
@@ -128,10 +130,19 @@ def predict_cells(
     encoded = open_cells_for(model, cells, CELLS, **reading)
     parts = zip(*_compute(model, encoded, runtime, tokens_per_device), strict=True)
     outputs = Outputs(*(np.concatenate(each) for each in parts))
-    predicted = ad.AnnData(obs=encoded.obs.copy())
+    predicted = ad.AnnData(obs=_beside_predictions(encoded.obs, model.head))
     for task, _, own in per_task(model.head, outputs):
         _add_output(predicted, task, own)
     return predicted
+
+
+def _beside_predictions(obs: pd.DataFrame, head: HeadConfig) -> pd.DataFrame:
+    """Returns the columns of the cells, those with names of predictions behind a prefix."""
+    own = [f"{kind}{task.name}" for task in head.outputs for kind in (f"{PREDICTED}_", PROBABILITY)]
+    renamed = {name: stored_name(name, own) for name in obs if stored_name(name, own) != name}
+    for name, other in renamed.items():
+        logger.warning(f'obs column "{name}" of the cells is kept as "{other}" beside the new one')
+    return obs.rename(columns=renamed)
 
 
 def _add_output(predicted: ad.AnnData, task: HeadTask, own: np.ndarray) -> None:
@@ -238,28 +249,29 @@ def check_labels(obs: pd.DataFrame, column: str, task: HeadTask) -> pd.Series:
     return texts
 
 
-def compare_with_labels(predicted: ad.AnnData, column: str, task: HeadTask) -> list[str]:
-    """Returns lines on how predictions agree with known labels; see `check_labels`.
+def compare_with_labels(predicted: ad.AnnData, known: pd.Series, task: HeadTask) -> list[str]:
+    """Returns lines on how predictions agree with known labels.
 
     Args:
       predicted: as `predict_cells` returns it.
-      column: of `.obs`, with the known labels.
+      known: labels of the cells that have one, from `check_labels`.
       task: the output of classes to compare with.
     """
-    texts = check_labels(predicted.obs, column, task)
-    shared = texts.isin(task.labels)
+    shared = known.isin(task.labels)
     lines = []
-    strange = sorted(set(texts[~shared]))
+    strange = sorted(set(known[~shared]))
     if strange:
         lines.append(
             f"{int((~shared).sum()):,} cells have a label that the model does not know, and are "
             f"not compared: {', '.join(strange)}"
         )
-    if missing := predicted.n_obs - len(texts):
-        lines.append(f'{missing:,} cells have no "{column}", and are not compared')
-    own = predicted.obs.loc[texts.index[shared], f"{PREDICTED}_{task.name}"].astype(str)
-    agreement = float((own.to_numpy() == texts[shared].to_numpy()).mean())
-    lines.append(f'"{column}": {agreement:.2%} of {int(shared.sum()):,} cells are predicted right')
+    if missing := predicted.n_obs - len(known):
+        lines.append(f'{missing:,} cells have no "{known.name}", and are not compared')
+    own = predicted.obs.loc[known.index[shared], f"{PREDICTED}_{task.name}"].astype(str)
+    agreement = float((own.to_numpy() == known[shared].to_numpy()).mean())
+    lines.append(
+        f'"{known.name}": {agreement:.2%} of {int(shared.sum()):,} cells are predicted right'
+    )
     return lines
 
 

@@ -101,7 +101,6 @@ class Conversion:
         self._announce("a cell store", "tokenised cells")
         counts = store_exchange.store_to_dataset(self.source, self.target)
         logger.info(f"wrote {counts['cells']:,} cells to {self.target}")
-        _log_columns(counts["columns_left_out"])
 
     def _import_model(self) -> None:
         from geneformer_jax.interop import huggingface

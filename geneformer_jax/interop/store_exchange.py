@@ -9,11 +9,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from geneformer_jax.cells.store import records
 from geneformer_jax.cells.store import writer as store_writer
 from geneformer_jax.cells.store.builder import source_key, summarise
 from geneformer_jax.cells.store.cell_store import OBS, CellStore
-from geneformer_jax.cells.store.obs_columns import CELL_ID
+from geneformer_jax.cells.store.obs_columns import CELL_ID, original_name, stored_name
 from geneformer_jax.cells.tokenization.rank_encoding import RankEncodings
 from geneformer_jax.cells.tokenization.tokenizer import (
     NO_GENE,
@@ -27,7 +26,7 @@ from geneformer_jax.common.progress import Progress
 from geneformer_jax.common.provenance import describe_run, write_provenance
 from geneformer_jax.interop import vocabulary_statement
 from geneformer_jax.interop.dataset_folders import write_dataset_folder
-from geneformer_jax.interop.tokenized_datasets import LENGTH, TOKENS, TokenizedDataset
+from geneformer_jax.interop.tokenized_datasets import LENGTH, OWN_COLUMNS, TOKENS, TokenizedDataset
 
 _CELLS_PER_BATCH = 1000
 _COMMAND = "convert"
@@ -63,9 +62,7 @@ def dataset_to_store(
     check_max_length(max_length, vocabulary)
     target = require_new_folder(target)
     dataset = TokenizedDataset(source, vocabulary)
-    # The store's records have features of these names already.
-    taken = [name for name in dataset.obs_kinds if name in (records.TOKENS, CELL_ID)]
-    kinds = {name: kind for name, kind in dataset.obs_kinds.items() if name not in taken}
+    kinds = dataset.obs_kinds
     options = {"max_length": max_length, "vocabulary": vocabulary.hash}
     with atomic_write(target) as aside:
         store_writer.begin_store(aside, options, kinds)
@@ -76,7 +73,7 @@ def dataset_to_store(
             summary |= {"cells_in_file": dataset.n_cells, "dropped": {NO_GENE: empty}}
             writer.finish(summary)
         counts = summarise(aside, [key], {})
-        counts["columns_left_out"] = dataset.left_out + taken
+        counts["columns_left_out"] = dataset.left_out
         counts["states_vocabulary"] = dataset.states_vocabulary
         configuration = {"source": dataset.path, "target": target, "max_length": max_length}
         run = describe_run(_COMMAND, configuration, [dataset.path], counts)
@@ -141,15 +138,14 @@ def store_to_dataset(folder: Path | str, target: Path | str) -> dict[str, Any]:
         require_new_folder(target)
     obs_file = store.folder / OBS
     obs_columns = pq.read_schema(obs_file)
-    taken = [name for name in obs_columns.names if name in (TOKENS, LENGTH)]
-    obs_schema = pa.schema([field for field in obs_columns if field.name not in taken])
+    obs_columns = pa.schema([field.with_name(_exported(field.name)) for field in obs_columns])
     token_type = _token_type(store.vocabulary)
-    schema = pa.schema([(TOKENS, pa.list_(token_type)), *obs_schema, (LENGTH, pa.int64())])
+    schema = pa.schema([(TOKENS, pa.list_(token_type)), *obs_columns, (LENGTH, pa.int64())])
     cells, tokens = len(store), int(store.lengths.sum(dtype=np.int64))
-    counts = {"cells": cells, "tokens": tokens, "columns_left_out": taken}
+    counts = {"cells": cells, "tokens": tokens}
     run = describe_run(_COMMAND, {"source": store.folder, "target": target}, [store.folder], counts)
     with atomic_write(target) as aside, Progress(cells, "converting", "cells") as progress:
-        batches = _record_batches(store, schema, obs_schema.names, progress)
+        batches = _record_batches(store, schema, progress)
         if as_parquet:
             stated = {vocabulary_statement.NAME: store.vocabulary.hash}
             _write_parquet_file(aside, schema.with_metadata(stated), batches, run)
@@ -171,21 +167,26 @@ def _write_parquet_file(
 
 
 def _record_batches(
-    store: CellStore, schema: pa.Schema, obs_columns: list[str], progress: Progress
+    store: CellStore, schema: pa.Schema, progress: Progress
 ) -> Iterator[pa.RecordBatch]:
     token_type, start = schema.field(TOKENS).type.value_type, 0
     obs_file = pq.ParquetFile(store.folder / OBS)
-    for obs in obs_file.iter_batches(_CELLS_PER_BATCH, columns=obs_columns):
+    for obs in obs_file.iter_batches(_CELLS_PER_BATCH):
         cells = store.read(np.arange(start, start + obs.num_rows))
         lengths = np.array([len(cell) for cell in cells])
         offsets = pa.array(np.concatenate([[0], np.cumsum(lengths)]), pa.int32())
         tokens = np.concatenate(cells).astype(token_type.to_pandas_dtype())
-        columns = dict(zip(obs.schema.names, obs.columns, strict=True))
+        columns = dict(zip(map(_exported, obs.schema.names), obs.columns, strict=True))
         columns |= {TOKENS: pa.ListArray.from_arrays(offsets, pa.array(tokens)), LENGTH: lengths}
         start += obs.num_rows
         # Before the batch is handed on: who has all cells does not ask for another batch.
         progress.advance(obs.num_rows)
         yield pa.RecordBatch.from_pydict(columns, schema=schema)
+
+
+def _exported(stored: str) -> str:
+    """Name in a dataset of a column of a store's obs table."""
+    return CELL_ID if stored == CELL_ID else stored_name(original_name(stored), OWN_COLUMNS)
 
 
 def _token_type(vocabulary: GeneVocabulary) -> pa.DataType:

@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from geneformer_jax.cells.store.obs_columns import original_name
 from geneformer_jax.cells.tokenization.rank_encoding import RankEncodings
 from geneformer_jax.cells.tokenization.vocabulary import GeneVocabulary
 from geneformer_jax.common.errors import InputError, did_you_mean
@@ -27,7 +28,7 @@ from geneformer_jax.interop.dataset_folders import (
 from geneformer_jax.interop.vocabulary_statement import NAME, check_statement
 
 TOKENS, LENGTH, CELL_ID = "input_ids", "length", "cell_id"
-_OWN_COLUMNS = (TOKENS, LENGTH, CELL_ID)
+OWN_COLUMNS = (TOKENS, LENGTH, CELL_ID)
 _CELLS_PER_BATCH = 1000
 _ID_REMEDY = "every cell needs its own; rename the column, and cells are named by their row"
 
@@ -90,11 +91,14 @@ class TokenizedDataset:
             self._schema = self._read_schema()
             self._check_columns()
             self.states_vocabulary = check_statement(self._description(), vocabulary, self.path)
-            others = [each for each in self._schema if each.name not in _OWN_COLUMNS]
+            others = [each for each in self._schema if each.name not in OWN_COLUMNS]
             plain = [each for each in others if _is_plain(each.type)]
             self.left_out = [each.name for each in others if each not in plain]
             self.n_cells, missing = self._survey([each.name for each in plain])
-        self.obs_kinds = {each.name: _kind(each.type, missing[each.name] > 0) for each in plain}
+        self._obs = {each.name: original_name(each.name, OWN_COLUMNS) for each in plain}
+        self.obs_kinds = {
+            self._obs[each.name]: _kind(each.type, missing[each.name] > 0) for each in plain
+        }
 
     def batches(self, cells_per_batch: int = _CELLS_PER_BATCH) -> Iterator[TokenizedBatch]:
         """Yields all cells in order, at most `cells_per_batch` at a time.
@@ -104,14 +108,13 @@ class TokenizedDataset:
             `length` disagrees with `input_ids`, or a file is damaged.
         """
         start = 0
-        own = [name for name in _OWN_COLUMNS if name in self._schema.names]
+        own = [name for name in OWN_COLUMNS if name in self._schema.names]
         with _explain_damage(self.path):
-            for batch in self._record_batches([*own, *self.obs_kinds], cells_per_batch):
+            for batch in self._record_batches([*own, *self._obs], cells_per_batch):
                 cell_ids = self._cell_ids(batch, start)
                 encodings = self._encodings(batch, cell_ids, start)
-                yield TokenizedBatch(
-                    encodings, cell_ids, batch.select(list(self.obs_kinds)).to_pandas()
-                )
+                obs = batch.select(list(self._obs)).to_pandas()
+                yield TokenizedBatch(encodings, cell_ids, obs.rename(columns=self._obs))
                 start += batch.num_rows
 
     def _read_schema(self) -> pa.Schema:

@@ -11,6 +11,8 @@ import pandas as pd
 import pyarrow.parquet as pq
 
 from geneformer_jax.cells.store.cell_store import OBS, CellStore
+from geneformer_jax.cells.store.obs_columns import stored_name
+from geneformer_jax.cells.store.writer import obs_kinds
 from geneformer_jax.common.errors import InputError, did_you_mean
 from geneformer_jax.common.numba_jit import compiled
 from geneformer_jax.common.progress import Progress
@@ -101,7 +103,7 @@ def summarise_corpus(folder: Path | str, groupby: Sequence[str] = ()) -> CorpusS
 
 
 def _require_columns(store: CellStore, names: Sequence[str]) -> None:
-    known = [name for name in pq.read_schema(store.folder / OBS).names if name != "cell_id"]
+    known = list(obs_kinds(store.folder))
     for name in names:
         if name not in known:
             listed = ", ".join(known) or "none"
@@ -114,7 +116,7 @@ def _require_columns(store: CellStore, names: Sequence[str]) -> None:
 def _count_values(store: CellStore, name: str) -> pd.Series:
     """Number of cells of each value of an obs column, largest first."""
     counts: Counter[str] = Counter()
-    for batch in pq.ParquetFile(store.folder / OBS).iter_batches(columns=[name]):
+    for batch in pq.ParquetFile(store.folder / OBS).iter_batches(columns=[stored_name(name)]):
         for pair in batch.column(0).value_counts().to_pylist():
             value = NO_VALUE if _is_missing(pair["values"]) else str(pair["values"])
             counts[value] += pair["counts"]

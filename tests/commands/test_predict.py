@@ -71,6 +71,23 @@ def test_cells_are_predicted_as_in_the_fold(toy_store, cell_fold, tmp_path, monk
     assert (status, "nothing is overwritten" in error) == (1, True)
 
 
+def test_predictions_do_not_replace_columns_of_the_cells(cell_fold, tmp_path, monkeypatch, capsys):
+    cells, output = toy_cells(), tmp_path / "out.h5ad"
+    cells.obs["predicted_label"] = ["a", "b"] * 120
+    cells.write_h5ad(tmp_path / "cells.h5ad")
+    given = [f"--checkpoint={cell_fold[0]}", f"--cells={tmp_path}/cells.h5ad"]
+    given += [f"--output={output}", "--labels_key=predicted_label"]
+    status, printed, error = run_command("predict", given, monkeypatch, capsys)
+    assert status == 0, error
+    found = ad.read_h5ad(output).obs
+    assert found["obs:predicted_label"].tolist() == ["a", "b"] * 120
+    # What was there is compared, not the predictions with themselves.
+    right = (
+        found["predicted_label"].astype(str) == found["obs:predicted_label"].astype(str)
+    ).mean()
+    assert 0.3 < right < 0.7 and f"{right:.2%} of 240 cells" in printed
+
+
 @pytest.mark.filterwarnings("error:Forward slashes")
 def test_labels_with_a_slash_are_written(toy_store, cell_fold, tmp_path):
     model = load_model(cell_fold[0])

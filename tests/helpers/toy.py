@@ -37,6 +37,15 @@ def toy_cells(cells: int = 240, seed: int = 0) -> ad.AnnData:
     )
 
 
+def reserved_columns(ids: pd.Index) -> pd.DataFrame:
+    """Per-cell columns under names that our files, tables and results use for themselves."""
+    texts = ("cell_id", "obs:cell_id", "cell", "input_ids", "index", "predicted_label", "symbol")
+    numbers = ("tokens", "obs:tokens", "length", "lengths", "n_genes", "rank", "label")
+    columns = {name: [f"{name} {i % 3}" for i in range(len(ids))] for name in texts}
+    columns |= {name: np.arange(len(ids)) % (3 + n) for n, name in enumerate(numbers)}
+    return pd.DataFrame(columns, index=ids)
+
+
 def toy_model(
     seed: int = 0,
     special_tokens: tuple[str, ...] = ("<pad>", "<mask>"),

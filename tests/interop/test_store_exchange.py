@@ -225,9 +225,10 @@ def test_what_is_left_out_is_counted(tmp_path):
     counts = store_exchange.dataset_to_store(
         tmp_path / "in.parquet", tmp_path / "store", vocabulary()
     )
-    assert counts["columns_left_out"] == ["counts", "tokens"]
+    assert counts["columns_left_out"] == ["counts"]
     assert counts["dropped"] == {NO_GENE: 1}
-    assert CellStore.open(tmp_path / "store").obs.index.tolist() == ["a", "c"]
+    obs = CellStore.open(tmp_path / "store").obs
+    assert obs.index.tolist() == ["a", "c"] and obs["tokens"].tolist() == [1, 3]
 
 
 def test_second_version_cells_of_special_tokens_alone_are_left_out(tmp_path):

@@ -3,7 +3,7 @@
 import abc
 import contextlib
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
@@ -24,6 +24,7 @@ from geneformer_jax.cells.counts.transpose import RowScratch
 from geneformer_jax.common.errors import InputError, did_you_mean
 
 TOTAL_COLUMN = "n_counts"
+CELL_ID = "cell_id"
 _SYMBOL_COLUMNS = (
     "gene_symbol",
     "gene_symbols",
@@ -154,7 +155,7 @@ class MatrixSource(abc.ABC):
         if columns is None:
             with explain_damage(self.path, self.kind):
                 columns = self._obs_columns()
-        return self.table(columns)[:].set_axis(pd.Index(self.cell_ids, name="cell_id"))
+        return self.table(columns)[:].set_axis(cell_index(self.cell_ids, columns))
 
     def table(self, columns: list[str]) -> RowBlocks[pd.DataFrame]:
         """Returns the asked per-cell columns without the ids; rows are read when they are asked.
@@ -341,6 +342,14 @@ class MatrixSource(abc.ABC):
             f'{self.path}: {table} has no column "{column}"{did_you_mean(column, known)}; '
             f"its columns: {listed or 'none'}"
         )
+
+
+def cell_index(ids: np.ndarray, columns: Iterable[str]) -> pd.Index:
+    """The index of a table of cells: called `cell_id`, nameless where a column is called so.
+
+    An index and a column of one name and different values can be written to no h5ad.
+    """
+    return pd.Index(ids).rename(None if CELL_ID in columns else CELL_ID)
 
 
 def as_text(values: object) -> np.ndarray:

@@ -20,7 +20,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from array_record.python.array_record_data_source import ArrayRecordDataSource
 
-from geneformer_jax.cells.store.obs_columns import CELL_ID
+from geneformer_jax.cells.counts.source import cell_index
+from geneformer_jax.cells.store.obs_columns import CELL_ID, original_name
 from geneformer_jax.cells.store.records import decode_tokens
 from geneformer_jax.cells.tokenization.vocabulary import GeneVocabulary
 from geneformer_jax.common.errors import InputError
@@ -214,7 +215,10 @@ def read_obs(path: Path) -> pd.DataFrame:
     schema = pq.read_schema(path)
     text = [field.name for field in schema if pa.types.is_string(field.type)]
     categories = [name for name in text if name != CELL_ID]
-    return pq.read_table(path, read_dictionary=categories).to_pandas().set_index(CELL_ID)
+    table = pq.read_table(path, read_dictionary=categories).to_pandas()
+    ids = table.pop(CELL_ID)
+    table = table.rename(columns=original_name)
+    return table.set_axis(cell_index(ids, table.columns))
 
 
 def read_cell_ids(path: Path) -> np.ndarray:

@@ -2,6 +2,9 @@
 
 A column is text, int, float or bool. Categories become text. A whole-number or truth column with
 missing values becomes float or text, so that "missing" stays apart from zero and false.
+
+Columns may have any name. In files, where some names are taken, a column of such a name stands
+behind a prefix (`stored_name`) and gets its own name back when it is read (`original_name`).
 """
 
 from collections.abc import Iterable, Mapping
@@ -11,22 +14,33 @@ import pandas as pd
 import pyarrow as pa
 import tensorflow_datasets as tfds
 
+from geneformer_jax.cells.counts.source import CELL_ID
 from geneformer_jax.cells.store.records import TOKENS, ByteRows
-from geneformer_jax.common.errors import InputError
 
-CELL_ID = "cell_id"
+# Names that records need for themselves.
+TAKEN = (TOKENS, CELL_ID)
+_PREFIX = "obs:"
 _ARROW = {"text": pa.string(), "int": pa.int64(), "float": pa.float64(), "bool": pa.bool_()}
 _NUMPY = {"int": np.int64, "float": np.float64, "bool": np.bool_}
 
 
-def check_names(columns: Iterable[str]) -> None:
-    """Raises InputError if a column has a name that the records need for themselves."""
-    for name in columns:
-        if name in (TOKENS, CELL_ID):
-            raise InputError(
-                f'the obs column "{name}" has a name that the cell store uses itself; rename the '
-                "column or leave it out of --obs"
-            )
+def stored_name(name: str, taken: Iterable[str] = TAKEN) -> str:
+    """Returns the name of an obs column in a file where some names are taken.
+
+    Different columns get different names, whatever they are called; see `original_name`.
+    """
+    return _PREFIX + name if _without_prefixes(name) in taken else name
+
+
+def original_name(stored: str, taken: Iterable[str] = TAKEN) -> str:
+    """Returns the obs column that `stored_name` gave this name."""
+    return stored.removeprefix(_PREFIX) if _without_prefixes(stored) in taken else stored
+
+
+def _without_prefixes(name: str) -> str:
+    while name.startswith(_PREFIX):
+        name = name.removeprefix(_PREFIX)
+    return name
 
 
 def kind_of(column: pd.Series) -> str:
@@ -68,12 +82,13 @@ def as_bytes(column: pa.Array, kind: str) -> ByteRows:
 
 
 def arrow_schema(kinds: Mapping[str, str]) -> pa.Schema:
-    """The obs table's columns: the cell id and the obs columns."""
-    return pa.schema([(CELL_ID, pa.string()), *((name, _ARROW[kinds[name]]) for name in kinds)])
+    """The obs table's columns: the cell id and the obs columns, by their stored names."""
+    columns = ((stored_name(name), _ARROW[kind]) for name, kind in kinds.items())
+    return pa.schema([(CELL_ID, pa.string()), *columns])
 
 
 def tfds_features(kinds: Mapping[str, str]) -> tfds.features.FeaturesDict:
-    """The features of a store's records: tokens, cell id and obs columns."""
+    """The features of a store's records: tokens, cell id and obs columns, by their stored names."""
     raw = tfds.features.Encoding.BYTES
     features: dict[str, tfds.features.FeatureConnector] = {
         TOKENS: tfds.features.Tensor(shape=(None,), dtype=np.uint16, encoding=raw),
@@ -81,7 +96,9 @@ def tfds_features(kinds: Mapping[str, str]) -> tfds.features.FeaturesDict:
     }
     for name, kind in kinds.items():
         if kind == "text":
-            features[name] = tfds.features.Text()
+            features[stored_name(name)] = tfds.features.Text()
         else:
-            features[name] = tfds.features.Tensor(shape=(), dtype=_NUMPY[kind], encoding=raw)
+            features[stored_name(name)] = tfds.features.Tensor(
+                shape=(), dtype=_NUMPY[kind], encoding=raw
+            )
     return tfds.features.FeaturesDict(features)

@@ -32,6 +32,7 @@ from geneformer_jax.cells.store.obs_columns import (
     as_bytes,
     as_kind,
     common_kind,
+    stored_name,
 )
 from geneformer_jax.cells.store.records import TOKENS, ByteRows, encode_records
 from geneformer_jax.cells.store.repeated_ids import RepeatedIds
@@ -78,9 +79,11 @@ class SourceWriter:
 
     def write(self, encodings: RankEncodings, cell_ids: np.ndarray, obs: pd.DataFrame) -> None:
         """Adds cells: their tokens, ids and per-cell columns (one row per cell, in order)."""
-        kinds = {CELL_ID: "text", **self._kinds}
+        kinds = {CELL_ID: "text"}
         columns = {CELL_ID: np.asarray(cell_ids, dtype=object)}
-        columns |= {name: as_kind(obs[name], kind) for name, kind in self._kinds.items()}
+        for name, kind in self._kinds.items():
+            stored = stored_name(name)
+            kinds[stored], columns[stored] = kind, as_kind(obs[name], kind)
         table = pa.record_batch(columns, schema=self._schema)
         self._tables.append(table)
         if sum(map(len, self._tables)) >= _ROWS_PER_GROUP:
