@@ -44,18 +44,18 @@ lint: $(TEST)
 
 # The stamps make repeated calls quick; a change of the package metadata installs again.
 $(DEMO): $(METADATA) | $(CREATED)
-	@echo "Installing the project and what it needs; this takes a few minutes the first time."
-	@$(BIN)/python -m pip install --quiet --editable ".[demo]"
+	@echo "Installing the project and what it needs into $(VENV):"
+	@$(BIN)/python launch/install.py --editable ".[demo]"
 	@touch $@
 
 $(TEST): $(METADATA) | $(CREATED)
-	@echo "Installing the project and what its tests need; this takes a few minutes the first time."
-	@$(BIN)/python -m pip install --quiet --editable ".[test,parity]"
+	@echo "Installing the project and what its tests need into $(VENV):"
+	@$(BIN)/python launch/install.py --editable ".[test,parity]"
 	@touch $(DEMO) $@
 
 $(AOT): $(TEST)
-	@echo "Installing the compilers for TPUs and GPUs; this takes a while the first time."
-	@$(BIN)/python -m pip install --quiet --editable ".[aot,aot_cuda]"
+	@echo "Installing the compilers for TPUs and GPUs into $(VENV):"
+	@$(BIN)/python launch/install.py --editable ".[aot,aot_cuda]"
 	@touch $@
 
 # Safe to repeat: `venv` completes a folder that an interrupted run left half made.

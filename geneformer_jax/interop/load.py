@@ -78,7 +78,7 @@ def _fetch(name: str) -> Path:
     except ModuleNotFoundError as error:
         raise InputError(
             f'there is no folder {name}, and to look for "{name}" on the Hugging Face hub its '
-            f"client is needed: pip install huggingface_hub; {_REMEDY}"
+            f'client is needed: pip install "geneformer_jax[huggingface]"; {_REMEDY}'
         ) from error
     # Its errors stand on those of the library it talks through, another one in each version.
     troubles = (OSError, ValueError, *errors.HfHubHTTPError.__bases__)

@@ -122,7 +122,7 @@ def test_without_the_hubs_client_its_install_command_is_named(monkeypatch, tmp_p
 
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     monkeypatch.chdir(tmp_path)
-    assert "pip install huggingface_hub" in refusal("org/name")
+    assert 'pip install "geneformer_jax[huggingface]"' in refusal("org/name")
 
 
 @pytest.mark.parametrize("name", ["none", "/no/such/folder", "../org/name", "a/b/c/d", "org/na me"])
