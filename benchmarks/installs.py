@@ -47,8 +47,9 @@ def resolve(pythons: list[str], folder: Path) -> None:
     print("|---|" * 2 + "---|" * len(EXTRAS))
     for number, python in enumerate(pythons):
         for newest in (False, True):
-            pip = environment(python, folder / f"{number}-{newest}", newest) + ["-m", "pip"]
-            cells = [output(*pip[:1], "-V").split()[1], output(*pip, "--version").split()[1]]
+            made = environment(python, folder / f"{number}-{newest}", newest)
+            pip = (made, "-m", "pip")
+            cells = [output(made, "-V").split()[1], output(*pip, "--version").split()[1]]
             for extras in EXTRAS:
                 said = call(project, *pip, "install", "--dry-run", f"{project}[{extras}]")
                 would = re.search(r"^Would install (.*)$", said.stdout, re.M)
@@ -104,13 +105,13 @@ def clone(commit: str, folder: Path) -> Path:
     return project
 
 
-def environment(python: str, folder: Path, newest: bool) -> list[str]:
+def environment(python: str, folder: Path, newest: bool) -> str:
     """Makes an environment, with the pip that Python brings or the newest; returns its Python."""
     output(python, "-m", "venv", str(folder))
     made = str(folder / "bin" / "python")
     if newest:
         output(made, "-m", "pip", "install", "--quiet", "--upgrade", "pip")
-    return [made]
+    return made
 
 
 def call(folder: Path, *command: str) -> subprocess.CompletedProcess:
