@@ -14,6 +14,7 @@ training step for hardware that need not be here, and reports the memory it take
       --corpus=27400000x2048 --target=cuda:v100:1x3x4
 """
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import jax
@@ -59,12 +60,11 @@ def main() -> None:
     _check_dry_run()
     # What imports JAX's heavier companions waits until the flags are known to be right.
     _join_processes()
-    from geneformer_jax.reporting.figures import loss_curve_figure, save_figure
     from geneformer_jax.training.api import pretrain
     from geneformer_jax.training.config import typed_config
     from geneformer_jax.training.dry_run.report import describe_dry_run
     from geneformer_jax.training.flops import Speed
-    from geneformer_jax.training.telemetry import read_metrics
+    from geneformer_jax.training.preemption import Stopped
 
     config, workdir = typed_config(_CONFIG.value), Path(_WORKDIR.value)
     if _DRY_RUN.value:
@@ -73,13 +73,28 @@ def main() -> None:
         for line in lines:
             print(line, flush=True)
         return
-    result = pretrain(config, workdir)
+    try:
+        result = pretrain(config, workdir)
+    except Stopped:
+        _draw_losses(workdir, {})
+        raise
     if jax.process_index():
         return
     print("\n".join(result.report()))
-    losses = {name.replace("_", " "): score.loss for name, score in result.baselines.items()}
-    save_figure(loss_curve_figure(read_metrics(workdir), losses), workdir / "loss")
-    print(f"checkpoint: {result.checkpoint}\nloss curve: {workdir / 'loss.png'}")
+    print(f"checkpoint: {result.checkpoint}")
+    _draw_losses(workdir, {name: score.loss for name, score in result.baselines.items()})
+
+
+def _draw_losses(workdir: Path, baselines: Mapping[str, float]) -> None:
+    """Draws the losses that the run has logged."""
+    from geneformer_jax.reporting.figures import loss_curve_figure, save_figure
+    from geneformer_jax.training.telemetry import read_metrics
+
+    if jax.process_index():
+        return
+    named = {name.replace("_", " "): loss for name, loss in baselines.items()}
+    save_figure(loss_curve_figure(read_metrics(workdir), named), workdir / "loss")
+    print(f"loss curve: {workdir / 'loss.png'}")
 
 
 def _check_dry_run() -> None:

@@ -31,7 +31,7 @@ from geneformer_jax.finetuning.config import FinetuneConfig
 from geneformer_jax.finetuning.evaluation import compute_outputs, score
 from geneformer_jax.finetuning.prepare import FinetuneSetup, Task, prepare_finetuning
 from geneformer_jax.finetuning.step import Constants, traced_hyperparams
-from geneformer_jax.finetuning.stopping import HELD_OUT, EarlyStopping
+from geneformer_jax.finetuning.stopping import EarlyStopping
 from geneformer_jax.inference.resume import PartsFolder
 from geneformer_jax.model.config import EncoderConfig
 from geneformer_jax.model.encoder import Params
@@ -46,6 +46,7 @@ from geneformer_jax.training.checkpoint import Checkpoints
 from geneformer_jax.training.flops import step_flops
 from geneformer_jax.training.loop import PeriodicEvaluation, run_steps
 from geneformer_jax.training.state import TrainState
+from geneformer_jax.training.telemetry import HELD_OUT
 
 TRAINING = "training"
 PREDICTIONS = "predictions.parquet"
@@ -191,6 +192,8 @@ def finetune_fold(run: FoldRun) -> pd.DataFrame:
     path, parts = run.folder / PREDICTIONS, PartsFolder(run.folder)
     if parts.is_done(_PART):
         logger.info("fold %s: finished before, %s is read", run.fold, path)
+        # It is still there where the run was killed at its very end.
+        remove(run.folder / TRAINING)
         return pd.read_parquet(path)
     setup = run.setup
     description = describe_model(setup.encoder, run.store.vocabulary, setup.head)

@@ -22,9 +22,8 @@ from geneformer_jax.common.workdir import claim_workdir
 from geneformer_jax.finetuning.config import FinetuneConfig
 from geneformer_jax.finetuning.loop import FoldRun, finetune_fold
 from geneformer_jax.finetuning.prepare import Task, prepare_finetuning
-from geneformer_jax.finetuning.stopping import HELD_OUT
 from geneformer_jax.model.pretrained import PretrainedModel
-from geneformer_jax.training.telemetry import read_metrics
+from geneformer_jax.training.telemetry import HELD_OUT, read_metrics
 
 TRIALS = "trials.csv"
 _JOURNAL = "study.log"

@@ -12,9 +12,8 @@ from flax import traverse_util
 from geneformer_jax.common.config import require
 from geneformer_jax.common.files import atomic_write, remove
 from geneformer_jax.model.encoder import Params
-from geneformer_jax.training.telemetry import read_metrics
+from geneformer_jax.training.telemetry import HELD_OUT, read_metrics
 
-HELD_OUT = "held_out_"
 _BEST = "best-"
 
 

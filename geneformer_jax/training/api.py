@@ -60,13 +60,23 @@ class PretrainResult(NamedTuple):
             perplexity = f"{math.exp(score.loss):>12.1f}"
             lines.append(f"  {name:<16}{score.loss:>8.4f}{score.accuracy:>10.2%}{perplexity}")
         for name, score in self.baselines.items():
-            gain = score.loss - self.held_out.loss
-            verdict = "beats" if gain > 0 else "does NOT beat"
+            loss = self.held_out.loss - score.loss
+            accuracy = 100 * (self.held_out.accuracy - score.accuracy)
+            verdict = "beats" if loss < 0 else "does NOT beat"
             lines.append(
-                f"the model {verdict} the {name.replace('_', ' ')} baseline by {gain:+.4f} nats "
-                f"and {self.held_out.accuracy - score.accuracy:+.2%} accuracy"
+                f"the model {verdict} the {name.replace('_', ' ')} baseline: its loss is "
+                f"{_compared(loss, 4, 'nats')}, its accuracy "
+                f"{_compared(accuracy, 2, 'percentage points')}"
             )
         return lines
+
+
+def _compared(difference: float, digits: int, unit: str) -> str:
+    """Puts a difference into words."""
+    size = f"{abs(difference):.{digits}f}"
+    if not float(size):
+        return "the same"
+    return f"{size} {unit} {'higher' if difference > 0 else 'lower'}"
 
 
 def pretrain_model(
@@ -148,7 +158,6 @@ def pretrain(config: PretrainConfig, workdir: Path) -> PretrainResult:
             description="pretrain",
             evaluation=_held_out_scores(evaluator, config.evaluation.every_steps),
             stored=run.stored,
-            save_last=True,
             profile=config.profile,
         )
         held_out = evaluator(state.params) if evaluator else None

@@ -66,7 +66,7 @@ class Checkpoints:
           description: texts saved with every checkpoint, see model.pretrained.describe_model.
         """
         self._description, self._config = description, config
-        self._saved_at = time.monotonic()
+        self._saved_at, self._handed_over = time.monotonic(), None
         training = ocp.training
         self._checkpointer = training.Checkpointer(
             folder.resolve(),
@@ -87,6 +87,15 @@ class Checkpoints:
         """Step of the newest whole checkpoint, None if there is none."""
         latest = self._checkpointer.latest
         return None if latest is None else latest.step
+
+    @property
+    def folder(self) -> Path:
+        """Where they are; each is named by its step."""
+        return Path(self._checkpointer.directory)
+
+    def has(self, step: int) -> bool:
+        """Returns whether the state after `step` is on disk, or on its way there."""
+        return step in (self._handed_over, self.newest)
 
     def wait(self) -> None:
         """Returns when all that was handed over is on disk."""
@@ -110,8 +119,9 @@ class Checkpoints:
     def save(self, step: int, state: TrainState) -> None:
         """Saves in the background; the state may be donated to the next step at once."""
         self._saved_at = time.monotonic()
-        if self.newest == step:
+        if self.has(step):
             return
+        self._handed_over = step
         items = {
             "params": state.params,
             "optimizer": state.optimizer,
@@ -140,7 +150,7 @@ class Checkpoints:
             _log(f"checkpoint {step:,} is damaged and left aside ({damage})", logging.WARNING)
         if steps:
             raise InputError(
-                f"none of {len(steps)} checkpoints in {self._checkpointer.directory} can be read; "
+                f"none of {len(steps)} checkpoints in {self.folder} can be read; "
                 "restore them from a copy, or name a new --workdir"
             )
         return None
@@ -164,9 +174,8 @@ class Checkpoints:
             return
         if jax.process_index() == 0:
             for step in steps:
-                folder = Path(self._checkpointer.directory)
-                remove(folder / f"{DAMAGED}{step}")
-                os.replace(folder / str(step), folder / f"{DAMAGED}{step}")
+                remove(self.folder / f"{DAMAGED}{step}")
+                os.replace(self.folder / str(step), self.folder / f"{DAMAGED}{step}")
         multihost_utils.process_allgather(np.asarray(True))
         self._checkpointer.reload()
 

@@ -4,6 +4,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+from jax.experimental import multihost_utils
+
 from geneformer_jax.batches.loader import read_ahead
 from geneformer_jax.common.progress import Progress
 from geneformer_jax.model.encoder import Params
@@ -12,7 +15,13 @@ from geneformer_jax.training.checkpoint import Checkpoints
 from geneformer_jax.training.preemption import Stopped, StopRequest
 from geneformer_jax.training.profiling import Profile, ProfileConfig
 from geneformer_jax.training.state import TrainState, TrainStep
-from geneformer_jax.training.telemetry import MetricsLog, TrainingRun, Window
+from geneformer_jax.training.telemetry import (
+    HELD_OUT,
+    MetricsLog,
+    TrainingRun,
+    Window,
+    read_metrics,
+)
 
 
 class PeriodicEvaluation(NamedTuple):
@@ -21,7 +30,8 @@ class PeriodicEvaluation(NamedTuple):
     Attributes:
       score: (weights) -> scores under the names that metrics.jsonl has.
       every_steps: steps between evaluations; there is always one after the last step.
-      callback: called after each evaluation with the state and the line of metrics.
+      callback: called after each evaluation with the state and the line of metrics, which is
+        written after it: what an unfinished callback leaves is made again.
       should_stop: asked before each step; True ends the run.
     """
 
@@ -29,6 +39,25 @@ class PeriodicEvaluation(NamedTuple):
     every_steps: int
     callback: Callable[[TrainState, dict[str, Any]], None] = lambda state, row: None
     should_stop: Callable[[], bool] = lambda: False
+
+    def is_due(self, step: int, steps: int) -> bool:
+        """Returns whether there is an evaluation after this of `steps` steps."""
+        return step > 0 and (step % self.every_steps == 0 or step == steps)
+
+    def run(self, step: int, state: TrainState, log: MetricsLog) -> None:
+        """Evaluates and logs."""
+        row = {"step": step, **self.score(state.params)}
+        self.callback(state, row)
+        log.write(row)
+
+    def is_missing(self, step: int, steps: int, workdir: Path) -> bool:
+        """Returns whether the evaluation of a restored step was cut off by a kill."""
+        made = any(
+            row["step"] == step and any(name.startswith(HELD_OUT) for name in row)
+            for row in read_metrics(workdir)
+        )
+        missing = self.is_due(step, steps) and not made
+        return bool(multihost_utils.broadcast_one_to_all(np.asarray(missing)))
 
 
 def run_steps(
@@ -41,10 +70,12 @@ def run_steps(
     description: str,
     evaluation: PeriodicEvaluation | None = None,
     stored: Callable[[TrainState], TrainState] = lambda state: state,
-    save_last: bool = False,
     profile: ProfileConfig = ProfileConfig(),
 ) -> TrainState:
     """Runs the remaining steps; the device is never waited for except where numbers are wanted.
+
+    A state is saved before it is evaluated, and the last one always: a run that is killed while it
+    evaluates, or later, does not make its steps again.
 
     Args:
       run: batches, number of steps and what telemetry reads.
@@ -55,7 +86,6 @@ def run_steps(
       description: in front of the progress bar.
       evaluation: of held-out cells; None for none.
       stored: returns a state as checkpoints hold it.
-      save_last: whether the state after the last step is saved too.
       profile: steps to profile.
 
     Returns:
@@ -67,6 +97,7 @@ def run_steps(
     """
     config, step = run.config, int(state.step)
     batches = read_ahead(run.batches, step, config.data.workers)
+    missing = evaluation is not None and evaluation.is_missing(step, run.steps, workdir)
     window = Window(run, step, workdir)
     with (
         MetricsLog(workdir, step) as log,
@@ -74,6 +105,9 @@ def run_steps(
         Progress(run.steps, description, "steps", initial=step) as progress,
         StopRequest() as stop,
     ):
+        if missing:
+            with window.paused(state):
+                evaluation.run(step, state, log)
         while step < run.steps and not (evaluation and evaluation.should_stop()):
             step += 1
             batch = window.wait_for(batches)
@@ -83,21 +117,22 @@ def run_steps(
             window.add(metrics, step)
             last, stopping = step == run.steps, stop.asked(step)
             log_due = step % config.log_every_steps == 0
-            save = (last and save_last) or stopping or checkpoints.due(step, clock=log_due)
+            save = last or stopping or checkpoints.due(step, clock=log_due)
             notes = {}
-            if log_due or save or last:
+            if log_due or save:
                 row = window.close(step)
                 log.write(row)
                 notes = {"loss": f"{row['loss']:.3f}", "cells/s": f"{row['cells_per_s']:,.1f}"}
-            if evaluation and (step % evaluation.every_steps == 0 or last):
-                with window.paused(state):
-                    row = {"step": step, **evaluation.score(state.params)}
-                    log.write(row)
-                    evaluation.callback(state, row)
             if save:
                 checkpoints.save(step, stored(state))
-            progress.advance(1, **notes)
             if stopping and not last:
                 checkpoints.wait()
-                raise Stopped
+                raise Stopped(step, run.steps, checkpoints.folder)
+            if evaluation and evaluation.is_due(step, run.steps):
+                with window.paused(state):
+                    evaluation.run(step, state, log)
+            progress.advance(1, **notes)
+    if not checkpoints.has(step):
+        checkpoints.save(step, stored(state))
+    checkpoints.wait()
     return state

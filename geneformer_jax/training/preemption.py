@@ -2,10 +2,13 @@
 
 import signal
 import threading
+from pathlib import Path
 from types import FrameType
 
 import jax
 from jax.experimental import multihost_utils
+
+from geneformer_jax.common.log import logger
 
 STATUS = 143  # 128 + SIGTERM, as shells report it
 
@@ -16,8 +19,20 @@ class Stopped(SystemExit):
     Running the same command again goes on from there.
     """
 
-    def __init__(self):
+    def __init__(self, step: int, steps: int, folder: Path):
+        """Logs what was saved.
+
+        Args:
+          step: the last one made.
+          steps: of the whole run.
+          folder: of the checkpoints.
+        """
         super().__init__(STATUS)
+        if jax.process_index() == 0:
+            logger.warning(
+                f"stopped by SIGTERM after step {step:,} of {steps:,}, whose state is saved in "
+                f"{folder / str(step)}; run the same command again to go on from there"
+            )
 
 
 class StopRequest:

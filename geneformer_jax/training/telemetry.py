@@ -26,7 +26,8 @@ from geneformer_jax.training.state import StepMetrics, TrainState
 METRICS = "metrics.jsonl"
 TENSORBOARD = "tensorboard"
 NOT_FINITE = "not_finite.json"
-_HELD_OUT = "held_out_"
+# In front of the names of scores of cells that are not trained on.
+HELD_OUT = "held_out_"
 # Steps that the devices are given ahead of those whose end is waited for.
 _IN_FLIGHT = 3
 
@@ -107,8 +108,8 @@ class MetricsLog:
 
 def _tag(name: str) -> str:
     """TensorBoard groups what stands before a slash."""
-    if name.startswith(_HELD_OUT):
-        return f"held_out/{name.removeprefix(_HELD_OUT)}"
+    if name.startswith(HELD_OUT):
+        return f"held_out/{name.removeprefix(HELD_OUT)}"
     return f"training/{name}"
 
 

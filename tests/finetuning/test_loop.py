@@ -1,5 +1,6 @@
 """Fine-tuning from end to end: it learns, resumes after a kill, and stops early."""
 
+import dataclasses
 import os
 import signal
 
@@ -9,6 +10,7 @@ import pandas as pd
 import pytest
 
 from geneformer_jax.common.errors import InputError
+from geneformer_jax.finetuning import loop
 from geneformer_jax.finetuning.loop import (
     PREDICTIONS,
     TRAINING,
@@ -121,6 +123,45 @@ def test_an_interrupted_fold_ends_as_if_it_had_not_been(
     ]
     # A run that goes on from step 6 or 8 writes a line where it was stopped, too.
     assert {row for row in rows[0] if row[2]} == {row for row in rows[1] if row[2]}
+
+
+AFTER_THE_LAST_STEP = {
+    "in the last evaluation": (FoldRun, "evaluate", {"steps": 4}),
+    "while it predicts": (loop, "prediction_table", {"steps": 4}),
+    "while it predicts, stopped early": (
+        loop,
+        "prediction_table",
+        {"steps": 40, "stopping.every_steps": 1, "stopping.patience": 1, "stopping.best": True}
+        | {"optimizer.learning_rate": 0.3},
+    ),
+}
+
+
+@pytest.mark.parametrize("when", AFTER_THE_LAST_STEP)
+def test_a_fold_killed_after_its_last_step_makes_no_step_again(
+    toy_store, tmp_path, monkeypatch, when
+):
+    where, name, changes = AFTER_THE_LAST_STEP[when]
+    config = config_of(**changes)
+    whole = finetune_fold(fold_run(toy_store, config, tmp_path / "whole"))
+    with monkeypatch.context() as patch:
+        patch.setattr(where, name, killed)
+        with pytest.raises(KeyboardInterrupt):
+            finetune_fold(fold_run(toy_store, config, tmp_path / "part"))
+    run = fold_run(toy_store, config, tmp_path / "part")
+    without = dataclasses.replace(run.setup.compiled, step=killed)
+    run = dataclasses.replace(run, setup=dataclasses.replace(run.setup, compiled=without))
+    pd.testing.assert_frame_equal(finetune_fold(run), whole, check_exact=True)
+    scores = [
+        [(row["step"], row.get("loss"), row.get("held_out_loss")) for row in read_metrics(each)]
+        for each in (tmp_path / "whole", tmp_path / "part")
+    ]
+    assert scores[0] == scores[1] and scores[0][-1][2] is not None
+    assert not (tmp_path / "part" / TRAINING).exists()
+
+
+def killed(*_) -> None:
+    raise KeyboardInterrupt
 
 
 def test_a_damaged_prediction_file_is_made_again(toy_store, tmp_path):

@@ -55,7 +55,12 @@ def start_pretraining(config: Path, store, workdir: Path) -> subprocess.Popen:
     command = [sys.executable, "-m", "geneformer_jax.pretrain", f"--config={config}"]
     command += [f"--config.data.store={store.folder}", f"--workdir={workdir}"]
     return subprocess.Popen(
-        command, cwd=PROJECT, env=environment, stderr=subprocess.PIPE, text=True
+        command,
+        cwd=PROJECT,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
     )
 
 

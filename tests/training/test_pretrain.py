@@ -95,7 +95,11 @@ def test_sigterm_saves_the_state_and_ends_with_its_status(toy_store, tmp_path):
     wait_for(workdir / "metrics.jsonl", process, lines=1)
     process.send_signal(signal.SIGTERM)
     assert process.wait() == 143
-    assert load_model(workdir).step == read_metrics(workdir)[-1]["step"] > 0
+    step = load_model(workdir).step
+    assert step == read_metrics(workdir)[-1]["step"] > 0
+    said = process.stdout.read()
+    assert f"step {step:,} of 100,000" in said and str(workdir / CHECKPOINTS / str(step)) in said
+    assert (workdir / "loss.png").stat().st_size > 1_000
 
 
 def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(
