@@ -24,6 +24,21 @@ def test_lines_tell_the_time_left_at_the_rate_so_far(monkeypatch, capsys):
     ]
 
 
+def test_compiling_is_left_out_of_the_time_and_the_last_line_stands_once(monkeypatch, capsys):
+    now = 0.0
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    with Progress(30, "embed", "cells") as progress:
+        now = 70.0
+        progress.advance(10, compiling=60.0)
+        now = 90.0
+        progress.advance(20, compiling=60.0)
+    # 10 cells in 10 s beside a minute of compiling.
+    assert capsys.readouterr().err.splitlines() == [
+        "embed: 10 of 30 cells, about 00:20 left",
+        "embed: 30 of 30 cells",
+    ]
+
+
 def test_nothing_is_said_of_no_work(capsys):
     with Progress(0, "perturb", "edits"):
         pass

@@ -124,7 +124,7 @@ class AttentionExtractor:
                     into[cells - start] = values[: len(cells)]
                 tokens = int(np.asarray(self.cells.lengths)[cells].sum())
                 throughput.add(len(cells), tokens, batch.tokens_BT.size)
-                progress.advance(len(cells))
+                progress.advance(len(cells), compiling=throughput.compiling)
             return AttentionSums(jax.tree.map(sum_devices, jax.device_get(totals)), measures)
 
     def _no_measures(self, cells: int) -> CellMeasures:

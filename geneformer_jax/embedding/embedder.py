@@ -137,7 +137,7 @@ class Embedder:
         take = functools.partial(self._start, functools.partial(take_states, self.pass_))
         with self.throughput.clock():
             for batch, taken in run_ahead(batches, take):
-                progress.advance(len(batch.cells))
+                progress.advance(len(batch.cells), compiling=self.throughput.compiling)
                 if self.pass_.mode != "occurrence":
                     rows[batch.cells - start] = taken[: len(batch.cells)]
                     continue
@@ -155,7 +155,7 @@ class Embedder:
         with self.throughput.clock():
             for batch in token_batches(self.cells, self.layout, start, stop):
                 totals = self._start(functools.partial(add_genes, self.pass_, totals), batch)
-                progress.advance(len(batch.cells))
+                progress.advance(len(batch.cells), compiling=self.throughput.compiling)
             parts = jax.device_get(totals)
         merged = GeneTotals.empty(*sizes)
         for device in range(mesh.size):

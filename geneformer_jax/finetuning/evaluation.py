@@ -6,9 +6,10 @@ from sklearn.metrics import f1_score
 
 from geneformer_jax.batches.labelled import LabelledBatch, LabelledBatches
 from geneformer_jax.batches.loader import read_ahead
+from geneformer_jax.common.progress import Progress
 from geneformer_jax.finetuning.classification.predictions import Outputs, per_task
 from geneformer_jax.finetuning.step import CompiledSteps
-from geneformer_jax.inference.pipeline import run_ahead
+from geneformer_jax.inference.pipeline import Throughput, run_ahead
 from geneformer_jax.model.encoder import Params
 from geneformer_jax.model.heads import GENES, HeadConfig
 from geneformer_jax.model.sharding import put_batch
@@ -23,19 +24,35 @@ def compute_outputs(
     frozen: Params,
     batches: LabelledBatches,
     workers: int,
+    throughput: Throughput | None = None,
+    progress: Progress | None = None,
 ) -> Outputs:
     """Runs the network over one epoch of batches; each cell comes once.
 
     Of genes only those with a label are kept.
+
+    Args:
+      compiled: steps for the devices.
+      trainable, frozen: weights.
+      batches: one epoch.
+      workers: that read ahead.
+      throughput: where the time of compiling is counted.
+      progress: advanced by each batch's cells.
     """
+    throughput = throughput or Throughput()
     per_gene = compiled.spec.head.kind == GENES
     collect = _labelled_genes if per_gene else _real_cells
 
     def start(batch: LabelledBatch) -> jax.Array:
-        return compiled.logits(trainable, frozen, put_batch(batch, compiled.mesh))
+        with throughput.starting(batch.tokens_BT.shape):
+            return compiled.logits(trainable, frozen, put_batch(batch, compiled.mesh))
 
-    running = run_ahead(read_ahead(batches, 0, workers), start, _AHEAD)
-    parts = [collect(batch, logits) for batch, logits in running]
+    parts = []
+    for batch, logits in run_ahead(read_ahead(batches, 0, workers), start, _AHEAD):
+        parts.append(collect(batch, logits))
+        if progress is not None:
+            done = int((batch.cells_B >= 0).sum())
+            progress.advance(done, compiling=throughput.compiling)
     cells, positions, tokens, targets, logits = (
         np.concatenate(each) for each in zip(*parts, strict=True)
     )

@@ -29,6 +29,7 @@ from geneformer_jax.finetuning.step import StepSpec, compile_steps
 from geneformer_jax.finetuning.trainable import TuningConfig
 from geneformer_jax.inference.batches import lay_out
 from geneformer_jax.inference.cells import check_columns, open_cells
+from geneformer_jax.inference.pipeline import Throughput
 from geneformer_jax.model.heads import CELLS, GENES, HeadConfig, HeadTask
 from geneformer_jax.model.pretrained import PretrainedModel
 from geneformer_jax.model.runtime import RuntimeConfig
@@ -90,14 +91,15 @@ def _compute(
     sampling = Learning(
         lay_out(lengths, model.config, compiled.mesh, tokens_per_device).shape, seed=0
     )
-    per_gene = gene_labels is not None
+    per_gene, throughput = gene_labels is not None, Throughput()
     with Progress(len(lengths), "predict", "cells") as progress:
         for start in range(0, len(lengths), _CELLS_AT_A_TIME):
             rows = np.arange(start, min(start + _CELLS_AT_A_TIME, len(lengths)))
             labelled = LabelledCells(rows, gene_labels) if per_gene else unlabelled(rows)
             batches = LabelledBatches(cells, labelled, sampling, per_gene)
-            yield compute_outputs(compiled, model.params, {}, batches, workers=0)
-            progress.advance(len(rows))
+            yield compute_outputs(
+                compiled, model.params, {}, batches, 0, throughput=throughput, progress=progress
+            )
 
 
 def predict_cells(

@@ -4,11 +4,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
 from geneformer_jax.batches.loader import read_ahead
 from geneformer_jax.common.progress import Progress
+from geneformer_jax.inference.pipeline import Throughput
 from geneformer_jax.model.encoder import Params
 from geneformer_jax.model.sharding import put_batch
 from geneformer_jax.training.checkpoint import Checkpoints
@@ -98,7 +100,7 @@ def run_steps(
     config, step = run.config, int(state.step)
     batches = read_ahead(run.batches, step, config.data.workers)
     missing = evaluation is not None and evaluation.is_missing(step, run.steps, workdir)
-    window = Window(run, step, workdir)
+    window, throughput = Window(run, step, workdir), Throughput("steps")
     with (
         MetricsLog(workdir, step) as log,
         Profile(profile, workdir) as tracing,
@@ -112,7 +114,9 @@ def run_steps(
             step += 1
             batch = window.wait_for(batches)
             tracing.before(step, state)
-            state, metrics = train_step(state, put_batch(batch, run.mesh))
+            on_devices = put_batch(batch, run.mesh)
+            with throughput.starting(jax.tree.leaves(on_devices)[0].shape):
+                state, metrics = train_step(state, on_devices)
             tracing.after(step, state)
             window.add(metrics, step)
             last, stopping = step == run.steps, stop.asked(step)
@@ -131,7 +135,7 @@ def run_steps(
             if evaluation and evaluation.is_due(step, run.steps):
                 with window.paused(state):
                     evaluation.run(step, state, log)
-            progress.advance(1, **notes)
+            progress.advance(1, compiling=throughput.compiling, **notes)
     if not checkpoints.has(step):
         checkpoints.save(step, stored(state))
     checkpoints.wait()

@@ -142,7 +142,8 @@ class Perturber:
         with self.throughput.clock():
             for padded, edits in self._groups(start, stop):
                 made += self._run_group(padded, edits)
-                progress.advance(sum(len(each.numbers) for each in edits))
+                done = sum(len(each.numbers) for each in edits)
+                progress.advance(done, compiling=self.throughput.compiling)
         return Shifts.join(made)
 
     def _put(self, tree, spec):
@@ -203,7 +204,8 @@ class Perturber:
             rows *= -(-self._min_consecutive // rows)
         cells, batches = lay_out_edits(self.plan, edits, padded, rows, devices, own)
         cells = self._put(cells, BATCH if own else REPLICATED)
-        cells = encode_baseline(spec, self._params, self._states, cells)
+        with self.throughput.starting((spec, *cells.tokens_CT.shape)):
+            cells = encode_baseline(spec, self._params, self._states, cells)
         start = functools.partial(self._start, spec, cells)
         return [self._collect(batch, results) for batch, results in run_ahead(batches, start)]
 
