@@ -86,6 +86,12 @@ def require_new_folder(folder: Path | str, remedy: str = "name a new folder") ->
     return folder
 
 
+def checksum(path: Path) -> str:
+    """SHA-256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def fingerprint(path: Path | str) -> dict[str, str | int]:
     """Name, size and a hash of a file's first and last MiB: cheap for files of any size.
 

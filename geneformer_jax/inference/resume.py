@@ -23,9 +23,9 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from geneformer_jax.cells.store.cell_store import EncodedCells, checksum
+from geneformer_jax.cells.store.cell_store import EncodedCells
 from geneformer_jax.common.errors import InputError
-from geneformer_jax.common.files import atomic_write, fsync_tree_entry, remove
+from geneformer_jax.common.files import atomic_write, checksum, fsync_tree_entry, remove
 from geneformer_jax.common.log import logger
 from geneformer_jax.common.workdir import claim_folder
 from geneformer_jax.model.pretrained import PretrainedModel

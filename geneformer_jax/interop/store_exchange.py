@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 
 from geneformer_jax.cells.store import writer as store_writer
 from geneformer_jax.cells.store.builder import source_key, summarise
-from geneformer_jax.cells.store.cell_store import OBS, CellStore
+from geneformer_jax.cells.store.cell_store import CellStore
 from geneformer_jax.cells.store.obs_columns import CELL_ID, original_name, stored_name
 from geneformer_jax.cells.tokenization.rank_encoding import RankEncodings
 from geneformer_jax.cells.tokenization.tokenizer import (
@@ -136,9 +136,7 @@ def store_to_dataset(folder: Path | str, target: Path | str) -> dict[str, Any]:
         raise InputError(f"{target} exists and nothing is overwritten; name a new file")
     if not as_parquet:
         require_new_folder(target)
-    obs_file = store.folder / OBS
-    obs_columns = pq.read_schema(obs_file)
-    obs_columns = pa.schema([field.with_name(_exported(field.name)) for field in obs_columns])
+    obs_columns = [field.with_name(_exported(field.name)) for field in store.obs_schema]
     token_type = _token_type(store.vocabulary)
     schema = pa.schema([(TOKENS, pa.list_(token_type)), *obs_columns, (LENGTH, pa.int64())])
     cells, tokens = len(store), int(store.lengths.sum(dtype=np.int64))
@@ -170,8 +168,7 @@ def _record_batches(
     store: CellStore, schema: pa.Schema, progress: Progress
 ) -> Iterator[pa.RecordBatch]:
     token_type, start = schema.field(TOKENS).type.value_type, 0
-    obs_file = pq.ParquetFile(store.folder / OBS)
-    for obs in obs_file.iter_batches(_CELLS_PER_BATCH):
+    for obs in store.obs_batches(_CELLS_PER_BATCH):
         cells = store.read(np.arange(start, start + obs.num_rows))
         lengths = np.array([len(cell) for cell in cells])
         offsets = pa.array(np.concatenate([[0], np.cumsum(lengths)]), pa.int32())

@@ -8,9 +8,8 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import pyarrow.parquet as pq
 
-from geneformer_jax.cells.store.cell_store import OBS, CellStore
+from geneformer_jax.cells.store.cell_store import CellStore
 from geneformer_jax.cells.store.obs_columns import stored_name
 from geneformer_jax.cells.store.writer import obs_kinds
 from geneformer_jax.common.errors import InputError, did_you_mean
@@ -116,7 +115,7 @@ def _require_columns(store: CellStore, names: Sequence[str]) -> None:
 def _count_values(store: CellStore, name: str) -> pd.Series:
     """Number of cells of each value of an obs column, largest first."""
     counts: Counter[str] = Counter()
-    for batch in pq.ParquetFile(store.folder / OBS).iter_batches(columns=[stored_name(name)]):
+    for batch in store.obs_batches(_CELLS_PER_BATCH, [stored_name(name)]):
         for pair in batch.column(0).value_counts().to_pylist():
             value = NO_VALUE if _is_missing(pair["values"]) else str(pair["values"])
             counts[value] += pair["counts"]

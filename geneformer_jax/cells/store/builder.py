@@ -19,8 +19,9 @@ from geneformer_jax.cells.counts.lazy_columns import iter_blocks
 from geneformer_jax.cells.counts.options import CountOptions
 from geneformer_jax.cells.counts.source import CountSource
 from geneformer_jax.cells.formats.open import open_counts
-from geneformer_jax.cells.store import cell_store
+from geneformer_jax.cells.store import layout
 from geneformer_jax.cells.store import writer as store_writer
+from geneformer_jax.cells.store.cell_store import CellStore
 from geneformer_jax.cells.store.obs_columns import common_kind, kind_of
 from geneformer_jax.cells.store.repeated_ids import RepeatedIds
 from geneformer_jax.cells.tokenization.tokenizer import (
@@ -180,11 +181,18 @@ class StoreBuild:
         yield from self._describe_bad_files()
 
     def is_complete(self) -> bool:
-        """Whether the store is complete and holds all surveyed files."""
+        """Whether the store is complete and holds all surveyed files.
+
+        Raises:
+          InputError: it is complete, but a shard is missing, cut or damaged.
+        """
         joined = set(store_writer.joined_sources(self.folder))
-        return (self.folder / cell_store.DATASET_INFO).is_file() and all(
-            source.key in joined for source in self.sources
-        )
+        if not (self.folder / layout.DATASET_INFO).is_file():
+            return False
+        if not all(source.key in joined for source in self.sources):
+            return False
+        CellStore.open(self.folder)
+        return True
 
     def write(self, shard: tuple[int, int] = (0, 1), skip_bad_files: bool = False) -> None:
         """Encodes the files of this shard (i of n) that the store does not hold yet, one by one.

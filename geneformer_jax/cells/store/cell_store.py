@@ -6,10 +6,8 @@ without TensorFlow. Beside the shards lie `lengths.npy`, `n_genes.npy`, `obs.par
 store yet.
 """
 
-import hashlib
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Protocol
@@ -17,59 +15,22 @@ from typing import Protocol
 import numpy as np
 import pandas as pd
 import pyarrow as pa
-import pyarrow.parquet as pq
-from array_record.python.array_record_data_source import ArrayRecordDataSource
 
-from geneformer_jax.cells.counts.source import cell_index
-from geneformer_jax.cells.store.obs_columns import CELL_ID, original_name
+from geneformer_jax.cells.store import tables
+from geneformer_jax.cells.store.layout import (
+    DATASET_INFO,
+    LENGTHS,
+    N_GENES,
+    OBS,
+    STORE,
+    VOCABULARY,
+)
 from geneformer_jax.cells.store.records import decode_tokens
+from geneformer_jax.cells.store.shards import RecordReader, Shard, check_shards, list_shards
 from geneformer_jax.cells.tokenization.vocabulary import GeneVocabulary
 from geneformer_jax.common.errors import InputError
 from geneformer_jax.common.log import logger
 from geneformer_jax.common.progress import Progress
-
-DATASET_INFO = "dataset_info.json"
-STORE, LENGTHS, N_GENES, OBS, VOCABULARY, SOURCES = (
-    "store.json",
-    "lengths.npy",
-    "n_genes.npy",
-    "obs.parquet",
-    "vocabulary",
-    "sources",
-)
-SOURCE = "source.json"
-DATASET, SPLIT = "cells", "train"
-FILE_NAMES = "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_INDEX}"
-
-
-def shard_name(index: int) -> str:
-    """Name of a store's shard, as in `FILE_NAMES` for TFDS."""
-    return f"{DATASET}-{SPLIT}.array_record-{index:05d}"
-
-
-def checksum(path: Path) -> str:
-    """SHA-256 of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-@dataclass(frozen=True)
-class Shard:
-    """One file of a store.
-
-    Attributes:
-      path: where it is.
-      cells: its number of records.
-      bytes: its size.
-      sha256: its checksum.
-      source: the count file whose cells it holds.
-    """
-
-    path: Path
-    cells: int
-    bytes: int
-    sha256: str
-    source: str
 
 
 def require_store(folder: Path | str) -> Path:
@@ -92,23 +53,32 @@ def require_store(folder: Path | str) -> Path:
 class CellStore:
     """A complete cell store, open for reading.
 
-    Opening reads one small file; lengths, obs and shards are opened at their first use. A pickled
-    store is only its folder, so that each worker process opens its own files.
+    Opening compares sizes and numbers of records with what was written down, and reads no cell;
+    lengths, obs and shards are read at their first use. A pickled store is only its folder, so that
+    each worker process opens its own files.
     """
 
     def __init__(self, folder: Path | str):
-        """Opens a store; see `open`."""
+        """Names a store, whose shards are not looked at yet; see `open`."""
         self.folder = require_store(folder).resolve()
-        self._description = json.loads((self.folder / STORE).read_text())
+        try:
+            self._description = json.loads((self.folder / STORE).read_text())
+        except ValueError as error:
+            raise InputError(
+                f"{self.folder / STORE} is damaged ({error}); restore it from a copy"
+            ) from error
 
     @classmethod
     def open(cls, folder: Path | str) -> "CellStore":
         """Opens a store.
 
         Raises:
-          InputError: the folder holds no complete cell store.
+          InputError: the folder holds no complete cell store, or a shard is missing, cut or
+            damaged.
         """
-        return cls(folder)
+        store = cls(folder)
+        check_shards(store.shards)
+        return store
 
     def __reduce__(self):
         return CellStore, (self.folder,)
@@ -128,7 +98,7 @@ class CellStore:
     @cached_property
     def lengths(self) -> np.ndarray:
         """Number of tokens of each cell; int32 [cells], read-only."""
-        return np.load(self.folder / LENGTHS, mmap_mode="r")
+        return tables.read_numbers(self.folder / LENGTHS, len(self))
 
     @cached_property
     def n_genes(self) -> np.ndarray | None:
@@ -137,7 +107,7 @@ class CellStore:
         None where only the tokens were known, as in a store converted from a dataset.
         """
         path = self.folder / N_GENES
-        return np.load(path, mmap_mode="r") if path.is_file() else None
+        return tables.read_numbers(path, len(self)) if path.is_file() else None
 
     @cached_property
     def vocabulary(self) -> GeneVocabulary:
@@ -147,21 +117,32 @@ class CellStore:
     @cached_property
     def obs(self) -> pd.DataFrame:
         """The stored obs columns, in store order, indexed by cell id; text is categorical."""
-        return read_obs(self.folder / OBS)
+        return tables.read_obs(self.folder / OBS, len(self))
 
     @cached_property
     def cell_ids(self) -> np.ndarray:
         """Ids of the cells, in store order; [cells] str."""
-        return read_cell_ids(self.folder / OBS)
+        return tables.read_cell_ids(self.folder / OBS, len(self))
+
+    @property
+    def obs_schema(self) -> pa.Schema:
+        """Stored names and types of the obs table's columns, the cell id first."""
+        return tables.obs_schema(self.folder / OBS)
+
+    def obs_batches(
+        self, rows: int, columns: Sequence[str] | None = None
+    ) -> Iterator[pa.RecordBatch]:
+        """Yields the obs table by its columns' stored names, at most `rows` cells at a time."""
+        return tables.obs_batches(self.folder / OBS, rows, columns)
 
     @cached_property
     def shards(self) -> list[Shard]:
         """The store's files, in order."""
-        return list(_shards(self.folder))
+        return list_shards(self.folder)
 
     @cached_property
-    def _records(self) -> ArrayRecordDataSource:
-        return ArrayRecordDataSource([str(shard.path) for shard in self.shards])
+    def _records(self) -> RecordReader:
+        return RecordReader(self.shards)
 
     def read(self, indices: Sequence[int] | np.ndarray) -> list[np.ndarray]:
         """Returns the tokens (uint16 arrays) of cells, in the order of `indices`.
@@ -169,7 +150,7 @@ class CellStore:
         Many indices at once are read much faster than one by one.
 
         Raises:
-          InputError: there is no such cell.
+          InputError: there is no such cell, or a file of the store is damaged.
         """
         indices = np.asarray(indices, dtype=np.int64)
         wrong = indices[(indices < 0) | (indices >= len(self))]
@@ -177,7 +158,22 @@ class CellStore:
             raise InputError(f"cell {wrong[0]} is not in this store of {len(self):,} cells")
         if not indices.size:
             return []
-        return [decode_tokens(each) for each in self._records.__getitems__(indices.tolist())]
+        records = self._records.read(indices)
+        tokens = [self._decode(*each) for each in zip(records, indices, strict=True)]
+        lengths = np.fromiter(map(len, tokens), np.int32, len(tokens))
+        wrong = indices[lengths != self.lengths[indices]]
+        if wrong.size:
+            raise InputError(
+                f"{self.folder / LENGTHS} does not state the length of cell {wrong[0]}; restore "
+                "the store from a copy, or tokenise its sources into a new folder"
+            )
+        return tokens
+
+    def _decode(self, record: bytes, index: int) -> np.ndarray:
+        try:
+            return decode_tokens(record)
+        except (ValueError, IndexError) as error:
+            raise self._records.shard_of(index).damaged("holds records without tokens") from error
 
     def verify(self) -> Iterator[Shard]:
         """Yields each shard after its size and checksum were found right.
@@ -186,14 +182,7 @@ class CellStore:
           InputError: a shard is missing or not as it was written.
         """
         for shard in self.shards:
-            remedy = "restore it from a copy, or tokenise its source into a new folder"
-            if not shard.path.is_file():
-                raise InputError(f"{shard.path} (cells of {shard.source}) is missing; {remedy}")
-            if shard.path.stat().st_size != shard.bytes or checksum(shard.path) != shard.sha256:
-                raise InputError(
-                    f"{shard.path} (cells of {shard.source}) is not as it was written (checksum or "
-                    f"size differs); {remedy}"
-                )
+            shard.check_content()
             yield shard
 
 
@@ -203,36 +192,11 @@ def verify_store(folder: Path | str) -> None:
     Raises:
       InputError: no complete store, or a shard is missing or changed.
     """
-    store = CellStore.open(folder)
+    store = CellStore(folder)
     with Progress(len(store.shards), "verifying", "shards") as progress:
         for _ in store.verify():
             progress.advance(1)
     logger.info(f"{folder}: {len(store.shards)} shards with {len(store):,} cells are as written")
-
-
-def read_obs(path: Path) -> pd.DataFrame:
-    """Reads an obs table; text columns become categorical, the cell ids the index."""
-    schema = pq.read_schema(path)
-    text = [field.name for field in schema if pa.types.is_string(field.type)]
-    categories = [name for name in text if name != CELL_ID]
-    table = pq.read_table(path, read_dictionary=categories).to_pandas()
-    ids = table.pop(CELL_ID)
-    table = table.rename(columns=original_name)
-    return table.set_axis(cell_index(ids, table.columns))
-
-
-def read_cell_ids(path: Path) -> np.ndarray:
-    """Reads the cell ids of an obs table; [cells] str (dtype object)."""
-    return pq.read_table(path, columns=[CELL_ID])[CELL_ID].to_numpy(zero_copy_only=False)
-
-
-def _shards(folder: Path) -> Iterator[Shard]:
-    index = 0
-    for key in json.loads((folder / SOURCES / "order.json").read_text()):
-        source = json.loads((folder / SOURCES / key / SOURCE).read_text())
-        for shard in source["shards"]:
-            yield Shard(folder / shard_name(index), source=source["path"], **shard)
-            index += 1
 
 
 class EncodedCells(Protocol):

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import tensorflow_datasets as tfds
 
 from geneformer_jax.cells.counts.lazy_columns import iter_blocks
-from geneformer_jax.cells.store import cell_store
+from geneformer_jax.cells.store import layout
 from geneformer_jax.cells.store.obs_columns import tfds_features
 
 _VERSION = "1.0.0"
@@ -24,13 +24,13 @@ def join_tables(sources: Sequence[Path], into: Path) -> None:
       sources: folders of whole sources.
       into: folder to write in.
     """
-    for name in (cell_store.LENGTHS, cell_store.N_GENES, cell_store.OBS):
+    for name in (layout.LENGTHS, layout.N_GENES, layout.OBS):
         parts = [each / name for each in sources]
         if not all(part.is_file() for part in parts):
             continue
         if len(parts) == 1:
             shutil.copyfile(parts[0], into / name)
-        elif name == cell_store.OBS:
+        elif name == layout.OBS:
             _join_obs(parts, into / name)
         else:
             _join_arrays(parts, into / name)
@@ -45,7 +45,7 @@ def _join_arrays(parts: list[Path], into: Path) -> None:
 
 
 def _join_obs(parts: list[Path], into: Path) -> None:
-    with pq.ParquetWriter(into, pq.read_schema(parts[0])) as table:
+    with pq.ParquetWriter(into, pq.read_schema(parts[0]), write_page_checksum=True) as table:
         for part in parts:
             for batch in pq.ParquetFile(part).iter_batches():
                 table.write_batch(batch)
@@ -64,19 +64,19 @@ def write_dataset_info(
     """
     template = tfds.core.ShardedFileTemplate(
         data_dir=folder,
-        template=cell_store.FILE_NAMES,
-        dataset_name=cell_store.DATASET,
-        split=cell_store.SPLIT,
+        template=layout.FILE_NAMES,
+        dataset_name=layout.DATASET,
+        split=layout.SPLIT,
         filetype_suffix="array_record",
     )
     split = tfds.core.SplitInfo(
-        name=cell_store.SPLIT,
+        name=layout.SPLIT,
         shard_lengths=[shard["cells"] for shard in shards],
         num_bytes=sum(shard["bytes"] for shard in shards),
         filename_template=template,
     )
     identity = tfds.core.dataset_info.DatasetIdentity(
-        name=cell_store.DATASET,
+        name=layout.DATASET,
         version=tfds.core.Version(_VERSION),
         data_dir=str(folder),
         module_name="",

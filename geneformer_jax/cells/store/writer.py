@@ -23,9 +23,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
 
-from geneformer_jax.cells.store import cell_store
-from geneformer_jax.cells.store.cell_store import checksum, shard_name
+from geneformer_jax.cells.store import layout
 from geneformer_jax.cells.store.join import GrowingArray, join_tables, write_dataset_info
+from geneformer_jax.cells.store.layout import shard_name
 from geneformer_jax.cells.store.obs_columns import (
     CELL_ID,
     arrow_schema,
@@ -41,6 +41,7 @@ from geneformer_jax.cells.tokenization.vocabulary import GeneVocabulary
 from geneformer_jax.common.errors import InputError
 from geneformer_jax.common.files import (
     atomic_write,
+    checksum,
     fsync_tree,
     fsync_tree_entry,
     remove,
@@ -51,7 +52,6 @@ from geneformer_jax.common.provenance import write_provenance
 SHARD_BYTES = 1 << 28
 _ROWS_PER_GROUP = 1 << 16
 _OPTIONS = "group_size:1,uncompressed"
-_ORDER = "order.json"
 _ASIDE = "joined.partial"
 _BAD = ".skipped.json"
 _SYSTEM_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EROFS)
@@ -70,12 +70,13 @@ class SourceWriter:
         self._writer: ArrayRecordWriter | None = None
         self._in_shard = self._bytes_in_shard = 0
         self.cells = 0
-        self._lengths = GrowingArray(folder / cell_store.LENGTHS, np.int32)
+        self._lengths = GrowingArray(folder / layout.LENGTHS, np.int32)
         # None from the first cells on of which the number of genes is not known.
-        self._genes: GrowingArray | None = GrowingArray(folder / cell_store.N_GENES, np.int32)
+        self._genes: GrowingArray | None = GrowingArray(folder / layout.N_GENES, np.int32)
         self._tables: list[pa.RecordBatch] = []
         self._schema = arrow_schema(self._kinds)
-        self._obs = pq.ParquetWriter(folder / cell_store.OBS, self._schema)
+        obs = folder / layout.OBS
+        self._obs = pq.ParquetWriter(obs, self._schema, write_page_checksum=True)
 
     def write(self, encodings: RankEncodings, cell_ids: np.ndarray, obs: pd.DataFrame) -> None:
         """Adds cells: their tokens, ids and per-cell columns (one row per cell, in order)."""
@@ -105,7 +106,7 @@ class SourceWriter:
         if self._genes is not None:
             self._genes.close()
         summary = {**summary, "cells": self.cells, "shards": self._shards}
-        (self._folder / cell_store.SOURCE).write_text(_as_json(summary))
+        (self._folder / layout.SOURCE).write_text(_as_json(summary))
         for flushed in self._flushed:
             # The system reports a failure only once.
             flushed.result()
@@ -126,7 +127,7 @@ class SourceWriter:
             return
         self._genes.close()
         self._genes = None
-        (self._folder / cell_store.N_GENES).unlink()
+        (self._folder / layout.N_GENES).unlink()
 
     def _write_tables(self) -> None:
         self._obs.write_table(pa.Table.from_batches(self._tables, self._schema))
@@ -187,7 +188,7 @@ def write_source(
 
     The block must call the writer's `finish`.
     """
-    with atomic_write(store / cell_store.SOURCES / key) as aside, ThreadPoolExecutor(1) as disk:
+    with atomic_write(store / layout.SOURCES / key) as aside, ThreadPoolExecutor(1) as disk:
         aside.mkdir()
         writer = SourceWriter(aside, obs_kinds, shard_bytes, disk)
         try:
@@ -203,7 +204,7 @@ def check_folder(folder: Path, options: Mapping[str, Any]) -> None:
     Raises:
       InputError: the folder holds something else, or a store made with other options.
     """
-    if not (folder / cell_store.STORE).is_file():
+    if not (folder / layout.STORE).is_file():
         require_new_folder(folder)
         return
     known, options = _description(folder)["options"], json.loads(json.dumps(options))
@@ -227,7 +228,7 @@ def begin_store(folder: Path, options: Mapping[str, Any], kinds: Mapping[str, st
       InputError: as `check_folder`, or the store keeps a column in a kind that cannot hold `kinds`.
     """
     check_folder(folder, options)
-    if (folder / cell_store.STORE).is_file():
+    if (folder / layout.STORE).is_file():
         for name, known in obs_kinds(folder).items():
             if common_kind((known, kinds[name])) != known:
                 raise InputError(
@@ -236,7 +237,7 @@ def begin_store(folder: Path, options: Mapping[str, Any], kinds: Mapping[str, st
                 )
         return
     folder.mkdir(parents=True, exist_ok=True)
-    _write_json(folder / cell_store.STORE, {"options": options, "obs": kinds})
+    _write_json(folder / layout.STORE, {"options": options, "obs": kinds})
 
 
 def drop_if_nothing_in_it(folder: Path) -> None:
@@ -247,7 +248,7 @@ def drop_if_nothing_in_it(folder: Path) -> None:
 
 def finished_sources(folder: Path) -> set[str]:
     """Keys of the sources of a growing or complete store that are whole."""
-    folders = {path.parent for path in (folder / cell_store.SOURCES).glob(f"*/{cell_store.SOURCE}")}
+    folders = {path.parent for path in (folder / layout.SOURCES).glob(f"*/{layout.SOURCE}")}
     return {each.name for each in folders if each.suffix != ".partial"}
 
 
@@ -257,36 +258,36 @@ def obs_kinds(folder: Path) -> dict[str, str]:
 
 
 def _description(folder: Path) -> dict[str, Any]:
-    return json.loads((folder / cell_store.STORE).read_text())
+    return json.loads((folder / layout.STORE).read_text())
 
 
 def source_summary(folder: Path, key: str) -> dict[str, Any]:
     """Returns what `SourceWriter.finish` wrote about a source."""
-    return json.loads((folder / cell_store.SOURCES / key / cell_store.SOURCE).read_text())
+    return json.loads((folder / layout.SOURCES / key / layout.SOURCE).read_text())
 
 
 def stored_cell_ids(folder: Path, key: str) -> Iterator[np.ndarray]:
     """Yields the ids of a finished source's cells, a bounded number at a time."""
-    with pq.ParquetFile(folder / cell_store.SOURCES / key / cell_store.OBS) as table:
+    with pq.ParquetFile(folder / layout.SOURCES / key / layout.OBS) as table:
         for batch in table.iter_batches(columns=[CELL_ID]):
             yield batch[0].to_numpy(zero_copy_only=False)
 
 
 def note_bad_source(folder: Path, key: str, reason: str) -> None:
     """Records why a source was skipped, for the process that joins the store."""
-    (folder / cell_store.SOURCES).mkdir(exist_ok=True)
-    _write_json(folder / cell_store.SOURCES / f"{key}{_BAD}", reason)
+    (folder / layout.SOURCES).mkdir(exist_ok=True)
+    _write_json(folder / layout.SOURCES / f"{key}{_BAD}", reason)
 
 
 def bad_sources(folder: Path) -> dict[str, str]:
     """Key -> reason of the sources that were skipped while they were read."""
-    notes = (folder / cell_store.SOURCES).glob(f"*{_BAD}")
+    notes = (folder / layout.SOURCES).glob(f"*{_BAD}")
     return {path.name.removesuffix(_BAD): json.loads(path.read_text()) for path in notes}
 
 
 def joined_sources(folder: Path) -> list[str]:
     """Keys of the sources that have been joined, in store order."""
-    path = folder / cell_store.SOURCES / _ORDER
+    path = folder / layout.SOURCES / layout.ORDER
     return json.loads(path.read_text()) if path.is_file() else []
 
 
@@ -315,10 +316,10 @@ def join_sources(
     with contextlib.ExitStack() as stack:
         stack.callback(remove, aside)
         aside.mkdir()
-        (aside / _ORDER).write_text(_as_json(order))
-        join_tables([folder / cell_store.SOURCES / key for key in order], aside)
-        if not (folder / cell_store.VOCABULARY).exists():
-            vocabulary.write_into(aside / cell_store.VOCABULARY)
+        (aside / layout.ORDER).write_text(_as_json(order))
+        join_tables([folder / layout.SOURCES / key for key in order], aside)
+        if not (folder / layout.VOCABULARY).exists():
+            vocabulary.write_into(aside / layout.VOCABULARY)
         write_provenance(aside, provenance)
         write_dataset_info(folder, shards, obs_kinds(folder), aside)
         # All files at once, which takes a fraction of the time of one by one.
@@ -329,14 +330,14 @@ def join_sources(
 def _put_in_place(folder: Path, order: list[str], aside: Path) -> None:
     """Moves up the shards and all that was written; dataset_info.json, the last, makes it whole."""
     # From here until dataset_info.json is back the folder is a store in the making.
-    (folder / cell_store.DATASET_INFO).unlink(missing_ok=True)
-    os.replace(aside / _ORDER, folder / cell_store.SOURCES / _ORDER)
+    (folder / layout.DATASET_INFO).unlink(missing_ok=True)
+    os.replace(aside / layout.ORDER, folder / layout.SOURCES / layout.ORDER)
     _move_shards(folder, order)
     for path in sorted(aside.iterdir()):
-        if path.name != cell_store.DATASET_INFO:
+        if path.name != layout.DATASET_INFO:
             os.replace(path, folder / path.name)
     fsync_tree_entry(folder)
-    os.replace(aside / cell_store.DATASET_INFO, folder / cell_store.DATASET_INFO)
+    os.replace(aside / layout.DATASET_INFO, folder / layout.DATASET_INFO)
     fsync_tree_entry(folder)
 
 
@@ -344,7 +345,7 @@ def _move_shards(folder: Path, order: list[str]) -> None:
     index = 0
     for key in order:
         for number, _ in enumerate(source_summary(folder, key)["shards"]):
-            apart = folder / cell_store.SOURCES / key / shard_name(number)
+            apart = folder / layout.SOURCES / key / shard_name(number)
             if apart.exists():
                 os.replace(apart, folder / shard_name(index))
             index += 1
