@@ -9,7 +9,9 @@ from scipy import sparse
 from geneformer_jax.common.errors import InputError
 from geneformer_jax.common.numba_jit import compiled
 
-_MAX_COUNT = np.iinfo(np.int32).max
+# No cell has that many molecules, and above it float32 holds no longer every whole number: larger
+# values are bytes read as another type (a float32 of 1, read as int32, is 1,065,353,216).
+_MAX_COUNT = 1 << 24
 # log1p of a count scaled to any usual total stays far below this.
 _LARGEST_LOG = 30.0
 _NEAR = 1e-2
@@ -55,7 +57,7 @@ def as_raw_counts(rows: sparse.csr_matrix, location: MatrixLocation) -> RawCount
       location: names for errors.
 
     Raises:
-      InputError: a value is negative, not a whole number, not finite or beyond int32.
+      InputError: a value is negative, not a whole number, not finite or above 2**24.
     """
     if rows.data.dtype.kind not in "iufb":
         raise InputError(f"{location.matrix}: holds {rows.data.dtype}, but raw counts are numbers")
@@ -143,7 +145,9 @@ def _not_raw(rows: sparse.csr_matrix, location: MatrixLocation) -> InputError:
         looks = " (scaled or corrected values?)"
         return InputError(f"{where} is negative{looks}; raw counts are needed: {location.remedy}")
     if value > _MAX_COUNT:
-        return InputError(f"{where} is too large to be a raw count: {location.remedy}")
+        return InputError(
+            f"{where} is too large to be a raw count (at most {_MAX_COUNT:,}): {location.remedy}"
+        )
     cell = data[rows.indptr[row] : rows.indptr[row + 1]]
     return InputError(
         f"{where} is not a whole number; raw counts are needed, and {_looks_like(cell)}: "

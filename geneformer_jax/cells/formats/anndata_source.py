@@ -74,7 +74,9 @@ class AnnDataFileSource(MatrixSource):
     @contextlib.contextmanager
     def _root(self) -> Iterator[h5py.Group | zarr.Group]:
         if self.path.is_dir():
-            yield zarr.open_group(self.path, mode="r")
+            # The copy of all metadata at the root may be older than the arrays: then values of a
+            # matrix that was written anew are read as another type, without an error.
+            yield zarr.open_group(self.path, mode="r", use_consolidated=False)
             return
         with h5py.File(self.path, "r") as root:
             yield root
