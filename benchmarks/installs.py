@@ -44,7 +44,7 @@ def resolve(pythons: list[str], folder: Path) -> None:
     """Has each pip find out what it would install."""
     project = clone("HEAD", folder)
     print("| Python | pip | " + " | ".join(f"`.[{each}]`" for each in EXTRAS) + " |")
-    print("|---|" * 2 + "---|" * len(EXTRAS))
+    print("|" + "---|" * (2 + len(EXTRAS)))
     for number, python in enumerate(pythons):
         for newest in (False, True):
             made = environment(python, folder / f"{number}-{newest}", newest)

@@ -40,7 +40,6 @@ _SAME_NAME = ("max_cells", "seed", "precision", "attention", "tokens_per_device"
 
 def main() -> None:
     """Extracts attention, tests and reports."""
-    command_line.require("checkpoint", "cells", "output", "genes")
     # JAX takes seconds to import, which --help and a mistyped flag should not have to wait for.
     from geneformer_jax.attention_analysis import api, report
     from geneformer_jax.attention_analysis.run import AttentionRun
@@ -80,4 +79,4 @@ def _numbers(name: str) -> tuple[int, ...]:
 
 
 if __name__ == "__main__":
-    command_line.run(main)
+    command_line.run(main, needed=("checkpoint", "cells", "output", "genes"))

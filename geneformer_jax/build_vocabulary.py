@@ -1,6 +1,6 @@
-"""Builds a gene vocabulary from a corpus of raw counts: its genes and their non-zero medians.
+"""Build a gene vocabulary: the genes of a corpus of raw counts and their non-zero medians.
 
-Example:
+Examples:
   python -m geneformer_jax.build_vocabulary --counts=data/*.h5ad --output=vocabulary
 
 Genes are those with at least --min_cells expressing cells; a --gene_table can restrict them to
@@ -15,29 +15,14 @@ import functools
 
 from absl import flags
 
-from geneformer_jax.cells.formats.open import open_counts
-from geneformer_jax.cells.formats.paths import expand_paths
 from geneformer_jax.cells.tokenization.flags import (
     define_count_flags,
     quality_rules,
     reading_options,
 )
-from geneformer_jax.cells.tokenization.vocabulary import V1_SPECIAL_TOKENS, V2_SPECIAL_TOKENS
-from geneformer_jax.cells.tokenization.vocabulary_building import (
-    GeneTable,
-    build_vocabulary,
-    join_shards,
-    measure_files,
-    save_shard,
-    shards_folder,
-    survey_corpus,
-    work_key,
-)
 from geneformer_jax.common import command_line
 from geneformer_jax.common.command_line import configuration, parse_shard, shard_of
 from geneformer_jax.common.errors import InputError
-from geneformer_jax.common.files import remove, require_new_folder
-from geneformer_jax.common.provenance import describe_run
 
 FLAGS = flags.FLAGS
 
@@ -56,9 +41,25 @@ flags.DEFINE_bool("finish", False, "Join what --shard processes have measured.")
 
 def main() -> None:
     """Measures the corpus and writes the vocabulary."""
-    command_line.require("counts", "output")
     if FLAGS.biotypes and not FLAGS.gene_table:
         raise InputError("--biotypes needs a --gene_table with each gene's biotype")
+    # Reading counts imports half of SciPy, which --help and a mistyped flag should not wait for.
+    from geneformer_jax.cells.formats.open import open_counts
+    from geneformer_jax.cells.formats.paths import expand_paths
+    from geneformer_jax.cells.tokenization.vocabulary import V1_SPECIAL_TOKENS, V2_SPECIAL_TOKENS
+    from geneformer_jax.cells.tokenization.vocabulary_building import (
+        GeneTable,
+        build_vocabulary,
+        join_shards,
+        measure_files,
+        save_shard,
+        shards_folder,
+        survey_corpus,
+        work_key,
+    )
+    from geneformer_jax.common.files import remove, require_new_folder
+    from geneformer_jax.common.provenance import describe_run
+
     output = require_new_folder(FLAGS.output)
     paths = expand_paths(FLAGS.counts)
     table = GeneTable(FLAGS.gene_table) if FLAGS.gene_table else None
@@ -98,4 +99,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    command_line.run(main)
+    command_line.run(main, needed=("counts", "output"))

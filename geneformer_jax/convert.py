@@ -7,7 +7,11 @@ a model saved by transformers (a directory)        ->  checkpoint, with --vocabu
 checkpoint, or the workdir of a training run       ->  a directory that transformers loads
 a fine-tuned adapter                               ->  checkpoint, merged into its base
 
-  python -m geneformer_jax.convert --source=PATH --target=PATH [--vocabulary=DIR]
+Examples:
+  python -m geneformer_jax.convert --source=dictionaries/v1_gc30M --target=vocabulary
+  python -m geneformer_jax.convert --source=cells.dataset --target=store --vocabulary=vocabulary
+  python -m geneformer_jax.convert --source=Geneformer-V1-10M --target=checkpoint \\
+      --vocabulary=dictionaries/v1_gc30M
 """
 
 from pathlib import Path
@@ -15,7 +19,6 @@ from pathlib import Path
 from absl import flags
 
 from geneformer_jax.common import command_line
-from geneformer_jax.interop.run import Conversion
 
 _SOURCE = flags.DEFINE_string("source", None, "What to convert: a folder or file.")
 _TARGET = flags.DEFINE_string("target", None, "Where to write it; nothing is overwritten.")
@@ -40,7 +43,9 @@ _MAX_LENGTH = flags.DEFINE_integer(
 
 def main() -> None:
     """Converts the source."""
-    command_line.require("source", "target")
+    # Its libraries take a second to import, which --help should not wait for.
+    from geneformer_jax.interop.run import Conversion
+
     Conversion(
         Path(_SOURCE.value),
         Path(_TARGET.value),
@@ -52,4 +57,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    command_line.run(main)
+    command_line.run(main, needed=("source", "target"))

@@ -58,7 +58,6 @@ _SAME_NAME = ("max_cells", "seed", "precision", "attention", "tokens_per_device"
 
 def main() -> None:
     """Embeds, reports and writes."""
-    command_line.require("checkpoint", "cells", "output")
     # JAX takes seconds to import, which --help and a mistyped flag should not have to wait for.
     from geneformer_jax.embedding.report import EmbeddingReportConfig
     from geneformer_jax.embedding.run import EmbeddingRun
@@ -92,4 +91,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    command_line.run(main)
+    command_line.run(main, needed=("checkpoint", "cells", "output"))

@@ -17,12 +17,14 @@ to resume after an interruption. With --trials, hyper-parameters are searched in
 `config.search` instead.
 """
 
+import contextlib
 from pathlib import Path
 
 from absl import flags
 from ml_collections import config_flags
 
 from geneformer_jax.common import command_line
+from geneformer_jax.common.command_help import configuration_help
 
 FLAGS = flags.FLAGS
 
@@ -40,7 +42,6 @@ _TRIALS = flags.DEFINE_integer(
 
 def main() -> None:
     """Fine-tunes, searches, or describes what would run."""
-    command_line.require("config", *([] if _DRY_RUN.value else ["workdir"]))
     # What imports JAX's heavier companions waits until the flags are known to be right.
     from geneformer_jax.finetuning.run import FinetuneRun
     from geneformer_jax.interop.load import load_model
@@ -60,5 +61,24 @@ def main() -> None:
     print("\n".join(lines))
 
 
+def _configuration_help() -> list[str]:
+    from geneformer_jax.finetuning.classification.config import TaskConfig
+    from geneformer_jax.finetuning.config import FinetuneConfig
+    from geneformer_jax.finetuning.multitask import MultitaskConfig
+
+    sections = {"task": TaskConfig, "targets": MultitaskConfig, "": FinetuneConfig}
+    # Searching needs an extra; without it there is nothing to configure.
+    with contextlib.suppress(ModuleNotFoundError):
+        from geneformer_jax.finetuning.search import SearchConfig
+
+        sections["search"] = SearchConfig
+    return configuration_help(sections)
+
+
 if __name__ == "__main__":
-    command_line.run(main)
+    command_line.run(
+        main,
+        needed=("config", "workdir"),
+        spared={"dry_run": ("workdir",)},
+        more_help=_configuration_help,
+    )

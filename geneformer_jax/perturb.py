@@ -62,7 +62,6 @@ _HOW = ("precision", "attention", "tokens_per_device")
 
 def main() -> None:
     """Perturbs, writes, and computes statistics."""
-    command_line.require("checkpoint", "cells", "output")
     if FLAGS.shard and FLAGS.finish:
         raise InputError("--shard makes a shard and --finish joins all of them; give one of them")
     # JAX takes seconds to import, which --help and a mistyped flag should not have to wait for.
@@ -95,4 +94,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    command_line.run(main)
+    command_line.run(main, needed=("checkpoint", "cells", "output"))

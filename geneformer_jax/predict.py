@@ -36,7 +36,6 @@ _SUFFIXES = (".h5ad", ".parquet", ".csv")
 
 def main() -> None:
     """Predicts, compares and writes."""
-    command_line.require("checkpoint", "cells", "output")
     output = Path(FLAGS.output)
     if output.suffix not in _SUFFIXES:
         raise InputError(f"--output={output} must end in one of {', '.join(_SUFFIXES)}")
@@ -73,4 +72,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    command_line.run(main)
+    command_line.run(main, needed=("checkpoint", "cells", "output"))

@@ -1,27 +1,27 @@
 """Pretrain a model by masked gene prediction.
 
+Examples:
   python -m geneformer_jax.pretrain --config=configs/quickstart.py \\
       --config.data.store=STORE --workdir=RUN
+  python -m geneformer_jax.pretrain --config=configs/pretrain_v1_10m_v100.py --dry_run \\
+      --corpus=27400000x2048 --target=cuda:v100:1x3x4
 
 Reads a cell store written by `tokenize`. Writes checkpoints, metrics.jsonl, provenance.json and a
 figure of the loss into the workdir. Any value of the configuration file can be changed on the
 command line (--config.optimizer.learning_rate=5e-4). Run the same command again to resume.
 
 With --dry_run it only reports what it would do and cost; with --target too, it compiles the
-training step for hardware that need not be here, and reports the memory it takes there:
-
-  python -m geneformer_jax.pretrain --config=configs/pretrain_v1_10m_v100.py --dry_run \\
-      --corpus=27400000x2048 --target=cuda:v100:1x3x4
+training step for hardware that need not be here, and reports the memory it takes there.
 """
 
 from collections.abc import Mapping
 from pathlib import Path
 
-import jax
 from absl import flags
 from ml_collections import config_flags
 
 from geneformer_jax.common import command_line
+from geneformer_jax.common.command_help import configuration_help
 from geneformer_jax.common.errors import InputError
 
 _CONFIG = config_flags.DEFINE_config_file(
@@ -56,9 +56,10 @@ _COORDINATOR = flags.DEFINE_string(
 
 def main() -> None:
     """Pretrains, then reports and draws the loss."""
-    command_line.require("config", *([] if _DRY_RUN.value else ["workdir"]))
     _check_dry_run()
-    # What imports JAX's heavier companions waits until the flags are known to be right.
+    # JAX takes seconds to import, which --help and a mistyped flag should not have to wait for.
+    import jax
+
     _join_processes()
     from geneformer_jax.training.api import pretrain
     from geneformer_jax.training.config import typed_config
@@ -87,6 +88,8 @@ def main() -> None:
 
 def _draw_losses(workdir: Path, baselines: Mapping[str, float]) -> None:
     """Draws the losses that the run has logged."""
+    import jax
+
     from geneformer_jax.reporting.figures import loss_curve_figure, save_figure
     from geneformer_jax.training.telemetry import read_metrics
 
@@ -106,11 +109,15 @@ def _check_dry_run() -> None:
     if not 0 < _MFU.value <= 1:
         raise InputError(f"--mfu is {_MFU.value}; it must be above 0 and at most 1, such as 0.3")
     if _TARGET.value:
+        import jax
+
         # The compilers for other machines need none of this one's accelerators.
         jax.config.update("jax_platforms", "cpu")
 
 
 def _join_processes() -> None:
+    import jax
+
     if _PROCESSES.value == 0:
         jax.distributed.initialize()
     elif _PROCESSES.value > 1:
@@ -122,5 +129,16 @@ def _join_processes() -> None:
         jax.distributed.initialize(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
 
 
+def _configuration_help() -> list[str]:
+    from geneformer_jax.training.config import PretrainConfig
+
+    return configuration_help({"": PretrainConfig})
+
+
 if __name__ == "__main__":
-    command_line.run(main)
+    command_line.run(
+        main,
+        needed=("config", "workdir"),
+        spared={"dry_run": ("workdir",)},
+        more_help=_configuration_help,
+    )

@@ -1,6 +1,6 @@
-"""Turns raw counts into a cell store: each cell's genes, ranked by their normalised expression.
+"""Turn raw counts into a cell store: each cell's genes, ranked by normalised expression.
 
-Example:
+Examples:
   python -m geneformer_jax.tokenize --counts=data/*.h5ad --vocabulary=vocabulary --output=store
 
 Many files may be split among processes or machines that see the same output folder: give each
@@ -12,21 +12,13 @@ from pathlib import Path
 
 from absl import flags
 
-from geneformer_jax.cells.formats.open import look_ahead
-from geneformer_jax.cells.formats.paths import expand_paths
-from geneformer_jax.cells.store.builder import StoreBuild
-from geneformer_jax.cells.store.cell_store import verify_store
 from geneformer_jax.cells.tokenization.flags import (
     define_count_flags,
     quality_rules,
     reading_options,
 )
-from geneformer_jax.cells.tokenization.gene_ids import read_orthologs
-from geneformer_jax.cells.tokenization.tokenizer import TokenizerOptions, default_max_length
-from geneformer_jax.cells.tokenization.vocabulary import SYMBOL_POLICIES, GeneVocabulary
 from geneformer_jax.common import command_line
 from geneformer_jax.common.command_line import configuration, parse_shard
-from geneformer_jax.common.files import require_new_folder
 
 FLAGS = flags.FLAGS
 
@@ -37,9 +29,12 @@ flags.DEFINE_string("obs", "", "Obs columns to store with the cells, separated b
 flags.DEFINE_integer("max_length", 0, "Tokens of a cell at most; 0: 2,048 for V1, 4,096 for V2.")
 flags.DEFINE_string("orthologs", "", "Table (TSV or CSV) of gene id and gene id of the vocabulary.")
 flags.DEFINE_enum(
-    "symbols", "mapping", SYMBOL_POLICIES, "Where ids that are no Ensembl ids are looked up: the "
-    "vocabulary's mapping (as the original), also its gene names, or never.",
-)  # fmt: skip
+    "symbols",
+    "mapping",
+    ("mapping", "names", "never"),
+    "Where ids that are no Ensembl ids are looked up: the vocabulary's mapping (as the original), "
+    "also its gene names, or never.",
+)
 flags.DEFINE_bool("prefix_cell_ids", False, 'Put "<file name>|" in front of each cell id.')
 flags.DEFINE_bool("skip_bad_files", False, "Go on without files that cannot be used.")
 flags.DEFINE_string("shard", "", "i/n: take only every n-th file, starting from i (0 .. n-1).")
@@ -50,11 +45,19 @@ flags.DEFINE_bool("verify", False, "Only check the checksums of the store in --o
 
 def main() -> None:
     """Builds, continues, joins or verifies a cell store."""
+    # Reading counts imports half of SciPy, which --help and a mistyped flag should not wait for.
+    from geneformer_jax.cells.formats.open import look_ahead
+    from geneformer_jax.cells.formats.paths import expand_paths
+    from geneformer_jax.cells.store.builder import StoreBuild
+    from geneformer_jax.cells.store.cell_store import verify_store
+    from geneformer_jax.cells.tokenization.gene_ids import read_orthologs
+    from geneformer_jax.cells.tokenization.tokenizer import TokenizerOptions, default_max_length
+    from geneformer_jax.cells.tokenization.vocabulary import GeneVocabulary
+    from geneformer_jax.common.files import require_new_folder
+
     if FLAGS.verify:
-        command_line.require("output")
         verify_store(FLAGS.output)
         return
-    command_line.require("counts", "vocabulary", "output")
     paths = expand_paths(FLAGS.counts)
     look_ahead(paths[0])
     vocabulary = GeneVocabulary.load(FLAGS.vocabulary)
@@ -93,4 +96,8 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    command_line.run(main)
+    command_line.run(
+        main,
+        needed=("counts", "vocabulary", "output"),
+        spared={"verify": ("counts", "vocabulary")},
+    )

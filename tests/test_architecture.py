@@ -112,7 +112,7 @@ SOURCES = {
 }
 IMPORTS = {file: list(imports_of(source, file)) for file, source in SOURCES.items()}
 PACKAGE_FILES = [file for file in SOURCES if "/" in file]
-COMMANDS = [Path(file).stem for file in SOURCES if "/" not in file and file != "__init__.py"]
+COMMANDS = [Path(file).stem for file in SOURCES if "/" not in file and "__" not in file]
 
 
 def test_every_package_has_a_layer():

@@ -37,8 +37,10 @@ class DataConfig:
 
     Attributes:
       store: folder written by `tokenize`.
-      tokens_per_batch: padded tokens in a batch over all devices (every step costs the same), or
-      cells_per_batch: cells in a batch over all devices, as the original does; the other is 0.
+      tokens_per_batch: padded tokens in a batch over all devices (every step costs the same); 0
+        where cells_per_batch is given.
+      cells_per_batch: cells in a batch over all devices, as the original does; 0 where
+        tokens_per_batch is given.
       max_buckets: padded lengths at most; each is one more compiled program.
       packing: put several cells into each row, as long as the longest cell, instead of padding each
         to a bucket; needs tokens_per_batch.

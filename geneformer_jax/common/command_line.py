@@ -9,20 +9,24 @@ import errno
 import os
 import re
 import sys
-import textwrap
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import TypeVar
 
 from absl import flags
 
+from geneformer_jax.common.command_help import command_help
 from geneformer_jax.common.errors import InputError
 from geneformer_jax.common.log import show_log
 
 BAD_INPUT = 1
 INTERRUPTED = 130
+# What a shell reports of a program whose reader has gone, as in `| head`.
+NOBODY_READS = 141
 # How ml_collections reports a key that a configuration does not have.
 _NEAR_MATCH = re.compile(r'Did you mean "([^"]+)" instead of "([^"]+)"')
 _ARGUMENT = re.compile(r"`([a-z_]+(?:\.[a-z_]+)*)`")
+_HELP = re.compile(r"--?(h|help|helpfull|helpshort)")
 _ALIASES: set[str] = set()
 
 T = TypeVar("T")
@@ -32,17 +36,41 @@ N = TypeVar("N", int, float)
 flags.disclaim_key_flags()
 
 
-def run(main: Callable[[], None]) -> None:
+def run(
+    main: Callable[[], None],
+    needed: Sequence[str] = (),
+    spared: Mapping[str, Sequence[str]] = MappingProxyType({}),
+    more_help: Callable[[], list[str]] = list,
+) -> None:
     """Parses the command line and runs `main`; never returns.
 
     Exit status: 0 done (also for `--help`), 1 bad input (one line on standard error), 130 stopped
-    by Ctrl-C. Anything else is a defect of ours and shows its traceback. Messages name arguments
-    of Python functions in backticks; they are shown as flags where the command has them.
+    by Ctrl-C, 141 nobody reads what is printed. Anything else is a defect of ours and shows its
+    traceback. Messages name arguments of Python functions in backticks; they are shown as flags
+    where the command has them.
+
+    Args:
+      main: the command's work.
+      needed: flags that must be given; the help begins with them.
+      spared: flag -> those of `needed` that need not be given beside it.
+      more_help: returns lines that the help ends with.
     """
     show_log()
     try:
-        _parse(sys.argv)
-        main()
+        if any(_HELP.fullmatch(argument) for argument in sys.argv[1:]):
+            print("\n".join([*_help(needed, spared), *more_help()]))
+        else:
+            _parse(sys.argv)
+            given = [flag for flag in spared if flags.FLAGS[flag].value]
+            freed = {name for flag in given for name in spared[flag]}
+            require(*(name for name in needed if name not in freed))
+            main()
+        # Here rather than as Python ends, where nothing could answer that nobody reads.
+        sys.stdout.flush()
+    except BrokenPipeError:
+        if not _output_is_closed():
+            raise
+        sys.exit(NOBODY_READS)
     except InputError as error:
         _print_error(_as_flags(str(error)))
         sys.exit(BAD_INPUT)
@@ -113,9 +141,6 @@ def _explain(error: OSError) -> str:
 
 
 def _parse(argv: Sequence[str]) -> None:
-    if any(argument in ("--help", "-h", "-help", "--helpfull") for argument in argv[1:]):
-        print(_help())
-        sys.exit(0)
     try:
         rest = flags.FLAGS(argv)
         if "config" in flags.FLAGS and flags.FLAGS["config"].present:
@@ -148,20 +173,21 @@ def _explain_config(error: Exception) -> str:
     return f"--config has no {what}; see the configuration file for its keys"
 
 
-def _help() -> str:
-    command = sys.modules["__main__"]
-    lines = [(command.__doc__ or "").strip(), "", "Flags:"]
-    for flag in sorted(flags.FLAGS.get_key_flags_for_module(sys.argv[0]), key=lambda f: f.name):
-        default = "" if flag.default in (None, "") else f"  (default: {flag.default})"
-        lines.append(f"  --{flag.name}{default}")
-        lines.append(textwrap.indent(textwrap.fill(_help_of(flag), 92), " " * 6))
-    return "\n".join(lines)
+def _help(needed: Sequence[str], spared: Mapping[str, Sequence[str]]) -> list[str]:
+    purpose = sys.modules["__main__"].__doc__ or ""
+    known = flags.FLAGS.get_key_flags_for_module(sys.argv[0])
+    return command_help(purpose, known, needed, spared)
 
 
-def _help_of(flag: flags.Flag) -> str:
-    """The help of a flag; absl's own remark on repeated ones becomes a sentence of it."""
-    text, repeated, _ = (flag.help or "").partition(";\n")
-    return f"{text.rstrip('.')}. May be repeated." if repeated else text
+def _output_is_closed() -> bool:
+    """Whether nobody reads standard output any more; what is left for it is thrown away then."""
+    try:
+        os.write(sys.stdout.fileno(), b"\n")
+    except BrokenPipeError:
+        # Python flushes once more as it ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return True
+    return False
 
 
 def model_flags() -> None:

@@ -25,6 +25,11 @@ def keys_of(kind: type) -> dict[str, type]:
     return {_KEYS_OF: kind}
 
 
+def section_of(field: dataclasses.Field) -> type | None:
+    """Returns the dataclass whose fields are the keys below a field; None if it is one value."""
+    return field.type if dataclasses.is_dataclass(field.type) else field.metadata.get(_KEYS_OF)
+
+
 def fill(kind: type, values: Mapping[str, Any], prefix: str = "") -> Any:
     """Returns a dataclass of `kind`, and those within it, filled from nested mappings.
 

@@ -128,7 +128,9 @@ class RuntimeConfig:
     """How to compute.
 
     Attributes:
-      precision, attention, remat: see Runtime.
+      precision: float32, bfloat16 or float16 (with a loss scale).
+      attention: an implementation; auto chooses for the device.
+      remat: what is computed again in the backward pass to save memory: none, dots or full.
       micro_batches: parts into which each batch is cut to save memory (gradient accumulation).
       optimizer_on_host: keep the optimizer's state in host memory between steps.
     """

@@ -1,22 +1,41 @@
 """Every command: a help text for newcomers, and one line for what is mistyped."""
 
+import os
+import re
+import runpy
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from geneformer_jax.common.command_help import keys_of
+from geneformer_jax.finetuning.classification.config import TaskConfig
+from geneformer_jax.finetuning.config import FinetuneConfig
+from geneformer_jax.finetuning.multitask import MultitaskConfig
+from geneformer_jax.training.config import PretrainConfig
 from tests.helpers.commands import assert_one_line, run_command
 
 PROJECT = Path(__file__).resolve().parents[2]
 COMMANDS = sorted(
-    path.stem for path in (PROJECT / "geneformer_jax").glob("*.py") if path.name != "__init__.py"
+    path.stem for path in (PROJECT / "geneformer_jax").glob("*.py") if "__" not in path.name
 )
 # What the groups of command_line define.
 GROUPS = {
     "model_flags()": ("checkpoint", "vocabulary"),
     "cell_flags()": ("cells", "filter", "max_cells", "seed"),
     "device_flags()": ("precision", "attention", "tokens_per_device"),
+}
+NEEDED = {
+    "attend": ["checkpoint", "cells", "output", "genes"],
+    "build_vocabulary": ["counts", "output"],
+    "convert": ["source", "target"],
+    "embed": ["checkpoint", "cells", "output"],
+    "finetune": ["config", "workdir"],
+    "perturb": ["checkpoint", "cells", "output"],
+    "predict": ["checkpoint", "cells", "output"],
+    "pretrain": ["config", "workdir"],
+    "tokenize": ["counts", "vocabulary", "output"],
 }
 CONFIG = PROJECT / "configs" / "quickstart.py"
 
@@ -36,11 +55,106 @@ def test_help_describes_the_command_and_each_flag(name, monkeypatch, capsys):
     assert defined
     for flag in defined:
         assert f"--{flag}" in output
-    # Each flag's name is followed by what it means.
-    lines = output[output.index("Flags:") :].splitlines()[1:]
+    # Those that must be given come first; each flag's name is followed by what it means.
+    needed, _, others = output.partition("\nFlags:\n")
+    needed = needed.partition("\nNeeded:\n")[2]
+    assert NEEDED[name] == re.findall(r"^  --(\w+)", needed, re.M)
+    lines = [*needed.splitlines(), *others.partition("\nConfiguration:")[0].splitlines()]
     for line, following in zip(lines, [*lines[1:], ""], strict=True):
         if line.startswith("  --"):
             assert following.startswith("      ") and following.strip()
+
+
+@pytest.mark.parametrize(
+    ("name", "lines"),
+    [
+        ("pretrain", ["optimizer.learning_rate peak (0.001)", "model.heads N; the head size"]),
+        ("finetune", ["optimizer.learning_rate peak (5e-05)", "task.label cell tasks: obs column"]),
+        ("finetune", ["targets.numbers obs columns of numbers", "search.seed of the draws (0)"]),
+    ],
+)
+def test_help_explains_the_configuration(name, lines, monkeypatch, capsys):
+    _, output, _ = run_command(name, ["--help"], monkeypatch, capsys)
+    told = re.sub(r" +", " ", output.partition("\nConfiguration:")[2])
+    assert [line for line in lines if f"\n {line}" not in told] == []
+
+
+@pytest.mark.parametrize(
+    ("file", "name"),
+    [("quickstart", "pretrain"), ("finetune_cells", "finetune"), ("finetune_targets", "finetune")],
+)
+def test_help_leaves_out_no_key_of_a_configuration(file, name, monkeypatch, capsys):
+    config = runpy.run_path(str(PROJECT / "configs" / f"{file}.py"))["get_config"]()
+    _, output, _ = run_command(name, ["--help"], monkeypatch, capsys)
+    told = set(re.findall(r"^  ([a-z_0-9.]+) ", output.partition("\nConfiguration:")[2], re.M))
+    keys = set()
+    for section, value in config.items():
+        keys |= {f"{section}.{key}" for key in value} if hasattr(value, "keys") else {section}
+    assert keys - told == set()
+
+
+@pytest.mark.parametrize("kind", [PretrainConfig, FinetuneConfig, TaskConfig, MultitaskConfig])
+def test_every_key_of_a_configuration_has_a_meaning(kind):
+    assert [key.name for key in keys_of(kind) if not key.meaning] == []
+
+
+@pytest.mark.parametrize("way", ["--help", "-help", "-h", "--helpfull", "-helpfull", "--helpshort"])
+def test_help_is_given_however_it_is_asked_for(way, monkeypatch, capsys):
+    status, output, error = run_command("convert", ["--source=x", way], monkeypatch, capsys)
+    assert (status, error) == (0, "")
+    assert "Needed:\n  --source" in output
+
+
+def test_a_reader_that_leaves_early_is_no_error():
+    """As in `--help | head -1`, with an output longer than the buffers of Python."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    with subprocess.Popen(
+        [sys.executable, "-m", "geneformer_jax.perturb", "--help"],
+        cwd=PROJECT, stdout=writing, stderr=subprocess.PIPE,
+    ) as command:  # fmt: skip
+        os.close(writing)
+        assert command.stderr.read() == b""
+    assert command.returncode == 141
+
+
+def test_all_commands_are_listed(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["geneformer_jax"])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_module("geneformer_jax", run_name="__main__")
+    assert ended.value.code == 0
+    listed = dict(re.findall(r"^  (\w+) +(\S.*)$", capsys.readouterr().out, re.M))
+    assert sorted(listed) == COMMANDS
+    for name, about in listed.items():
+        source = (PROJECT / "geneformer_jax" / f"{name}.py").read_text()
+        assert source.startswith(f'"""{about}')
+
+
+@pytest.mark.parametrize(("given", "words"), [("embed", "geneformer_jax.embed"), ("no", '"no"')])
+def test_a_command_after_a_space_is_told_the_dot(given, words, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["geneformer_jax", given, "--help"])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_module("geneformer_jax", run_name="__main__")
+    assert ended.value.code == 1
+    error = capsys.readouterr().err
+    assert_one_line(error)
+    assert words in error
+
+
+@pytest.mark.parametrize("name", sorted({*COMMANDS} - {"pretrain", "finetune"}))
+def test_help_imports_nothing_large(name):
+    """All that is slow to start waits until the flags are known to be right."""
+    code = (
+        f"import sys, runpy; sys.argv = ['{name}', '--help']\n"
+        f"try: runpy.run_module('geneformer_jax.{name}', run_name='__main__', alter_sys=True)\n"
+        "except SystemExit: print(len(sys.modules), *sys.modules)"
+    )
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, check=True)
+    count, *modules = done.stdout.splitlines()[-1].split()
+    assert {"numpy", "pandas", "pyarrow", "scipy", "jax"} & set(modules) == set()
+    # 150 with Python 3.11, most of them Python's own and absl's.
+    assert int(count) < 250
 
 
 @pytest.mark.parametrize("name", COMMANDS)

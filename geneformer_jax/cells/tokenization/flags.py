@@ -1,12 +1,15 @@
 """The flags of commands that read counts: files, quality control, exclusions."""
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from absl import flags
 
-from geneformer_jax.cells.counts.options import CountOptions
-from geneformer_jax.cells.tokenization.quality_control import QualityRules
 from geneformer_jax.common.errors import InputError
+
+if TYPE_CHECKING:
+    from geneformer_jax.cells.counts.options import CountOptions
+    from geneformer_jax.cells.tokenization.quality_control import QualityRules
 
 # Flags defined here belong to the command that asks for them, and appear in its --help.
 flags.disclaim_key_flags()
@@ -17,7 +20,7 @@ def define_count_flags() -> None:
     flags.DEFINE_string("counts", "", "Raw counts: files, folders or globs, separated by commas.")
     define_reading_flags()
     flags.DEFINE_string("filter_column", "", "Keep only cells whose value in this obs column is 1.")
-    flags.DEFINE_multi_string("exclude", [], "column=value: leave such cells out; may be repeated.")
+    flags.DEFINE_multi_string("exclude", [], "column=value: leave such cells out.")
     flags.DEFINE_enum(
         "quality", "none", ("none", "paper"), "paper: total counts and mitochondrial fraction "
         "within 3 standard deviations of the file's mean, and at least 7 genes; none: all cells.",
@@ -39,16 +42,20 @@ def define_reading_flags() -> None:
     flags.DEFINE_string("gene_column", "", "Column with the gene ids; found by itself if empty.")
 
 
-def reading_options() -> CountOptions:
+def reading_options() -> "CountOptions":
     """Returns what the flags of `define_reading_flags` ask for."""
+    from geneformer_jax.cells.counts.options import CountOptions
+
     values = flags.FLAGS
     return CountOptions(
         counts_layer=values.counts_layer or None, gene_column=values.gene_column or None
     )
 
 
-def quality_rules() -> QualityRules:
+def quality_rules() -> "QualityRules":
     """Returns the rules that the flags of `define_count_flags` ask for."""
+    from geneformer_jax.cells.tokenization.quality_control import QualityRules
+
     values = flags.FLAGS
     paper = QualityRules()
     chosen = {}
