@@ -43,9 +43,9 @@ def test_counts_replaced_by_another_number_type_are_read_as_what_they_are(change
 
 def test_layers_and_columns_added_later_are_there(changed):
     adata, path, root = changed
-    write_elem(root.create_group("layers"), "umi", adata.X * 2)
+    write_elem(root.create_group("layers"), "umi", adata.X.sign())
     write_elem(root["obs"], "batch", np.arange(adata.n_obs))
-    assert np.array_equal(dense(path, counts_layer="umi"), 2 * adata.X.toarray())
+    assert np.array_equal(dense(path, counts_layer="umi"), adata.X.sign().toarray())
     assert np.array_equal(open_counts(path).obs(["batch"])["batch"], np.arange(adata.n_obs))
 
 
@@ -53,7 +53,7 @@ def test_layers_and_columns_added_later_are_there(changed):
 def test_a_number_that_no_cell_can_have_is_refused(value):
     adata = example_cells()
     adata.X.data[5], adata.obs["n_counts"] = value, 1e12
-    with pytest.raises(InputError, match=f"value {value:g} is too large to be a raw count"):
+    with pytest.raises(InputError, match="too large to be a raw count .at most 16,777,216."):
         list(AnnDataSource(adata).batches())
 
 
