@@ -166,7 +166,7 @@ def test_totals_of_text_are_refused(tmp_path):
 
 
 def test_totals_kept_in_single_precision_are_accepted():
-    adata = anndata.AnnData(sparse.csr_matrix(np.array([[16777217, 0], [0, 5]])))
+    adata = anndata.AnnData(sparse.csr_matrix(np.array([[16777216, 1], [0, 5]])))
     adata.obs["n_counts"] = np.array([16777217, 5], np.float32)
     (batch,) = AnnDataSource(adata).batches()
     assert batch.totals.tolist() == [16777216.0, 5.0]
