@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pandas as pd
@@ -35,6 +35,9 @@ class MultitaskConfig(SplitRule):
       weights: of the columns in the loss, as "column=2,column=0.5"; 1 where not named.
       group: obs column (donor, batch) whose cells are never on two sides of a fold.
     """
+
+    section: ClassVar[str] = "targets"
+    noun: ClassVar[str] = "cells"
 
     name: str = "targets"
     classes: str = ""

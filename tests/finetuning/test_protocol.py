@@ -280,6 +280,24 @@ def test_a_folder_of_another_task_is_refused(task, tmp_path):
             TaskFolder(tmp_path / "run", other, task.with_labels(labels))
 
 
+def test_classes_too_small_to_split_are_dropped_on_request_and_counted(toy):
+    cells = toy[1]
+    obs = cells.obs.copy()
+    obs.loc[obs.index[:3], "kind"] = ["lone", "pair", "pair"]
+    changed = type(cells)(**{**vars(cells), "obs": obs})
+    settings = {"unit": "cell", "label": "kind", "folds": 1, "valid_fraction": 0.125}
+    with pytest.raises(InputError, match=r'"lone" 1, "pair" 2.*`config\.task\.drop_small`=True'):
+        prepare_task(TaskConfig(**settings), changed)
+    task = prepare_task(TaskConfig(**settings, drop_small=True), changed)
+    assert task.classes == ("a", "b") and len(task.labels) == 117
+    (line,) = (line for line in task.summary if "too small" in line)
+    assert line.startswith("3 cells left out") and '"lone" 1, "pair" 2' in line
+    by_donor = TaskConfig(unit="cell", label="kind", folds=1, group="donor", drop_small=True)
+    task = prepare_task(by_donor, changed)
+    # The pair is of two donors, one for each side.
+    assert task.classes == ("a", "b", "pair") and len(task.groups) == len(task.labels) == 119
+
+
 def test_a_split_by_cell_is_warned_of_and_what_is_left_out_is_counted(toy, capsys):
     cells = toy[1]
     obs = cells.obs.copy()

@@ -1,18 +1,22 @@
 """Splits: no leak, every class in every fold, the original's folds, and what is refused."""
 
+import dataclasses
+
 import numpy as np
 import pandas as pd
 import pytest
 from sklearn.model_selection import StratifiedKFold
 
 from geneformer_jax.common.errors import InputError
+from geneformer_jax.finetuning.classification.config import TaskConfig
+from geneformer_jax.finetuning.classification.given_split import given_split
+from geneformer_jax.finetuning.classification.protocol import leak_warnings
 from geneformer_jax.finetuning.classification.splits import (
     Split,
     SplitRule,
-    given_split,
-    leak_warnings,
     make_split,
 )
+from geneformer_jax.finetuning.multitask import MultitaskConfig
 
 
 def labels_of(sizes: dict[str, int]) -> pd.Series:
@@ -111,11 +115,11 @@ def refused(text: str, function, *arguments):
 
 
 def test_small_classes_are_told_with_their_size_and_the_least():
-    message = refused("too few members", make_split, labels_of({"a": 9, "b": 3}), SplitRule())
-    assert '"b" 3' in message and "at least 5" in message
+    message = refused("too few ids", make_split, labels_of({"a": 9, "b": 3}), SplitRule())
+    assert '"b" 3' in message and "needs 5" in message and "`folds`=3" in message
     labels, donors = nested_donors(per_class=3)
     message = refused("too few groups", make_split, labels, SplitRule(), donors)
-    assert '"healthy" 3' in message and "at least 5" in message and "donor" in message
+    assert '"healthy" 3' in message and "needs 5" in message and "donor" in message
 
 
 def test_bad_splits_are_refused(tmp_path):
@@ -143,7 +147,7 @@ def test_a_class_that_only_the_test_side_has_is_refused(tmp_path):
     labels = labels_of({"a": 4, "b": 4, "c": 2})
     side = ["train"] * 3 + ["test"] + ["train"] * 3 + ["test"] + ["test"] * 2
     pd.DataFrame({"id": labels.index, "side": side}).to_csv(tmp_path / "s.tsv", sep="\t")
-    refused('tests class "c"', given_split, tmp_path / "s.tsv", labels)
+    refused('class "c" is on the test side', given_split, tmp_path / "s.tsv", labels)
 
 
 def test_bad_rules_and_ids_are_refused():
@@ -155,7 +159,62 @@ def test_bad_rules_and_ids_are_refused():
     refused("occurs twice", make_split, pd.concat([labels, labels[:1]]), SplitRule())
     refused("have no value", make_split, labels, SplitRule(2), donors_of(labels, 5)[:-1])
     refused("2 folds need as many", make_split, labels, SplitRule(2), donors_of(labels, 1))
-    refused("cannot hold every class", make_split, labels, SplitRule(1, 0.1))
+
+
+CANNOT = {
+    # labels, donors, rule -> what is wrong, what can be had
+    "conditions of two donors": (
+        nested_donors(per_class=2),
+        TaskConfig(unit="cell", folds=1, test_fraction=0.2, valid_fraction=0.125),
+        'groups ("donor") for a train, a valid and a test side: "healthy" 2, "ill" 2',
+        {"test_fraction": 0.3, "valid_fraction": 0.0},
+    ),
+    "five donors": (
+        nested_donors(per_class=3),
+        TaskConfig(unit="cell", folds=1, test_fraction=0.1, valid_fraction=0.0),
+        'of 6 groups ("donor") that is 1, fewer than the 2 classes',
+        {"test_fraction": 0.2},
+    ),
+    "few cells": (
+        (labels_of({"a": 5, "b": 5}), None),
+        SplitRule(1, 0.1),
+        "of 10 ids that is 1, fewer than the 2 classes",
+        {"test_fraction": 0.15},
+    ),
+    "several targets of few cells": (
+        (labels_of({"a": 4, "b": 4, "c": 4}), None),
+        MultitaskConfig(classes="x"),
+        "`config.targets.valid_fraction` is 0.1: of 9 cells that is 1, fewer than the 3 classes",
+        {"valid_fraction": 0.25},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CANNOT)
+def test_a_split_that_cannot_be_had_names_one_that_can(name):
+    (labels, donors), rule, why, changes = CANNOT[name]
+    message = refused(why, make_split, labels, rule, donors)
+    assert "test_size" not in message
+    for field, value in changes.items():
+        assert f"{rule.key(field)}={value:g}" in message
+    assert make_split(labels, dataclasses.replace(rule, **changes), donors).folds == 1
+
+
+def test_nothing_is_promised_where_no_split_can_be_had():
+    labels = labels_of({"a": 6, "b": 6})
+    donors = pd.Series(["d0", "d1"] * 3 + ["d0"] * 6, labels.index, name="donor")
+    message = refused('"b" 1, "a" 2', make_split, labels, SplitRule(1, 0.5, 0.5), donors)
+    assert "would do" not in message and "give more" in message
+
+
+def test_of_mixed_donors_a_side_is_taken_whose_classes_can_be_learned():
+    """All cells of class c are of two donors, which must not be tested together."""
+    labels = labels_of({"a": 40, "b": 40, "c": 8})
+    donors = donors_of(labels, 8)
+    donors[labels == "c"] = ["d0", "d1"] * 4
+    for seed in range(8):
+        split = make_split(labels, SplitRule(1, 0.25, seed=seed), donors)
+        assert set(labels[split.ids(0, "test")]) <= set(labels[split.ids(0, "train")])
 
 
 def test_a_split_that_leaks_donors_is_warned_of_and_one_by_donor_is_not():

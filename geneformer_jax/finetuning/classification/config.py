@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 from ml_collections import ConfigDict
 
@@ -28,6 +28,8 @@ class TaskConfig(SplitRule):
       label: cell tasks: obs column of the classes.
       classes: cell tasks: the only labels that take part, separated by "|"; all if empty.
       min_fraction: cell tasks: classes with a smaller fraction of the cells are left out.
+      drop_small: whether classes that are too small to be split are left out, and counted; else
+        they are refused.
       group: cell tasks: obs column (donor, batch) whose cells are never on two sides of a fold.
       filters: only these cells, as "column:value|value" texts.
       max_cells: gene tasks: cells drawn of those with a labelled gene; cell tasks: of all
@@ -43,6 +45,8 @@ class TaskConfig(SplitRule):
       published: method -> its published result, shown beside ours.
     """
 
+    section: ClassVar[str] = "task"
+
     name: str = ""
     unit: str = GENE
     genes: str = ""
@@ -50,6 +54,7 @@ class TaskConfig(SplitRule):
     label: str = ""
     classes: str = ""
     min_fraction: float = 0.0
+    drop_small: bool = False
     group: str = ""
     filters: tuple[str, ...] = ()
     max_cells: int = 0
@@ -75,6 +80,11 @@ class TaskConfig(SplitRule):
         for layers in self.untrained_layers:
             require(layers >= 1, "task.untrained_layers", layers, "at least 1 layer each")
         super().__post_init__()
+
+    @property
+    def noun(self) -> str:
+        """What is split."""
+        return f"{self.unit}s"
 
     def require_labels(self) -> None:
         """Raises InputError if no labels are named."""

@@ -20,6 +20,7 @@ OUTSIDE, TWICE, CONFLICT = (
 )
 NOWHERE = "in none of the cells"
 NO_LABEL, RARE, NOT_WANTED = "no label", "label too rare", "label not asked for"
+TOO_SMALL = "class too small to be split"
 _NAMED = 8
 
 
@@ -48,6 +49,18 @@ class Labels:
         _check_classes(self.classes, left, f"the labels (those {reason} left out)")
         dropped = {**self.dropped, reason: self.of.index[gone].to_numpy(object)}
         return Labels(self.classes, left, dropped)
+
+    def without_classes(self, names: Iterable[str], reason: str) -> "Labels":
+        """Returns the labels of all other classes.
+
+        Raises:
+          InputError: fewer than two classes would be left.
+        """
+        gone = self.of.astype(str).isin(list(names))
+        classes = tuple(name for name in self.classes if name not in set(names))
+        left = self.of[~gone]
+        _check_classes(classes, left, f"what is left after {reason}")
+        return Labels(classes, left, {**self.dropped, reason: self.of.index[gone].to_numpy(object)})
 
     def describe(self, unit: str) -> list[str]:
         """Returns lines that count classes and what was left out; `unit` is "gene" or "cell"."""

@@ -40,8 +40,10 @@ from geneformer_jax.finetuning.classification.controls import (
     summarise_control,
 )
 from geneformer_jax.finetuning.classification.folder import TaskFolder
+from geneformer_jax.finetuning.classification.given_split import given_split
 from geneformer_jax.finetuning.classification.labels import (
     NOWHERE,
+    TOO_SMALL,
     Labels,
     read_cell_labels,
     read_gene_labels,
@@ -54,9 +56,9 @@ from geneformer_jax.finetuning.classification.report import (
 )
 from geneformer_jax.finetuning.classification.splits import (
     Split,
-    given_split,
-    leak_warnings,
+    describe_sizes,
     make_split,
+    small_classes,
 )
 from geneformer_jax.finetuning.classification.task import (
     CELL,
@@ -65,6 +67,20 @@ from geneformer_jax.finetuning.classification.task import (
     labelled_cells,
 )
 from geneformer_jax.inference.cells import check_columns, parse_filters, select_cells
+
+# Columns of obs that name a person or a measurement, whose cells resemble each other.
+DONOR_COLUMNS = (
+    "donor",
+    "donor_id",
+    "patient",
+    "patient_id",
+    "individual",
+    "subject",
+    "subject_id",
+    "sample",
+    "sample_id",
+    "batch",
+)
 
 # (task, a folder of its own) -> predictions.
 Network = Callable[[ClassificationTask, Path], pd.DataFrame]
@@ -134,6 +150,9 @@ def prepare_task(config: TaskConfig, cells: EncodedCells) -> ClassificationTask:
             cells = select_cells(cells, max_cells=config.max_cells)
         labels = _cell_labels(config, cells.obs)
         groups = _groups(config.group, cells.obs, labels.of.index)
+    if config.drop_small:
+        labels = _without_small_classes(config, labels, groups)
+    groups = _of(groups, labels)
     split, rule = _split(config, labels.of, groups)
     task = ClassificationTask(
         config.name or config.unit,
@@ -152,6 +171,17 @@ def prepare_task(config: TaskConfig, cells: EncodedCells) -> ClassificationTask:
 def _cell_labels(config: TaskConfig, obs: pd.DataFrame) -> Labels:
     wanted = [name.strip() for name in config.classes.split("|") if name.strip()]
     return read_cell_labels(obs, config.label, config.min_fraction, wanted=wanted)
+
+
+def _without_small_classes(config: TaskConfig, labels: Labels, groups: pd.Series | None) -> Labels:
+    """Leaves out classes until none is too small to be split."""
+    while small := small_classes(labels.of, config, _of(groups, labels)):
+        labels = labels.without_classes(small, f"{TOO_SMALL} ({describe_sizes(small)})")
+    return labels
+
+
+def _of(groups: pd.Series | None, labels: Labels) -> pd.Series | None:
+    return None if groups is None else groups[labels.of.index]
 
 
 def _groups(column: str, obs: pd.DataFrame, ids: pd.Index) -> pd.Series | None:
@@ -183,6 +213,34 @@ def _summary(config: TaskConfig, task: ClassificationTask, labels: Labels) -> li
 
 def _dropped(task: ClassificationTask) -> Mapping[str, int]:
     return {why: count for why, count in getattr(task.cells, "dropped", {}).items() if count}
+
+
+def leak_warnings(obs: pd.DataFrame, split: Split, group: str = "") -> list[str]:
+    """Returns a line for each donor-like obs column whose cells stand on both sides of a fold.
+
+    Cells of one donor resemble each other: with some of them trained on, the others are easier to
+    classify than cells of a new donor.
+
+    Args:
+      obs: [cells] indexed by cell id.
+      split: of cells.
+      group: the column that the split holds out whole, of which no warning is given; "" for none.
+    """
+    lines = []
+    for column in obs.columns:
+        if column == group or str(column).lower() not in DONOR_COLUMNS:
+            continue
+        first = split.table[split.table["fold"] == 0]
+        values = obs[column].astype("object").reindex(first["id"]).to_numpy()
+        tested = (first["side"] == "test").to_numpy()
+        shared = set(pd.Series(values[tested]).dropna()) & set(pd.Series(values[~tested]).dropna())
+        if shared and pd.Series(values).nunique() > 1:
+            lines.append(
+                f'warning: {len(shared)} values of "{column}" stand on both sides of the split, so '
+                f"scores need not hold for a new {column}; to hold whole ones out, set "
+                f"`config.task.group`={column}"
+            )
+    return lines
 
 
 def method_name(kind: str, features: str) -> str:

@@ -4,33 +4,27 @@ Ids (of cells or genes) are split, never rows of encodings: a gene that is held 
 of every cell. Where a group (donor, batch) is named, all of it stands on one side of each fold.
 """
 
+import dataclasses
+import itertools
+import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pandas as pd
 from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold, train_test_split
 
-from geneformer_jax.common.errors import InputError, did_you_mean
+from geneformer_jax.common.errors import InputError
 from geneformer_jax.common.files import atomic_write
-from geneformer_jax.common.tables import named_column, read_id_table
 
 SIDES = ("train", "valid", "test")
-ID_COLUMNS = ("id", "cell_id", "gene_id", "ensembl_id", "gene", "cell", "barcode")
-# Columns of obs that name a person or a measurement, whose cells resemble each other.
-DONOR_COLUMNS = (
-    "donor",
-    "donor_id",
-    "patient",
-    "patient_id",
-    "individual",
-    "subject",
-    "subject_id",
-    "sample",
-    "sample_id",
-    "batch",
-)
+# Classes named in a message.
+_NAMED = 8
+# Fractions that are tried where those asked for cannot be had, and how often in all.
+_FRACTIONS = (0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.5)
+_TRIES, _MANY_IDS, _TRIES_OF_MANY = 80, 20_000, 8
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,18 +68,37 @@ class SplitRule:
       seed: of the shuffle; 0 splits genes as the original does.
     """
 
+    # Of the configuration, and what is split: for messages.
+    section: ClassVar[str] = ""
+    noun: ClassVar[str] = "ids"
+
     folds: int = 5
     test_fraction: float = 0.2
     valid_fraction: float = 0.0
     seed: int = 0
 
     def __post_init__(self):
-        if self.folds < 1:
-            raise InputError(f"{self.folds} folds were asked for; ask for at least 1")
-        if not 0 < self.test_fraction < 1:
-            raise InputError(f"test_fraction is {self.test_fraction}; it must be between 0 and 1")
-        if not 0 <= self.valid_fraction < 1:
-            raise InputError(f"valid_fraction is {self.valid_fraction}; it must be in [0, 1)")
+        checks = {
+            "folds": (self.folds >= 1, "ask for at least 1"),
+            "test_fraction": (0 < self.test_fraction < 1, "it must be between 0 and 1"),
+            "valid_fraction": (0 <= self.valid_fraction < 1, "it must be in [0, 1)"),
+        }
+        for name, (holds, rule) in checks.items():
+            if not holds:
+                raise InputError(f"{self.key(name)} is {getattr(self, name)}; {rule}")
+
+    def key(self, name: str) -> str:
+        """Returns how messages name a field of the rule."""
+        return f"`config.{self.section}.{name}`" if self.section else f"`{name}`"
+
+    @property
+    def min_members(self) -> int:
+        """Members that a class needs, to have one on each side."""
+        return max(self.folds, 3 if self.valid_fraction else 2)
+
+
+class _CannotSplitError(InputError):
+    """Why a rule cannot be kept, without a remedy."""
 
 
 def make_split(labels: pd.Series, rule: SplitRule, groups: pd.Series | None = None) -> Split:
@@ -105,156 +118,171 @@ def make_split(labels: pd.Series, rule: SplitRule, groups: pd.Series | None = No
       InputError: ids are repeated, a class has too few members or groups, an id has no group, or
         a fold would lack a class.
     """
-    _check_ids(labels.index)
-    aligned = None if groups is None else _aligned_groups(labels, groups)
-    check_members(labels, rule.folds, aligned)
+    check_ids(labels.index)
+    aligned = None if groups is None else align_groups(labels, groups)
+    _check_members(labels, rule, aligned)
+    try:
+        return _split(labels, rule, aligned)
+    except _CannotSplitError as error:
+        what = _what(rule, aligned)
+        remedy = _possible(labels, rule, aligned) or (
+            f"no other fraction can be had either: give more {what} of each class, or fewer classes"
+        )
+        raise InputError(f"{error}; {remedy}") from None
+
+
+def _split(labels: pd.Series, rule: SplitRule, groups: pd.Series | None) -> Split:
     parts = []
-    for fold, test in enumerate(_test_sides(labels, rule, aligned)):
+    for fold, test in enumerate(_test_sides(labels, rule, groups)):
         side = np.full(len(labels), "train", object)
         side[test] = "test"
         if rule.valid_fraction:
             rest = np.flatnonzero(~test)
-            kept = None if aligned is None else aligned.iloc[rest]
-            side[rest[_hold_out(labels.iloc[rest], kept, rule.valid_fraction, rule.seed)]] = "valid"
-        parts.append(_fold_table(labels.index, fold, side))
+            kept = None if groups is None else groups.iloc[rest]
+            valid = _hold_out(labels.iloc[rest], kept, rule, "valid_fraction")
+            side[rest[valid]] = "valid"
+        parts.append(fold_rows(labels.index, fold, side))
     split = Split(pd.concat(parts, ignore_index=True))
-    check_split(split, labels, aligned)
+    if problem := find_problem(split, labels, groups):
+        raise _CannotSplitError(problem)
     return split
 
 
-def given_split(
-    paths: Mapping[str, Path | str] | Path | str,
-    labels: pd.Series,
-    groups: pd.Series | None = None,
-) -> Split:
-    """Reads a split from the user's files.
+def _what(rule: SplitRule, groups: pd.Series | None) -> str:
+    return rule.noun if groups is None else f'groups ("{groups.name}")'
 
-    Args:
-      paths: side -> file of ids (one fold; see `tables.read_id_table`), or one table with
-        columns id, side and, for several folds, fold: such as `Split.write` writes.
-      labels: class of each id that takes part, indexed by id.
-      groups: group of each id, indexed by id, or None.
 
-    Returns:
-      The split of the listed ids; ids of `labels` that are not listed are on no side.
+def _possible(labels: pd.Series, rule: SplitRule, groups: pd.Series | None) -> str:
+    """Returns which other fractions or folds, as near as can be, give a split; "" if none do."""
+    tries = _TRIES if len(labels) <= _MANY_IDS else _TRIES_OF_MANY
+    for changed in list(_nearest_rules(rule))[:tries]:
+        if small_classes(labels, changed, groups):
+            continue
+        try:
+            _split(labels, changed, groups)
+        except _CannotSplitError:
+            continue
+        names = ("folds", "test_fraction", "valid_fraction")
+        changes = [
+            f"{rule.key(name)}={getattr(changed, name):g}"
+            for name in names
+            if getattr(changed, name) != getattr(rule, name)
+        ]
+        return f"{' and '.join(changes)} would do"
+    return ""
 
-    Raises:
-      InputError: an id is unknown, or listed twice in a fold; a group stands on both sides; train
-        or test ids are missing; a fold lacks a class.
+
+def _nearest_rules(rule: SplitRule) -> list[SplitRule]:
+    """Returns rules with other fractions, or one fold, those with the fewest changes first."""
+    tests = sorted({rule.test_fraction, *_FRACTIONS}) if rule.folds == 1 else [rule.test_fraction]
+    # No validation side at all is the last thing to try.
+    valids = sorted({rule.valid_fraction, *_FRACTIONS, 0.0}) if rule.valid_fraction else [0.0]
+    folds = range(rule.folds, 1, -1) if rule.folds > 1 else [1]
+    rules = [
+        dataclasses.replace(rule, folds=each, test_fraction=test, valid_fraction=valid)
+        for each, test, valid in itertools.product(folds, tests, valids)
+    ]
+
+    def distance(other: SplitRule) -> tuple[int, float]:
+        apart = [
+            abs(other.test_fraction - rule.test_fraction),
+            abs(other.valid_fraction - rule.valid_fraction)
+            + (1.0 if rule.valid_fraction and not other.valid_fraction else 0.0),
+            (rule.folds - other.folds) / rule.folds,
+        ]
+        return sum(each > 0 for each in apart), sum(apart)
+
+    return [each for each in sorted(rules, key=distance) if each != rule]
+
+
+def small_classes(
+    labels: pd.Series, rule: SplitRule, groups: pd.Series | None = None
+) -> dict[str, int]:
+    """Returns the classes that are too small to be learned and tested in each fold, with sizes.
+
+    A class needs a member on each side, and as many as there are folds. With groups it needs as
+    many of them; where groups hold several classes, one for each side.
     """
-    _check_ids(labels.index)
-    table = _read_sides(paths) if isinstance(paths, Mapping) else _read_split_table(Path(paths))
-    unknown = table.loc[~table["id"].isin(labels.index), "id"].unique()
-    if len(unknown):
-        raise InputError(
-            f'the given split has {len(unknown):,} ids that are unknown or have no label, first "'
-            f'{unknown[0]}"{did_you_mean(unknown[0], labels.index[:100_000])}; leave them out'
-        )
-    twice = table[table.duplicated(["id", "fold"])]
-    if len(twice):
-        row = twice.iloc[0]
-        raise InputError(
-            f'the given split lists "{row["id"]}" twice in fold {row["fold"]} ({len(twice):,} ids '
-            "in all); an id stands on one side once"
-        )
-    split = Split(table.reset_index(drop=True))
-    check_split(split, labels, None if groups is None else _aligned_groups(labels, groups))
-    return split
-
-
-def check_members(labels: pd.Series, folds: int, groups: pd.Series | None = None) -> None:
-    """Raises InputError if a class is too small to be learned and tested in each fold.
-
-    Without groups a class needs as many members as there are folds, and at least two. With groups
-    it needs two of them, to be on both sides; as many groups as folds where each group is of one
-    class only, such as donors of a disease.
-    """
-    sizes = labels.value_counts()
-    if len(sizes) < 2:
-        only = f' ("{sizes.index[0]}")' if len(sizes) else ""
-        raise InputError(f"there is {len(sizes)} class{only}; a classifier needs two or more")
-    minimum, what = max(folds, 2), "members"
+    minimum, sizes = rule.min_members, labels.value_counts()
     if groups is not None:
         pairs = pd.DataFrame({"class": labels, "group": groups}).drop_duplicates()
-        sizes, what = pairs["class"].value_counts(), f'groups ("{groups.name}")'
-        minimum = max(folds, 2) if _is_nested(labels, groups) else 2
-        if folds > pairs["group"].nunique():
-            raise InputError(
-                f'{folds} folds need as many groups, but "{groups.name}" has '
-                f"{pairs['group'].nunique()}; ask for fewer folds"
-            )
-    few = sizes[sizes < minimum].sort_values()
-    if len(few):
-        listed = ", ".join(f'"{name}" {count}' for name, count in few.items())
+        sizes = pairs["class"].value_counts()
+        if not _is_nested(labels, groups):
+            minimum = min(minimum, 3 if rule.valid_fraction else 2)
+    few = sizes[sizes < minimum].sort_values(kind="stable")
+    return {str(name): int(count) for name, count in few.items()}
+
+
+def describe_sizes(sizes: Mapping[str, int]) -> str:
+    """Returns the first classes with their sizes, and how many more there are."""
+    listed = [f'"{name}" {count}' for name, count in list(sizes.items())[:_NAMED]]
+    more = len(sizes) - len(listed)
+    return ", ".join(listed) + (f" and {more} more" if more else "")
+
+
+def _check_members(labels: pd.Series, rule: SplitRule, groups: pd.Series | None) -> None:
+    classes = labels.unique()
+    if len(classes) < 2:
+        only = f' ("{classes[0]}")' if len(classes) else ""
+        raise InputError(f"there is {len(classes)} class{only}; a classifier needs two or more")
+    if groups is not None and rule.folds > groups.nunique():
         raise InputError(
-            f"classes with too few {what} for {folds} folds: {listed}; each needs at least "
-            f"{minimum}; ask for fewer folds or leave the class out"
+            f'{rule.folds} folds need as many groups, but "{groups.name}" has '
+            f"{groups.nunique()}; lower {rule.key('folds')}"
+        )
+    if few := small_classes(labels, rule, groups):
+        remedies = [_possible(labels, rule, groups)]
+        if len(classes) - len(few) >= 2:
+            drops = f" with {rule.key('drop_small')}=True" if hasattr(rule, "drop_small") else ""
+            remedies.append(f"leave them out{drops}")
+        raise InputError(
+            f"classes with too few {_what(rule, groups)} for {_plan(rule)}: {describe_sizes(few)} "
+            f"(each needs {rule.min_members}); "
+            f"{', or '.join(filter(None, remedies)) or 'give more of them, or other classes'}"
         )
 
 
-def check_split(split: Split, labels: pd.Series, groups: pd.Series | None = None) -> None:
-    """Raises InputError if a fold cannot be learned or tested, or a group leaks.
+def _plan(rule: SplitRule) -> str:
+    if rule.folds > 1:
+        return f"{rule.folds} folds"
+    return "a train, a valid and a test side" if rule.valid_fraction else "a train and a test side"
+
+
+def find_problem(split: Split, labels: pd.Series, groups: pd.Series | None) -> str:
+    """Returns why a fold cannot be learned or tested, or which group leaks; "" if all is well.
 
     Each fold needs at least two classes on the train and on the test side, and on the train side
-    every class of the test side. No group may stand on two sides of a fold.
+    every class of the other sides. No group may stand on two sides of a fold.
     """
     table = split.table.assign(label=labels.reindex(split.table["id"]).to_numpy())
     if groups is not None:
         table["group"] = groups.reindex(table["id"]).to_numpy()
     for fold, rows in table.groupby("fold"):
-        if groups is not None:
-            _check_leak(rows, fold, groups.name)
+        if groups is not None and (leak := _leak(rows, fold, groups.name)):
+            return leak
         classes = {side: set(rows.loc[rows["side"] == side, "label"]) for side in SIDES}
         for side in ("train", "test"):
             if len(classes[side]) < 2:
                 have = ", ".join(f'"{name}"' for name in classes[side]) or "none"
-                raise InputError(
-                    f"fold {fold} has fewer than two classes on its {side} side ({have}); ask for "
-                    "fewer folds, or give a split with both"
+                return f"fold {fold} has fewer than two classes on its {side} side ({have})"
+        for side in ("test", "valid"):
+            if unseen := sorted(map(str, classes[side] - classes["train"])):
+                return (
+                    f'class "{unseen[0]}" is on the {side} side of fold {fold}, but not on its '
+                    "train side"
                 )
-        unseen = sorted(map(str, (classes["test"] | classes["valid"]) - classes["train"]))
-        if unseen:
-            raise InputError(
-                f'fold {fold} tests class "{unseen[0]}", which its train side lacks; ask for other '
-                "folds, or leave the class out"
-            )
+    return ""
 
 
-def leak_warnings(obs: pd.DataFrame, split: Split, group: str = "") -> list[str]:
-    """Returns a line for each donor-like obs column whose cells stand on both sides of a fold.
-
-    Cells of one donor resemble each other: with some of them trained on, the others are easier to
-    classify than cells of a new donor.
-
-    Args:
-      obs: [cells] indexed by cell id.
-      split: of cells.
-      group: the column that the split holds out whole, of which no warning is given; "" for none.
-    """
-    lines = []
-    for column in obs.columns:
-        if column == group or str(column).lower() not in DONOR_COLUMNS:
-            continue
-        first = split.table[split.table["fold"] == 0]
-        values = obs[column].astype("object").reindex(first["id"]).to_numpy()
-        tested = (first["side"] == "test").to_numpy()
-        shared = set(pd.Series(values[tested]).dropna()) & set(pd.Series(values[~tested]).dropna())
-        if shared and pd.Series(values).nunique() > 1:
-            lines.append(
-                f'warning: {len(shared)} values of "{column}" stand on both sides of the split, so '
-                f"scores need not hold for a new {column}; to hold whole ones out, set "
-                f"--config.task.group={column}"
-            )
-    return lines
-
-
-def _check_ids(ids: pd.Index) -> None:
+def check_ids(ids: pd.Index) -> None:
+    """Raises InputError if an id occurs twice."""
     if not ids.is_unique:
         repeated = ids[ids.duplicated()][0]
         raise InputError(f'id "{repeated}" occurs twice; ids must be unique to be split')
 
 
-def _aligned_groups(labels: pd.Series, groups: pd.Series) -> pd.Series:
+def align_groups(labels: pd.Series, groups: pd.Series) -> pd.Series:
+    """Returns the group of each id, as text; InputError if one has none."""
     aligned = groups.reindex(labels.index)
     missing = aligned.isna()
     if missing.any():
@@ -270,7 +298,7 @@ def _test_sides(
 ) -> Iterable[np.ndarray]:
     """Yields bool [ids] for each fold: who is tested."""
     if rule.folds == 1:
-        yield _hold_out(labels, groups, rule.test_fraction, rule.seed)
+        yield _hold_out(labels, groups, rule, "test_fraction")
         return
     if groups is not None and not _is_nested(labels, groups):
         yield from _mixed_folds(labels, groups, rule.folds, rule.seed)
@@ -282,31 +310,58 @@ def _test_sides(
 
 
 def _hold_out(
-    labels: pd.Series, groups: pd.Series | None, fraction: float, seed: int
+    labels: pd.Series, groups: pd.Series | None, rule: SplitRule, name: str
 ) -> np.ndarray:
-    """Returns bool [ids]: about `fraction` of the ids, every class among them, whole groups."""
+    """Returns bool [ids]: about a fraction (a field of the rule) of the ids, in whole groups."""
+    fraction = getattr(rule, name)
     if groups is not None and not _is_nested(labels, groups):
+        if groups.nunique() < 2:
+            raise _CannotSplitError(
+                f'{rule.key(name)} is {fraction:g}, but only one group of "{groups.name}" is left'
+            )
         folds = min(max(round(1 / fraction), 2), groups.nunique())
-        return next(_mixed_folds(labels, groups, folds, seed))
+        sides = list(_mixed_folds(labels, groups, folds, rule.seed))
+        return next((each for each in sides if _can_be_learned(labels, each)), sides[0])
     units = labels if groups is None else _group_labels(labels, groups)
-    what = "ids" if groups is None else f'groups ("{groups.name}")'
     try:
         _, held = train_test_split(
-            np.arange(len(units)), test_size=fraction, stratify=units, random_state=seed
+            np.arange(len(units)), test_size=fraction, stratify=units, random_state=rule.seed
         )
-    except ValueError as error:
-        raise InputError(
-            f"{fraction:g} of {len(units)} {what} cannot hold every class ({error}); hold out "
-            "another fraction"
-        ) from error
+    except ValueError:
+        why = _why_not(units, fraction, _what(rule, groups))
+        raise _CannotSplitError(f"{rule.key(name)} is {fraction:g}: {why}") from None
     return _members(units.index[held], labels, groups)
+
+
+def _why_not(units: pd.Series, fraction: float, what: str) -> str:
+    """Returns why a fraction of units, which have a class each, cannot hold every class."""
+    sizes, held = units.value_counts(), int(np.ceil(fraction * len(units)))
+    if sizes.min() < 2:
+        return f'class "{sizes.idxmin()}" has {sizes.min()} of the {len(units)} {what}'
+    if held < len(sizes):
+        return f"of {len(units)} {what} that is {held}, fewer than the {len(sizes)} classes"
+    return (
+        f"of {len(units)} {what} that leaves {len(units) - held} to learn from, fewer than the "
+        f"{len(sizes)} classes"
+    )
+
+
+def _can_be_learned(labels: pd.Series, held: np.ndarray) -> bool:
+    classes = set(labels[held])
+    return len(classes) > 1 and classes <= set(labels[~held])
 
 
 def _mixed_folds(
     labels: pd.Series, groups: pd.Series, folds: int, seed: int
 ) -> Iterator[np.ndarray]:
     splitter = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
-    for _, test in splitter.split(labels, labels, groups):
+    if labels.value_counts().max() < folds:
+        raise _CannotSplitError(f"no class has the {folds} members that {folds} folds need")
+    with warnings.catch_warnings():
+        # Of classes with fewer members than folds; whether each side can be learned is checked.
+        warnings.simplefilter("ignore", UserWarning)
+        tested = [test for _, test in splitter.split(labels, labels, groups)]
+    for test in tested:
         mask = np.zeros(len(labels), bool)
         mask[test] = True
         yield mask
@@ -327,40 +382,17 @@ def _members(units: pd.Index, labels: pd.Series, groups: pd.Series | None) -> np
     return np.asarray((labels.index if groups is None else groups).isin(units))
 
 
-def _fold_table(ids: pd.Index, fold: int, side: np.ndarray) -> pd.DataFrame:
+def fold_rows(ids: pd.Index, fold: int, side: np.ndarray) -> pd.DataFrame:
+    """Returns rows of a split's table."""
     return pd.DataFrame({"id": ids.astype(str), "fold": fold, "side": side})
 
 
-def _read_sides(paths: Mapping[str, Path | str]) -> pd.DataFrame:
-    parts = []
-    for side, path in paths.items():
-        if side not in SIDES:
-            raise InputError(f'"{side}" is no side of a split; use {", ".join(SIDES)}')
-        rows = read_id_table(path)
-        ids = rows[named_column(rows, ID_COLUMNS, "ids", path)].drop_duplicates()
-        parts.append(_fold_table(pd.Index(ids), 0, np.full(len(ids), side, object)))
-    return pd.concat(parts, ignore_index=True)
-
-
-def _read_split_table(path: Path) -> pd.DataFrame:
-    rows = read_id_table(path)
-    ids = rows[named_column(rows, ID_COLUMNS, "ids", path)]
-    side = rows[named_column(rows, ("side",), "sides", path)]
-    wrong = sorted(set(side) - set(SIDES))
-    if wrong:
-        raise InputError(f'{path} has a side "{wrong[0]}"; use {", ".join(SIDES)}')
-    fold = rows["fold"] if "fold" in rows else pd.Series("0", index=rows.index)
-    names = sorted(fold.unique(), key=lambda name: (len(name), name))
-    numbers = fold.map({name: number for number, name in enumerate(names)})
-    return pd.DataFrame({"id": ids, "fold": numbers.astype(int), "side": side})
-
-
-def _check_leak(rows: pd.DataFrame, fold: int, name: object) -> None:
+def _leak(rows: pd.DataFrame, fold: int, name: object) -> str:
     sides = rows.groupby("group")["side"].nunique()
     leaking = sides.index[sides > 1]
-    if len(leaking):
-        listed = ", ".join(f'"{each}"' for each in leaking[:5])
-        raise InputError(
-            f'{len(leaking)} groups of "{name}" stand on several sides of fold {fold}, first '
-            f"{listed}; put all of a group on one side"
-        )
+    if not len(leaking):
+        return ""
+    listed = ", ".join(f'"{each}"' for each in leaking[:5])
+    return (
+        f'{len(leaking)} groups of "{name}" stand on several sides of fold {fold}, first {listed}'
+    )
