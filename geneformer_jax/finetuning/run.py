@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 
 from geneformer_jax.cells.counts.options import CountArguments
 from geneformer_jax.cells.store.cell_store import CellStore, EncodedCells
+from geneformer_jax.cells.store.shorter_cells import shorten
 from geneformer_jax.common.errors import InputError
 from geneformer_jax.common.log import logger
 from geneformer_jax.common.workdir import claim_workdir
@@ -85,6 +86,8 @@ class FinetuneRun:
                     "--config.data.store is not set; name a folder written by tokenize"
                 )
             cells = CellStore.open(config.data.store)
+        positions = config.model["positions"] if model is None else model.config.positions
+        cells = shorten(cells, positions)
         if sections[TASK] is not None:
             section = typed_task(sections[TASK])
             task = prepare_task(section, cells)

@@ -15,6 +15,7 @@ from geneformer_jax.cells.formats.anndata_source import AnnDataSource
 from geneformer_jax.cells.formats.open import open_counts
 from geneformer_jax.cells.formats.paths import is_counts
 from geneformer_jax.cells.store.cell_store import CellStore, EncodedCells
+from geneformer_jax.cells.store.shorter_cells import shorten
 from geneformer_jax.cells.tokenization.tokenizer import (
     TokenizerOptions,
     default_max_length,
@@ -73,6 +74,8 @@ def open_cells(
 ) -> EncodedCells:
     """Opens a cell store, or tokenises counts with the model's vocabulary.
 
+    Cells with more tokens than the model takes are cut to their highest ranked genes.
+
     Args:
       cells: a store, tokenised cells or counts.
       model: that they are for.
@@ -96,7 +99,7 @@ def open_cells(
             )
         encoded = CellStore.open(cells) if isinstance(cells, str | Path) else cells
         _check_cells(encoded, model, whole)
-        return encoded
+        return encoded if whole else shorten(encoded, model.config.positions)
     longest = min(default_max_length(model.vocabulary), model.config.positions)
     if whole:
         longest = model.vocabulary.size
@@ -229,9 +232,4 @@ def _check_cells(cells: EncodedCells, model: PretrainedModel, whole: bool) -> No
         raise InputError(
             f"the cells were cut at {longest:,} tokens, but genes beyond the cut are needed; "
             f"tokenize with --max_length={model.vocabulary.size}, or give the counts"
-        )
-    if not whole and longest > model.config.positions:
-        raise InputError(
-            f"the longest cell has {longest:,} tokens but the model {model.config.positions:,} "
-            f"positions; tokenize with --max_length={model.config.positions}"
         )

@@ -6,10 +6,9 @@ from pathlib import Path
 
 import jax
 import numpy as np
-import pandas as pd
 
 from geneformer_jax.cells.store.cell_store import EncodedCells
-from geneformer_jax.cells.tokenization.vocabulary import GeneVocabulary
+from geneformer_jax.cells.store.shorter_cells import shorten
 from geneformer_jax.common.command_line import split_list
 from geneformer_jax.common.errors import InputError, did_you_mean
 from geneformer_jax.embedding.embedder import Embedded, Embedder
@@ -62,35 +61,6 @@ class CellStates:
         return select_cells(cells, {self.column: [self.start]}) if self.start else cells
 
 
-@dataclass(frozen=True, eq=False)
-class _InSight:
-    """Cells cut to what the model sees of them."""
-
-    source: EncodedCells
-    limit: int
-
-    @property
-    def lengths(self) -> np.ndarray:
-        return np.minimum(self.source.lengths, self.limit)
-
-    @property
-    def obs(self) -> pd.DataFrame:
-        return self.source.obs
-
-    @property
-    def vocabulary(self) -> GeneVocabulary:
-        return self.source.vocabulary
-
-    def read(self, indices: np.ndarray) -> list[np.ndarray]:
-        cut = self.limit - (self.vocabulary.eos_id is not None)
-        return [
-            tokens
-            if len(tokens) <= self.limit
-            else np.append(tokens[:cut], tokens[-1:][: self.limit - cut])
-            for tokens in self.source.read(indices)
-        ]
-
-
 def compute_states(
     model: PretrainedModel,
     cells: EncodedCells,
@@ -102,7 +72,7 @@ def compute_states(
 ) -> StateEmbeddings:
     """Embeds the cells of the states; exact means, as the original's exact_mean."""
     own = select_cells(cells, {states.column: states.names})
-    own = ChosenCells(_InSight(own, model.config.positions), np.arange(len(own.rows)), own.dropped)
+    own = ChosenCells(shorten(own, model.config.positions), np.arange(len(own.rows)), own.dropped)
     embedder = Embedder(model, own, mode, hidden_layer, runtime, devices=list(devices))
     with embedder.progress() as progress:
         rows = embedder.rows(0, len(own.rows), progress)

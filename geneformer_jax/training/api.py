@@ -177,6 +177,7 @@ def _claim_workdir(run: Run, workdir: Path) -> None:
         "training_cells": len(run.training_cells),
         "held_out_cells": run.config.evaluation.held_out_cells,
         "steps": run.steps,
+        "cells_cut": getattr(run.store, "cut", 0),
     }
     provenance = describe_run("pretrain", configuration, [run.store.folder], counts)
     claim_workdir(workdir, run.identity(), provenance)

@@ -16,6 +16,7 @@ from geneformer_jax.batches.loader import BatchShard, MaskedBatches
 from geneformer_jax.batches.masking import MaskingConfig
 from geneformer_jax.batches.plan import PlanRecipe, split_cells
 from geneformer_jax.cells.store.cell_store import CellStore
+from geneformer_jax.cells.store.shorter_cells import ShorterCells
 from geneformer_jax.common.errors import InputError
 from geneformer_jax.model.config import EncoderConfig
 from geneformer_jax.model.pretrained import load_model
@@ -198,6 +199,8 @@ def prepare_run(
 ) -> Run:
     """Determines mesh, batches, steps and attention, and checks that they fit together.
 
+    Cells with more tokens than the model takes are cut to their highest ranked genes.
+
     Args:
       config: the whole run.
       store: the cells.
@@ -207,6 +210,8 @@ def prepare_run(
       InputError: a value of the configuration does not fit the store, the devices or another value.
     """
     encoder = config.encoder(store.vocabulary.size)
+    seen = ShorterCells(store, encoder.positions)
+    store = seen if seen.cut else store
     mesh = make_mesh(config.mesh, devices)
     _require_divisible(encoder, mesh)
     shape = _shape(config, store, mesh, encoder)
@@ -237,7 +242,7 @@ def prepare_run(
         ),
         held_out=_held_out(store, held_out, config.masking, shard) if held_out_cells else None,
         steps=steps,
-        notes=notes,
+        notes=(*notes, *([seen.describe()] if seen.cut else [])),
     )
 
 
@@ -286,12 +291,6 @@ def _require_divisible(encoder: EncoderConfig, mesh: Mesh) -> None:
 def _shape(
     config: PretrainConfig, store: CellStore, mesh: Mesh, encoder: EncoderConfig
 ) -> BatchShape:
-    longest = int(store.lengths.max())
-    if longest > encoder.positions:
-        raise InputError(
-            f"the store's longest cell has {longest} tokens, but --config.model.positions is "
-            f"{encoder.positions}; raise it, or tokenize with --max_length={encoder.positions}"
-        )
     divisor = batch_divisor(mesh) * config.runtime.micro_batches
     return config.data.batch_shape(store.lengths, encoder.positions, divisor)
 

@@ -290,11 +290,6 @@ def test_wrong_requests_end_with_one_line(v1_model, v2_model, adata):
     assert "54 tokens but the model of toy 64" in message(smaller, adata)
     other_cells = tokenize_cells(adata, v1_model.vocabulary)
     assert "another gene" in message(v2_model, other_cells)
-    short = model_of(positions=8)
-    cells = tokenize_cells(adata, v2_model.vocabulary)
-    assert "--max_length=8" in message(short, cells)
-    # Counts are cut to what the model takes instead.
-    assert embed_cells(short, adata).n_obs == 39
 
 
 @dataclasses.dataclass

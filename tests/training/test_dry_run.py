@@ -56,7 +56,6 @@ REFUSED = [
     ("model.heads=3", "width 32 is not divisible by model.heads 3; choose a multiple"),
     ("mesh.tensor=8", "heads 4 is not divisible by --config.mesh.tensor 8; choose a divisor"),
     ("data.cells_per_batch=12", "12 is not divisible by 8 .* choose a multiple"),
-    ("model.positions=16", "positions is 16; raise it, or tokenize with --max_length=16"),
     ("model.vocabulary_size=99", "99 but the store's vocabulary has 152 tokens; tokenize with"),
     ("mesh.data=16", "cannot be laid out on the 8 devices at hand; choose"),
     ("runtime.attention=cudnn", 'needs an NVIDIA GPU, not cpu: change that, or use .*"auto"'),
