@@ -56,6 +56,9 @@ def main() -> None:
     )
     limits = {name: _numbers(name) for name in ("layers", "heads")}
     run = AttentionRun(FLAGS.output, query, configuration(), **limits)
+    if run.is_complete():
+        print(f"{FLAGS.output} is complete and was written by this command: nothing to do")
+        return
     filters = parse_filters(FLAGS.filter)
     use_all_cores()
     run.prepare(

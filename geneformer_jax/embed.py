@@ -50,7 +50,7 @@ flags.DEFINE_bool(
     "figures", False, "Draw (PNG and PDF) beside --output: UMAP and heat map for each --color; "
     "for --mode=gene the similarity of --genes.",
 )  # fmt: skip
-flags.DEFINE_string("genes", "", "Genes for the figure, ids or symbols; default: the commonest.")
+flags.DEFINE_string("genes", "", "Genes for the figure: names or a file; default: the commonest.")
 flags.DEFINE_string("counts", "", "Raw counts of a store's cells, to compare with their PCA.")
 command_line.device_flags()
 _SAME_NAME = ("max_cells", "seed", "precision", "attention", "tokens_per_device")
@@ -62,6 +62,7 @@ def main() -> None:
     from geneformer_jax.embedding.report import EmbeddingReportConfig
     from geneformer_jax.embedding.run import EmbeddingRun
     from geneformer_jax.inference.cells import parse_filters
+    from geneformer_jax.inference.listed_genes import read_genes
     from geneformer_jax.interop.load import load_model
     from geneformer_jax.model.sharding import use_all_cores
 
@@ -72,12 +73,15 @@ def main() -> None:
         quality=tuple(split_list(FLAGS.quality)),
         batch_key=FLAGS.batch_key,
         figures=FLAGS.figures,
-        genes=tuple(split_list(FLAGS.genes)),
+        genes=tuple(read_genes(FLAGS.genes)),
     )
     layers = command_line.parse_numbers("hidden_layer", int)
     run = EmbeddingRun(
         Path(FLAGS.output), configuration(), report, mode=FLAGS.mode, hidden_layer=layers
     )
+    if run.is_complete():
+        print(f"{FLAGS.output} is complete and was written by this command: nothing to do")
+        return
     filters = parse_filters(FLAGS.filter)
     use_all_cores()
     run.prepare(

@@ -22,11 +22,11 @@ from geneformer_jax.attention_analysis.extractor import (
 from geneformer_jax.attention_analysis.report import write_report
 from geneformer_jax.attention_analysis.sums import AttentionTotals, CellMeasures
 from geneformer_jax.common.errors import InputError
-from geneformer_jax.common.files import remove, require_new_folder, slug
+from geneformer_jax.common.files import remove, slug
 from geneformer_jax.common.log import logger
 from geneformer_jax.common.progress import Progress
 from geneformer_jax.common.provenance import describe_run
-from geneformer_jax.common.workdir import as_json
+from geneformer_jax.common.workdir import as_json, is_finished
 from geneformer_jax.inference.cells import ORIGINAL_SEED, open_cells, select_cells
 from geneformer_jax.inference.random_control import MODEL
 from geneformer_jax.inference.resume import (
@@ -66,13 +66,22 @@ class AttentionRun:
           configuration: the command, for the provenance.
           layers, heads: numbers from 1, to which the tables of genes and pairs are limited; all if
             empty.
+        """
+        self._output, self._query = Path(output), query
+        self._command = as_json(configuration)
+        self._only = {"layer": tuple(layers), "head": tuple(heads)}
+
+    def is_complete(self) -> bool:
+        """Whether the output is there already, written by this command.
 
         Raises:
           InputError: the output holds something else.
         """
-        self._output, self._query = require_new_folder(output), query
-        self._command = as_json(configuration)
-        self._only = {"layer": tuple(layers), "head": tuple(heads)}
+        complete = is_finished(self._output, self._command)
+        if complete:
+            # A run that was killed at its very end may have left them.
+            remove(parts_folder(self._output))
+        return complete
 
     def prepare(
         self,

@@ -11,7 +11,20 @@ from geneformer_jax.common.errors import InputError
 SUFFIXES = (".json", ".txt", ".tsv", ".csv", ".parquet")
 
 CLASS_COLUMNS = ("class", "label", "labels", "category")
-GENE_COLUMNS = ("ensembl_id", "gene_id", "id", "gene", "gene_symbol", "symbol", "gene_name")
+GENE_COLUMNS = (
+    "ensembl_id",
+    "ensembl_gene_id",
+    "gene_id",
+    "gene_ids",
+    "id",
+    "gene",
+    "genes",
+    "gene_symbol",
+    "hgnc_symbol",
+    "symbol",
+    "gene_name",
+)
+_HEADINGS = {*CLASS_COLUMNS, *GENE_COLUMNS, "ensembl", "symbols", "cell", "cell_id", "barcode"}
 
 
 def read_id_table(path: Path | str) -> pd.DataFrame:
@@ -20,7 +33,8 @@ def read_id_table(path: Path | str) -> pd.DataFrame:
     Args:
       path: .csv, .tsv or .parquet with named columns (a .gz is unpacked); .json as
         {"class": ["id", ...]}, read as columns `class` and `id`; .txt as a table with tabs, or as
-        one id per line without a heading, read as column `id`.
+        one id per line, read as column `id`. One column needs no heading: a first line that is
+        none (see `is_heading`) is an id.
 
     Returns:
       [rows] text columns; blanks around values are gone.
@@ -39,14 +53,29 @@ def read_id_table(path: Path | str) -> pd.DataFrame:
     elif suffix == ".parquet":
         table = _from_parquet(path)
     elif suffix == ".txt" and not _has_tabs(path):
-        table = pd.DataFrame({"id": path.read_text(encoding="utf-8").splitlines()})
+        table = _one_column(path.read_text(encoding="utf-8-sig").splitlines())
     else:
         table = read_table(path)
+        if table.shape[1] == 1 and not is_heading(table.columns[0]):
+            table = _one_column([table.columns[0], *table.iloc[:, 0]])
     table = table.astype(str).apply(lambda column: column.str.strip())
     table = table[(table != "").any(axis=1)].reset_index(drop=True)
     if table.empty:
         raise InputError(f"{path} holds no row; name a table with ids")
     return table
+
+
+def is_heading(text: object) -> bool:
+    """Whether a text names a column of ids or classes, as "Gene symbol" does."""
+    return _plain(text) in _HEADINGS
+
+
+def _plain(heading: object) -> str:
+    return "_".join(str(heading).strip(" \"'").lower().split())
+
+
+def _one_column(values: list[str]) -> pd.DataFrame:
+    return pd.DataFrame({"id": values[1:] if values and is_heading(values[0]) else values})
 
 
 def named_column(table: pd.DataFrame, names: tuple[str, ...], what: str, path: object) -> str:
@@ -55,7 +84,7 @@ def named_column(table: pd.DataFrame, names: tuple[str, ...], what: str, path: o
     Raises:
       InputError: it has none of them.
     """
-    found = {str(column).lower(): column for column in reversed(list(table.columns))}
+    found = {_plain(column): column for column in reversed(list(table.columns))}
     for name in names:
         if name in found:
             return found[name]
@@ -66,7 +95,7 @@ def named_column(table: pd.DataFrame, names: tuple[str, ...], what: str, path: o
 
 
 def _has_tabs(path: Path) -> bool:
-    with path.open(encoding="utf-8", errors="replace") as file:
+    with path.open(encoding="utf-8-sig", errors="replace") as file:
         return "\t" in file.readline()
 
 
@@ -103,6 +132,8 @@ def read_table(path: Path | str) -> pd.DataFrame:
         raise InputError(f"{path} does not exist; check the path")
     separator = "," if ".csv" in path.suffixes else "\t"
     try:
-        return pd.read_csv(path, sep=separator, dtype=str, keep_default_na=False, comment=None)
+        return pd.read_csv(
+            path, sep=separator, dtype=str, keep_default_na=False, encoding="utf-8-sig"
+        )
     except (ValueError, UnicodeDecodeError, OSError) as error:
         raise InputError(f"{path} is no table that can be read ({error})") from error

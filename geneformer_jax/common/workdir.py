@@ -1,9 +1,10 @@
 """The folder of a run: it records which run it is of, and no other run goes on in it."""
 
+import errno
 import json
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from geneformer_jax.common.errors import InputError
 from geneformer_jax.common.files import atomic_write, require_new_folder
@@ -87,13 +88,52 @@ def claim_folder(
     return settings
 
 
+def lock_folder(path: Path, shard: tuple[int, int] = (0, 1)) -> IO[bytes]:
+    """Keeps other processes from doing the same work in a folder; they let go when they end.
+
+    Args:
+      path: of the lock file.
+      shard: (i, n); processes of different shards work side by side, one without shards alone.
+
+    Returns:
+      The open file, which holds the lock as long as it is kept.
+
+    Raises:
+      InputError: another process is at work on the same shard, or on all of it.
+    """
+    file = path.open("a+b")
+    try:
+        # Absent on Windows, where nothing is locked.
+        import fcntl
+    except ModuleNotFoundError:
+        return file
+    alone = shard[1] == 1
+    # The first byte is everybody's; each shard has one of its own behind it.
+    wanted = [(fcntl.LOCK_EX if alone else fcntl.LOCK_SH, 0)]
+    wanted += [] if alone else [(fcntl.LOCK_EX, 1 + shard[0])]
+    try:
+        for kind, place in wanted:
+            fcntl.lockf(file, kind | fcntl.LOCK_NB, 1, place)
+    except OSError as error:
+        if error.errno not in (errno.EACCES, errno.EAGAIN):
+            # Some file systems of clusters know no locks.
+            return file
+        file.close()
+        what = "" if alone else f"shard {shard[0]}/{shard[1]} of "
+        raise InputError(
+            f"another process is at work on {what}{path.parent}; wait for it and run the same "
+            "command again, or share the work with `shard`"
+        ) from error
+    return file
+
+
 def is_finished(output: Path, configuration: Mapping[str, Any]) -> bool:
     """Returns whether a folder is there already, written whole with this configuration.
 
     Raises:
       InputError: something else is there.
     """
-    if not output.exists():
+    if not output.exists() or (output.is_dir() and not any(output.iterdir())):
         return False
     file = output / FILE_NAME
     if file.is_file() and json.loads(file.read_text()).get("configuration") == as_json(

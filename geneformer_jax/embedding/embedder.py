@@ -45,13 +45,10 @@ class Embedded:
     facts: Mapping[str, object] = field(default_factory=dict)
     name: str = KEY
 
-    def key(self, layer: int) -> str:
-        """Name of a layer's embeddings, with the layer where there are several."""
-        return self.name if len(self.layers) == 1 else f"{self.name}_layer{layer}"
-
     def by_key(self) -> dict[str, np.ndarray]:
         """Returns name -> float32 [rows, D] for each layer."""
-        return {self.key(layer): np.asarray(self.rows[:, k]) for k, layer in enumerate(self.layers)}
+        keys = keys_of(self.layers, self.name)
+        return {key: np.asarray(self.rows[:, k]) for k, key in enumerate(keys)}
 
     @property
     def facts_key(self) -> str:
@@ -202,6 +199,11 @@ class Embedder:
         tokens = int(np.asarray(self.cells.lengths)[batch.cells].sum())
         self.throughput.add(len(batch.cells), tokens, batch.tokens_BT.size)
         return result
+
+
+def keys_of(layers: Sequence[int], name: str = KEY) -> list[str]:
+    """Returns the name of each layer's embeddings, with the layer where there are several."""
+    return [name if len(layers) == 1 else f"{name}_layer{layer}" for layer in layers]
 
 
 def as_layers(hidden_layer: int | Sequence[int]) -> tuple[int, ...]:

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from scipy.cluster import hierarchy
 
-from geneformer_jax.common.errors import InputError, did_you_mean
+from geneformer_jax.common.errors import InputError
 from geneformer_jax.common.files import slug
 from geneformer_jax.embedding.comparison import MAX_DRAWN_CELLS, draw_rows
 from geneformer_jax.embedding.embedder import Embedded
@@ -30,7 +30,7 @@ from geneformer_jax.reporting.figures import (
 )
 
 COMMONEST_GENES = 40
-_MAX_GENES = 120
+MIN_GENES, _MAX_GENES = 2, 120
 _Z_LIMIT = 2.5
 
 UMAP_KEY = "X_umap"
@@ -80,6 +80,14 @@ def cell_heatmap_figure(vectors: np.ndarray, labels: pd.Series, title: str = "")
     return figure
 
 
+def check_number(genes: int) -> None:
+    """Raises InputError for too few or too many genes of a similarity figure."""
+    if not MIN_GENES <= genes <= _MAX_GENES:
+        raise InputError(
+            f"{genes} genes were named; a similarity figure takes {MIN_GENES} to {_MAX_GENES}"
+        )
+
+
 def gene_similarity_figure(vectors: np.ndarray, names: Sequence[str], title: str = "") -> Figure:
     """Draws the cosine similarity of gene embeddings, similar genes beside each other.
 
@@ -91,10 +99,7 @@ def gene_similarity_figure(vectors: np.ndarray, names: Sequence[str], title: str
     Raises:
       InputError: too few or too many genes.
     """
-    if not 2 <= len(vectors) <= _MAX_GENES:
-        raise InputError(
-            f"{len(vectors)} genes were named; a similarity figure takes 2 to {_MAX_GENES}"
-        )
+    check_number(len(vectors))
     similarity = cosine_similarity(vectors)
     apart = np.clip(1 - similarity, 0, None)
     tree = hierarchy.linkage(apart[np.triu_indices(len(apart), 1)], "average")
@@ -155,37 +160,11 @@ def cosine_similarity(vectors: np.ndarray) -> np.ndarray:
     return np.clip(unit @ unit.T, -1, 1)
 
 
-def choose_genes(table: pd.DataFrame, wanted: Sequence[str] = ()) -> tuple[np.ndarray, list[str]]:
-    """Finds genes in a table of gene embeddings.
-
-    Args:
-      table: [genes] of mode "gene": gene ids as index, `symbol` and `n_cells`.
-      wanted: gene ids or symbols; if none, the 40 genes that most cells have.
-
-    Returns:
-      (int64 rows of the table, symbols, or ids where there is none).
-
-    Raises:
-      InputError: no cell has such a gene, or it is named twice.
-    """
-    ids, symbols = table.index.to_numpy(str), table["symbol"].to_numpy(str)
-    if wanted:
-        place = {**{name: i for i, name in enumerate(symbols) if name},
-                 **{name: i for i, name in enumerate(ids)}}  # fmt: skip
-        for name in wanted:
-            if name not in place:
-                raise InputError(
-                    f'no embedded cell has a gene "{name}"{did_you_mean(name, place)}; check its '
-                    "id or symbol"
-                )
-        rows = np.array([place[name] for name in wanted])
-        if len(set(rows)) < len(rows):
-            raise InputError(f"{', '.join(wanted)} name a gene twice; name each once")
-    else:
-        is_gene = ~pd.Series(ids).str.startswith("<").to_numpy()
-        order = np.argsort(-table["n_cells"].to_numpy(), kind="stable")
-        rows = order[is_gene[order]][:COMMONEST_GENES]
-    return rows, [symbols[i] or ids[i] for i in rows]
+def commonest_genes(table: pd.DataFrame) -> np.ndarray:
+    """Returns int64 rows of the 40 genes that most cells have; `table` as of mode "gene"."""
+    is_gene = ~table.index.str.startswith("<")
+    order = np.argsort(-table["n_cells"].to_numpy(), kind="stable")
+    return order[is_gene[order]][:COMMONEST_GENES]
 
 
 def _classes(labels: pd.Series) -> tuple[list[str], np.ndarray]:
@@ -277,10 +256,11 @@ def draw_heatmaps(embedded: Embedded, columns: Sequence[str]) -> list[Drawing]:
     return drawings
 
 
-def draw_genes(embedded: Embedded, wanted: Sequence[str]) -> Drawing:
-    """Draws the similarity of named genes, or of the commonest."""
-    rows, names = choose_genes(embedded.table, wanted)
-    which = "" if wanted else f", the {len(names)} genes of most cells"
+def draw_genes(embedded: Embedded, rows: np.ndarray, named: bool) -> Drawing:
+    """Draws the similarity of genes, which were named or else are the commonest."""
+    table = embedded.table.iloc[rows]
+    names = [symbol or gene for gene, symbol in zip(table.index, table["symbol"], strict=True)]
+    which = "" if named else f", the {len(names)} genes of most cells"
     figure = gene_similarity_figure(
         np.asarray(embedded.rows[rows, 0]), names, f"Similarity of gene embeddings{which}"
     )

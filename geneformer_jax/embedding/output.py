@@ -1,10 +1,11 @@
 """Embeddings in files of several formats, each with its provenance."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import anndata as ad
 import h5py
 import numpy as np
 import pandas as pd
@@ -21,8 +22,15 @@ PROVENANCE = "provenance"
 ROWS_AT_ONCE = 16_384
 
 
-def check_output(output: Path, configuration: Mapping[str, Any]) -> None:
+def check_output(
+    output: Path, configuration: Mapping[str, Any], changeable: Collection[str] = ()
+) -> None:
     """Checks the format of an output, and that no file of someone else is in its place.
+
+    Args:
+      output: file to write.
+      configuration: the command.
+      changeable: its options that the embeddings do not depend on.
 
     Raises:
       InputError: otherwise. A file that the same command wrote may be written again.
@@ -31,11 +39,23 @@ def check_output(output: Path, configuration: Mapping[str, Any]) -> None:
         raise InputError(f"--output={output} must end in {', '.join(SUFFIXES)}")
     written = [output, table_path(output)] if output.suffix == ".npy" else [output]
     for path in written:
-        if path.exists() and _provenance_of(path).get("configuration") != as_json(configuration):
+        if path.exists() and not _made_alike(path, configuration, changeable):
             raise InputError(
                 f"{path} is there and was not written by this command; remove it or name another "
                 "file"
             )
+
+
+def report_path(output: Path) -> Path:
+    """Where the report on an output lies."""
+    return output.with_name(output.stem + ".report.html")
+
+
+def _made_alike(path: Path, configuration: Mapping[str, Any], changeable: Collection[str]) -> bool:
+    known, now = provenance_of(path).get("configuration"), as_json(configuration)
+    if known is None:
+        return False
+    return all(known.get(name) == now.get(name) for name in {*known, *now}.difference(changeable))
 
 
 def table_path(output: Path) -> Path:
@@ -110,7 +130,32 @@ def _write_npy(rows: np.ndarray, path: Path, size: int) -> None:
     copy.flush()
 
 
-def _provenance_of(path: Path) -> dict[str, Any]:
+def read_output(output: Path, keys: Sequence[str]) -> tuple[np.ndarray, pd.DataFrame]:
+    """Reads what `write_output` wrote: (float32 [rows, K, D], table of the rows).
+
+    Args:
+      output: an earlier output.
+      keys: names of the embeddings of K layers in it.
+
+    Raises:
+      InputError: it is damaged.
+    """
+    try:
+        if output.suffix == ".h5ad":
+            adata = ad.read_h5ad(output)
+            return np.stack([adata.obsm[key] for key in keys], axis=1), adata.obs
+        if output.suffix == ".parquet":
+            table = pd.read_parquet(output)
+            rows = [np.stack(table.pop(key).to_numpy()) for key in keys]
+            return np.stack(rows, axis=1), table
+        rows = np.load(output, mmap_mode="r")
+        return rows.reshape(len(rows), len(keys), -1), pd.read_parquet(table_path(output))
+    except (OSError, ValueError, KeyError, pa.ArrowException) as error:
+        reason = " ".join(str(error).split())[:120]
+        raise InputError(f"{output} is damaged ({reason}); remove it to begin anew") from error
+
+
+def provenance_of(path: Path) -> dict[str, Any]:
     """Provenance in an earlier output; empty if the file is something else."""
     if path.suffix == ".npy":
         path = table_path(path)

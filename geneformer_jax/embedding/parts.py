@@ -17,6 +17,7 @@ from geneformer_jax.inference.resume import (
     PartsFolder,
     cells_per_part,
     identity_of,
+    log_damaged,
     part_ranges,
     parts_folder,
     sha256,
@@ -30,6 +31,23 @@ CELLS_PER_ACCELERATOR_PART = 131_072
 ROWS_PER_PART = 262_144
 ROWS = "rows.npy"
 _PART_SIZE = "cells in a part"
+
+
+def embedding_identity(embedder: Embedder, command: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns everything that embeddings depend on, as short texts and numbers.
+
+    Devices are not part of it: others only round differently.
+
+    Args:
+      embedder: of the cells.
+      command: its options, without those of the report.
+    """
+    facts = embedder.facts()
+    return {
+        **{name: facts[name] for name in ("mode", "hidden_layer", "precision", "attention")},
+        **identity_of(embedder.model, embedder.cells),
+        "command": dict(command),
+    }
 
 
 class EmbeddingParts:
@@ -53,7 +71,7 @@ class EmbeddingParts:
         Args:
           output: the file that will be written at last.
           embedder: of the cells.
-          identity: everything beside the cells that the embeddings depend on.
+          identity: everything that the embeddings depend on, see `embedding_identity`.
           max_cells: of a new run's parts; None chooses for the devices.
           max_rows: of a part of several cells.
 
@@ -62,17 +80,10 @@ class EmbeddingParts:
         """
         self._embedder = embedder
         self._parts = PartsFolder(parts_folder(output))
-        facts = embedder.facts()
-        # Devices are not part of it: others only round differently.
-        plan = {
-            **{name: facts[name] for name in ("mode", "hidden_layer", "precision", "attention")},
-            **identity_of(embedder.model, embedder.cells),
-            **identity,
-        }
         # The parts stay as they were begun, whatever devices go on with them.
         default = cells_per_part(embedder.pass_.mesh, CELLS_PER_PART, CELLS_PER_ACCELERATOR_PART)
         size = {_PART_SIZE: max_cells or default}
-        kept = self._parts.begin(plan, size, self._make_rows)
+        kept = self._parts.begin(identity, size, self._make_rows)
         self.ranges = part_ranges(embedder.offsets, kept[_PART_SIZE], max_rows)
 
     def embed(self) -> Embedded:
@@ -84,9 +95,12 @@ class EmbeddingParts:
         with embedder.progress() as progress:
             for part, (start, stop) in enumerate(self.ranges):
                 own = slice(*embedder.offsets[[start, stop]])
-                if self._parts.checksums(part) == {ROWS: sha256(rows[own])}:
+                kept = self._parts.checksums(part)
+                if kept == {ROWS: sha256(rows[own])}:
                     progress.advance(stop - start)
                     continue
+                if kept is not None:
+                    log_damaged(self._parts.folder / ROWS)
                 rows[own] = embedder.rows(start, stop, progress)
                 rows.flush()
                 self._parts.record(part, {ROWS: sha256(rows[own])})

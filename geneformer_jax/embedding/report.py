@@ -14,12 +14,18 @@ from geneformer_jax.common.log import logger
 from geneformer_jax.embedding import comparison, figures
 from geneformer_jax.embedding.embedder import Embedded, Embedder
 from geneformer_jax.embedding.label_accuracy import FOLDS, NEIGHBOURS
-from geneformer_jax.embedding.output import table_path
+from geneformer_jax.embedding.output import report_path, table_path
 from geneformer_jax.embedding.quality import check_labels, describe_quality
 from geneformer_jax.embedding.states import QUANTILES, check_states, state_embeddings
 from geneformer_jax.inference.cells import check_columns
 from geneformer_jax.inference.counts import rows_of
 from geneformer_jax.inference.finite import require_finite
+from geneformer_jax.inference.listed_genes import (
+    UNEXPRESSED,
+    UNKNOWN,
+    describe_missing,
+    find_genes,
+)
 from geneformer_jax.reporting.figures import Drawing, save_figure
 from geneformer_jax.reporting.html import Report
 
@@ -69,6 +75,8 @@ class EmbeddingReportConfig:
             check_labels(obs, column, self.batch_key)
         if self.states:
             check_states(obs, self.states, self.quantiles)
+        if self.genes:
+            figures.check_number(len(find_genes(cells.vocabulary, self.genes).tokens))
         if counts is not None and (self.color or self.quality):
             rows_of(counts, obs.index)
 
@@ -126,8 +134,7 @@ class EmbeddingReport:
         if config.quality:
             summary["quality"] = self._measure_quality()
         if config.figures and self._embedder.pass_.mode == "gene":
-            self._report.section("Genes")
-            self._draw(figures.draw_genes(self._embedded, config.genes))
+            summary["genes_left_out"] = self._draw_genes()
         elif config.figures:
             self._draw_cells()
         return summary
@@ -136,7 +143,7 @@ class EmbeddingReport:
         """Writes NAME.report.html, with the provenance and links to the files."""
         self._report.files([*self._files, self._beside(".provenance.json")])
         self._report.provenance(provenance)
-        self._report.write(self._beside(".report.html"))
+        self._report.write(report_path(self._output))
 
     def _measure_accuracies(self) -> dict[str, Any]:
         accuracies = comparison.compare_accuracies(self._embedded, self._config.color, self._counts)
@@ -165,6 +172,32 @@ class EmbeddingReport:
             shown = table.rename_axis("representation").reset_index()
             self._report.table(shown, "The same in numbers.")
         return {column: table.to_dict("index") for column, table in tables.items()}
+
+    def _draw_genes(self) -> dict[str, list[str]]:
+        """Draws the named genes, or the commonest; returns those left out, by reason."""
+        rows, left_out = figures.commonest_genes(self._embedded.table), {}
+        if self._config.genes:
+            rows, left_out = self._named_genes()
+        self._report.section("Genes")
+        for reason, names in left_out.items():
+            line = describe_missing(names, len(self._config.genes), reason)
+            logger.warning(line)
+            self._report.paragraph(f"{line}.")
+        if len(rows) < figures.MIN_GENES:
+            logger.warning("fewer than two of the genes have an embedding: no figure is drawn")
+        else:
+            self._draw(figures.draw_genes(self._embedded, rows, named=bool(self._config.genes)))
+        return left_out
+
+    def _named_genes(self) -> tuple[np.ndarray, dict[str, list[str]]]:
+        """Returns rows of the named genes that cells have, and the other genes by reason."""
+        vocabulary, index = self._embedder.cells.vocabulary, self._embedded.table.index
+        found = find_genes(vocabulary, self._config.genes)
+        ids = [vocabulary.gene_id_of(token) for token in found.tokens]
+        rows = index.get_indexer(ids)
+        absent = [name for name, row in zip(ids, rows, strict=True) if row < 0]
+        left_out = {UNKNOWN: list(found.unknown), UNEXPRESSED: absent}
+        return rows[rows >= 0], {reason: names for reason, names in left_out.items() if names}
 
     def _draw_cells(self) -> None:
         self._report.section("Cells")

@@ -1,25 +1,48 @@
 """A run of `embed` in files: from its options, part by part, to its output and report."""
 
+import dataclasses
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from geneformer_jax.cells.formats.open import open_counts
-from geneformer_jax.common.files import atomic_write
+from geneformer_jax.common.errors import InputError
+from geneformer_jax.common.files import atomic_write, remove
 from geneformer_jax.common.log import logger
 from geneformer_jax.common.provenance import describe_run
-from geneformer_jax.embedding.embedder import Embedded, Embedder, check_options
-from geneformer_jax.embedding.output import check_output, write_output
-from geneformer_jax.embedding.parts import EmbeddingParts
+from geneformer_jax.common.workdir import as_json
+from geneformer_jax.embedding.embedder import Embedded, Embedder, check_options, keys_of
+from geneformer_jax.embedding.output import (
+    check_output,
+    provenance_of,
+    read_output,
+    report_path,
+    write_output,
+)
+from geneformer_jax.embedding.parts import EmbeddingParts, embedding_identity
 from geneformer_jax.embedding.report import EmbeddingReport, EmbeddingReportConfig
 from geneformer_jax.inference.cells import ORIGINAL_SEED, open_cells, select_cells
+from geneformer_jax.inference.pipeline import Throughput
+from geneformer_jax.inference.resume import parts_folder, sha256
 from geneformer_jax.model.pretrained import PretrainedModel
 from geneformer_jax.model.runtime import inference_runtime
 
+# Options that change the report, or how the same is computed, but no embedding.
+_NOT_IN_PLAN = (
+    "output",
+    "tokens_per_device",
+    "counts",
+    *(each.name for each in dataclasses.fields(EmbeddingReportConfig)),
+)
+_IDENTITY = "identity"
+
 
 class EmbeddingRun:
-    """One run, which goes on where an interrupted one of the same command stopped."""
+    """One run, which goes on where an interrupted one of the same command stopped.
+
+    Embeddings that are there are not computed again for another report.
+    """
 
     def __init__(
         self,
@@ -41,10 +64,19 @@ class EmbeddingRun:
         Raises:
           InputError: the output holds something else, or the report is not for such embeddings.
         """
-        check_output(output, configuration)
+        check_output(output, configuration, _NOT_IN_PLAN)
         report.check_mode(mode)
         self._output, self._command, self._config = output, configuration, report
         self._mode, self._hidden_layer = mode, hidden_layer
+
+    def is_complete(self) -> bool:
+        """Whether the output and its report are there already, written by this command."""
+        written = provenance_of(self._output).get("configuration") == as_json(self._command)
+        complete = written and self._output.exists() and report_path(self._output).is_file()
+        if complete:
+            # A run that was killed at its very end may have left them.
+            remove(parts_folder(self._output))
+        return complete
 
     def prepare(
         self,
@@ -91,26 +123,56 @@ class EmbeddingRun:
             runtime,
             tokens_per_device=tokens_per_device,
         )
-        self._parts = EmbeddingParts(self._output, self._embedder, {"command": self._command})
+        command = {name: each for name, each in self._command.items() if name not in _NOT_IN_PLAN}
+        identity = embedding_identity(self._embedder, command)
+        self._identity = sha256(json.dumps(identity, sort_keys=True, default=str).encode())
+        self._parts = None
+        if self._output.exists():
+            self._check_identity()
+        else:
+            self._parts = EmbeddingParts(self._output, self._embedder, identity)
+
+    def _check_identity(self) -> None:
+        """Raises InputError if the output that is there was made of other cells or weights."""
+        counts = provenance_of(self._output)["counts"]
+        if counts.get(_IDENTITY) != self._identity:
+            raise InputError(
+                f"{self._output} was made of other cells or weights than those that are there now; "
+                "remove it or name another file"
+            )
+        self._embedder.throughput = Throughput("cells", *counts["throughput"].values())
 
     def make(self) -> Embedded:
-        """Embeds what is not embedded yet."""
+        """Embeds what is not embedded yet; takes the embeddings of an output that is there."""
+        if self._parts is None:
+            logger.info("%s: embeddings are there, only the report is new", self._output)
+            return self._kept()
         embedded = self._parts.embed()
         logger.info(self._embedder.throughput.describe())
         return embedded
+
+    def _kept(self) -> Embedded:
+        """Returns the embeddings of the output."""
+        embedder = self._embedder
+        rows, table = read_output(self._output, keys_of(embedder.layers))
+        if embedder.pass_.mode != "gene":
+            # As they are given, whatever the format of the output made of them.
+            table = embedder.table()
+        return Embedded(rows, table, embedder.layers, embedder.facts())
 
     def finish(self, embedded: Embedded) -> None:
         """Measures, draws and writes everything, and removes the parts."""
         report = EmbeddingReport(self._config, self._embedder, embedded, self._counts, self._output)
         measures = report.make()
-        counts = {"throughput": self._embedder.throughput.summary(), **embedded.facts, **measures}
+        made = {"throughput": self._embedder.throughput.summary(), _IDENTITY: self._identity}
+        counts = {**made, **embedded.facts, **measures}
         provenance = describe_run("embed", self._command, self._inputs, counts)
         text = json.dumps(provenance, indent=2, default=str)
         with atomic_write(self._output.with_suffix(".provenance.json")) as aside:
             aside.write_text(text + "\n")
         write_output(embedded, self._output, text, report.arrays)
         report.write(provenance)
-        self._parts.remove()
+        remove(parts_folder(self._output))
         logger.info(
             "embeddings: %s (%s; %s rows)",
             self._output,

@@ -5,6 +5,7 @@ Until an output is whole, its parts lie in the folder OUTPUT.parts:
   plan.json        which run this is; no other run goes on here
   records/NAME     for each finished part, the checksums of what belongs to it
   totals.npz       sums over the first parts, of runs that keep sums
+  lock             held by the processes that are at work here
 
 A part is written first and recorded last, each whole or not at all, so a run may be killed at any
 moment. A part that differs from its record is made again. Any number of processes may make
@@ -27,10 +28,10 @@ from geneformer_jax.cells.store.cell_store import EncodedCells
 from geneformer_jax.common.errors import InputError
 from geneformer_jax.common.files import atomic_write, checksum, fsync_tree_entry, remove
 from geneformer_jax.common.log import logger
-from geneformer_jax.common.workdir import claim_folder
+from geneformer_jax.common.workdir import claim_folder, lock_folder
 from geneformer_jax.model.pretrained import PretrainedModel
 
-PLAN, RECORDS, TOTALS = "plan.json", "records", "totals.npz"
+PLAN, RECORDS, TOTALS, LOCK = "plan.json", "records", "totals.npz", "lock"
 _ELSEWHERE = "remove it to begin anew, or name another output"
 
 Part = int | str
@@ -71,9 +72,10 @@ class PartsFolder:
           The settings that the parts were begun with.
 
         Raises:
-          InputError: the folder holds parts of another run, or something else.
+          InputError: the folder holds parts of another run, or something else; or another process
+            is making the same parts.
         """
-        return claim_folder(
+        settings = claim_folder(
             self.folder,
             identity,
             file=PLAN,
@@ -82,6 +84,8 @@ class PartsFolder:
             prepare=prepare,
             owner=self._owner,
         )
+        self._lock = lock_folder(self.folder / LOCK, self.shard)
+        return settings
 
     def own(self, parts: int) -> range:
         """Returns the numbers of the parts that this process makes."""
@@ -100,7 +104,7 @@ class PartsFolder:
             for name, wanted in kept.items():
                 path = self.folder / name
                 if not path.is_file() or checksum(path) != wanted:
-                    _log_damaged(path)
+                    log_damaged(path)
                     return False
             self._whole.add(part)
         return True
@@ -131,7 +135,7 @@ class PartsFolder:
         try:
             return dict(json.loads(record.read_text()))
         except (ValueError, TypeError):
-            _log_damaged(record)
+            log_damaged(record)
             return None
 
     def save(self, name: str, save: Callable[[Path], None]) -> Path:
@@ -208,7 +212,7 @@ def parts_folder(output: Path) -> Path:
 
 def tidy(output: Path, *others: str) -> None:
     """Removes from a finished folder what served the resumption, and `others`."""
-    for name in (PLAN, RECORDS, TOTALS, *others):
+    for name in (PLAN, RECORDS, TOTALS, LOCK, *others):
         remove(output / name)
 
 
@@ -280,5 +284,6 @@ def weights_sha256(model: PretrainedModel, names: Iterable[str]) -> str:
     return digest.hexdigest()
 
 
-def _log_damaged(path: Path) -> None:
+def log_damaged(path: Path) -> None:
+    """Logs that a part is made again because of this file."""
     logger.warning("%s is damaged or gone; its part is made again", path)

@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 
 from geneformer_jax.attention_analysis.api import attend_cells
+from geneformer_jax.attention_analysis.run import AttentionRun
 from geneformer_jax.model import pretrained
 from tests.helpers.commands import assert_one_line, run_command
 from tests.helpers.pages import Page, assert_files_are_linked
@@ -122,4 +123,16 @@ def test_a_folder_of_something_else_is_not_overwritten(attend, tmp_path):
     status, _, error = attend()
     assert status == 1
     assert_one_line(error)
-    assert "already holds other files" in error
+    assert "was not written by this command" in error
+    assert (tmp_path / "out" / "mine.txt").read_text() == "mine"
+
+
+def test_the_same_command_again_does_nothing_and_another_is_refused(attend, tmp_path, monkeypatch):
+    assert attend("--max_cells=12")[0] == 0
+    monkeypatch.setattr(AttentionRun, "prepare", None)
+    status, output, _ = attend("--max_cells=12")
+    assert status == 0 and "nothing to do" in output
+    status, _, error = attend("--max_cells=13")
+    assert status == 1
+    assert_one_line(error)
+    assert "was not written by this command" in error

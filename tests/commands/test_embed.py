@@ -9,7 +9,9 @@ import pytest
 
 from geneformer_jax.embedding import parts, quality
 from geneformer_jax.embedding.api import embed_cells
-from geneformer_jax.embedding.embedder import KEY, Embedder
+from geneformer_jax.embedding.embedder import KEY, Embedder, keys_of
+from geneformer_jax.embedding.output import read_output
+from geneformer_jax.embedding.report import EmbeddingReport
 from geneformer_jax.embedding.states import StateEmbeddings
 from geneformer_jax.model import pretrained
 from tests.helpers.commands import assert_one_line, run_command
@@ -62,16 +64,80 @@ def test_embeddings_accuracies_and_provenance_are_written(embed, model, toy_stor
     ]
 
 
-def test_the_same_command_may_be_given_again_and_another_may_not(embed, tmp_path):
+@pytest.fixture
+def computed(monkeypatch) -> list[str]:
+    """Names of the passes that were made."""
+    made = []
+    for name in ("rows", "genes"):
+        work = getattr(Embedder, name)
+
+        def counted(*given, name=name, work=work):
+            made.append(name)
+            return work(*given)
+
+        monkeypatch.setattr(Embedder, name, counted)
+    return made
+
+
+def test_the_same_command_may_be_given_again_and_another_may_not(embed, computed, tmp_path):
     assert embed()[0] == 0
     before = ad.read_h5ad(tmp_path / "out.h5ad").obsm[KEY]
-    assert embed()[0] == 0
+    computed.clear()
+    status, output, _ = embed()
+    assert (status, computed) == (0, []) and "nothing to do" in output
     np.testing.assert_array_equal(ad.read_h5ad(tmp_path / "out.h5ad").obsm[KEY], before)
     status, _, error = embed("--layer=0")
     assert status == 1
     assert_one_line(error)
     assert "was not written by this command" in error
     np.testing.assert_array_equal(ad.read_h5ad(tmp_path / "out.h5ad").obsm[KEY], before)
+
+
+@pytest.mark.parametrize("suffix", [".h5ad", ".parquet", ".npy"])
+def test_another_report_takes_the_embeddings_that_are_there(embed, computed, tmp_path, suffix):
+    given = (f"--output={tmp_path}/out{suffix}", "--max_cells=40", "--hidden_layer=-1,0")
+    assert embed(*given)[0] == 0
+    before = read_output(tmp_path / f"out{suffix}", keys_of((-1, 0)))
+    speed = json.loads((tmp_path / "out.provenance.json").read_text())["counts"]["throughput"]
+    computed.clear()
+    status, output, error = embed(*given, "--states=kind")
+    assert status == 0, error
+    assert computed == [] and "only the report is new" in output
+    after = read_output(tmp_path / f"out{suffix}", keys_of((-1, 0)))
+    np.testing.assert_array_equal(after[0], before[0])
+    pd.testing.assert_frame_equal(after[1], before[1])
+    provenance = json.loads((tmp_path / "out.provenance.json").read_text())
+    assert provenance["counts"]["throughput"] == speed
+    assert provenance["configuration"]["states"] == "kind"
+    assert (tmp_path / "out.states.parquet").is_file()
+    # A report that was lost is made again; other embeddings are not written over.
+    (tmp_path / "out.report.html").unlink()
+    assert embed(*given, "--states=kind")[0] == 0 and computed == []
+    assert (tmp_path / "out.report.html").is_file()
+    status, _, error = embed(*given, "--max_cells=41")
+    assert status == 1 and "was not written by this command" in error
+
+
+def test_a_report_on_embeddings_of_other_weights_is_refused(embed, monkeypatch, tmp_path):
+    assert embed("--max_cells=9")[0] == 0
+    monkeypatch.setattr(pretrained, "load_model", lambda path: toy_model(seed=1))
+    status, _, error = embed("--max_cells=9", "--color=kind")
+    assert status == 1
+    assert_one_line(error)
+    assert "other cells or weights" in error
+
+
+def test_an_interrupted_run_goes_on_with_another_report(embed, computed, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(EmbeddingReport, "make", _die)
+        assert embed("--max_cells=9", "--color=kind")[0] == 130
+    computed.clear()
+    assert embed("--max_cells=9")[0] == 0
+    assert computed == [] and not (tmp_path / "out.h5ad.parts").exists()
+
+
+def _die(*_):
+    raise KeyboardInterrupt
 
 
 def test_genes_are_written_under_their_ids(embed, tmp_path):
@@ -206,8 +272,20 @@ def test_figures_are_drawn(embed, tmp_path):
     assert ad.read_h5ad(tmp_path / "out.h5ad").obsm["X_umap"].shape == (240, 2)
 
 
-def test_similarity_of_genes_is_drawn(embed, tmp_path):
-    genes = "--genes=ENSG00000000003,ENSG00000000140,ENSG00000000004"
-    status, _, error = embed("--mode=gene", "--figures", genes)
+def test_similarity_of_genes_is_drawn_of_those_that_are_there(embed, computed, tmp_path):
+    listed = ["Gene ID", "ENSG00000000003", "TP53", "ENSG00000000140", "ENSG00000000004"]
+    (tmp_path / "list.txt").write_text("\n".join(listed))
+    status, output, error = embed("--mode=gene", "--figures", f"--genes={tmp_path}/list.txt")
     assert status == 0, error
     assert (tmp_path / "out_gene_similarity.png").stat().st_size > 5_000
+    told = "1 of 4 listed genes are not in the vocabulary: TP53"
+    assert told in output and told in (tmp_path / "out.report.html").read_text()
+    provenance = json.loads((tmp_path / "out.provenance.json").read_text())
+    assert provenance["counts"]["genes_left_out"] == {"not in the vocabulary": ["TP53"]}
+    computed.clear()
+    other = f"--output={tmp_path}/other.h5ad"
+    for genes, words in (("TP53,MYC", '"TP53" is not in the vocabulary'), (listed[1], "2 to 120")):
+        status, _, error = embed("--mode=gene", "--figures", f"--genes={genes}", other)
+        assert status == 1
+        assert_one_line(error)
+        assert words in error and computed == []

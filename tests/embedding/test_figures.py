@@ -6,10 +6,12 @@ import pytest
 from matplotlib.collections import LineCollection
 
 from geneformer_jax.common.errors import InputError
+from geneformer_jax.embedding.embedder import Embedded
 from geneformer_jax.embedding.figures import (
     cell_heatmap_figure,
-    choose_genes,
+    commonest_genes,
     cosine_similarity,
+    draw_genes,
     gene_similarity_figure,
     quality_figure,
 )
@@ -89,19 +91,16 @@ def test_similar_genes_stand_beside_each_other_under_their_names():
         gene_similarity_figure(vectors[:1], ["A"])
 
 
-def test_genes_are_found_by_id_and_symbol_or_are_the_commonest():
+def test_the_commonest_genes_come_first_and_are_genes():
     table = pd.DataFrame(
         {"symbol": ["<cls>", "TTN", "", "GATA4"], "n_cells": [99, 3, 8, 5]},
         index=["<cls>", "ENSG1", "ENSG2", "ENSG3"],
     )
-    rows, names = choose_genes(table)
-    assert (rows.tolist(), names) == ([2, 3, 1], ["ENSG2", "GATA4", "TTN"])
-    rows, names = choose_genes(table, ["GATA4", "ENSG1"])
-    assert (rows.tolist(), names) == ([3, 1], ["GATA4", "TTN"])
-    with pytest.raises(InputError, match='did you mean "GATA4"'):
-        choose_genes(table, ["GATA5"])
-    with pytest.raises(InputError, match="name a gene twice"):
-        choose_genes(table, ["TTN", "ENSG1"])
+    assert commonest_genes(table).tolist() == [2, 3, 1]
+    vectors = np.random.default_rng(0).normal(size=(4, 1, 5)).astype(np.float32)
+    drawing = draw_genes(Embedded(vectors, table, (-1,)), np.array([1, 2, 3]), named=True)
+    labels = {text.get_text() for text in drawing.figure.axes[1].get_xticklabels()}
+    assert labels == {"TTN", "ENSG2", "GATA4"}
 
 
 def test_quality_is_drawn_where_it_is():

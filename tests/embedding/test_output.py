@@ -13,7 +13,7 @@ from geneformer_jax.common.errors import InputError
 from geneformer_jax.embedding import output as embedding_output
 from geneformer_jax.embedding.embedder import KEY, Embedder
 from geneformer_jax.embedding.output import table_path, write_output
-from geneformer_jax.embedding.parts import EmbeddingParts
+from geneformer_jax.embedding.parts import EmbeddingParts, embedding_identity
 from geneformer_jax.inference.cells import select_cells
 from geneformer_jax.inference.resume import parts_folder
 from geneformer_jax.model.pretrained import PretrainedModel
@@ -28,7 +28,8 @@ def model() -> PretrainedModel:
 
 
 def small_parts(output, embedder: Embedder, identity=None) -> EmbeddingParts:
-    return EmbeddingParts(output, embedder, identity or {}, max_cells=50, max_rows=1_000)
+    identity = embedding_identity(embedder, identity or {})
+    return EmbeddingParts(output, embedder, identity, max_cells=50, max_rows=1_000)
 
 
 @pytest.fixture
@@ -93,7 +94,7 @@ def test_other_devices_go_on_with_the_same_parts(embedder_of, tmp_path):
         np.testing.assert_allclose(rows, again.rows(0, 120, progress), atol=2e-6)
 
 
-def test_a_damaged_part_is_computed_again(embedder_of, tmp_path):
+def test_a_damaged_part_is_computed_again(embedder_of, tmp_path, caplog):
     output = tmp_path / "out.npy"
     expected = np.array(small_parts(output, embedder_of()).embed().rows)
     kept = np.load(parts_folder(output) / "rows.npy", mmap_mode="r+")
@@ -103,6 +104,7 @@ def test_a_damaged_part_is_computed_again(embedder_of, tmp_path):
     rows = small_parts(output, again).embed().rows
     np.testing.assert_array_equal(rows, expected)
     assert again.throughput.done == 50
+    assert "rows.npy is damaged or gone; its part is made again" in caplog.text
 
 
 @pytest.mark.parametrize("mode", ["cell", "gene"])
@@ -120,15 +122,15 @@ def test_damaged_files_are_named_in_one_line(embedder_of, tmp_path, mode):
 
 def test_parts_of_another_run_are_refused(embedder_of, model, tmp_path):
     output = tmp_path / "out.npy"
-    small_parts(output, embedder_of(), {"command": "this"})
+    small_parts(output, embedder_of(), {"seed": 1})
     with pytest.raises(InputError, match=r"layer = \[-1\], not \[0\].*remove it"):
-        small_parts(output, embedder_of(layer=0), {"command": "this"})
-    with pytest.raises(InputError, match="command = 'this', not 'that'"):
-        small_parts(output, embedder_of(), {"command": "that"})
+        small_parts(output, embedder_of(layer=0), {"seed": 1})
+    with pytest.raises(InputError, match=r"command\.seed = 1, not 2"):
+        small_parts(output, embedder_of(), {"seed": 2})
     params = jax.tree.map(lambda leaf: leaf * 1.01, model.params)
     trained_on = dataclasses.replace(model, params=params)
     with pytest.raises(InputError, match="another weights"):
-        small_parts(output, embedder_of(model=trained_on), {"command": "this"})
+        small_parts(output, embedder_of(model=trained_on), {"seed": 1})
 
 
 def test_all_formats_hold_the_same(embedder_of, tmp_path):

@@ -1,5 +1,8 @@
 """Parts of an unfinished output: whole or not at all, and of one run alone."""
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 
@@ -102,6 +105,35 @@ def test_processes_begin_one_folder_and_share_its_parts(folder):
     assert [path.name for path in folder.parent.iterdir()] == ["out.parts"]
     with pytest.raises(InputError, match="seed = 1, not 2"):
         PartsFolder(folder, (1, 2)).begin({"seed": 2})
+
+
+_AT_WORK = """
+import sys
+from pathlib import Path
+from geneformer_jax.common.workdir import lock_folder
+kept = lock_folder(Path(sys.argv[1]), (int(sys.argv[2]), int(sys.argv[3])))
+print("locked", flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.mark.parametrize(
+    ("other", "own", "together"),
+    [((0, 1), (0, 1), False), ((0, 2), (1, 2), True), ((1, 2), (1, 2), False),
+     ((0, 2), (0, 1), False), ((0, 1), (1, 2), False)],
+)  # fmt: skip
+def test_no_two_processes_make_the_same_parts(folder, other, own, together):
+    PartsFolder(folder).begin({"run": 1})
+    arguments = [sys.executable, "-c", _AT_WORK, str(folder / "lock"), *map(str, other)]
+    with subprocess.Popen(arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout.readline() == b"locked\n"
+        if together:
+            PartsFolder(folder, own).begin({"run": 1})
+        else:
+            with pytest.raises(InputError, match=r"another process is at work on .*wait for it"):
+                PartsFolder(folder, own).begin({"run": 1})
+        process.stdin.close()
+    PartsFolder(folder, own).begin({"run": 1})
 
 
 def test_totals_come_back_and_damaged_ones_are_named(folder):

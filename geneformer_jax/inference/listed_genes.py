@@ -1,0 +1,116 @@
+"""Genes that people list, found in a vocabulary: those that are there are taken, the rest named."""
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from geneformer_jax.cells.tokenization.vocabulary import GeneVocabulary
+from geneformer_jax.common.errors import InputError, did_you_mean
+from geneformer_jax.common.tables import (
+    GENE_COLUMNS,
+    SUFFIXES,
+    is_heading,
+    named_column,
+    read_id_table,
+)
+
+UNKNOWN, UNEXPRESSED = "not in the vocabulary", "expressed in none of the cells"
+_SHOWN = 10
+
+
+class ListedGenes(NamedTuple):
+    """Listed genes, as far as a vocabulary has them.
+
+    Attributes:
+      tokens: of those that it has, each once, in their order.
+      unknown: the others, as they were written.
+    """
+
+    tokens: tuple[int, ...]
+    unknown: tuple[str, ...]
+
+
+def find_genes(vocabulary: GeneVocabulary, genes: str | Sequence[str]) -> ListedGenes:
+    """Finds genes by id or symbol.
+
+    Raises:
+      InputError: none is named, or none of them is in the vocabulary (near matches are named).
+    """
+    names = [genes] if isinstance(genes, str) else [str(each).strip() for each in genes]
+    names = list(dict.fromkeys(name for name in names if name))
+    if not names:
+        raise InputError('`genes` names no gene; name some, or "all"')
+    tokens = vocabulary.tokens_of(names, symbols="names").tolist()
+    first = vocabulary.first_gene_token
+    unknown = [name for name, token in zip(names, tokens, strict=True) if token < first]
+    if len(unknown) == len(names):
+        known = [*vocabulary.gene_ids.tolist(), *vocabulary.symbols.tolist()]
+        more = f" (nor are {len(names) - 1:,} others)" if len(names) > 1 else ""
+        raise InputError(
+            f'gene "{names[0]}" is not in the vocabulary of {len(vocabulary.gene_ids):,} genes'
+            f"{more}{did_you_mean(names[0], known)}; give gene ids or symbols that are"
+        )
+    return ListedGenes(
+        tuple(dict.fromkeys(token for token in tokens if token >= first)), tuple(unknown)
+    )
+
+
+def describe_missing(names: Sequence[str], of: int, reason: str) -> str:
+    """Returns a line about listed genes that are left out for a reason."""
+    shown = ", ".join(names[:_SHOWN]) + (", ..." if len(names) > _SHOWN else "")
+    return f"{len(names):,} of {of:,} listed genes are {reason}: {shown}"
+
+
+def read_genes(text: str) -> list[str]:
+    """Reads genes separated by commas, or from the file that the text names.
+
+    Raises:
+      InputError: the file holds no gene.
+    """
+    if text and Path(text).expanduser().is_file():
+        return read_gene_list(Path(text).expanduser())
+    return [name.strip() for name in text.split(",") if name.strip()]
+
+
+def read_gene_list(path: Path | str) -> list[str]:
+    """Reads genes from a file: a table with a column of genes, or text with some on each line.
+
+    A first line that is a heading ("gene", "Ensembl ID") is left out, as is what follows a #.
+
+    Raises:
+      InputError: the file cannot be read or holds no gene.
+    """
+    path = Path(path)
+    if any(suffix in path.suffixes for suffix in SUFFIXES if suffix != ".txt"):
+        table = read_id_table(path)
+        return [name for name in table[named_column(table, GENE_COLUMNS, "genes", path)] if name]
+    return [name for line in read_gene_sets(path) for name in line]
+
+
+def read_gene_sets(path: Path | str) -> list[list[str]]:
+    """Reads a text file with a set of genes on each line, separated by blanks or commas.
+
+    Raises:
+      InputError: the file cannot be read or holds no gene.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"{path} does not exist; write a file with a gene, or a set, on each line")
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except UnicodeDecodeError:
+        raise InputError(f"{path} is no text file; write gene ids or symbols into it") from None
+    sets = list(filter(None, map(_names, _without_heading(lines))))
+    if not sets:
+        raise InputError(f"{path} names no gene; write gene ids or symbols on its lines")
+    return sets
+
+
+def _without_heading(lines: list[str]) -> Iterable[str]:
+    cells = lines[0].replace("\t", ",").split(",") if lines else []
+    return lines[1:] if cells and all(map(is_heading, cells)) else lines
+
+
+def _names(line: str) -> list[str]:
+    # Quotes, as spreadsheets put them around texts.
+    return [name.strip("\"'") for name in line.partition("#")[0].replace(",", " ").split()]
