@@ -2,9 +2,10 @@
 
 import errno
 import json
+import os
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from geneformer_jax.common.errors import InputError
 from geneformer_jax.common.files import atomic_write, require_new_folder
@@ -88,7 +89,7 @@ def claim_folder(
     return settings
 
 
-def lock_folder(path: Path, shard: tuple[int, int] = (0, 1)) -> IO[bytes]:
+def lock_folder(path: Path, shard: tuple[int, int] = (0, 1)) -> int:
     """Keeps other processes from doing the same work in a folder; they let go when they end.
 
     Args:
@@ -96,35 +97,35 @@ def lock_folder(path: Path, shard: tuple[int, int] = (0, 1)) -> IO[bytes]:
       shard: (i, n); processes of different shards work side by side, one without shards alone.
 
     Returns:
-      The open file, which holds the lock as long as it is kept.
+      Descriptor of the open file, which holds the lock until it is closed.
 
     Raises:
       InputError: another process is at work on the same shard, or on all of it.
     """
-    file = path.open("a+b")
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
     try:
         # Absent on Windows, where nothing is locked.
         import fcntl
     except ModuleNotFoundError:
-        return file
+        return descriptor
     alone = shard[1] == 1
     # The first byte is everybody's; each shard has one of its own behind it.
     wanted = [(fcntl.LOCK_EX if alone else fcntl.LOCK_SH, 0)]
     wanted += [] if alone else [(fcntl.LOCK_EX, 1 + shard[0])]
     try:
         for kind, place in wanted:
-            fcntl.lockf(file, kind | fcntl.LOCK_NB, 1, place)
+            fcntl.lockf(descriptor, kind | fcntl.LOCK_NB, 1, place)
     except OSError as error:
         if error.errno not in (errno.EACCES, errno.EAGAIN):
             # Some file systems of clusters know no locks.
-            return file
-        file.close()
+            return descriptor
+        os.close(descriptor)
         what = "" if alone else f"shard {shard[0]}/{shard[1]} of "
         raise InputError(
             f"another process is at work on {what}{path.parent}; wait for it and run the same "
             "command again, or share the work with `shard`"
         ) from error
-    return file
+    return descriptor
 
 
 def is_finished(output: Path, configuration: Mapping[str, Any]) -> bool:

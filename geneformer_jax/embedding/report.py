@@ -21,10 +21,9 @@ from geneformer_jax.inference.cells import check_columns
 from geneformer_jax.inference.counts import rows_of
 from geneformer_jax.inference.finite import require_finite
 from geneformer_jax.inference.listed_genes import (
-    UNEXPRESSED,
-    UNKNOWN,
     describe_missing,
     find_genes,
+    name_missing,
 )
 from geneformer_jax.reporting.figures import Drawing, save_figure
 from geneformer_jax.reporting.html import Report
@@ -173,31 +172,28 @@ class EmbeddingReport:
             self._report.table(shown, "The same in numbers.")
         return {column: table.to_dict("index") for column, table in tables.items()}
 
-    def _draw_genes(self) -> dict[str, list[str]]:
-        """Draws the named genes, or the commonest; returns those left out, by reason."""
-        rows, left_out = figures.commonest_genes(self._embedded.table), {}
+    def _draw_genes(self) -> list[dict[str, str]]:
+        """Draws the named genes, or the commonest; returns those left out, see `name_missing`."""
+        rows, missing = figures.commonest_genes(self._embedded.table), []
         if self._config.genes:
-            rows, left_out = self._named_genes()
+            rows, missing = self._named_genes()
         self._report.section("Genes")
-        for reason, names in left_out.items():
-            line = describe_missing(names, len(self._config.genes), reason)
+        for line in describe_missing(missing):
             logger.warning(line)
             self._report.paragraph(f"{line}.")
         if len(rows) < figures.MIN_GENES:
             logger.warning("fewer than two of the genes have an embedding: no figure is drawn")
         else:
             self._draw(figures.draw_genes(self._embedded, rows, named=bool(self._config.genes)))
-        return left_out
+        return missing
 
-    def _named_genes(self) -> tuple[np.ndarray, dict[str, list[str]]]:
-        """Returns rows of the named genes that cells have, and the other genes by reason."""
+    def _named_genes(self) -> tuple[np.ndarray, list[dict[str, str]]]:
+        """Returns rows of the named genes that cells have, and the other genes."""
         vocabulary, index = self._embedder.cells.vocabulary, self._embedded.table.index
         found = find_genes(vocabulary, self._config.genes)
-        ids = [vocabulary.gene_id_of(token) for token in found.tokens]
-        rows = index.get_indexer(ids)
-        absent = [name for name, row in zip(ids, rows, strict=True) if row < 0]
-        left_out = {UNKNOWN: list(found.unknown), UNEXPRESSED: absent}
-        return rows[rows >= 0], {reason: names for reason, names in left_out.items() if names}
+        rows = index.get_indexer([vocabulary.gene_id_of(token) for token in found.tokens])
+        absent = [token for token, row in zip(found.tokens, rows, strict=True) if row < 0]
+        return rows[rows >= 0], name_missing(vocabulary, found.unknown, absent)
 
     def _draw_cells(self) -> None:
         self._report.section("Cells")

@@ -1,6 +1,6 @@
 """Genes that people list, found in a vocabulary: those that are there are taken, the rest named."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -55,20 +55,37 @@ def find_genes(vocabulary: GeneVocabulary, genes: str | Sequence[str]) -> Listed
     )
 
 
-def describe_missing(names: Sequence[str], of: int, reason: str) -> str:
-    """Returns a line about listed genes that are left out for a reason."""
-    shown = ", ".join(names[:_SHOWN]) + (", ..." if len(names) > _SHOWN else "")
-    return f"{len(names):,} of {of:,} listed genes are {reason}: {shown}"
+def name_missing(
+    vocabulary: GeneVocabulary, unknown: Sequence[str], unexpressed: Sequence[int]
+) -> list[dict[str, str]]:
+    """Returns `gene`, `symbol` and `reason` of each listed gene that is left out."""
+    missing = [{"gene": name, "symbol": "", "reason": UNKNOWN} for name in unknown]
+    for token in unexpressed:
+        gene, symbol = vocabulary.gene_id_of(token), str(vocabulary.names_of([token])[0])
+        missing.append({"gene": gene, "symbol": symbol, "reason": UNEXPRESSED})
+    return missing
+
+
+def describe_missing(missing: Sequence[Mapping[str, str]]) -> list[str]:
+    """Returns a line for each reason for which listed genes are left out; see `name_missing`."""
+    lines = []
+    for reason in dict.fromkeys(each["reason"] for each in missing):
+        names = [each["symbol"] or each["gene"] for each in missing if each["reason"] == reason]
+        shown = ", ".join(names[:_SHOWN]) + (", ..." if len(names) > _SHOWN else "")
+        lines.append(f"listed genes left out, {reason}: {len(names):,} ({shown})")
+    return lines
 
 
 def read_genes(text: str) -> list[str]:
     """Reads genes separated by commas, or from the file that the text names.
 
     Raises:
-      InputError: the file holds no gene.
+      InputError: the file is not there or holds no gene.
     """
-    if text and Path(text).expanduser().is_file():
-        return read_gene_list(Path(text).expanduser())
+    path = Path(text).expanduser()
+    looks_like_a_file = "/" in text or any(suffix in path.suffixes for suffix in SUFFIXES)
+    if text and (path.is_file() or ("," not in text and looks_like_a_file)):
+        return read_gene_list(path)
     return [name.strip() for name in text.split(",") if name.strip()]
 
 
@@ -84,10 +101,10 @@ def read_gene_list(path: Path | str) -> list[str]:
     if any(suffix in path.suffixes for suffix in SUFFIXES if suffix != ".txt"):
         table = read_id_table(path)
         return [name for name in table[named_column(table, GENE_COLUMNS, "genes", path)] if name]
-    return [name for line in read_gene_sets(path) for name in line]
+    return [name for line in read_gene_lines(path) for name in line]
 
 
-def read_gene_sets(path: Path | str) -> list[list[str]]:
+def read_gene_lines(path: Path | str) -> list[list[str]]:
     """Reads a text file with a set of genes on each line, separated by blanks or commas.
 
     Raises:

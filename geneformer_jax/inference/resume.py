@@ -15,6 +15,7 @@ different parts.
 import hashlib
 import json
 import os
+import weakref
 import zipfile
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -54,6 +55,7 @@ class PartsFolder:
         self.folder, self.shard = folder, shard
         self._owner = f"shard{shard[0]}" if shard[1] > 1 else ""
         self._whole: set[Part] = set()
+        self._unlock: Callable[[], object] = lambda: None
 
     def begin(
         self,
@@ -84,7 +86,9 @@ class PartsFolder:
             prepare=prepare,
             owner=self._owner,
         )
-        self._lock = lock_folder(self.folder / LOCK, self.shard)
+        self._unlock()
+        lock = lock_folder(self.folder / LOCK, self.shard)
+        self._unlock = weakref.finalize(self, os.close, lock)
         return settings
 
     def own(self, parts: int) -> range:
@@ -194,6 +198,7 @@ class PartsFolder:
     def become(self, output: Path) -> None:
         """Gives the folder of finished parts its final name; see `tidy`."""
         os.replace(self.folder, output)
+        self._unlock()
         fsync_tree_entry(output.parent)
 
     def remove(self) -> None:

@@ -13,7 +13,9 @@ import pandas as pd
 
 from geneformer_jax.cells.counts.options import CountArguments
 from geneformer_jax.cells.store.cell_store import EncodedCells
+from geneformer_jax.common.log import logger
 from geneformer_jax.inference.cells import ORIGINAL_SEED, open_cells
+from geneformer_jax.inference.listed_genes import describe_missing
 from geneformer_jax.model.pretrained import PretrainedModel
 from geneformer_jax.model.runtime import Runtime
 from geneformer_jax.perturbation.cell_states import CellStates
@@ -66,8 +68,9 @@ def perturb_cells(
       cells: a cell store (open, or its folder), tokenised cells, an AnnData of raw counts, or a
         file of raw counts.
       edit: "delete", "overexpress" (to the front), "inhibit" or "activate" (down or up by `ranks`).
-      genes: "all", every gene of a cell in turn, or gene ids or symbols. A gene that a cell does
-        not express is left out there, unless it is overexpressed.
+      genes: "all", every gene of a cell in turn, or gene ids or symbols, or a file of them. A gene
+        that a cell does not express is left out there, unless it is overexpressed; genes that are
+        not in the vocabulary, or in no cell, are logged and listed in `.attrs["genes_left_out"]`.
       combine: "each" gene in turn, all "together" as one set (what the original does with a list),
         or all "pairs".
       anchor: a gene that is perturbed together with each of the others.
@@ -133,9 +136,13 @@ def perturb_cells(
     perturber = make_perturber(
         model, opened, options, spec, plan, runtime, tokens_per_device=tokens_per_device
     )
+    for line in describe_missing(plan.missing_genes):
+        logger.warning(line)
     with perturber.progress(plan.edits) as progress:
         parts = [perturber.shifts(*part, progress) for part in plan.parts]
-    return _table(parts, perturber, options)
+    table = _table(parts, perturber, options)
+    table.attrs["genes_left_out"] = plan.missing_genes
+    return table
 
 
 def _table(

@@ -7,9 +7,10 @@ from typing import Any
 
 from geneformer_jax.common.errors import InputError, did_you_mean
 from geneformer_jax.inference.cells import ORIGINAL_SEED, parse_filters
+from geneformer_jax.inference.listed_genes import read_gene_lines, read_genes
 from geneformer_jax.perturbation.cell_states import CellStates, read_state_names
 from geneformer_jax.perturbation.engine.forward import MODES
-from geneformer_jax.perturbation.engine.gene_sets import ALL, EACH, read_combinations, read_list
+from geneformer_jax.perturbation.engine.gene_sets import ALL, EACH
 
 ORIGINAL, REFILL = "original", "refill"
 TRUNCATIONS = (ORIGINAL, REFILL)
@@ -91,14 +92,14 @@ def read_options(given: Mapping[str, Any]) -> PerturbationOptions:
     combinations = given["combinations"]
     return PerturbationOptions(
         **{name: given[name] for name in _AS_GIVEN},
-        genes=ALL if given["genes"] == ALL else read_list(given["genes"]),
+        genes=ALL if given["genes"] == ALL else read_genes(given["genes"]),
         anchor=given["anchor"] or None,
-        combinations=read_combinations(combinations) if combinations else None,
+        combinations=read_gene_lines(combinations) if combinations else None,
         mode=given["mode"] or None,
         states=read_state_names(*(given[name] for name in _STATES)),
         state_embeddings=given["state_embeddings"] or None,
         filters=parse_filters(given["filter"]),
-        expressing=read_list(given["expressing"]),
+        expressing=read_genes(given["expressing"]),
     )
 
 

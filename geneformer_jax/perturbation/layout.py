@@ -4,8 +4,9 @@ from geneformer_jax.common.provenance import FILE_NAME
 
 SHIFTS, GENE_SHIFTS, GENE_MEANS = "shifts", "gene_shifts", "gene_shift_means.parquet"
 EDITS, STATES, REPORT = "edits.parquet", "states.parquet", "report.html"
+GENES_LEFT_OUT = "genes_left_out.tsv"
 # All else in the folder of a run is gone when it is finished.
-OUTPUTS = (EDITS, STATES, SHIFTS, GENE_SHIFTS, GENE_MEANS, FILE_NAME)
+OUTPUTS = (EDITS, STATES, SHIFTS, GENE_SHIFTS, GENE_MEANS, GENES_LEFT_OUT, FILE_NAME)
 JOINT = "+"
 # Gene shifts as means, of each part of an unfinished run.
 MEANS_OF_PARTS = "means"

@@ -15,6 +15,7 @@ from geneformer_jax.common.provenance import describe_run
 from geneformer_jax.common.workdir import as_json
 from geneformer_jax.embedding.states import StateEmbeddings
 from geneformer_jax.inference.cells import open_cells
+from geneformer_jax.inference.listed_genes import describe_missing
 from geneformer_jax.inference.pipeline import Throughput
 from geneformer_jax.inference.resume import identity_of, sha256, weights_sha256
 from geneformer_jax.model.pretrained import PretrainedModel
@@ -25,6 +26,7 @@ from geneformer_jax.perturbation.engine.perturber import Perturber, Shifts
 from geneformer_jax.perturbation.engine.plan import TOKENS_PER_PART, EditPlan
 from geneformer_jax.perturbation.layout import (
     GENE_SHIFTS,
+    GENES_LEFT_OUT,
     MEANS_OF_PARTS,
     OUTPUTS,
     REPORT,
@@ -186,6 +188,8 @@ class PerturbationRun:
         )
         for reason, number in _left_out(plan).items():
             logger.info(f"  left out: {number:,} {reason}")
+        for line in describe_missing(plan.missing_genes):
+            logger.warning(line)
         check_space(self._folder.output, size)
 
     def _counts(self) -> dict[str, Any]:
@@ -196,6 +200,7 @@ class PerturbationRun:
             "edits": plan.edits,
             "cells": plan.edited_cells,
             "left_out": _left_out(plan),
+            "genes_left_out": plan.missing_genes,
             "measures": sorted({measure for measure, _ in spec.measures}),
             "gene_shifts": self._options.gene_shifts,
             "mode": spec.mode,
@@ -247,6 +252,11 @@ def write_report(folder: Path, summary: pd.DataFrame, provenance: Mapping[str, A
         left = pd.DataFrame(counts["left_out"].items(), columns=["left out", "number"])
         report.section("What was left out")
         report.table(left, "Cells and edits, by reason.")
+    if counts["genes_left_out"]:
+        missing = pd.DataFrame(counts["genes_left_out"])
+        missing.to_csv(folder / GENES_LEFT_OUT, sep="\t", index=False)
+        report.section("Listed genes that were left out")
+        report.table(missing, "Genes and the reason of each.", GENES_LEFT_OUT)
     report.files(path for path in folder.iterdir() if path.name in OUTPUTS)
     report.provenance(provenance)
     report.write(folder / REPORT)

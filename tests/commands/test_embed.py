@@ -278,10 +278,11 @@ def test_similarity_of_genes_is_drawn_of_those_that_are_there(embed, computed, t
     status, output, error = embed("--mode=gene", "--figures", f"--genes={tmp_path}/list.txt")
     assert status == 0, error
     assert (tmp_path / "out_gene_similarity.png").stat().st_size > 5_000
-    told = "1 of 4 listed genes are not in the vocabulary: TP53"
+    told = "listed genes left out, not in the vocabulary: 1 (TP53)"
     assert told in output and told in (tmp_path / "out.report.html").read_text()
     provenance = json.loads((tmp_path / "out.provenance.json").read_text())
-    assert provenance["counts"]["genes_left_out"] == {"not in the vocabulary": ["TP53"]}
+    (left_out,) = provenance["counts"]["genes_left_out"]
+    assert left_out == {"gene": "TP53", "symbol": "", "reason": "not in the vocabulary"}
     computed.clear()
     other = f"--output={tmp_path}/other.h5ad"
     for genes, words in (("TP53,MYC", '"TP53" is not in the vocabulary'), (listed[1], "2 to 120")):

@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from geneformer_jax.common.errors import InputError
+from geneformer_jax.inference.cells import select_cells
 from geneformer_jax.model import pretrained
 from geneformer_jax.perturbation.api import perturb_cells
 from geneformer_jax.perturbation.cell_states import CellStates
@@ -211,9 +212,47 @@ def test_genes_come_from_a_file(perturb, tmp_path):
     assert_same_folders(tmp_path / "out", other)
 
 
+@pytest.mark.parametrize("ending", ["txt", "csv", "tsv"])
+def test_a_list_is_perturbed_as_far_as_it_is_there(perturb, toy_store, tmp_path, ending):
+    cells = select_cells(toy_store, max_cells=5)
+    expressed = {f"ENSG{token - 2:011d}" for row in cells.read(range(5)) for token in row}
+    absent = next(gene for gene in toy_store.vocabulary.gene_ids if gene not in expressed)
+    rows = ["Gene symbol", *GENES, "TP53", str(absent), GENES[0], "MYC"]
+    if ending == "tsv":
+        # Of several columns one is known by its heading.
+        rows = [f"{'source' if n == 0 else 'x y'}\t{row}" for n, row in enumerate(rows)]
+    (tmp_path / f"list.{ending}").write_text("\n".join(rows))
+    status, output, error = perturb(f"--genes={tmp_path}/list.{ending}")
+    assert status == 0, error
+    assert set(read(tmp_path / "out")["perturbed"]) == set(GENES) & expressed
+    left_out = pd.read_csv(tmp_path / "out" / "genes_left_out.tsv", sep="\t")
+    reasons = left_out.groupby("reason")["gene"].agg(list).to_dict()
+    unexpressed = [gene for gene in [*GENES, absent] if gene not in expressed]
+    assert reasons == {
+        "not in the vocabulary": ["TP53", "MYC"],
+        "expressed in none of the cells": unexpressed,
+    }
+    assert "listed genes left out, not in the vocabulary: 2 (TP53, MYC)" in output
+    provenance = json.loads((tmp_path / "out" / "provenance.json").read_text())
+    assert len(provenance["counts"]["genes_left_out"]) == 2 + len(unexpressed)
+    assert "genes_left_out.tsv" in (tmp_path / "out" / "report.html").read_text()
+
+
+def test_sets_with_an_unknown_gene_are_left_out(perturb, tmp_path):
+    (tmp_path / "sets.txt").write_text(f"{GENES[0]} {GENES[1]}\n{GENES[2]} TP53\n")
+    sets = f"--combinations={tmp_path}/sets.txt"
+    status, output, error = perturb(sets, "--genes=all", "--edit=overexpress")
+    assert status == 0, error
+    assert set(read(tmp_path / "out")["perturbed"]) == {*GENES[:2], f"{GENES[0]}+{GENES[1]}"}
+    assert "not in the vocabulary: 1 (TP53)" in output
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
+        (["--genes=ENSG00000000000,TP53", "--combine=together"], '"TP53" is not in the vocab'),
+        (["--genes=TP53,MYC"], '"TP53" is not in the vocabulary of 150 genes (nor are 1 others)'),
+        (["--genes=nowhere.txt"], "nowhere.txt does not exist"),
         (["--genes=ENSG0000000000l"], 'did you mean "ENSG00000000'),
         (["--genes=,"], "names no gene"),
         (["--edit=delte"], 'did you mean "delete"'),

@@ -231,7 +231,10 @@ def test_cells_are_chosen_as_the_original_does(v1):
     [
         ({"genes": ["ENSG00000000O01"]}, 'gene "ENSG00000000O01" is not in the vocabulary'),
         ({"genes": ["ENSG00000000O01"]}, 'did you mean "ENSG00000000'),
-        ({"genes": ["ENSG00000000000", "ENSG00000000000.3"]}, "are the same gene"),
+        (
+            {"genes": ["ENSG00000000000", "ENSG00000000000.3"], "combine": "together"},
+            "are the same gene",
+        ),
         ({"genes": []}, "names no gene"),
         ({"genes": ["ENSG00000000001"]}, "is expressed in none of the 3 chosen cells"),
         ({"anchor": "ENSG00000000001"}, "none of the 3 chosen cells expresses ENSG00000000001"),
@@ -240,7 +243,7 @@ def test_cells_are_chosen_as_the_original_does(v1):
         ({"combine": "pairs", "genes": ["ENSG00000000000"]}, "pairs need at least 2 genes"),
         ({"combine": "pairs", "anchor": "ENSG00000000000"}, "leave one of them out"),
         ({"genes": ["ENSG00000000000"], "combinations": [["ENSG00000000000"]]}, "both given"),
-        ({"combinations": []}, "combinations name no gene"),
+        ({"combinations": []}, "name no gene"),
         ({"mode": "cls"}, "needs a <cls> token"),
         ({"mode": "cel"}, 'did you mean "cell"'),
         ({"hidden_layer": 1}, "layer 1 is not in this model of 3 layers"),

@@ -2,12 +2,12 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
 from geneformer_jax.cells.tokenization.vocabulary import GeneVocabulary
 from geneformer_jax.common.errors import InputError, did_you_mean
+from geneformer_jax.inference.listed_genes import find_genes, read_genes
 from geneformer_jax.perturbation.engine.edits import INHIBIT, NOTHING, EditRule, SpecialTokens
 
 ALL = "all"
@@ -24,6 +24,7 @@ class GeneSets:
       combine: "each" gene in turn, all "together", or all "pairs".
       anchor: token of a gene that is perturbed with each of the others; None without.
       combinations: tokens of given sets; the other fields are then unused.
+      unknown: named genes without a token; they, and sets with them, are left out.
 
     With pairs, an anchor or combinations each gene is perturbed alone too, for without that a
     combined effect cannot be distinguished from the sum of its parts.
@@ -33,6 +34,7 @@ class GeneSets:
     combine: str = EACH
     anchor: int | None = None
     combinations: tuple[tuple[int, ...], ...] = ()
+    unknown: tuple[str, ...] = ()
 
     def __post_init__(self):
         if self.combine not in COMBINE:
@@ -153,37 +155,54 @@ def read_gene_sets(
 
     Args:
       vocabulary: of the model.
-      genes: "all", or gene ids or symbols.
+      genes: "all", or gene ids or symbols, or a file of them.
       combine: one of COMBINE.
       anchor: gene id or symbol.
       combinations: gene ids or symbols of each set.
 
     Raises:
-      InputError: a gene is unknown or named twice, or the arguments contradict each other.
+      InputError: none of the genes is known, or one that others need, or the arguments contradict
+        each other.
     """
-    listed = None if isinstance(genes, str) and genes == ALL else gene_tokens(vocabulary, genes)
+    listed, unknown = None, ()
+    if not (isinstance(genes, str) and genes == ALL):
+        names = read_genes(genes) if isinstance(genes, str) else genes
+        # All together are one edit, which without some of them would be another one.
+        strict = combine == TOGETHER
+        found = (gene_tokens(vocabulary, names), ()) if strict else find_genes(vocabulary, names)
+        listed, unknown = found
     if combinations is not None and listed is not None:
         raise InputError(
-            "genes and combinations were both given; combinations name the genes that are "
-            "perturbed, leave genes out"
+            "`genes` and `combinations` were both given; combinations name the genes that are "
+            "perturbed, leave `genes` out"
         )
+    sets, left_out = _combinations(vocabulary, combinations)
     return GeneSets(
         listed,
         combine,
         None if anchor is None else gene_tokens(vocabulary, [anchor])[0],
-        _combinations(vocabulary, combinations),
+        sets,
+        (*unknown, *left_out),
     )
 
 
 def _combinations(
     vocabulary: GeneVocabulary, combinations: Sequence[Sequence[str]] | None
-) -> tuple[tuple[int, ...], ...]:
+) -> tuple[tuple[tuple[int, ...], ...], tuple[str, ...]]:
+    """Returns (the sets of known genes, the unknown genes, whose sets are left out)."""
     if combinations is None:
-        return ()
+        return (), ()
     if not combinations:
-        raise InputError("combinations name no gene; give at least one set of genes")
-    sets = [gene_tokens(vocabulary, genes) for genes in combinations]
-    return tuple(dict.fromkeys(sets))
+        raise InputError("`combinations` name no gene; give at least one set of genes")
+    _, unknown = find_genes(vocabulary, [name for genes in combinations for name in genes])
+    whole = [genes for genes in combinations if not set(unknown).intersection(map(str, genes))]
+    if not whole:
+        raise InputError(
+            f'each of the {len(combinations):,} combinations has a gene, such as "{unknown[0]}", '
+            "that is not in the vocabulary; name others"
+        )
+    sets = [gene_tokens(vocabulary, genes) for genes in whole]
+    return tuple(dict.fromkeys(sets)), unknown
 
 
 def gene_tokens(vocabulary: GeneVocabulary, genes: str | Sequence[str]) -> tuple[int, ...]:
@@ -212,42 +231,3 @@ def gene_tokens(vocabulary: GeneVocabulary, genes: str | Sequence[str]) -> tuple
             f"{same} are the same gene {vocabulary.gene_id_of(twice)}; name each gene once"
         )
     return tuple(tokens.tolist())
-
-
-def read_list(text: str) -> list[str]:
-    """Reads genes separated by commas, or from a file of one gene per line.
-
-    Raises:
-      InputError: a file holds no gene.
-    """
-    path = Path(text)
-    if "," in text or not path.is_file():
-        return [name.strip() for name in text.split(",") if name.strip()]
-    names = [name for line in _lines(path) for name in line]
-    if not names:
-        raise InputError(f"{path} names no gene; write one gene id or symbol on each line")
-    return names
-
-
-def read_combinations(path: Path | str) -> list[list[str]]:
-    """Reads a file with one set of genes per line, separated by blanks or commas.
-
-    Raises:
-      InputError: the file is not there or names no gene.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise InputError(f"{path} does not exist; write a file with one set of genes per line")
-    sets = _lines(path)
-    if not sets:
-        raise InputError(f"{path} names no gene; write the genes of one set on each line")
-    return sets
-
-
-def _lines(path: Path) -> list[list[str]]:
-    try:
-        lines = path.read_text().splitlines()
-    except UnicodeDecodeError:
-        raise InputError(f"{path} is no text file; write gene ids or symbols into it") from None
-    named = [line.partition("#")[0].replace(",", " ").split() for line in lines]
-    return [line for line in named if line]

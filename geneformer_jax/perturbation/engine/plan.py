@@ -14,6 +14,7 @@ import numpy as np
 
 from geneformer_jax.cells.store.cell_store import EncodedCells
 from geneformer_jax.common.errors import InputError
+from geneformer_jax.inference.listed_genes import name_missing
 from geneformer_jax.perturbation.engine.edits import (
     DELETE,
     OVEREXPRESS,
@@ -48,6 +49,7 @@ class EditPlan:
       longest: int32 [cells] tokens of the longest edited cell of each.
       compared: int64 [cells] genes in sight.
       left_out: reason -> number of edits, or cells, that are left out.
+      unexpressed: named genes that no cell expresses, where only those are perturbed.
       tokens_per_part: tokens to encode in each part, about.
     """
 
@@ -59,12 +61,18 @@ class EditPlan:
     longest: np.ndarray
     compared: np.ndarray
     left_out: dict[str, int]
+    unexpressed: tuple[int, ...] = ()
     tokens_per_part: int = TOKENS_PER_PART
 
     @functools.cached_property
     def offsets(self) -> np.ndarray:
         """Number of each cell's first edit; int64 [cells + 1]."""
         return np.concatenate([[0], np.cumsum(self.counts)])
+
+    @property
+    def missing_genes(self) -> list[dict[str, str]]:
+        """The named genes that are left out; see `name_missing`."""
+        return name_missing(self.cells.vocabulary, self.sets.unknown, self.unexpressed)
 
     @property
     def edits(self) -> int:
@@ -163,7 +171,7 @@ def plan_edits(
     """Finds the edits of all cells.
 
     Raises:
-      InputError: no cell has any; or a named gene is expressed in no cell where that is needed.
+      InputError: no cell has any, or expresses one of the named genes where that is needed.
     """
     total = len(cells.lengths)
     counts, longest = np.zeros(total, np.int64), np.zeros(total, np.int32)
@@ -179,16 +187,26 @@ def plan_edits(
             left_out[NO_GENE_LEFT] += dropped
             counts[cell], compared[cell] = len(edits.numbers), len(special.in_sight(genes))
             longest[cell] = edited_lengths(special, edits).max(initial=0)
-    _check_all_expressed(cells, sets, missing)
+    _require_some(cells, sets, missing)
     left_out["cells without an edit"] = int((counts == 0).sum())
     if not counts.any():
         raise InputError(
             f"none of the {total:,} chosen cells expresses the genes that are to be perturbed "
             "together; name other genes or choose other cells"
         )
+    unexpressed = tuple(token for token in sets.named if token in missing)
     left_out = {reason: number for reason, number in left_out.items() if number}
     return EditPlan(
-        cells, rule, special, sets, counts, longest, compared, left_out, tokens_per_part
+        cells,
+        rule,
+        special,
+        sets,
+        counts,
+        longest,
+        compared,
+        left_out,
+        unexpressed,
+        tokens_per_part,
     )
 
 
@@ -241,10 +259,10 @@ def choose_lengths(
     return np.array(buckets[::-1])
 
 
-def _check_all_expressed(cells: EncodedCells, sets: GeneSets, missing: set[int]) -> None:
-    if not missing:
+def _require_some(cells: EncodedCells, sets: GeneSets, missing: set[int]) -> None:
+    if not missing or len(missing) < len(sets.named):
         return
-    token = next(token for token in sets.named if token in missing)
+    token = sets.named[0]
     gene, symbol = cells.vocabulary.gene_id_of(token), cells.vocabulary.names_of([token])[0]
     more = f" (and {len(missing) - 1} others)" if len(missing) > 1 else ""
     raise InputError(
