@@ -67,7 +67,8 @@ def run_targets(pythons: list[str], targets: list[str], folder: Path) -> None:
             began = time.monotonic()
             done = call(project, "make", f"PYTHON={python}", target)
             minutes = (time.monotonic() - began) / 60
-            last = (done.stdout + done.stderr).strip().splitlines()[-1]
+            said = done.stderr if done.returncode else done.stdout
+            last = said.strip().splitlines()[-1]
             version = output(python, "-V").split()[1]
             print(
                 f"| {version} | {target} | {minutes:.1f} | {done.returncode} | {last} |", flush=True

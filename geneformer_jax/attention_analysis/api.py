@@ -7,7 +7,7 @@ are not published with it; `statistics` describes what is computed here.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Unpack
 
@@ -95,6 +95,11 @@ class HeadAttention:
     comparisons: list[GeneComparison]
     sums: Mapping[str, AttentionSums]
     group_names: tuple[str, ...]
+
+    def __repr__(self) -> str:
+        tables = [each.name for each in fields(self) if each.type is pd.DataFrame]
+        lists = ", ".join(dict.fromkeys(self.heads["list"]))
+        return f"HeadAttention(gene lists {lists}; tables {', '.join(tables)})"
 
     def gene_tables(self, ids: np.ndarray, symbols: np.ndarray) -> Iterator[pd.DataFrame]:
         """Yields the table of every gene, layer and head: of all cells, then of each group."""

@@ -16,6 +16,7 @@ from geneformer_jax.cells.formats.open import open_counts
 from geneformer_jax.cells.formats.paths import is_counts
 from geneformer_jax.cells.store.cell_store import CellStore, EncodedCells
 from geneformer_jax.cells.store.shorter_cells import shorten
+from geneformer_jax.cells.tokenization.rank_encoding import describe_lengths
 from geneformer_jax.cells.tokenization.tokenizer import (
     TokenizerOptions,
     default_max_length,
@@ -44,6 +45,9 @@ class ChosenCells:
     source: EncodedCells
     rows: np.ndarray
     dropped: Mapping[str, int]
+
+    def __repr__(self) -> str:
+        return f"ChosenCells({describe_lengths(self.lengths)})"
 
     @functools.cached_property
     def lengths(self) -> np.ndarray:

@@ -54,6 +54,15 @@ class PretrainedModel:
     step: int
     head: HeadConfig | None = None
 
+    def __repr__(self) -> str:
+        shape, size = self.config, sum(leaf.size for leaf in jax.tree.leaves(self.params))
+        head = self.head.kind if self.head else "masked_gene_head"
+        return (
+            f"PretrainedModel({size:,} weights: {shape.layers} layers of width {shape.width}, "
+            f"{shape.vocabulary_size:,} tokens, {shape.positions:,} positions, {head}; "
+            f"{self.source!r}, step {self.step:,})"
+        )
+
 
 def describe_model(
     config: EncoderConfig, vocabulary: GeneVocabulary, head: HeadConfig | None = None

@@ -27,6 +27,7 @@ from geneformer_jax.cells.store.layout import (
 )
 from geneformer_jax.cells.store.records import decode_tokens
 from geneformer_jax.cells.store.shards import RecordReader, Shard, check_shards, list_shards
+from geneformer_jax.cells.tokenization.rank_encoding import describe_lengths
 from geneformer_jax.cells.tokenization.vocabulary import GeneVocabulary
 from geneformer_jax.common.errors import InputError
 from geneformer_jax.common.log import logger
@@ -82,6 +83,9 @@ class CellStore:
 
     def __reduce__(self):
         return CellStore, (self.folder,)
+
+    def __repr__(self) -> str:
+        return f"CellStore({describe_lengths(self.lengths)}, {str(self.folder)!r})"
 
     def __len__(self) -> int:
         return self._cells

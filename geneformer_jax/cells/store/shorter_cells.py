@@ -6,6 +6,7 @@ from functools import cached_property
 import numpy as np
 
 from geneformer_jax.cells.store.cell_store import EncodedCells
+from geneformer_jax.cells.tokenization.rank_encoding import describe_lengths
 from geneformer_jax.common.log import logger
 
 
@@ -46,6 +47,9 @@ class ShorterCells:
     def __reduce__(self):
         # Without the lengths, which each worker process reads for itself.
         return ShorterCells, (self.source, self.limit)
+
+    def __repr__(self) -> str:
+        return f"ShorterCells({describe_lengths(self.lengths)}, {self.cut:,} of them cut)"
 
     def __len__(self) -> int:
         return len(self.source.lengths)

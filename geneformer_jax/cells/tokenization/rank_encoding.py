@@ -40,6 +40,9 @@ class RankEncodings(NamedTuple):
     offsets: np.ndarray
     genes: np.ndarray | None = None
 
+    def __repr__(self) -> str:
+        return f"RankEncodings({describe_lengths(self.lengths)})"
+
     @property
     def lengths(self) -> np.ndarray:
         """Number of tokens of each cell, special tokens included; int32 [cells]."""
@@ -51,6 +54,13 @@ class RankEncodings(NamedTuple):
         filled = lengths > 0
         genes = None if self.genes is None else self.genes[filled]
         return RankEncodings(self.tokens, _offsets(lengths[filled]), genes)
+
+
+def describe_lengths(lengths: np.ndarray) -> str:
+    """Returns cells and their lengths in a few words, for the `repr` of what holds them."""
+    if not len(lengths):
+        return "no cells"
+    return f"{len(lengths):,} cells of {lengths.min():,} to {lengths.max():,} tokens"
 
 
 def _offsets(lengths: np.ndarray) -> np.ndarray:

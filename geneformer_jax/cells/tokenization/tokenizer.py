@@ -20,6 +20,7 @@ from geneformer_jax.cells.tokenization.gene_ids import (
 from geneformer_jax.cells.tokenization.quality_control import QualityRules, Verdict, judge, measure
 from geneformer_jax.cells.tokenization.rank_encoding import (
     RankEncodings,
+    describe_lengths,
     encode_counts,
     gene_columns,
     join_encodings,
@@ -207,6 +208,9 @@ class TokenizedCells:
     max_length: int
     dropped: Mapping[str, int]
     match: GeneMatch
+
+    def __repr__(self) -> str:
+        return f"TokenizedCells({describe_lengths(self.lengths)})"
 
     def __len__(self) -> int:
         return len(self.rows)

@@ -95,6 +95,11 @@ class GeneVocabulary:
                 "genes, for example by biotype or minimum number of cells"
             )
 
+    def __repr__(self) -> str:
+        special = " ".join(self.special_tokens)
+        genes = f"{len(self.gene_ids):,} genes of {self.species}"
+        return f"GeneVocabulary({genes}, {special}, {self.hash[:12]})"
+
     @property
     def size(self) -> int:
         """Number of tokens: special tokens and genes."""
