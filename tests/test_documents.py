@@ -1,0 +1,59 @@
+"""What README and docs tell users to type: flags and keys that exist, and chains that run."""
+
+import re
+import runpy
+from pathlib import Path
+
+import pytest
+
+from tests.helpers.commands import run_command
+from tests.helpers.readme_inputs import commands_in, write_inputs
+
+PROJECT = Path(__file__).resolve().parents[1]
+DOCUMENTS = [PROJECT / "README.md", *sorted((PROJECT / "docs").glob("*.md"))]
+WITH_COMMANDS = [path for path in DOCUMENTS if commands_in(path)]
+
+
+def named(path: Path) -> str:
+    return path.stem
+
+
+@pytest.mark.parametrize("document", WITH_COMMANDS, ids=named)
+def test_flags_and_keys_are_those_the_commands_have(document, monkeypatch, capsys):
+    commands = commands_in(document)
+    for name in {command.name for command in commands}:
+        _, usage, _ = run_command(name, ["--help"], monkeypatch, capsys)
+        known = set(re.findall(r"^  --(\w+)", usage, re.M))
+        for command in commands:
+            if command.name == name:
+                given = {flag for flag in command.flags if not flag.startswith("config.")}
+                assert given <= known
+                check_keys(command.flags)
+
+
+def check_keys(flags: dict[str, str]) -> None:
+    """Fails with KeyError if a configuration has no such key."""
+    if "config" in flags:
+        config = runpy.run_path(str(PROJECT / flags["config"]))["get_config"]()
+        for flag in flags:
+            if flag.startswith("config."):
+                value = config
+                for part in flag.split(".")[1:]:
+                    value = value[part]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("document", WITH_COMMANDS, ids=named)
+def test_commands_run_as_they_are_written(document, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    write_inputs(tmp_path)
+    for name, arguments in commands_in(document):
+        # Compiling for other hardware has tests of its own, which take minutes.
+        if any(argument.startswith("--target=tpu") for argument in arguments):
+            continue
+        both = [arguments]
+        if "--shard=0/2" in arguments:
+            both.append([each.replace("=0/2", "=1/2") for each in arguments])
+        for each in both:
+            status, output, error = run_command(name, each, monkeypatch, capsys)
+            assert status == 0, f"{name} {each}\n{output}\n{error}"
