@@ -4,7 +4,8 @@
       --config.data.store=STORE --config.task.genes=GENES.tsv --workdir=RUN
 
 One split of 70, 10 and 20 % of the genes (train, valid, test); cells that express them are drawn
-from the store. Whole folds, baselines and controls: see configs/tasks.
+from the store. Classical classifiers on the same genes stand beside
+(--config.task.baselines=False leaves them out). Whole folds and controls: see configs/tasks.
 """
 
 from ml_collections import ConfigDict
@@ -23,14 +24,13 @@ def get_config() -> ConfigDict:
         test_fraction=0.2,
         valid_fraction=0.125,
         max_cells=10_000,
-        baselines=False,
         controls=(),
     )
     config.search = ConfigDict(
         {
             "space": (
                 "optimizer.learning_rate: log 1e-5 1e-3",
-                "optimizer.warmup_steps: int 10 500",
+                "optimizer.warmup_ratio: uniform 0 0.3",
                 "tuning.freeze_layers: int 0 4",
             ),
             "metric": "macro_f1",

@@ -58,7 +58,7 @@ def main() -> None:
         lines = run.search(Path(_WORKDIR.value), _TRIALS.value)
     else:
         lines = run.run(Path(_WORKDIR.value))
-    print("\n".join(lines))
+    print(command_line.as_flags("\n".join(lines)))
 
 
 def _configuration_help() -> list[str]:

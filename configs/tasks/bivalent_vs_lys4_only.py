@@ -36,6 +36,7 @@ PUBLISHED = {
 def get_config() -> ConfigDict:
     """Returns the configuration."""
     config = finetune_config()
+    config.optimizer.warmup_steps = 500
     config.tuning.freeze_layers = 4
     config.task = task_config(
         "gene",

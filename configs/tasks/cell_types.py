@@ -28,6 +28,7 @@ PUBLISHED = {"Geneformer": "accuracy .919 to .992, macro F1 .828 to .975 (six ti
 def get_config() -> ConfigDict:
     """Returns the configuration."""
     config = finetune_config()
+    config.optimizer.warmup_steps = 500
     config.epochs = 10
     config.task = task_config(
         "cell",

@@ -72,7 +72,7 @@ def run(
             raise
         sys.exit(NOBODY_READS)
     except InputError as error:
-        _print_error(_as_flags(str(error)))
+        _print_error(as_flags(str(error)))
         sys.exit(BAD_INPUT)
     except OSError as error:
         _print_error(_explain(error))
@@ -110,7 +110,7 @@ def require(*names: str) -> None:
         raise InputError(f"{listed} must be given; see --help")
 
 
-def _as_flags(message: str) -> str:
+def as_flags(message: str) -> str:
     """Writes the arguments that a message names in backticks as the flags of this command."""
     return _ARGUMENT.sub(lambda name: _as_flag(name[1]) or name[0], message)
 

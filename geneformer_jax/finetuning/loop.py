@@ -133,8 +133,7 @@ class FoldRun:
     @functools.cached_property
     def batches(self) -> LabelledBatches:
         """The training batches of all steps."""
-        epoch = self.setup.batches(self.data.train, training=True)
-        steps = self.config.steps or self.config.epochs * epoch.plan.steps_per_epoch
+        steps, _ = self.setup.steps(self.data.train)
         return self.setup.batches(self.data.train, training=True, steps=steps)
 
     @property
@@ -202,6 +201,7 @@ def finetune_fold(run: FoldRun) -> pd.DataFrame:
         Checkpoints(run.folder / TRAINING, run.config.checkpoint, description) as checkpoints,
     ):
         state = checkpoints.restore_newest(setup.compiled.abstract)
+        logger.info("\n".join(setup.describe_steps(run.fold, run.data)))
         if state is None:
             state = setup.compiled.start(setup.trainable)
         trainable, step = _train(run, state, checkpoints)

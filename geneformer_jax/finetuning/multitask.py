@@ -1,6 +1,6 @@
 """Several outputs learned at once, classes and numbers, from the obs columns of cells."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -19,6 +19,9 @@ from geneformer_jax.finetuning.classification.splits import Split, SplitRule, ma
 from geneformer_jax.finetuning.classification.task import CELL, FoldData
 from geneformer_jax.inference.cells import check_columns
 from geneformer_jax.model.heads import HeadTask
+
+# Of the table of scores, and of a column of naive guesses.
+_ALL, _GUESS = "all", "guess"
 
 
 @dataclass(frozen=True)
@@ -181,9 +184,10 @@ def _strata(read: tuple[HeadTask, np.ndarray], known: np.ndarray, ids: pd.Index)
     """Strata of the split: the first column's classes or halves; missing is a class."""
     output, values = read[0], read[1][known]
     if output.regression:
-        halves = np.where(values > np.nanmedian(values), "above", "below").astype(object)
-        return pd.Series(np.where(np.isnan(values), "missing", halves), ids)
-    names = np.array([*output.labels, "missing"], object)
+        above, below = (f"{output.name} {side} its median" for side in ("above", "below"))
+        halves = np.where(values > np.nanmedian(values), above, below).astype(object)
+        return pd.Series(np.where(np.isnan(values), f"no {output.name}", halves), ids)
+    names = np.array([*output.labels, f"no {output.name}"], object)
     numbers = np.where(np.isnan(values), len(output.labels), values).astype(int)
     return pd.Series(names[numbers], ids)
 
@@ -194,14 +198,12 @@ def write_multitask_results(
     """Writes the split, the predictions, their scores and the provenance; returns the scores.
 
     The table of scores has accuracy and macro F1 of each output of classes, R2 and mean absolute
-    error of each number: a row for each fold, and one, "all", for the cells of all folds.
+    error of each number: a row for each fold, and one, "all", for the cells of all folds. Beside
+    them stands what the commonest class, or the mean, of the cells that are learned from reaches.
     """
     rows = []
-    for output in task.outputs:
-        own = predictions
-        if "task" in predictions:
-            own = predictions[predictions["task"] == output.name]
-        for fold, each in [*own.groupby("fold"), ("all", own)]:
+    for output, own in _by_output(task, predictions):
+        for fold, each in [*own.groupby("fold"), (_ALL, own)]:
             rows.append({"target": output.name, "fold": fold, **_scores(each, output)})
     results = pd.DataFrame(rows).set_index(["target", "fold"])
     task.split.write(workdir / "split.parquet")
@@ -214,19 +216,75 @@ def write_multitask_results(
     return results
 
 
-def _scores(table: pd.DataFrame, output: HeadTask) -> dict[str, float]:
+def verdict(task: MultitaskTask, predictions: pd.DataFrame) -> str:
+    """Returns one sentence: which outputs were learned, judged by their 95 % interval over cells.
+
+    A class is judged by accuracy, a number by its mean absolute error, each beside what the
+    commonest class, or the mean, reaches on the same cells.
+    """
+    parts = []
+    for output, own in _by_output(task, predictions):
+        scores, gain = _scores(own, output), _gains(own, output)
+        least = gain.mean() - 1.96 * gain.std(ddof=1) / np.sqrt(len(gain))
+        word = "learned" if least > 0 else "NOT shown to be learned"
+        if output.regression:
+            reached, beside = scores["mean_absolute_error"], scores["mean_absolute_error_of_mean"]
+            why = f"mean absolute error {reached:.3g}, of always naming the mean {beside:.3g}"
+        else:
+            reached, beside = scores["accuracy"], scores["accuracy_of_commonest"]
+            why = f"accuracy {reached:.3f}, always naming the commonest class {beside:.3f}"
+        parts.append(f"{output.name} {word} ({why})")
+    return "; ".join(parts)
+
+
+def _by_output(
+    task: MultitaskTask, predictions: pd.DataFrame
+) -> Iterator[tuple[HeadTask, pd.DataFrame]]:
+    """Yields each output with the predictions of the cells that have it, and a naive guess."""
+    for number, output in enumerate(task.outputs):
+        own = predictions
+        if "task" in predictions:
+            own = predictions[predictions["task"] == output.name]
+        own = own[own["value"].notna() if output.regression else own["label"] != ""]
+        guesses = {fold: _guess(task, number, fold) for fold in own["fold"].unique()}
+        yield output, own.assign(**{_GUESS: own["fold"].map(guesses)})
+
+
+def _guess(task: MultitaskTask, number: int, fold: int) -> str | float:
+    """Returns the commonest class, or the mean, of the cells that a fold learns from."""
+    output = task.outputs[number]
+    values = task.fold_data(fold).train.labels[:, number]
+    values = values[~np.isnan(values)]
     if output.regression:
-        known = table[table["value"].notna()]
+        return float(values.mean() * output.scale + output.center)
+    return output.labels[np.bincount(values.astype(int)).argmax()]
+
+
+def _gains(known: pd.DataFrame, output: HeadTask) -> np.ndarray:
+    """Returns by how much each cell is predicted better than by the guess."""
+    if output.regression:
+        errors = [
+            (known["value"] - known[each]).abs().to_numpy(float)
+            for each in (_GUESS, "predicted_value")
+        ]
+        return errors[0] - errors[1]
+    hits = [(known["label"] == known[each]).to_numpy(float) for each in ("predicted", _GUESS)]
+    return hits[0] - hits[1]
+
+
+def _scores(known: pd.DataFrame, output: HeadTask) -> dict[str, float]:
+    if output.regression:
         both = known["value"], known["predicted_value"]
         return {
             "cells": len(known),
             "r2": metrics.r2_score(*both),
             "mean_absolute_error": metrics.mean_absolute_error(*both),
+            "mean_absolute_error_of_mean": metrics.mean_absolute_error(both[0], known[_GUESS]),
         }
-    known = table[table["label"] != ""]
     both = known["label"], known["predicted"]
     return {
         "cells": len(known),
         "accuracy": metrics.accuracy_score(*both),
+        "accuracy_of_commonest": metrics.accuracy_score(both[0], known[_GUESS]),
         "macro_f1": metrics.f1_score(*both, average="macro"),
     }

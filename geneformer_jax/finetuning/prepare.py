@@ -27,6 +27,7 @@ from geneformer_jax.model.encoder import Params, init_params
 from geneformer_jax.model.heads import CELLS, GENES, HeadConfig, HeadTask, head_of_tasks, init_head
 from geneformer_jax.model.pretrained import PretrainedModel, weights_hash
 from geneformer_jax.model.sharding import batch_divisor, make_mesh
+from geneformer_jax.training.optimizer import warmup_steps
 
 _NO_RATES = {"learning_rate": 1.0, "weight_decay": 0.0, "warmup_steps": 0, "warmup_ratio": 0.0}
 
@@ -145,6 +146,35 @@ class FinetuneSetup:
             mega_batch_multiplier=config.data.mega_batch_multiplier,
         )
         return LabelledBatches(self.cells, labelled, sampling, self.per_gene, steps)
+
+    def steps(self, labelled: LabelledCells) -> tuple[int, int]:
+        """Returns (optimizer steps of a run on these training cells, steps in one pass)."""
+        per_epoch = self.batches(labelled, training=True).plan.steps_per_epoch
+        return self.config.steps or self.config.epochs * per_epoch, per_epoch
+
+    def describe_steps(self, fold: int, data: FoldData) -> list[str]:
+        """Describes the cells and steps of a fold, with a warning if the rate never peaks."""
+        (steps, per_epoch), optimizer = self.steps(data.train), self.config.optimizer
+        warmup = warmup_steps(optimizer, steps)
+        sizes = ", ".join(
+            f"{len(getattr(data, side).rows):,} {what}"
+            for side, what in (
+                ("train", "cells to learn from"),
+                ("valid", "to validate with"),
+                ("test", "to test"),
+            )
+        )
+        lines = [
+            f"fold {fold}: {sizes}; {steps:,} steps ({per_epoch:,} an epoch), the first "
+            f"{min(warmup, steps):,} of them warmup"
+        ]
+        if warmup >= steps:
+            lines.append(
+                f"warning: {warmup:,} steps of warmup, but only {steps:,} steps: the learning rate "
+                f"never reaches {optimizer.learning_rate:g}, and little is learned; set "
+                f"`config.optimizer.warmup_steps`=0 and `config.optimizer.warmup_ratio`=0.1"
+            )
+        return lines
 
 
 def prepare_finetuning(

@@ -17,8 +17,11 @@ from geneformer_jax.cells.store.shorter_cells import shorten
 from geneformer_jax.common.errors import InputError
 from geneformer_jax.common.log import logger
 from geneformer_jax.common.workdir import claim_workdir
+from geneformer_jax.finetuning import multitask
 from geneformer_jax.finetuning.classification.config import TaskConfig, task_config, typed_task
+from geneformer_jax.finetuning.classification.figures import loss_figure
 from geneformer_jax.finetuning.classification.protocol import Network, prepare_task, run_task
+from geneformer_jax.finetuning.classification.report import LOSS, REPORT, verdict
 from geneformer_jax.finetuning.classification.task import CELL
 from geneformer_jax.finetuning.config import (
     FinetuneConfig,
@@ -36,6 +39,8 @@ from geneformer_jax.finetuning.multitask import (
 from geneformer_jax.finetuning.prepare import Task, prepare_finetuning
 from geneformer_jax.inference.cells import open_cells
 from geneformer_jax.model.pretrained import RESULT, PretrainedModel, load_model, weights_hash
+from geneformer_jax.reporting.figures import save_figure
+from geneformer_jax.training.telemetry import read_metrics
 
 TASK, TARGETS, SEARCH = "task", "targets", "search"
 PRETRAINED = "Geneformer"
@@ -103,7 +108,12 @@ class FinetuneRun:
 
     def describe(self) -> list[str]:
         """Describes what would run, a line each, after all checks."""
-        return [*self.task.summary, *self._check().summary()]
+        setup, folds = self._check(), range(self.task.split.folds)
+        return [
+            *self.task.summary,
+            *setup.summary(),
+            *(line for i in folds for line in setup.describe_steps(i, self.task.fold_data(i))),
+        ]
 
     def run(self, workdir: Path) -> list[str]:
         """Trains and evaluates; returns lines that report.
@@ -124,13 +134,17 @@ class FinetuneRun:
             )
             kept = [name for name in _LISTED if name in results]
             lines = results[kept].to_string(index=False, na_rep="").splitlines()
+            lines += [f"verdict: {verdict(self.task, results)}", f"report: {workdir / REPORT}"]
         else:
             claim_workdir(workdir, identity | {"section": dataclasses.asdict(self.section)})
             logger.info("\n".join(self.task.summary))
             folder = workdir / "networks" / PRETRAINED
             predictions = finetune_folds(self.task, self.model, self.config, folder)
             results = write_multitask_results(self.task, predictions, workdir, self.configuration)
+            metrics = {each.name: read_metrics(each) for each in sorted(folder.glob("fold_*"))}
+            save_figure(loss_figure(metrics), workdir / LOSS)
             lines = results.to_string().splitlines()
+            lines.append(f"verdict: {multitask.verdict(self.task, predictions)}")
         folds = sorted(each.parent for each in (workdir / "networks").glob(f"*/fold_*/{RESULT}"))
         return [*lines, f"results: {workdir}", *(f"model: {fold}" for fold in folds)]
 
@@ -209,7 +223,8 @@ def finetune_cells(
       workdir: folder for the run, with results.csv, figures and report.html; a new one, or that of
         an interrupted call, which is resumed.
       group_key: obs column (donor, batch) whose cells are never both trained on and tested.
-      config: `finetuning.config.finetune_config()`, changed; its defaults are the paper's.
+      config: `finetuning.config.finetune_config()`, changed; a section `task` in it may hold
+        fields of TaskConfig, as in `config.task = {"drop_small": True}`.
       reading: of counts, which matrix and gene ids; arguments of `CountOptions`.
 
     Returns:
@@ -218,16 +233,9 @@ def finetune_cells(
     Raises:
       InputError: something does not fit.
     """
-    task = task_config(
-        CELL,
-        label=labels_key,
-        group=group_key,
-        folds=1,
-        valid_fraction=0.125,
-        baselines=False,
-        controls=(),
-    )
     changed = ConfigDict(finetune_config() if config is None else config).to_dict()
+    rule = {"folds": 1, "valid_fraction": 0.125, "controls": (), **(changed.get(TASK) or {})}
+    task = task_config(CELL, **{**rule, "label": labels_key, "group": group_key})
     configuration = changed | {TASK: task.to_dict()}
     run = FinetuneRun.open(configuration, model, open_cells(cells, model, **reading))
     logger.info("\n".join(run.run(Path(workdir))))

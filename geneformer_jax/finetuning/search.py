@@ -47,7 +47,7 @@ class SearchConfig:
     space: tuple[str, ...] = (
         "optimizer.learning_rate: log 1e-6 1e-3",
         "optimizer.weight_decay: uniform 0 0.3",
-        "optimizer.warmup_steps: int 100 2000",
+        "optimizer.warmup_ratio: uniform 0 0.3",
         "optimizer.schedule: one of linear, cosine",
     )
     metric: str = "macro_f1"

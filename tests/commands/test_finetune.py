@@ -72,6 +72,9 @@ def test_cells_are_classified_and_the_run_is_read_again(rich_store, tmp_path, mo
     results = pd.read_csv(tmp_path / "run" / "results.csv")
     assert results["accuracy"].iloc[0] > 0.8
     assert f"results: {tmp_path / 'run'}" in output
+    assert "verdict: no pretraining, 1 layer" in output
+    assert {"commonest class", "SVM, ranks"} <= set(results["method"])
+    assert (tmp_path / "run" / "loss.png").is_file()
     split = pd.read_parquet(tmp_path / "run" / "split.parquet").set_index("id")
     donors = rich_store.obs["donor"].reindex(split.index)
     assert (split.groupby(donors.astype(str).to_numpy())["side"].nunique() == 1).all()
@@ -100,6 +103,8 @@ def test_several_targets_are_learned_and_their_head_is_refused_for_other_labels(
     scores = pd.read_csv(first / "results.csv").set_index(["target", "fold"])
     assert scores.loc[("kind", "0"), "accuracy"] > 0.7
     assert {"r2", "mean_absolute_error"} <= set(scores)
+    assert scores.loc[("kind", "0"), "accuracy_of_commonest"] < 0.7
+    assert (first / "loss.png").is_file()
     assert json.loads((first / "provenance.json").read_text())["command"] == "finetune"
 
     genes = [
@@ -166,3 +171,5 @@ def test_a_dry_run_describes_what_would_run(rich_store, monkeypatch, capsys):
     assert status == 0, error
     assert "trained from scratch" in output
     assert "trainable, 0 frozen" in output
+    # 96 cells: 67 to learn from, in batches of 12.
+    assert "6 steps (6 an epoch), the first 2 of them warmup" in output

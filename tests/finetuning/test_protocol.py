@@ -230,7 +230,9 @@ def test_a_run_writes_everything_and_goes_on_where_it_stopped(toy, task, tmp_pat
     assert table.loc[("fake", "gene"), "auc"] > table.loc[("fake", "occurrence"), "auc"]
     assert table.loc[("fake", "occurrence"), "auc"] == pytest.approx(0.75, abs=0.03)
     assert table.loc[("something else", "not run"), PUBLISHED] == "AUC 0.5"
-    assert len(results) == 2 + 2 * len(kinds) + 1
+    # The commonest class, and what was published of something else.
+    assert len(results) == 2 + 2 * len(kinds) + 1 + 1
+    assert table.loc[("commonest class", "gene"), "auc"] == 0.5
     assert table.loc[("SVM, counts", "gene"), "auc"] > 0.95
     for name in ("auc_plain", "accuracy", "macro_f1"):
         measured = results[results["per"] != "not run"]

@@ -2,11 +2,13 @@
 
 They see the same folds as the network. A gene's features are the cells: its rank in each of them
 (most tokens of a cell minus its position, 0 where it is absent), or its counts per 10,000. A cell's
-features are 50 components of the same numbers, with the logarithm of the counts.
+features are 50 components of the same numbers, with the logarithm of the counts. Of more than
+10,000 cells components and classifiers are learned from as many, drawn at random: time and memory
+of support vector machines grow faster than cells.
 """
 
 import warnings
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -33,21 +35,27 @@ from geneformer_jax.inference.counts import counts_per_10k, read_counts
 RANKS, COUNTS = "ranks", "counts"
 SVM, FOREST, REGRESSION = "SVM", "random forest", "logistic regression"
 ESTIMATORS = (SVM, FOREST, REGRESSION)
+COMMONEST = "commonest class"
+MAX_LEARNED_CELLS = 10_000
 _CELLS_AT_A_TIME = 4_096
 # Components of a cell's features.
 _COMPONENTS = 50
 
 
-def rank_matrix(cells: EncodedCells) -> sparse.csr_matrix:
+def rank_matrix(cells: EncodedCells, wanted: np.ndarray | None = None) -> sparse.csr_matrix:
     """Returns float32 [cells, V]: most tokens of a cell minus the position of each gene in it.
 
     Positions count genes only, so that the first has position 0 in V2 cells too.
+
+    Args:
+      cells: tokenised.
+      wanted: their rows; None for all.
     """
     vocabulary = cells.vocabulary
     longest = int(np.max(cells.lengths)) - vocabulary.special_per_cell
+    wanted = np.arange(len(cells.lengths)) if wanted is None else wanted
     parts = []
-    for start in range(0, len(cells.lengths), _CELLS_AT_A_TIME):
-        rows = np.arange(start, min(start + _CELLS_AT_A_TIME, len(cells.lengths)))
+    for rows in _chunks(wanted):
         genes = [each[each >= vocabulary.first_gene_token] for each in cells.read(rows)]
         lengths = np.array([len(each) for each in genes])
         pointers = np.concatenate([[0], np.cumsum(lengths)])
@@ -59,6 +67,11 @@ def rank_matrix(cells: EncodedCells) -> sparse.csr_matrix:
             )
         )
     return sparse.vstack(parts, format="csr")
+
+
+def _chunks(rows: np.ndarray) -> Iterator[np.ndarray]:
+    for start in range(0, len(rows), _CELLS_AT_A_TIME):
+        yield rows[start : start + _CELLS_AT_A_TIME]
 
 
 def count_matrix(cells: EncodedCells, sources: Iterable[CountSource]) -> sparse.csr_matrix:
@@ -106,22 +119,55 @@ def _gene_to_token(source: CountSource, vocabulary: GeneVocabulary) -> sparse.cs
     )
 
 
+def rank_features(task: ClassificationTask) -> sparse.csr_matrix | np.ndarray:
+    """Returns features [ids, F] of the ranks, in the ids' order; see `features_of`.
+
+    Ranks of more than 10,000 cells are never in memory at once.
+    """
+    if task.unit == GENE:
+        return features_of(task, RANKS, rank_matrix(task.cells))
+    rows = _rows_of_labels(task)
+    return _components(lambda part: rank_matrix(task.cells, rows[part]), len(rows))
+
+
 def features_of(
     task: ClassificationTask, name: str, matrix: sparse.csr_matrix
 ) -> sparse.csr_matrix | np.ndarray:
     """Turns a matrix [cells, V] of ranks or counts into features [ids, F], in the ids' order.
 
-    A gene is described by all cells, as in the paper; a cell by 50 components of all cells' ranks
+    A gene is described by all cells, as in the paper; a cell by 50 components of the cells' ranks
     or of their logarithm of counts, which are found without labels.
     """
     if task.unit == GENE:
         return matrix.tocsc()[:, task.tokens.to_numpy()].T.tocsr()
-    row_of = pd.Series(np.arange(matrix.shape[0]), index=task.cells.obs.index.astype(str))
-    chosen = matrix[row_of[task.labels.index].to_numpy()]
+    chosen = matrix[_rows_of_labels(task)]
+    chosen = chosen.log1p() if name == COUNTS else chosen
+    return _components(lambda part: chosen[part], chosen.shape[0])
+
+
+def _rows_of_labels(task: ClassificationTask) -> np.ndarray:
+    obs = task.cells.obs
+    return pd.Series(np.arange(len(obs)), obs.index.astype(str))[task.labels.index].to_numpy()
+
+
+def _components(read: Callable[[np.ndarray], sparse.csr_matrix], cells: int) -> np.ndarray:
+    """Returns components [cells, F] of the matrix whose rows `read` returns."""
+    drawn = _draw(np.arange(cells))
+    matrix = read(drawn)
     components = TruncatedSVD(
-        min(_COMPONENTS, *(size - 1 for size in chosen.shape)), random_state=0
+        min(_COMPONENTS, *(size - 1 for size in matrix.shape)), random_state=0
     )
-    return components.fit_transform(chosen.log1p() if name == COUNTS else chosen)
+    first = components.fit_transform(matrix)
+    if len(drawn) == cells:
+        return first
+    return np.concatenate([components.transform(read(part)) for part in _chunks(np.arange(cells))])
+
+
+def _draw(rows: np.ndarray) -> np.ndarray:
+    """Returns at most MAX_LEARNED_CELLS of some rows, in their order, drawn at random."""
+    if len(rows) <= MAX_LEARNED_CELLS:
+        return rows
+    return rows[np.sort(np.random.default_rng(0).permutation(len(rows))[:MAX_LEARNED_CELLS])]
 
 
 def make_estimator(kind: str, unit: str) -> Any:
@@ -146,7 +192,8 @@ def baseline_predictions(
     """Trains and tests a classifier in every fold.
 
     Classes of genes are balanced for training, by leaving out genes of the larger class at random,
-    as in the paper; the test side is whole, so that every method is tested on the same genes.
+    as in the paper; of cells at most 10,000 are learned from. The test side is whole, so that every
+    method is tested on the same genes or cells.
 
     Args:
       task: labels and folds.
@@ -164,8 +211,7 @@ def baseline_predictions(
         train, test = (
             position[task.split.ids(fold, side)].to_numpy() for side in ("train", "test")
         )
-        if task.unit == GENE:
-            train = balance(train, numbers)
+        train = balance(train, numbers) if task.unit == GENE else _draw(train)
         estimator = make_estimator(kind, task.unit)
         with warnings.catch_warnings():
             # The paper's estimators stop after sklearn's default number of rounds, as these do.
@@ -174,6 +220,18 @@ def baseline_predictions(
         probabilities = _probabilities(estimator, features[test], len(task.classes))
         ids, labels = task.labels.index[test], task.labels.to_numpy()[test]
         parts.append(make_predictions(ids, task.unit, fold, labels, probabilities, task.classes))
+    return pd.concat(parts, ignore_index=True)
+
+
+def commonest_predictions(task: ClassificationTask) -> pd.DataFrame:
+    """Names the commonest class of each fold's train side, with the classes' frequencies there."""
+    parts = []
+    for fold in range(task.split.folds):
+        train, test = (task.split.ids(fold, side) for side in ("train", "test"))
+        frequencies = np.bincount(task.class_numbers[train], minlength=len(task.classes))
+        probabilities = np.tile(frequencies / frequencies.sum(), (len(test), 1))
+        labels = task.labels[test].to_numpy(object)
+        parts.append(make_predictions(test, task.unit, fold, labels, probabilities, task.classes))
     return pd.concat(parts, ignore_index=True)
 
 

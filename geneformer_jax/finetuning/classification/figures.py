@@ -1,7 +1,8 @@
 """Figures of classifiers: ROC, precision-recall, confusion, probabilities, calibration."""
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import matplotlib.axes
 import numpy as np
@@ -15,6 +16,10 @@ from geneformer_jax.reporting.figures import PALETTE, STYLE, new_figure
 _DASHES = ("-", "--", ":", "-.")
 _CHANCE = {"color": "#8a8a8a", "lw": 1, "ls": (0, (2, 3)), "zorder": 0}
 _MOST_WRITTEN = 14
+_SIDES = {
+    "loss": ("training", {"lw": 1, "alpha": 0.7, "marker": ".", "ms": 3}),
+    "held_out_loss": ("validation", {"lw": 2.2, "marker": "o", "ms": 5}),
+}
 _PROBABILITY_BINS = np.linspace(0, 1, 41)
 
 
@@ -48,6 +53,32 @@ def roc_figure(rocs: Mapping[str, Roc], title: str = "") -> Figure:
         )
         several = any(len(roc.folds) > 1 for roc in rocs.values())
         _legend(axes, "AUC, mean ± sd over folds" if several else "AUC")
+    return figure
+
+
+def loss_figure(
+    metrics: Mapping[str, Sequence[Mapping[str, Any]]], chance: float | None = None
+) -> Figure:
+    """Draws loss against steps, a colour for each fold.
+
+    Args:
+      metrics: fold -> rows of its metrics.jsonl; those with `loss` are of the cells that are
+        learned from (thin), those with `held_out_loss` of the validation side (thick).
+      chance: loss of the classes' frequencies alone, or None.
+    """
+    with matplotlib.rc_context(STYLE):
+        figure = new_figure(7.2, 4.2)
+        axes = figure.add_subplot()
+        for (fold, rows), (_, colour) in zip(metrics.items(), _lines(), strict=False):
+            for key, (side, look) in _SIDES.items():
+                line = [(row["step"], row[key]) for row in rows if key in row]
+                if line:
+                    label = f"{fold.replace('_', ' ')}, {side}"
+                    axes.plot(*zip(*line, strict=True), color=colour, label=label, **look)
+        if chance is not None:
+            axes.axhline(chance, label="class frequencies alone", **_CHANCE)
+        axes.set(xlabel="training step", ylabel="loss (nats)", ylim=(0, None))
+        axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1.0))
     return figure
 
 

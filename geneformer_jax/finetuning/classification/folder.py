@@ -72,6 +72,11 @@ class TaskFolder:
             self._parts.write(part, {file: lambda path: write_predictions(table, path)})
         return read_predictions(self.path / file)
 
+    def folds(self, name: str) -> list[Path]:
+        """Returns the folders of a network's folds, in order; empty if the method is none."""
+        folders = (self.path / "networks" / slug(name)).glob("fold_*")
+        return sorted(folders, key=lambda each: int(each.name.removeprefix("fold_")))
+
     def network(self, name: str) -> Path:
         """Returns the folder for a network's own files."""
         folder = self.path / "networks" / slug(name)

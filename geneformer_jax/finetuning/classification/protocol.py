@@ -22,13 +22,16 @@ from geneformer_jax.common.errors import InputError
 from geneformer_jax.common.log import logger
 from geneformer_jax.common.progress import Progress
 from geneformer_jax.finetuning.classification.baselines import (
+    COMMONEST,
     COUNTS,
     ESTIMATORS,
+    MAX_LEARNED_CELLS,
     RANKS,
     baseline_predictions,
+    commonest_predictions,
     count_matrix,
     features_of,
-    rank_matrix,
+    rank_features,
 )
 from geneformer_jax.finetuning.classification.config import TaskConfig
 from geneformer_jax.finetuning.classification.controls import (
@@ -124,6 +127,7 @@ def run_task(
     if run.folder.finished:
         return read_results(run.folder)
     predictions = run.network_predictions() | run.baseline_predictions()
+    predictions[COMMONEST] = commonest_predictions(task)
     controls = run.controls(predictions)
     results = results_table(task, predictions, config.published)
     write_results(run.folder, task, predictions, results, controls, dict(configuration or {}))
@@ -203,9 +207,12 @@ def _split(config: TaskConfig, labels: pd.Series, groups: pd.Series | None) -> t
 def _summary(config: TaskConfig, task: ClassificationTask, labels: Labels) -> list[str]:
     lines = labels.describe(task.unit)
     lines += [f"{count:,} cells left out, {why}" for why, count in _dropped(task).items()]
-    lines.append(f"{len(task.cells.lengths):,} cells, {task.split.folds} folds by {task.unit}")
+    folds = f"{task.split.folds} folds" if task.split.folds > 1 else "one split"
+    lines.append(f"{len(task.cells.lengths):,} cells, {folds} by {task.unit}")
     if config.group:
         lines[-1] += f", no {config.group} on two sides of a fold"
+    if task.unit == CELL and config.baselines and len(task.labels) > MAX_LEARNED_CELLS:
+        lines.append(f"baselines learn from at most {MAX_LEARNED_CELLS:,} cells, drawn at random")
     if task.unit == CELL:
         lines += leak_warnings(task.cells.obs, task.split, config.group)
     return lines
@@ -299,11 +306,11 @@ class _Run:
         """Name -> function from a task to its predictions."""
         if not self.config.baselines:
             return {}
-        matrices = {RANKS: rank_matrix(self.task.cells)}
+        features = {RANKS: rank_features(self.task)}
         if self.config.counts:
             sources = [open_counts(path) for path in expand_paths(self.config.counts)]
-            matrices[COUNTS] = count_matrix(self.task.cells, sources)
-        features = {name: features_of(self.task, name, each) for name, each in matrices.items()}
+            counts = count_matrix(self.task.cells, sources)
+            features[COUNTS] = features_of(self.task, COUNTS, counts)
         return {
             method_name(kind, name): functools.partial(
                 baseline_predictions, features=matrix, kind=kind

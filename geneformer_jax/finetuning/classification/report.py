@@ -5,14 +5,16 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from geneformer_jax.common.files import atomic_write
 from geneformer_jax.common.provenance import describe_run, write_provenance
-from geneformer_jax.finetuning.classification.baselines import SVM
+from geneformer_jax.finetuning.classification.baselines import COMMONEST, SVM
 from geneformer_jax.finetuning.classification.figures import (
     calibration_figure,
     confusion_figure,
+    loss_figure,
     precision_recall_figure,
     probability_figure,
     roc_figure,
@@ -32,9 +34,10 @@ from geneformer_jax.finetuning.classification.predictions import average_by_gene
 from geneformer_jax.finetuning.classification.task import GENE, ClassificationTask
 from geneformer_jax.reporting.figures import save_figure
 from geneformer_jax.reporting.html import Report
+from geneformer_jax.training.telemetry import read_metrics
 
 PER_GENE, PER_OCCURRENCE, PER_CELL = "gene", "occurrence", "cell"
-RESULTS, REPORT = "results.csv", "report.html"
+RESULTS, REPORT, LOSS = "results.csv", "report.html", "loss"
 PUBLISHED = "published (not ours)"
 _MEASURES = (
     "auc",
@@ -75,6 +78,55 @@ def results_table(
     return pd.DataFrame(rows)
 
 
+def verdict(task: ClassificationTask, results: pd.DataFrame) -> str:
+    """Returns one sentence: has the first method learned, and does it beat the classical ones?
+
+    Of genes the AUC is compared, which does not depend on how large the classes are; of cells the
+    accuracy. Methods whose value lies within the first one's 95 % interval are level with it.
+    """
+    per = PER_GENE if task.unit == GENE else PER_CELL
+    rows = results[results["per"] == per].set_index("method")
+    first, commonest = rows.iloc[0], rows.loc[COMMONEST]
+    measure, name = ("auc_plain", "AUC") if task.unit == GENE else ("accuracy", "accuracy")
+    reached = f"{name} {_with_interval(first, measure)}"
+    beside = f"always naming the commonest class {commonest[measure]:.3f}"
+    learned = first[f"{measure}_low"] > commonest[measure]
+    if learned:
+        text = f"{first.name} learned: {reached}, {beside}"
+    elif first["auc_plain_low"] > commonest["auc_plain"]:
+        text = (
+            f"{first.name} ranks classes better than chance (AUC "
+            f"{_with_interval(first, 'auc_plain')}), but does NOT name them better than always "
+            f"naming the commonest class: {reached} against {commonest[measure]:.3f}"
+        )
+    else:
+        text = f"nothing shows that {first.name} learned: {reached}, {beside}"
+    others = rows[measure].drop(index=[first.name, COMMONEST])
+    others = others[[" layer" not in each for each in others.index]]
+    if len(others):
+        text += f"; {_beside_classical(first, measure, others)}"
+    if not learned:
+        text += (
+            "; raise `config.optimizer.learning_rate` or `config.epochs`, or search them with "
+            "`trials`"
+        )
+    return text
+
+
+def _with_interval(row: pd.Series, measure: str) -> str:
+    return f"{row[measure]:.3f} ({row[f'{measure}_low']:.3f} to {row[f'{measure}_high']:.3f})"
+
+
+def _beside_classical(first: pd.Series, measure: str, others: pd.Series) -> str:
+    best, value = others.idxmax(), others.max()
+    word = "is level with"
+    if value > first[f"{measure}_high"]:
+        word = "LOSES to"
+    elif value < first[f"{measure}_low"]:
+        word = "beats"
+    return f"it {word} the best classical classifier, {best} ({value:.3f})"
+
+
 def write_results(
     folder: TaskFolder,
     task: ClassificationTask,
@@ -107,8 +159,10 @@ def write_results(
         {"summary": list(task.summary), **configuration},
     )
     report = Report(f"Classification: {task.name}", " ".join(f"{line}." for line in task.summary))
-    _add_tables(report, results, controls)
-    _add_figures(report, folder.path, task, predictions)
+    _add_tables(report, task, results, controls)
+    shown = {method: each for method, each in predictions.items() if method != COMMONEST}
+    _add_figures(report, folder.path, task, shown)
+    _add_losses(report, folder, task, next(iter(shown)))
     report.files(path for path in folder.path.iterdir() if path.name != REPORT)
     report.provenance(facts)
     report.write(folder.path / REPORT)
@@ -148,7 +202,27 @@ def _inputs(folder: TaskFolder) -> list[Path]:
     return [folder.path / SPLIT, *(Path(path) for path in given if path and "=" not in path)]
 
 
-def _add_tables(report: Report, results: pd.DataFrame, controls: pd.DataFrame) -> None:
+def _add_losses(report: Report, folder: TaskFolder, task: ClassificationTask, name: str) -> None:
+    """Draws the loss of a network's folds, where the method is one."""
+    metrics = {each.name: read_metrics(each) for each in folder.folds(name)}
+    if not any(metrics.values()):
+        return
+    frequencies = task.labels.value_counts(normalize=True).to_numpy()
+    # Losses on genes are of their occurrences, whose frequencies are others.
+    chance = None if task.unit == GENE else float(-(frequencies * np.log(frequencies)).sum())
+    figure = loss_figure(metrics, chance)
+    save_figure(figure, folder.path / LOSS)
+    report.figure(
+        figure,
+        f"Loss of {name}, in nats: thin lines on the cells it learns from, thick ones on the "
+        "validation side, where there is one.",
+    )
+
+
+def _add_tables(
+    report: Report, task: ClassificationTask, results: pd.DataFrame, controls: pd.DataFrame
+) -> None:
+    report.section("Verdict", f"{verdict(task, results)}.")
     report.section(
         "Results",
         "AUC: mean over folds as the original weighs them (by the points of their ROC curves), "
