@@ -43,7 +43,7 @@ def main() -> None:
     # JAX takes seconds to import, which --help and a mistyped flag should not have to wait for.
     from geneformer_jax.attention_analysis import api, report
     from geneformer_jax.attention_analysis.run import AttentionRun
-    from geneformer_jax.inference.cells import parse_filters
+    from geneformer_jax.inference.filters import parse_filters
     from geneformer_jax.interop.load import load_model
     from geneformer_jax.model.sharding import use_all_cores
 

@@ -43,7 +43,10 @@ command_line.alias_flag("layer", of="hidden_layer")
 flags.DEFINE_string("states", "", "obs column of cell states to measure shifts towards.")
 flags.DEFINE_string("start", "", "State whose cells are perturbed; all cells by default.")
 flags.DEFINE_string("goal", "", "State that the cells should come nearer to.")
-flags.DEFINE_string("alternatives", "", "Further states, separated by commas.")
+flags.DEFINE_multi_string(
+    "alternatives", [], "A further state, or several separated by commas (one that has commas "
+    "itself is found as a whole).",
+)  # fmt: skip
 flags.DEFINE_string("state_embeddings", "", "File of embed --states; computed by default.")
 flags.DEFINE_bool("classes", False, "Measure class probabilities (checkpoint of a classifier).")
 flags.DEFINE_string("gene_shifts", "none", "Shifts of single genes: none, full, top or means.")

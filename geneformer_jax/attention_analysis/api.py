@@ -33,7 +33,8 @@ from geneformer_jax.cells.counts.options import CountArguments
 from geneformer_jax.cells.store.cell_store import EncodedCells
 from geneformer_jax.common.errors import InputError
 from geneformer_jax.common.progress import Progress
-from geneformer_jax.inference.cells import ORIGINAL_SEED, check_columns, open_cells, select_cells
+from geneformer_jax.inference.cells import ORIGINAL_SEED, open_cells, select_cells
+from geneformer_jax.inference.filters import Filters, check_columns
 from geneformer_jax.inference.random_control import MODEL, RANDOM, random_model
 from geneformer_jax.model.pretrained import PretrainedModel
 from geneformer_jax.model.runtime import Runtime, profiled_runtime
@@ -120,7 +121,7 @@ def attend_cells(
     groupby: str | None = None,
     pairs: Sequence[str] = (),
     control: bool = False,
-    filters: Mapping[str, Sequence[str]] | None = None,
+    filters: Filters | None = None,
     max_cells: int | None = None,
     seed: int = ORIGINAL_SEED,
     runtime: Runtime | None = None,
@@ -137,7 +138,7 @@ def attend_cells(
       groupby: obs column; its values are summarised apart too.
       pairs: genes whose attention to each other is extracted, at most 200.
       control: extract the same from random weights: what they show too was not learned.
-      filters: obs column -> values of which a cell must have one; all columns must pass.
+      filters: obs column -> value or values of which a cell must have one; all must pass.
       max_cells: cells to draw at random; None takes all.
       seed: of that draw.
       runtime: how to compute, with an attention of `model.attention.dispatch.PROFILED`; by default

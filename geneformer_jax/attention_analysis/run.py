@@ -28,6 +28,7 @@ from geneformer_jax.common.progress import Progress
 from geneformer_jax.common.provenance import describe_run
 from geneformer_jax.common.workdir import as_json, is_finished
 from geneformer_jax.inference.cells import ORIGINAL_SEED, open_cells, select_cells
+from geneformer_jax.inference.filters import Filters
 from geneformer_jax.inference.random_control import MODEL
 from geneformer_jax.inference.resume import (
     PartsFolder,
@@ -88,7 +89,7 @@ class AttentionRun:
         model: PretrainedModel,
         cells: Path | str,
         *,
-        filters: Mapping[str, Sequence[str]] | None = None,
+        filters: Filters | None = None,
         max_cells: int | None = None,
         seed: int = ORIGINAL_SEED,
         precision: str = "float32",

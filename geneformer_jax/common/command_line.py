@@ -200,8 +200,8 @@ def cell_flags() -> None:
     """Defines the flags of a command that takes cells: from where, and which of them."""
     flags.DEFINE_string("cells", "", "Cell store, or file of raw counts.")
     flags.DEFINE_multi_string(
-        "filter", [], "column:value|value: only cells with such a value; if repeated, all must "
-        "pass.",
+        "filter", [], "column:value|value: only cells with such a value (one with a | in it is "
+        "found as a whole); if repeated for several columns, all must pass.",
     )  # fmt: skip
     flags.DEFINE_integer("max_cells", None, "Draw this number of cells at random.", lower_bound=1)
     flags.DEFINE_integer("seed", 42, "Of the draw; 42 draws the cells that the original keeps.")

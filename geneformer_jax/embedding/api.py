@@ -5,7 +5,7 @@ input, where the original returns them from longest to shortest.
 """
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Unpack
 
@@ -17,6 +17,7 @@ from geneformer_jax.cells.store.cell_store import EncodedCells
 from geneformer_jax.common.errors import InputError
 from geneformer_jax.embedding.embedder import KEY, MODES, Embedded, Embedder, check_options
 from geneformer_jax.inference.cells import ORIGINAL_SEED, ChosenCells, open_cells, select_cells
+from geneformer_jax.inference.filters import Filters
 from geneformer_jax.model.pretrained import PretrainedModel
 from geneformer_jax.model.runtime import Runtime
 
@@ -29,7 +30,7 @@ def embed_cells(
     *,
     mode: str = "cell",
     hidden_layer: int | Sequence[int] = -1,
-    filters: Mapping[str, Sequence[str]] | None = None,
+    filters: Filters | None = None,
     max_cells: int | None = None,
     seed: int = ORIGINAL_SEED,
     key_added: str = KEY,
@@ -50,7 +51,7 @@ def embed_cells(
       hidden_layer: hidden state to use, counted back from the last: 0 is the last, -1 the one
         before it (the original's choice, more general than the last). Several are read off one
         pass. Nothing above the highest is computed.
-      filters: obs column -> values of which a cell must have one; all columns must pass.
+      filters: obs column -> value or values of which a cell must have one; all must pass.
       max_cells: cells to draw at random; None takes all.
       seed: of the draw; the default draws the cells that the original's `max_ncells` keeps.
       key_added: name of the embeddings in `.obsm`.

@@ -15,8 +15,9 @@ from geneformer_jax.embedding.label_accuracy import (
     log_count_components,
 )
 from geneformer_jax.embedding.quality import MAX_MEASURED_CELLS, measure_quality
-from geneformer_jax.inference.cells import ChosenCells, is_number
+from geneformer_jax.inference.cells import ChosenCells
 from geneformer_jax.inference.counts import counts_of
+from geneformer_jax.inference.filters import is_number
 from geneformer_jax.inference.random_control import MODEL, RANDOM, random_model
 
 COMPONENTS = 50

@@ -17,7 +17,7 @@ from geneformer_jax.common.files import slug
 from geneformer_jax.embedding.comparison import MAX_DRAWN_CELLS, draw_rows
 from geneformer_jax.embedding.embedder import Embedded
 from geneformer_jax.embedding.quality import MAX_MEASURED_CELLS
-from geneformer_jax.inference.cells import is_number
+from geneformer_jax.inference.filters import is_number
 from geneformer_jax.reporting.figures import (
     MISSING_COLOUR,
     PALETTE,

@@ -17,8 +17,8 @@ from geneformer_jax.embedding.label_accuracy import FOLDS, NEIGHBOURS
 from geneformer_jax.embedding.output import report_path, table_path
 from geneformer_jax.embedding.quality import check_labels, describe_quality
 from geneformer_jax.embedding.states import QUANTILES, check_states, state_embeddings
-from geneformer_jax.inference.cells import check_columns
 from geneformer_jax.inference.counts import rows_of
+from geneformer_jax.inference.filters import check_columns
 from geneformer_jax.inference.finite import require_finite
 from geneformer_jax.inference.listed_genes import (
     describe_missing,

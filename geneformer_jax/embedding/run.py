@@ -23,6 +23,7 @@ from geneformer_jax.embedding.output import (
 from geneformer_jax.embedding.parts import EmbeddingParts, embedding_identity
 from geneformer_jax.embedding.report import EmbeddingReport, EmbeddingReportConfig
 from geneformer_jax.inference.cells import ORIGINAL_SEED, open_cells, select_cells
+from geneformer_jax.inference.filters import Filters
 from geneformer_jax.inference.pipeline import Throughput
 from geneformer_jax.inference.resume import parts_folder, sha256
 from geneformer_jax.model.pretrained import PretrainedModel
@@ -84,7 +85,7 @@ class EmbeddingRun:
         cells: Path | str,
         *,
         counts: Path | str | None = None,
-        filters: Mapping[str, Sequence[str]] | None = None,
+        filters: Filters | None = None,
         max_cells: int | None = None,
         seed: int = ORIGINAL_SEED,
         precision: str = "float32",

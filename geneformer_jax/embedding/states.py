@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 from geneformer_jax.common.errors import InputError, did_you_mean
 from geneformer_jax.common.files import atomic_write
 from geneformer_jax.embedding.embedder import Embedded
-from geneformer_jax.inference.cells import check_columns
+from geneformer_jax.inference.filters import check_columns, label_texts
 from geneformer_jax.inference.finite import require_finite
 
 MEAN, MEDIAN, LOWER_MEDIAN = "mean", "median", "lower_median"
@@ -128,7 +128,7 @@ def state_embeddings(
     """
     check_states(embedded.table, column, quantiles)
     require_finite(embedded.rows, embedded.table.index)
-    labels = embedded.table[column].astype("object").map(str, na_action="ignore")
+    labels = label_texts(embedded.table[column])
     records = []
     for state, rows in sorted(labels.groupby(labels).indices.items()):
         for k, layer in enumerate(embedded.layers):

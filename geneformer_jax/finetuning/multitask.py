@@ -17,7 +17,7 @@ from geneformer_jax.common.files import atomic_write
 from geneformer_jax.common.provenance import describe_run, write_provenance
 from geneformer_jax.finetuning.classification.splits import Split, SplitRule, make_split
 from geneformer_jax.finetuning.classification.task import CELL, FoldData
-from geneformer_jax.inference.cells import check_columns
+from geneformer_jax.inference.filters import check_columns
 from geneformer_jax.model.heads import HeadTask
 
 # Of the table of scores, and of a column of naive guesses.

@@ -28,7 +28,8 @@ from geneformer_jax.finetuning.evaluation import compute_outputs
 from geneformer_jax.finetuning.step import StepSpec, compile_steps
 from geneformer_jax.finetuning.trainable import TuningConfig
 from geneformer_jax.inference.batches import lay_out
-from geneformer_jax.inference.cells import check_columns, open_cells
+from geneformer_jax.inference.cells import open_cells
+from geneformer_jax.inference.filters import check_columns
 from geneformer_jax.inference.pipeline import Throughput
 from geneformer_jax.model.heads import CELLS, GENES, HeadConfig, HeadTask
 from geneformer_jax.model.pretrained import PretrainedModel

@@ -1,7 +1,7 @@
 """Which cells an analysis is about: a store or counts, and some of their cells, in input order."""
 
 import functools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Unpack
@@ -23,13 +23,13 @@ from geneformer_jax.cells.tokenization.tokenizer import (
     tokenize_source,
 )
 from geneformer_jax.cells.tokenization.vocabulary import GeneVocabulary
-from geneformer_jax.common.errors import InputError, did_you_mean
+from geneformer_jax.common.errors import InputError
+from geneformer_jax.inference.filters import Filters, passing
 from geneformer_jax.model.pretrained import PretrainedModel
 
 # The original shuffles with this seed before it takes its first `max_ncells`.
 ORIGINAL_SEED = 42
 FILTERED_OUT, NOT_DRAWN = "filtered out", "not drawn"
-_EXAMPLES = 8
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,7 +112,7 @@ def open_cells(
 
 def select_cells(
     cells: EncodedCells,
-    filters: Mapping[str, Sequence[str]] | None = None,
+    filters: Filters | None = None,
     max_cells: int | None = None,
     seed: int = ORIGINAL_SEED,
 ) -> ChosenCells:
@@ -123,20 +123,15 @@ def select_cells(
 
     Args:
       cells: to choose from.
-      filters: column -> values of which a cell must have one; a cell must pass every column.
+      filters: see `filters.passing`.
       max_cells: cells to draw; None keeps all.
       seed: of the draw.
 
     Raises:
       InputError: a column or value does not occur, or no cell is left.
     """
-    keep = np.ones(len(cells.lengths), bool)
-    for column, values in (filters or {}).items():
-        keep &= _has_value(cells.obs, column, values)
+    keep = np.ones(len(cells.lengths), bool) if not filters else passing(cells.obs, filters)
     rows = np.flatnonzero(keep)
-    if not len(rows):
-        shown = " and ".join(f"{name}: {'|'.join(values)}" for name, values in filters.items())
-        raise InputError(f"no cell passes {shown} together; drop one of the filters")
     if max_cells is not None and max_cells < 1:
         raise InputError(f"{max_cells} cells were asked for; ask for at least 1")
     passed = len(rows)
@@ -145,67 +140,6 @@ def select_cells(
     dropped = dict(getattr(cells, "dropped", {}))
     dropped |= {FILTERED_OUT: len(keep) - passed, NOT_DRAWN: passed - len(rows)}
     return ChosenCells(cells, rows, {reason: n for reason, n in dropped.items() if n})
-
-
-def parse_filters(texts: Iterable[str]) -> dict[str, tuple[str, ...]]:
-    """Reads "column:value|value" texts into column -> values.
-
-    Raises:
-      InputError: a text has another form, or a column is named twice.
-    """
-    filters: dict[str, tuple[str, ...]] = {}
-    for text in texts:
-        column, separator, listed = text.partition(":")
-        values = tuple(value.strip() for value in listed.split("|") if value.strip())
-        if not separator or not column.strip() or not values:
-            raise InputError(f'filter "{text}" must have the form column:value|value')
-        if column.strip() in filters:
-            raise InputError(
-                f'two filters name column "{column.strip()}"; write its values as one, value|value'
-            )
-        filters[column.strip()] = values
-    return filters
-
-
-def check_columns(obs: pd.DataFrame, columns: Iterable[str]) -> None:
-    """Raises InputError if a column is not in `obs`."""
-    for column in columns:
-        if column not in obs:
-            known = ", ".join(map(str, obs.columns)) or "none"
-            raise InputError(
-                f'the cells have no obs column "{column}"{did_you_mean(column, obs.columns)}; '
-                f"they carry {known} (tokenize carries the columns named by --obs)"
-            )
-
-
-def is_number(values: pd.Series) -> bool:
-    """Whether a column holds numbers and not labels."""
-    return pd.api.types.is_numeric_dtype(values) and not pd.api.types.is_bool_dtype(values)
-
-
-def _has_value(obs: pd.DataFrame, column: str, values: Sequence[str]) -> np.ndarray:
-    check_columns(obs, [column])
-    present, wanted = obs[column], list(values)
-    if is_number(present):
-        # "1" and "1.0" are the same number.
-        try:
-            wanted = [float(value) for value in values]
-        except ValueError:
-            raise InputError(
-                f'column "{column}" holds numbers, but its filter is {"|".join(values)}'
-            ) from None
-    else:
-        present = present.astype("object").map(str, na_action="ignore")
-    known = present.dropna().unique()
-    for value, text in zip(wanted, values, strict=True):
-        if value not in known:
-            names = sorted(str(each) for each in known)
-            shown = ", ".join(names[:_EXAMPLES]) + (", ..." if len(names) > _EXAMPLES else "")
-            raise InputError(
-                f'column "{column}" has no value "{text}"{did_you_mean(text, names)}; '
-                f"it has {shown}"
-            )
-    return present.isin(wanted).to_numpy()
 
 
 def check_vocabulary(model: PretrainedModel) -> None:

@@ -3,7 +3,7 @@
 `perturb_cells` is for notebooks; the perturb command writes tables as they come.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Unpack
 
@@ -15,6 +15,7 @@ from geneformer_jax.cells.counts.options import CountArguments
 from geneformer_jax.cells.store.cell_store import EncodedCells
 from geneformer_jax.common.log import logger
 from geneformer_jax.inference.cells import ORIGINAL_SEED, open_cells
+from geneformer_jax.inference.filters import Filters
 from geneformer_jax.inference.listed_genes import describe_missing
 from geneformer_jax.model.pretrained import PretrainedModel
 from geneformer_jax.model.runtime import Runtime
@@ -22,7 +23,13 @@ from geneformer_jax.perturbation.cell_states import CellStates
 from geneformer_jax.perturbation.config import MEANS, NONE, ORIGINAL, PerturbationOptions
 from geneformer_jax.perturbation.engine.gene_sets import ALL, EACH
 from geneformer_jax.perturbation.engine.perturber import Perturber, Shifts
-from geneformer_jax.perturbation.prepare import make_perturber, make_plan, make_spec, resolve_edits
+from geneformer_jax.perturbation.prepare import (
+    make_perturber,
+    make_plan,
+    make_spec,
+    name_states,
+    resolve_edits,
+)
 from geneformer_jax.perturbation.tables import (
     gene_means_table,
     gene_shifts_table,
@@ -52,7 +59,7 @@ def perturb_cells(
     classes: bool = False,
     gene_shifts: str = NONE,
     top: int = 100,
-    filters: Mapping[str, Sequence[str]] | None = None,
+    filters: Filters | None = None,
     expressing: Sequence[str] = (),
     max_cells: int | None = None,
     seed: int = ORIGINAL_SEED,
@@ -87,7 +94,7 @@ def perturb_cells(
       gene_shifts: "none"; or return shifts of single genes instead: "full", the "top" that are
         shifted most in each edit, or "means" over the cells.
       top: genes of each edit for "top".
-      filters: obs column -> values of which a cell must have one.
+      filters: obs column -> value or values of which a cell must have one; all must pass.
       expressing: genes that a cell must express.
       max_cells: cells to draw at random; None takes all.
       seed: of the draw.
@@ -132,6 +139,7 @@ def perturb_cells(
     )
     spec, (rule, sets) = make_spec(model, options, devices), resolve_edits(model, options)
     opened = open_cells(cells, model, whole=options.refill, **reading)
+    options, spec = name_states(options, spec, opened)
     plan = make_plan(opened, options, spec, rule, sets)
     perturber = make_perturber(
         model, opened, options, spec, plan, runtime, tokens_per_device=tokens_per_device

@@ -1,21 +1,26 @@
 """Cell states, and the embeddings towards which shifts are measured."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import jax
 import numpy as np
+import pandas as pd
 
 from geneformer_jax.cells.store.cell_store import EncodedCells
 from geneformer_jax.cells.store.shorter_cells import shorten
-from geneformer_jax.common.command_line import split_list
 from geneformer_jax.common.errors import InputError, did_you_mean
 from geneformer_jax.embedding.embedder import Embedded, Embedder
 from geneformer_jax.embedding.states import MEAN, StateEmbeddings, state_embeddings
 from geneformer_jax.inference.cells import ChosenCells, select_cells
+from geneformer_jax.inference.filters import check_columns, label_text, label_texts, split_values
 from geneformer_jax.model.pretrained import PretrainedModel
 from geneformer_jax.model.runtime import Runtime
+
+
+class ListedStates(str):
+    """States separated by commas, as in a command; where each ends, the cells' column tells."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +40,12 @@ class CellStates:
     alternatives: tuple[str, ...] = ()
 
     def __post_init__(self):
+        several = self.alternatives
+        is_one = isinstance(several, str) or not isinstance(several, Iterable)
+        several = [several] if is_one else several
+        object.__setattr__(self, "alternatives", tuple(map(_name, several)))
+        for each in ("column", "goal", "start"):
+            object.__setattr__(self, each, _name(getattr(self, each)))
         if not self.column or not self.goal:
             raise InputError(
                 "states need an obs column and a goal; name both, and a start and alternatives "
@@ -51,6 +62,18 @@ class CellStates:
         """Start, goal and alternatives."""
         return [*([self.start] if self.start else []), self.goal, *self.alternatives]
 
+    def named_in(self, obs: pd.DataFrame) -> "CellStates":
+        """Returns the states with listed alternatives as the names that a column has."""
+        if not any(isinstance(each, ListedStates) for each in self.alternatives):
+            return self
+        check_columns(obs, [self.column])
+        known = set(label_texts(obs[self.column].drop_duplicates()).dropna())
+        named = []
+        for each in self.alternatives:
+            is_list = isinstance(each, ListedStates)
+            named += split_values(each, known, ",") if is_list else [each]
+        return replace(self, alternatives=tuple(named))
+
     def check(self, cells: EncodedCells) -> None:
         """Raises InputError if the column or a state does not occur."""
         for name in self.names:
@@ -59,6 +82,13 @@ class CellStates:
     def start_cells(self, cells: EncodedCells) -> EncodedCells:
         """Returns the cells of the start state, or all."""
         return select_cells(cells, {self.column: [self.start]}) if self.start else cells
+
+
+def _name(value: object) -> str:
+    """Returns the name of a state or column, which may be a number or nothing."""
+    if value is None:
+        return ""
+    return value if isinstance(value, str) else label_text(value)
 
 
 def compute_states(
@@ -122,15 +152,17 @@ def unit_vectors(given: StateEmbeddings, states: CellStates, hidden_layer: int) 
     return (chosen / np.linalg.norm(chosen, axis=1, keepdims=True)).astype(np.float32)
 
 
-def read_state_names(column: str, start: str, goal: str, alternatives: str) -> CellStates | None:
+def read_state_names(
+    column: str, start: str, goal: str, alternatives: Sequence[str]
+) -> CellStates | None:
     """Reads the texts of a command into states; None where no column is named.
 
     Raises:
       InputError: states are named without their column.
     """
     if column:
-        return CellStates(column, goal, start, tuple(split_list(alternatives)))
+        return CellStates(column, goal, start, tuple(map(ListedStates, alternatives)))
     for name, value in (("start", start), ("goal", goal), ("alternatives", alternatives)):
         if value:
-            raise InputError(f"{name} {value} is given, but not its obs column; name it as states")
+            raise InputError(f"`{name}` is given, but not its obs column; name it by `states`")
     return None

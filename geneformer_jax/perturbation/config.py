@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from geneformer_jax.common.errors import InputError, did_you_mean
-from geneformer_jax.inference.cells import ORIGINAL_SEED, parse_filters
+from geneformer_jax.inference.cells import ORIGINAL_SEED
+from geneformer_jax.inference.filters import Filters, parse_filters
 from geneformer_jax.inference.listed_genes import read_gene_lines, read_genes
 from geneformer_jax.perturbation.cell_states import CellStates, read_state_names
 from geneformer_jax.perturbation.engine.forward import MODES
@@ -52,7 +53,7 @@ class PerturbationOptions:
     classes: bool = False
     gene_shifts: str = NONE
     top: int = 100
-    filters: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    filters: Filters = field(default_factory=dict)
     expressing: Sequence[str] = ()
     max_cells: int | None = None
     seed: int = ORIGINAL_SEED
@@ -62,6 +63,11 @@ class PerturbationOptions:
         _one_of("gene_shifts", self.gene_shifts, GENE_SHIFTS)
         if self.mode is not None:
             _one_of("mode", self.mode, MODES)
+        if not (self.states is None or isinstance(self.states, CellStates)):
+            raise InputError(
+                f"`states` is {self.states!r}, but must be a CellStates, such as "
+                'CellStates("disease", goal="healthy", start="dilated")'
+            )
         if self.top < 1:
             raise InputError(f"top is {self.top}; keep at least 1 gene of each edit")
         if self.state_embeddings and self.states is None:

@@ -69,6 +69,16 @@ def make_spec(
     )
 
 
+def name_states(
+    options: PerturbationOptions, spec: ForwardSpec, cells: EncodedCells
+) -> tuple[PerturbationOptions, ForwardSpec]:
+    """Returns options and spec with the states as the cells' column names them."""
+    if options.states is None:
+        return options, spec
+    states = options.states.named_in(cells.obs)
+    return replace(options, states=states), replace(spec, states=tuple(states.names))
+
+
 def _classifier(model: PretrainedModel) -> HeadConfig:
     if model.head is None or model.head.kind != "cell_classifier":
         has = "none" if model.head is None else f"a {model.head.kind}"

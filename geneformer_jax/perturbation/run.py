@@ -37,6 +37,7 @@ from geneformer_jax.perturbation.prepare import (
     find_states,
     make_plan,
     make_spec,
+    name_states,
     resolve_edits,
     state_vectors,
 )
@@ -113,6 +114,8 @@ class PerturbationRun:
         options, self._model, self._inputs = self._options, model, [cells]
         spec, (rule, sets) = make_spec(model, options), resolve_edits(model, options)
         opened = open_cells(cells, model, whole=options.refill)
+        options, spec = name_states(options, spec, opened)
+        self._options = options
         plan = make_plan(opened, options, spec, rule, sets, self._tokens_per_part)
         # Attention is chosen for what is encoded, which may be shorter than the cells.
         longest = int(plan.longest.max())

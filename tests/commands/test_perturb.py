@@ -238,6 +238,25 @@ def test_a_list_is_perturbed_as_far_as_it_is_there(perturb, toy_store, tmp_path,
     assert "genes_left_out.tsv" in (tmp_path / "out" / "report.html").read_text()
 
 
+def test_states_may_hold_commas_and_be_numbers(model, tmp_path, perturb):
+    adata = toy_cells(40)
+    names = ["a, b", "c, d", "c", "d"]
+    adata.obs["state"] = [names[i % 4] for i in range(40)]
+    adata.obs["cluster"] = np.where(np.arange(40) < 39, np.arange(40) % 3, np.nan)
+    adata.write_h5ad(tmp_path / "cells.h5ad")
+    given = [f"--cells={tmp_path}/cells.h5ad", f"--genes={GENES[0]}", "--max_cells=2"]
+    states = ["--states=state", "--start=a, b", "--goal=c", "--alternatives=c, d,d"]
+    status, _, error = perturb(*given, *states)
+    assert status == 0, error
+    assert set(read(tmp_path / "out")["state"]) >= {"a, b", "c", "c, d", "d"}
+    found = perturb_cells(
+        model, adata, genes=GENES[0], max_cells=2, states=CellStates("cluster", goal=1, start=0)
+    )
+    assert set(found["state"]) >= {"0", "1"}
+    given_one = CellStates("state", "c", alternatives="c, d")
+    assert given_one.names == ["c", "c, d"]
+
+
 def test_sets_with_an_unknown_gene_are_left_out(perturb, tmp_path):
     (tmp_path / "sets.txt").write_text(f"{GENES[0]} {GENES[1]}\n{GENES[2]} TP53\n")
     sets = f"--combinations={tmp_path}/sets.txt"

@@ -10,7 +10,7 @@ import pandas as pd
 from geneformer_jax.cells.tokenization.vocabulary import GeneVocabulary
 from geneformer_jax.common.errors import InputError
 from geneformer_jax.common.tables import CLASS_COLUMNS, GENE_COLUMNS, named_column, read_id_table
-from geneformer_jax.inference.cells import check_columns
+from geneformer_jax.inference.filters import check_columns
 
 CONFLICTS = ("refuse", "drop")
 OUTSIDE, TWICE, CONFLICT = (

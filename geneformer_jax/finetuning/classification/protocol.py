@@ -69,7 +69,8 @@ from geneformer_jax.finetuning.classification.task import (
     ClassificationTask,
     labelled_cells,
 )
-from geneformer_jax.inference.cells import check_columns, parse_filters, select_cells
+from geneformer_jax.inference.cells import select_cells
+from geneformer_jax.inference.filters import check_columns, parse_filters
 
 # Columns of obs that name a person or a measurement, whose cells resemble each other.
 DONOR_COLUMNS = (
