@@ -23,7 +23,7 @@ from geneformer_jax.common.command_line import configuration, parse_shard
 FLAGS = flags.FLAGS
 
 define_count_flags()
-flags.DEFINE_string("vocabulary", "", "Folder written by build_vocabulary or convert.")
+flags.DEFINE_string("vocabulary", "", "Vocabulary folder, or the original's dictionaries.")
 flags.DEFINE_string("output", "", "Folder of the cell store.")
 flags.DEFINE_string("obs", "", "Obs columns to store with the cells, separated by commas.")
 flags.DEFINE_integer("max_length", 0, "Tokens of a cell at most; 0: 2,048 for V1, 4,096 for V2.")
@@ -52,15 +52,15 @@ def main() -> None:
     from geneformer_jax.cells.store.cell_store import verify_store
     from geneformer_jax.cells.tokenization.gene_ids import read_orthologs
     from geneformer_jax.cells.tokenization.tokenizer import TokenizerOptions, default_max_length
-    from geneformer_jax.cells.tokenization.vocabulary import GeneVocabulary
     from geneformer_jax.common.files import require_new_folder
+    from geneformer_jax.interop.original_dictionaries import read_vocabulary
 
     if FLAGS.verify:
         verify_store(FLAGS.output)
         return
     paths = expand_paths(FLAGS.counts)
     look_ahead(paths[0])
-    vocabulary = GeneVocabulary.load(FLAGS.vocabulary)
+    vocabulary = read_vocabulary(FLAGS.vocabulary)
     obs = command_line.split_list(FLAGS.obs)
     if FLAGS.report:
         require_new_folder(FLAGS.report)

@@ -193,12 +193,15 @@ def _output_is_closed() -> bool:
 def model_flags() -> None:
     """Defines the flags of a command that uses a pretrained model: which one."""
     flags.DEFINE_string("checkpoint", "", "Checkpoint, or workdir of a training run (its newest).")
-    flags.DEFINE_string("vocabulary", "", "Vocabulary folder, for a checkpoint that carries none.")
+    flags.DEFINE_string(
+        "vocabulary", "", "Vocabulary folder, or the original's dictionaries, for a checkpoint "
+        "that carries none.",
+    )  # fmt: skip
 
 
 def cell_flags() -> None:
     """Defines the flags of a command that takes cells: from where, and which of them."""
-    flags.DEFINE_string("cells", "", "Cell store, or file of raw counts.")
+    flags.DEFINE_string("cells", "", "Cell store, tokenised dataset (.dataset) or raw counts.")
     flags.DEFINE_multi_string(
         "filter", [], "column:value|value: only cells with such a value (one with a | in it is "
         "found as a whole); if repeated for several columns, all must pass.",

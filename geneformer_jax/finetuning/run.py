@@ -38,6 +38,7 @@ from geneformer_jax.finetuning.multitask import (
 )
 from geneformer_jax.finetuning.prepare import Task, prepare_finetuning
 from geneformer_jax.inference.cells import open_cells
+from geneformer_jax.interop.tokenized_datasets import is_tokenized_dataset
 from geneformer_jax.model.pretrained import RESULT, PretrainedModel, load_model, weights_hash
 from geneformer_jax.reporting.figures import save_figure
 from geneformer_jax.training.telemetry import read_metrics
@@ -90,7 +91,7 @@ class FinetuneRun:
                 raise InputError(
                     "--config.data.store is not set; name a folder written by tokenize"
                 )
-            cells = CellStore.open(config.data.store)
+            cells = _open_store(config.data.store, model)
         positions = config.model["positions"] if model is None else model.config.positions
         cells = shorten(cells, positions)
         if sections[TASK] is not None:
@@ -171,6 +172,13 @@ class FinetuneRun:
         del identity["data"]["workers"], identity["data"]["store"]
         identity["base"] = weights_hash(self.model.params)[:16] if self.model else "scratch"
         return traverse_util.flatten_dict(identity, sep=".")
+
+
+def _open_store(store: str, model: PretrainedModel | None) -> EncodedCells:
+    """Opens a cell store, or a tokenised dataset with the vocabulary of the model."""
+    if model is not None and is_tokenized_dataset(store):
+        return open_cells(store, model)
+    return CellStore.open(store)
 
 
 def networks_of(

@@ -25,6 +25,7 @@ from geneformer_jax.cells.tokenization.tokenizer import (
 from geneformer_jax.cells.tokenization.vocabulary import GeneVocabulary
 from geneformer_jax.common.errors import InputError
 from geneformer_jax.inference.filters import Filters, passing
+from geneformer_jax.interop.tokenized_datasets import is_tokenized_dataset, read_tokenized
 from geneformer_jax.model.pretrained import PretrainedModel
 
 # The original shuffles with this seed before it takes its first `max_ncells`.
@@ -76,12 +77,12 @@ def open_cells(
     whole: bool = False,
     **reading: Unpack[CountArguments],
 ) -> EncodedCells:
-    """Opens a cell store, or tokenises counts with the model's vocabulary.
+    """Opens cells that are tokenised already, or tokenises counts with the model's vocabulary.
 
     Cells with more tokens than the model takes are cut to their highest ranked genes.
 
     Args:
-      cells: a store, tokenised cells or counts.
+      cells: a store, a tokenised dataset of the original, tokenised cells or counts.
       model: that they are for.
       whole: asks for all genes of each cell, those that do not fit into the model too.
       reading: of counts, which matrix and gene ids; arguments of `CountOptions`.
@@ -91,23 +92,32 @@ def open_cells(
     """
     check_vocabulary(model)
     options = CountOptions.from_arguments(reading)
+    is_path = isinstance(cells, str | Path)
     if isinstance(cells, ad.AnnData):
         source = AnnDataSource(cells, options)
-    elif isinstance(cells, str | Path) and (Path(cells).is_file() or is_counts(Path(cells))):
+    elif is_path and is_tokenized_dataset(cells):
+        _require_no_options(options, reading)
+        encoded = read_tokenized(cells, model.vocabulary)
+        return encoded if whole else shorten(encoded, model.config.positions)
+    elif is_path and (Path(cells).is_file() or is_counts(Path(cells))):
         source = open_counts(cells, options)
     else:
-        if options != DEFAULT_OPTIONS:
-            given = " and ".join(f"`{name}`" for name, value in reading.items() if value)
-            raise InputError(
-                f"{given} chooses among counts, but these cells are tokenised already; leave it out"
-            )
-        encoded = CellStore.open(cells) if isinstance(cells, str | Path) else cells
+        _require_no_options(options, reading)
+        encoded = CellStore.open(cells) if is_path else cells
         _check_cells(encoded, model, whole)
         return encoded if whole else shorten(encoded, model.config.positions)
     longest = min(default_max_length(model.vocabulary), model.config.positions)
     if whole:
         longest = model.vocabulary.size
     return tokenize_source(source, model.vocabulary, TokenizerOptions(max_length=longest))
+
+
+def _require_no_options(options: CountOptions, reading: Mapping[str, object]) -> None:
+    if options != DEFAULT_OPTIONS:
+        given = " and ".join(f"`{name}`" for name, value in reading.items() if value)
+        raise InputError(
+            f"{given} chooses among counts, but these cells are tokenised already; leave it out"
+        )
 
 
 def select_cells(

@@ -10,6 +10,7 @@ from geneformer_jax.cells.tokenization.vocabulary import GeneVocabulary
 from geneformer_jax.common.files import atomic_write, require_new_folder
 from geneformer_jax.common.provenance import describe_run, write_provenance
 from geneformer_jax.interop.weights.bert_layout import (
+    ENCODER_PREFIX,
     architecture_of,
     places,
     read_settings,
@@ -48,9 +49,9 @@ class ImportedModel(NamedTuple):
 def read_model(folder: Path | str) -> ImportedModel:
     """Reads a model that transformers saved; all weights become float32.
 
-    Reads BertForMaskedLM, BertForSequenceClassification and BertForTokenClassification from
-    model.safetensors or pytorch_model.bin, whole or in parts. Besides the model, one stacked weight
-    is held in memory at a time.
+    Reads BertForMaskedLM, BertForSequenceClassification, BertForTokenClassification and BertModel
+    (an encoder alone) from model.safetensors or pytorch_model.bin, whole or in parts. Besides the
+    model, one stacked weight is held in memory at a time.
 
     Args:
       folder: holds config.json, the weights and, if this package wrote it, `vocabulary`.
@@ -60,10 +61,10 @@ def read_model(folder: Path | str) -> ImportedModel:
         tensors are missing, unexpected or of a wrong shape (all are named together).
     """
     folder = Path(folder)
-    config, head = read_settings(read_json(folder / CONFIG), str(folder / CONFIG))
+    config, head, bare = read_settings(read_json(folder / CONFIG), str(folder / CONFIG))
     tensors, files = open_weights(folder)
-    matched = match_tensors(tensors, config, head, str(folder))
-    params = fill_params(matched, config, head, str(folder))
+    matched = match_tensors(tensors, config, head, str(folder), bare)
+    params = fill_params(matched, config, head, str(folder), bare)
     model = PretrainedModel(config, params, None, source=str(folder), step=0, head=head)
     if (folder / VOCABULARY).is_dir():
         model = with_vocabulary(model, GeneVocabulary.load(folder / VOCABULARY))
@@ -117,14 +118,17 @@ def export_model(source: Path | str, target: Path | str) -> dict[str, Any]:
     """
     target = require_new_folder(target)
     model = load_model(source)
-    wanted = places(model.config, model.head)
+    wanted = places(model.config, model.head, model.is_bare)
     counts = _count(model) | {"tensors": len(wanted)}
     configuration = {"source": source, "target": target}
     with atomic_write(target) as aside:
         aside.mkdir()
-        settings = write_settings(model.config, model.head)
+        settings = write_settings(model.config, model.head, model.is_bare)
         (aside / CONFIG).write_text(json.dumps(settings, indent=2) + "\n")
-        write_tensors(aside / WEIGHT_FILES[0], bert_values(wanted, model.params))
+        values = bert_values(wanted, model.params)
+        if model.is_bare:
+            values = {name.removeprefix(ENCODER_PREFIX): each for name, each in values.items()}
+        write_tensors(aside / WEIGHT_FILES[0], values)
         if model.vocabulary is not None:
             model.vocabulary.write_into(aside / VOCABULARY)
         provenance = describe_run("convert", configuration, [Path(model.source)], counts)
@@ -133,9 +137,9 @@ def export_model(source: Path | str, target: Path | str) -> dict[str, Any]:
 
 
 def _count(model: PretrainedModel) -> dict[str, Any]:
-    wanted = places(model.config, model.head)
+    wanted = places(model.config, model.head, model.is_bare)
     return {
-        "architecture": architecture_of(model.head),
+        "architecture": architecture_of(model.head, model.is_bare),
         "weights": sum(math.prod(place.shape) for place in wanted),
     }
 

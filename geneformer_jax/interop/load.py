@@ -6,7 +6,13 @@ from pathlib import Path
 from geneformer_jax.cells.tokenization.vocabulary import GeneVocabulary
 from geneformer_jax.common.errors import InputError
 from geneformer_jax.interop import huggingface
-from geneformer_jax.interop.weights.files import CONFIG, WEIGHT_FILES, is_huggingface_model
+from geneformer_jax.interop.original_dictionaries import read_vocabulary
+from geneformer_jax.interop.weights.files import (
+    CONFIG,
+    WEIGHT_FILES,
+    is_huggingface_model,
+    refuse_peft_adapter,
+)
 from geneformer_jax.model import pretrained
 from geneformer_jax.model.pretrained import PretrainedModel, with_vocabulary
 
@@ -34,8 +40,8 @@ def load_model(
         transformers saved, or the name of one on the Hugging Face hub: "org/name", or
         "org/name/folder" for a folder in it; or a fine-tuned adapter, which is merged into its
         base.
-      vocabulary: what the model's tokens mean, or its folder; for a model that carries none, as
-        what transformers saved.
+      vocabulary: what the model's tokens mean, or its folder, or the original's dictionaries (see
+        `read_vocabulary`); for a model that carries none, as what transformers saved.
       base: for an adapter, the model it was trained on, if that is no longer where it was.
 
     Returns:
@@ -62,11 +68,12 @@ def load_model(
     if is_huggingface_model(folder):
         model = huggingface.read_model(folder).model
     else:
+        refuse_peft_adapter(folder)
         model = pretrained.load_model(folder)
     if vocabulary is None:
         return model
     if not isinstance(vocabulary, GeneVocabulary):
-        vocabulary = GeneVocabulary.load(vocabulary)
+        vocabulary = read_vocabulary(vocabulary)
     return with_vocabulary(model, vocabulary)
 
 

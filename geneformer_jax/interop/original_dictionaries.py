@@ -7,6 +7,7 @@ other name is refused, so nothing but the stand-ins is ever called. PyTorch's we
 (`weights.torch_bin`) are read by the same reader with other stand-ins.
 """
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -68,6 +69,26 @@ def holds_original_dictionaries(folder: Path | str) -> bool:
     return folder.is_dir() and any(folder.glob(TOKEN_PATTERN))
 
 
+def read_vocabulary(path: Path | str, species: str = "human") -> GeneVocabulary:
+    """Reads a vocabulary, ours or the original's.
+
+    Args:
+      path: a vocabulary folder; or of the original, a folder with the dictionaries or its token
+        dictionary, beside which the others lie.
+      species: what the original's is of.
+
+    Raises:
+      InputError: it is no vocabulary, or damaged.
+    """
+    if holds_original_dictionaries(path) or _is_token_dictionary(Path(path)):
+        return read_original_vocabulary(path, species)
+    return GeneVocabulary.load(path)
+
+
+def _is_token_dictionary(path: Path) -> bool:
+    return path.is_file() and path.suffix in (".pkl", ".pickle")
+
+
 def read_original_vocabulary(folder: Path | str, species: str = "human") -> GeneVocabulary:
     """Reads the original's dictionaries (V1 or V2) as one vocabulary.
 
@@ -81,19 +102,23 @@ def read_original_vocabulary(folder: Path | str, species: str = "human") -> Gene
     alphabetically first; a name that is the gene id itself is no symbol.
 
     Args:
-      folder: folder with the pickled dictionaries, not searched recursively.
+      folder: folder with the pickled dictionaries, not searched recursively; or the token
+        dictionary in it: then the others are those whose names end alike ("_gc104M.pkl").
       species: what the vocabulary is of; the original's own is human.
 
     Raises:
       InputError: a file is missing, ambiguous or refused (see `read_dictionary`); a gene has no
         median; token ids are not special tokens first, then genes in ascending order of id.
     """
-    folder = Path(folder)
-    tokens = read_dictionary(_find(folder, TOKEN_PATTERN))
+    folder, ending = Path(folder), ""
+    token_file = folder if folder.is_file() else _find(folder, TOKEN_PATTERN)
+    if folder.is_file():
+        folder, ending = folder.parent, _ending(folder)
+    tokens = read_dictionary(token_file)
     special_tokens, gene_ids = _split_tokens(tokens, folder)
-    medians = read_dictionary(_find(folder, _MEDIAN_PATTERN))
-    mapping = _read_optional(folder, _MAPPING_PATTERN)
-    names = _read_optional(folder, _NAME_PATTERN)
+    medians = read_dictionary(_find(folder, _MEDIAN_PATTERN, ending))
+    mapping = _read_optional(folder, _MAPPING_PATTERN, ending)
+    names = _read_optional(folder, _NAME_PATTERN, ending)
     known = set(gene_ids)
     return GeneVocabulary(
         gene_ids=np.array(gene_ids),
@@ -145,18 +170,28 @@ def unwritable_dictionaries(target: Path | str) -> InputError:
     )
 
 
-def _find(folder: Path, pattern: str, required: bool = True) -> Path | None:
+def _ending(token_file: Path) -> str:
+    """What the names of the dictionaries of one version have in common, such as "_gc104M.pkl"."""
+    return re.sub(r".*token_dictionary", "", token_file.name)
+
+
+def _find(folder: Path, pattern: str, ending: str = "", required: bool = True) -> Path | None:
     found = sorted(folder.glob(pattern))
     if len(found) > 1:
+        found = [path for path in found if ending and path.name.endswith(ending)] or found
+    if len(found) > 1:
         names = ", ".join(path.name for path in found)
-        raise InputError(f"{folder} holds several {pattern} ({names}); leave one of them there")
+        raise InputError(
+            f"{folder} holds several {pattern} ({names}); leave one of them there, or name the "
+            "token dictionary of the version that is meant"
+        )
     if not found and required:
         raise InputError(f"{folder} holds no {pattern}; name the folder with the dictionaries")
     return found[0] if found else None
 
 
-def _read_optional(folder: Path, pattern: str) -> dict[str, str]:
-    path = _find(folder, pattern, required=False)
+def _read_optional(folder: Path, pattern: str, ending: str) -> dict[str, str]:
+    path = _find(folder, pattern, ending, required=False)
     content = {} if path is None else read_dictionary(path)
     for key, value in content.items():
         if type(value) is not str:

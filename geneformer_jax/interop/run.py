@@ -10,7 +10,7 @@ from geneformer_jax.common.log import logger
 from geneformer_jax.common.provenance import describe_run
 from geneformer_jax.interop import original_dictionaries, store_exchange
 from geneformer_jax.interop.tokenized_datasets import is_tokenized_dataset
-from geneformer_jax.interop.weights.files import is_huggingface_model
+from geneformer_jax.interop.weights.files import is_huggingface_model, refuse_peft_adapter
 
 _VOCABULARY_FILE = "vocabulary.json"
 
@@ -126,6 +126,7 @@ class Conversion:
         from geneformer_jax.interop import huggingface
         from geneformer_jax.model.pretrained import find_adapter, holds_checkpoint
 
+        refuse_peft_adapter(self.source)
         if find_adapter(self.source):
             self._merge_adapter()
             return
@@ -150,9 +151,7 @@ class Conversion:
     def _vocabulary(self) -> GeneVocabulary | None:
         if self.vocabulary is None:
             return None
-        if original_dictionaries.holds_original_dictionaries(self.vocabulary):
-            return original_dictionaries.read_original_vocabulary(self.vocabulary, self.species)
-        return GeneVocabulary.load(self.vocabulary)
+        return original_dictionaries.read_vocabulary(self.vocabulary, self.species)
 
     def _announce(self, kind: str, result: str) -> None:
         logger.info(f"converting {self.source} ({kind}) to {self.target} ({result})")

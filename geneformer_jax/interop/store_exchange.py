@@ -13,7 +13,6 @@ from geneformer_jax.cells.store import writer as store_writer
 from geneformer_jax.cells.store.builder import source_key, summarise
 from geneformer_jax.cells.store.cell_store import CellStore
 from geneformer_jax.cells.store.obs_columns import CELL_ID, original_name, stored_name
-from geneformer_jax.cells.tokenization.rank_encoding import RankEncodings
 from geneformer_jax.cells.tokenization.tokenizer import (
     NO_GENE,
     check_max_length,
@@ -96,18 +95,10 @@ def _copy_cells(
                     f"more than the maximum length of {max_length:,}; give a larger --max_length"
                 )
             filled = lengths > dataset.vocabulary.special_per_cell
-            writer.write(_chosen(encodings, filled), cell_ids[filled], obs[filled])
+            writer.write(encodings.kept(filled), cell_ids[filled], obs[filled])
             empty += int((~filled).sum())
             progress.advance(len(lengths))
     return empty
-
-
-def _chosen(encodings: RankEncodings, cells: np.ndarray) -> RankEncodings:
-    if cells.all():
-        return encodings
-    lengths = np.diff(encodings.offsets)
-    offsets = np.concatenate([[0], np.cumsum(lengths[cells])])
-    return RankEncodings(encodings.tokens[np.repeat(cells, lengths)], offsets)
 
 
 def store_to_dataset(folder: Path | str, target: Path | str) -> dict[str, Any]:

@@ -5,6 +5,7 @@ The original keeps its tokens in folders written by `datasets.save_to_disk`: one
 """
 
 import contextlib
+import json
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,10 +17,17 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from geneformer_jax.cells.counts.source import cell_index
 from geneformer_jax.cells.store.obs_columns import original_name
-from geneformer_jax.cells.tokenization.rank_encoding import RankEncodings
+from geneformer_jax.cells.tokenization.rank_encoding import RankEncodings, join_encodings
+from geneformer_jax.cells.tokenization.tokenizer import (
+    NO_GENE,
+    TokenizedCells,
+    default_max_length,
+)
 from geneformer_jax.cells.tokenization.vocabulary import GeneVocabulary
 from geneformer_jax.common.errors import InputError, did_you_mean
+from geneformer_jax.common.log import logger
 from geneformer_jax.interop.dataset_folders import (
     is_dataset_folder,
     iterate_record_batches,
@@ -30,6 +38,7 @@ from geneformer_jax.interop.vocabulary_statement import NAME, check_statement
 TOKENS, LENGTH, CELL_ID = "input_ids", "length", "cell_id"
 OWN_COLUMNS = (TOKENS, LENGTH, CELL_ID)
 _CELLS_PER_BATCH = 1000
+_CLASS_LABEL = "ClassLabel"
 _ID_REMEDY = "every cell needs its own; rename the column, and cells are named by their row"
 
 NameCell = Callable[[int], str]
@@ -72,7 +81,8 @@ class TokenizedDataset:
       path: as given.
       vocabulary: as given.
       n_cells: number of rows.
-      obs_kinds: obs column -> "text", "int", "float" or "bool" (see `cells.store.obs_columns`).
+      obs_kinds: obs column -> "text", "int", "float" or "bool" (see `cells.store.obs_columns`); of
+        classes (ClassLabel) the names are read, not the numbers.
       left_out: names of the columns that are not read, because they hold something else than a
         number, a text or a truth value per cell.
       states_vocabulary: whether it says itself that `vocabulary` is its own; otherwise that is
@@ -96,8 +106,12 @@ class TokenizedDataset:
             self.left_out = [each.name for each in others if each not in plain]
             self.n_cells, missing = self._survey([each.name for each in plain])
         self._obs = {each.name: original_name(each.name, OWN_COLUMNS) for each in plain}
+        self._classes = {name: names for name, names in self._class_names() if name in self._obs}
         self.obs_kinds = {
-            self._obs[each.name]: _kind(each.type, missing[each.name] > 0) for each in plain
+            self._obs[each.name]: "text"
+            if each.name in self._classes
+            else _kind(each.type, missing[each.name] > 0)
+            for each in plain
         }
 
     def batches(self, cells_per_batch: int = _CELLS_PER_BATCH) -> Iterator[TokenizedBatch]:
@@ -114,6 +128,8 @@ class TokenizedDataset:
                 cell_ids = self._cell_ids(batch, start)
                 encodings = self._encodings(batch, cell_ids, start)
                 obs = batch.select(list(self._obs)).to_pandas()
+                for name, classes in self._classes.items():
+                    obs[name] = self._named_classes(batch.column(name), classes, name)
                 yield TokenizedBatch(encodings, cell_ids, obs.rename(columns=self._obs))
                 start += batch.num_rows
 
@@ -121,6 +137,33 @@ class TokenizedDataset:
         if self._dataset is None:
             return pq.ParquetFile(self.path).schema_arrow
         return self._dataset.data.schema
+
+    def _class_names(self) -> Iterator[tuple[str, list[str]]]:
+        """Yields the columns that hold numbers of classes, with the names of these."""
+        if self._dataset is not None:
+            for name, feature in self._dataset.features.items():
+                if type(feature).__name__ == _CLASS_LABEL:
+                    yield name, list(feature.names)
+            return
+        # What the library writes into parquet files too.
+        text = (self._schema.metadata or {}).get(b"huggingface", b"{}")
+        with contextlib.suppress(ValueError, KeyError, TypeError, AttributeError):
+            features = json.loads(text)["info"]["features"]
+            for name, feature in features.items():
+                if isinstance(feature, dict) and feature.get("_type") == _CLASS_LABEL:
+                    names = feature["names"]
+                    yield name, list(names.values() if isinstance(names, dict) else names)
+
+    def _named_classes(self, numbers: pa.Array, names: list[str], column: str) -> np.ndarray:
+        """Returns the names of numbered classes; None for -1, the library's number for none."""
+        found = numbers.cast(pa.int64()).fill_null(-1).to_numpy(zero_copy_only=False)
+        if found.size and not -1 <= found.min() <= found.max() < len(names):
+            wrong = found[(found < -1) | (found >= len(names))][0]
+            raise InputError(
+                f'{self.path}: column "{column}" holds class {wrong}, but has {len(names)} class '
+                "names; write the dataset again"
+            )
+        return np.array([*names, None], dtype=object)[found]
 
     def _description(self) -> str:
         if self._dataset is not None:
@@ -210,6 +253,40 @@ class TokenizedDataset:
                 "<eos> of a V2 vocabulary do, but this vocabulary has none; name theirs"
             )
         return encodings
+
+
+def read_tokenized(path: Path | str, vocabulary: GeneVocabulary) -> TokenizedCells:
+    """Reads all cells of a tokenised dataset into memory; those without a gene are left out.
+
+    Args:
+      path: a `.dataset` folder or a parquet file.
+      vocabulary: the one that the cells were tokenised with.
+
+    Raises:
+      InputError: see `TokenizedDataset`; or no cell has a gene.
+    """
+    dataset = TokenizedDataset(path, vocabulary)
+    if not dataset.states_vocabulary:
+        logger.info(f"{path} does not say with which vocabulary it was made: taken on trust")
+    parts, ids, tables = [], [], []
+    for encodings, cell_ids, obs in dataset.batches():
+        parts.append(encodings)
+        ids.append(cell_ids)
+        tables.append(obs)
+    encodings = join_encodings(parts)
+    filled = encodings.lengths > vocabulary.special_per_cell
+    rows = np.flatnonzero(filled)
+    if not len(rows):
+        raise InputError(f"{path}: none of {dataset.n_cells:,} cells has a gene; name other cells")
+    table = pd.concat(tables).set_axis(cell_index(np.concatenate(ids), dataset.obs_kinds))
+    return TokenizedCells(
+        encodings=encodings.kept(filled),
+        rows=rows,
+        obs=table.iloc[rows],
+        vocabulary=vocabulary,
+        max_length=default_max_length(vocabulary),
+        dropped={NO_GENE: dataset.n_cells - len(rows)},
+    )
 
 
 def _kind(arrow_type: pa.DataType, missing: bool) -> str:

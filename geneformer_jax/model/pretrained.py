@@ -26,11 +26,13 @@ from geneformer_jax.model.heads import HeadConfig, init_head
 from geneformer_jax.model.lora import LORA, LoraConfig, merge_lora
 
 CHECKPOINTS = "checkpoints"
+MASKED_GENE_HEAD = "masked_gene_head"
 # Where fine-tuning puts the model that it ends with.
 RESULT = "model"
 _STEP_FILE = "_CHECKPOINT_METADATA"
 _REMEDY = "name a checkpoint, or the --workdir of a pretraining run"
 _ADAPTER, _FACTORS = "adapter.json", "adapter.npz"
+_BARE = "bare"
 _KNOWN_SIZES = {25_426: " (V1)", 20_275: " (V2)"}
 
 
@@ -44,7 +46,8 @@ class PretrainedModel:
       vocabulary: genes and medians it was trained with; None only for a bare weights folder.
       source: where it was read from.
       step: updates it was trained for, 0 where unknown.
-      head: the classification head that `params` holds; None for the masked-gene head.
+      head: the classification head that `params` holds; None for the masked-gene head, or for an
+        encoder alone.
     """
 
     config: EncoderConfig
@@ -54,9 +57,14 @@ class PretrainedModel:
     step: int
     head: HeadConfig | None = None
 
+    @property
+    def is_bare(self) -> bool:
+        """Whether it is an encoder without any head, which embeds but predicts nothing."""
+        return self.head is None and MASKED_GENE_HEAD not in self.params
+
     def __repr__(self) -> str:
         shape, size = self.config, sum(leaf.size for leaf in jax.tree.leaves(self.params))
-        head = self.head.kind if self.head else "masked_gene_head"
+        head = "no head" if self.is_bare else self.head.kind if self.head else MASKED_GENE_HEAD
         return (
             f"PretrainedModel({size:,} weights: {shape.layers} layers of width {shape.width}, "
             f"{shape.vocabulary_size:,} tokens, {shape.positions:,} positions, {head}; "
@@ -65,28 +73,40 @@ class PretrainedModel:
 
 
 def describe_model(
-    config: EncoderConfig, vocabulary: GeneVocabulary, head: HeadConfig | None = None
+    config: EncoderConfig,
+    vocabulary: GeneVocabulary,
+    head: HeadConfig | None = None,
+    bare: bool = False,
 ) -> dict[str, str]:
-    """Returns the description saved beside a checkpoint's weights, as JSON texts."""
+    """Returns the description saved beside a checkpoint's weights, as JSON texts.
+
+    Args:
+      config, vocabulary, head: of the model.
+      bare: whether it has no head at all.
+    """
     described = {
         "model": json.dumps(dataclasses.asdict(config)),
         "vocabulary": vocabulary.to_json(),
     }
     if head is not None:
         described["head"] = json.dumps(dataclasses.asdict(head))
+    if bare:
+        described[_BARE] = json.dumps(True)
     return described
 
 
-def abstract_weights(config: EncoderConfig, head: HeadConfig | None) -> Params:
+def abstract_weights(config: EncoderConfig, head: HeadConfig | None, bare: bool = False) -> Params:
     """Returns shapes and types of a model's weights with its head, as `PretrainedModel` has them.
 
     Args:
       config: shape of the encoder.
       head: a classification head, which stands in the place of the masked-gene head, or None.
+      bare: whether there is no head at all.
     """
     params = abstract_params(config)
+    if bare or head is not None:
+        del params[MASKED_GENE_HEAD]
     if head is not None:
-        del params["masked_gene_head"]
         draw = functools.partial(init_head, config, head)
         params[head.kind] = jax.eval_shape(draw, jax.random.key(0))
     return params
@@ -138,7 +158,7 @@ def save_model(model: PretrainedModel, target: Path | str, provenance: Mapping[s
         # Orbax copies numpy arrays, all at once, before it writes them.
         "params": jax.tree.map(jnp.asarray, model.params),
         # An array among the texts: Orbax warns of an item that has none.
-        "meta": describe_model(model.config, model.vocabulary, model.head)
+        "meta": describe_model(model.config, model.vocabulary, model.head, model.is_bare)
         | {"step": np.asarray(model.step)},
     }
     with atomic_write(target) as partial:
@@ -167,7 +187,7 @@ def load_model(path: Path | str) -> PretrainedModel:
         sharding = SingleDeviceSharding(jax.local_devices()[0])
         abstract = jax.tree.map(
             lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
-            abstract_weights(config, head),
+            abstract_weights(config, head, _BARE in meta),
         )
         params = ocp.load_checkpointables(checkpoint, {"params": abstract})["params"]
     except (OSError, KeyError, TypeError, ValueError) as error:

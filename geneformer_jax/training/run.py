@@ -264,6 +264,11 @@ def start_state(run: Run) -> TrainState:
             f"--config.initial {model.source} was trained with {model.vocabulary.hash[:12]}; "
             "tokenize with that checkpoint's vocabulary"
         )
+    if model.is_bare:
+        raise InputError(
+            f"`config.initial` {model.source} is an encoder without a head, but pretraining needs "
+            "the one that predicts masked genes; name a checkpoint of masked gene prediction"
+        )
     # Dropout is no property of the weights.
     rates = {"dropout": 0.0, "attention_dropout": 0.0}
     theirs, ours = (dataclasses.replace(each, **rates) for each in (model.config, run.encoder))

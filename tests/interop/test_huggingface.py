@@ -26,7 +26,7 @@ from tests.helpers.bert_folders import (
     tensors,
     write_folder,
 )
-from tests.helpers.toy import toy_vocabulary
+from tests.helpers.toy import toy_cells, toy_vocabulary
 
 ARCHITECTURES = ("BertForMaskedLM", *CLASSES)
 
@@ -50,6 +50,70 @@ def test_weights_return_byte_for_byte_with_their_settings(tmp_path, architecture
     assert {name: written[name] for name in wanted} == wanted
     for folder in ("checkpoint", "back"):
         assert (tmp_path / folder / "provenance.json").is_file()
+
+
+def without_head(folder, pooler=True):
+    """A folder as BertModel.save_pretrained writes it."""
+    whole = {name: each for name, each in tensors().items() if name.startswith("bert.")}
+    own = {name.removeprefix("bert."): each for name, each in whole.items()}
+    if pooler:
+        own |= {"pooler.dense.weight": np.ones((D, D), np.float32), "pooler.dense.bias": np.ones(D)}
+    write_folder(folder, own, architecture="BertModel")
+    return own
+
+
+@pytest.mark.parametrize("pooler", [True, False])
+def test_an_encoder_without_a_head_embeds_and_comes_back(tmp_path, pooler):
+    own = without_head(tmp_path / "hf", pooler)
+    whole, bare = read(write_folder(tmp_path / "whole")), read(tmp_path / "hf")
+    assert bare.is_bare and not whole.is_bare and "no head" in repr(bare)
+    params = {part: whole.params[part] for part in ("embeddings", "blocks")}
+    assert equal_params(bare.params, params)
+    huggingface.import_model(tmp_path / "hf", tmp_path / "checkpoint", toy_vocabulary())
+    kept = gf.load_model(tmp_path / "checkpoint")
+    assert kept.is_bare and equal_params(kept.params, params)
+    counts = huggingface.export_model(tmp_path / "checkpoint", tmp_path / "back")
+    assert counts["architecture"] == "BertModel"
+    written = load_file(tmp_path / "back" / "model.safetensors")
+    assert set(written) == {name for name in own if not name.startswith("pooler")}
+    for name, value in written.items():
+        np.testing.assert_array_equal(value, own[name])
+    cells = gf.tokenize_cells(toy_cells(3), kept.vocabulary, max_length=T)
+    with_head = dataclasses.replace(whole, vocabulary=kept.vocabulary)
+    np.testing.assert_array_equal(
+        gf.embed_cells(kept, cells).obsm["X_geneformer"],
+        gf.embed_cells(with_head, cells).obsm["X_geneformer"],
+    )
+    with pytest.raises(InputError, match="no classification head"):
+        gf.predict_cells(kept, cells)
+
+
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "module._orig_mod."])
+@pytest.mark.parametrize("architecture", [*ARCHITECTURES, "BertModel"])
+def test_names_of_wrapped_models_are_read(tmp_path, prefix, architecture):
+    if architecture == "BertModel":
+        own = without_head(tmp_path / "plain")
+    else:
+        own = tensors(architecture)
+        write_folder(tmp_path / "plain", architecture=architecture)
+    wrapped = {prefix + name: value for name, value in own.items()}
+    write_folder(tmp_path / "hf", wrapped, architecture=architecture)
+    assert equal_params(read(tmp_path / "hf").params, read(tmp_path / "plain").params)
+
+
+def test_adapters_of_peft_and_few_bits_are_told_in_plain_words(tmp_path):
+    (tmp_path / "peft").mkdir()
+    (tmp_path / "peft" / "adapter_config.json").write_text("{}")
+    with pytest.raises(InputError, match="merge_and_unload"):
+        gf.load_model(tmp_path / "peft")
+    bits = {"load_in_8bit": True, "quant_method": "bitsandbytes"}
+    folder = write_folder(tmp_path / "hf", quantization_config=bits)
+    assert "in floats" in refusal(folder)
+
+
+def test_a_name_with_and_without_a_wrapper_is_refused(tmp_path):
+    values = tensors() | {f"module.{WORD}": tensors()[WORD]}
+    assert "module." in refusal(write_folder(tmp_path / "hf", values))
 
 
 def test_weights_stand_where_their_names_say(tmp_path):
@@ -171,7 +235,7 @@ def test_the_head_of_another_architecture_is_unexpected(tmp_path):
         ({"model_type": "roberta"}, 'model_type "roberta"'),
         ({"pruned_heads": {"0": [1]}}, "pruned_heads"),
         ({"quantization_config": {"load_in_8bit": True}}, "quantization_config"),
-        ({"architectures": ["BertModel"]}, "BertForMaskedLM"),
+        ({"architectures": ["BertForPreTraining"]}, "BertForMaskedLM"),
         ({"architectures": None}, "architectures None"),
         ({"hidden_size": "16"}, "hidden_size '16'"),
         ({"num_hidden_layers": True}, "num_hidden_layers True"),

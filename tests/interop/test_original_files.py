@@ -261,6 +261,19 @@ def test_missing_and_ambiguous_files_are_named(tmp_path):
         original_dictionaries.read_dictionary(folder / "absent.pkl")
 
 
+@pytest.mark.parametrize("named", ["folder", "token dictionary"])
+def test_dictionaries_are_taken_as_a_vocabulary(tmp_path, named):
+    folder = write_dictionaries(tmp_path / "gc", small_dictionaries())
+    expected = original_dictionaries.read_original_vocabulary(folder)
+    path = folder
+    if named == "token dictionary":
+        path = folder / FILES["token"]
+        # Those of another version lie beside: names that end alike belong together.
+        for name in FILES.values():
+            (folder / name.replace("gc30M", "gc104M")).write_bytes(b"another")
+    assert original_dictionaries.read_vocabulary(path).hash == expected.hash
+
+
 def test_no_pickle_is_written(tmp_path):
     error = str(original_dictionaries.unwritable_dictionaries(tmp_path / "gc"))
     assert str(tmp_path / "gc") in error and "--target=NAME.dataset" in error

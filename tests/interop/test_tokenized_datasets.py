@@ -8,14 +8,19 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+import geneformer_jax as gf
 from geneformer_jax.cells.tokenization.vocabulary import (
     V1_SPECIAL_TOKENS,
     V2_SPECIAL_TOKENS,
     GeneVocabulary,
 )
 from geneformer_jax.common.errors import InputError
-from geneformer_jax.interop.tokenized_datasets import TokenizedDataset, is_tokenized_dataset
-from tests.helpers.toy import toy_vocabulary
+from geneformer_jax.interop.tokenized_datasets import (
+    TokenizedDataset,
+    is_tokenized_dataset,
+    read_tokenized,
+)
+from tests.helpers.toy import toy_model, toy_vocabulary
 
 GENES = 60
 V1_CELLS = [[5, 6, 7], [8, 9]]
@@ -309,3 +314,68 @@ def test_changed_bytes_give_one_line_or_valid_tokens(tmp_path, kind):
         else:
             assert all(2 <= token < 62 for cell in found for token in cell)
     assert refused > 30
+
+
+KINDS = ["T cell", "B/plasma", "NK, bright"]
+
+
+@pytest.fixture(params=["folder", "parquet"])
+def classed(request, tmp_path):
+    """A dataset with a column of numbered classes, as `datasets` writes it: (path, numbers)."""
+    numbers = [2, 0, -1, 1, None, 2]
+    columns = {"input_ids": [[5, 6, 7]] * 5 + [[]], "kind": numbers, "n": range(6)}
+    features = datasets.Features(
+        {
+            "input_ids": datasets.Sequence(datasets.Value("int64")),
+            "kind": datasets.ClassLabel(names=KINDS),
+            "n": datasets.Value("int64"),
+        }
+    )
+    dataset = datasets.Dataset.from_dict(columns, features=features)
+    if request.param == "folder":
+        dataset.save_to_disk(tmp_path / "in.dataset")
+        return tmp_path / "in.dataset", numbers
+    dataset.to_parquet(tmp_path / "in.parquet")
+    return tmp_path / "in.parquet", numbers
+
+
+def test_classes_keep_their_names(classed):
+    path, numbers = classed
+    dataset = TokenizedDataset(path, vocabulary())
+    assert dataset.obs_kinds == {"kind": "text", "n": "int"}
+    names = [KINDS[number] if number not in (None, -1) else None for number in numbers]
+    assert read_obs(dataset)["kind"].tolist() == names
+
+
+def test_the_cells_of_a_dataset_are_taken_where_cells_are_taken(classed, tmp_path):
+    path, _ = classed
+    model = toy_model(genes=GENES)
+    embedded = gf.embed_cells(model, path)
+    # The last cell has no gene.
+    assert embedded.obs["kind"].tolist()[:2] == ["NK, bright", "T cell"]
+    assert embedded.obs["n"].tolist() == [0, 1, 2, 3, 4]
+    assert embedded.uns["geneformer"]["left_out"] == {"no gene of the vocabulary": 1}
+    cells = read_tokenized(path, model.vocabulary)
+    np.testing.assert_array_equal(
+        embedded.obsm["X_geneformer"], gf.embed_cells(model, cells).obsm["X_geneformer"]
+    )
+    with pytest.raises(InputError, match="`gene_column` chooses among counts"):
+        gf.embed_cells(model, path, gene_column="id")
+    if path.is_dir():
+        with pytest.raises(InputError, match="convert --source="):
+            gf.CellStore.open(path)
+
+
+def test_a_class_without_a_name_is_refused(tmp_path):
+    features = datasets.Features(
+        {"input_ids": datasets.Sequence(datasets.Value("int64")),
+         "kind": datasets.ClassLabel(names=KINDS)}
+    )  # fmt: skip
+    table = datasets.Dataset.from_dict({"input_ids": [[5]], "kind": [2]}, features=features)
+    path = tmp_path / "in.parquet"
+    table.to_parquet(path)
+    written = pq.read_table(path)
+    written = written.set_column(1, written.schema.field(1), pa.array([3], pa.int64()))
+    pq.write_table(written, path)
+    with pytest.raises(InputError, match='column "kind" holds class 3, but has 3 class names'):
+        read_obs(TokenizedDataset(path, vocabulary()))

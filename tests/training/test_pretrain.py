@@ -1,5 +1,6 @@
 """Pretraining from end to end: it learns, it survives kills, it refuses what it should."""
 
+import dataclasses
 import json
 import shutil
 import signal
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 
 from geneformer_jax.common.errors import InputError
-from geneformer_jax.model.pretrained import CHECKPOINTS, find_checkpoint, load_model
+from geneformer_jax.model.pretrained import CHECKPOINTS, find_checkpoint, load_model, save_model
 from geneformer_jax.training.api import pretrain
 from geneformer_jax.training.config import pretrain_config, typed_config
 from geneformer_jax.training.telemetry import read_metrics
@@ -149,6 +150,11 @@ def test_a_run_may_begin_with_the_weights_of_another(finished, toy_store, tmp_pa
     with pytest.raises(InputError, match=r"another model .* set --config.model"):
         changes["model.feed_forward"] = 96
         pretrain(config_of(toy_store, **changes), tmp_path / "other")
+    whole = load_model(workdir)
+    encoder = {part: whole.params[part] for part in ("embeddings", "blocks")}
+    save_model(dataclasses.replace(whole, params=encoder), tmp_path / "bare", {})
+    with pytest.raises(InputError, match="is an encoder without a head"):
+        pretrain(config_of(toy_store, initial=str(tmp_path / "bare")), tmp_path / "third")
 
 
 def test_a_run_that_cannot_start_leaves_nothing(toy_store, tmp_path):

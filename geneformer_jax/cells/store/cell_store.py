@@ -39,6 +39,11 @@ def require_store(folder: Path | str) -> Path:
     folder = Path(folder)
     if not folder.is_dir():
         raise InputError(f"{folder} is no folder; name a cell store written by tokenize")
+    if not (folder / STORE).is_file() and (folder / "state.json").is_file():
+        raise InputError(
+            f"{folder} is a tokenised dataset of the original, but a cell store is needed here; "
+            f"make one: convert --source={folder} --target=STORE --vocabulary=VOCABULARY"
+        )
     if not (folder / STORE).is_file():
         raise InputError(
             f"{folder} is no cell store (it has no {STORE}); name a folder written by tokenize"

@@ -55,6 +55,14 @@ class RankEncodings(NamedTuple):
         genes = None if self.genes is None else self.genes[filled]
         return RankEncodings(self.tokens, _offsets(lengths[filled]), genes)
 
+    def kept(self, keep: np.ndarray) -> "RankEncodings":
+        """Returns the cells that are to be kept; bool [cells]."""
+        if keep.all():
+            return self
+        lengths = np.diff(self.offsets)
+        genes = None if self.genes is None else self.genes[keep]
+        return RankEncodings(self.tokens[np.repeat(keep, lengths)], _offsets(lengths[keep]), genes)
+
 
 def describe_lengths(lengths: np.ndarray) -> str:
     """Returns cells and their lengths in a few words, for the `repr` of what holds them."""

@@ -198,7 +198,7 @@ class TokenizedCells:
       vocabulary: of the tokens.
       max_length: maximal number of tokens of a cell.
       dropped: reason -> number of cells left out.
-      match: which columns are genes.
+      match: which columns are genes; None for cells that were tokenised elsewhere.
     """
 
     encodings: RankEncodings
@@ -207,7 +207,7 @@ class TokenizedCells:
     vocabulary: GeneVocabulary
     max_length: int
     dropped: Mapping[str, int]
-    match: GeneMatch
+    match: GeneMatch | None = None
 
     def __repr__(self) -> str:
         return f"TokenizedCells({describe_lengths(self.lengths)})"

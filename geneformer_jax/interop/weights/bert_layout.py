@@ -12,16 +12,21 @@ from geneformer_jax.common.errors import InputError
 from geneformer_jax.model.config import EncoderConfig
 from geneformer_jax.model.heads import HeadConfig
 
+BARE = "BertModel"
 ARCHITECTURES = {
+    BARE: None,
     "BertForMaskedLM": None,
     "BertForSequenceClassification": "cell_classifier",
     "BertForTokenClassification": "gene_classifier",
 }
+WORD_EMBEDDING = "bert.embeddings.word_embeddings.weight"
 # A second name of the same weights: BERT's decoder is its word embedding.
 TIED = {
-    "bert.embeddings.word_embeddings.weight": "cls.predictions.decoder.weight",
+    WORD_EMBEDDING: "cls.predictions.decoder.weight",
     "cls.predictions.bias": "cls.predictions.decoder.bias",
 }
+# Of all encoder tensors in the other classes; BertModel saves them without.
+ENCODER_PREFIX = "bert."
 # What may lie in a file and changes nothing: positions are always 0, 1, 2..., token types always 0,
 # and only a cell classifier has a use for the pooler.
 POSITION_IDS = "bert.embeddings.position_ids"
@@ -57,7 +62,6 @@ _IMPLEMENTED = {
     "is_decoder": (False, False),
     "is_encoder_decoder": (False, False),
     "add_cross_attention": (False, False),
-    "quantization_config": (None, None),
     "pruned_heads": ({}, {}),
 }
 
@@ -90,26 +94,36 @@ class Place(NamedTuple):
         return part.reshape(self.shape[::-1]).T if self.transposed else part.reshape(self.shape)
 
 
-def architecture_of(head: HeadConfig | None) -> str:
-    """Returns the name of BERT's class with this head; InputError if there is none."""
+def architecture_of(head: HeadConfig | None, bare: bool = False) -> str:
+    """Returns the name of BERT's class with this head, or without any; InputError if none is."""
+    if bare:
+        return BARE
     if head is not None and not head.as_original:
         raise InputError(
             f"BERT has no class for this head ({head.kind}, pooling {head.pooling}, extra layer "
             f"{head.extra_layer}, targets {len(head.outputs)}), so it cannot become a Hugging Face "
             "model; fine-tune with the original's head for that"
         )
-    kinds = {kind: name for name, kind in ARCHITECTURES.items()}
+    kinds = {kind: name for name, kind in ARCHITECTURES.items() if name != BARE}
     return kinds[None if head is None else head.kind]
 
 
-def places(config: EncoderConfig, head: HeadConfig | None) -> list[Place]:
-    """Returns every tensor of a model, those of one leaf one after another."""
+def places(config: EncoderConfig, head: HeadConfig | None, bare: bool = False) -> list[Place]:
+    """Returns every tensor of a model, those of one leaf one after another.
+
+    Args:
+      config: shape of the encoder.
+      head: a classification head; None for the masked-gene head.
+      bare: whether there is no head at all.
+    """
     D = config.width
     found = [
         *_tables(config),
         *_norm("bert.embeddings.LayerNorm", D, ("embeddings", "norm")),
         *_blocks(config),
     ]
+    if bare:
+        return found
     if head is None:
         transform = "cls.predictions.transform"
         ours = "masked_gene_head"
@@ -178,17 +192,27 @@ def _norm(name: str, width: int, path: tuple[str, ...], layer: int | None = None
 
 def read_settings(
     content: Mapping[str, Any], where: str
-) -> tuple[EncoderConfig, HeadConfig | None]:
+) -> tuple[EncoderConfig, HeadConfig | None, bool]:
     """Reads the content of a config.json.
 
     Args:
       content: of the file, a JSON object.
       where: the file, for messages.
 
+    Returns:
+      Shape of the encoder, classification head (None for the masked-gene head), whether there is no
+      head at all.
+
     Raises:
       InputError: it is of another model, or asks for what is not implemented.
     """
-    kind = _head_kind(content, where)
+    architecture = _architecture(content, where)
+    kind = ARCHITECTURES[architecture]
+    if content.get("quantization_config") is not None:
+        raise InputError(
+            f"{where} is of weights in 8 or 4 bits; load the model in floats with transformers and "
+            "save it again"
+        )
     for name, (implemented, default) in _IMPLEMENTED.items():
         if (value := content.get(name, default)) != implemented:
             raise InputError(
@@ -200,14 +224,15 @@ def read_settings(
         settings[ours] = _number({name: default} | dict(content), name, type(default), where)
     config = EncoderConfig(**settings)
     if kind is None:
-        return config, None
-    return config, HeadConfig(kind, _labels(content, where), _head_dropout(content, config, where))
+        return config, None, architecture == BARE
+    dropout = _head_dropout(content, config, where)
+    return config, HeadConfig(kind, _labels(content, where), dropout), False
 
 
-def _head_kind(content: Mapping[str, Any], where: str) -> str | None:
+def _architecture(content: Mapping[str, Any], where: str) -> str:
     names = content.get("architectures")
     if isinstance(names, list) and len(names) == 1 and names[0] in ARCHITECTURES:
-        return ARCHITECTURES[names[0]]
+        return names[0]
     raise InputError(
         f"{where} has architectures {names}; it must name one of {', '.join(ARCHITECTURES)}"
     )
@@ -244,10 +269,12 @@ def _labels(content: Mapping[str, Any], where: str) -> tuple[str, ...]:
     return tuple(by_number[number] for number in sorted(by_number))
 
 
-def write_settings(config: EncoderConfig, head: HeadConfig | None) -> dict[str, Any]:
+def write_settings(
+    config: EncoderConfig, head: HeadConfig | None, bare: bool = False
+) -> dict[str, Any]:
     """Returns the content of a config.json that transformers reads."""
     content: dict[str, Any] = {
-        "architectures": [architecture_of(head)],
+        "architectures": [architecture_of(head, bare)],
         "model_type": "bert",
         "hidden_act": "relu",
         "position_embedding_type": "absolute",

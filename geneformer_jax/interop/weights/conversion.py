@@ -8,7 +8,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from geneformer_jax.common.errors import InputError
-from geneformer_jax.interop.weights.bert_layout import POSITION_IDS, TIED, UNUSED, Place, places
+from geneformer_jax.interop.weights.bert_layout import (
+    ENCODER_PREFIX,
+    POSITION_IDS,
+    TIED,
+    UNUSED,
+    WORD_EMBEDDING,
+    Place,
+    places,
+)
 from geneformer_jax.interop.weights.stored_tensor import FLOAT_TYPES, StoredTensor
 from geneformer_jax.model.config import EncoderConfig
 from geneformer_jax.model.encoder import Params
@@ -16,6 +24,8 @@ from geneformer_jax.model.heads import HeadConfig
 from geneformer_jax.model.pretrained import abstract_weights
 
 _MAX_NAMES = 4
+# What wrappers put in front of every name: data parallelism, and compiling.
+_WRAPPERS = ("module.", "_orig_mod.")
 _OLD_ENDINGS = {"LayerNorm.gamma": "LayerNorm.weight", "LayerNorm.beta": "LayerNorm.bias"}
 
 
@@ -32,18 +42,24 @@ class MatchedTensors(NamedTuple):
 
 
 def match_tensors(
-    tensors: Mapping[str, StoredTensor], config: EncoderConfig, head: HeadConfig | None, where: str
+    tensors: Mapping[str, StoredTensor],
+    config: EncoderConfig,
+    head: HeadConfig | None,
+    where: str,
+    bare: bool = False,
 ) -> MatchedTensors:
     """Finds the tensor for each of a model's weights; reads only those that must equal others.
 
-    Norms may have their old names gamma and beta, and the decoder may be there or not; where it is,
-    it must equal the word embedding.
+    Norms may have their old names gamma and beta, all names what DistributedDataParallel and
+    torch.compile put in front, and the decoder may be there or not; where it is, it must equal the
+    word embedding.
 
     Args:
       tensors: of a file, by name.
       config: shape of the model.
       head: its classification head, None for the masked-gene head.
       where: the folder, for messages.
+      bare: whether it has no head at all.
 
     Raises:
       InputError: naming all tensors that are missing, unexpected, of another shape, no floats, or
@@ -55,9 +71,9 @@ def match_tensors(
             f"{len(tensors):,} tensors; get both of one model"
         )
     named = _with_new_names(tensors, where)
-    tied = TIED if head is None else {}
+    tied = TIED if head is None and not bare else {}
     used, missing, wrong = [], [], []
-    for place in places(config, head):
+    for place in places(config, head, bare):
         names = [name for name in (place.name, tied.get(place.name)) if name in named]
         wrong += [
             f"{name} {problem}" for name in names if (problem := _misfit(named[name], place.shape))
@@ -77,14 +93,18 @@ def match_tensors(
 
 
 def fill_params(
-    matched: MatchedTensors, config: EncoderConfig, head: HeadConfig | None, where: str
+    matched: MatchedTensors,
+    config: EncoderConfig,
+    head: HeadConfig | None,
+    where: str,
+    bare: bool = False,
 ) -> Params:
     """Reads the tensors, one after another, into float32 weights on the default device.
 
     Raises:
       InputError: a tensor cannot be read, or holds NaN or infinite values.
     """
-    shapes = abstract_weights(config, head)
+    shapes = abstract_weights(config, head, bare)
     params: Params = {}
     for path, of_leaf in itertools.groupby(matched.used, key=lambda pair: pair[0].path):
         # Rows of a stack may be read before the whole of it fits on a device: it is built here.
@@ -121,16 +141,30 @@ def leaf_at(tree: Params, path: tuple[str, ...]):
 
 
 def _with_new_names(tensors: Mapping[str, StoredTensor], where: str) -> dict[str, StoredTensor]:
-    """Returns the tensors under their present names; old BERT called norms gamma and beta."""
+    """Returns the tensors under the names that BERT with a head gives them at present."""
     named = {}
+    prefix = _prefix_of_all(tensors)
+    without_head = f"{prefix}{WORD_EMBEDDING.removeprefix(ENCODER_PREFIX)}" in tensors
     for name, tensor in tensors.items():
-        new = name
+        new = (ENCODER_PREFIX if without_head else "") + name.removeprefix(prefix)
         for old, now in _OLD_ENDINGS.items():
             new = new.removesuffix(old) + now if new.endswith(old) else new
-        if new in named or (new != name and new in tensors):
+        if new in named:
             raise InputError(f"{where} holds {new} under its old and its new name; remove one")
         named[new] = tensor
     return named
+
+
+def _prefix_of_all(names: Iterable[str]) -> str:
+    """Returns what wrappers put in front of all names, one around the other; "" if none did."""
+    prefix, names = "", list(names)
+    while wrapper := next((w for w in _WRAPPERS if _all_start(names, prefix + w)), ""):
+        prefix += wrapper
+    return prefix
+
+
+def _all_start(names: list[str], prefix: str) -> bool:
+    return bool(names) and all(name.startswith(prefix) for name in names)
 
 
 def _misfit(tensor: StoredTensor, shape: tuple[int, ...]) -> str:
