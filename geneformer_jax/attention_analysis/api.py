@@ -31,8 +31,10 @@ from geneformer_jax.attention_analysis.gene_lists import (
 )
 from geneformer_jax.cells.counts.options import CountArguments
 from geneformer_jax.cells.store.cell_store import EncodedCells
+from geneformer_jax.common.arguments import require_text
 from geneformer_jax.common.errors import InputError
 from geneformer_jax.common.progress import Progress
+from geneformer_jax.inference.arguments import check_draw, check_model, check_runtime
 from geneformer_jax.inference.cells import ORIGINAL_SEED, open_cells, select_cells
 from geneformer_jax.inference.filters import Filters, check_columns
 from geneformer_jax.inference.random_control import MODEL, RANDOM, random_model
@@ -150,7 +152,12 @@ def attend_cells(
       InputError: a list matches no gene, a group has too few cells, the cells do not fit the model,
         or the attention implementation never holds its weights.
     """
-    query = AttentionQuery(read_gene_lists(genes), groupby, tuple(pairs), control)
+    check_model(model)
+    check_draw(max_cells, seed)
+    check_runtime(runtime, devices)
+    require_text("groupby", groupby, "an obs column")
+    named = read_pairs(pairs) if isinstance(pairs, str) else tuple(map(str, pairs))
+    query = AttentionQuery(read_gene_lists(genes), groupby, named, control)
     chosen = select_cells(open_cells(cells, model, **reading), filters, max_cells, seed)
     extractors = prepare(model, chosen, query, runtime, devices=devices)
     sums = {}

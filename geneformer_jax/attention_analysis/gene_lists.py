@@ -1,6 +1,6 @@
 """Lists of genes to compare: transcription factors with all others, one class with another."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -8,10 +8,18 @@ import numpy as np
 import pandas as pd
 
 from geneformer_jax.cells.tokenization.vocabulary import GeneVocabulary
+from geneformer_jax.common.arguments import require_type
 from geneformer_jax.common.errors import InputError
+from geneformer_jax.common.log import logger
 from geneformer_jax.common.tables import CLASS_COLUMNS, GENE_COLUMNS, named_column, read_id_table
+from geneformer_jax.inference.listed_genes import (
+    describe_missing,
+    find_genes,
+    is_list_file,
+    name_missing,
+)
 
-OTHERS = "other genes"
+OTHERS, LISTED = "other genes", "listed genes"
 # A rank-sum test of fewer genes finds nothing.
 MIN_GENES = 3
 _EXAMPLES = 3
@@ -26,7 +34,7 @@ class GeneComparison(NamedTuple):
       first: int64 tokens of the listed genes.
       second: int64 tokens of the others.
       unknown: listed genes that are not in the vocabulary.
-      not_found: number of listed genes that no cell has, or too few.
+      not_found: tokens of listed genes that no cell has, or too few.
     """
 
     name: str
@@ -34,7 +42,11 @@ class GeneComparison(NamedTuple):
     first: np.ndarray
     second: np.ndarray
     unknown: tuple[str, ...]
-    not_found: int
+    not_found: tuple[int, ...]
+
+    def missing(self, vocabulary: GeneVocabulary) -> list[dict[str, str]]:
+        """The listed genes that are left out; see `name_missing`."""
+        return name_missing(vocabulary, self.unknown, self.not_found)
 
     @property
     def title(self) -> str:
@@ -50,7 +62,8 @@ def read_gene_lists(genes: GeneLists) -> dict[str, list[str]]:
 
     Args:
       genes: lists by name; one list of genes; or files, separated by commas. A file with a column
-        of classes holds one list per class; any other is one list under the file's name.
+        of classes holds one list per class; any other is one list under the file's name. What is no
+        file is the name of a gene.
 
     Raises:
       InputError: a file cannot be read, holds no gene, or two lists have one name.
@@ -58,9 +71,14 @@ def read_gene_lists(genes: GeneLists) -> dict[str, list[str]]:
     if isinstance(genes, Mapping):
         return {str(name): list(map(str, each)) for name, each in genes.items()}
     if not isinstance(genes, str | Path):
-        return {"listed genes": list(map(str, genes))}
+        require_type("genes", genes, Iterable, "give names of genes, lists by name, or files")
+        return {LISTED: list(map(str, genes))}
     lists: dict[str, list[str]] = {}
-    for path in filter(None, map(str.strip, str(genes).split(","))):
+    parts = [str(genes)] if Path(genes).is_file() else str(genes).split(",")
+    for path in filter(None, map(str.strip, parts)):
+        if not is_list_file(path):
+            lists.setdefault(LISTED, []).append(path)
+            continue
         table = read_id_table(path)
         known = [name for name in table.columns if str(name).lower() in CLASS_COLUMNS]
         column = named_column(table.drop(columns=known), GENE_COLUMNS, "genes", path)
@@ -113,24 +131,20 @@ def compare_lists(
 
 
 def known_genes(genes: Sequence[str], vocabulary: GeneVocabulary) -> np.ndarray:
-    """Returns the tokens of genes given by id or symbol, each once.
+    """Returns the tokens of genes given by id or symbol, each once; logs those that are unknown.
 
     Raises:
-      InputError: one of them is not in the vocabulary.
+      InputError: none of them is in the vocabulary.
     """
-    tokens = vocabulary.tokens_of(list(genes), symbols="names")
-    if (tokens < 0).any():
-        first = genes[int(np.argmax(tokens < 0))]
-        raise InputError(
-            f"{(tokens < 0).sum()} of {len(genes)} genes are not in the vocabulary, first "
-            f'"{first}"; it has {_examples(vocabulary)}'
-        )
-    return np.unique(tokens)
+    found = find_genes(vocabulary, genes)
+    for line in describe_missing(name_missing(vocabulary, found.unknown, ())):
+        logger.warning(line)
+    return np.unique(found.tokens)
 
 
 def _find(
     name: str, genes: Sequence[str], vocabulary: GeneVocabulary, cells_of: np.ndarray
-) -> tuple[np.ndarray, tuple[str, ...], int]:
+) -> tuple[np.ndarray, tuple[str, ...], tuple[int, ...]]:
     if not len(genes):
         raise InputError(f"list {name} holds no gene; put one on each line")
     tokens = vocabulary.tokens_of(list(genes), symbols="names")
@@ -144,7 +158,7 @@ def _find(
         )
     present = known[cells_of[known] > 0]
     _require(name, len(present), f"of {len(genes):,} listed", cells_of, vocabulary)
-    return present, unknown, len(known) - len(present)
+    return present, unknown, tuple(np.setdiff1d(known, present).tolist())
 
 
 def _require(

@@ -12,13 +12,17 @@ from geneformer_jax.attention_analysis import figures
 from geneformer_jax.attention_analysis.api import ALL_CELLS, HeadAttention, token_names
 from geneformer_jax.attention_analysis.extractor import AttentionExtractor
 from geneformer_jax.attention_analysis.statistics import STATEMENTS
+from geneformer_jax.cells.tokenization.vocabulary import GeneVocabulary
 from geneformer_jax.common.files import atomic_write, slug
+from geneformer_jax.common.log import logger
 from geneformer_jax.common.provenance import write_provenance
+from geneformer_jax.inference.listed_genes import describe_missing
 from geneformer_jax.inference.random_control import MODEL, RANDOM
 from geneformer_jax.reporting.figures import save_figure
 from geneformer_jax.reporting.html import Report
 
 REPORT, FIGURES, GENES = "report.html", "figures", "genes.parquet"
+LEFT_OUT = "genes_left_out.tsv"
 TABLES = ("heads", "ranks", "layers", "thirds", "statements", "groups", "pairs")
 # Nature 2023: a fifth of the 24 heads of the 6-layer model attend transcription factors more.
 PAPER_FRACTION = "20 % (5 of 24)"
@@ -49,7 +53,7 @@ def write_report(
 
     It holds a parquet table of each field of HeadAttention, `genes.parquet` (every gene, layer and
     head, of all cells and of each group), `figures/*.png` and `.pdf`, `report.html` and
-    `provenance.json`.
+    `provenance.json`; and genes_left_out.tsv if listed genes are unknown or in too few cells.
 
     Args:
       found: what was found.
@@ -67,6 +71,7 @@ def write_report(
                 aside / f"{name}.parquet", index=False
             )
         _write_genes(found, extractor, aside / GENES, only)
+        _write_missing(found, extractor, aside / LEFT_OUT)
         report = _build(found, extractor, aside / FIGURES)
         write_provenance(aside, provenance)
         report.files(aside.iterdir())
@@ -83,6 +88,18 @@ def _write_genes(
         writer = writer or pq.ParquetWriter(path, rows.schema)
         writer.write_table(rows)
     writer.close()
+
+
+def _write_missing(found: HeadAttention, extractor: AttentionExtractor, path: Path) -> None:
+    """Writes and logs which listed genes are left out, if any."""
+    vocabulary = extractor.cells.vocabulary
+    lists = {each.name: each.missing(vocabulary) for each in found.comparisons}
+    for name, missing in lists.items():
+        for line in describe_missing(missing):
+            logger.warning(f"{name}: {line}")
+    rows = [{"list": name, **each} for name, missing in lists.items() for each in missing]
+    if rows:
+        pd.DataFrame(rows).to_csv(path, sep="\t", index=False)
 
 
 def _limited(table: pd.DataFrame, only: Mapping[str, tuple[int, ...]]) -> pd.DataFrame:
@@ -108,7 +125,7 @@ def _build(found: HeadAttention, extractor: AttentionExtractor, folder: Path) ->
         save_figure(figure, folder / name)
         report.figure(figure, caption)
 
-    _show_lists(found, report, show)
+    _show_lists(found, report, show, extractor.cells.vocabulary)
     _show_layers(found, report, show)
     _show_groups(found, report, show)
     if len(found.pairs):
@@ -119,7 +136,7 @@ def _build(found: HeadAttention, extractor: AttentionExtractor, folder: Path) ->
     return report
 
 
-def _show_lists(found: HeadAttention, report: Report, show) -> None:
+def _show_lists(found: HeadAttention, report: Report, show, vocabulary: GeneVocabulary) -> None:
     report.section(
         "Gene lists",
         "Are the genes of a list attended more than others? Rank-sum tests over genes, "
@@ -128,11 +145,8 @@ def _show_lists(found: HeadAttention, report: Report, show) -> None:
     )
     report.table(preferring(found), "Fraction of heads that prefer a list (heads.parquet).")
     for each in found.comparisons:
-        if each.unknown or each.not_found:
-            report.paragraph(
-                f"{each.title}: {len(each.unknown):,} listed genes are not in the vocabulary, "
-                f"{each.not_found:,} are in no cell, or in too few."
-            )
+        for line in describe_missing(each.missing(vocabulary)):
+            report.paragraph(f"{each.title}: {line}; all in {LEFT_OUT}.")
         chosen = (found.heads["list"] == each.name) & (found.heads["against"] == each.against)
         caption = f"{each.title}: preference of each head (heads.parquet)."
         show(

@@ -14,8 +14,10 @@ import jax
 
 from geneformer_jax.cells.counts.options import CountArguments
 from geneformer_jax.cells.store.cell_store import EncodedCells
+from geneformer_jax.common.arguments import require_text
 from geneformer_jax.common.errors import InputError
 from geneformer_jax.embedding.embedder import KEY, MODES, Embedded, Embedder, check_options
+from geneformer_jax.inference.arguments import check_draw, check_model, check_runtime
 from geneformer_jax.inference.cells import ORIGINAL_SEED, ChosenCells, open_cells, select_cells
 from geneformer_jax.inference.filters import Filters
 from geneformer_jax.model.pretrained import PretrainedModel
@@ -79,6 +81,10 @@ def embed_cells(
         cells were tokenised with another vocabulary or are longer than the model's positions, no
         cell passes the filters, or `inplace` is asked for without an AnnData or for genes.
     """
+    check_model(model)
+    check_draw(max_cells, seed)
+    check_runtime(runtime, devices)
+    require_text("key_added", key_added, "a name in `.obsm`")
     check_options(model, mode, hidden_layer)
     if inplace and not (isinstance(cells, ad.AnnData) and mode in ("cell", "cls")):
         raise InputError(

@@ -1,7 +1,7 @@
 """Embeds ranges of cells, for results in memory and for files that are written as they come."""
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,6 +12,7 @@ import pandas as pd
 from jax.sharding import NamedSharding
 
 from geneformer_jax.cells.store.cell_store import EncodedCells
+from geneformer_jax.common.arguments import require_type, require_whole
 from geneformer_jax.common.errors import InputError, did_you_mean
 from geneformer_jax.common.log import logger
 from geneformer_jax.common.progress import Progress
@@ -208,21 +209,27 @@ def keys_of(layers: Sequence[int], name: str = KEY) -> list[str]:
 
 def as_layers(hidden_layer: int | Sequence[int]) -> tuple[int, ...]:
     """Returns one or several layers as a tuple."""
-    return (hidden_layer,) if isinstance(hidden_layer, int) else tuple(hidden_layer)
+    one = not isinstance(hidden_layer, Iterable)
+    return (hidden_layer,) if one else tuple(hidden_layer)
 
 
 def check_options(model: PretrainedModel, mode: str, hidden_layer: int | Sequence[int]) -> None:
     """Raises InputError if the model does not have such a mode or hidden layer."""
+    require_type("mode", mode, str, f"use one of {', '.join(MODES)}")
     if mode not in MODES:
         known = ", ".join(MODES)
         raise InputError(
             f'there is no mode "{mode}"{did_you_mean(mode, MODES)}; use one of {known}'
         )
+    if isinstance(hidden_layer, str) or not isinstance(hidden_layer, Iterable):
+        require_whole("hidden_layer", hidden_layer)
     layers = as_layers(hidden_layer)
+    for each in layers:
+        require_whole("hidden_layer", each)
     if not layers or len(set(layers)) < len(layers):
         raise InputError(f"hidden_layer {layers} names none, or one twice; name each layer once")
     for each in layers:
-        if not isinstance(each, int) or not -model.config.layers <= each <= 0:
+        if not -model.config.layers <= each <= 0:
             raise InputError(
                 f"hidden_layer {each} is not in this model of {model.config.layers} layers; give 0 "
                 f"(the last one) down to -{model.config.layers} (the embeddings below the first)"

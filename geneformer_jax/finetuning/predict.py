@@ -19,6 +19,7 @@ from geneformer_jax.batches.labelled import (
 from geneformer_jax.cells.counts.options import CountArguments
 from geneformer_jax.cells.store.cell_store import EncodedCells
 from geneformer_jax.cells.store.obs_columns import stored_name
+from geneformer_jax.common.arguments import require_type
 from geneformer_jax.common.errors import InputError, did_you_mean
 from geneformer_jax.common.files import atomic_write
 from geneformer_jax.common.log import logger
@@ -27,6 +28,7 @@ from geneformer_jax.finetuning.classification.predictions import PROBABILITY, Ou
 from geneformer_jax.finetuning.evaluation import compute_outputs
 from geneformer_jax.finetuning.step import StepSpec, compile_steps
 from geneformer_jax.finetuning.trainable import TuningConfig
+from geneformer_jax.inference.arguments import check_model
 from geneformer_jax.inference.batches import lay_out
 from geneformer_jax.inference.cells import open_cells
 from geneformer_jax.inference.filters import check_columns
@@ -60,6 +62,7 @@ def open_cells_for(
     Raises:
       InputError: the model has no such head, or the cells do not fit it.
     """
+    check_model(model)
     if model.head is None:
         raise InputError(
             f"the model of {model.source} has no classification head; predict takes one that "
@@ -85,6 +88,9 @@ def _compute(
 ) -> Iterator[Outputs]:
     """Yields the outputs of some thousand cells at a time, or of the labelled genes in them."""
     tuning, optimizer = TuningConfig(), OptimizerConfig()
+    if runtime is not None:
+        kinds = 'give a RuntimeConfig(precision="bfloat16"), or leave it out'
+        require_type("runtime", runtime, RuntimeConfig, kinds)
     runtime = runtime or RuntimeConfig()
     spec = StepSpec(model.config, model.head, tuning, optimizer, runtime, MeshConfig())
     lengths = np.asarray(cells.lengths)

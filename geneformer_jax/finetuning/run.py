@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 from geneformer_jax.cells.counts.options import CountArguments
 from geneformer_jax.cells.store.cell_store import CellStore, EncodedCells
 from geneformer_jax.cells.store.shorter_cells import shorten
+from geneformer_jax.common.arguments import require_path, require_text, require_type
 from geneformer_jax.common.errors import InputError
 from geneformer_jax.common.log import logger
 from geneformer_jax.common.workdir import claim_workdir
@@ -37,6 +38,7 @@ from geneformer_jax.finetuning.multitask import (
     write_multitask_results,
 )
 from geneformer_jax.finetuning.prepare import Task, prepare_finetuning
+from geneformer_jax.inference.arguments import check_model
 from geneformer_jax.inference.cells import open_cells
 from geneformer_jax.interop.tokenized_datasets import is_tokenized_dataset
 from geneformer_jax.model.pretrained import RESULT, PretrainedModel, load_model, weights_hash
@@ -241,6 +243,12 @@ def finetune_cells(
     Raises:
       InputError: something does not fit.
     """
+    check_model(model)
+    require_text("labels_key", labels_key, "an obs column")
+    require_text("group_key", group_key, "an obs column")
+    require_path("workdir", workdir, "a folder for the run")
+    if config is not None:
+        require_type("config", config, (Mapping, ConfigDict), "give finetune_config(), changed")
     changed = ConfigDict(finetune_config() if config is None else config).to_dict()
     rule = {"folds": 1, "valid_fraction": 0.125, "controls": (), **(changed.get(TASK) or {})}
     task = task_config(CELL, **{**rule, "label": labels_key, "group": group_key})

@@ -23,7 +23,9 @@ from geneformer_jax.cells.tokenization.tokenizer import (
     tokenize_source,
 )
 from geneformer_jax.cells.tokenization.vocabulary import GeneVocabulary
+from geneformer_jax.common.arguments import describe
 from geneformer_jax.common.errors import InputError
+from geneformer_jax.inference.arguments import check_draw, check_model
 from geneformer_jax.inference.filters import Filters, passing
 from geneformer_jax.interop.tokenized_datasets import is_tokenized_dataset, read_tokenized
 from geneformer_jax.model.pretrained import PretrainedModel
@@ -90,6 +92,7 @@ def open_cells(
     Raises:
       InputError: the cells cannot be read or do not fit the model.
     """
+    check_model(model)
     check_vocabulary(model)
     options = CountOptions.from_arguments(reading)
     is_path = isinstance(cells, str | Path)
@@ -103,13 +106,23 @@ def open_cells(
         source = open_counts(cells, options)
     else:
         _require_no_options(options, reading)
-        encoded = CellStore.open(cells) if is_path else cells
+        encoded = CellStore.open(cells) if is_path else _require_encoded(cells)
         _check_cells(encoded, model, whole)
         return encoded if whole else shorten(encoded, model.config.positions)
     longest = min(default_max_length(model.vocabulary), model.config.positions)
     if whole:
         longest = model.vocabulary.size
     return tokenize_source(source, model.vocabulary, TokenizerOptions(max_length=longest))
+
+
+def _require_encoded(cells: object) -> EncodedCells:
+    """Returns tokenised cells, or raises InputError for an object that is something else."""
+    if not all(hasattr(cells, name) for name in ("lengths", "obs", "vocabulary", "read")):
+        raise InputError(
+            f"`cells` is {describe(cells)}; give an AnnData of raw counts (cells x genes, gene ids "
+            "in .var), a file of counts, a cell store, or tokenised cells"
+        )
+    return cells
 
 
 def _require_no_options(options: CountOptions, reading: Mapping[str, object]) -> None:
@@ -142,8 +155,7 @@ def select_cells(
     """
     keep = np.ones(len(cells.lengths), bool) if not filters else passing(cells.obs, filters)
     rows = np.flatnonzero(keep)
-    if max_cells is not None and max_cells < 1:
-        raise InputError(f"{max_cells} cells were asked for; ask for at least 1")
+    check_draw(max_cells, seed)
     passed = len(rows)
     if max_cells is not None and max_cells < passed:
         rows = np.sort(rows[np.random.default_rng(seed).permutation(passed)[:max_cells]])

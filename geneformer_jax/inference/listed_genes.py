@@ -83,10 +83,15 @@ def read_genes(text: str) -> list[str]:
       InputError: the file is not there or holds no gene.
     """
     path = Path(text).expanduser()
-    looks_like_a_file = "/" in text or any(suffix in path.suffixes for suffix in SUFFIXES)
-    if text and (path.is_file() or ("," not in text and looks_like_a_file)):
+    if path.is_file() or ("," not in text and is_list_file(text)):
         return read_gene_list(path)
     return [name.strip() for name in text.split(",") if name.strip()]
+
+
+def is_list_file(text: str) -> bool:
+    """Whether a text names a file, there or not, and no gene."""
+    path = Path(text)
+    return path.is_file() or "/" in text or any(suffix in path.suffixes for suffix in SUFFIXES)
 
 
 def read_gene_list(path: Path | str) -> list[str]:

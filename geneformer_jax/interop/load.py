@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 from geneformer_jax.cells.tokenization.vocabulary import GeneVocabulary
+from geneformer_jax.common.arguments import require_path, require_type
 from geneformer_jax.common.errors import InputError
 from geneformer_jax.interop import huggingface
 from geneformer_jax.interop.original_dictionaries import read_vocabulary
@@ -52,6 +53,10 @@ def load_model(
       InputError: there is no such model, it cannot be read or fetched, or the vocabulary is not
         its own.
     """
+    require_path("path", path, "a checkpoint, a workdir or a model that transformers saved")
+    if vocabulary is not None:
+        kinds = (GeneVocabulary, str, Path)
+        require_type("vocabulary", vocabulary, kinds, "give a GeneVocabulary or its folder")
     folder = Path(path)
     if (adapter := pretrained.find_adapter(folder)) is not None:
         base = base or pretrained.adapter_base(adapter)

@@ -14,6 +14,7 @@ import pandas as pd
 from geneformer_jax.cells.counts.options import CountArguments
 from geneformer_jax.cells.store.cell_store import EncodedCells
 from geneformer_jax.common.log import logger
+from geneformer_jax.inference.arguments import check_model, check_runtime
 from geneformer_jax.inference.cells import ORIGINAL_SEED, open_cells
 from geneformer_jax.inference.filters import Filters
 from geneformer_jax.inference.listed_genes import describe_missing
@@ -116,6 +117,8 @@ def perturb_cells(
       InputError: a gene, state, hidden layer or option is unknown or contradicts another; the cells
         do not fit the model; or no chosen cell expresses the genes.
     """
+    check_model(model)
+    check_runtime(runtime, devices)
     options = PerturbationOptions(
         edit=edit,
         genes=genes,

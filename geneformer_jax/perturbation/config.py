@@ -1,11 +1,18 @@
 """The options of a perturbation, as a user gives them."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from geneformer_jax.common.arguments import (
+    describe,
+    require_text,
+    require_type,
+    require_whole,
+)
 from geneformer_jax.common.errors import InputError, did_you_mean
+from geneformer_jax.inference.arguments import check_draw
 from geneformer_jax.inference.cells import ORIGINAL_SEED
 from geneformer_jax.inference.filters import Filters, parse_filters
 from geneformer_jax.inference.listed_genes import read_gene_lines, read_genes
@@ -59,6 +66,7 @@ class PerturbationOptions:
     seed: int = ORIGINAL_SEED
 
     def __post_init__(self):
+        self._check_types()
         _one_of("truncation", self.truncation, TRUNCATIONS)
         _one_of("gene_shifts", self.gene_shifts, GENE_SHIFTS)
         if self.mode is not None:
@@ -74,6 +82,24 @@ class PerturbationOptions:
             raise InputError(
                 "state embeddings were given, but no states; name their column, start and goal"
             )
+
+    def _check_types(self) -> None:
+        for name in ("edit", "combine", "truncation", "mode", "gene_shifts", "anchor"):
+            require_text(name, getattr(self, name), "one of its names")
+        require_whole("hidden_layer", self.hidden_layer)
+        require_whole("top", self.top)
+        check_draw(self.max_cells, self.seed)
+        if self.ranks is not None:
+            require_whole("ranks", self.ranks)
+        if self.quantile is not None:
+            require_type("quantile", self.quantile, (int, float), "give a fraction, such as 0.25")
+        for name in ("genes", "expressing"):
+            require_type(name, getattr(self, name), Iterable, "give names of genes")
+        for genes in self.combinations or ():
+            if isinstance(genes, str) or not isinstance(genes, Iterable):
+                raise InputError(
+                    f"`combinations` holds {describe(genes)}; give a list of genes for each set"
+                )
 
     @property
     def refill(self) -> bool:

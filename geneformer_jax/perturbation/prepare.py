@@ -10,11 +10,13 @@ from geneformer_jax.cells.store.cell_store import EncodedCells
 from geneformer_jax.common.errors import InputError
 from geneformer_jax.embedding.embedder import check_options
 from geneformer_jax.embedding.states import StateEmbeddings
+from geneformer_jax.inference.arguments import check_model
 from geneformer_jax.inference.cells import (
     ChosenCells,
     check_vocabulary,
     select_cells,
 )
+from geneformer_jax.inference.listed_genes import read_genes
 from geneformer_jax.model.heads import HeadConfig
 from geneformer_jax.model.pretrained import PretrainedModel
 from geneformer_jax.model.runtime import Runtime, inference_runtime
@@ -52,6 +54,7 @@ def make_spec(
       InputError: the model has no vocabulary, no such mode or hidden layer, or no classifier where
         one is asked for.
     """
+    check_model(model)
     check_vocabulary(model)
     # "cls" for models with `<cls>`, as the original.
     mode = options.mode or (CELL if model.vocabulary.cls_id is None else CLS)
@@ -145,7 +148,9 @@ def _choose_cells(
     if options.states is not None:
         options.states.check(chosen)
         chosen = options.states.start_cells(chosen)
-    needed = list(gene_tokens(cells.vocabulary, options.expressing)) if options.expressing else []
+    named = options.expressing
+    named = read_genes(named) if isinstance(named, str) else named
+    needed = list(gene_tokens(cells.vocabulary, named)) if len(named) else []
     if not rule.adds_genes:
         needed += [] if sets.anchor is None else [sets.anchor]
         needed += sets.listed if sets.combine == TOGETHER else []

@@ -11,6 +11,7 @@ from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
 from geneformer_jax.cells.store.cell_store import CellStore
+from geneformer_jax.common.arguments import require_path, require_type
 from geneformer_jax.common.log import logger
 from geneformer_jax.common.provenance import describe_run
 from geneformer_jax.common.workdir import claim_workdir
@@ -106,6 +107,10 @@ def pretrain_model(
         longer finite.
       Stopped: SIGTERM came; the state is saved. Ends the program with exit status 143.
     """
+    require_type("store", store, (CellStore, str, Path), "give a cell store, or its folder")
+    require_path("workdir", workdir, "a folder for the run")
+    kinds = (PretrainConfig, ConfigDict, Mapping)
+    require_type("config", config, kinds, "give pretrain_config(...), changed")
     store = store if isinstance(store, CellStore) else CellStore.open(store)
     typed = config if isinstance(config, PretrainConfig) else typed_config(config)
     typed = dataclasses.replace(

@@ -84,7 +84,7 @@ def test_tables_figures_and_report_are_written(attend, model, toy_store, tmp_pat
         (["--groupby=kin"], 'no obs column "kin" (did you mean "kind"?)'),
         (["--groupby=kind", "--min_cells=39"], "39 are needed; leave it out with a filter"),
         (["--attention=splash"], '"splash" never holds its weights'),
-        (["--pairs=nobody,nothing"], '2 of 2 genes are not in the vocabulary, first "nobody"'),
+        (["--pairs=nobody,nothing"], 'gene "nobody" is not in the vocabulary'),
     ],
 )
 def test_bad_input_is_one_line_and_writes_nothing(attend, tmp_path, arguments, words):
@@ -125,6 +125,19 @@ def test_a_folder_of_something_else_is_not_overwritten(attend, tmp_path):
     assert_one_line(error)
     assert "was not written by this command" in error
     assert (tmp_path / "out" / "mine.txt").read_text() == "mine"
+
+
+def test_listed_genes_that_are_not_there_are_named(attend, tmp_path):
+    (tmp_path / "list.txt").write_text("\n".join(["Gene symbol", *GENES, "TP53", "MYC"]))
+    given = (f"--genes={tmp_path}/list.txt", f"--pairs={GENES[0]},{GENES[1]},TP53")
+    status, output, error = attend(*given, "--max_cells=12")
+    assert status == 0, error
+    left_out = pd.read_csv(tmp_path / "out" / "genes_left_out.tsv", sep="\t")
+    unknown = left_out[left_out["reason"] == "not in the vocabulary"]
+    assert unknown["gene"].tolist() == ["TP53", "MYC"] and set(left_out["list"]) == {"list"}
+    assert "not in the vocabulary: 2 (TP53, MYC)" in output
+    assert "not in the vocabulary: 1 (TP53)" in output  # of the pairs
+    assert "genes_left_out.tsv" in (tmp_path / "out" / "report.html").read_text()
 
 
 def test_the_same_command_again_does_nothing_and_another_is_refused(attend, tmp_path, monkeypatch):

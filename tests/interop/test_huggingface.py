@@ -234,7 +234,7 @@ def test_the_head_of_another_architecture_is_unexpected(tmp_path):
         ({"add_cross_attention": True}, "add_cross_attention"),
         ({"model_type": "roberta"}, 'model_type "roberta"'),
         ({"pruned_heads": {"0": [1]}}, "pruned_heads"),
-        ({"quantization_config": {"load_in_8bit": True}}, "quantization_config"),
+        ({"quantization_config": {"load_in_8bit": True}}, "8 or 4 bits"),
         ({"architectures": ["BertForPreTraining"]}, "BertForMaskedLM"),
         ({"architectures": None}, "architectures None"),
         ({"hidden_size": "16"}, "hidden_size '16'"),

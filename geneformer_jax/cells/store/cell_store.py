@@ -29,6 +29,7 @@ from geneformer_jax.cells.store.records import decode_tokens
 from geneformer_jax.cells.store.shards import RecordReader, Shard, check_shards, list_shards
 from geneformer_jax.cells.tokenization.rank_encoding import describe_lengths
 from geneformer_jax.cells.tokenization.vocabulary import GeneVocabulary
+from geneformer_jax.common.arguments import require_path
 from geneformer_jax.common.errors import InputError
 from geneformer_jax.common.log import logger
 from geneformer_jax.common.progress import Progress
@@ -36,6 +37,7 @@ from geneformer_jax.common.progress import Progress
 
 def require_store(folder: Path | str) -> Path:
     """Returns `folder` as a Path if it holds a complete cell store, else raises InputError."""
+    require_path("folder", folder, "a cell store")
     folder = Path(folder)
     if not folder.is_dir():
         raise InputError(f"{folder} is no folder; name a cell store written by tokenize")

@@ -26,6 +26,7 @@ from geneformer_jax.cells.tokenization.rank_encoding import (
     join_encodings,
 )
 from geneformer_jax.cells.tokenization.vocabulary import GeneVocabulary
+from geneformer_jax.common.arguments import require_type, require_whole
 from geneformer_jax.common.errors import InputError
 from geneformer_jax.common.threads import prefetch
 
@@ -281,6 +282,16 @@ def tokenize_cells(
     Raises:
       InputError: the counts are not raw counts, or no gene id is known.
     """
+    require_type(
+        "adata", adata, anndata.AnnData, "give an AnnData of raw counts (cells x genes), such as "
+        "anndata.read_h5ad gives, or tokenise files by the command tokenize",
+    )  # fmt: skip
+    require_type(
+        "vocabulary", vocabulary, GeneVocabulary, "give a GeneVocabulary, such as "
+        "model.vocabulary, or GeneVocabulary.load(folder)",
+    )  # fmt: skip
+    if max_length is not None:
+        require_whole("max_length", max_length)
     source = AnnDataSource(adata, CountOptions.from_arguments(reading))
     options = TokenizerOptions(max_length=max_length or default_max_length(vocabulary))
     return tokenize_source(source, vocabulary, options)

@@ -15,6 +15,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from geneformer_jax.cells.tokenization.gene_ids import GeneLookup
+from geneformer_jax.common.arguments import require_path
 from geneformer_jax.common.errors import InputError
 from geneformer_jax.common.files import atomic_write, require_new_folder
 from geneformer_jax.common.provenance import write_provenance
@@ -253,6 +254,7 @@ class GeneVocabulary:
         Raises:
           InputError: the folder is no vocabulary, or its content was changed or damaged.
         """
+        require_path("folder", folder, "a vocabulary folder")
         folder = Path(folder)
         if not (folder / _DESCRIPTION).is_file():
             raise InputError(

@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet as pq
 
+from geneformer_jax.common.arguments import require_path, require_type
 from geneformer_jax.common.errors import InputError, did_you_mean
 from geneformer_jax.common.files import atomic_write
 from geneformer_jax.common.provenance import FILE_NAME, describe_run
@@ -84,8 +85,11 @@ def perturbation_statistics(
       InputError: unknown mode, no or damaged tables, tables without what the mode needs, a state
         that is absent, too few cells or edits, or an option that the mode does not take.
     """
+    require_path("folder", folder, "the folder that the command perturb wrote")
+    require_type("mode", mode, str, f"choose from {', '.join(MODES)}")
     require_modes([mode], null)
-    alternatives = None if alternatives is None else tuple(alternatives)
+    if alternatives is not None:
+        alternatives = (alternatives,) if isinstance(alternatives, str) else tuple(alternatives)
     options = StatisticOptions(str(null), goal, alternatives, measure, state, anchor, without_own,
                       background, seed, set_size)  # fmt: skip
     _check(mode, options)
