@@ -25,7 +25,9 @@ FLAGS = flags.FLAGS
 define_count_flags()
 flags.DEFINE_string("vocabulary", "", "Vocabulary folder, or the original's dictionaries.")
 flags.DEFINE_string("output", "", "Folder of the cell store.")
-flags.DEFINE_string("obs", "", "Obs columns to store with the cells, separated by commas.")
+flags.DEFINE_string(
+    "obs", "", "Obs columns to store with the cells, separated by commas; NAME? may be missing."
+)
 flags.DEFINE_integer("max_length", 0, "Tokens of a cell at most; 0: 2,048 for V1, 4,096 for V2.")
 flags.DEFINE_string("orthologs", "", "Table (TSV or CSV) of gene id and gene id of the vocabulary.")
 flags.DEFINE_enum(
@@ -91,7 +93,7 @@ def main() -> None:
         # matplotlib takes a second to import, which only a report should have to wait for.
         from geneformer_jax.reporting.corpus_report import write_corpus_report
 
-        write_corpus_report(FLAGS.output, FLAGS.report, obs)
+        write_corpus_report(FLAGS.output, FLAGS.report, [name.removesuffix("?") for name in obs])
         print(f"{FLAGS.report}: report on the store, in report.html")
 
 

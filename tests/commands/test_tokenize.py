@@ -22,7 +22,7 @@ from geneformer_jax.cells.tokenization.vocabulary import GeneVocabulary
 from geneformer_jax.common.command_line import parse_shard, shard_of
 from geneformer_jax.common.errors import InputError
 from tests.helpers.commands import run_command
-from tests.helpers.small_stores import build, cells, same_stores, slow_tokens
+from tests.helpers.small_stores import build, cells, same_stores, slow_tokens, write
 
 PROJECT = Path(__file__).resolve().parents[2]
 
@@ -213,6 +213,37 @@ def test_files_may_be_added_to_a_complete_store(tmp_path, files, vocabulary):
     whole, _ = build(tmp_path / "whole", [*files[1:], files[0]], vocabulary, ["donor"])
     same_stores(added, whole)
     assert (counts["cells"], counts["cells_in_files"]) == (84, 87)
+
+
+def test_a_column_may_be_missing_on_request(tmp_path, vocabulary, caplog):
+    paths = []
+    for n in range(3):
+        adata = cells(seed=n, name=f"{n}-", n_cells=8)
+        adata.obs["donor"], adata.obs["sick"], adata.obs["batch"] = n, n == 0, f"b{n}"
+        if n == 1:
+            del adata.obs["donor"], adata.obs["sick"], adata.obs["batch"]
+        paths.append(write(adata, tmp_path / f"{n}.h5ad"))
+    with pytest.raises(InputError, match='has no column "donor"'):
+        build(tmp_path / "no", paths, vocabulary, ["donor"])
+    asked = ["donor?", "sick?", "batch?", "cell_type", "nowhere?"]
+    with caplog.at_level("INFO", "geneformer_jax"):
+        store, counts = build(tmp_path / "store", paths, vocabulary, asked)
+    kept = len(store) - sum(name.startswith(("0-", "2-")) for name in store.cell_ids)
+    assert counts["cells_without_obs"]["donor"] == kept > 0
+    assert counts["cells_without_obs"]["nowhere"] == len(store)
+    assert "without obs column donor" in caplog.text
+    assert list(store.obs) == ["donor", "sick", "batch", "cell_type", "nowhere"]
+    own = store.obs[store.obs.index.str.startswith("1-")]
+    assert len(own) == kept and own[["donor", "sick", "batch", "nowhere"]].isna().all(axis=None)
+    other = store.obs[~store.obs.index.str.startswith("1-")]
+    assert set(other["donor"]) == {0.0, 2.0} and set(other["sick"]) == {"True", "False"}
+    assert set(other["batch"]) == {"b0", "b2"} and other["cell_type"].notna().all()
+    # A complete store takes further files that lack it.
+    adata = cells(seed=9, name="9-", n_cells=5)
+    del adata.obs["donor"]
+    more = write(adata, tmp_path / "9.h5ad")
+    grown, _ = build(tmp_path / "store", [more], vocabulary, asked)
+    assert len(grown) > len(store)
 
 
 def test_a_bad_file_is_skipped_only_if_asked(tmp_path, files, vocabulary):

@@ -83,6 +83,9 @@ class CountSource(Protocol):
     def table(self, columns: list[str]) -> RowBlocks[pd.DataFrame]:
         """Returns the asked per-cell columns without the ids; rows are read when they are asked."""
 
+    def obs_columns(self) -> list[str]:
+        """Names of the per-cell columns."""
+
     def obs(self, columns: list[str] | None = None) -> pd.DataFrame:
         """Returns the asked (or all) per-cell columns, indexed by cell id."""
 
@@ -146,6 +149,15 @@ class MatrixSource(abc.ABC):
         """[n_cells] str (dtype object), made anew at each use."""
         return self.packed_ids[:].astype(object)
 
+    def obs_columns(self) -> list[str]:
+        """Names of the per-cell columns.
+
+        Raises:
+          InputError: the file is damaged.
+        """
+        with explain_damage(self.path, self.kind):
+            return self._obs_columns()
+
     def obs(self, columns: list[str] | None = None) -> pd.DataFrame:
         """Returns the asked (or all) per-cell columns, indexed by cell id.
 
@@ -153,8 +165,7 @@ class MatrixSource(abc.ABC):
           InputError: a column is not there (near matches are named) or cannot be read.
         """
         if columns is None:
-            with explain_damage(self.path, self.kind):
-                columns = self._obs_columns()
+            columns = self.obs_columns()
         return self.table(columns)[:].set_axis(cell_index(self.cell_ids, columns))
 
     def table(self, columns: list[str]) -> RowBlocks[pd.DataFrame]:

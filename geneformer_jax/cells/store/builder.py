@@ -12,17 +12,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import pandas as pd
-
-from geneformer_jax.cells.counts.lazy_columns import iter_blocks
 from geneformer_jax.cells.counts.options import CountOptions
 from geneformer_jax.cells.counts.source import CountSource
 from geneformer_jax.cells.formats.open import open_counts
 from geneformer_jax.cells.store import layout
 from geneformer_jax.cells.store import writer as store_writer
+from geneformer_jax.cells.store.cell_columns import CellColumns
 from geneformer_jax.cells.store.cell_store import CellStore
-from geneformer_jax.cells.store.obs_columns import common_kind, kind_of
+from geneformer_jax.cells.store.obs_columns import common_kind
 from geneformer_jax.cells.store.repeated_ids import RepeatedIds
 from geneformer_jax.cells.tokenization.tokenizer import (
     GeneMatch,
@@ -43,43 +40,6 @@ from geneformer_jax.common.provenance import describe_run
 _KEY_HASH = 12
 
 
-class CellColumns:
-    """The ids and the obs columns of one source."""
-
-    def __init__(self, source: CountSource, columns: Sequence[str], prefix: str = ""):
-        """Reads nothing yet.
-
-        Args:
-          source: of counts.
-          columns: obs columns to store.
-          prefix: put in front of each cell id.
-        """
-        self._columns, self._prefix = list(columns), prefix
-        self._ids, self._table = source.packed_ids, source.table(self._columns)
-
-    def ids(self) -> Iterator[np.ndarray]:
-        """Yields all cell ids as they are stored, packed, in parts."""
-        return map(self._as_stored, iter_blocks(self._ids))
-
-    def kinds(self) -> dict[str, str]:
-        """How each column is kept; see `kind_of`."""
-        if not self._columns:
-            return {}
-        kinds = [{name: kind_of(part[name]) for name in part} for part in iter_blocks(self._table)]
-        return {name: common_kind(part[name] for part in kinds) for name in self._columns}
-
-    def of(self, rows: np.ndarray) -> tuple[np.ndarray, pd.DataFrame]:
-        """Returns ids and columns of some cells near each other, by their ascending rows."""
-        if not len(rows):
-            return self._as_stored(self._ids[0:0]), self._table[0:0]
-        first = int(rows[0])
-        part = slice(first, int(rows[-1]) + 1)
-        return self._as_stored(self._ids[part][rows - first]), self._table[part].iloc[rows - first]
-
-    def _as_stored(self, ids: np.ndarray) -> np.ndarray:
-        return np.strings.add(self._prefix, ids) if self._prefix else ids
-
-
 @dataclass(frozen=True)
 class SurveyedSource:
     """What is known of a file before its counts are read.
@@ -90,6 +50,7 @@ class SurveyedSource:
       n_cells: its number of cells.
       obs_kinds: obs column -> kind.
       match: which of its columns are genes.
+      absent: obs columns that it lacks and may lack.
     """
 
     path: Path
@@ -97,6 +58,7 @@ class SurveyedSource:
     n_cells: int
     obs_kinds: Mapping[str, str]
     match: GeneMatch
+    absent: tuple[str, ...] = ()
 
 
 def source_key(path: Path) -> str:
@@ -138,6 +100,8 @@ class StoreBuild:
         check_max_length(options.max_length, vocabulary)
         self.folder, self.vocabulary = folder, vocabulary
         self.options, self.counts, self.obs = options, counts, list(obs)
+        self._optional = {name.removesuffix("?") for name in obs if name.endswith("?")}
+        self._names = [name.removesuffix("?") for name in obs]
         self.prefix_cell_ids = prefix_cell_ids
         self.sources: list[SurveyedSource] = []
         self._last_opened: tuple[Path, CountSource] | None = None
@@ -162,7 +126,7 @@ class StoreBuild:
         ids.check()
         kinds = {
             name: common_kind(source.obs_kinds[name] for source in self.sources)
-            for name in self.obs
+            for name in self._names
         }
         store_writer.begin_store(self.folder, self._identity(), kinds)
         for line in self.describe():
@@ -177,6 +141,7 @@ class StoreBuild:
                 f"{match.named:,} gene ids are in the vocabulary"
                 + (f" ({match.genes:,} genes)" if match.genes < match.matched else "")
                 + (f"; {match.ambiguous:,} have several orthologs" if match.ambiguous else "")
+                + (f"; without obs column {', '.join(source.absent)}" if source.absent else "")
             )
         yield from self._describe_bad_files()
 
@@ -264,6 +229,8 @@ class StoreBuild:
             yield f"  {len(self.bad_files)} of {files + len(self.bad_files)} files SKIPPED"
         for reason, cells in counts["dropped"].items():
             yield f"  left out, {reason}: {cells:,}"
+        for name, cells in counts["cells_without_obs"].items():
+            yield f"  without obs column {name}: {cells:,}"
         for source in counts["sources"]:
             for rule in source["rules_not_applied"]:
                 yield f"  not applied to {source['path']}: {rule}"
@@ -298,7 +265,7 @@ class StoreBuild:
     def _columns(self, source: CountSource, obs: Sequence[str] = ()) -> CellColumns:
         """The cell ids of a source as they are stored, and its obs columns."""
         prefix = f"{source.path.stem}|" if self.prefix_cell_ids else ""
-        return CellColumns(source, obs, prefix)
+        return CellColumns(source, obs, prefix, optional=self._optional)
 
     def _add_stored_ids(self, ids: RepeatedIds) -> None:
         """Adds those of the files that the store holds already and that were not surveyed."""
@@ -316,11 +283,13 @@ class StoreBuild:
 
     def _survey(self, path: Path, ids: RepeatedIds) -> SurveyedSource:
         source = self._open(path)
+        columns = self._columns(source, self._names)
         surveyed = SurveyedSource(
             path=path,
             key=source_key(path),
             n_cells=source.n_cells,
-            obs_kinds=self._columns(source, self.obs).kinds(),
+            obs_kinds=columns.kinds(),
+            absent=columns.absent,
             match=match_genes(source, self.vocabulary, self.options),
         )
         ids.add(str(path), lambda: self._columns(self._open(path)).ids())
@@ -342,6 +311,7 @@ class StoreBuild:
                     "fingerprint": fingerprint(surveyed.path),
                     "cells_in_file": source.n_cells,
                     "dropped": verdict.dropped,
+                    "obs_absent": list(columns.absent),
                     "rules_not_applied": list(verdict.skipped),
                     "gene_ids": surveyed.match.named,
                     "matched_gene_ids": surveyed.match.matched,
@@ -355,12 +325,15 @@ def summarise(store: Path, keys: Sequence[str], bad_files: Mapping[str, str]) ->
     """Counts of a store: cells in its files, kept, and dropped by reason; in all and per source."""
     summaries = [store_writer.source_summary(store, key) for key in keys]
     dropped: Counter[str] = Counter()
+    without: Counter[str] = Counter()
     for each in summaries:
         dropped.update(each["dropped"])
+        without.update(dict.fromkeys(each.get("obs_absent", ()), each["cells"]))
     return {
         "cells_in_files": sum(each["cells_in_file"] for each in summaries),
         "cells": sum(each["cells"] for each in summaries),
         "dropped": dict(dropped),
+        "cells_without_obs": dict(without),
         "skipped_files": dict(bad_files),
         "sources": [
             {name: value for name, value in each.items() if name != "shards"} for each in summaries

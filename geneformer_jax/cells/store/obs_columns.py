@@ -19,6 +19,9 @@ from geneformer_jax.cells.store.records import TOKENS, ByteRows
 
 # Names that records need for themselves.
 TAKEN = (TOKENS, CELL_ID)
+# The kind of a column that a source lacks, and what others become beside it.
+MISSING = "missing"
+_WITH_GAPS = {"text": "text", "int": "float", "float": "float", "bool": "text"}
 _PREFIX = "obs:"
 _ARROW = {"text": pa.string(), "int": pa.int64(), "float": pa.float64(), "bool": pa.bool_()}
 _NUMPY = {"int": np.int64, "float": np.float64, "bool": np.bool_}
@@ -55,6 +58,8 @@ def kind_of(column: pd.Series) -> str:
 def common_kind(kinds: Iterable[str]) -> str:
     """Returns the kind that can hold columns of all these kinds."""
     kinds = set(kinds)
+    if MISSING in kinds:
+        kinds = {_WITH_GAPS[kind] for kind in kinds - {MISSING}} or {MISSING}
     if len(kinds) == 1:
         return kinds.pop()
     return "float" if kinds == {"int", "float"} else "text"

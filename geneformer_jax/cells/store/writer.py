@@ -28,6 +28,7 @@ from geneformer_jax.cells.store.join import GrowingArray, join_tables, write_dat
 from geneformer_jax.cells.store.layout import shard_name
 from geneformer_jax.cells.store.obs_columns import (
     CELL_ID,
+    MISSING,
     arrow_schema,
     as_bytes,
     as_kind,
@@ -237,6 +238,7 @@ def begin_store(folder: Path, options: Mapping[str, Any], kinds: Mapping[str, st
                 )
         return
     folder.mkdir(parents=True, exist_ok=True)
+    kinds = {name: "text" if kind == MISSING else kind for name, kind in kinds.items()}
     _write_json(folder / layout.STORE, {"options": options, "obs": kinds})
 
 
