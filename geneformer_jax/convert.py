@@ -1,6 +1,7 @@
 """Convert between other people's formats and ours; source and target decide which way.
 
 the original's dictionaries (a folder of pickles)  ->  vocabulary folder
+its classes of genes (a pickle)                    ->  NAME.json, NAME.tsv or NAME.csv
 tokenised cells (.dataset folder or .parquet)      ->  cell store, with --vocabulary
 cell store                                         ->  NAME.dataset folder or NAME.parquet
 a model saved by transformers (a directory)        ->  checkpoint, with --vocabulary

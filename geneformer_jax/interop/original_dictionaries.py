@@ -25,6 +25,7 @@ from geneformer_jax.interop.restricted_pickle import (
     read_pickle,
 )
 
+PICKLES = (".pickle", ".pkl")
 TOKEN_PATTERN = "*token_dictionary*.pkl"
 _MEDIAN_PATTERN = "*gene_median_dictionary*.pkl"
 _MAPPING_PATTERN = "*ensembl_mapping_dict*.pkl"
@@ -69,6 +70,11 @@ def holds_original_dictionaries(folder: Path | str) -> bool:
     return folder.is_dir() and any(folder.glob(TOKEN_PATTERN))
 
 
+def names_original_vocabulary(path: Path | str) -> bool:
+    """Whether `path` is a folder with the original's dictionaries, or its token dictionary."""
+    return holds_original_dictionaries(path) or Path(path).match(TOKEN_PATTERN)
+
+
 def read_vocabulary(path: Path | str, species: str = "human") -> GeneVocabulary:
     """Reads a vocabulary, ours or the original's.
 
@@ -80,13 +86,9 @@ def read_vocabulary(path: Path | str, species: str = "human") -> GeneVocabulary:
     Raises:
       InputError: it is no vocabulary, or damaged.
     """
-    if holds_original_dictionaries(path) or _is_token_dictionary(Path(path)):
+    if names_original_vocabulary(path) or Path(path).suffix in PICKLES:
         return read_original_vocabulary(path, species)
     return GeneVocabulary.load(path)
-
-
-def _is_token_dictionary(path: Path) -> bool:
-    return path.is_file() and path.suffix in (".pkl", ".pickle")
 
 
 def read_original_vocabulary(folder: Path | str, species: str = "human") -> GeneVocabulary:

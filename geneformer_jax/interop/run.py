@@ -8,7 +8,7 @@ from geneformer_jax.cells.tokenization.vocabulary import GeneVocabulary
 from geneformer_jax.common.errors import InputError
 from geneformer_jax.common.log import logger
 from geneformer_jax.common.provenance import describe_run
-from geneformer_jax.interop import original_dictionaries, store_exchange
+from geneformer_jax.interop import gene_classes, original_dictionaries, store_exchange
 from geneformer_jax.interop.tokenized_datasets import is_tokenized_dataset
 from geneformer_jax.interop.weights.files import is_huggingface_model, refuse_peft_adapter
 
@@ -50,8 +50,10 @@ class Conversion:
             raise InputError(f"the source {source} does not exist; check the path")
         if is_huggingface_model(source):
             self._import_model()
-        elif original_dictionaries.holds_original_dictionaries(source):
+        elif original_dictionaries.names_original_vocabulary(source):
             self._import_dictionaries()
+        elif gene_classes.is_pickle(source):
+            self._import_gene_classes()
         elif is_tokenized_dataset(source):
             self._import_cells()
         elif (source / STORE).is_file():
@@ -70,6 +72,12 @@ class Conversion:
             f"wrote {len(vocabulary.gene_ids):,} genes, {len(vocabulary.id_mapping):,} other ids "
             f"and {len(vocabulary.special_tokens)} special tokens to {self.target}"
         )
+
+    def _import_gene_classes(self) -> None:
+        self._announce("classes of genes", "a table")
+        counts = gene_classes.import_gene_classes(self.source, self.target)
+        listed = ", ".join(f"{name} ({number:,})" for name, number in counts.items())
+        logger.info(f"wrote classes of genes to {self.target}: {listed}")
 
     def _import_cells(self) -> None:
         vocabulary = self._vocabulary()

@@ -6,9 +6,11 @@ import struct
 import numpy as np
 import pytest
 
+from geneformer_jax.attention_analysis.gene_lists import read_gene_lists
 from geneformer_jax.cells.tokenization.vocabulary import GeneVocabulary
 from geneformer_jax.common.errors import InputError
-from geneformer_jax.interop import original_dictionaries
+from geneformer_jax.interop import gene_classes, original_dictionaries
+from geneformer_jax.interop.run import Conversion
 
 GENES = {"ENSG00000000003": 2.5, "ENSG00000000005": 0.5, "ENSG00000000419": 1.25}
 FILES = {
@@ -284,3 +286,43 @@ def test_large_index_in_a_small_file_does_not_exhaust_memory(tmp_path):
     path.write_bytes(b"\x80\x04}r" + struct.pack("<I", 2**31) + b".")
     with pytest.raises(InputError, match="memo index"):
         original_dictionaries.read_dictionary(path)
+
+
+@pytest.mark.parametrize("ending", ["json", "tsv", "csv"])
+@pytest.mark.parametrize("protocol", [2, 4])
+def test_classes_of_genes_become_a_table_that_commands_read(tmp_path, ending, protocol):
+    classes = {
+        "Dosage-sensitive TFs": ["ENSG00000008197", "ENSG00000008441", "ENSG00000008197"],
+        "Dosage-insensitive, others": ("ENSG00000010539",),
+    }
+    source, target = tmp_path / "dosage.pickle", tmp_path / f"dosage.{ending}"
+    source.write_bytes(pickle.dumps(classes, protocol=protocol))
+    Conversion(source, target).run()
+    assert read_gene_lists(str(target)) == {
+        name: list(dict.fromkeys(genes)) for name, genes in classes.items()
+    }
+    assert (tmp_path / "dosage.provenance.json").is_file()
+    with pytest.raises(InputError, match="exists and nothing is overwritten"):
+        Conversion(source, target).run()
+
+
+def test_other_pickles_are_no_classes_of_genes(tmp_path):
+    path = tmp_path / "classes.pkl"
+    contents = ({}, {"a": "ENSG1"}, {"a": []}, {"a": [1]}, ["ENSG1"], {"ENSG1": 2})
+    for content in contents:
+        path.write_bytes(pickle.dumps(content))
+        with pytest.raises(InputError, match="holds no dictionary of the form"):
+            gene_classes.read_gene_classes(path)
+    flag = tmp_path / "executed"
+    for name, content in malicious_pickles(flag):
+        path.write_bytes(content)
+        with pytest.raises(InputError):
+            gene_classes.read_gene_classes(path)
+        assert not flag.exists(), name
+
+
+def test_a_token_dictionary_by_its_name_becomes_a_vocabulary(tmp_path):
+    folder = write_dictionaries(tmp_path / "gc", small_dictionaries())
+    Conversion(folder / FILES["token"], tmp_path / "vocabulary").run()
+    expected = original_dictionaries.read_original_vocabulary(folder)
+    assert GeneVocabulary.load(tmp_path / "vocabulary").hash == expected.hash
