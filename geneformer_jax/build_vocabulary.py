@@ -68,7 +68,7 @@ def main() -> None:
     reading = reading_options()
     open_source = functools.partial(open_counts, options=reading)
     print(f"medians of genes over the cells of {len(paths)} files -> {output}")
-    corpus = survey_corpus(paths, open_source, wanted)
+    corpus = survey_corpus(paths, open_source, wanted, species=FLAGS.species)
     shards = shards_folder(output)
     key = work_key(corpus, paths, rules, str(reading.identity()))
     if FLAGS.finish:
@@ -89,9 +89,9 @@ def main() -> None:
         min_cells=FLAGS.min_cells,
     )
     inputs = [*paths, *([FLAGS.gene_table] if table else [])]
-    vocabulary.save(
-        output, describe_run("build_vocabulary", configuration(), inputs, corpus.counts)
-    )
+    chosen = [{"path": str(path), **each.facts()} for path, each in corpus.choices.items()]
+    facts = {**corpus.counts, "sources": chosen}
+    vocabulary.save(output, describe_run("build_vocabulary", configuration(), inputs, facts))
     remove(shards)
     for line in corpus.describe():
         print(line)

@@ -14,6 +14,7 @@ from absl import flags
 
 from geneformer_jax.cells.tokenization.flags import (
     define_count_flags,
+    define_symbols_flag,
     quality_rules,
     reading_options,
 )
@@ -30,13 +31,7 @@ flags.DEFINE_string(
 )
 flags.DEFINE_integer("max_length", 0, "Tokens of a cell at most; 0: 2,048 for V1, 4,096 for V2.")
 flags.DEFINE_string("orthologs", "", "Table (TSV or CSV) of gene id and gene id of the vocabulary.")
-flags.DEFINE_enum(
-    "symbols",
-    "mapping",
-    ("mapping", "names", "never"),
-    "Where ids that are no Ensembl ids are looked up: the vocabulary's mapping (as the original), "
-    "also its gene names, or never.",
-)
+define_symbols_flag()
 flags.DEFINE_bool("prefix_cell_ids", False, 'Put "<file name>|" in front of each cell id.')
 flags.DEFINE_bool("skip_bad_files", False, "Go on without files that cannot be used.")
 flags.DEFINE_string("shard", "", "i/n: take only every n-th file, starting from i (0 .. n-1).")
@@ -69,7 +64,6 @@ def main() -> None:
     shard = parse_shard(FLAGS.shard)
     options = TokenizerOptions(
         max_length=FLAGS.max_length or default_max_length(vocabulary),
-        symbols=FLAGS.symbols,
         orthologs=read_orthologs(FLAGS.orthologs) if FLAGS.orthologs else None,
         quality=quality_rules(),
     )

@@ -38,7 +38,7 @@ LAYERS = (
 LAYER_OF = {package: layer for layer, packages in enumerate(LAYERS) for package in packages}
 # Packages that use a trained model, whatever trained it.
 WITHOUT_TRAINING = ("attention_analysis", "embedding", "inference", "perturbation")
-MAX_MODULES, MAX_FRACTION = 13, 0.20
+MAX_MODULES, MAX_FRACTION = 13, 0.25
 JAX_LIBRARIES = {"jax", "jaxlib", "flax", "optax", "orbax"}
 FILE_LIBRARIES = {"h5py", "io", "os", "pathlib", "pyarrow", "safetensors", "shutil", "zarr"}
 PURE = (

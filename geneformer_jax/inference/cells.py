@@ -99,13 +99,13 @@ def open_cells(
     if isinstance(cells, ad.AnnData):
         source = AnnDataSource(cells, options)
     elif is_path and is_tokenized_dataset(cells):
-        _require_no_options(options, reading)
+        _require_no_options(options)
         encoded = read_tokenized(cells, model.vocabulary)
         return encoded if whole else shorten(encoded, model.config.positions)
     elif is_path and (Path(cells).is_file() or is_counts(Path(cells))):
         source = open_counts(cells, options)
     else:
-        _require_no_options(options, reading)
+        _require_no_options(options)
         encoded = CellStore.open(cells) if is_path else _require_encoded(cells)
         _check_cells(encoded, model, whole)
         return encoded if whole else shorten(encoded, model.config.positions)
@@ -125,9 +125,9 @@ def _require_encoded(cells: object) -> EncodedCells:
     return cells
 
 
-def _require_no_options(options: CountOptions, reading: Mapping[str, object]) -> None:
+def _require_no_options(options: CountOptions) -> None:
     if options != DEFAULT_OPTIONS:
-        given = " and ".join(f"`{name}`" for name, value in reading.items() if value)
+        given = " and ".join(f"`{name}`" for name in options.changed())
         raise InputError(
             f"{given} chooses among counts, but these cells are tokenised already; leave it out"
         )

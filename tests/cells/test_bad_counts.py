@@ -110,7 +110,8 @@ def test_other_matrices_are_the_remedy(tmp_path):
     adata.raw = adata.copy()
     adata.X = adata.X.log1p()
     adata.write_h5ad(tmp_path / "cells.h5ad")
-    for source in (open_counts(tmp_path / "cells.h5ad"), AnnDataSource(adata)):
+    main = CountOptions(counts_layer="X")
+    for source in (open_counts(tmp_path / "cells.h5ad", main), AnnDataSource(adata, main)):
         message = refusal(lambda source=source: list(source.batches()))
         assert 'by `counts_layer` (there is also: "umi", "raw")' in message
     message = refusal(

@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 
 from geneformer_jax.cells.counts.lazy_columns import DEFAULT_LIMITS
-from geneformer_jax.cells.counts.options import CountOptions
+from geneformer_jax.cells.counts.options import CountArguments, CountOptions
 from geneformer_jax.cells.store.builder import StoreBuild
 from geneformer_jax.cells.store.cell_store import CellStore
 from geneformer_jax.cells.tokenization.tokenizer import TokenizerOptions
@@ -19,7 +19,9 @@ def cells(seed=0, name="c", **options):
 
 def build(folder, paths, vocabulary, obs=(), shard=(0, 1), skip=False, finish=True, **options):
     """What the command does, without a process of its own; returns the store and its counts."""
-    counts = CountOptions(limits=options.pop("limits", DEFAULT_LIMITS))
+    names = options.keys() & CountArguments.__annotations__.keys()
+    reading = {name: options.pop(name) for name in names}
+    counts = CountOptions(limits=options.pop("limits", DEFAULT_LIMITS), **reading)
     prefix = options.pop("prefix_cell_ids", False)
     options = TokenizerOptions(max_length=options.pop("max_length", 2048), **options)
     run = StoreBuild(folder, vocabulary, options, counts, list(obs), prefix_cell_ids=prefix)

@@ -7,12 +7,16 @@ from typing import TypedDict
 from geneformer_jax.cells.counts.lazy_columns import DEFAULT_LIMITS, ReadLimits
 from geneformer_jax.common.errors import InputError, did_you_mean
 
+SYMBOL_POLICIES = ("mapping", "names", "never")
+
 
 class CountArguments(TypedDict, total=False):
     """The options of `CountOptions` that functions taking counts accept as arguments."""
 
     counts_layer: str | None
     gene_column: str | None
+    symbols: str
+    compute_totals: bool
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,25 +24,35 @@ class CountOptions:
     """Which matrix and which gene ids of a source of counts are meant.
 
     Attributes:
-      counts_layer: the matrix with the raw counts: None for the main one (X), "raw" for AnnData's
-        raw, the name of a layer, or the genome in a 10x .h5 file of several.
-      gene_column: column with the gene ids; None to find it.
+      counts_layer: the matrix with the raw counts: "X" for the main one, "raw" for AnnData's raw,
+        the name of a layer, a sum of layers ("spliced+unspliced"), or the genome in a 10x .h5 file
+        of several. None finds it: X if that holds raw counts, or else the one that does.
+      gene_column: column with the gene ids, "index" for the index; None to find it by its content.
+      symbols: where ids that are no Ensembl ids are looked up, see `GeneVocabulary.tokens_of`.
+      compute_totals: compute each cell's total, although the file states totals (obs column
+        n_counts). Ranks stay the same; rules of quality control and medians use totals.
       limits: of memory, and of the time in which a damaged file is recognised; they change nothing
         in the result.
     """
 
     counts_layer: str | None = None
     gene_column: str | None = None
+    symbols: str = "mapping"
+    compute_totals: bool = False
     limits: ReadLimits = DEFAULT_LIMITS
 
     def __post_init__(self):
-        for name in CountArguments.__annotations__:
+        for name in ("counts_layer", "gene_column"):
             value = getattr(self, name)
             if not (value is None or isinstance(value, str)):
                 raise InputError(f"`{name}` is {value!r}, but is a name (None for the usual one)")
+        if self.symbols not in SYMBOL_POLICIES:
+            raise InputError(f"`symbols` is {self.symbols!r}; give {', '.join(SYMBOL_POLICIES)}")
+        if not isinstance(self.compute_totals, bool):
+            raise InputError(f"`compute_totals` is {self.compute_totals!r}; give True or False")
 
     @classmethod
-    def from_arguments(cls, arguments: Mapping[str, str | None]) -> "CountOptions":
+    def from_arguments(cls, arguments: Mapping[str, object]) -> "CountOptions":
         """Takes the arguments of a function that accepts `CountArguments`.
 
         Raises:
@@ -58,9 +72,14 @@ class CountOptions:
                 )
         return cls(**arguments)
 
-    def identity(self) -> dict[str, str | None]:
+    def identity(self) -> dict[str, object]:
         """All that changes what is read, for work that is continued later."""
-        return {"counts_layer": self.counts_layer, "gene_column": self.gene_column}
+        return {name: getattr(self, name) for name in CountArguments.__annotations__}
+
+    def changed(self) -> list[str]:
+        """Names of the options that are not the default."""
+        identity, usual = self.identity(), CountOptions().identity()
+        return [name for name, value in identity.items() if value != usual[name]]
 
 
 DEFAULT_OPTIONS = CountOptions()

@@ -80,6 +80,17 @@ def as_raw_counts(rows: sparse.csr_matrix, location: MatrixLocation) -> RawCount
     return RawCounts(counts, sums)
 
 
+def are_raw_counts(values: np.ndarray) -> bool:
+    """Whether all of some values could be raw counts."""
+    return values.dtype.kind in "iufb" and not np.any(_no_count(values))
+
+
+def _no_count(values: np.ndarray) -> np.ndarray:
+    """Which values are no raw counts."""
+    within = np.isfinite(values) & (values >= 0) & (values <= _MAX_COUNT)
+    return ~within | (values != np.floor(values))
+
+
 def _in_a_common_type(data: np.ndarray) -> np.ndarray:
     """Values as one of the few types that `_check` is compiled for, none of them changed."""
     if data.dtype.isnative and data.dtype.type in (np.int32, np.int64, np.float32, np.float64):
@@ -131,8 +142,7 @@ def _add_duplicates(counts: sparse.csr_matrix, location: MatrixLocation) -> spar
 def _not_raw(rows: sparse.csr_matrix, location: MatrixLocation) -> InputError:
     """The error for the first value that is not a raw count."""
     data = rows.data
-    wrong = ~np.isfinite(data) | (data < 0) | (data > _MAX_COUNT) | (data != np.floor(data))
-    entry = int(np.flatnonzero(wrong)[0])
+    entry = int(np.flatnonzero(_no_count(data))[0])
     row = int(np.searchsorted(rows.indptr, entry, side="right")) - 1
     value = data[entry]
     where = (
@@ -140,7 +150,10 @@ def _not_raw(rows: sparse.csr_matrix, location: MatrixLocation) -> InputError:
         f'gene "{location.gene_ids[rows.indices[entry]]}": value {value:g}'
     )
     if not np.isfinite(value):
-        return InputError(f"{where} is not a number; raw counts are needed: {location.remedy}")
+        return InputError(
+            f"{where} is not a number; raw counts are needed: {location.remedy} (ad.concat with "
+            'join="outer" leaves NaN where a file lacks a gene: give it fill_value=0)'
+        )
     if value < 0:
         looks = " (scaled or corrected values?)"
         return InputError(f"{where} is negative{looks}; raw counts are needed: {location.remedy}")

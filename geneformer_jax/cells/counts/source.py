@@ -12,36 +12,26 @@ import pandas as pd
 from scipy import sparse
 
 from geneformer_jax.cells.counts.file_errors import explain_damage
+from geneformer_jax.cells.counts.gene_table import GeneTable, no_column
 from geneformer_jax.cells.counts.lazy_columns import (
-    DEFAULT_LIMITS,
     ReadLimits,
     RowBlocks,
     iter_blocks,
 )
 from geneformer_jax.cells.counts.matrix import Pieces, Rows
+from geneformer_jax.cells.counts.options import CountOptions
 from geneformer_jax.cells.counts.raw_counts import MatrixLocation, as_raw_counts
 from geneformer_jax.cells.counts.transpose import RowScratch
-from geneformer_jax.common.errors import InputError, did_you_mean
+from geneformer_jax.common.errors import InputError
 
 TOTAL_COLUMN = "n_counts"
 CELL_ID = "cell_id"
-_SYMBOL_COLUMNS = (
-    "gene_symbol",
-    "gene_symbols",
-    "symbol",
-    "symbols",
-    "feature_name",
-    "gene_name",
-    "gene_names",
-    "hgnc_symbol",
-    "Gene",
-)
 # A total kept as float32 differs from the exact sum by less than this fraction.
 _TOTAL_TOLERANCE = 1e-4
-_TOTALS_REMEDY = f"correct or remove obs column {TOTAL_COLUMN} (without it the totals are computed)"
-_LISTED = 20
-_ID_COLUMN = "ensembl_id"
-_INDEX = "index"
+_TOTALS_REMEDY = (
+    f"have the totals computed by `compute_totals`, or correct or remove obs column {TOTAL_COLUMN} "
+    "(they change no rank)"
+)
 
 
 class CountBatch(NamedTuple):
@@ -65,8 +55,12 @@ class CountSource(Protocol):
 
     Attributes:
       path: where it is.
+      options: how it is read.
+      matrix_name: which of its matrices is read.
       n_cells: its number of cells.
-      gene_ids: [columns] str, as written in the source; '' where it has none.
+      gene_ids: [columns] str, without the name of a genome in front; '' where it has none.
+      gene_column: where they are from; "index" is the index of the table of genes.
+      gene_genomes: [columns] str, species of the genome in front; None if nowhere.
       symbols: [columns] str, or None where the source has none.
       cell_ids: [n_cells] str (dtype object), made anew at each use.
       packed_ids: the same in numpy's StringDType, of which slices can be taken; large files are
@@ -74,11 +68,21 @@ class CountSource(Protocol):
     """
 
     path: Path
+    options: CountOptions
+    matrix_name: str
     n_cells: int
     gene_ids: np.ndarray
+    gene_column: str
+    gene_genomes: np.ndarray | None
     symbols: np.ndarray | None
     cell_ids: np.ndarray
     packed_ids: np.ndarray | RowBlocks[np.ndarray]
+
+    def candidate_gene_columns(self) -> Iterator[str]:
+        """Yields the columns that may hold gene ids, the likeliest first; the asked one alone."""
+
+    def use_gene_column(self, column: str, kept: np.ndarray | None = None) -> None:
+        """Takes gene ids from a column, and leaves out genes that are not to be kept."""
 
     def table(self, columns: list[str]) -> RowBlocks[pd.DataFrame]:
         """Returns the asked per-cell columns without the ids; rows are read when they are asked."""
@@ -93,28 +97,25 @@ class CountSource(Protocol):
         """Yields all cells in order; raises InputError on counts that are not raw counts."""
 
 
-class MatrixSource(abc.ABC):
+class MatrixSource(GeneTable):
     """A CountSource over one matrix; each format locates its matrix and its columns.
 
     A format sets the attributes of CountSource and calls `_finish`. It opens its file anew for
     each use, so that a source holds no file handle and can be sent to another process.
     """
 
-    path: Path
-    kind: str
     n_cells: int
-    gene_ids: np.ndarray
     packed_ids: np.ndarray | RowBlocks[np.ndarray]
     matrix_name: str = "X"
     remedy: str = "give a file with raw counts"
-    limits: ReadLimits = DEFAULT_LIMITS
     _totals: RowBlocks[np.ndarray] | None = None
     # Rows that are stored together; see `RowBlocks`.
     _obs_chunk: int = 1
-    _kept_columns: np.ndarray | None = None
-    _has_symbols: bool = False
-    _symbol_column: str | None = None
     _scratch: RowScratch | None = None
+
+    def __init__(self, path: Path, options: CountOptions):
+        """Takes what is to be read, and how."""
+        self.path, self.options = path, options
 
     @abc.abstractmethod
     def _matrix(self) -> contextlib.AbstractContextManager[Rows | Pieces]:
@@ -132,9 +133,10 @@ class MatrixSource(abc.ABC):
     def _read_obs(self, columns: list[str], rows: slice) -> dict[str, object]:
         """Reads some rows of per-cell columns."""
 
-    @abc.abstractmethod
-    def _read_genes(self, column: str | None) -> object:
-        """Reads a column of the table of genes, or (None) its index."""
+    @property
+    def limits(self) -> ReadLimits:
+        """Of memory and time."""
+        return self.options.limits
 
     def __getstate__(self) -> dict[str, object]:
         """A copy in another process makes its own scratch file."""
@@ -184,7 +186,7 @@ class MatrixSource(abc.ABC):
         known = self._obs_columns()
         for column in columns:
             if column not in known:
-                raise self._no_column("obs", column, known)
+                raise no_column(self.path, "obs", column, known)
             shape = self._obs_shape(column)
             if shape != (self.n_cells,):
                 raise InputError(
@@ -247,44 +249,6 @@ class MatrixSource(abc.ABC):
             )
         return given
 
-    def _set_genes(self, columns: list[str], gene_column: str | None) -> str | None:
-        """Takes gene ids from the table of genes, and notes where its symbols are.
-
-        Args:
-          columns: of the table.
-          gene_column: the column with the ids, "index", or None for the usual one.
-
-        Returns:
-          The column with the ids; None for the index.
-        """
-        if gene_column not in (None, _INDEX, *columns):
-            raise self._no_column("var", gene_column, [*columns, _INDEX])
-        wanted = gene_column or _ID_COLUMN
-        column = wanted if wanted in columns else None
-        self.gene_ids = as_fixed_text(self._read_genes(column))
-        symbols = [name for name in _SYMBOL_COLUMNS if name in columns and name != column]
-        self._has_symbols = bool(symbols) or column is not None
-        self._symbol_column = symbols[0] if symbols else None
-        return column
-
-    @functools.cached_property
-    def symbols(self) -> np.ndarray | None:
-        """[columns] str, or None where the source has none."""
-        if not self._has_symbols:
-            return None
-        with explain_damage(self.path, self.kind):
-            symbols = as_fixed_text(self._read_genes(self._symbol_column))
-        if self._symbol_column is None and all(name.isdigit() for name in symbols):
-            return None
-        if self._kept_columns is not None:
-            symbols = symbols[self._kept_columns]
-        if len(symbols) != len(self.gene_ids):
-            raise InputError(
-                f"{self.path}: {len(self.gene_ids)} genes have {len(symbols)} symbols; the file is "
-                "damaged: copy or write it again"
-            )
-        return symbols
-
     def _ids_in_blocks(self, read: Callable[[int, int], np.ndarray], length: int) -> None:
         """Sets `packed_ids` to what reads (first row, end) when it is asked for."""
         read = functools.partial(self._reading_ids, read)
@@ -310,15 +274,8 @@ class MatrixSource(abc.ABC):
                 "named; the file is damaged or not in the expected layout"
             )
         self.n_cells = shape[0]
-        if TOTAL_COLUMN in self._obs_columns():
+        if not self.options.compute_totals and TOTAL_COLUMN in self._obs_columns():
             self._set_totals()
-
-    def _keep_columns(self, columns: np.ndarray) -> None:
-        """Leaves out all other columns of the matrix, from totals too."""
-        if not columns.size:
-            raise InputError(f"{self.path}: none of its features is a gene; give a file with genes")
-        self._kept_columns = columns
-        self.gene_ids = self.gene_ids[columns]
 
     def _set_totals(self) -> None:
         length = self._obs_shape(TOTAL_COLUMN)[0]
@@ -347,13 +304,6 @@ class MatrixSource(abc.ABC):
             )
         return totals
 
-    def _no_column(self, table: str, column: str, known: list[str]) -> InputError:
-        listed = ", ".join(known[:_LISTED]) + (", ..." if len(known) > _LISTED else "")
-        return InputError(
-            f'{self.path}: {table} has no column "{column}"{did_you_mean(column, known)}; '
-            f"its columns: {listed or 'none'}"
-        )
-
 
 def cell_index(ids: np.ndarray, columns: Iterable[str]) -> pd.Index:
     """The index of a table of cells: called `cell_id`, nameless where a column is called so.
@@ -361,30 +311,3 @@ def cell_index(ids: np.ndarray, columns: Iterable[str]) -> pd.Index:
     An index and a column of one name and different values can be written to no h5ad.
     """
     return pd.Index(ids).rename(None if CELL_ID in columns else CELL_ID)
-
-
-def as_text(values: object) -> np.ndarray:
-    """[n] str (dtype object) of texts, bytes, numbers or categories; '' where missing."""
-    values = np.asarray(values, dtype=object)
-    if pd.api.types.infer_dtype(values, skipna=False) == "string":
-        return values
-    series = pd.Series(values)
-    missing = series.isna().to_numpy()
-    texts = [v.decode() if isinstance(v, bytes) else str(v) for v in series]
-    result = np.array(texts, dtype=object)
-    result[missing] = ""
-    return result
-
-
-def as_packed_text(values: object) -> np.ndarray:
-    """[n] str (numpy's StringDType), '' where missing; for cells, of which there are many."""
-    if isinstance(values, np.ndarray) and isinstance(values.dtype, np.dtypes.StringDType):
-        return values
-    return as_text(values).astype(np.dtypes.StringDType())
-
-
-def as_fixed_text(values: object) -> np.ndarray:
-    """[n] str (dtype U), '' where missing; for genes, of which there are few."""
-    if isinstance(values, np.ndarray) and isinstance(values.dtype, np.dtypes.StringDType):
-        return values.astype(f"U{max(int(np.strings.str_len(values).max(initial=0)), 1)}")
-    return as_text(values).astype(str)

@@ -20,19 +20,27 @@ from geneformer_jax.cells.counts.matrix import (
     Rows,
     dense_matrix,
 )
+from geneformer_jax.cells.counts.matrix_choice import (
+    SAMPLE_LIMITS,
+    choose_matrices,
+    remedy_of,
+    sum_of,
+)
 from geneformer_jax.cells.counts.options import DEFAULT_OPTIONS, CountOptions
-from geneformer_jax.cells.counts.source import MatrixSource, as_packed_text
+from geneformer_jax.cells.counts.source import MatrixSource
+from geneformer_jax.cells.counts.texts import as_packed_text, has_texts
 from geneformer_jax.cells.formats.dataframes import (
     check_no_pickle,
     column_shape,
     index_name,
+    is_text_column,
     read_column,
     read_texts,
     require_chunks,
     rows_per_chunk,
     table_columns,
 )
-from geneformer_jax.common.errors import InputError, did_you_mean
+from geneformer_jax.common.errors import InputError
 
 _MAIN, _RAW = "X", "raw"
 
@@ -45,20 +53,36 @@ class AnnDataFileSource(MatrixSource):
 
         Args:
           path: an .h5ad file or a zarr folder.
-          options: which matrix and gene ids; by default X, and
-            column `ensembl_id` or else the index.
+          options: which matrix and gene ids.
 
         Raises:
-          InputError: not an AnnData, or the layer or column is not there.
+          InputError: not an AnnData, the layer or column is not there, or several matrices may be
+            meant.
         """
-        self.path, self.limits = path, options.limits
+        super().__init__(path, options)
         self.kind = "zarr AnnData" if path.is_dir() else "h5ad"
-        self._layer = options.counts_layer
         with explain_damage(self.path, self.kind), self._root() as root:
-            self.matrix_name = self._matrix_path(root)
+            for name in ("obs", "var"):
+                if name not in root:
+                    raise InputError(
+                        f'{self.path} has no "{name}": it is not an AnnData; give a file or '
+                        "store that AnnData wrote"
+                    )
+            self._places = _matrix_places(root)
+            self._chosen = choose_matrices(
+                list(self._places),
+                _MAIN,
+                options.counts_layer,
+                lambda name: self._open(root, name, SAMPLE_LIMITS),
+                str(path),
+            )
+            _check_sum(self._chosen, path)
+            self.remedy = remedy_of(list(self._places), self._chosen)
+            self.matrix_name = "+".join(self._places[name] for name in self._chosen)
+            self._genes_path = "raw/var" if self._chosen == [_RAW] else "var"
             self._set_cells(root["obs"])
-            self._set_genes(table_columns(root[self._genes_path()]), options.gene_column)
-            self._finish(_open_matrix(root[self.matrix_name], self._name(), self.limits).shape)
+            self._set_genes(table_columns(root[self._genes_path]))
+            self._finish(self._sum(root).shape)
 
     def _set_cells(self, obs: h5py.Group | zarr.Group) -> None:
         name = index_name(obs)
@@ -81,37 +105,27 @@ class AnnDataFileSource(MatrixSource):
         with h5py.File(self.path, "r") as root:
             yield root
 
-    def _genes_path(self) -> str:
-        return "raw/var" if self.matrix_name == "raw/X" else "var"
+    def _is_text(self, column: str) -> bool:
+        with self._root() as root:
+            return is_text_column(root[self._genes_path], column)
 
     def _read_genes(self, column: str | None) -> object:
         with self._root() as root:
-            genes = root[self._genes_path()]
+            genes = root[self._genes_path]
             return read_texts(genes, column or index_name(genes))
 
-    def _name(self) -> str:
-        return f"{self.path} ({self.matrix_name})"
+    def _open(self, root: h5py.Group | zarr.Group, name: str, limits: ReadLimits) -> Rows | Pieces:
+        place = self._places[name]
+        return _open_matrix(root[place], f"{self.path} ({place})", limits)
 
-    def _matrix_path(self, root: h5py.Group | zarr.Group) -> str:
-        for name in ("obs", "var"):
-            if name not in root:
-                raise InputError(
-                    f'{self.path} has no "{name}": it is not an AnnData; give a file or '
-                    "store that AnnData wrote"
-                )
-        places = _matrix_places(root)
-        wanted = self._layer or _MAIN
-        others = [name for name in places if name != wanted]
-        self.remedy = _layer_remedy(others)
-        if wanted not in places:
-            what = f'no layer "{wanted}"' if self._layer else "no X"
-            raise InputError(f"{self.path} has {what}{did_you_mean(wanted, others)}; {self.remedy}")
-        return places[wanted]
+    def _sum(self, root: h5py.Group | zarr.Group) -> Rows | Pieces:
+        parts = [self._open(root, name, self.limits) for name in self._chosen]
+        return sum_of(parts, f"{self.path} ({self.matrix_name})")
 
     @contextlib.contextmanager
     def _matrix(self) -> Iterator[Rows | Pieces]:
         with self._root() as root:
-            yield _open_matrix(root[self.matrix_name], self._name(), self.limits)
+            yield self._sum(root)
 
     def _obs_columns(self) -> list[str]:
         with self._root() as root:
@@ -136,50 +150,65 @@ class AnnDataSource(MatrixSource):
 
         Args:
           adata: with raw counts in the chosen matrix.
-          options: which matrix and gene ids; by default X, and
-            column `ensembl_id` or else the index.
+          options: which matrix and gene ids.
 
         Raises:
-          InputError: the layer or column is not there, or the matrix is not in memory.
+          InputError: the layer or column is not there, several matrices may be meant, or the matrix
+            is not in memory.
         """
-        self.path, self.limits = Path("AnnData"), options.limits
+        super().__init__(Path("AnnData"), options)
         self._adata = adata
         # From anndata 0.13 on, X is also the layer None.
-        layers = {name: values for name, values in adata.layers.items() if name is not None}
-        tables = {_MAIN: adata, **dict.fromkeys(layers, adata)}
-        values = {_MAIN: adata.X, **layers}
+        names = [name for name in adata.layers if name is not None]
+        names = [*([] if adata.X is None else [_MAIN]), *names]
         if adata.raw is not None:
-            tables[_RAW], values[_RAW] = adata.raw, adata.raw.X
-        wanted = options.counts_layer or _MAIN
-        others = [name for name in values if name != wanted]
-        self.remedy = _layer_remedy(others)
-        if wanted not in values:
-            near = did_you_mean(wanted, others)
-            raise InputError(f'AnnData has no layer "{wanted}"{near}; {self.remedy}')
-        self._table, self._values, self.matrix_name = tables[wanted], values[wanted], wanted
+            names.append(_RAW)
+        self._chosen = choose_matrices(
+            names,
+            _MAIN,
+            options.counts_layer,
+            lambda name: self._open(name, SAMPLE_LIMITS),
+            self.kind,
+        )
+        _check_sum(self._chosen, self.path)
+        self.remedy = remedy_of(names, self._chosen)
+        self.matrix_name = "+".join(self._chosen)
+        self._genes = (adata.raw if self._chosen == [_RAW] else adata).var
         self.packed_ids = as_packed_text(adata.obs_names)
-        self._set_genes([str(column) for column in self._table.var.columns], options.gene_column)
-        self._finish(self._in_memory().shape)
+        self._set_genes([str(column) for column in self._genes.columns])
+        self._finish(self._sum().shape)
+
+    def _is_text(self, column: str) -> bool:
+        return has_texts(self._genes[column])
 
     def _read_genes(self, column: str | None) -> object:
-        return self._table.var_names if column is None else self._table.var[column]
+        return self._genes.index if column is None else self._genes[column]
 
-    def _in_memory(self) -> Rows | Pieces:
-        values, name = self._values, f"AnnData ({self.matrix_name})"
+    def _open(self, name: str, limits: ReadLimits) -> Rows | Pieces:
+        values = self._values(name)
         if isinstance(values, np.ndarray):
-            return dense_matrix(values, limits=self.limits)
+            return dense_matrix(values, limits=limits)
         if sparse.issparse(values) and values.format in ("csr", "csc"):
             layout = CompressedRows if values.format == "csr" else CompressedColumns
             arrays = (values.data, values.indices, values.indptr)
-            return layout(*arrays, values.shape, name, self.limits)
+            return layout(*arrays, values.shape, f"AnnData ({name})", limits)
         raise InputError(
-            f"{name} is a {type(values).__name__}, but a NumPy array or a CSR or CSC matrix in "
-            "memory is needed; use adata.to_memory()"
+            f"AnnData ({name}) is a {type(values).__name__}, but a NumPy array or a CSR or CSC "
+            "matrix in memory is needed; use adata.to_memory()"
         )
+
+    def _values(self, name: str) -> object:
+        if name == _MAIN:
+            return self._adata.X
+        return self._adata.raw.X if name == _RAW else self._adata.layers[name]
+
+    def _sum(self) -> Rows | Pieces:
+        parts = [self._open(name, self.limits) for name in self._chosen]
+        return sum_of(parts, f"AnnData ({self.matrix_name})")
 
     @contextlib.contextmanager
     def _matrix(self) -> Iterator[Rows | Pieces]:
-        yield self._in_memory()
+        yield self._sum()
 
     def _obs_columns(self) -> list[str]:
         return [str(column) for column in self._adata.obs.columns]
@@ -196,14 +225,21 @@ def _matrix_places(root: h5py.Group | zarr.Group) -> dict[str, str]:
     places = {_MAIN: _MAIN, **{name: f"layers/{name}" for name in root.get("layers", {})}}
     if "raw/X" in root:
         places[_RAW] = "raw/X"
-    return {name: place for name, place in places.items() if place in root}
+    there = {name: place for name, place in places.items() if place in root}
+    return {name: place for name, place in there.items() if not _is_null(root[place])}
 
 
-def _layer_remedy(others: list[str]) -> str:
-    if not others:
-        return "give a file with raw counts (this one has no other matrix)"
-    listed = ", ".join(f'"{name}"' for name in others)
-    return f"choose the matrix with raw counts by `counts_layer` (there is also: {listed})"
+def _is_null(node: Mapping | h5py.Dataset | zarr.Array) -> bool:
+    """Whether AnnData wrote None here."""
+    return node.attrs.get("encoding-type") == "null"
+
+
+def _check_sum(chosen: list[str], path: Path) -> None:
+    if _RAW in chosen and len(chosen) > 1:
+        raise InputError(
+            f"{path}: raw has genes of its own and cannot be added to layers; name layers alone by "
+            "`counts_layer`"
+        )
 
 
 def _open_matrix(

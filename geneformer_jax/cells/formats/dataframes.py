@@ -46,6 +46,17 @@ def rows_per_chunk(table: Group, name: str) -> int:
     return chunks[0] if chunks else 1
 
 
+def is_text_column(table: Group, name: str) -> bool:
+    """Whether a column holds texts, maybe with missing ones or as categories."""
+    column = table[name]
+    if isinstance(column, h5py.Dataset) and "categories" in column.attrs:
+        column = column.file[column.attrs["categories"]]
+    if hasattr(column, "keys"):
+        part = next((part for part in ("categories", "values") if part in column), None)
+        return part is not None and is_text_column(column, part)
+    return column.dtype.kind in "OSTU"
+
+
 def read_texts(
     table: Group, name: str, rows: slice = _ALL
 ) -> np.ndarray | pd.api.extensions.ExtensionArray:

@@ -9,11 +9,19 @@ import h5py
 import numpy as np
 
 from geneformer_jax.cells.counts.file_errors import explain_damage
+from geneformer_jax.cells.counts.lazy_columns import ReadLimits
 from geneformer_jax.cells.counts.matrix import Pieces, Rows, dense_matrix
+from geneformer_jax.cells.counts.matrix_choice import (
+    SAMPLE_LIMITS,
+    choose_matrices,
+    remedy_of,
+    sum_of,
+)
 from geneformer_jax.cells.counts.options import CountOptions
-from geneformer_jax.cells.counts.source import MatrixSource, as_packed_text, as_text
-from geneformer_jax.common.errors import InputError, did_you_mean
+from geneformer_jax.cells.counts.source import MatrixSource
+from geneformer_jax.cells.counts.texts import as_packed_text, as_text
 
+_MAIN = "X"
 _GENE_INDEX = ("Accession", "var_names", "Gene")
 _CELL_INDEX = ("CellID", "obs_names", "cell_id", "barcode")
 _ALL = slice(None)
@@ -22,44 +30,52 @@ _ALL = slice(None)
 class LoomSource(MatrixSource):
     """A loom file: one dense matrix [genes, cells] with attributes of rows (genes) and columns.
 
-    Gene ids are the row attribute `ensembl_id`, as in the original, or else Accession, var_names
-    or Gene. Cell ids are the column attribute CellID, obs_names, cell_id or barcode, or else the
-    cell's number.
+    The index of its genes is the row attribute Accession, var_names or Gene. Cell ids are the
+    column attribute CellID, obs_names, cell_id or barcode, or else the cell's number.
     """
 
     kind = "loom"
+    _gene_table_name = "row_attrs"
 
     def __init__(self, path: Path, options: CountOptions):
         """Reads ids and totals.
 
         Args:
           path: a .loom file.
-          options: the layer, None for the main matrix; the row attribute with the gene ids, None
-            for the usual ones.
+          options: which matrix ("X" is the main one) and which row attribute with gene ids.
 
         Raises:
-          InputError: not a loom file, or the layer or attribute is not there.
+          InputError: not a loom file, the layer or attribute is not there, or several matrices may
+            be meant.
         """
-        self.path, self.limits = path, options.limits
+        super().__init__(path, options)
         with explain_damage(path, self.kind), h5py.File(path, "r") as root:
             layers = list(root["layers"]) if "layers" in root else []
-            layer = options.counts_layer
-            if layer is not None and layer not in layers:
-                listed = f"its layers: {', '.join(layers) or 'none'}"
-                near = did_you_mean(layer, layers)
-                raise InputError(f'{path} has no layer "{layer}"{near}; {listed}')
-            self.matrix_name = "matrix" if layer is None else f"layers/{layer}"
-            self.remedy = (
-                "name the layer with raw counts by `counts_layer`, or give a file that has them"
+            self._places = {_MAIN: "matrix", **{name: f"layers/{name}" for name in layers}}
+            self._chosen = choose_matrices(
+                list(self._places),
+                _MAIN,
+                options.counts_layer,
+                lambda name: self._open(root, name, SAMPLE_LIMITS),
+                str(path),
             )
+            self.remedy = remedy_of(list(self._places), self._chosen)
+            self.matrix_name = "+".join(self._places[name] for name in self._chosen)
             genes = root["row_attrs"]
             columns = [name for name in genes if genes[name].ndim == 1]
             self._gene_index = next((name for name in _GENE_INDEX if name in columns), None)
-            n_genes, n_cells = (int(length) for length in root[self.matrix_name].shape)
-            if self._set_genes(columns, options.gene_column) is None and self._gene_index is None:
-                raise self._no_column("row_attrs", "ensembl_id", columns)
-            self._set_cells(root["col_attrs"], n_cells)
-            self._finish((n_cells, n_genes))
+            self._has_gene_index = self._gene_index is not None
+            matrix = self._sum(root)
+            self._set_genes(columns)
+            self._set_cells(root["col_attrs"], matrix.shape[0])
+            self._finish(matrix.shape)
+
+    def _open(self, root: h5py.File, name: str, limits: ReadLimits) -> Rows | Pieces:
+        return dense_matrix(root[self._places[name]], genes_first=True, limits=limits)
+
+    def _sum(self, root: h5py.File) -> Rows | Pieces:
+        parts = [self._open(root, name, self.limits) for name in self._chosen]
+        return sum_of(parts, f"{self.path} ({self.matrix_name})")
 
     def _set_cells(self, cells: h5py.Group, n_cells: int) -> None:
         self._id_column = next((name for name in _CELL_INDEX if name in cells), None)
@@ -78,12 +94,15 @@ class LoomSource(MatrixSource):
     @contextlib.contextmanager
     def _matrix(self) -> Iterator[Rows | Pieces]:
         with h5py.File(self.path, "r") as root:
-            yield dense_matrix(root[self.matrix_name], genes_first=True, limits=self.limits)
+            yield self._sum(root)
+
+    def _is_text(self, column: str) -> bool:
+        with h5py.File(self.path, "r") as root:
+            return root["row_attrs"][column].dtype.kind in "SO"
 
     def _read_genes(self, column: str | None) -> object:
         with h5py.File(self.path, "r") as root:
-            name = column or self._gene_index
-            return _attribute(root["row_attrs"][name]) if name else np.array([], object)
+            return _attribute(root["row_attrs"][column or self._gene_index])
 
     def _obs_columns(self) -> list[str]:
         with h5py.File(self.path, "r") as root:

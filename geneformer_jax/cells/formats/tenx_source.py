@@ -18,10 +18,12 @@ import pandas as pd
 from geneformer_jax.cells.counts.file_errors import explain_damage
 from geneformer_jax.cells.counts.matrix import CompressedRows, Piece, Pieces, Rows, checked_indices
 from geneformer_jax.cells.counts.options import CountOptions
-from geneformer_jax.cells.counts.source import MatrixSource, as_fixed_text, as_packed_text
+from geneformer_jax.cells.counts.source import MatrixSource
+from geneformer_jax.cells.counts.texts import as_fixed_text, as_packed_text
 from geneformer_jax.cells.formats.paths import mtx_files
 from geneformer_jax.common.errors import InputError, did_you_mean
 
+_MAIN = "X"
 _GENES = "Gene Expression"
 _ID, _NAME, _TYPE = "gene_ids", "gene_name", "feature_types"
 _OTHER_FEATURES = (
@@ -39,15 +41,15 @@ class _TenxSource(MatrixSource):
     """What both 10x formats share: features of which only genes count, and cells without obs."""
 
     remedy = "give a file with raw counts"
+    _gene_table_name = "features"
+    _has_gene_index = False
 
-    def _set_features(
-        self, features: dict[str, np.ndarray], shape: tuple[int, int], gene_column: str | None
-    ) -> None:
+    def _set_features(self, features: dict[str, np.ndarray], shape: tuple[int, int]) -> None:
         """Takes ids; leaves out features that are not genes (antibodies, guides), as they are
         no part of a cell's total over all genes.
         """
-        self._features = features
-        self._set_genes(list(features), gene_column)
+        self._feature_table = features
+        self._set_genes(list(features))
         self._finish(shape)
         types = features.get(_TYPE)
         # A third column of other words is not Cell Ranger's type of feature.
@@ -60,10 +62,10 @@ class _TenxSource(MatrixSource):
                 f"{', '.join((_GENES, *_OTHER_FEATURES))}"
             )
         if not np.all(types == _GENES):
-            self._keep_columns(np.flatnonzero(types == _GENES))
+            self._keep_features(np.flatnonzero(types == _GENES))
 
     def _read_genes(self, column: str | None) -> object:
-        return self._features[column or _ID]
+        return self._feature_table[column or _ID]
 
     def _obs_columns(self) -> list[str]:
         return []
@@ -91,13 +93,13 @@ class TenxH5Source(_TenxSource):
         Raises:
           InputError: not a 10x matrix, or the genome or column is not there.
         """
-        self.path, self.limits = path, options.limits
+        super().__init__(path, options)
         with explain_damage(path, self.kind), h5py.File(path, "r") as root:
             self.matrix_name = _pick_genome(root, path, options.counts_layer)
             group = root[self.matrix_name]
             self._ids_in_blocks(self._read_ids, group["barcodes"].shape[0])
             shape = tuple(index(length) for length in group["shape"][:][::-1])
-            self._set_features(_h5_features(group), shape, options.gene_column)
+            self._set_features(_h5_features(group), shape)
 
     def _read_ids(self, start: int, stop: int) -> np.ndarray:
         with h5py.File(self.path, "r") as root:
@@ -129,8 +131,8 @@ class TenxMtxSource(_TenxSource):
         Raises:
           InputError: a file is missing, or the three do not fit together.
         """
-        self.path, self.limits = path, options.limits
-        if options.counts_layer is not None:
+        super().__init__(path, options)
+        if options.counts_layer not in (None, _MAIN):
             raise InputError(
                 f'{path} has no layer "{options.counts_layer}": 10x folders have one matrix; leave '
                 "`counts_layer` out"
@@ -144,7 +146,7 @@ class TenxMtxSource(_TenxSource):
             self._ids_in_blocks(barcodes.read, barcodes.count)
             with _open(self._file) as file:
                 n_genes, n_cells, _, _ = _mtx_header(file, self._file)
-            self._set_features(_tsv_features(genes), (n_cells, n_genes), options.gene_column)
+            self._set_features(_tsv_features(genes), (n_cells, n_genes))
 
     @contextlib.contextmanager
     def _matrix(self) -> Iterator[Rows | Pieces]:
@@ -247,6 +249,7 @@ def _pick_genome(root: h5py.File, path: Path, layer: str | None) -> str:
     genomes = [name for name in genomes if "barcodes" in root[name] and "indptr" in root[name]]
     if not genomes:
         raise InputError(f"{path} has no 10x count matrix; give a Cell Ranger feature-barcode .h5")
+    layer = None if layer == _MAIN else layer
     if layer is not None and layer not in genomes:
         near = did_you_mean(layer, genomes)
         raise InputError(f'{path} has no genome "{layer}"{near}; it has: {", ".join(genomes)}')

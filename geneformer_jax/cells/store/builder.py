@@ -135,14 +135,8 @@ class StoreBuild:
     def describe(self) -> Iterator[str]:
         """Yields a line about each surveyed file."""
         for source in self.sources:
-            match = source.match
-            yield (
-                f"  {source.path}: {source.n_cells:,} cells, {match.matched:,} of "
-                f"{match.named:,} gene ids are in the vocabulary"
-                + (f" ({match.genes:,} genes)" if match.genes < match.matched else "")
-                + (f"; {match.ambiguous:,} have several orthologs" if match.ambiguous else "")
-                + (f"; without obs column {', '.join(source.absent)}" if source.absent else "")
-            )
+            absent = f"; without obs column {', '.join(source.absent)}" if source.absent else ""
+            yield f"  {source.path}: {source.n_cells:,} cells, {source.match.describe()}{absent}"
         yield from self._describe_bad_files()
 
     def is_complete(self) -> bool:
@@ -297,6 +291,7 @@ class StoreBuild:
 
     def _write_source(self, surveyed: SurveyedSource, progress: Progress) -> None:
         source = self._open(surveyed.path)
+        surveyed.match.choice.apply(source)
         verdict = apply_quality_rules(source, self.options.quality, surveyed.match.tokens)
         kinds = store_writer.obs_kinds(self.folder)
         columns = self._columns(source, list(kinds))
@@ -313,10 +308,7 @@ class StoreBuild:
                     "dropped": verdict.dropped,
                     "obs_absent": list(columns.absent),
                     "rules_not_applied": list(verdict.skipped),
-                    "gene_ids": surveyed.match.named,
-                    "matched_gene_ids": surveyed.match.matched,
-                    "distinct_genes": surveyed.match.genes,
-                    "gene_ids_with_several_orthologs": surveyed.match.ambiguous,
+                    **surveyed.match.facts(),
                 }
             )
 

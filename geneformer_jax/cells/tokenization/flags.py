@@ -8,7 +8,7 @@ from absl import flags
 from geneformer_jax.common.errors import InputError
 
 if TYPE_CHECKING:
-    from geneformer_jax.cells.counts.options import CountOptions
+    from geneformer_jax.cells.counts.options import CountArguments, CountOptions
     from geneformer_jax.cells.tokenization.quality_control import QualityRules
 
 # Flags defined here belong to the command that asks for them, and appear in its --help.
@@ -18,7 +18,7 @@ flags.disclaim_key_flags()
 def define_count_flags() -> None:
     """Defines the flags of a command that reads counts: which files, which matrix, which cells."""
     flags.DEFINE_string("counts", "", "Raw counts: files, folders or globs, separated by commas.")
-    define_reading_flags()
+    _define_matrix_flags()
     flags.DEFINE_string("filter_column", "", "Keep only cells whose value in this obs column is 1.")
     flags.DEFINE_multi_string("exclude", [], "column=value: leave such cells out.")
     flags.DEFINE_enum(
@@ -35,21 +35,46 @@ def define_count_flags() -> None:
 
 
 def define_reading_flags() -> None:
-    """Defines the flags of every command that takes counts: which matrix, which gene ids."""
+    """Defines the flags of a command that may be given counts for a model: how they are read."""
+    _define_matrix_flags()
+    define_symbols_flag()
+
+
+def define_symbols_flag() -> None:
+    """Defines the flag of a command that looks up genes in a vocabulary."""
+    flags.DEFINE_enum(
+        "symbols", "mapping", ("mapping", "names", "never"), "Where ids that are no Ensembl ids "
+        "are looked up: the vocabulary's mapping (as the original), also its gene names, or never.",
+    )  # fmt: skip
+
+
+def _define_matrix_flags() -> None:
     flags.DEFINE_string(
-        "counts_layer", "", 'Matrix with the raw counts; "" for the main one, or "raw".'
+        "counts_layer", "", "Matrix with the raw counts: X, raw, a layer, or a sum of layers, such "
+        "as spliced+unspliced. If empty, X, or else the one that holds raw counts.",
+    )  # fmt: skip
+    flags.DEFINE_string(
+        "gene_column", "", "Column with the gene ids, or index; if empty, found by what it holds."
     )
-    flags.DEFINE_string("gene_column", "", "Column with the gene ids; found by itself if empty.")
+    flags.DEFINE_bool(
+        "compute_totals", False, "Compute the cells' totals, although the file states n_counts."
+    )
 
 
 def reading_options() -> "CountOptions":
     """Returns what the flags of `define_reading_flags` ask for."""
     from geneformer_jax.cells.counts.options import CountOptions
 
-    values = flags.FLAGS
-    return CountOptions(
-        counts_layer=values.counts_layer or None, gene_column=values.gene_column or None
-    )
+    return CountOptions.from_arguments(reading_arguments())
+
+
+def reading_arguments() -> "CountArguments":
+    """Returns the same as arguments of a function that takes counts."""
+    from geneformer_jax.cells.counts.options import CountArguments
+
+    given = [name for name in CountArguments.__annotations__ if name in flags.FLAGS]
+    values = {name: flags.FLAGS[name].value for name in given}
+    return {name: value for name, value in values.items() if value != ""}
 
 
 def quality_rules() -> "QualityRules":

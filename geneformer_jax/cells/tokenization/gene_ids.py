@@ -7,7 +7,6 @@ looked up one by one.
 """
 
 import re
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -28,7 +27,8 @@ _VERSION_PATTERN = rf"(?i)^({_ENSEMBL})\.\d+(_PAR_Y)?$"
 _SIMPLE_PATTERN = r"^[!-~]*$"
 
 # Human ids have no letters for the species; ENSGR is a human gene on the Y chromosome's PAR.
-_ENSEMBL_GENE = re.compile(r"^ENS([A-Z]*)GR?\d{6,}", re.IGNORECASE | re.MULTILINE)
+_ENSEMBL_GENE = re.compile(r"ENS([A-Z]*)GR?\d{6,}", re.IGNORECASE)
+_ENSEMBL_GENE_PATTERN = r"(?i)^ENS[A-Z]*GR?\d{6,}"
 _USUAL_HUMAN_START = "ENSG00000"
 _NAMES = {
     "": "human",
@@ -38,8 +38,6 @@ _NAMES = {
     "SSC": "pig",
     "DAR": "zebrafish",
 }
-# Some pipelines add a few genes of a virus or a transgene; a larger fraction is another species.
-_MAX_STRAY_FRACTION = 0.05
 
 
 def strip_version(gene_id: str) -> str:
@@ -175,35 +173,32 @@ class GeneLookup:
         return -1
 
 
-def species_of(gene_ids: pa.StringArray) -> str | None:
-    """Returns the commonest species ("ENSXXXG" if it has no name here), None if unknown."""
-    return _most_common(_count(gene_ids))
+def are_ensembl_ids(ids: pa.StringArray) -> np.ndarray:
+    """Returns bool [ids]: which are Ensembl ids of genes, with or without a version."""
+    return pc.match_substring_regex(ids, _ENSEMBL_GENE_PATTERN).to_numpy(zero_copy_only=False)
 
 
-def check_one_species(path: Path, gene_ids: pa.StringArray) -> str | None:
-    """Returns `species_of` a file's gene ids; raises InputError if they are of several species."""
-    counts = _count(gene_ids)
-    common = {name: n for name, n in counts.items() if n > _MAX_STRAY_FRACTION * counts.total()}
-    if len(common) > 1:
-        parts = ", ".join(f"{n:,} {name}" for name, n in common.items())
-        raise InputError(
-            f"{path} mixes the genes of several species ({parts}); a cell's total would mix them "
-            "too: split the file by species"
-        )
-    return _most_common(counts)
+def species_of_each(ids: pa.StringArray) -> np.ndarray:
+    """Returns [ids] str: the species of each Ensembl id, '' of what is none.
 
-
-def _most_common(counts: Counter[str]) -> str | None:
-    return counts.most_common(1)[0][0] if counts else None
-
-
-def _count(ids: pa.StringArray) -> Counter[str]:
+    "ENSXXXG" is a species that has no name here; `is_named_species` tells.
+    """
     # One search over all ids takes a fraction of the time of one match for each.
-    usual = pc.starts_with(ids, _USUAL_HUMAN_START)
-    others = ids.filter(pc.invert(usual)).to_pylist()
-    codes = Counter({"": usual.true_count})
-    codes.update(_ENSEMBL_GENE.findall("\n".join(others)))
-    names: Counter[str] = Counter()
-    for code, number in codes.items():
-        names[_NAMES.get(code.upper(), f"ENS{code.upper()}G")] += number
-    return +names
+    usual = pc.starts_with(ids, _USUAL_HUMAN_START).to_numpy(zero_copy_only=False)
+    species = np.where(usual, _NAMES[""], "").astype("U32")
+    for row in np.flatnonzero(~usual & are_ensembl_ids(ids)):
+        code = _ENSEMBL_GENE.match(ids[row].as_py())[1].upper()
+        species[row] = _NAMES.get(code, f"ENS{code}G")
+    return species
+
+
+def species_of(gene_ids: pa.StringArray) -> str | None:
+    """Returns the commonest species of ids, as `species_of_each`; None if unknown."""
+    each = species_of_each(gene_ids)
+    names, numbers = np.unique(each[each != ""], return_counts=True)
+    return str(names[numbers.argmax()]) if names.size else None
+
+
+def is_named_species(species: str) -> bool:
+    """Whether a species is one of those that references of two genomes are made of."""
+    return species in _NAMES.values()

@@ -12,11 +12,12 @@ import pyarrow as pa
 from geneformer_jax.cells.counts.options import CountArguments, CountOptions
 from geneformer_jax.cells.counts.source import CountSource
 from geneformer_jax.cells.formats.anndata_source import AnnDataSource
-from geneformer_jax.cells.tokenization.gene_ids import (
-    check_one_species,
-    species_of,
-    strip_version,
+from geneformer_jax.cells.tokenization.gene_choice import (
+    GeneChoice,
+    choose_known_ids,
+    leave_out_other_species,
 )
+from geneformer_jax.cells.tokenization.gene_ids import species_of, strip_version
 from geneformer_jax.cells.tokenization.quality_control import QualityRules, Verdict, judge, measure
 from geneformer_jax.cells.tokenization.rank_encoding import (
     RankEncodings,
@@ -28,6 +29,7 @@ from geneformer_jax.cells.tokenization.rank_encoding import (
 from geneformer_jax.cells.tokenization.vocabulary import GeneVocabulary
 from geneformer_jax.common.arguments import require_type, require_whole
 from geneformer_jax.common.errors import InputError
+from geneformer_jax.common.log import logger
 from geneformer_jax.common.threads import prefetch
 
 V1_MAX_LENGTH, V2_MAX_LENGTH = 2048, 4096
@@ -44,14 +46,12 @@ class TokenizerOptions:
 
     Attributes:
       max_length: maximal number of tokens of a cell, special tokens included.
-      symbols: see `GeneVocabulary.tokens_of`.
       orthologs: source gene id -> gene id of the vocabulary's species, "" for a gene that has
         several and is left out; None if not needed.
       quality: rules that decide which cells are kept; by default all are.
     """
 
     max_length: int
-    symbols: str = "mapping"
     orthologs: Mapping[str, str] | None = None
     quality: QualityRules = NO_RULES
 
@@ -79,6 +79,7 @@ class GeneMatch(NamedTuple):
       named: number of columns with an id at all.
       genes: number of distinct genes; fewer than `matched` where counts are summed.
       ambiguous: number of columns left out because their gene has several orthologs.
+      choice: where counts and gene ids are from.
     """
 
     tokens: np.ndarray
@@ -86,56 +87,93 @@ class GeneMatch(NamedTuple):
     named: int
     genes: int
     ambiguous: int
+    choice: GeneChoice
+
+    def describe(self) -> str:
+        """How many genes are known, and what was chosen, for a line of the log."""
+        return (
+            f"{self.matched:,} of {self.named:,} gene ids are in the vocabulary"
+            + (f" ({self.genes:,} genes)" if self.genes < self.matched else "")
+            + (f"; {self.ambiguous:,} have several orthologs" if self.ambiguous else "")
+            + f"; {self.choice.describe()}"
+        )
+
+    def facts(self) -> dict[str, object]:
+        """The same for a provenance."""
+        return {
+            **self.choice.facts(),
+            "gene_ids": self.named,
+            "matched_gene_ids": self.matched,
+            "distinct_genes": self.genes,
+            "gene_ids_with_several_orthologs": self.ambiguous,
+        }
 
 
 def match_genes(
     source: CountSource, vocabulary: GeneVocabulary, options: TokenizerOptions
 ) -> GeneMatch:
-    """Finds the token of each column of a source.
+    """Chooses the source's column of gene ids, and finds the token of each column of its matrix.
 
     Raises:
-      InputError: no gene id is known, or the source's genes are of another or of several species.
+      InputError: no gene id is known, or the source's genes are of another species.
     """
-    ids = [each.strip() for each in source.gene_ids.tolist()]
-    ambiguous = 0
-    if options.orthologs is not None:
-        found = [options.orthologs.get(strip_version(each).upper()) for each in ids]
-        ambiguous, ids = found.count(""), [each or "" for each in found]
-    ids = pa.array(ids, pa.string())
+
+    def find_tokens(ids: pa.StringArray) -> np.ndarray:
+        own = ids if options.orthologs is None else _orthologs_of(ids, options.orthologs)
+        return vocabulary.tokens_of(own, symbols=source.options.symbols)
+
+    ids, tokens = choose_known_ids(source, find_tokens)
+    choice = GeneChoice(source.matrix_name, source.gene_column)
     if options.orthologs is None:
-        _check_species(source, ids, vocabulary)
-    tokens = vocabulary.tokens_of(ids, symbols=options.symbols)
+        ours = species_of(pa.array(vocabulary.gene_ids[:_GENES_FOR_SPECIES]))
+        remedy = (
+            f"the vocabulary is of {vocabulary.species} ({vocabulary.gene_ids[0]}, ...); tokenize "
+            "with a table of `orthologs`, or use a vocabulary of that species"
+        )
+        choice = leave_out_other_species(source, ids, ours or vocabulary.species, remedy)
+    if choice.kept is not None:
+        tokens = tokens[choice.kept]
     known = tokens >= 0
     match = GeneMatch(
         tokens=tokens,
         matched=int(known.sum()),
         named=int(np.count_nonzero(source.gene_ids != "")),
         genes=int(np.count_nonzero(np.bincount(tokens[known]))),
-        ambiguous=ambiguous,
+        ambiguous=_count_ambiguous(ids, options.orthologs or {}),
+        choice=choice,
     )
     if match.matched == 0:
-        by_name = int((vocabulary.tokens_of(ids, symbols="names") >= 0).sum())
-        hint = f"; {by_name:,} are gene names: use --symbols=names" if by_name else ""
-        theirs = ", ".join(str(each) for each in source.gene_ids[:_EXAMPLES])
-        ours = ", ".join(vocabulary.gene_ids[:_EXAMPLES])
-        raise InputError(
-            f"{source.path}: 0 of {match.named:,} gene ids are in the vocabulary of "
-            f"{len(vocabulary.gene_ids):,} genes; the file has ids such as {theirs}, the "
-            f"vocabulary such as {ours}; name the column of gene ids with --gene_column, or use a "
-            f"vocabulary with such ids{hint}"
-        )
+        raise _no_known_gene(source, vocabulary, ids)
     return match
 
 
-def _check_species(source: CountSource, ids: pa.StringArray, vocabulary: GeneVocabulary) -> None:
-    theirs = check_one_species(source.path, ids)
-    ours = species_of(pa.array(vocabulary.gene_ids[:_GENES_FOR_SPECIES]))
-    if theirs and ours and theirs != ours:
-        raise InputError(
-            f"{source.path} has {theirs} gene ids, but the vocabulary is of {vocabulary.species} "
-            f"({vocabulary.gene_ids[0]}, ...); give a table with --orthologs or use a vocabulary "
-            f"of {theirs}"
-        )
+def _orthologs_of(ids: pa.StringArray, orthologs: Mapping[str, str]) -> pa.StringArray:
+    """[ids] str, "" for a gene that has several orthologs, or none."""
+    return pa.array([orthologs.get(key, "") for key in _ortholog_keys(ids)], pa.string())
+
+
+def _count_ambiguous(ids: pa.StringArray, orthologs: Mapping[str, str]) -> int:
+    return sum(orthologs.get(key) == "" for key in _ortholog_keys(ids)) if orthologs else 0
+
+
+def _ortholog_keys(ids: pa.StringArray) -> list[str]:
+    return [strip_version(each).upper() for each in ids.to_pylist()]
+
+
+def _no_known_gene(
+    source: CountSource, vocabulary: GeneVocabulary, ids: pa.StringArray
+) -> InputError:
+    by_name = int((vocabulary.tokens_of(ids, symbols="names") >= 0).sum())
+    hint = f"; {by_name:,} are gene names: use `symbols`=names" if by_name else ""
+    theirs = ", ".join(str(each) for each in source.gene_ids[:_EXAMPLES])
+    ours = ", ".join(vocabulary.gene_ids[:_EXAMPLES])
+    columns = ", ".join(source.candidate_gene_columns())
+    return InputError(
+        f"{source.path}: 0 of {np.count_nonzero(source.gene_ids != ''):,} gene ids are in the "
+        f"vocabulary of {len(vocabulary.gene_ids):,} genes (looked for in {columns}); the file has "
+        f"ids such as {theirs}, the vocabulary such as {ours}; name the column of gene ids by "
+        f"`gene_column`, or use a vocabulary with such ids{hint}"
+    )
 
 
 def apply_quality_rules(source: CountSource, rules: QualityRules, tokens: np.ndarray) -> Verdict:
@@ -242,6 +280,7 @@ def tokenize_source(
     """
     check_max_length(options.max_length, vocabulary)
     match = match_genes(source, vocabulary, options)
+    logger.info("%s: %s", source.path, match.describe())
     verdict = apply_quality_rules(source, options.quality, match.tokens)
     batches = list(encode_source(source, vocabulary, options, match, verdict))
     rows = np.concatenate([batch.rows for batch in batches])
@@ -271,7 +310,7 @@ def tokenize_cells(
     """Encodes the cells of an AnnData object of raw counts.
 
     Args:
-      adata: raw counts in `X`, or in `counts_layer`; totals from `obs["n_counts"]` where present.
+      adata: raw counts in `X`, or in a layer or raw; totals from `obs["n_counts"]` where present.
       vocabulary: genes and medians.
       max_length: of a cell, in tokens; the original's 2,048 (V1) or 4,096 (V2) if None.
       reading: of counts, which matrix and gene ids; arguments of `CountOptions`.

@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from geneformer_jax.cells.counts.options import SYMBOL_POLICIES
 from geneformer_jax.cells.tokenization.gene_ids import GeneLookup
 from geneformer_jax.common.arguments import require_path
 from geneformer_jax.common.errors import InputError
@@ -22,7 +23,6 @@ from geneformer_jax.common.provenance import write_provenance
 
 V1_SPECIAL_TOKENS = ("<pad>", "<mask>")
 V2_SPECIAL_TOKENS = ("<pad>", "<mask>", "<cls>", "<eos>")
-SYMBOL_POLICIES = ("mapping", "names", "never")
 LARGEST_TOKEN = np.iinfo(np.uint16).max
 
 _FORMAT = 1

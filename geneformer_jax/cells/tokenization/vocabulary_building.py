@@ -14,8 +14,12 @@ import pandas as pd
 import pyarrow as pa
 
 from geneformer_jax.cells.counts.source import CountSource
+from geneformer_jax.cells.tokenization.gene_choice import (
+    GeneChoice,
+    choose_ensembl_ids,
+    leave_out_other_species,
+)
 from geneformer_jax.cells.tokenization.gene_ids import (
-    check_one_species,
     species_of,
     strip_version,
 )
@@ -29,6 +33,7 @@ from geneformer_jax.cells.tokenization.tokenizer import CELLS_PER_BATCH, apply_q
 from geneformer_jax.cells.tokenization.vocabulary import GeneVocabulary
 from geneformer_jax.common.errors import InputError, did_you_mean
 from geneformer_jax.common.files import atomic_write, fingerprint
+from geneformer_jax.common.log import logger
 from geneformer_jax.common.progress import Progress
 from geneformer_jax.common.tables import read_table
 from geneformer_jax.common.threads import prefetch
@@ -99,6 +104,7 @@ class CorpusGenes:
       symbols: gene id -> symbol, from the sources.
       medians: collector of the genes' medians.
       cells: number of cells of each file.
+      choices: what was chosen for each file.
       counts: what was read and left out.
     """
 
@@ -106,6 +112,7 @@ class CorpusGenes:
     symbols: dict[str, str]
     medians: MedianAccumulator
     cells: dict[Path, int]
+    choices: dict[Path, GeneChoice]
     counts: dict[str, object] = field(default_factory=dict)
 
     def add_dropped(self, dropped: Mapping[str, int]) -> None:
@@ -129,6 +136,7 @@ def measure_corpus(
     wanted: set[str] | None,
     rules: QualityRules,
     bytes_for_exact: int = DEFAULT_BYTES_FOR_EXACT,
+    species: str = "human",
 ) -> CorpusGenes:
     """Collects the medians of all genes (or of the `wanted` ids) over the chosen cells of files.
 
@@ -137,7 +145,7 @@ def measure_corpus(
     Raises:
       InputError: no gene is left, or a file's counts cannot be used.
     """
-    corpus = survey_corpus(paths, open_source, wanted, bytes_for_exact)
+    corpus = survey_corpus(paths, open_source, wanted, bytes_for_exact, species)
     corpus.add_dropped(measure_files(corpus, paths, open_source, rules))
     return corpus
 
@@ -147,23 +155,35 @@ def survey_corpus(
     open_source: Callable[[Path], CountSource],
     wanted: set[str] | None,
     bytes_for_exact: int = DEFAULT_BYTES_FOR_EXACT,
+    species: str = "human",
 ) -> CorpusGenes:
     """Finds the genes of all files, so that each process numbers them alike; reads no counts.
+
+    Gene ids are taken from the column that is made of Ensembl ids, if a file has one.
 
     Args:
       paths: of the files.
       open_source: opens one.
       wanted: gene ids to keep; None for all.
       bytes_for_exact: see `MedianAccumulator`.
+      species: whose genes are kept where a file holds those of several.
 
     Raises:
-      InputError: no gene is left, or a file cannot be used.
+      InputError: no gene is left, a file cannot be used, or only some files have Ensembl ids.
     """
-    genes, symbols, cells, nameless = set(), {}, {}, 0
+    genes, symbols, cells, choices, nameless = set(), {}, {}, {}, 0
+    first_of_kind: dict[bool, Path] = {}
     for path in paths:
         source = open_source(path)
+        has_ensembl_ids, choices[path] = _choose_genes(source, species)
+        first_of_kind.setdefault(has_ensembl_ids, path)
+        if len(first_of_kind) > 1:
+            raise InputError(
+                f"{first_of_kind[True]} has Ensembl ids, but {first_of_kind[False]} has none: a "
+                "vocabulary of both would hold genes twice; choose columns of one kind by "
+                "`gene_column`, or leave files out"
+            )
         ids = _gene_ids(source)
-        check_one_species(path, pa.array(ids))
         genes.update(ids.tolist())
         cells[path] = source.n_cells
         nameless += int((ids == "").sum())
@@ -182,7 +202,7 @@ def survey_corpus(
         "genes_not_in_table": len(everything) - len(keep),
     }
     medians = MedianAccumulator(len(keep), bytes_for_exact)
-    return CorpusGenes(keep, symbols, medians, cells, counts)
+    return CorpusGenes(keep, symbols, medians, cells, choices, counts)
 
 
 def measure_files(
@@ -209,8 +229,20 @@ def measure_files(
     cells = sum(corpus.cells[path] for path in paths)
     with Progress(cells, "measuring", "cells") as progress:
         for path in paths:
-            dropped.update(_measure(open_source(path), corpus, rules, progress))
+            source = open_source(path)
+            corpus.choices[path].apply(source)
+            dropped.update(_measure(source, corpus, rules, progress))
     return dropped
+
+
+def _choose_genes(source: CountSource, species: str) -> tuple[bool, GeneChoice]:
+    """Returns whether the source has Ensembl ids, and what was chosen; logs it."""
+    has_ensembl_ids = choose_ensembl_ids(source)
+    remedy = f"`species` is {species}; give the species of these genes"
+    choice = leave_out_other_species(source, pa.array(_gene_ids(source)), species, remedy)
+    kind = "Ensembl ids" if has_ensembl_ids else "symbols or other names: no Ensembl ids"
+    logger.info("  %s: %s (%s)", source.path, choice.describe(), kind)
+    return has_ensembl_ids, choice
 
 
 def _gene_ids(source: CountSource) -> np.ndarray:
