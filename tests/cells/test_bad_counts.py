@@ -216,11 +216,14 @@ def test_truncated_files(kind, fraction, tmp_path):
     assert str(path) in refusal(lambda: read(path))
 
 
-def test_a_feature_of_no_known_type(tmp_path):
+def test_features_of_which_none_is_a_gene(tmp_path):
     path = WRITERS["10x h5 version 3"](example_cells(), tmp_path)
     with h5py.File(path, "r+") as root:
-        root["matrix/features/feature_type"][7] = b"Gene Impression"
-    assert 'feature type "Gene Impression" is not known' in refusal(lambda: open_counts(path))
+        types = root["matrix/features/feature_type"]
+        types[:] = np.full(types.shape, b"Peaks", types.dtype)
+    assert "none of its features is a gene (they are 83 Peaks)" in refusal(
+        lambda: open_counts(path)
+    )
 
 
 @pytest.mark.parametrize("layout", ["csr", "csc"])

@@ -97,7 +97,8 @@ class CompressedRows(Rows):
             indices = checked_indices(self._indices[first:last], self.shape[1], self._name)
             pointers = (pointers - first).astype(np.int32)
             shape = (len(pointers) - 1, self.shape[1])
-            yield start, sparse.csr_matrix((self._data[first:last], indices, pointers), shape=shape)
+            data = _native(self._data[first:last])
+            yield start, sparse.csr_matrix((data, indices, pointers), shape=shape)
 
 
 class CompressedColumns(Pieces):
@@ -118,7 +119,7 @@ class CompressedColumns(Pieces):
           InputError: the three arrays do not describe a matrix of this shape.
         """
         self.shape, self._name, self._step = shape, name, limits.piece_entries
-        self.entries, self.dtype = data.shape[0], data.dtype
+        self.entries, self.dtype = data.shape[0], _native_type(data.dtype)
         self._data, self._indices = _unpacking(data), _unpacking(indices)
         self._indptr = _checked_pointers(data, indices, indptr, shape[1], name, limits.rows)[:]
 
@@ -129,7 +130,8 @@ class CompressedColumns(Pieces):
             last = min(first + self._step, self.entries)
             cells = checked_indices(self._indices[first:last], self.shape[0], self._name)
             per_gene = np.diff(np.clip(self._indptr, first, last))
-            yield Piece(cells, np.repeat(every_gene, per_gene), self._data[first:last])
+            genes = np.repeat(every_gene, per_gene)
+            yield Piece(cells, genes, _native(self._data[first:last]))
 
 
 class Dense(Rows):
@@ -146,7 +148,7 @@ class Dense(Rows):
             stop = min(first + self._block, self.shape[0])
             cells = slice(first, stop)
             dense = self._array[:, cells].T if self._genes_first else self._array[cells]
-            rows = sparse.csr_matrix(dense)
+            rows = sparse.csr_matrix(_native(dense))
             for start in range(0, stop - first, cells_per_batch):
                 yield first + start, rows[start : start + cells_per_batch]
 
@@ -159,7 +161,7 @@ class DenseTiles(Pieces):
         self._array, self._tile, self._genes_first = array, tile, genes_first
         self.shape = _cells_and_genes(array, genes_first)
         self.entries = int(self.shape[0] * self.shape[1] * _USUAL_DENSITY)
-        self.dtype = array.dtype
+        self.dtype = _native_type(array.dtype)
 
     def pieces(self) -> Iterator[Piece]:
         """Yields every entry that is not zero once, tile after tile."""
@@ -172,7 +174,8 @@ class DenseTiles(Pieces):
                     else (self._array[cells, genes])
                 )
                 at_cell, at_gene = (at.astype(np.int32) for at in np.nonzero(tile))
-                yield Piece(at_cell + cell, at_gene + gene, tile[at_cell, at_gene])
+                values = _native(tile[at_cell, at_gene])
+                yield Piece(at_cell + cell, at_gene + gene, values)
 
 
 def dense_matrix(
@@ -198,6 +201,15 @@ def dense_matrix(
 def _cells_and_genes(array, genes_first: bool) -> tuple[int, int]:
     rows, columns = (int(length) for length in array.shape)
     return (columns, rows) if genes_first else (rows, columns)
+
+
+def _native_type(kind: np.dtype) -> np.dtype:
+    """The number type in which SciPy can hold values of another: no half floats, no other bytes."""
+    return np.dtype(np.float32) if kind.type is np.float16 else kind.newbyteorder("=")
+
+
+def _native(values: np.ndarray) -> np.ndarray:
+    return values.astype(_native_type(values.dtype), copy=False)
 
 
 def _unpacking(array):
@@ -251,6 +263,7 @@ def _checked_pointers(
 
 def checked_indices(indices: np.ndarray, below: int, name: str) -> np.ndarray:
     """Returns int32 indices; raises InputError if one is not within 0 to `below` - 1."""
+    indices = _native(indices)
     # Seen as unsigned, a negative index is a huge one.
     if indices.size and indices.view(f"u{indices.itemsize}").max() >= below:
         wrong = indices[(indices < 0) | (indices >= below)][0]

@@ -13,6 +13,7 @@ from scipy import sparse
 
 from geneformer_jax.cells.counts.lazy_columns import DEFAULT_LIMITS
 from geneformer_jax.cells.counts.matrix import Piece, Pieces, Rows
+from geneformer_jax.cells.counts.options import CountOptions
 from geneformer_jax.cells.counts.raw_counts import are_raw_counts
 from geneformer_jax.common.errors import InputError, did_you_mean
 
@@ -29,16 +30,16 @@ OpenMatrix = Callable[[str], Rows | Pieces]
 
 
 def choose_matrices(
-    names: Sequence[str], main: str, asked: str | None, open_sample: OpenMatrix, where: str
+    names: Sequence[str], main: str, options: CountOptions, open_sample: OpenMatrix, where: str
 ) -> list[str]:
     """Returns the matrices that are to be read, and summed if several.
 
     Args:
       names: of all matrices.
       main: name of the main one, which may lack.
-      asked: as `counts_layer`: one, or several joined by "+". None for the main one if it holds raw
-        counts, or else the one that does; where none does the main one again: reading it will say
-        what it holds. Of several that are the same in a sample the first is taken.
+      options: `counts_layer` names one, or several joined by "+". None for the main one if it holds
+        raw counts, or else the one that does; where none does the main one again: reading it will
+        say what it holds. Of several that are the same in a sample the first is taken.
       open_sample: opens a matrix for reading a little of it, with `SAMPLE_LIMITS`.
       where: names the source in errors.
 
@@ -46,6 +47,7 @@ def choose_matrices(
       InputError: one that is asked for is not there; or nothing is asked for, the main one holds no
         raw counts, and several different others do, or none is there.
     """
+    asked, fractional = options.counts_layer, options.fractional
     if asked is not None:
         parts = [asked] if asked in names else [part.strip() for part in asked.split(_PLUS)]
         for part in parts:
@@ -53,17 +55,20 @@ def choose_matrices(
                 near, remedy = did_you_mean(part, names), remedy_of(names, [part])
                 raise InputError(f'{where} has no layer "{part}"{near}; {remedy}')
         return list(dict.fromkeys(parts))
-    if list(names) == [main] or (main in names and _is_raw(sample_of(open_sample(main)))):
+    if list(names) == [main] or (
+        main in names and _is_raw(sample_of(open_sample(main)), fractional)
+    ):
         return [main]
     samples = {name: _sample_or_none(open_sample, name) for name in names if name != main}
-    raw = {name: sample for name, sample in samples.items() if _is_raw(sample)}
+    raw = {name: sample for name, sample in samples.items() if _is_raw(sample, fractional)}
     if raw:
         first, *others = raw
         different = [name for name in others if not _are_equal(raw[first], raw[name])]
         if different:
             listed = ", ".join(f'"{name}"' for name in raw)
+            why = f"{main} does not, but " if main in names else ""
             raise InputError(
-                f"{where}: {main} holds no raw counts, but several others do ({listed}): choose by "
+                f"{where}: {why}several matrices hold raw counts ({listed}): choose by "
                 f'`counts_layer`, which also takes a sum such as "{first}{_PLUS}{different[0]}"'
             )
         return [first]
@@ -106,8 +111,9 @@ def _values(sample: Sample) -> np.ndarray:
     return sample.data if sparse.issparse(sample) else sample
 
 
-def _is_raw(sample: Sample | None) -> bool:
-    return sample is not None and are_raw_counts(_values(sample)) and bool(np.any(_values(sample)))
+def _is_raw(sample: Sample | None, fractional: str | None) -> bool:
+    holds_any = sample is not None and bool(np.any(_values(sample)))
+    return holds_any and are_raw_counts(sample, fractional)
 
 
 def _are_equal(one: Sample, other: Sample) -> bool:

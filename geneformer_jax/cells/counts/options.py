@@ -7,6 +7,7 @@ from typing import TypedDict
 from geneformer_jax.cells.counts.lazy_columns import DEFAULT_LIMITS, ReadLimits
 from geneformer_jax.common.errors import InputError, did_you_mean
 
+FRACTIONAL_POLICIES = (ROUND, KEEP) = ("round", "keep")
 SYMBOL_POLICIES = ("mapping", "names", "never")
 
 
@@ -17,6 +18,7 @@ class CountArguments(TypedDict, total=False):
     gene_column: str | None
     symbols: str
     compute_totals: bool
+    fractional: str | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +33,8 @@ class CountOptions:
       symbols: where ids that are no Ensembl ids are looked up, see `GeneVocabulary.tokens_of`.
       compute_totals: compute each cell's total, although the file states totals (obs column
         n_counts). Ranks stay the same; rules of quality control and medians use totals.
+      fractional: what is done with counts that are not whole, as aligners estimate them: "round"
+        takes the nearest whole number, "keep" ranks them as they are; None refuses them.
       limits: of memory, and of the time in which a damaged file is recognised; they change nothing
         in the result.
     """
@@ -39,6 +43,7 @@ class CountOptions:
     gene_column: str | None = None
     symbols: str = "mapping"
     compute_totals: bool = False
+    fractional: str | None = None
     limits: ReadLimits = DEFAULT_LIMITS
 
     def __post_init__(self):
@@ -50,6 +55,9 @@ class CountOptions:
             raise InputError(f"`symbols` is {self.symbols!r}; give {', '.join(SYMBOL_POLICIES)}")
         if not isinstance(self.compute_totals, bool):
             raise InputError(f"`compute_totals` is {self.compute_totals!r}; give True or False")
+        if self.fractional not in (None, *FRACTIONAL_POLICIES):
+            listed = " or ".join(FRACTIONAL_POLICIES)
+            raise InputError(f"`fractional` is {self.fractional!r}; give {listed}")
 
     @classmethod
     def from_arguments(cls, arguments: Mapping[str, object]) -> "CountOptions":

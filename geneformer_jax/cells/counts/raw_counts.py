@@ -1,11 +1,16 @@
-"""The rule for raw counts: whole numbers of at least 0, and what else a matrix may look like."""
+"""The rule for raw counts: whole numbers of at least 0, and what else a matrix may look like.
 
-from collections.abc import Sequence
+On request estimated counts are taken, too, which need not be whole: of aligners that share a read
+among genes (STARsolo's EM, alevin-fry, kb), or with the background taken off (SoupX, decontX).
+"""
+
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
 from scipy import sparse
 
+from geneformer_jax.cells.counts.options import KEEP, ROUND
 from geneformer_jax.common.errors import InputError
 from geneformer_jax.common.numba_jit import compiled
 
@@ -15,6 +20,16 @@ _MAX_COUNT = 1 << 24
 # log1p of a count scaled to any usual total stays far below this.
 _LARGEST_LOG = 30.0
 _NEAR = 1e-2
+# Larger multiples are near a whole number whatever they are.
+_LARGEST_TELLING = 0.25 / _NEAR
+_LOGARITHMS = "log-transformed"
+# Of values that were divided or transformed, fewer are whole by chance.
+_OFTEN = 0.2
+_TAKE_FRACTIONAL = (
+    f'estimated counts are taken by `fractional`: "{ROUND}" them, or "{KEEP}" them as they are'
+)
+# So many cells are looked at for logarithms, those of so many different values.
+_CELLS_LOOKED_AT, _DIFFERENT_VALUES = 20, 4
 
 
 class MatrixLocation(NamedTuple):
@@ -39,7 +54,8 @@ class RawCounts(NamedTuple):
     """Checked rows of a matrix.
 
     Attributes:
-      counts: [cells, genes] int32, indices sorted and distinct within a cell, no stored zero.
+      counts: [cells, genes] int32 (float64 if fractions are kept), indices sorted and distinct
+        within a cell, no stored zero.
       sums: float64 [cells], exact sums of the counts.
     """
 
@@ -47,7 +63,9 @@ class RawCounts(NamedTuple):
     sums: np.ndarray
 
 
-def as_raw_counts(rows: sparse.csr_matrix, location: MatrixLocation) -> RawCounts:
+def as_raw_counts(
+    rows: sparse.csr_matrix, location: MatrixLocation, fractional: str | None = None
+) -> RawCounts:
     """Checks rows of a matrix and brings them into one form.
 
     Entries that a file holds twice for one cell and gene are added, as in every sparse matrix.
@@ -55,12 +73,18 @@ def as_raw_counts(rows: sparse.csr_matrix, location: MatrixLocation) -> RawCount
     Args:
       rows: [cells, genes] of any numeric type; its index arrays must be within bounds.
       location: names for errors.
+      fractional: "round" takes estimated counts as the nearest whole number (of two as near the
+        even one), after entries held twice are added; "keep" takes them as they are; None refuses
+        them.
 
     Raises:
-      InputError: a value is negative, not a whole number, not finite or above 2**24.
+      InputError: a value is negative, not a whole number, not finite or above 2**24; or, where
+        fractions are allowed, a logarithm.
     """
     if rows.data.dtype.kind not in "iufb":
         raise InputError(f"{location.matrix}: holds {rows.data.dtype}, but raw counts are numbers")
+    if fractional is not None:
+        return _as_estimated_counts(rows, location, fractional)
     data = _in_a_common_type(rows.data)
     indices, indptr = (each.astype(np.int32, copy=False) for each in (rows.indices, rows.indptr))
     is_whole = data.dtype == np.int32
@@ -80,15 +104,64 @@ def as_raw_counts(rows: sparse.csr_matrix, location: MatrixLocation) -> RawCount
     return RawCounts(counts, sums)
 
 
-def are_raw_counts(values: np.ndarray) -> bool:
-    """Whether all of some values could be raw counts."""
-    return values.dtype.kind in "iufb" and not np.any(_no_count(values))
+def are_raw_counts(sample: sparse.csr_matrix | np.ndarray, fractional: str | None = None) -> bool:
+    """Whether cells (or some values) could be raw counts, or estimated ones where allowed."""
+    values = sample.data if sparse.issparse(sample) else sample
+    if values.dtype.kind not in "iufb":
+        return False
+    if fractional is None:
+        return not np.any(_no_count(values))
+    logarithms = sparse.issparse(sample) and _look_like_logarithms(sample)
+    return not (logarithms or np.any(_no_amount(values)))
+
+
+def _as_estimated_counts(
+    rows: sparse.csr_matrix, location: MatrixLocation, fractional: str
+) -> RawCounts:
+    counts = rows.astype(np.float64)
+    if np.any(_no_amount(counts.data)):
+        raise _not_raw(rows, location, _no_amount)
+    if _look_like_logarithms(counts):
+        # Ranks of logarithms divided by medians would be others.
+        raise InputError(
+            f"{location.matrix}: looks {_LOGARITHMS}, and logarithms are no estimated counts: "
+            f"{location.remedy}"
+        )
+    counts.sum_duplicates()
+    if counts.data.max(initial=0) > _MAX_COUNT:
+        raise _not_raw(counts, location, _no_amount)
+    if fractional == ROUND:
+        counts = sparse.csr_matrix(
+            (np.rint(counts.data).astype(np.int32), counts.indices, counts.indptr), counts.shape
+        )
+    counts.eliminate_zeros()
+    return RawCounts(counts, np.asarray(counts.sum(axis=1, dtype=np.float64)).ravel())
+
+
+def _no_amount(values: np.ndarray) -> np.ndarray:
+    """Which values are no estimated counts."""
+    return ~np.isfinite(values) | (values < 0) | (values > _MAX_COUNT)
 
 
 def _no_count(values: np.ndarray) -> np.ndarray:
     """Which values are no raw counts."""
-    within = np.isfinite(values) & (values >= 0) & (values <= _MAX_COUNT)
-    return ~within | (values != np.floor(values))
+    return _no_amount(values) | (values != np.floor(values))
+
+
+def _look_like_logarithms(rows: sparse.csr_matrix) -> bool:
+    """Whether all cells that tell look log-transformed."""
+    looked_at = 0
+    for row in range(rows.shape[0]):
+        values = np.unique(rows.data[rows.indptr[row] : rows.indptr[row + 1]])
+        values = values[values > 0]
+        if len(values) < _DIFFERENT_VALUES:
+            continue
+        if not _are_logarithms(values):
+            return False
+        looked_at += 1
+        if looked_at == _CELLS_LOOKED_AT:
+            break
+    return looked_at > 0
 
 
 def _in_a_common_type(data: np.ndarray) -> np.ndarray:
@@ -139,10 +212,14 @@ def _add_duplicates(counts: sparse.csr_matrix, location: MatrixLocation) -> spar
     return wide.astype(np.int32)
 
 
-def _not_raw(rows: sparse.csr_matrix, location: MatrixLocation) -> InputError:
-    """The error for the first value that is not a raw count."""
+def _not_raw(
+    rows: sparse.csr_matrix,
+    location: MatrixLocation,
+    wrong: Callable[[np.ndarray], np.ndarray] = _no_count,
+) -> InputError:
+    """The error for the first value that is not a raw count, or wrong by another rule."""
     data = rows.data
-    entry = int(np.flatnonzero(_no_count(data))[0])
+    entry = int(np.flatnonzero(wrong(data))[0])
     row = int(np.searchsorted(rows.indptr, entry, side="right")) - 1
     value = data[entry]
     where = (
@@ -161,10 +238,11 @@ def _not_raw(rows: sparse.csr_matrix, location: MatrixLocation) -> InputError:
         return InputError(
             f"{where} is too large to be a raw count (at most {_MAX_COUNT:,}): {location.remedy}"
         )
-    cell = data[rows.indptr[row] : rows.indptr[row + 1]]
+    looks = _looks_like(data[rows.indptr[row] : rows.indptr[row + 1]])
+    remedies = [location.remedy, *([] if looks == _LOGARITHMS else [_TAKE_FRACTIONAL])]
     return InputError(
-        f"{where} is not a whole number; raw counts are needed, and {_looks_like(cell)}: "
-        f"{location.remedy}"
+        f"{where} is not a whole number; raw counts are needed, and this looks {looks}: "
+        + "; ".join(remedies)
     )
 
 
@@ -172,16 +250,24 @@ def _looks_like(values: np.ndarray) -> str:
     """What was probably done to the counts of one cell, from its values."""
     values = np.asarray(values, dtype=np.float64)
     values = values[np.isfinite(values) & (values > 0)]
-    if values.max() < _LARGEST_LOG and _are_multiples(np.expm1(values)):
-        return "this looks log-transformed"
+    if _are_logarithms(values):
+        return _LOGARITHMS
     if _are_multiples(values):
-        return "this looks normalised (counts divided by a total)"
+        return "normalised (counts divided by a total)"
+    if np.mean(values == np.floor(values)) > _OFTEN:
+        return "estimated (reads shared among genes)"
     if values.max() < _LARGEST_LOG:
-        return "this looks log-transformed or scaled"
-    return "this looks corrected or estimated"
+        return f"{_LOGARITHMS}, scaled or corrected"
+    return "corrected or estimated"
+
+
+def _are_logarithms(values: np.ndarray) -> bool:
+    """Whether all values, above 0, look like log1p of counts or of counts divided by a total."""
+    return bool(values.max() < _LARGEST_LOG and _are_multiples(np.expm1(values)))
 
 
 def _are_multiples(values: np.ndarray) -> bool:
-    """Whether all values are near whole multiples of the smallest one."""
+    """Whether values are near whole multiples of the smallest one, as far as that can be told."""
     multiples = values / values.min()
-    return bool(np.all(np.abs(multiples - np.rint(multiples)) <= _NEAR * multiples))
+    telling = multiples[(multiples > 1 + _NEAR) & (multiples < _LARGEST_TELLING)]
+    return telling.size > 0 and bool(np.all(np.abs(telling - np.rint(telling)) <= _NEAR * telling))

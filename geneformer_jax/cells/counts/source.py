@@ -19,7 +19,7 @@ from geneformer_jax.cells.counts.lazy_columns import (
     iter_blocks,
 )
 from geneformer_jax.cells.counts.matrix import Pieces, Rows
-from geneformer_jax.cells.counts.options import CountOptions
+from geneformer_jax.cells.counts.options import ROUND, CountOptions
 from geneformer_jax.cells.counts.raw_counts import MatrixLocation, as_raw_counts
 from geneformer_jax.cells.counts.transpose import RowScratch
 from geneformer_jax.common.errors import InputError
@@ -38,8 +38,9 @@ class CountBatch(NamedTuple):
     """Some consecutive cells of a source.
 
     Attributes:
-      counts: [cells, columns] int32 raw counts; columns are those of the source, in its order.
-        Indices are sorted and distinct within a cell, and no zero is stored.
+      counts: [cells, columns] int32 raw counts (float64 where fractions are kept); columns are
+        those of the source, in its order. Indices are sorted and distinct within a cell, and no
+        zero is stored.
       totals: [cells] float64, all counts of each cell over all genes of its source; 0 only for a
         cell without any count.
       start: row of the first cell in the source.
@@ -218,9 +219,9 @@ class MatrixSource(GeneTable):
                 location = MatrixLocation(
                     matrix, start, self.packed_ids, self.gene_ids, self.remedy
                 )
-                counts, sums = as_raw_counts(rows, location)
+                counts, sums = as_raw_counts(rows, location, self.options.fractional)
                 found = found or counts.nnz > 0
-                yield CountBatch(counts, self._batch_totals(sums, start), start)
+                yield CountBatch(counts, self._batch_totals(counts, sums, start), start)
         if not found:
             raise InputError(
                 f"{self.path} ({self.matrix_name}): no cell has a count above 0; {self.remedy}"
@@ -235,11 +236,15 @@ class MatrixSource(GeneTable):
                 self._scratch = RowScratch.filled(matrix, self.limits)
         yield from self._scratch.rows(cells_per_batch)
 
-    def _batch_totals(self, summed: np.ndarray, start: int) -> np.ndarray:
+    def _batch_totals(
+        self, counts: sparse.csr_matrix, summed: np.ndarray, start: int
+    ) -> np.ndarray:
         if self._totals is None:
             return summed
         given = self._totals[start : start + len(summed)]
-        wrong = np.flatnonzero(given < summed * (1 - _TOTAL_TOLERANCE))
+        # The file's own total is that of the counts before they were rounded.
+        rounded_up = np.diff(counts.indptr) / 2 if self.options.fractional == ROUND else 0
+        wrong = np.flatnonzero(given < summed * (1 - _TOTAL_TOLERANCE) - rounded_up)
         if wrong.size:
             row = wrong[0]
             raise InputError(

@@ -1,4 +1,4 @@
-"""Raw counts from AnnData: .h5ad files, zarr stores (formats 2 and 3), and objects in memory."""
+"""Raw counts from AnnData: files, stores, inside MuData and SpatialData, and objects in memory."""
 
 import contextlib
 from collections.abc import Iterator, Mapping
@@ -8,6 +8,7 @@ from pathlib import Path
 import anndata
 import h5py
 import numpy as np
+import pandas as pd
 import zarr
 from scipy import sparse
 
@@ -27,9 +28,10 @@ from geneformer_jax.cells.counts.matrix_choice import (
     sum_of,
 )
 from geneformer_jax.cells.counts.options import DEFAULT_OPTIONS, CountOptions
-from geneformer_jax.cells.counts.source import MatrixSource
 from geneformer_jax.cells.counts.texts import as_packed_text, has_texts
+from geneformer_jax.cells.formats.containers import is_zip, open_store, place_of_anndata
 from geneformer_jax.cells.formats.dataframes import (
+    Table,
     check_no_pickle,
     column_shape,
     index_name,
@@ -39,20 +41,23 @@ from geneformer_jax.cells.formats.dataframes import (
     require_chunks,
     rows_per_chunk,
     table_columns,
+    table_of,
 )
+from geneformer_jax.cells.formats.features import TypedFeatures
+from geneformer_jax.cells.formats.hdf5_filters import require_filters
 from geneformer_jax.common.errors import InputError
 
 _MAIN, _RAW = "X", "raw"
 
 
-class AnnDataFileSource(MatrixSource):
+class AnnDataFileSource(TypedFeatures):
     """An AnnData on disk; nothing but the asked elements is read."""
 
     def __init__(self, path: Path, options: CountOptions):
         """Reads ids and totals.
 
         Args:
-          path: an .h5ad file or a zarr folder.
+          path: an HDF5 file, a zarr folder or a zipped one; of AnnData, MuData or SpatialData.
           options: which matrix and gene ids.
 
         Raises:
@@ -60,7 +65,10 @@ class AnnDataFileSource(MatrixSource):
             meant.
         """
         super().__init__(path, options)
-        self.kind = "zarr AnnData" if path.is_dir() else "h5ad"
+        self._is_zarr = path.is_dir() or is_zip(path)
+        self.kind = "zarr AnnData" if self._is_zarr else "h5ad"
+        with explain_damage(self.path, self.kind):
+            self._place = place_of_anndata(path)
         with explain_damage(self.path, self.kind), self._root() as root:
             for name in ("obs", "var"):
                 if name not in root:
@@ -69,49 +77,46 @@ class AnnDataFileSource(MatrixSource):
                         "store that AnnData wrote"
                     )
             self._places = _matrix_places(root)
+            if not self._is_zarr:
+                require_filters((root[place] for place in self._places.values()), path)
             self._chosen = choose_matrices(
                 list(self._places),
                 _MAIN,
-                options.counts_layer,
+                options,
                 lambda name: self._open(root, name, SAMPLE_LIMITS),
                 str(path),
             )
             _check_sum(self._chosen, path)
             self.remedy = remedy_of(list(self._places), self._chosen)
             self.matrix_name = "+".join(self._places[name] for name in self._chosen)
-            self._genes_path = "raw/var" if self._chosen == [_RAW] else "var"
-            self._set_cells(root["obs"])
-            self._set_genes(table_columns(root[self._genes_path]))
+            is_raw = self._chosen == [_RAW]
+            self._genes_path = f"{self._places[_RAW][:-1]}var" if is_raw else "var"
+            self._set_cells(table_of(root, "obs", self.path))
+            self._set_genes(table_columns(table_of(root, self._genes_path, self.path)))
             self._finish(self._sum(root).shape)
+        self._leave_out_other_features()
 
-    def _set_cells(self, obs: h5py.Group | zarr.Group) -> None:
+    def _set_cells(self, obs: Table) -> None:
         name = index_name(obs)
         # HDF5 keeps the last chunks itself.
-        self._obs_chunk = rows_per_chunk(obs, name) if self.path.is_dir() else 1
+        self._obs_chunk = rows_per_chunk(obs, name) if self._is_zarr else 1
         self._ids_in_blocks(self._read_ids, column_shape(obs, name)[0])
 
     def _read_ids(self, start: int, stop: int) -> np.ndarray:
         with self._root() as root:
-            obs = root["obs"]
+            obs = table_of(root, "obs", self.path)
             return as_packed_text(read_texts(obs, index_name(obs), slice(start, stop)))
 
-    @contextlib.contextmanager
-    def _root(self) -> Iterator[h5py.Group | zarr.Group]:
-        if self.path.is_dir():
-            # The copy of all metadata at the root may be older than the arrays: then values of a
-            # matrix that was written anew are read as another type, without an error.
-            yield zarr.open_group(self.path, mode="r", use_consolidated=False)
-            return
-        with h5py.File(self.path, "r") as root:
-            yield root
+    def _root(self) -> contextlib.AbstractContextManager[h5py.Group | zarr.Group]:
+        return open_store(self.path, self._place)
 
     def _is_text(self, column: str) -> bool:
         with self._root() as root:
-            return is_text_column(root[self._genes_path], column)
+            return is_text_column(table_of(root, self._genes_path, self.path), column)
 
     def _read_genes(self, column: str | None) -> object:
         with self._root() as root:
-            genes = root[self._genes_path]
+            genes = table_of(root, self._genes_path, self.path)
             return read_texts(genes, column or index_name(genes))
 
     def _open(self, root: h5py.Group | zarr.Group, name: str, limits: ReadLimits) -> Rows | Pieces:
@@ -129,18 +134,19 @@ class AnnDataFileSource(MatrixSource):
 
     def _obs_columns(self) -> list[str]:
         with self._root() as root:
-            return table_columns(root["obs"])
+            return table_columns(table_of(root, "obs", self.path))
 
     def _obs_shape(self, column: str) -> tuple[int, ...]:
         with self._root() as root:
-            return column_shape(root["obs"], column)
+            return column_shape(table_of(root, "obs", self.path), column)
 
     def _read_obs(self, columns: list[str], rows: slice) -> dict[str, object]:
         with self._root() as root:
-            return {column: read_column(root["obs"], column, rows) for column in columns}
+            obs = table_of(root, "obs", self.path)
+            return {column: read_column(obs, column, rows) for column in columns}
 
 
-class AnnDataSource(MatrixSource):
+class AnnDataSource(TypedFeatures):
     """An AnnData in memory, under the same protocol as a file; it is never changed."""
 
     kind = "AnnData"
@@ -166,7 +172,7 @@ class AnnDataSource(MatrixSource):
         self._chosen = choose_matrices(
             names,
             _MAIN,
-            options.counts_layer,
+            options,
             lambda name: self._open(name, SAMPLE_LIMITS),
             self.kind,
         )
@@ -177,12 +183,13 @@ class AnnDataSource(MatrixSource):
         self.packed_ids = as_packed_text(adata.obs_names)
         self._set_genes([str(column) for column in self._genes.columns])
         self._finish(self._sum().shape)
+        self._leave_out_other_features()
 
     def _is_text(self, column: str) -> bool:
-        return has_texts(self._genes[column])
+        return has_texts(_column(self._genes, column))
 
     def _read_genes(self, column: str | None) -> object:
-        return self._genes.index if column is None else self._genes[column]
+        return self._genes.index if column is None else _column(self._genes, column)
 
     def _open(self, name: str, limits: ReadLimits) -> Rows | Pieces:
         values = self._values(name)
@@ -214,17 +221,24 @@ class AnnDataSource(MatrixSource):
         return [str(column) for column in self._adata.obs.columns]
 
     def _obs_shape(self, column: str) -> tuple[int, ...]:
-        return self._adata.obs[column].shape
+        return _column(self._adata.obs, column).shape
 
     def _read_obs(self, columns: list[str], rows: slice) -> dict[str, object]:
-        return {column: self._adata.obs[column].array[rows] for column in columns}
+        return {column: _column(self._adata.obs, column).array[rows] for column in columns}
+
+
+def _column(table: pd.DataFrame, name: str) -> pd.Series:
+    """A column by its name as text: names need not be texts."""
+    return table.iloc[:, [str(each) for each in table.columns].index(name)]
 
 
 def _matrix_places(root: h5py.Group | zarr.Group) -> dict[str, str]:
     """Where the matrices are: X, the layers by name, and raw (which hides a layer of that name)."""
     places = {_MAIN: _MAIN, **{name: f"layers/{name}" for name in root.get("layers", {})}}
-    if "raw/X" in root:
-        places[_RAW] = "raw/X"
+    # AnnData before 0.7 wrote raw.X and raw.var.
+    for raw in ("raw.X", "raw/X"):
+        if raw in root:
+            places[_RAW] = raw
     there = {name: place for name, place in places.items() if place in root}
     return {name: place for name, place in there.items() if not _is_null(root[place])}
 
@@ -259,6 +273,7 @@ def _open_matrix(
             f'{name}: encoding "{encoding}" is not known; CSR, CSC and dense matrices can be read'
         )
     cells, genes = (index(length) for length in shape)
-    require_chunks(node, name, genes)
-    layout = CompressedRows if encoding[:3] == "csr" else CompressedColumns
+    by_cell = encoding[:3] == "csr"
+    require_chunks(node, name, (cells, genes) if by_cell else (genes, cells))
+    layout = CompressedRows if by_cell else CompressedColumns
     return layout(node["data"], node["indices"], node["indptr"], (cells, genes), name, limits)

@@ -20,6 +20,7 @@ from geneformer_jax.cells.counts.matrix_choice import (
 from geneformer_jax.cells.counts.options import CountOptions
 from geneformer_jax.cells.counts.source import MatrixSource
 from geneformer_jax.cells.counts.texts import as_packed_text, as_text
+from geneformer_jax.cells.formats.hdf5_filters import require_filters
 
 _MAIN = "X"
 _GENE_INDEX = ("Accession", "var_names", "Gene")
@@ -50,12 +51,13 @@ class LoomSource(MatrixSource):
         """
         super().__init__(path, options)
         with explain_damage(path, self.kind), h5py.File(path, "r") as root:
+            require_filters([root.get(name) for name in ("matrix", "row_attrs", "layers")], path)
             layers = list(root["layers"]) if "layers" in root else []
             self._places = {_MAIN: "matrix", **{name: f"layers/{name}" for name in layers}}
             self._chosen = choose_matrices(
                 list(self._places),
                 _MAIN,
-                options.counts_layer,
+                options,
                 lambda name: self._open(root, name, SAMPLE_LIMITS),
                 str(path),
             )

@@ -12,16 +12,17 @@ from geneformer_jax.cells.counts.lazy_columns import DEFAULT_LIMITS, ReadLimits
 from geneformer_jax.cells.counts.options import DEFAULT_OPTIONS, CountOptions
 from geneformer_jax.cells.counts.source import CountBatch, CountSource, MatrixSource
 from geneformer_jax.cells.formats.anndata_source import AnnDataFileSource, AnnDataSource
+from geneformer_jax.cells.formats.containers import is_zip, zipped_root
 from geneformer_jax.cells.formats.loom_source import LoomSource
+from geneformer_jax.cells.formats.mtx_layouts import is_matrix, matrix_files
+from geneformer_jax.cells.formats.mtx_source import MtxSource
 from geneformer_jax.cells.formats.paths import (
-    HDF5_SUFFIXES,
     KINDS,
     expand_paths,
-    is_mtx,
+    is_hdf5,
     is_zarr,
-    mtx_files,
 )
-from geneformer_jax.cells.formats.tenx_source import TenxH5Source, TenxMtxSource
+from geneformer_jax.cells.formats.tenx_source import TenxH5Source
 from geneformer_jax.common.errors import InputError
 
 __all__ = [
@@ -38,16 +39,17 @@ def open_counts(path: Path | str, options: CountOptions = DEFAULT_OPTIONS) -> Co
     """Opens a file or folder of raw counts; reads its ids and totals, not its matrix.
 
     Args:
-      path: an .h5ad, .loom or 10x .h5 file, a zarr store of AnnData, or a 10x matrix.mtx folder.
+      path: an .h5ad, .h5mu, .loom or 10x .h5 file, a zarr store (folder or zipped) of AnnData,
+        MuData or SpatialData, or a folder with Matrix Market files.
       options: which matrix and gene ids.
 
     Raises:
       InputError: nothing is there, or it cannot be read as counts.
     """
-    path = Path(path)
+    path = Path(path).expanduser()
     if not path.exists():
         raise InputError(f"{path} does not exist; check the path")
-    if path.is_file() and path.suffix in HDF5_SUFFIXES:
+    if is_hdf5(path):
         # The one call of the probe: what has been opened is safe to read.
         _require_survivable(path, options.limits)
     return _source_type(path)(path, options)
@@ -55,7 +57,7 @@ def open_counts(path: Path | str, options: CountOptions = DEFAULT_OPTIONS) -> Co
 
 def look_ahead(path: Path) -> None:
     """Starts the probe of a file that `open_counts` will wait for, while other things are done."""
-    if path.is_file() and path.suffix in HDF5_SUFFIXES:
+    if is_hdf5(path):
         threading.Thread(target=_probe, args=(path.resolve(),), daemon=True).start()
 
 
@@ -74,15 +76,14 @@ def _require_survivable(path: Path, limits: ReadLimits) -> None:
 
 
 def _source_type(path: Path) -> type[MatrixSource]:
-    if is_zarr(path):
+    if is_zarr(path) or (is_zip(path) and zipped_root(path) is not None):
         return AnnDataFileSource
-    if is_mtx(path) or mtx_files(path):
-        return TenxMtxSource
-    if path.is_dir() or path.suffix not in HDF5_SUFFIXES:
+    if is_matrix(path) or matrix_files(path):
+        return MtxSource
+    if not is_hdf5(path):
         raise InputError(f"{path} is no count file or store; {KINDS}")
-    if path.suffix == ".loom":
-        return LoomSource
-    if path.suffix == ".h5ad":
-        return AnnDataFileSource
+    suffix = path.suffix.lower()
+    if suffix != ".h5":
+        return LoomSource if suffix == ".loom" else AnnDataFileSource
     with explain_damage(path, "10x h5"), h5py.File(path, "r") as root:
-        return AnnDataFileSource if "obs" in root and "var" in root else TenxH5Source
+        return AnnDataFileSource if "obs" in root or "mod" in root else TenxH5Source

@@ -1,51 +1,56 @@
 """Which paths hold counts, and how a list of files, folders and globs is expanded."""
 
 import glob
+from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 
+from geneformer_jax.cells.formats.mtx_layouts import is_matrix, is_matrix_folder
 from geneformer_jax.common.errors import InputError, did_you_mean
 
-HDF5_SUFFIXES = (".h5ad", ".loom", ".h5")
-_ZARR_MARKS = (".zgroup", "zarr.json")
-_MTX_ENDINGS = ("matrix.mtx", "matrix.mtx.gz")
-KINDS = "counts are .h5ad, .loom, .h5 (10x), zarr folders and 10x matrix.mtx folders"
+HDF5_SUFFIXES = (".h5ad", ".h5mu", ".loom", ".h5")
+ZARR_MARKS = (".zgroup", "zarr.json")
+# Of one path in a list of several.
+_MOST_COMMAS = 5
+# How many folders are looked into, so many levels down, to say where counts are.
+_FOLDERS, _LEVELS, _LISTED = 500, 3, 5
+_ZARR_ZIP = ".zarr.zip"
+KINDS = (
+    "counts are .h5ad, .h5mu, .loom and .h5 (10x) files, zarr stores of AnnData, MuData or "
+    "SpatialData (folders or .zarr.zip), and folders with a matrix.mtx as Cell Ranger, STARsolo, "
+    "kb, alevin-fry and Parse write them"
+)
+
+
+def is_hdf5(path: Path) -> bool:
+    """Whether a file is HDF5, by its name."""
+    return path.suffix.lower() in HDF5_SUFFIXES and path.is_file()
 
 
 def is_zarr(path: Path) -> bool:
     """Whether a folder is a zarr store of format 2 or 3."""
-    return path.is_dir() and any((path / mark).is_file() for mark in _ZARR_MARKS)
-
-
-def mtx_files(folder: Path) -> list[Path]:
-    """The files matrix.mtx or matrix.mtx.gz in a folder, prefixed ones (as in GEO) included."""
-    if not folder.is_dir():
-        return []
-    return sorted(file for file in folder.iterdir() if is_mtx(file))
-
-
-def is_mtx(path: Path) -> bool:
-    """Whether a file is the matrix of a 10x mtx folder, by its name."""
-    return path.name.endswith(_MTX_ENDINGS) and not path.name.startswith(".") and path.is_file()
+    return path.is_dir() and any((path / mark).is_file() for mark in ZARR_MARKS)
 
 
 def is_counts(path: Path) -> bool:
     """Whether one path is a source of its own: a count file or a folder that is a store."""
     if path.is_dir():
-        return is_zarr(path) or any((path / name).is_file() for name in _MTX_ENDINGS)
-    return path.suffix in HDF5_SUFFIXES or is_mtx(path)
+        return is_zarr(path) or is_matrix_folder(path)
+    return is_hdf5(path) or is_matrix(path) or path.name.lower().endswith(_ZARR_ZIP)
 
 
 def expand_paths(paths: str) -> list[Path]:
     """Returns the count sources that a comma-separated list of files, folders and globs names.
 
-    The parts stay in their order; the matches of a folder or glob are sorted by name. A folder
-    that is not itself a store is searched, itself only (a glob with ** reaches further down). A
-    source named twice is returned once.
+    A path that exists as given is one path, whatever commas are in it; "~" is the home folder. The
+    parts stay in their order; the matches of a folder or glob are sorted by name. A folder that is
+    not itself a store is searched, itself only (a glob with ** reaches further down). A source
+    named twice is returned once.
 
     Raises:
       InputError: a part does not exist, or holds no counts.
     """
-    parts = [part.strip() for part in paths.split(",") if part.strip()]
+    parts = list(_parts(paths))
     if not parts:
         raise InputError(f"no path to counts is given; {KINDS}")
     found = [path for part in parts for path in _expand(part)]
@@ -53,8 +58,22 @@ def expand_paths(paths: str) -> list[Path]:
     return sorted(by_place.values(), key=found.index)
 
 
+def _parts(paths: str) -> Iterator[str]:
+    """What stands between commas; several pieces are one part if they name a path together."""
+    pieces = paths.split(",")
+    while pieces:
+        lengths = [len(pieces), *range(1, min(len(pieces), _MOST_COMMAS + 2))]
+        joined = {length: ",".join(pieces[:length]).strip() for length in lengths}
+        there = (n for n, part in joined.items() if part and Path(part).expanduser().exists())
+        length = next(there, 1)
+        if joined[length]:
+            yield joined[length]
+        pieces = pieces[length:]
+
+
 def _expand(part: str) -> list[Path]:
-    path = Path(part)
+    path = Path(part).expanduser()
+    part = str(path)
     if path.is_file() or (path.is_dir() and is_counts(path)):
         return [path]
     if path.is_dir():
@@ -80,9 +99,22 @@ def _outermost_store(path: Path) -> Path:
 
 
 def _nothing(what: str, folder: Path | None) -> list[Path]:
-    holds = sorted(path.name for path in folder.iterdir())[:5] if folder else []
-    listed = f" (it holds {', '.join(holds)})" if holds else ""
-    raise InputError(f"{what}{listed}; {KINDS}")
+    if folder is None:
+        raise InputError(f"{what}; {KINDS}")
+    below = [str(path.relative_to(folder)) for path in islice(_below(folder), _LISTED)]
+    if below:
+        raise InputError(f"{what} itself; below it are {', '.join(below)}: give the one you mean")
+    holds = sorted(path.name for path in folder.iterdir())[:_LISTED]
+    raise InputError(f"{what} (it holds {', '.join(holds) or 'nothing'}); {KINDS}")
+
+
+def _below(folder: Path) -> Iterator[Path]:
+    """Count sources in folders below, those of the upper levels first."""
+    level = [folder]
+    for _ in range(_LEVELS):
+        folders = [path for each in level[:_FOLDERS] for path in sorted(each.iterdir())]
+        level = [path for path in folders if path.is_dir() and not is_counts(path)]
+        yield from (path for path in folders if path.parent != folder and is_counts(path))
 
 
 def _near(path: Path) -> str:

@@ -59,6 +59,10 @@ def _define_matrix_flags() -> None:
     flags.DEFINE_bool(
         "compute_totals", False, "Compute the cells' totals, although the file states n_counts."
     )
+    flags.DEFINE_enum(
+        "fractional", None, ("round", "keep"), "Take estimated counts, which need not be whole: "
+        "round them, or keep (and rank) them as they are. Without it they are refused.",
+    )  # fmt: skip
 
 
 def reading_options() -> "CountOptions":

@@ -1,0 +1,92 @@
+"""Containers of AnnData: HDF5 files, zarr stores (zipped or not), and what holds several."""
+
+import contextlib
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+
+import h5py
+import zarr
+from zarr.storage import ZipStore
+
+from geneformer_jax.cells.formats.paths import ZARR_MARKS, is_zarr
+from geneformer_jax.common.errors import InputError
+
+Group = h5py.Group | zarr.Group
+_ZIP = ".zip"
+# What the modality with the counts of genes is called; compared in lower case.
+_RNA_NAMES = ("rna", "gex", "gene expression", "mrna", "transcriptome", "scrna", "snrna")
+# Folder of what a container holds, which of it is meant, and what it is.
+_CONTAINERS = (("mod", _RNA_NAMES, "MuData"), ("tables", ("table",), "SpatialData"))
+
+
+@contextlib.contextmanager
+def open_store(path: Path, place: str = "") -> Iterator[Group]:
+    """Opens an HDF5 file, a zarr folder or a zipped one for reading, or what lies in it at a place.
+
+    A zarr store keeps a copy of all metadata at its root, which may be older than its arrays: then
+    values of a matrix that was written anew are read as another type, without an error. So it is
+    not used.
+    """
+    options = {"mode": "r", "use_consolidated": False}
+    if path.is_dir():
+        # What lies in a store may be of another version of the format.
+        yield zarr.open_group(path / place, **options)
+    elif is_zip(path):
+        with ZipStore(path, mode="r") as store:
+            yield zarr.open_group(store, path=f"{zipped_root(path)}/{place}".strip("/"), **options)
+    else:
+        with h5py.File(path, "r") as root:
+            yield root[place] if place else root
+
+
+def is_zip(path: Path) -> bool:
+    """Whether a file may be a zipped zarr store, by its name."""
+    return path.suffix.lower() == _ZIP and path.is_file()
+
+
+def zipped_root(path: Path) -> str | None:
+    """The folder of the store in a zip file: "" or the one that was zipped; None if none is."""
+    if not zipfile.is_zipfile(path):
+        return None
+    with zipfile.ZipFile(path) as file:
+        marks = [PurePosixPath(name) for name in file.namelist() if name.endswith(ZARR_MARKS)]
+    folders = sorted({mark.parent for mark in marks}, key=lambda folder: len(folder.parts))
+    if not folders or len(folders[0].parts) > 1:
+        return None
+    return "" if not folders[0].parts else folders[0].name
+
+
+def place_of_anndata(path: Path) -> str:
+    """Where the AnnData with the counts of genes lies in a container: "" if it is one itself.
+
+    Raises:
+      InputError: it holds several, of which none is known by its name, or none.
+    """
+    with open_store(path) as root:
+        if "obs" in root and ("mod" not in root or "X" in root):
+            return ""
+        for folder, usual, kind in _CONTAINERS:
+            if folder in root:
+                return f"{folder}/{_pick(_members(path, root, folder), folder, usual, kind, path)}"
+    return ""
+
+
+def _members(path: Path, root: Group, folder: str) -> list[str]:
+    if path.is_dir():
+        return sorted(inner.name for inner in (path / folder).iterdir() if is_zarr(inner))
+    return sorted(root[folder])
+
+
+def _pick(names: list[str], folder: str, usual: tuple[str, ...], kind: str, path: Path) -> str:
+    known = [name for name in names if name.lower() in usual]
+    for candidates in (names, known):
+        if len(candidates) == 1:
+            return candidates[0]
+    if not names:
+        raise InputError(f"{path} is {kind} that holds nothing; give one with counts of genes")
+    listed = ", ".join(f'"{name}"' for name in names)
+    way = f"give {path}/{folder}/NAME" if path.is_dir() else "write the right one as an .h5ad"
+    raise InputError(
+        f"{path} is {kind} of {listed}; which has the counts of genes is not said: {way}"
+    )
