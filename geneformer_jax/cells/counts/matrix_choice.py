@@ -66,10 +66,14 @@ def choose_matrices(
         different = [name for name in others if not _are_equal(raw[first], raw[name])]
         if different:
             listed = ", ".join(f'"{name}"' for name in raw)
-            why = f"{main} does not, but " if main in names else ""
+            several = (
+                f"{main} holds no raw counts, but several others do"
+                if main in names
+                else "several matrices hold raw counts"
+            )
             raise InputError(
-                f"{where}: {why}several matrices hold raw counts ({listed}): choose by "
-                f'`counts_layer`, which also takes a sum such as "{first}{_PLUS}{different[0]}"'
+                f"{where}: {several} ({listed}): choose by `counts_layer`, which also takes a sum "
+                f'such as "{first}{_PLUS}{different[0]}"'
             )
         return [first]
     if main not in names:
