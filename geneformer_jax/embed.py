@@ -52,6 +52,9 @@ flags.DEFINE_bool(
 )  # fmt: skip
 flags.DEFINE_string("genes", "", "Genes for the figure: names or a file; default: the commonest.")
 flags.DEFINE_string("counts", "", "Raw counts of a store's cells, to compare with their PCA.")
+flags.DEFINE_bool(
+    "all_cells", False, "A row for every cell of the input, with NaN in those that are left out."
+)
 command_line.device_flags()
 _SAME_NAME = ("max_cells", "seed", "precision", "attention", "tokens_per_device")
 
@@ -77,8 +80,9 @@ def main() -> None:
     )
     layers = command_line.parse_numbers("hidden_layer", int)
     run = EmbeddingRun(
-        Path(FLAGS.output), configuration(), report, mode=FLAGS.mode, hidden_layer=layers
-    )
+        Path(FLAGS.output), configuration(), report, mode=FLAGS.mode, hidden_layer=layers,
+        all_cells=FLAGS.all_cells,
+    )  # fmt: skip
     if run.is_complete():
         print(f"{FLAGS.output} is complete and was written by this command: nothing to do")
         return

@@ -30,6 +30,7 @@ flags.DEFINE_string("cells", "", "Cell store, or file of raw counts.")
 flags.DEFINE_string("output", "", "File to write: .h5ad (of cells), .parquet or .csv.")
 flags.DEFINE_string("labels_key", "", "obs column of known labels, to compare predictions with.")
 flags.DEFINE_string("target", "", "Output that --labels_key is of; default: the first of classes.")
+flags.DEFINE_bool("all_cells", False, "A row for every cell of the input, with genes or without.")
 command_line.device_flags()
 _SUFFIXES = (".h5ad", ".parquet", ".csv")
 
@@ -62,7 +63,8 @@ def main() -> None:
         if FLAGS.labels_key:
             task = predict.find_output(model, FLAGS.target)
             known = predict.check_labels(cells.obs, FLAGS.labels_key, task)
-        predicted, unit = predict.predict_cells(model, cells, **how), "cells"
+        predicted = predict.predict_cells(model, cells, **how, all_cells=FLAGS.all_cells)
+        unit = "cells"
         if FLAGS.labels_key:
             print("\n".join(predict.compare_with_labels(predicted, known, task)))
     counts = {unit: len(predicted)}

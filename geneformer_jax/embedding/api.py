@@ -16,9 +16,22 @@ from geneformer_jax.cells.counts.options import CountArguments
 from geneformer_jax.cells.store.cell_store import EncodedCells
 from geneformer_jax.common.arguments import require_text
 from geneformer_jax.common.errors import InputError
-from geneformer_jax.embedding.embedder import KEY, MODES, Embedded, Embedder, check_options
+from geneformer_jax.embedding.embedder import (
+    KEY,
+    MODES,
+    Embedded,
+    Embedder,
+    check_all_cells,
+    check_options,
+)
 from geneformer_jax.inference.arguments import check_draw, check_model, check_runtime
-from geneformer_jax.inference.cells import ORIGINAL_SEED, ChosenCells, open_cells, select_cells
+from geneformer_jax.inference.cells import (
+    ORIGINAL_SEED,
+    ChosenCells,
+    open_cells,
+    places_in_input,
+    select_cells,
+)
 from geneformer_jax.inference.filters import Filters
 from geneformer_jax.model.pretrained import PretrainedModel
 from geneformer_jax.model.runtime import Runtime
@@ -37,6 +50,7 @@ def embed_cells(
     seed: int = ORIGINAL_SEED,
     key_added: str = KEY,
     inplace: bool = False,
+    all_cells: bool = False,
     runtime: Runtime | None = None,
     devices: list[jax.Device] | None = None,
     **reading: Unpack[CountArguments],
@@ -59,6 +73,9 @@ def embed_cells(
       key_added: name of the embeddings in `.obsm`.
       inplace: add the embeddings to the AnnData given as `cells`, beside its counts and whatever
         else it holds, in place of returning a new one. For modes "cell" and "cls".
+      all_cells: return a row for every cell of the input, with NaN in those of cells that are left
+        out (no gene of the vocabulary, filtered out, not drawn), so that results fit the input by
+        position. For modes "cell" and "cls".
       runtime: how to compute; float32, and the attention that suits the device, by default.
       devices: which share the work; all of this process by default.
       reading: of counts, which matrix and gene ids; arguments of `CountOptions`.
@@ -91,14 +108,15 @@ def embed_cells(
             f'inplace adds embeddings of cells to an AnnData, but mode "{mode}" of a '
             f"{type(cells).__name__} was asked for; leave inplace out and take what is returned"
         )
-    opened = open_cells(cells, model, **reading)
-    chosen = select_cells(opened, filters, max_cells, seed)
+    check_all_cells(mode, all_cells)
+    chosen = select_cells(open_cells(cells, model, **reading), filters, max_cells, seed)
     embedder = Embedder(model, chosen, mode, hidden_layer, runtime, devices=devices)
     embedded = dataclasses.replace(_embed(embedder, chosen), name=key_added)
-    if not inplace:
-        return embedded.to_anndata()
-    embedded.add_to(cells, opened.rows[chosen.rows])
-    return None
+    obs, rows = places_in_input(chosen)
+    if inplace:
+        embedded.add_to(cells, rows)
+        return None
+    return (embedded.with_all(obs, rows) if all_cells else embedded).to_anndata()
 
 
 def _embed(embedder: Embedder, cells: ChosenCells) -> Embedded:

@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import anndata as ad
@@ -19,6 +19,7 @@ from geneformer_jax.common.progress import Progress
 from geneformer_jax.embedding.gene_means import GeneTotals, zero_totals
 from geneformer_jax.embedding.pooling import Pass, add_genes, take_states
 from geneformer_jax.inference.batches import TokenBatch, lay_out, token_batches
+from geneformer_jax.inference.cells import fill_rows
 from geneformer_jax.inference.pipeline import Throughput, run_ahead
 from geneformer_jax.model.pretrained import PretrainedModel
 from geneformer_jax.model.runtime import Runtime, inference_runtime
@@ -62,6 +63,15 @@ class Embedded:
         table.index = table.index.astype(str)
         return ad.AnnData(obs=table, obsm=self.by_key(), uns={self.facts_key: dict(self.facts)})
 
+    def with_all(self, obs: pd.DataFrame, rows: np.ndarray) -> "Embedded":
+        """Returns a row for every cell: NaN for those without an embedding.
+
+        Args:
+          obs: [all] per-cell columns.
+          rows: [cells] which of them are embedded.
+        """
+        return replace(self, rows=fill_rows(self.rows, rows, len(obs)), table=obs)
+
     def add_to(self, adata: ad.AnnData, rows: np.ndarray) -> None:
         """Adds the embeddings to the obsm, and the facts to the uns, of their cells.
 
@@ -75,8 +85,7 @@ class Embedded:
                 f'.obsm["{self.name}"]; .uns["{self.facts_key}"] counts the reasons'
             )
         for key, vectors in self.by_key().items():
-            adata.obsm[key] = np.full((adata.n_obs, vectors.shape[1]), np.nan, np.float32)
-            adata.obsm[key][rows] = vectors
+            adata.obsm[key] = fill_rows(vectors, rows, adata.n_obs)
         adata.uns[self.facts_key] = dict(self.facts)
 
 
@@ -238,6 +247,14 @@ def check_options(model: PretrainedModel, mode: str, hidden_layer: int | Sequenc
         raise InputError(
             'mode "cls" needs a <cls> token, which this model does not have (V1 models have none); '
             'use mode "cell"'
+        )
+
+
+def check_all_cells(mode: str, all_cells: bool) -> None:
+    """Raises InputError if a row for every cell is asked of embeddings that are not of cells."""
+    if all_cells and mode not in ("cell", "cls"):
+        raise InputError(
+            f'`all_cells` keeps a row for every cell, but `mode` "{mode}" embeds genes; drop it'
         )
 
 

@@ -12,7 +12,13 @@ from geneformer_jax.common.files import atomic_write, remove
 from geneformer_jax.common.log import logger
 from geneformer_jax.common.provenance import describe_run
 from geneformer_jax.common.workdir import as_json
-from geneformer_jax.embedding.embedder import Embedded, Embedder, check_options, keys_of
+from geneformer_jax.embedding.embedder import (
+    Embedded,
+    Embedder,
+    check_all_cells,
+    check_options,
+    keys_of,
+)
 from geneformer_jax.embedding.output import (
     check_output,
     provenance_of,
@@ -22,7 +28,13 @@ from geneformer_jax.embedding.output import (
 )
 from geneformer_jax.embedding.parts import EmbeddingParts, embedding_identity
 from geneformer_jax.embedding.report import EmbeddingReport, EmbeddingReportConfig
-from geneformer_jax.inference.cells import ORIGINAL_SEED, open_cells, select_cells
+from geneformer_jax.inference.cells import (
+    ORIGINAL_SEED,
+    fill_rows,
+    open_cells,
+    places_in_input,
+    select_cells,
+)
 from geneformer_jax.inference.filters import Filters
 from geneformer_jax.inference.pipeline import Throughput
 from geneformer_jax.inference.resume import parts_folder, sha256
@@ -53,6 +65,7 @@ class EmbeddingRun:
         *,
         mode: str = "cell",
         hidden_layer: int | Sequence[int] = -1,
+        all_cells: bool = False,
     ):
         """Takes what the run is asked to do.
 
@@ -60,7 +73,7 @@ class EmbeddingRun:
           output: file to write, see `write_output`.
           configuration: the command, for the provenance.
           report: what to measure and draw.
-          mode, hidden_layer: of the embeddings, see `embed_cells`.
+          mode, hidden_layer, all_cells: of the embeddings, see `embed_cells`.
 
         Raises:
           InputError: the output holds something else, or the report is not for such embeddings.
@@ -68,7 +81,8 @@ class EmbeddingRun:
         check_output(output, configuration, _NOT_IN_PLAN)
         report.check_mode(mode)
         self._output, self._command, self._config = output, configuration, report
-        self._mode, self._hidden_layer = mode, hidden_layer
+        check_all_cells(mode, all_cells)
+        self._mode, self._hidden_layer, self._all_cells = mode, hidden_layer, all_cells
 
     def is_complete(self) -> bool:
         """Whether the output and its report are there already, written by this command."""
@@ -156,6 +170,8 @@ class EmbeddingRun:
         """Returns the embeddings of the output."""
         embedder = self._embedder
         rows, table = read_output(self._output, keys_of(embedder.layers))
+        if self._all_cells:
+            rows = rows[places_in_input(embedder.cells)[1]]
         if embedder.pass_.mode != "gene":
             # As they are given, whatever the format of the output made of them.
             table = embedder.table()
@@ -171,7 +187,12 @@ class EmbeddingRun:
         text = json.dumps(provenance, indent=2, default=str)
         with atomic_write(self._output.with_suffix(".provenance.json")) as aside:
             aside.write_text(text + "\n")
-        write_output(embedded, self._output, text, report.arrays)
+        arrays = report.arrays
+        if self._all_cells:
+            obs, rows = places_in_input(self._embedder.cells)
+            arrays = {key: fill_rows(values, rows, len(obs)) for key, values in arrays.items()}
+            embedded = embedded.with_all(obs, rows)
+        write_output(embedded, self._output, text, arrays)
         report.write(provenance)
         remove(parts_folder(self._output))
         logger.info(

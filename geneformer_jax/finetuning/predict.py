@@ -30,7 +30,7 @@ from geneformer_jax.finetuning.step import StepSpec, compile_steps
 from geneformer_jax.finetuning.trainable import TuningConfig
 from geneformer_jax.inference.arguments import check_model
 from geneformer_jax.inference.batches import lay_out
-from geneformer_jax.inference.cells import open_cells
+from geneformer_jax.inference.cells import fill_rows, open_cells, places_in_input, select_cells
 from geneformer_jax.inference.filters import check_columns
 from geneformer_jax.inference.pipeline import Throughput
 from geneformer_jax.model.heads import CELLS, GENES, HeadConfig, HeadTask
@@ -115,6 +115,7 @@ def predict_cells(
     runtime: RuntimeConfig | None = None,
     *,
     tokens_per_device: int | None = None,
+    all_cells: bool = False,
     **reading: Unpack[CountArguments],
 ) -> ad.AnnData:
     """Predicts the classes of cells, or their numbers, with a fine-tuned model.
@@ -124,6 +125,8 @@ def predict_cells(
       cells: a cell store, tokenised cells, or counts, which are tokenised for the model.
       runtime: how to compute; float32 by default.
       tokens_per_device: padded tokens of a batch on each device; by default the device's.
+      all_cells: keep a row for the cells without a gene too, where nothing is predicted, so that
+        results fit the input by position.
       reading: of counts, which matrix and gene ids; arguments of `CountOptions`.
 
     Returns:
@@ -139,9 +142,12 @@ def predict_cells(
     encoded = open_cells_for(model, cells, CELLS, **reading)
     parts = zip(*_compute(model, encoded, runtime, tokens_per_device), strict=True)
     outputs = Outputs(*(np.concatenate(each) for each in parts))
-    predicted = ad.AnnData(obs=_beside_predictions(encoded.obs, model.head))
+    obs, rows = encoded.obs, np.arange(len(encoded.lengths))
+    if all_cells:
+        obs, rows = places_in_input(select_cells(encoded))
+    predicted = ad.AnnData(obs=_beside_predictions(obs, model.head))
     for task, _, own in per_task(model.head, outputs):
-        _add_output(predicted, task, own)
+        _add_output(predicted, task, fill_rows(own, rows, len(obs)))
     return predicted
 
 
@@ -160,7 +166,8 @@ def _add_output(predicted: ad.AnnData, task: HeadTask, own: np.ndarray) -> None:
         return
     probabilities = np.exp(own).astype(np.float32)
     best = probabilities.argmax(axis=1)
-    names = pd.Categorical.from_codes(best, categories=pd.Index(task.labels, dtype=object))
+    codes = np.where(np.isnan(probabilities[:, 0]), -1, best)
+    names = pd.Categorical.from_codes(codes, categories=pd.Index(task.labels, dtype=object))
     predicted.obs[f"{PREDICTED}_{task.name}"] = names
     predicted.obs[f"{PROBABILITY}{task.name}"] = probabilities[np.arange(len(best)), best]
     # Not a table: h5ad cannot keep a column whose name holds "/", as labels of cell types do.
@@ -274,7 +281,7 @@ def compare_with_labels(predicted: ad.AnnData, known: pd.Series, task: HeadTask)
             f"{int((~shared).sum()):,} cells have a label that the model does not know, and are "
             f"not compared: {', '.join(strange)}"
         )
-    if missing := predicted.n_obs - len(known):
+    if missing := int(predicted.obs[f"{PREDICTED}_{task.name}"].notna().sum()) - len(known):
         lines.append(f'{missing:,} cells have no "{known.name}", and are not compared')
     own = predicted.obs.loc[known.index[shared], f"{PREDICTED}_{task.name}"].astype(str)
     agreement = float((own.to_numpy() == known[shared].to_numpy()).mean())

@@ -115,6 +115,24 @@ def open_cells(
     return tokenize_source(source, model.vocabulary, TokenizerOptions(max_length=longest))
 
 
+def places_in_input(cells: ChosenCells) -> tuple[pd.DataFrame, np.ndarray]:
+    """Returns (per-cell columns of all cells of the input, int64 rows of the chosen in them).
+
+    Of a store all cells are those that it holds: others were left out when it was made.
+    """
+    all_obs = getattr(cells.source, "all_obs", None)
+    if all_obs is None:
+        return cells.source.obs, cells.rows
+    return all_obs, cells.source.rows[cells.rows]
+
+
+def fill_rows(values: np.ndarray, rows: np.ndarray, total: int) -> np.ndarray:
+    """Returns float32 [total, ...] with values in some of the rows, and NaN in the others."""
+    result = np.full((total, *values.shape[1:]), np.nan, np.float32)
+    result[rows] = values
+    return result
+
+
 def _require_encoded(cells: object) -> EncodedCells:
     """Returns tokenised cells, or raises InputError for an object that is something else."""
     if not all(hasattr(cells, name) for name in ("lengths", "obs", "vocabulary", "read")):

@@ -286,6 +286,7 @@ def read_tokenized(path: Path | str, vocabulary: GeneVocabulary) -> TokenizedCel
         vocabulary=vocabulary,
         max_length=default_max_length(vocabulary),
         dropped={NO_GENE: dataset.n_cells - len(rows)},
+        all_obs=None if filled.all() else table,
     )
 
 

@@ -6,6 +6,7 @@ import anndata as ad
 import numpy as np
 import pandas as pd
 import pytest
+from scipy import sparse
 
 from geneformer_jax.embedding import parts, quality
 from geneformer_jax.embedding.api import embed_cells
@@ -116,6 +117,25 @@ def test_another_report_takes_the_embeddings_that_are_there(embed, computed, tmp
     assert (tmp_path / "out.report.html").is_file()
     status, _, error = embed(*given, "--max_cells=41")
     assert status == 1 and "was not written by this command" in error
+
+
+@pytest.mark.parametrize("suffix", [".h5ad", ".parquet", ".npy"])
+def test_all_cells_keep_their_rows_on_request(embed, tmp_path, suffix):
+    adata = toy_cells(20)
+    counts = adata.X.toarray()
+    counts[[3, 7]] = 0
+    adata.X = sparse.csr_matrix(counts)
+    adata.write_h5ad(tmp_path / "cells.h5ad")
+    given = (f"--cells={tmp_path}/cells.h5ad", "--all_cells", "--filter=kind:a")
+    given = (*given, f"--output={tmp_path}/out{suffix}")
+    for more in ((), ("--states=kind",)):
+        status, _, error = embed(*given, *more)
+        assert status == 0, error
+        rows, table = read_output(tmp_path / f"out{suffix}", keys_of((-1,)))
+        assert table.index.tolist() == adata.obs_names.tolist()
+        kept = (adata.obs["kind"] == "a").to_numpy() & ~np.isin(np.arange(20), [3, 7])
+        np.testing.assert_array_equal(np.isnan(rows[:, 0]).all(axis=1), ~kept)
+        assert np.isfinite(rows[kept]).all()
 
 
 def test_a_report_on_embeddings_of_other_weights_is_refused(embed, monkeypatch, tmp_path):

@@ -7,6 +7,7 @@ import jax
 import numpy as np
 import pandas as pd
 import pytest
+from scipy import sparse
 
 from geneformer_jax.common.errors import InputError
 from geneformer_jax.finetuning.loop import finetune_folds
@@ -86,6 +87,21 @@ def test_predictions_do_not_replace_columns_of_the_cells(cell_fold, tmp_path, mo
         found["predicted_label"].astype(str) == found["obs:predicted_label"].astype(str)
     ).mean()
     assert 0.3 < right < 0.7 and f"{right:.2%} of 240 cells" in printed
+
+
+def test_all_cells_keep_their_rows_on_request(cell_fold):
+    adata = toy_cells(12)
+    counts = adata.X.toarray()
+    counts[5] = 0
+    adata.X = sparse.csr_matrix(counts)
+    model = load_model(cell_fold[0])
+    few, every = predict_cells(model, adata), predict_cells(model, adata, all_cells=True)
+    assert every.obs_names.tolist() == adata.obs_names.tolist() and few.n_obs == 11
+    assert pd.isna(every.obs["predicted_label"].iloc[5])
+    assert np.isnan(every.obsm["probabilities_label"][5]).all()
+    there = every[few.obs_names].obs
+    assert there["predicted_label"].tolist() == few.obs["predicted_label"].tolist()
+    np.testing.assert_array_equal(there["probability_label"], few.obs["probability_label"])
 
 
 @pytest.mark.filterwarnings("error:Forward slashes")

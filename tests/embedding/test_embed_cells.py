@@ -395,6 +395,29 @@ def test_embeddings_are_added_beside_counts_and_cells_left_out_are_nan(v2_model,
     assert set(adata.obsm) == {"X_umap", KEY, "last"}
 
 
+def test_all_cells_keep_their_rows_on_request(v2_model, adata, tmp_path):
+    empty = adata.copy()
+    counts = empty.X.toarray()
+    counts[[0, 4], :GENES] = 0
+    empty.X = sparse.csr_matrix(counts)
+    given = {"filters": {"kind": "a"}}
+    few = embed_cells(v2_model, empty, **given)
+    every = embed_cells(v2_model, empty, all_cells=True, **given)
+    assert every.obs_names.tolist() == empty.obs_names.tolist() and few.n_obs < every.n_obs
+    assert list(every.obs) == list(empty.obs)
+    embedded = every.obs_names.isin(few.obs_names)
+    assert not embedded[[0, 4]].any()
+    np.testing.assert_array_equal(every.obsm[KEY][embedded], few.obsm[KEY])
+    assert np.isnan(every.obsm[KEY][~embedded]).all()
+    empty.obsm["beside"] = every.obsm[KEY]
+    # Of tokenised cells the rows are those of the counts too.
+    tokens = tokenize_cells(empty, v2_model.vocabulary, max_length=64)
+    again = embed_cells(v2_model, tokens, all_cells=True, **given)
+    np.testing.assert_array_equal(again.obsm[KEY], every.obsm[KEY])
+    with pytest.raises(InputError, match='keeps a row for every cell, but `mode` "gene"'):
+        embed_cells(v2_model, adata, mode="gene", all_cells=True)
+
+
 def test_only_cells_of_an_anndata_take_embeddings_in_place(v2_model, adata):
     cells = tokenize_cells(adata, v2_model.vocabulary)
     with pytest.raises(InputError, match=r"TokenizedCells.*leave inplace out"):

@@ -238,6 +238,7 @@ class TokenizedCells:
       max_length: maximal number of tokens of a cell.
       dropped: reason -> number of cells left out.
       match: which columns are genes; None for cells that were tokenised elsewhere.
+      all_obs: per-cell columns of all cells of the input; None where all are kept.
     """
 
     encodings: RankEncodings
@@ -247,6 +248,7 @@ class TokenizedCells:
     max_length: int
     dropped: Mapping[str, int]
     match: GeneMatch | None = None
+    all_obs: pd.DataFrame | None = None
 
     def __repr__(self) -> str:
         return f"TokenizedCells({describe_lengths(self.lengths)})"
@@ -289,14 +291,16 @@ def tokenize_source(
             f"{source.path}: none of {source.n_cells:,} cells is left ({verdict.dropped}); check "
             "the filters and the gene ids"
         )
+    obs = source.obs()
     return TokenizedCells(
         encodings=join_encodings([batch.encodings for batch in batches]),
         rows=rows,
-        obs=source.obs().iloc[rows],
+        obs=obs.iloc[rows],
         vocabulary=vocabulary,
         max_length=options.max_length,
         dropped=dict(verdict.dropped),
         match=match,
+        all_obs=None if len(rows) == len(obs) else obs,
     )
 
 
