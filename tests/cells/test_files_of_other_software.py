@@ -71,6 +71,8 @@ def plain(folder, name, cells, genes, genes_first):
         ("anndata_0.6_raw.h5ad", {"counts_layer": "raw"}),
         ("scanpy.h5ad", {}),
         ("loompy.loom", {}),
+        ("cellbender_2.h5", {}),
+        ("cellbender_3.h5", {}),
         ("mudata.h5mu", {}),
         ("mudata.zarr", {}),
         ("mudata.zarr/mod/rna", {}),

@@ -2,6 +2,7 @@
 
 import contextlib
 import struct
+import zipfile
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,8 +22,10 @@ _DAMAGE = (
     ArithmeticError,
     MemoryError,
     AssertionError,
+    SystemError,
     struct.error,
     zlib.error,
+    zipfile.BadZipFile,
 )
 _LONGEST = 300
 

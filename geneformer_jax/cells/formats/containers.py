@@ -14,6 +14,7 @@ from geneformer_jax.common.errors import InputError
 
 Group = h5py.Group | zarr.Group
 _ZIP = ".zip"
+_METADATA = (*ZARR_MARKS, ".zarray", ".zattrs")
 # What the modality with the counts of genes is called; compared in lower case.
 _RNA_NAMES = ("rna", "gex", "gene expression", "mrna", "transcriptome", "scrna", "snrna")
 # Folder of what a container holds, which of it is meant, and what it is.
@@ -34,7 +35,7 @@ def open_store(path: Path, place: str = "") -> Iterator[Group]:
         yield zarr.open_group(path / place, **options)
     elif is_zip(path):
         with ZipStore(path, mode="r") as store:
-            yield zarr.open_group(store, path=f"{zipped_root(path)}/{place}".strip("/"), **options)
+            yield zarr.open_group(store, path=place, **options)
     else:
         with h5py.File(path, "r") as root:
             yield root[place] if place else root
@@ -46,11 +47,18 @@ def is_zip(path: Path) -> bool:
 
 
 def zipped_root(path: Path) -> str | None:
-    """The folder of the store in a zip file: "" or the one that was zipped; None if none is."""
+    """The folder of the store in a zip file: "" or the one that was zipped; None if none is.
+
+    Raises:
+      zipfile.BadZipFile: what describes the store is damaged; zarr would report it as a traceback.
+    """
     if not zipfile.is_zipfile(path):
         return None
     with zipfile.ZipFile(path) as file:
-        marks = [PurePosixPath(name) for name in file.namelist() if name.endswith(ZARR_MARKS)]
+        described = [name for name in file.namelist() if name.endswith(_METADATA)]
+        for name in described:
+            file.read(name)
+    marks = [PurePosixPath(name) for name in described if name.endswith(ZARR_MARKS)]
     folders = sorted({mark.parent for mark in marks}, key=lambda folder: len(folder.parts))
     if not folders or len(folders[0].parts) > 1:
         return None
@@ -63,12 +71,17 @@ def place_of_anndata(path: Path) -> str:
     Raises:
       InputError: it holds several, of which none is known by its name, or none.
     """
-    with open_store(path) as root:
-        if "obs" in root and ("mod" not in root or "X" in root):
-            return ""
-        for folder, usual, kind in _CONTAINERS:
-            if folder in root:
-                return f"{folder}/{_pick(_members(path, root, folder), folder, usual, kind, path)}"
+    outer = (zipped_root(path) or "") if is_zip(path) else ""
+    with open_store(path, outer) as root:
+        return f"{outer}/{_place_in(root, path)}".strip("/")
+
+
+def _place_in(root: Group, path: Path) -> str:
+    if "obs" in root and ("mod" not in root or "X" in root):
+        return ""
+    for folder, usual, kind in _CONTAINERS:
+        if folder in root:
+            return f"{folder}/{_pick(_members(path, root, folder), folder, usual, kind, path)}"
     return ""
 
 

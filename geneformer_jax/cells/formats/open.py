@@ -76,8 +76,11 @@ def _require_survivable(path: Path, limits: ReadLimits) -> None:
 
 
 def _source_type(path: Path) -> type[MatrixSource]:
-    if is_zarr(path) or (is_zip(path) and zipped_root(path) is not None):
+    if is_zarr(path):
         return AnnDataFileSource
+    with explain_damage(path, "zipped zarr"):
+        if is_zip(path) and zipped_root(path) is not None:
+            return AnnDataFileSource
     if is_matrix(path) or matrix_files(path):
         return MtxSource
     if not is_hdf5(path):
