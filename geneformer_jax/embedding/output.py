@@ -16,6 +16,7 @@ from geneformer_jax.common.errors import InputError
 from geneformer_jax.common.files import atomic_write
 from geneformer_jax.common.workdir import as_json
 from geneformer_jax.embedding.embedder import Embedded
+from geneformer_jax.inference.written_anndata import write_anndata
 
 SUFFIXES = (".h5ad", ".parquet", ".npy")
 PROVENANCE = "provenance"
@@ -89,7 +90,7 @@ def write_output(
         adata.obsm.update(obsm or {})
         adata.uns["geneformer"][PROVENANCE] = provenance
         with atomic_write(output) as aside:
-            adata.write_h5ad(aside)
+            write_anndata(adata, aside)
     elif output.suffix == ".parquet":
         with atomic_write(output) as aside:
             _write_parquet(embedded.table, embedded.by_key(), aside, provenance, rows_at_once)

@@ -33,6 +33,7 @@ from geneformer_jax.inference.batches import lay_out
 from geneformer_jax.inference.cells import fill_rows, open_cells, places_in_input, select_cells
 from geneformer_jax.inference.filters import check_columns
 from geneformer_jax.inference.pipeline import Throughput
+from geneformer_jax.inference.written_anndata import write_anndata
 from geneformer_jax.model.heads import CELLS, GENES, HeadConfig, HeadTask
 from geneformer_jax.model.pretrained import PretrainedModel
 from geneformer_jax.model.runtime import RuntimeConfig
@@ -307,7 +308,7 @@ def write_predicted(
     with atomic_write(output) as aside:
         if output.suffix == ".h5ad":
             predicted.uns["provenance"] = text
-            predicted.write_h5ad(aside)
+            write_anndata(predicted, aside)
             return
         table = _side_by_side(predicted) if isinstance(predicted, ad.AnnData) else predicted
         table.to_parquet(aside) if output.suffix == ".parquet" else table.to_csv(aside)
