@@ -21,6 +21,7 @@ from geneformer_jax.inference.written_anndata import write_anndata
 SUFFIXES = (".h5ad", ".parquet", ".npy")
 PROVENANCE = "provenance"
 ROWS_AT_ONCE = 16_384
+_H5AD_INDEX = "_index"
 
 
 def check_output(
@@ -57,6 +58,23 @@ def _made_alike(path: Path, configuration: Mapping[str, Any], changeable: Collec
     if known is None:
         return False
     return all(known.get(name) == now.get(name) for name in {*known, *now}.difference(changeable))
+
+
+def check_columns_fit(output: Path, columns: Collection[str], keys: Collection[str]) -> None:
+    """Raises InputError if a format cannot hold columns of these names, before long work.
+
+    Args:
+      output: file to write.
+      columns: names of the rows' columns.
+      keys: names of the embeddings.
+    """
+    taken, other = ((_H5AD_INDEX,), ".parquet") if output.suffix == ".h5ad" else (keys, ".h5ad")
+    for name in columns:
+        if name in taken and output.suffix != ".npy":
+            raise InputError(
+                f'{output} cannot hold the obs column "{name}", whose name the format needs for '
+                f"itself; rename the column, or write a file that ends in {other}"
+            )
 
 
 def table_path(output: Path) -> Path:

@@ -15,11 +15,13 @@ from geneformer_jax.common.workdir import as_json
 from geneformer_jax.embedding.embedder import (
     Embedded,
     Embedder,
+    as_layers,
     check_all_cells,
     check_options,
     keys_of,
 )
 from geneformer_jax.embedding.output import (
+    check_columns_fit,
     check_output,
     provenance_of,
     read_output,
@@ -122,6 +124,9 @@ class EmbeddingRun:
         """
         check_options(model, self._mode, self._hidden_layer)
         chosen = select_cells(open_cells(cells, model), filters, max_cells, seed)
+        if self._mode in ("cell", "cls"):
+            keys = keys_of(as_layers(self._hidden_layer))
+            check_columns_fit(self._output, chosen.obs.columns, keys)
         self._inputs = [cells, *([counts] if counts else [])]
         if counts is None and Path(cells).is_file():
             counts = cells

@@ -117,8 +117,9 @@ def test_excluded_cells_do_not_count_for_the_mean():
 
 @pytest.mark.parametrize(
     "values",
-    [[1, 0, 1, 2], [1.0, 0.0, 1.0, np.nan], [True, False, True, False], ["1", "0", "1", ""]],
-)
+    [[1, 0, 1, 2], [1.0, 0.0, 1.0, np.nan], [True, False, True, False], ["1", "0", "1", ""],
+     ["True", "False", "TRUE", ""]],
+)  # fmt: skip
 def test_filter_column_keeps_ones(values):
     column = pd.Series(values)
     if column.dtype.kind not in "ifb":

@@ -5,6 +5,7 @@ import json
 import anndata as ad
 import numpy as np
 import pandas as pd
+import pyarrow.parquet as pq
 import pytest
 from scipy import sparse
 
@@ -17,7 +18,7 @@ from geneformer_jax.embedding.states import StateEmbeddings
 from geneformer_jax.model import pretrained
 from tests.helpers.commands import assert_one_line, run_command
 from tests.helpers.pages import assert_files_are_linked, read_page
-from tests.helpers.toy import toy_cells, toy_model
+from tests.helpers.toy import make_store, toy_cells, toy_model, toy_vocabulary
 
 
 @pytest.fixture(scope="module")
@@ -136,6 +137,24 @@ def test_all_cells_keep_their_rows_on_request(embed, tmp_path, suffix):
         kept = (adata.obs["kind"] == "a").to_numpy() & ~np.isin(np.arange(20), [3, 7])
         np.testing.assert_array_equal(np.isnan(rows[:, 0]).all(axis=1), ~kept)
         assert np.isfinite(rows[kept]).all()
+
+
+@pytest.mark.parametrize(("suffix", "name"), [(".h5ad", "_index"), (".parquet", KEY)])
+def test_names_that_a_format_cannot_hold_are_refused_before_work(
+    embed, computed, tmp_path, suffix, name
+):
+    adata = toy_cells(6)
+    adata.obs["odd"] = "x"
+    store = make_store(tmp_path / "odd", adata, toy_vocabulary(), obs=("odd",))
+    table = pq.read_table(store.folder / "obs.parquet").rename_columns({"odd": name})
+    pq.write_table(table, store.folder / "obs.parquet")
+    status, _, error = embed(f"--cells={store.folder}", f"--output={tmp_path}/out{suffix}")
+    assert status == 1 and computed == []
+    assert_one_line(error.partition("\n")[2])  # behind the progress of tokenising
+    assert f'cannot hold the obs column "{name}"' in error
+    other = tmp_path / ("out.parquet" if suffix == ".h5ad" else "out.h5ad")
+    assert embed(f"--cells={store.folder}", f"--output={other}")[0] == 0
+    assert read_output(other, keys_of((-1,)))[1][name].tolist() == ["x"] * 6
 
 
 def test_a_report_on_embeddings_of_other_weights_is_refused(embed, monkeypatch, tmp_path):

@@ -223,7 +223,7 @@ def test_a_column_may_be_missing_on_request(tmp_path, vocabulary, caplog):
         if n == 1:
             del adata.obs["donor"], adata.obs["sick"], adata.obs["batch"]
         paths.append(write(adata, tmp_path / f"{n}.h5ad"))
-    with pytest.raises(InputError, match='has no column "donor"'):
+    with pytest.raises(InputError, match=r'has no column "donor".*"donor\?" in `obs`'):
         build(tmp_path / "no", paths, vocabulary, ["donor"])
     asked = ["donor?", "sick?", "batch?", "cell_type", "nowhere?"]
     with caplog.at_level("INFO", "geneformer_jax"):

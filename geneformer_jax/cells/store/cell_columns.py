@@ -5,9 +5,10 @@ from collections.abc import Collection, Iterator, Sequence
 import numpy as np
 import pandas as pd
 
-from geneformer_jax.cells.counts.lazy_columns import iter_blocks
+from geneformer_jax.cells.counts.lazy_columns import RowBlocks, iter_blocks
 from geneformer_jax.cells.counts.source import CountSource
 from geneformer_jax.cells.store.obs_columns import MISSING, common_kind, kind_of
+from geneformer_jax.common.errors import InputError
 
 
 class CellColumns:
@@ -36,7 +37,7 @@ class CellColumns:
         self.absent = tuple(name for name in columns if name in optional and name not in known)
         self._prefix = prefix
         self._columns = [name for name in columns if name not in self.absent]
-        self._ids, self._table = source.packed_ids, source.table(self._columns)
+        self._ids, self._table = source.packed_ids, _table(source, self._columns)
 
     def ids(self) -> Iterator[np.ndarray]:
         """Yields all cell ids as they are stored, packed, in parts."""
@@ -61,3 +62,15 @@ class CellColumns:
 
     def _as_stored(self, ids: np.ndarray) -> np.ndarray:
         return np.strings.add(self._prefix, ids) if self._prefix else ids
+
+
+def _table(source: CountSource, columns: list[str]) -> RowBlocks[pd.DataFrame]:
+    """Returns the columns of a source; a column that it lacks may be allowed to be missing."""
+    try:
+        return source.table(columns)
+    except InputError as error:
+        absent = [name for name in columns if name not in source.obs_columns()]
+        if not absent:
+            raise
+        remedy = f'if some files may lack it, ask for "{absent[0]}?" in `obs`'
+        raise InputError(f"{error}; {remedy}") from error

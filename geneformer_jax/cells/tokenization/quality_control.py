@@ -33,6 +33,8 @@ HUMAN_MITOCHONDRIAL_IDS = frozenset(
 # fmt: on
 _MITOCHONDRIAL_PREFIX = "MT-"
 NO_MITOCHONDRIAL_GENES = "no gene is known to be mitochondrial"
+# Written as text, as R and categorical columns have them.
+_TRUTH = {"true": 1, "t": 1, "false": 0, "f": 0}
 
 
 @dataclass(frozen=True)
@@ -240,13 +242,18 @@ def _outliers(values: np.ndarray, candidates: np.ndarray, max_sd: float) -> np.n
 
 
 def _passes(column: pd.Series) -> np.ndarray:
-    """Bool [cells], equal to 1; a missing value is not."""
-    numbers = pd.to_numeric(column.astype(object), errors="coerce")
+    """Bool [cells], equal to 1 or true, a text or not; a missing value is not."""
+    numbers = pd.to_numeric(column.astype(object).map(_truth), errors="coerce")
     wrong = numbers.isna().to_numpy() & column.notna().to_numpy()
     if wrong.any():
         value = column[wrong].iloc[0]
         raise InputError(
             f'filter column "{column.name}" has the value "{value}", but cells are kept where it '
-            "is 1; name a column of numbers, or use --exclude"
+            "is 1 or true; name such a column, or use `exclude`"
         )
     return (numbers == 1).to_numpy()
+
+
+def _truth(value: object) -> object:
+    """Returns 1 or 0 for a truth value written as text, anything else as it is."""
+    return _TRUTH.get(value.strip().lower(), value) if isinstance(value, str) else value
