@@ -16,6 +16,7 @@ where it stopped.
 
 from absl import flags
 
+from geneformer_jax.cells.tokenization.flags import define_reading_flags, reading_arguments
 from geneformer_jax.common import command_line
 from geneformer_jax.common.command_line import configuration
 from geneformer_jax.common.errors import InputError
@@ -24,6 +25,7 @@ FLAGS = flags.FLAGS
 
 command_line.model_flags()
 command_line.cell_flags()
+define_reading_flags()
 flags.DEFINE_string("output", "", "Folder to write.")
 flags.DEFINE_string("genes", "", "Files with gene lists, separated by commas.")
 flags.DEFINE_string("pairs", "", "Genes (ids or symbols), or a file: the weights between them.")
@@ -66,6 +68,7 @@ def main() -> None:
         FLAGS.cells,
         filters=filters,
         **{name: FLAGS[name].value for name in _SAME_NAME},
+        **reading_arguments(),
     )
     found = run.finish(run.make())
     print(report.preferring(found).to_string(index=False))

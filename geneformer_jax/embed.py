@@ -20,6 +20,7 @@ from pathlib import Path
 
 from absl import flags
 
+from geneformer_jax.cells.tokenization.flags import define_reading_flags, reading_arguments
 from geneformer_jax.common import command_line
 from geneformer_jax.common.command_line import configuration, split_list
 
@@ -27,6 +28,7 @@ FLAGS = flags.FLAGS
 
 command_line.model_flags()
 command_line.cell_flags()
+define_reading_flags()
 flags.DEFINE_string("output", "", "File to write: .h5ad, .parquet or .npy.")
 flags.DEFINE_enum(
     "mode", "cell", ("cell", "cls", "gene", "occurrence"),
@@ -94,6 +96,7 @@ def main() -> None:
         counts=FLAGS.counts or None,
         filters=filters,
         **{name: FLAGS[name].value for name in _SAME_NAME},
+        **reading_arguments(),
     )
     run.finish(run.make())
 

@@ -18,6 +18,7 @@ from pathlib import Path
 
 from absl import flags
 
+from geneformer_jax.cells.tokenization.flags import define_reading_flags, reading_arguments
 from geneformer_jax.common import command_line
 from geneformer_jax.common.errors import InputError
 
@@ -25,6 +26,7 @@ FLAGS = flags.FLAGS
 
 command_line.model_flags()
 command_line.cell_flags()
+define_reading_flags()
 flags.DEFINE_string("output", "", "Folder to write.")
 flags.DEFINE_string("edit", "delete", "delete, overexpress, inhibit or activate.")
 flags.DEFINE_string("genes", "all", "all; or ids or symbols, separated by commas, or their file.")
@@ -83,7 +85,8 @@ def main() -> None:
     else:
         use_all_cores()
         model = load_model(FLAGS.checkpoint, FLAGS.vocabulary or None)
-        run.prepare(model, FLAGS.cells, **{name: FLAGS[name].value for name in _HOW})
+        how = {name: FLAGS[name].value for name in _HOW}
+        run.prepare(model, FLAGS.cells, **how, **reading_arguments())
         if not FLAGS.finish:
             run.make()
         if FLAGS.shard:

@@ -18,6 +18,7 @@ from pathlib import Path
 
 from absl import flags
 
+from geneformer_jax.cells.tokenization.flags import define_reading_flags, reading_arguments
 from geneformer_jax.common import command_line
 from geneformer_jax.common.errors import InputError
 from geneformer_jax.common.provenance import describe_run
@@ -27,6 +28,7 @@ FLAGS = flags.FLAGS
 command_line.model_flags()
 flags.DEFINE_string("base", "", "For an adapter: the model it was trained on, if that has moved.")
 flags.DEFINE_string("cells", "", "Cell store, or file of raw counts.")
+define_reading_flags()
 flags.DEFINE_string("output", "", "File to write: .h5ad (of cells), .parquet or .csv.")
 flags.DEFINE_string("labels_key", "", "obs column of known labels, to compare predictions with.")
 flags.DEFINE_string("target", "", "Output that --labels_key is of; default: the first of classes.")
@@ -57,9 +59,10 @@ def main() -> None:
                 f"the model of {model.source} classifies genes; write a .parquet or .csv table, "
                 "without --labels_key"
             )
+        how |= reading_arguments()
         predicted, unit = predict.predict_genes(model, FLAGS.cells, **how), "genes"
     else:
-        cells = predict.open_cells_for(model, FLAGS.cells, CELLS)
+        cells = predict.open_cells_for(model, FLAGS.cells, CELLS, **reading_arguments())
         if FLAGS.labels_key:
             task = predict.find_output(model, FLAGS.target)
             known = predict.check_labels(cells.obs, FLAGS.labels_key, task)

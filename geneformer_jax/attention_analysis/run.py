@@ -3,7 +3,7 @@
 import functools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import jax
 import numpy as np
@@ -21,6 +21,7 @@ from geneformer_jax.attention_analysis.extractor import (
 )
 from geneformer_jax.attention_analysis.report import write_report
 from geneformer_jax.attention_analysis.sums import AttentionTotals, CellMeasures
+from geneformer_jax.cells.counts.options import CountArguments
 from geneformer_jax.common.errors import InputError
 from geneformer_jax.common.files import remove, slug
 from geneformer_jax.common.log import logger
@@ -95,6 +96,7 @@ class AttentionRun:
         precision: str = "float32",
         attention: str = "auto",
         tokens_per_device: int | None = None,
+        **reading: Unpack[CountArguments],
     ) -> None:
         """Checks the query, readies the devices, and begins the parts or finds those to go on with.
 
@@ -104,6 +106,7 @@ class AttentionRun:
           filters, max_cells, seed: which of them, see `select_cells`.
           precision, attention: how to compute, by name.
           tokens_per_device: padded tokens of a batch, or None.
+          reading: of counts, see `CountOptions`.
 
         Raises:
           InputError: see `attend_cells`; a layer or head that the model has not; the parts are of
@@ -112,7 +115,7 @@ class AttentionRun:
         _check_numbers("layers", self._only["layer"], model.config.layers)
         _check_numbers("heads", self._only["head"], model.config.heads)
         self._inputs = [cells]
-        chosen = select_cells(open_cells(cells, model), filters, max_cells, seed)
+        chosen = select_cells(open_cells(cells, model, **reading), filters, max_cells, seed)
         runtime, line = profiled_runtime(int(chosen.lengths.max()), precision, attention)
         self._extractors = prepare(
             model, chosen, self._query, runtime, tokens_per_device=tokens_per_device

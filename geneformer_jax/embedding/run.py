@@ -4,9 +4,11 @@ import dataclasses
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
+from geneformer_jax.cells.counts.options import CountArguments, CountOptions
 from geneformer_jax.cells.formats.open import open_counts
+from geneformer_jax.cells.formats.paths import is_counts
 from geneformer_jax.common.errors import InputError
 from geneformer_jax.common.files import atomic_write, remove
 from geneformer_jax.common.log import logger
@@ -107,6 +109,7 @@ class EmbeddingRun:
         precision: str = "float32",
         attention: str = "auto",
         tokens_per_device: int | None = None,
+        **reading: Unpack[CountArguments],
     ) -> None:
         """Checks the options, readies the devices, and begins the parts or finds those to go on.
 
@@ -117,20 +120,25 @@ class EmbeddingRun:
           filters, max_cells, seed: which of the cells, see `select_cells`.
           precision, attention: how to compute, by name.
           tokens_per_device: padded tokens of a batch, or None.
+          reading: of counts, those to compare with if they are given apart; see `CountOptions`.
 
         Raises:
           InputError: see `embed_cells`; the cells or counts lack what is to be measured; the parts
             are of another run.
         """
         check_options(model, self._mode, self._hidden_layer)
-        chosen = select_cells(open_cells(cells, model), filters, max_cells, seed)
+        # Of a store that is compared with its counts, only the counts are read anew.
+        for_cells = {} if counts and not is_counts(Path(cells)) else reading
+        opened = open_cells(cells, model, **for_cells)
+        chosen = select_cells(opened, filters, max_cells, seed)
         if self._mode in ("cell", "cls"):
             keys = keys_of(as_layers(self._hidden_layer))
             check_columns_fit(self._output, chosen.obs.columns, keys)
         self._inputs = [cells, *([counts] if counts else [])]
-        if counts is None and Path(cells).is_file():
+        if counts is None and is_counts(Path(cells)):
             counts = cells
-        self._counts = open_counts(counts) if counts else None
+        options = CountOptions.from_arguments(reading)
+        self._counts = open_counts(counts, options) if counts else None
         self._config.check_cells(chosen, self._counts)
         longest = int(chosen.lengths.max())
         runtime, line = inference_runtime(model.config, longest, precision, attention)

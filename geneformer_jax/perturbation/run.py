@@ -3,12 +3,13 @@
 from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
 
+from geneformer_jax.cells.counts.options import CountArguments
 from geneformer_jax.cells.store.cell_store import EncodedCells
 from geneformer_jax.common.log import logger
 from geneformer_jax.common.provenance import describe_run
@@ -99,6 +100,7 @@ class PerturbationRun:
         precision: str,
         attention: str,
         tokens_per_device: int | None,
+        **reading: Unpack[CountArguments],
     ) -> None:
         """Plans the edits, logs their size and readies the devices.
 
@@ -107,13 +109,14 @@ class PerturbationRun:
           cells: path of a store or of counts.
           precision, attention: how to compute, by name.
           tokens_per_device: padded tokens at a time, or None.
+          reading: of counts, see `CountOptions`.
 
         Raises:
           InputError: see `perturb_cells`; the output is of another run, damaged or does not fit.
         """
         options, self._model, self._inputs = self._options, model, [cells]
         spec, (rule, sets) = make_spec(model, options), resolve_edits(model, options)
-        opened = open_cells(cells, model, whole=options.refill)
+        opened = open_cells(cells, model, whole=options.refill, **reading)
         options, spec = name_states(options, spec, opened)
         self._options = options
         plan = make_plan(opened, options, spec, rule, sets, self._tokens_per_part)

@@ -54,7 +54,7 @@ def test_fractions_are_rounded_or_kept(layout, kind, tmp_path):
 
 
 def test_the_refusal_names_both_ways():
-    with pytest.raises(InputError, match=r'`fractional`: "round" them, or "keep" them') as error:
+    with pytest.raises(InputError, match='`fractional`: "round", or "keep"') as error:
         list(AnnDataSource(estimated()).batches())
     assert "estimated" in str(error.value)
 

@@ -26,7 +26,7 @@ _LOGARITHMS = "log-transformed"
 # Of values that were divided or transformed, fewer are whole by chance.
 _OFTEN = 0.2
 _TAKE_FRACTIONAL = (
-    f'estimated counts are taken by `fractional`: "{ROUND}" them, or "{KEEP}" them as they are'
+    f'estimated counts are taken by `fractional`: "{ROUND}", or "{KEEP}" (ranked as they are)'
 )
 # So many cells are looked at for logarithms, those of so many different values.
 _CELLS_LOOKED_AT, _DIFFERENT_VALUES = 20, 4

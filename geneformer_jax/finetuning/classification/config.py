@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 
 from ml_collections import ConfigDict
 
+from geneformer_jax.cells.counts.options import CountOptions
 from geneformer_jax.common.config import fill, one_of, require
 from geneformer_jax.finetuning.classification.labels import CONFLICTS
 from geneformer_jax.finetuning.classification.splits import SplitRule
@@ -37,6 +38,8 @@ class TaskConfig(SplitRule):
       split: a given split: a table of ids, folds and sides, or "train=FILE,test=FILE"; the rule
         is not used then.
       counts: files of raw counts of the cells, for baselines on counts; none if empty.
+      counts_layer, gene_column, fractional: how they are read, see `CountOptions`; empty for its
+        defaults.
       baselines: whether SVM, random forest and logistic regression run beside the network.
       controls: "shuffled" and "matched" run the baselines with permuted labels, "network" the
         first network too (once each, as it takes long).
@@ -60,6 +63,9 @@ class TaskConfig(SplitRule):
     max_cells: int = 0
     split: str = ""
     counts: str = ""
+    counts_layer: str = ""
+    gene_column: str = ""
+    fractional: str = ""
     baselines: bool = True
     controls: tuple[str, ...] = ("shuffled", "matched")
     permutations: int = 20
@@ -70,6 +76,7 @@ class TaskConfig(SplitRule):
         for name in ("filters", "controls", "untrained_layers"):
             object.__setattr__(self, name, tuple(getattr(self, name)))
         object.__setattr__(self, "published", dict(self.published))
+        self.reading()
         one_of("task.unit", self.unit, (GENE, CELL))
         one_of("task.gene_conflicts", self.gene_conflicts, CONFLICTS)
         for control in self.controls:
@@ -80,6 +87,11 @@ class TaskConfig(SplitRule):
         for layers in self.untrained_layers:
             require(layers >= 1, "task.untrained_layers", layers, "at least 1 layer each")
         super().__post_init__()
+
+    def reading(self) -> CountOptions:
+        """How the counts are read."""
+        names = ("counts_layer", "gene_column", "fractional")
+        return CountOptions(**{name: getattr(self, name) or None for name in names})
 
     @property
     def noun(self) -> str:

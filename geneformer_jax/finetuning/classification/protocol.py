@@ -309,7 +309,8 @@ class _Run:
             return {}
         features = {RANKS: rank_features(self.task)}
         if self.config.counts:
-            sources = [open_counts(path) for path in expand_paths(self.config.counts)]
+            options = self.config.reading()
+            sources = [open_counts(path, options) for path in expand_paths(self.config.counts)]
             counts = count_matrix(self.task.cells, sources)
             features[COUNTS] = features_of(self.task, COUNTS, counts)
         return {

@@ -1,0 +1,73 @@
+"""Every command that takes counts takes the options of how they are read."""
+
+import anndata as ad
+import numpy as np
+import pytest
+
+from geneformer_jax.cells.counts.options import CountOptions
+from geneformer_jax.embedding.embedder import KEY
+from geneformer_jax.finetuning.classification.config import TaskConfig
+from geneformer_jax.model import pretrained
+from geneformer_jax.model.heads import HeadConfig
+from tests.helpers.commands import assert_one_line, run_command
+from tests.helpers.toy import GENES, toy_cells, toy_model, toy_vocabulary
+
+NEEDED = {
+    "attend": ["--genes={folder}/genes.txt"],
+    "embed": [],
+    "perturb": ["--genes=ENSG00000000000"],
+    "predict": [],
+}
+COUNTED = ("build_vocabulary", "tokenize")
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch, capsys):
+    """Runs a command on made-up cells with estimated counts; returns (status, output, error)."""
+    head = HeadConfig("cell_classifier", ("a", "b"), dropout=0.0)
+    models = {"predict": toy_model(head=head)}
+    adata = toy_cells(24)
+    adata.X = adata.X.astype(np.float32)
+    adata.X.data[::7] += 0.25
+    adata.write_h5ad(tmp_path / "cells.h5ad")
+    toy_vocabulary().save(tmp_path / "vocabulary")
+    (tmp_path / "genes.txt").write_text("\n".join(f"ENSG{n:011d}" for n in range(0, GENES, 3)))
+
+    def command(name, *arguments):
+        monkeypatch.setattr(pretrained, "load_model", lambda path: models.get(name) or toy_model())
+        given = [f"--output={tmp_path / 'out.h5ad'}", *arguments]
+        if name in COUNTED:
+            given.append(f"--counts={tmp_path / 'cells.h5ad'}")
+            given += [f"--vocabulary={tmp_path / 'vocabulary'}"] if name == "tokenize" else []
+        else:
+            given += ["--checkpoint=toy", f"--cells={tmp_path / 'cells.h5ad'}"]
+            given += [each.format(folder=tmp_path) for each in NEEDED[name]]
+        return run_command(name, given, monkeypatch, capsys)
+
+    return command
+
+
+@pytest.mark.parametrize("name", [*NEEDED, *COUNTED])
+def test_the_options_reach_the_counts(name, run):
+    status, _, error = run(name)
+    assert status == 1
+    # Progress may stand before it.
+    assert_one_line(error.splitlines()[-1])
+    assert '--fractional: "round"' in error
+    status, _, error = run(name, "--counts_layer=umi", "--fractional=keep")
+    assert status == 1
+    assert 'no layer "umi"' in error
+    status, _, error = run(name, "--gene_column=genes", "--fractional=keep")
+    assert status == 1
+    assert 'no column "genes"' in error
+
+
+def test_estimated_counts_are_embedded(run, tmp_path):
+    status, _, error = run("embed", "--fractional=keep")
+    assert status == 0, error
+    assert ad.read_h5ad(tmp_path / "out.h5ad").obsm[KEY].shape[0] == 24
+
+
+def test_a_configuration_of_a_task_has_them():
+    task = TaskConfig(counts="cells.h5ad", counts_layer="raw", fractional="round")
+    assert task.reading() == CountOptions(counts_layer="raw", fractional="round")
