@@ -110,6 +110,7 @@ def test_each_on_its_own(model, cells, function, wrong, words):
         (lambda m: gf.pretrain_model("store", "run", "config.py"), ("`config` is 'config.py'",)),
         (lambda m: gf.perturbation_statistics(FRAME, "vs_null"), ("`folder` is a DataFrame",)),
         (lambda m: gf.perturbation_statistics("out", ["vs_null"]), ("`mode` is a list",)),
+        (lambda m: gf.Runtime(precision="bfloat"), ('did you mean "bfloat16"',)),
         (lambda m: gf.CellStates(None, "a"), ("need an obs column",)),
     ],
 )
@@ -117,6 +118,12 @@ def test_the_others(model, call, words):
     with pytest.raises(gf.InputError) as told:
         call(model)
     assert_words(str(told.value), words)
+
+
+def test_a_precision_may_be_named(model, cells):
+    runtime = gf.Runtime(precision="bfloat16")
+    assert runtime.precision.name == "bfloat16"
+    assert gf.embed_cells(model, cells, runtime=runtime).n_obs == 6
 
 
 def assert_told(function, given, words):

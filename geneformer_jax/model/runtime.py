@@ -30,16 +30,20 @@ class Runtime:
     """How to compute, as opposed to what: nothing here changes the mathematics.
 
     Attributes:
-      precision: number formats.
+      precision: number formats, or the name of a preset such as "bfloat16".
       attention: name of the attention implementation.
       remat: what the backward pass recomputes instead of keeping, a key of REMAT_POLICIES.
       constrain: applied to activations [B, T, D] after each block; fixes their sharding on a mesh.
     """
 
-    precision: Precision = dataclasses.field(default_factory=lambda: precision_preset("float32"))
+    precision: Precision | str = dataclasses.field(default_factory=lambda: precision_preset("float32"))
     attention: str = "xla"
     remat: str = "none"
     constrain: Callable[[jax.Array], jax.Array] = lambda x: x
+
+    def __post_init__(self):
+        if isinstance(self.precision, str):
+            object.__setattr__(self, "precision", precision_preset(self.precision))
 
 
 def profiled_runtime(longest: int, precision: str, attention: str) -> tuple[Runtime, str]:
