@@ -98,15 +98,11 @@ def open_cells(
     is_path = isinstance(cells, str | Path)
     if isinstance(cells, ad.AnnData):
         source = AnnDataSource(cells, options)
-    elif is_path and is_tokenized_dataset(cells):
-        _require_no_options(options)
-        encoded = read_tokenized(cells, model.vocabulary)
-        return encoded if whole else shorten(encoded, model.config.positions)
-    elif is_path and (Path(cells).is_file() or is_counts(Path(cells))):
+    elif is_path and not is_tokenized_dataset(cells) and _may_be_counts(Path(cells)):
         source = open_counts(cells, options)
     else:
         _require_no_options(options)
-        encoded = CellStore.open(cells) if is_path else _require_encoded(cells)
+        encoded = _open_path(cells, model) if is_path else _require_encoded(cells)
         _check_cells(encoded, model, whole)
         return encoded if whole else shorten(encoded, model.config.positions)
     longest = min(default_max_length(model.vocabulary), model.config.positions)
@@ -131,6 +127,16 @@ def fill_rows(values: np.ndarray, rows: np.ndarray, total: int) -> np.ndarray:
     result = np.full((total, *values.shape[1:]), np.nan, np.float32)
     result[rows] = values
     return result
+
+
+def _may_be_counts(path: Path) -> bool:
+    return path.is_file() or is_counts(path)
+
+
+def _open_path(path: Path | str, model: PretrainedModel) -> EncodedCells:
+    if is_tokenized_dataset(path):
+        return read_tokenized(path, model.vocabulary)
+    return CellStore.open(path)
 
 
 def _require_encoded(cells: object) -> EncodedCells:

@@ -36,7 +36,9 @@ class Runtime:
       constrain: applied to activations [B, T, D] after each block; fixes their sharding on a mesh.
     """
 
-    precision: Precision | str = dataclasses.field(default_factory=lambda: precision_preset("float32"))
+    precision: Precision | str = dataclasses.field(
+        default_factory=lambda: precision_preset("float32")
+    )
     attention: str = "xla"
     remat: str = "none"
     constrain: Callable[[jax.Array], jax.Array] = lambda x: x

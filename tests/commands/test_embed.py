@@ -15,6 +15,7 @@ from geneformer_jax.embedding.embedder import KEY, Embedder, keys_of
 from geneformer_jax.embedding.output import read_output
 from geneformer_jax.embedding.report import EmbeddingReport
 from geneformer_jax.embedding.states import StateEmbeddings
+from geneformer_jax.interop.store_exchange import store_to_dataset
 from geneformer_jax.model import pretrained
 from tests.helpers.commands import assert_one_line, run_command
 from tests.helpers.pages import assert_files_are_linked, read_page
@@ -155,6 +156,18 @@ def test_names_that_a_format_cannot_hold_are_refused_before_work(
     other = tmp_path / ("out.parquet" if suffix == ".h5ad" else "out.h5ad")
     assert embed(f"--cells={store.folder}", f"--output={other}")[0] == 0
     assert read_output(other, keys_of((-1,)))[1][name].tolist() == ["x"] * 6
+
+
+def test_a_tokenised_dataset_is_embedded_as_its_store(embed, toy_store, tmp_path):
+    store_to_dataset(toy_store.folder, tmp_path / "cells.parquet")
+    assert embed("--max_cells=9", f"--output={tmp_path}/store.h5ad")[0] == 0
+    status, _, error = embed(
+        "--max_cells=9", f"--cells={tmp_path}/cells.parquet", f"--output={tmp_path}/out.h5ad"
+    )
+    assert status == 0, error
+    found, expected = (read_output(tmp_path / f"{n}.h5ad", [KEY]) for n in ("out", "store"))
+    np.testing.assert_array_equal(found[0], expected[0])
+    assert found[1]["kind"].tolist() == expected[1]["kind"].tolist()
 
 
 def test_a_report_on_embeddings_of_other_weights_is_refused(embed, monkeypatch, tmp_path):
