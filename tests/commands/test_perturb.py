@@ -212,17 +212,13 @@ def test_genes_come_from_a_file(perturb, tmp_path):
     assert_same_folders(tmp_path / "out", other)
 
 
-@pytest.mark.parametrize("ending", ["txt", "csv", "tsv"])
-def test_a_list_is_perturbed_as_far_as_it_is_there(perturb, toy_store, tmp_path, ending):
+def test_a_list_is_perturbed_as_far_as_it_is_there(perturb, toy_store, tmp_path):
     cells = select_cells(toy_store, max_cells=5)
     expressed = {f"ENSG{token - 2:011d}" for row in cells.read(range(5)) for token in row}
     absent = next(gene for gene in toy_store.vocabulary.gene_ids if gene not in expressed)
     rows = ["Gene symbol", *GENES, "TP53", str(absent), GENES[0], "MYC"]
-    if ending == "tsv":
-        # Of several columns one is known by its heading.
-        rows = [f"{'source' if n == 0 else 'x y'}\t{row}" for n, row in enumerate(rows)]
-    (tmp_path / f"list.{ending}").write_text("\n".join(rows))
-    status, output, error = perturb(f"--genes={tmp_path}/list.{ending}")
+    (tmp_path / "list.txt").write_text("\n".join(rows))
+    status, output, error = perturb(f"--genes={tmp_path}/list.txt")
     assert status == 0, error
     assert set(read(tmp_path / "out")["perturbed"]) == set(GENES) & expressed
     left_out = pd.read_csv(tmp_path / "out" / "genes_left_out.tsv", sep="\t")
@@ -238,32 +234,16 @@ def test_a_list_is_perturbed_as_far_as_it_is_there(perturb, toy_store, tmp_path,
     assert "genes_left_out.tsv" in (tmp_path / "out" / "report.html").read_text()
 
 
-def test_states_may_hold_commas_and_be_numbers(model, tmp_path, perturb):
+def test_states_may_hold_commas(tmp_path, perturb):
     adata = toy_cells(40)
     names = ["a, b", "c, d", "c", "d"]
     adata.obs["state"] = [names[i % 4] for i in range(40)]
-    adata.obs["cluster"] = np.where(np.arange(40) < 39, np.arange(40) % 3, np.nan)
     adata.write_h5ad(tmp_path / "cells.h5ad")
     given = [f"--cells={tmp_path}/cells.h5ad", f"--genes={GENES[0]}", "--max_cells=2"]
     states = ["--states=state", "--start=a, b", "--goal=c", "--alternatives=c, d,d"]
     status, _, error = perturb(*given, *states)
     assert status == 0, error
     assert set(read(tmp_path / "out")["state"]) >= {"a, b", "c", "c, d", "d"}
-    found = perturb_cells(
-        model, adata, genes=GENES[0], max_cells=2, states=CellStates("cluster", goal=1, start=0)
-    )
-    assert set(found["state"]) >= {"0", "1"}
-    given_one = CellStates("state", "c", alternatives="c, d")
-    assert given_one.names == ["c", "c, d"]
-
-
-def test_sets_with_an_unknown_gene_are_left_out(perturb, tmp_path):
-    (tmp_path / "sets.txt").write_text(f"{GENES[0]} {GENES[1]}\n{GENES[2]} TP53\n")
-    sets = f"--combinations={tmp_path}/sets.txt"
-    status, output, error = perturb(sets, "--genes=all", "--edit=overexpress")
-    assert status == 0, error
-    assert set(read(tmp_path / "out")["perturbed"]) == {*GENES[:2], f"{GENES[0]}+{GENES[1]}"}
-    assert "not in the vocabulary: 1 (TP53)" in output
 
 
 @pytest.mark.parametrize(
