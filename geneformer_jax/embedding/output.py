@@ -38,7 +38,7 @@ def check_output(
       InputError: otherwise. A file that the same command wrote may be written again.
     """
     if output.suffix not in SUFFIXES:
-        raise InputError(f"--output={output} must end in {', '.join(SUFFIXES)}")
+        raise InputError(f"`output` {output} must end in {', '.join(SUFFIXES)}")
     written = [output, table_path(output)] if output.suffix == ".npy" else [output]
     for path in written:
         if path.exists() and not _made_alike(path, configuration, changeable):

@@ -54,15 +54,17 @@ class EmbeddingReportConfig:
     def check_mode(self, mode: str) -> None:
         """Raises InputError if embeddings of this mode cannot be measured or drawn so."""
         of_cells = ("states", "color", "quality")
-        named = [f"--{name}" for name in of_cells if getattr(self, name)]
+        named = [f"`{name}`" for name in of_cells if getattr(self, name)]
         if mode in ("gene", "occurrence") and named:
-            raise InputError(f"--mode={mode} embeds genes: {', '.join(named)} are for cells")
+            raise InputError(f"`mode` {mode} embeds genes: {', '.join(named)} are for cells")
         if mode == "occurrence" and self.figures:
-            raise InputError("--mode=occurrence has no figures; draw genes with --mode=gene")
+            raise InputError("`mode` occurrence has no figures; draw genes with `mode` gene")
         if self.genes and not (mode == "gene" and self.figures):
-            raise InputError("--genes names the genes of a figure: give --mode=gene --figures too")
+            raise InputError(
+                "`genes` names the genes of a figure: give `mode` gene and `figures` too"
+            )
         if self.batch_key and not self.quality:
-            raise InputError("--batch_key is for --quality; name the labels to measure with it")
+            raise InputError("`batch_key` is for `quality`; name the labels to measure with it")
 
     def check_cells(self, cells: EncodedCells, counts: CountSource | None) -> None:
         """Raises InputError if these cells, or their raw counts, do not hold what is asked."""

@@ -193,7 +193,7 @@ def check_vocabulary(model: PretrainedModel) -> None:
     vocabulary = model.vocabulary
     if vocabulary is None:
         raise InputError(
-            f"the model of {model.source} carries no vocabulary; give its own with --vocabulary"
+            f"the model of {model.source} carries no vocabulary; give its own `vocabulary`"
         )
     if vocabulary.size != model.config.vocabulary_size:
         raise InputError(
@@ -215,5 +215,5 @@ def _check_cells(cells: EncodedCells, model: PretrainedModel, whole: bool) -> No
     if whole and longest >= getattr(cells, "max_length", longest + 1):
         raise InputError(
             f"the cells were cut at {longest:,} tokens, but genes beyond the cut are needed; "
-            f"tokenize with --max_length={model.vocabulary.size}, or give the counts"
+            f"tokenise with `max_length` {model.vocabulary.size}, or give the counts"
         )

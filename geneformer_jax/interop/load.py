@@ -62,8 +62,8 @@ def load_model(
         base = base or pretrained.adapter_base(adapter)
         if not Path(base).exists() and not _HUB_NAME.fullmatch(str(base)):
             raise InputError(
-                f"the adapter {adapter} goes on top of {base}, which is not there; name its base "
-                "(--base=CHECKPOINT, or load_model(..., base=...))"
+                f"the adapter {adapter} goes on top of {base}, which is not there; name it by "
+                "`base`"
             )
         return pretrained.apply_adapter(adapter, load_model(base, vocabulary))
     if base is not None:

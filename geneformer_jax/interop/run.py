@@ -83,7 +83,7 @@ class Conversion:
         vocabulary = self._vocabulary()
         if vocabulary is None:
             raise InputError(
-                f"--vocabulary must be given: the tokens in {self.source} mean nothing without the "
+                f"`vocabulary` must be given: the tokens in {self.source} mean nothing without the "
                 "one they were made with"
             )
         self._announce("tokenised cells", "a cell store")
@@ -116,7 +116,7 @@ class Conversion:
         vocabulary = self._vocabulary()
         if vocabulary is None and not (self.source / huggingface.VOCABULARY).is_dir():
             raise InputError(
-                "--vocabulary must be given: a checkpoint carries the vocabulary it was trained "
+                "`vocabulary` must be given: a checkpoint carries the vocabulary it was trained "
                 f"with, and {self.source} has none; name a vocabulary folder or the original's "
                 "dictionaries"
             )

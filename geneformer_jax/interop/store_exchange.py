@@ -92,7 +92,7 @@ def _copy_cells(
             if lengths[longest] > max_length:
                 raise InputError(
                     f'{dataset.path}: cell "{cell_ids[longest]}" has {lengths[longest]:,} tokens, '
-                    f"more than the maximum length of {max_length:,}; give a larger --max_length"
+                    f"more than the maximum length of {max_length:,}; give a larger `max_length`"
                 )
             filled = lengths > dataset.vocabulary.special_per_cell
             writer.write(encodings.kept(filled), cell_ids[filled], obs[filled])

@@ -108,7 +108,7 @@ class PerturbationFolder:
         if missing := self.parts.missing(range(parts)):
             raise InputError(
                 f"{len(missing):,} of {parts:,} parts are not done yet; run all shards to their "
-                "end first, and then --finish"
+                "end first, and then `finish`"
             )
         folder = self.parts.folder
         summary = summarise(ShiftRows(folder / SHIFTS, _SUMMARISED))

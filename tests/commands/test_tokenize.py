@@ -286,7 +286,7 @@ def test_repeated_cell_ids_are_refused_before_any_work(tmp_path, files, vocabula
         build(tmp_path / "store", files, vocabulary)
     with pytest.raises(InputError, match=r'"b3" is in .*(d|b)\S* and in .*(b|d)\S*') as raised:
         build(tmp_path / "store", [path] if stored else [*files, path], vocabulary)
-    assert "--prefix_cell_ids" in str(raised.value)
+    assert "`prefix_cell_ids`" in str(raised.value)
     if stored:
         assert len(CellStore.open(tmp_path / "store")) == 84
         return

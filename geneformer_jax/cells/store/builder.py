@@ -206,7 +206,7 @@ class StoreBuild:
         if missing:
             raise InputError(
                 f"{len(missing)} of {len(sources)} files are not tokenised yet, the first is "
-                f"{missing[0]}; run the --shard that holds it, then --finish again"
+                f"{missing[0]}; run the `shard` that holds it, then `finish` again"
             )
         keys = store_writer.store_order(self.folder, [source.key for source in sources])
         counts = summarise(self.folder, keys, self.bad_files)

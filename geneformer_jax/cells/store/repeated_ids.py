@@ -80,7 +80,7 @@ def _repeated_id_error(cell_id: str, one: str, other: str) -> InputError:
     where = f"twice in {one}" if one == other else f"in {one} and in {other}"
     return InputError(
         f'the cell id "{cell_id}" is {where}, but the ids of a store must be distinct; make them '
-        "so in the files, or use --prefix_cell_ids where files share barcodes"
+        "so in the files, or use `prefix_cell_ids` where files share barcodes"
     )
 
 
