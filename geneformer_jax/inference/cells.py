@@ -96,9 +96,11 @@ def open_cells(
     check_vocabulary(model)
     options = CountOptions.from_arguments(reading)
     is_path = isinstance(cells, str | Path)
+    if is_path:
+        cells = Path(cells).expanduser()
     if isinstance(cells, ad.AnnData):
         source = AnnDataSource(cells, options)
-    elif is_path and not is_tokenized_dataset(cells) and _may_be_counts(Path(cells)):
+    elif is_path and not is_tokenized_dataset(cells) and _may_be_counts(cells):
         source = open_counts(cells, options)
     else:
         _require_no_options(options)

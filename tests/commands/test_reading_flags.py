@@ -71,3 +71,9 @@ def test_estimated_counts_are_embedded(run, tmp_path):
 def test_a_configuration_of_a_task_has_them():
     task = TaskConfig(counts="cells.h5ad", counts_layer="raw", fractional="round")
     assert task.reading() == CountOptions(counts_layer="raw", fractional="round")
+
+
+def test_cells_in_the_home_folder(run, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    status, _, error = run("embed", "--fractional=round", "--cells=~/cells.h5ad")
+    assert status == 0, error
