@@ -197,7 +197,7 @@ def test_a_folder_above_says_where_counts_are(tenx, tmp_path):
 XENIUM = ("Negative Control Probe", "Negative Control Codeword", "Genomic Control")
 
 
-@pytest.mark.parametrize("others", [XENIUM, ("Antibody Capture", "Protein Scaling", "")])
+@pytest.mark.parametrize("others", [XENIUM, ("Antibody Capture", "Protein Scaling", "Peaks")])
 def test_other_features_are_left_out_and_counted(others, adata, tmp_path, caplog):
     path = WRITERS["10x h5 version 3"](adata, tmp_path)
     types = np.full(adata.n_vars, b"Gene Expression").astype("S40")
@@ -210,8 +210,17 @@ def test_other_features_are_left_out_and_counted(others, adata, tmp_path, caplog
         source, counts = read(path)
     assert np.array_equal(counts, adata.X.toarray()[:, kept])
     assert list(source.gene_ids) == list(adata.var["ensembl_id"].iloc[kept])
-    for number, kind in ((1, others[0]), (2, others[1]), (1, others[2] or "without a type")):
+    for number, kind in ((1, others[0]), (2, others[1]), (1, others[2])):
         assert f"{number} {kind}" in caplog.text
+
+
+@pytest.mark.parametrize("wrong", ["Gene Impression", "", "gene expression"])
+def test_a_type_that_is_damaged(wrong, adata, tmp_path):
+    path = WRITERS["10x h5 version 3"](adata, tmp_path)
+    with h5py.File(path, "r+") as root:
+        root["matrix/features/feature_type"][7] = wrong.encode()
+    with pytest.raises(InputError, match=f'feature type "{wrong}" is not known.* copy or write'):
+        open_counts(path)
 
 
 def test_features_without_types(adata, tmp_path):

@@ -1,6 +1,7 @@
 """Features of a matrix that has more than genes: antibodies, guides, peaks, control probes."""
 
 from collections import Counter
+from difflib import get_close_matches
 from pathlib import Path
 
 import numpy as np
@@ -39,7 +40,7 @@ def genes_among(types: np.ndarray, path: Path) -> np.ndarray | None:
       The numbers of the genes; None where all are genes, or types say nothing about it.
 
     Raises:
-      InputError: no feature is a gene.
+      InputError: no feature is a gene, or a type is missing or misspelt.
     """
     others = Counter(types[types != _GENES].tolist())
     if others.total() == len(types):
@@ -51,12 +52,18 @@ def genes_among(types: np.ndarray, path: Path) -> np.ndarray | None:
         )
     if not others:
         return None
+    damaged = [name for name in others if not name or get_close_matches(name, [_GENES], cutoff=0.7)]
+    if damaged:
+        raise InputError(
+            f'{path}: feature type "{damaged[0]}" is not known; the file is damaged: copy or write '
+            "it again"
+        )
     logger.info("%s: leaves out what is no gene: %s", path, _listed(others))
     return np.flatnonzero(types == _GENES)
 
 
 def _listed(types: Counter[str]) -> str:
-    return ", ".join(f"{number:,} {name or 'without a type'}" for name, number in types.items())
+    return ", ".join(f"{number:,} {name}" for name, number in types.items())
 
 
 class TypedFeatures(MatrixSource):
