@@ -285,7 +285,7 @@ def test_wrong_requests_end_with_one_line(v1_model, v2_model, adata):
     assert "at least 1" in message(v2_model, adata, max_cells=0)
     assert 'use mode "cell"' in message(v1_model, adata, mode="cls")
     bare = dataclasses.replace(v2_model, vocabulary=None)
-    assert "--vocabulary" in message(bare, adata)
+    assert "`vocabulary`" in message(bare, adata)
     smaller = dataclasses.replace(v2_model, vocabulary=toy_vocabulary(V2_SPECIAL_TOKENS, 50))
     assert "54 tokens but the model of toy 64" in message(smaller, adata)
     other_cells = tokenize_cells(adata, v1_model.vocabulary)
