@@ -231,7 +231,10 @@ class StoreBuild:
         yield from self._describe_bad_files()
 
     def _describe_bad_files(self) -> Iterator[str]:
-        return (f"  SKIPPED {path}: {reason}" for path, reason in self.bad_files.items())
+        return (
+            f"  SKIPPED {path}: {reason.removeprefix(f'{path}: ')}"
+            for path, reason in self.bad_files.items()
+        )
 
     @contextlib.contextmanager
     def _bad_file(self, path: Path, skip: bool) -> Iterator[None]:
