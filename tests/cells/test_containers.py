@@ -190,3 +190,27 @@ def test_an_array_for_a_table_names_the_file(h5ad, tmp_path):
         root["obs"] = np.arange(11)
     with pytest.raises(InputError, match=r"cells\.h5ad.*write it again"):
         open_counts(path)
+
+
+@pytest.fixture
+def sharded(adata, tmp_path):
+    """A store whose arrays are packed in shards, as AnnData from 0.13 on writes them."""
+    path = WRITERS["zarr 3 csr"](adata, tmp_path)
+    group = zarr.open_group(path, mode="r+")["X"]
+    for name in ("data", "indices"):
+        values = group[name][:]
+        del group[name]
+        group.create_array(name, data=values, chunks=(10,), shards=(50,))
+    return path
+
+
+def test_shards(adata, sharded):
+    assert same(open_counts(sharded), adata)
+
+
+def test_a_shard_that_is_missing(sharded):
+    shards = sorted((sharded / "X/indices/c").iterdir())
+    assert len(shards) > 1
+    shards[-1].unlink()
+    with pytest.raises(InputError, match="chunks of indices are missing"):
+        open_counts(sharded)

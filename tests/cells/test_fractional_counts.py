@@ -9,6 +9,9 @@ from geneformer_jax.cells.counts.options import CountOptions
 from geneformer_jax.cells.counts.raw_counts import MatrixLocation, as_raw_counts
 from geneformer_jax.cells.formats.anndata_source import AnnDataSource
 from geneformer_jax.cells.formats.open import open_counts
+from geneformer_jax.cells.tokenization.tokenizer import NO_RULES, tokenize_cells
+from geneformer_jax.cells.tokenization.vocabulary import V1_SPECIAL_TOKENS, GeneVocabulary
+from geneformer_jax.cells.tokenization.vocabulary_building import build_vocabulary, measure_corpus
 from geneformer_jax.common.errors import InputError
 from tests.helpers.count_files import example_cells
 
@@ -123,3 +126,43 @@ def test_a_total_of_the_counts_before_rounding_is_right():
 def test_no_such_policy():
     with pytest.raises(InputError, match=r"`fractional` is 'floor'; give round or keep"):
         CountOptions(fractional="floor")
+
+
+@pytest.fixture(scope="module")
+def genes():
+    ids = [f"ENSG{n:011d}" for n in range(83)]
+    medians = np.random.default_rng(3).lognormal(1.0, 0.5, 83)
+    return GeneVocabulary(np.array(ids), np.full(83, ""), medians, V1_SPECIAL_TOKENS)
+
+
+@pytest.mark.parametrize("policy", ["round", "keep"])
+def test_ranks_are_those_of_the_estimates(policy, genes):
+    adata = estimated()
+    cells = tokenize_cells(adata, genes, fractional=policy)
+    dense = adata.X.toarray() if policy == "keep" else np.rint(adata.X.toarray())
+    numbers = np.array([int(gene[4:]) for gene in adata.var["ensembl_id"]])
+    for row, tokens in zip(cells.rows, cells.read(range(len(cells))), strict=True):
+        there = np.flatnonzero(dense[row])
+        medians = genes.medians[numbers[there]]
+        values = dense[row, there] * (1 / dense[row].sum()) * 10_000 * (1 / medians)
+        ranked = numbers[there][np.argsort(-values, kind="stable")]
+        assert np.array_equal(tokens, ranked + genes.first_gene_token)
+
+
+def test_medians_of_estimates(tmp_path):
+    adata = estimated()
+    adata.write_h5ad(tmp_path / "cells.h5ad")
+    options = CountOptions(fractional="keep")
+    corpus = measure_corpus(
+        [tmp_path / "cells.h5ad"], lambda path: open_counts(path, options), None, NO_RULES
+    )
+    found = build_vocabulary(corpus, symbols={}, special_tokens=V1_SPECIAL_TOKENS, species="human")
+    dense = adata.X.toarray()
+    values = dense * 1e4 / np.maximum(dense.sum(1, keepdims=True), 1e-9)
+    medians = {
+        gene: np.median(column[column > 0])
+        for gene, column in zip(adata.var["ensembl_id"], values.T, strict=True)
+        if (column > 0).any()
+    }
+    for gene, median in zip(found.gene_ids, found.medians, strict=True):
+        assert median == pytest.approx(medians[gene], rel=1e-12)
