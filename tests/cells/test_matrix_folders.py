@@ -79,10 +79,11 @@ def test_a_block_that_is_not_there(fry):
         read(fry[0], counts_layer="splice")
 
 
-def test_alevin_fry_without_blocks(adata, tmp_path):
+def test_alevin_fry_without_blocks(tmp_path):
+    # The number of genes is a multiple of 3, as if there were blocks.
+    adata = example_cells(n_cells=11, n_genes=24)
     write_matrix(tmp_path / "quants_mat.mtx", adata.X)
     write_lines(tmp_path / "quants_mat_rows.txt", adata.obs_names)
-    # 24 is a multiple of 3, as the number of blocks is.
     write_lines(tmp_path / "quants_mat_cols.txt", adata.var["ensembl_id"])
     assert np.array_equal(read(tmp_path)[1], adata.X.toarray())
 
@@ -115,6 +116,16 @@ def test_parse(matrix, genes, compressed, adata, tmp_path):
     assert list(source.symbols) == list(adata.var["gene_symbol"])
     assert list(source.cell_ids) == list(adata.obs_names)
     assert list(source.obs()["sample"]) == list(adata.obs["donor"])
+
+
+def test_ids_of_parse_stay_texts(adata, tmp_path):
+    scipy.io.mmwrite(tmp_path / "DGE.mtx", adata.X.tocoo())
+    adata.var[["ensembl_id"]].to_csv(tmp_path / "all_genes.csv", index=False)
+    cells = pd.DataFrame({"cell": [f"00{n:02d}" for n in range(11)], "age": range(11)})
+    cells.to_csv(tmp_path / "cell_metadata.csv")
+    source = open_counts(tmp_path)
+    assert list(source.cell_ids) == list(cells["cell"])
+    assert list(source.obs()["age"]) == list(range(11))
 
 
 @pytest.fixture

@@ -129,8 +129,11 @@ class MtxSource(FeatureSource):
 
     def _set_cells(self, file: Path) -> None:
         if _TABLE in file.suffixes:
-            table = _read_csv(file)
-            column = next((name for name in _CELL_IDS if name in table), table.columns[0])
+            named = list(pd.read_csv(file, nrows=0).columns)
+            usual = [name for name in (*_CELL_IDS, *named) if name in named]
+            column = next((name for name in usual if name != _NAMELESS), named[0])
+            # As text: ids may begin with zeros.
+            table = _read_csv(file, dtype={column: str})
             self.packed_ids = as_packed_text(table[column])
             self._obs_table = table.drop(columns=column)
             return
