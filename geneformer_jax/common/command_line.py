@@ -153,6 +153,14 @@ def _parse(argv: Sequence[str]) -> None:
         raise InputError(f"--config file cannot be read: {error}; check its path") from error
     if len(rest) > 1:
         raise InputError(f'"{rest[1]}" is not a flag: flags start with --; see --help')
+    _expand_home()
+
+
+def _expand_home() -> None:
+    """Puts the home folder for a first ~, which a shell leaves as it is behind --flag=."""
+    for flag in flags.FLAGS.get_key_flags_for_module(sys.argv[0]):
+        if isinstance(flag.value, str) and flag.value.startswith("~/"):
+            flag.value = os.path.expanduser(flag.value)
 
 
 def _require_config_file() -> None:

@@ -57,7 +57,7 @@ def load_model(
     if vocabulary is not None:
         kinds = (GeneVocabulary, str, Path)
         require_type("vocabulary", vocabulary, kinds, "give a GeneVocabulary or its folder")
-    folder = Path(path)
+    folder = Path(path).expanduser()
     if (adapter := pretrained.find_adapter(folder)) is not None:
         base = base or pretrained.adapter_base(adapter)
         if not Path(base).exists() and not _HUB_NAME.fullmatch(str(base)):

@@ -38,7 +38,7 @@ from geneformer_jax.common.progress import Progress
 def require_store(folder: Path | str) -> Path:
     """Returns `folder` as a Path if it holds a complete cell store, else raises InputError."""
     require_path("folder", folder, "a cell store")
-    folder = Path(folder)
+    folder = Path(folder).expanduser()
     if not folder.is_dir():
         raise InputError(f"{folder} is no folder; name a cell store written by tokenize")
     if not (folder / STORE).is_file() and (folder / "state.json").is_file():
