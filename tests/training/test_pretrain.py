@@ -158,8 +158,8 @@ def test_a_run_may_begin_with_the_weights_of_another(finished, toy_store, tmp_pa
 
 
 def test_a_run_that_cannot_start_leaves_nothing(toy_store, tmp_path):
-    with pytest.raises(InputError, match="positions"):
-        pretrain(config_of(toy_store, **{"model.positions": 8}), tmp_path / "run")
+    with pytest.raises(InputError, match="heads"):
+        pretrain(config_of(toy_store, **{"model.heads": 5}), tmp_path / "run")
     assert not list(tmp_path.iterdir())
 
 
