@@ -134,7 +134,7 @@ def _tpu_devices(target: str, chip: str, topology: str) -> list[jax.Device]:
     # No machine of a TPU slice is there to be asked what it is.
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
     os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
-    os.environ.setdefault("TPU_ACCELERATOR_TYPE", f"{chip}-1")
+    os.environ["TPU_ACCELERATOR_TYPE"] = f"{chip}-1"
     # Compiling takes no chip, so that several processes may do it at a time.
     os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
     # The two cores of a v4 chip work as one device, as they do where JAX finds it.
