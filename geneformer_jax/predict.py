@@ -46,6 +46,7 @@ def main() -> None:
         raise InputError(f"--output={output} exists and nothing is overwritten; name another file")
     # JAX takes seconds to import, which --help and a mistyped flag should not have to wait for.
     from geneformer_jax.finetuning import predict
+    from geneformer_jax.inference.cells import reading_facts
     from geneformer_jax.interop.load import load_model
     from geneformer_jax.model.heads import CELLS, GENES
     from geneformer_jax.model.runtime import RuntimeConfig
@@ -59,8 +60,8 @@ def main() -> None:
                 f"the model of {model.source} classifies genes; write a .parquet or .csv table, "
                 "without --labels_key"
             )
-        how |= reading_arguments()
-        predicted, unit = predict.predict_genes(model, FLAGS.cells, **how), "genes"
+        cells = predict.open_cells_for(model, FLAGS.cells, GENES, **reading_arguments())
+        predicted, unit = predict.predict_genes(model, cells, **how), "genes"
     else:
         cells = predict.open_cells_for(model, FLAGS.cells, CELLS, **reading_arguments())
         if FLAGS.labels_key:
@@ -70,7 +71,7 @@ def main() -> None:
         unit = "cells"
         if FLAGS.labels_key:
             print("\n".join(predict.compare_with_labels(predicted, known, task)))
-    counts = {unit: len(predicted)}
+    counts = {unit: len(predicted), **reading_facts(cells)}
     facts = describe_run("predict", command_line.configuration(), [FLAGS.cells], counts)
     predict.write_predicted(predicted, output, facts)
     print(f"predictions: {output} ({len(predicted):,} {unit})")

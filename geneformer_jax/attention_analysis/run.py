@@ -28,7 +28,7 @@ from geneformer_jax.common.log import logger
 from geneformer_jax.common.progress import Progress
 from geneformer_jax.common.provenance import describe_run
 from geneformer_jax.common.workdir import as_json, is_finished
-from geneformer_jax.inference.cells import ORIGINAL_SEED, open_cells, select_cells
+from geneformer_jax.inference.cells import ORIGINAL_SEED, open_cells, reading_facts, select_cells
 from geneformer_jax.inference.filters import Filters
 from geneformer_jax.inference.random_control import MODEL
 from geneformer_jax.inference.resume import (
@@ -144,6 +144,7 @@ class AttentionRun:
         counts = {
             "cells": len(cells.lengths),
             "left_out": dict(cells.dropped),
+            **reading_facts(cells),
             "throughput": {
                 name: each.throughput.summary() for name, each in self._extractors.items()
             },

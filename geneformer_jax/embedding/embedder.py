@@ -19,7 +19,7 @@ from geneformer_jax.common.progress import Progress
 from geneformer_jax.embedding.gene_means import GeneTotals, zero_totals
 from geneformer_jax.embedding.pooling import Pass, add_genes, take_states
 from geneformer_jax.inference.batches import TokenBatch, lay_out, token_batches
-from geneformer_jax.inference.cells import fill_rows
+from geneformer_jax.inference.cells import fill_rows, reading_facts
 from geneformer_jax.inference.pipeline import Throughput, run_ahead
 from geneformer_jax.model.pretrained import PretrainedModel
 from geneformer_jax.model.runtime import Runtime, inference_runtime
@@ -200,6 +200,7 @@ class Embedder:
             "attention": self.pass_.runtime.attention,
             "cells": len(self.cells.lengths),
             "left_out": dict(getattr(self.cells, "dropped", {})),
+            **reading_facts(self.cells),
         }
 
     def _start(self, run: Callable[..., Any], batch: TokenBatch) -> Any:

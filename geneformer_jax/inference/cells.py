@@ -159,6 +159,14 @@ def _require_no_options(options: CountOptions) -> None:
         )
 
 
+def reading_facts(cells: EncodedCells) -> dict[str, dict[str, object]]:
+    """Where counts and gene ids were found, for a provenance; empty for cells of a store."""
+    while isinstance(cells, ChosenCells):
+        cells = cells.source
+    match = getattr(cells, "match", None)
+    return {} if match is None else {"counts_read": match.facts()}
+
+
 def select_cells(
     cells: EncodedCells,
     filters: Filters | None = None,

@@ -15,7 +15,7 @@ from geneformer_jax.common.log import logger
 from geneformer_jax.common.provenance import describe_run
 from geneformer_jax.common.workdir import as_json
 from geneformer_jax.embedding.states import StateEmbeddings
-from geneformer_jax.inference.cells import open_cells
+from geneformer_jax.inference.cells import open_cells, reading_facts
 from geneformer_jax.inference.listed_genes import describe_missing
 from geneformer_jax.inference.pipeline import Throughput
 from geneformer_jax.inference.resume import identity_of, sha256, weights_sha256
@@ -206,6 +206,7 @@ class PerturbationRun:
             "edits": plan.edits,
             "cells": plan.edited_cells,
             "left_out": _left_out(plan),
+            **reading_facts(plan.cells),
             "genes_left_out": plan.missing_genes,
             "measures": sorted({measure for measure, _ in spec.measures}),
             "gene_shifts": self._options.gene_shifts,

@@ -1,7 +1,10 @@
 """Every command that takes counts takes the options of how they are read."""
 
+import json
+
 import anndata as ad
 import numpy as np
+import pandas as pd
 import pytest
 
 from geneformer_jax.cells.counts.options import CountOptions
@@ -35,14 +38,14 @@ def run(tmp_path, monkeypatch, capsys):
 
     def command(name, *arguments):
         monkeypatch.setattr(pretrained, "load_model", lambda path: models.get(name) or toy_model())
-        given = [f"--output={tmp_path / 'out.h5ad'}", *arguments]
+        given = [f"--output={tmp_path / 'out.h5ad'}"]
         if name in COUNTED:
             given.append(f"--counts={tmp_path / 'cells.h5ad'}")
             given += [f"--vocabulary={tmp_path / 'vocabulary'}"] if name == "tokenize" else []
         else:
             given += ["--checkpoint=toy", f"--cells={tmp_path / 'cells.h5ad'}"]
             given += [each.format(folder=tmp_path) for each in NEEDED[name]]
-        return run_command(name, given, monkeypatch, capsys)
+        return run_command(name, [*given, *arguments], monkeypatch, capsys)
 
     return command
 
@@ -60,6 +63,25 @@ def test_the_options_reach_the_counts(name, run):
     status, _, error = run(name, "--gene_column=genes", "--fractional=keep")
     assert status == 1
     assert 'no column "genes"' in error
+
+
+@pytest.mark.parametrize(
+    "name", ["embed", "perturb", "predict", pytest.param("attend", marks=pytest.mark.slow)]
+)
+def test_counts_in_a_layer_and_ids_in_a_column_are_found(name, run, tmp_path):
+    """As analysed cells are saved: X normalised, symbols in the index."""
+    adata = toy_cells(24)
+    adata.layers["umi"], adata.X = adata.X, adata.X.astype(np.float32).log1p()
+    adata.var = pd.DataFrame({"gene_ids": adata.var_names}, [f"SYM{n}" for n in range(GENES)])
+    adata.write_h5ad(tmp_path / "analysed.h5ad")
+    status, output, error = run(name, f"--cells={tmp_path / 'analysed.h5ad'}")
+    assert status == 0, error
+    assert "counts in layers/umi, gene ids in gene_ids" in output
+    (facts,) = [*tmp_path.glob("out*/provenance.json"), *tmp_path.glob("out.provenance.json")]
+    read = json.loads(facts.read_text())["counts"]["counts_read"]
+    assert read["counts_matrix"] == "layers/umi"
+    assert read["gene_column"] == "gene_ids"
+    assert read["matched_gene_ids"] == GENES
 
 
 def test_estimated_counts_are_embedded(run, tmp_path):

@@ -38,8 +38,8 @@ class TaskConfig(SplitRule):
       split: a given split: a table of ids, folds and sides, or "train=FILE,test=FILE"; the rule
         is not used then.
       counts: files of raw counts of the cells, for baselines on counts; none if empty.
-      counts_layer, gene_column, fractional: how they are read, see `CountOptions`; empty for its
-        defaults.
+      counts_layer, gene_column, compute_totals, fractional: how they are read, see `CountOptions`;
+        empty for its defaults.
       baselines: whether SVM, random forest and logistic regression run beside the network.
       controls: "shuffled" and "matched" run the baselines with permuted labels, "network" the
         first network too (once each, as it takes long).
@@ -65,6 +65,7 @@ class TaskConfig(SplitRule):
     counts: str = ""
     counts_layer: str = ""
     gene_column: str = ""
+    compute_totals: bool = False
     fractional: str = ""
     baselines: bool = True
     controls: tuple[str, ...] = ("shuffled", "matched")
@@ -91,7 +92,8 @@ class TaskConfig(SplitRule):
     def reading(self) -> CountOptions:
         """How the counts are read."""
         names = ("counts_layer", "gene_column", "fractional")
-        return CountOptions(**{name: getattr(self, name) or None for name in names})
+        given = {name: getattr(self, name) or None for name in names}
+        return CountOptions(**given, compute_totals=self.compute_totals)
 
     @property
     def noun(self) -> str:
