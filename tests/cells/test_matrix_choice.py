@@ -106,6 +106,15 @@ def test_two_different_matrices_of_raw_counts_are_no_guess(kind, tmp_path):
     np.testing.assert_array_equal(whole(source), counts.toarray() * 2)
 
 
+def test_a_sum_is_named_only_where_there_can_be_one():
+    adata, counts = logged(umi=same)
+    with pytest.raises(InputError, match=r'\("umi", "raw"\): choose by `counts_layer`$'):
+        opened(with_raw(adata, counts, np.arange(5)), None, "memory")
+    adata.layers["other"] = doubled(counts)
+    with pytest.raises(InputError, match=r'such as "umi\+other"'):
+        opened(adata, None, "memory")
+
+
 @pytest.mark.parametrize("kind", ["memory", "h5ad"])
 def test_the_same_counts_twice_are_one_choice(kind, tmp_path):
     adata, counts = logged(umi=same)

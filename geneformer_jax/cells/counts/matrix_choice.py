@@ -24,6 +24,8 @@ SAMPLE_LIMITS = replace(
 _SAMPLED_CELLS = 32
 _SAMPLED_BATCHES = 8
 _PLUS = "+"
+# AnnData's raw may have other genes than the layers, and cannot be added to them.
+_OWN_GENES = "raw"
 
 Sample = sparse.csr_matrix | np.ndarray
 OpenMatrix = Callable[[str], Rows | Pieces]
@@ -65,16 +67,16 @@ def choose_matrices(
         first, *others = raw
         different = [name for name in others if not _are_equal(raw[first], raw[name])]
         if different:
-            listed = ", ".join(f'"{name}"' for name in raw)
             several = (
                 f"{main} holds no raw counts, but several others do"
                 if main in names
                 else "several matrices hold raw counts"
             )
-            raise InputError(
-                f"{where}: {several} ({listed}): choose by `counts_layer`, which also takes a sum "
-                f'such as "{first}{_PLUS}{different[0]}"'
-            )
+            listed = ", ".join(f'"{name}"' for name in raw)
+            addable = [name for name in raw if name != _OWN_GENES][:2]
+            example = f'"{_PLUS.join(addable)}"'
+            hint = f", which also takes a sum such as {example}" if len(addable) > 1 else ""
+            raise InputError(f"{where}: {several} ({listed}): choose by `counts_layer`{hint}")
         return [first]
     if main not in names:
         raise InputError(f"{where} has no {main}; {remedy_of(names, [])}")
