@@ -49,8 +49,9 @@ def test_a_model_shows_its_size_and_what_it_predicts():
     assert CELLS in shown(model)
     weights = sum(leaf.size for leaf in jax.tree.leaves(model.params))
     assert f"({weights:,} weights: 2 layers of width 16, 152 tokens" in shown(model)
+    assert "masked_gene_head" in shown(toy_model())
     del model.params[CELLS]
-    assert "masked_gene_head" in shown(dataclasses.replace(model, head=None))
+    assert "no head" in shown(dataclasses.replace(model, head=None))
 
 
 def test_attention_shows_lists_and_tables():

@@ -108,7 +108,6 @@ def test_flops_are_those_xla_counts():
     ("changes", "words"),
     [
         ({"model.vocabulary_size": 99}, "99 but the store's vocabulary has 152"),
-        ({"model.positions": 16}, "longest cell has"),
         ({"mesh.tensor": 3}, "divides 8, or a product of at most 8"),
         ({"mesh.data": 3, "mesh.fsdp": 3}, "cannot be laid out on the 8 devices"),
         ({"mesh.tensor": 8}, "heads 4 is not divisible by --config.mesh.tensor 8"),
@@ -135,3 +134,9 @@ def test_a_run_says_what_it_will_do(toy_store):
     assert bytes_per_device(state.params) == 4 * run.encoder.parameters
     assert bytes_per_device(state.optimizer) == 8 * run.encoder.parameters + 8
     assert run.steps == 3 * run.steps_per_epoch
+
+
+def test_cells_longer_than_the_model_are_cut_and_counted(toy_store):
+    longer = int((toy_store.lengths > 16).sum())
+    run = prepare_run(toy_config(toy_store, **{"model.positions": 16}), toy_store)
+    assert f"{longer} of 240 cells have more than the 16 tokens" in "\n".join(run.summary())
