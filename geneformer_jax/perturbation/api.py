@@ -23,7 +23,8 @@ from geneformer_jax.model.runtime import Runtime
 from geneformer_jax.perturbation.cell_states import CellStates
 from geneformer_jax.perturbation.config import MEANS, NONE, ORIGINAL, PerturbationOptions
 from geneformer_jax.perturbation.engine.gene_sets import ALL, EACH
-from geneformer_jax.perturbation.engine.perturber import Perturber, Shifts
+from geneformer_jax.perturbation.engine.perturber import Perturber
+from geneformer_jax.perturbation.engine.shifts import Shifts
 from geneformer_jax.perturbation.prepare import (
     make_perturber,
     make_plan,

@@ -17,7 +17,7 @@ from geneformer_jax.inference.cells import ORIGINAL_SEED
 from geneformer_jax.inference.filters import Filters, parse_filters
 from geneformer_jax.inference.listed_genes import read_gene_lines, read_genes
 from geneformer_jax.perturbation.cell_states import CellStates, read_state_names
-from geneformer_jax.perturbation.engine.forward import MODES
+from geneformer_jax.perturbation.engine.encoding import MODES
 from geneformer_jax.perturbation.engine.gene_sets import ALL, EACH
 
 ORIGINAL, REFILL = "original", "refill"

@@ -24,7 +24,7 @@ from geneformer_jax.model.sharding import inference_mesh
 from geneformer_jax.perturbation.cell_states import compute_states, read_states, unit_vectors
 from geneformer_jax.perturbation.config import PerturbationOptions
 from geneformer_jax.perturbation.engine.edits import EditRule, SpecialTokens
-from geneformer_jax.perturbation.engine.forward import CELL, CLS, ForwardSpec
+from geneformer_jax.perturbation.engine.encoding import CELL, CLS, ForwardSpec
 from geneformer_jax.perturbation.engine.gene_sets import (
     TOGETHER,
     GeneSets,

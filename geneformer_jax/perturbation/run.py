@@ -22,9 +22,10 @@ from geneformer_jax.inference.resume import identity_of, sha256, weights_sha256
 from geneformer_jax.model.pretrained import PretrainedModel
 from geneformer_jax.model.runtime import inference_runtime
 from geneformer_jax.perturbation.config import MEANS, PerturbationOptions
-from geneformer_jax.perturbation.engine.forward import ForwardSpec
-from geneformer_jax.perturbation.engine.perturber import Perturber, Shifts
+from geneformer_jax.perturbation.engine.encoding import ForwardSpec
+from geneformer_jax.perturbation.engine.perturber import Perturber
 from geneformer_jax.perturbation.engine.plan import TOKENS_PER_PART, EditPlan
+from geneformer_jax.perturbation.engine.shifts import Shifts
 from geneformer_jax.perturbation.layout import (
     GENE_SHIFTS,
     GENES_LEFT_OUT,

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from geneformer_jax.cells.tokenization.vocabulary import GeneVocabulary
-from geneformer_jax.perturbation.engine.perturber import Shifts
+from geneformer_jax.perturbation.engine.shifts import Shifts
 from geneformer_jax.perturbation.layout import JOINT
 from geneformer_jax.perturbation.statistics.moments import (
     GeneIndex,

@@ -7,7 +7,7 @@ import pytest
 from geneformer_jax.cells.tokenization.vocabulary import V2_SPECIAL_TOKENS
 from geneformer_jax.perturbation.config import PerturbationOptions
 from geneformer_jax.perturbation.engine import perturber
-from geneformer_jax.perturbation.engine.perturber import Shifts
+from geneformer_jax.perturbation.engine.shifts import Shifts
 from tests.helpers.perturb_runs import perturber_of
 from tests.helpers.perturbation_reference import GivenCells
 from tests.helpers.slow_perturbation import LIMIT, make_cells, make_model

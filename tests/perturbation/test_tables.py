@@ -3,7 +3,7 @@
 import numpy as np
 import pandas as pd
 
-from geneformer_jax.perturbation.engine.perturber import Shifts
+from geneformer_jax.perturbation.engine.shifts import Shifts
 from geneformer_jax.perturbation.statistics.aggregate import summarise
 from geneformer_jax.perturbation.tables import gene_means_table, merge_gene_means
 from tests.helpers.shift_pieces import cut

@@ -15,7 +15,8 @@ from geneformer_jax.inference.batches import (
 from geneformer_jax.model.attention.plain import CHUNK
 from geneformer_jax.model.config import EncoderConfig
 from geneformer_jax.perturbation.engine.edits import EditBatch, nowhere
-from geneformer_jax.perturbation.engine.forward import BaselineCells, ForwardSpec
+from geneformer_jax.perturbation.engine.encoding import ForwardSpec
+from geneformer_jax.perturbation.engine.forward import BaselineCells
 from geneformer_jax.perturbation.engine.plan import EditPlan
 
 # Of the free memory, for edited cells.

@@ -6,101 +6,30 @@ get which keys, see `edits`) and are carried out there by sorting.
 
 import functools
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh, PartitionSpec
 
-from geneformer_jax.model.config import EncoderConfig
-from geneformer_jax.model.encoder import Params, encode
-from geneformer_jax.model.heads import HeadConfig, head_module
-from geneformer_jax.model.partial_encoding import first_token, run_blocks
-from geneformer_jax.model.runtime import Runtime
+from geneformer_jax.model.encoder import Params
 from geneformer_jax.model.sharding import BATCH
 from geneformer_jax.perturbation.engine.edits import DELETE, EditBatch, SpecialTokens
+from geneformer_jax.perturbation.engine.encoding import (
+    CELL,
+    REPLICATED,
+    SMALLEST_NORM,
+    ForwardSpec,
+    at_unit_length,
+    encode_cells,
+)
 from geneformer_jax.perturbation.engine.shared_first_block import (
     ConsecutiveEdits,
     finish_first_block,
     share_first_block,
 )
 
-REPLICATED = PartitionSpec()
-CELL, CLS = "cell", "cls"
-MODES = (CELL, CLS)
 # The key of `<eos>`, which stands behind all genes; those have keys below the model's positions.
 _LAST = 1e9
-# As in torch's cosine_similarity, against division by zero.
-_SMALLEST_NORM = 1e-8
-
-
-@dataclass(frozen=True)
-class ForwardSpec:
-    """What is computed of each edit, and what a compiled pass depends on beside its arrays.
-
-    Attributes:
-      config: shape of the model.
-      runtime: how to compute.
-      mesh: devices that share the work.
-      special: what surrounds the genes of a cell.
-      mode: what stands for a cell: "cell", the mean of its genes, or "cls".
-      hidden_layer: hidden state that is compared, counted back from the last (0).
-      head: cell classifier whose probabilities are wanted, or None.
-      gene_rows: shifts of single genes wanted of each edit: 0 for none, -1 for all, or the N lowest
-        cosines.
-      states: names of the cell states that shifts are measured towards.
-      spread: whether each device has cells of its own, or all share the edits of the same cells.
-      consecutive: "delete" or "overexpress" where the rows of each device are such edits of genes
-        that follow each other in one cell, fillers last; these share the first block. "" otherwise.
-      together: rows encoded at a time above a shared first block, a divisor of each device's rows.
-    """
-
-    config: EncoderConfig
-    runtime: Runtime
-    mesh: Mesh
-    special: SpecialTokens
-    mode: str = CELL
-    hidden_layer: int = -1
-    head: HeadConfig | None = None
-    gene_rows: int = 0
-    # The same program serves states of other names.
-    states: tuple[str, ...] = field(default=(), compare=False)
-    spread: bool = False
-    consecutive: str = ""
-    together: int = 0
-
-    @property
-    def measures(self) -> list[tuple[str, str]]:
-        """(measure, state) of each value of an edit, in the order of `perturb_batch`."""
-        names = [("mean_gene_cosine", ""), ("cell_cosine", "")]
-        if self.mode != CELL:
-            names = [("cls_cosine", "")]
-        names += [("state_shift", state) for state in self.states]
-        for when in ("before", "after"):
-            labels = self.head.labels if self.head else ()
-            names += [(f"class_probability_{when}", str(label)) for label in labels]
-        return names
-
-    @property
-    def depth(self) -> int:
-        """Blocks below the hidden state that is compared."""
-        return self.config.layers + self.hidden_layer
-
-    @property
-    def whole(self) -> bool:
-        """Whether the asked hidden state is needed of all tokens, or of `<cls>` alone."""
-        return self.needs_genes or self.head is not None or self.depth == 0
-
-    @property
-    def blocks(self) -> int:
-        """Blocks that are run on all tokens, to reach the asked hidden state."""
-        return self.depth if self.whole else self.depth - 1
-
-    @property
-    def needs_genes(self) -> bool:
-        """Whether hidden states of all genes are needed, or only `<cls>`."""
-        return self.mode == CELL or self.gene_rows != 0
 
 
 class BaselineCells(NamedTuple):
@@ -138,9 +67,9 @@ def encode_baseline(
         keys_CE = _keys(spec.special, cells, cells.cut_C)
         tokens_CE = jnp.concatenate([cells.tokens_CT, cells.beyond_CK], axis=1)
         tokens_CT, lengths_C, _ = _arrange(spec.special, tokens_CE, keys_CE, cells)
-        hidden_CTD, cell_CD, classes_CL = _encode(spec, params, tokens_CT, lengths_C)
-        cell_CD = _unit(cell_CD)
-        genes_CTD = _unit(hidden_CTD) if spec.needs_genes else hidden_CTD[:, :, :0]
+        hidden_CTD, cell_CD, classes_CL = encode_cells(spec, params, tokens_CT, lengths_C)
+        cell_CD = at_unit_length(cell_CD)
+        genes_CTD = at_unit_length(hidden_CTD) if spec.needs_genes else hidden_CTD[:, :, :0]
         return genes_CTD, cell_CD, cell_CD @ states_SD.T, classes_CL
 
     placed = BATCH if spec.spread else REPLICATED
@@ -209,8 +138,8 @@ def _compare(
     started_RTD: jax.Array | None = None,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Encodes edited cells (see `_edit`) and compares them with the original ones."""
-    hidden_RTD, cell_RD, after_RL = _encode(spec, params, tokens_RT, lengths_R, started_RTD)
-    cell_RD = _unit(cell_RD)
+    hidden_RTD, cell_RD, after_RL = encode_cells(spec, params, tokens_RT, lengths_R, started_RTD)
+    cell_RD = at_unit_length(cell_RD)
     genes_RT = None
     if spec.needs_genes:
         genes_RT = _gene_cosines(cells, slots_R, order_RT, is_compared_RT, hidden_RTD)
@@ -326,47 +255,6 @@ def _arrange(
     return jnp.where(place_T < lengths_R[:, None], tokens_RT, 0), lengths_R, order_RT
 
 
-def _encode(
-    spec: ForwardSpec,
-    params: Params,
-    tokens_RT: jax.Array,
-    lengths_R: jax.Array,
-    started_RTD: jax.Array | None = None,
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Returns float32 hidden states [R, T, D], cell embeddings [R, D], probabilities [R, L].
-
-    Goes on from the first block's hidden states where these are given.
-    """
-    to = {"lengths_B": lengths_R, "runtime": spec.runtime}
-    if started_RTD is None:
-        hidden_RTD = encode(spec.config, params, tokens_RT, layers=spec.blocks, **to)
-    else:
-        hidden_RTD = run_blocks(spec.config, params, started_RTD, first=1, last=spec.blocks, **to)
-    last_RTD = hidden_RTD
-    if spec.head is not None and spec.depth < spec.config.layers:
-        bounds = {"first": spec.depth, "last": spec.config.layers}
-        last_RTD = run_blocks(spec.config, params, hidden_RTD, **bounds, **to)
-    classes_RL = _probabilities(spec, params, last_RTD)
-    if not spec.whole:
-        cell_RD = first_token(spec.config, params, hidden_RTD, block=spec.blocks, **to)
-        return hidden_RTD, cell_RD.astype(jnp.float32), classes_RL
-    hidden_RTD = hidden_RTD.astype(jnp.float32)
-    if spec.mode == CLS:
-        return hidden_RTD, hidden_RTD[:, 0], classes_RL
-    is_gene_RT = tokens_RT >= spec.special.first_gene_token
-    sums_RD = jnp.einsum("RTD,RT->RD", hidden_RTD, is_gene_RT.astype(jnp.float32))
-    return hidden_RTD, sums_RD / jnp.maximum(is_gene_RT.sum(axis=1), 1)[:, None], classes_RL
-
-
-def _probabilities(spec: ForwardSpec, params: Params, last_RTD: jax.Array) -> jax.Array:
-    """Returns the classifier's float32 probabilities [R, L], of no classes without one."""
-    if spec.head is None:
-        return jnp.zeros((len(last_RTD), 0), jnp.float32)
-    weights = params[spec.head.kind]
-    head = head_module(spec.config, spec.head, weights, spec.runtime.precision)
-    return jax.nn.softmax(head(last_RTD), axis=-1)
-
-
 def _gene_cosines(
     cells: BaselineCells,
     slots_R: jax.Array,
@@ -378,7 +266,7 @@ def _gene_cosines(
     original_RTD = cells.genes_CTD[slots_R[:, None], jnp.where(is_compared_RT, order_RT, 0)]
     dots_RT = jnp.einsum("RTD,RTD->RT", hidden_RTD, original_RTD)
     norms_RT = jnp.sqrt(jnp.einsum("RTD,RTD->RT", hidden_RTD, hidden_RTD))
-    return dots_RT / jnp.maximum(norms_RT, _SMALLEST_NORM)
+    return dots_RT / jnp.maximum(norms_RT, SMALLEST_NORM)
 
 
 def _wanted_genes(
@@ -391,8 +279,3 @@ def _wanted_genes(
     wanted = min(spec.gene_rows, cosines_RT.shape[1])
     negated_RN, places_RN = jax.lax.top_k(-cosines_RT, wanted)
     return -negated_RN, jnp.take_along_axis(tokens_RT, places_RN, axis=1)
-
-
-def _unit(x_RD: jax.Array) -> jax.Array:
-    norm = jnp.linalg.norm(x_RD, axis=-1, keepdims=True)
-    return x_RD / jnp.maximum(norm, _SMALLEST_NORM)
