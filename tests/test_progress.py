@@ -2,9 +2,19 @@
 
 import time
 
+import pytest
+
+from geneformer_jax.common.log import show_log
 from geneformer_jax.common.progress import Progress
 
 
+@pytest.fixture
+def shown():
+    """The log as a command shows it."""
+    show_log()
+
+
+@pytest.mark.usefixtures("shown")
 def test_lines_tell_the_time_left_at_the_rate_so_far(monkeypatch, capsys):
     now = 0.0
     monkeypatch.setattr(time, "monotonic", lambda: now)
@@ -24,6 +34,7 @@ def test_lines_tell_the_time_left_at_the_rate_so_far(monkeypatch, capsys):
     ]
 
 
+@pytest.mark.usefixtures("shown")
 def test_compiling_is_left_out_of_the_time_and_the_last_line_stands_once(monkeypatch, capsys):
     now = 0.0
     monkeypatch.setattr(time, "monotonic", lambda: now)
@@ -39,7 +50,20 @@ def test_compiling_is_left_out_of_the_time_and_the_last_line_stands_once(monkeyp
     ]
 
 
+@pytest.mark.usefixtures("shown")
 def test_nothing_is_said_of_no_work(capsys):
     with Progress(0, "perturb", "edits"):
         pass
     assert capsys.readouterr() == ("", "")
+
+
+def test_python_functions_draw_a_bar_on_a_terminal_and_print_no_lines_elsewhere(
+    monkeypatch, capsys
+):
+    monkeypatch.setattr("geneformer_jax.common.progress._SECONDS_BETWEEN_LINES", -1.0)
+    for terminal, begins in ((False, ""), (True, "\rembed: ")):
+        monkeypatch.setattr("sys.stderr.isatty", lambda terminal=terminal: terminal)
+        with Progress(30, "embed", "cells") as progress:
+            progress.advance(30)
+        error = capsys.readouterr().err
+        assert error.startswith(begins) and bool(error) == terminal

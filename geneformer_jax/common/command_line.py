@@ -200,7 +200,9 @@ def _output_is_closed() -> bool:
 
 def model_flags() -> None:
     """Defines the flags of a command that uses a pretrained model: which one."""
-    flags.DEFINE_string("checkpoint", "", "Checkpoint, or workdir of a training run (its newest).")
+    flags.DEFINE_string(
+        "checkpoint", "", "Checkpoint, or workdir of a run (its newest, or its one network)."
+    )
     flags.DEFINE_string(
         "vocabulary", "", "Vocabulary folder, or the original's dictionaries, for a checkpoint "
         "that carries none.",

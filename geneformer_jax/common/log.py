@@ -20,5 +20,10 @@ def show_log(level: int = logging.INFO) -> None:
     logger.setLevel(level)
     # A library may have given the root logger a handler, which would print everything again.
     logger.propagate = False
-    if not any(isinstance(each, _StandardOutput) for each in logger.handlers):
+    if not is_shown():
         logger.addHandler(_StandardOutput())
+
+
+def is_shown() -> bool:
+    """Whether the program prints what the package logs, as commands do."""
+    return any(isinstance(each, _StandardOutput) for each in logger.handlers)

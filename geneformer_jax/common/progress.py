@@ -1,9 +1,11 @@
-"""Progress of long work: a bar on a terminal, plain lines elsewhere."""
+"""Progress of long work: a bar on a terminal; elsewhere plain lines, where a command runs."""
 
 import sys
 import time
 
 import tqdm
+
+from geneformer_jax.common.log import is_shown
 
 _SECONDS_BETWEEN_LINES = 15.0
 
@@ -11,14 +13,16 @@ _SECONDS_BETWEEN_LINES = 15.0
 class Progress:
     """Counts work done out of a total.
 
-    On a terminal this is a tqdm bar; in a log file it is one plain line every 15 seconds, with the
-    time left at the rate so far, and one at the end; of no work at all nothing is printed. Use as a
-    context manager; call `advance` with the units done and optional notes such as `loss="3.21"`.
+    On a terminal this is a tqdm bar; in a log file of a command it is one plain line every 15
+    seconds, with the time left at the rate so far, and one at the end. Python functions print no
+    lines, and of no work at all nothing is said. Use as a context manager; call `advance` with the
+    units done and optional notes such as `loss="3.21"`.
     Seconds of compiling are left out of the rate, as they will not come again.
     """
 
     def __init__(self, total: int, description: str, unit: str, initial: int = 0):
         self._terminal = sys.stderr.isatty()
+        self._plain_lines = is_shown() and bool(total) and not self._terminal
         self._bar = tqdm.tqdm(
             total=total,
             initial=initial,
@@ -39,7 +43,7 @@ class Progress:
 
     def __exit__(self, *_: object) -> None:
         self._bar.close()
-        if self._total and not self._terminal:
+        if self._plain_lines:
             self._print_line()
 
     def advance(self, units: int, *, compiling: float | None = None, **notes: str) -> None:
@@ -57,7 +61,7 @@ class Progress:
             self._notes = ", ".join(f"{name} {value}" for name, value in notes.items())
             self._bar.set_postfix_str(self._notes, refresh=False)
         self._bar.update(units)
-        if not self._terminal and time.monotonic() - self._last_line > _SECONDS_BETWEEN_LINES:
+        if self._plain_lines and time.monotonic() - self._last_line > _SECONDS_BETWEEN_LINES:
             self._print_line(self._time_left())
 
     def _leave_out(self, compiling: float) -> None:

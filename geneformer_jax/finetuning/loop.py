@@ -36,6 +36,7 @@ from geneformer_jax.inference.resume import PartsFolder
 from geneformer_jax.model.config import EncoderConfig
 from geneformer_jax.model.encoder import Params
 from geneformer_jax.model.pretrained import (
+    FOLD,
     RESULT,
     PretrainedModel,
     describe_model,
@@ -86,7 +87,7 @@ def finetune_folds(
     logger.info("\n".join(setup.summary()))
     tables = []
     for fold in range(task.split.folds) if folds is None else folds:
-        run = FoldRun(setup, task.fold_data(fold), fold, workdir / f"fold_{fold}")
+        run = FoldRun(setup, task.fold_data(fold), fold, workdir / f"{FOLD}{fold}")
         tables.append(finetune_fold(run))
     return pd.concat(tables, ignore_index=True)
 

@@ -41,7 +41,14 @@ from geneformer_jax.finetuning.prepare import Task, prepare_finetuning
 from geneformer_jax.inference.arguments import check_model
 from geneformer_jax.inference.cells import open_cells
 from geneformer_jax.interop.tokenized_datasets import is_tokenized_dataset
-from geneformer_jax.model.pretrained import RESULT, PretrainedModel, load_model, weights_hash
+from geneformer_jax.model.pretrained import (
+    FOLD,
+    NETWORKS,
+    PretrainedModel,
+    folds_in,
+    load_model,
+    weights_hash,
+)
 from geneformer_jax.reporting.figures import save_figure
 from geneformer_jax.training.telemetry import read_metrics
 
@@ -141,15 +148,14 @@ class FinetuneRun:
         else:
             claim_workdir(workdir, identity | {"section": dataclasses.asdict(self.section)})
             logger.info("\n".join(self.task.summary))
-            folder = workdir / "networks" / PRETRAINED
+            folder = workdir / NETWORKS / PRETRAINED
             predictions = finetune_folds(self.task, self.model, self.config, folder)
             results = write_multitask_results(self.task, predictions, workdir, self.configuration)
-            metrics = {each.name: read_metrics(each) for each in sorted(folder.glob("fold_*"))}
+            metrics = {each.name: read_metrics(each) for each in sorted(folder.glob(f"{FOLD}*"))}
             save_figure(loss_figure(metrics), workdir / LOSS)
             lines = results.to_string().splitlines()
             lines.append(f"verdict: {multitask.verdict(self.task, predictions)}")
-        folds = sorted(each.parent for each in (workdir / "networks").glob(f"*/fold_*/{RESULT}"))
-        return [*lines, f"results: {workdir}", *(f"model: {fold}" for fold in folds)]
+        return [*lines, f"results: {workdir}", *(f"model: {fold}" for fold in folds_in(workdir))]
 
     def search(self, workdir: Path, trials: int) -> list[str]:
         """Searches for hyper-parameters in the space of the section "search"; see `Search.run`."""
@@ -255,4 +261,4 @@ def finetune_cells(
     configuration = changed | {TASK: task.to_dict()}
     run = FinetuneRun.open(configuration, model, open_cells(cells, model, **reading))
     logger.info("\n".join(run.run(Path(workdir))))
-    return load_model(Path(workdir) / "networks" / PRETRAINED / "fold_0")
+    return load_model(Path(workdir) / NETWORKS / PRETRAINED / f"{FOLD}0")

@@ -37,10 +37,10 @@ def load_model(
     """Loads a model.
 
     Args:
-      path: a checkpoint, the workdir of a training run (its newest checkpoint), a directory that
-        transformers saved, or the name of one on the Hugging Face hub: "org/name", or
-        "org/name/folder" for a folder in it; or a fine-tuned adapter, which is merged into its
-        base.
+      path: a checkpoint, the workdir of a training run (its newest checkpoint, or the one network
+        that fine-tuning made), a directory that transformers saved, or the name of one on the
+        Hugging Face hub: "org/name", or "org/name/folder" for a folder in it; or a fine-tuned
+        adapter, which is merged into its base.
       vocabulary: what the model's tokens mean, or its folder, or the original's dictionaries (see
         `read_vocabulary`); for a model that carries none, as what transformers saved.
       base: for an adapter, the model it was trained on, if that is no longer where it was.
@@ -50,8 +50,8 @@ def load_model(
       given.
 
     Raises:
-      InputError: there is no such model, it cannot be read or fetched, or the vocabulary is not
-        its own.
+      InputError: there is no such model, it cannot be read or fetched, there are several, or the
+        vocabulary is not its own.
     """
     require_path("path", path, "a checkpoint, a workdir or a model that transformers saved")
     if vocabulary is not None:

@@ -27,12 +27,13 @@ from geneformer_jax.model.lora import LORA, LoraConfig, merge_lora
 
 CHECKPOINTS = "checkpoints"
 MASKED_GENE_HEAD = "masked_gene_head"
-# Where fine-tuning puts the model that it ends with.
-RESULT = "model"
+# Where fine-tuning puts its networks, and in each fold the model that it ends with.
+NETWORKS, FOLD, RESULT = "networks", "fold_", "model"
 _STEP_FILE = "_CHECKPOINT_METADATA"
 _REMEDY = "name a checkpoint, or the --workdir of a pretraining run"
 _ADAPTER, _FACTORS = "adapter.json", "adapter.npz"
 _BARE = "bare"
+_LISTED = 6
 _KNOWN_SIZES = {25_426: " (V1)", 20_275: " (V2)"}
 
 
@@ -174,10 +175,11 @@ def load_model(path: Path | str) -> PretrainedModel:
     """Loads a model from a checkpoint, or the newest checkpoint of a training workdir.
 
     Args:
-      path: a checkpoint folder, the folder of a run's checkpoints, or the run's workdir.
+      path: a checkpoint folder, the folder of a run's checkpoints, or the run's workdir; that of
+        fine-tuning if it made one network.
 
     Raises:
-      InputError: there is no checkpoint, or it cannot be read.
+      InputError: there is no checkpoint, there are several networks, or it cannot be read.
     """
     checkpoint = find_checkpoint(Path(path))
     try:
@@ -223,18 +225,37 @@ def find_checkpoint(path: Path) -> Path:
     """Returns the checkpoint that `path` names: itself, or the newest one in it.
 
     Raises:
-      InputError: there is none.
+      InputError: there is none, or one in each of several fine-tuned networks.
     """
     if not path.is_dir():
         raise InputError(f"no checkpoint at {path}: it is not a folder; {_REMEDY}")
     path = path.resolve()
     if (path / _STEP_FILE).is_file():
         return path
-    for folder in (path, path / CHECKPOINTS, path / RESULT / CHECKPOINTS):
+    for folder in (path, path / CHECKPOINTS, _fold_in(path) / RESULT / CHECKPOINTS):
         steps = [each for each in folder.glob("[0-9]*") if (each / _STEP_FILE).is_file()]
         if steps:
             return max(steps, key=lambda each: int(each.name))
     raise InputError(f"no checkpoint in {path}; {_REMEDY}")
+
+
+def folds_in(path: Path) -> list[Path]:
+    """Returns the fine-tuned networks in the workdir of a run, or in a folder inside it."""
+    inside = (f"{NETWORKS}/*/{FOLD}*", f"*/{FOLD}*", f"{FOLD}*")
+    return sorted(each.parent for names in inside for each in path.glob(f"{names}/{RESULT}"))
+
+
+def _fold_in(path: Path) -> Path:
+    """Returns the one network of a fine-tuning run; any other folder as it is."""
+    folds = folds_in(path)
+    if len(folds) > 1:
+        names = [str(fold.relative_to(path)) for fold in folds[:_LISTED]]
+        more = ", ..." if len(folds) > _LISTED else ""
+        raise InputError(
+            f"{path} holds {len(folds)} fine-tuned networks; name one of them, as in {folds[0]}: "
+            f"{', '.join(names)}{more}"
+        )
+    return folds[0] if folds else path
 
 
 def weights_hash(params: Params) -> str:
@@ -288,8 +309,12 @@ def save_adapter(
 
 
 def find_adapter(path: Path) -> Path | None:
-    """Returns the adapter that `path` names, itself or that of a fine-tuned fold; None if none."""
-    for folder in (path, path / RESULT):
+    """Returns the adapter that `path` names, itself or that of a fine-tuned fold; None if none.
+
+    Raises:
+      InputError: there are several fine-tuned networks.
+    """
+    for folder in (path, _fold_in(path) / RESULT):
         if (folder / _ADAPTER).is_file():
             return folder
     return None

@@ -252,3 +252,28 @@ def test_bad_input_is_one_line(toy_store, base, cell_fold, tmp_path, monkeypatch
         assert_one_line(error)
         assert words in error
         assert not (tmp_path / "x.h5ad").exists()
+
+
+def test_the_folder_of_a_fine_tuning_run_is_its_one_network_or_names_them(
+    toy_store, cell_fold, gene_fold, tmp_path, monkeypatch, capsys
+):
+    """As `finetune` lays them out; one is an adapter, the other a whole model."""
+    for run, folds in (("one", [gene_fold]), ("two", [cell_fold, gene_fold])):
+        inside = tmp_path / run / "networks" / "Geneformer"
+        inside.mkdir(parents=True)
+        for number, fold in enumerate(folds):
+            (inside / f"fold_{number}").symlink_to(fold[0])
+    for named in (tmp_path / "one", tmp_path / "one" / "networks", cell_fold[0].parent):
+        assert load_model(named).head is not None
+    named = "networks/Geneformer/fold_0, networks/Geneformer/fold_1"
+    for name, arguments in (
+        ("predict", ["--checkpoint=two", f"--cells={toy_store.folder}", "--output=x.h5ad"]),
+        ("convert", ["--source=two", "--target=x"]),
+    ):
+        monkeypatch.chdir(tmp_path)
+        status, _, error = run_command(name, arguments, monkeypatch, capsys)
+        assert status == 1
+        assert_one_line(error)
+        assert "two holds 2 fine-tuned networks; name one of them, as in " in error
+        assert error.strip().endswith(named)
+        assert not list(tmp_path.glob("x*"))

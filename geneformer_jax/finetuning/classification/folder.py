@@ -14,6 +14,7 @@ from geneformer_jax.finetuning.classification.config import TaskConfig
 from geneformer_jax.finetuning.classification.predictions import read_predictions, write_predictions
 from geneformer_jax.finetuning.classification.task import ClassificationTask
 from geneformer_jax.inference.resume import PartsFolder
+from geneformer_jax.model.pretrained import FOLD, NETWORKS
 
 SPLIT, LABELS = "split.parquet", "labels.csv"
 
@@ -74,12 +75,12 @@ class TaskFolder:
 
     def folds(self, name: str) -> list[Path]:
         """Returns the folders of a network's folds, in order; empty if the method is none."""
-        folders = (self.path / "networks" / slug(name)).glob("fold_*")
-        return sorted(folders, key=lambda each: int(each.name.removeprefix("fold_")))
+        folders = (self.path / NETWORKS / slug(name)).glob(f"{FOLD}*")
+        return sorted(folders, key=lambda each: int(each.name.removeprefix(FOLD)))
 
     def network(self, name: str) -> Path:
         """Returns the folder for a network's own files."""
-        folder = self.path / "networks" / slug(name)
+        folder = self.path / NETWORKS / slug(name)
         folder.mkdir(parents=True, exist_ok=True)
         return folder
 
