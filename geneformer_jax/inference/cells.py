@@ -16,7 +16,7 @@ from geneformer_jax.cells.formats.open import open_counts
 from geneformer_jax.cells.formats.paths import is_counts
 from geneformer_jax.cells.store.cell_store import CellStore, EncodedCells
 from geneformer_jax.cells.store.shorter_cells import shorten
-from geneformer_jax.cells.tokenization.rank_encoding import describe_lengths
+from geneformer_jax.cells.tokenization.rank_encoding import describe_cut, describe_lengths
 from geneformer_jax.cells.tokenization.tokenizer import (
     TokenizerOptions,
     default_max_length,
@@ -25,6 +25,7 @@ from geneformer_jax.cells.tokenization.tokenizer import (
 from geneformer_jax.cells.tokenization.vocabulary import GeneVocabulary
 from geneformer_jax.common.arguments import describe
 from geneformer_jax.common.errors import InputError
+from geneformer_jax.common.log import logger
 from geneformer_jax.inference.arguments import check_draw, check_model
 from geneformer_jax.inference.filters import Filters, passing
 from geneformer_jax.interop.tokenized_datasets import is_tokenized_dataset, read_tokenized
@@ -110,7 +111,10 @@ def open_cells(
     longest = min(default_max_length(model.vocabulary), model.config.positions)
     if whole:
         longest = model.vocabulary.size
-    return tokenize_source(source, model.vocabulary, TokenizerOptions(max_length=longest))
+    tokenized = tokenize_source(source, model.vocabulary, TokenizerOptions(max_length=longest))
+    if (is_cut := tokenized.is_cut).any():
+        logger.info(describe_cut(is_cut, longest))
+    return tokenized
 
 
 def places_in_input(cells: ChosenCells) -> tuple[pd.DataFrame, np.ndarray]:
@@ -159,12 +163,19 @@ def _require_no_options(options: CountOptions) -> None:
         )
 
 
-def reading_facts(cells: EncodedCells) -> dict[str, dict[str, object]]:
-    """Where counts and gene ids were found, for a provenance; empty for cells of a store."""
+def reading_facts(cells: EncodedCells) -> dict[str, object]:
+    """How cells were read, for a provenance.
+
+    Returns:
+      `cells_cut`, the number of those that have more genes than the model takes; and `counts_read`,
+      where counts and gene ids were found, but of cells that were tokenised already.
+    """
+    rows = np.arange(len(cells.lengths))
     while isinstance(cells, ChosenCells):
-        cells = cells.source
-    match = getattr(cells, "match", None)
-    return {} if match is None else {"counts_read": match.facts()}
+        cells, rows = cells.source, cells.rows[rows]
+    is_cut, match = getattr(cells, "is_cut", None), getattr(cells, "match", None)
+    facts = {"cells_cut": 0 if is_cut is None else int(is_cut[rows].sum())}
+    return facts if match is None else facts | {"counts_read": match.facts()}
 
 
 def select_cells(

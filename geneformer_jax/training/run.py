@@ -17,6 +17,7 @@ from geneformer_jax.batches.masking import MaskingConfig
 from geneformer_jax.batches.plan import PlanRecipe, split_cells
 from geneformer_jax.cells.store.cell_store import CellStore
 from geneformer_jax.cells.store.shorter_cells import ShorterCells
+from geneformer_jax.cells.tokenization.rank_encoding import describe_cut
 from geneformer_jax.common.errors import InputError
 from geneformer_jax.model.config import EncoderConfig
 from geneformer_jax.model.pretrained import load_model
@@ -211,7 +212,8 @@ def prepare_run(
     """
     encoder = config.encoder(store.vocabulary.size)
     seen = ShorterCells(store, encoder.positions)
-    store = seen if seen.cut else store
+    is_cut = seen.is_cut
+    store = seen if is_cut.any() else store
     mesh = make_mesh(config.mesh, devices)
     _require_divisible(encoder, mesh)
     shape = _shape(config, store, mesh, encoder)
@@ -242,7 +244,7 @@ def prepare_run(
         ),
         held_out=_held_out(store, held_out, config.masking, shard) if held_out_cells else None,
         steps=steps,
-        notes=(*notes, *([seen.describe()] if seen.cut else [])),
+        notes=(*notes, *([describe_cut(is_cut, seen.limit)] if is_cut.any() else [])),
     )
 
 

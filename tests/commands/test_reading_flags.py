@@ -28,7 +28,7 @@ COUNTED = ("build_vocabulary", "tokenize")
 def run(tmp_path, monkeypatch, capsys):
     """Runs a command on made-up cells with estimated counts; returns (status, output, error)."""
     head = HeadConfig("cell_classifier", ("a", "b"), dropout=0.0)
-    models = {"predict": toy_model(head=head)}
+    plain, classifier = toy_model(positions=64), toy_model(positions=64, head=head)
     adata = toy_cells(24)
     adata.X = adata.X.astype(np.float32)
     adata.X.data[::7] += 0.25
@@ -37,7 +37,9 @@ def run(tmp_path, monkeypatch, capsys):
     (tmp_path / "genes.txt").write_text("\n".join(f"ENSG{n:011d}" for n in range(0, GENES, 3)))
 
     def command(name, *arguments):
-        monkeypatch.setattr(pretrained, "load_model", lambda path: models.get(name) or toy_model())
+        monkeypatch.setattr(
+            pretrained, "load_model", lambda path: models.get(name) or toy_model(positions=64)
+        )
         given = [f"--output={tmp_path / 'out.h5ad'}"]
         if name in COUNTED:
             given.append(f"--counts={tmp_path / 'cells.h5ad'}")
@@ -78,7 +80,9 @@ def test_counts_in_a_layer_and_ids_in_a_column_are_found(name, run, tmp_path):
     assert status == 0, error
     assert "counts in layers/umi, gene ids in gene_ids" in output
     (facts,) = [*tmp_path.glob("out*/provenance.json"), *tmp_path.glob("out.provenance.json")]
-    read = json.loads(facts.read_text())["counts"]["counts_read"]
+    counts = json.loads(facts.read_text())["counts"]
+    assert counts["cells_cut"] == ((adata.layers["umi"] > 0).sum(axis=1) > 64).sum() > 0
+    read = counts["counts_read"]
     assert read["counts_matrix"] == "layers/umi"
     assert read["gene_column"] == "gene_ids"
     assert read["matched_gene_ids"] == GENES

@@ -6,7 +6,7 @@ from functools import cached_property
 import numpy as np
 
 from geneformer_jax.cells.store.cell_store import EncodedCells
-from geneformer_jax.cells.tokenization.rank_encoding import describe_lengths
+from geneformer_jax.cells.tokenization.rank_encoding import describe_cut, describe_lengths
 from geneformer_jax.common.log import logger
 
 
@@ -18,9 +18,9 @@ def shorten(cells: EncodedCells, positions: int) -> EncodedCells:
       positions: largest number of tokens that the model takes.
     """
     shorter = ShorterCells(cells, positions)
-    if not shorter.cut:
+    if not shorter.is_cut.any():
         return cells
-    logger.info(shorter.describe())
+    logger.info(describe_cut(shorter.is_cut, positions))
     return shorter
 
 
@@ -49,7 +49,7 @@ class ShorterCells:
         return ShorterCells, (self.source, self.limit)
 
     def __repr__(self) -> str:
-        return f"ShorterCells({describe_lengths(self.lengths)}, {self.cut:,} of them cut)"
+        return f"ShorterCells({describe_lengths(self.lengths)}, {self.is_cut.sum():,} of them cut)"
 
     def __len__(self) -> int:
         return len(self.source.lengths)
@@ -65,16 +65,9 @@ class ShorterCells:
         return min(self.source.max_length, self.limit)
 
     @property
-    def cut(self) -> int:
-        """Number of cells that are cut."""
-        return int(np.count_nonzero(np.asarray(self.source.lengths) > self.limit))
-
-    def describe(self) -> str:
-        """One line on what was cut."""
-        return (
-            f"{self.cut:,} of {len(self):,} cells have more than the {self.limit:,} tokens that "
-            "the model takes: cut to their highest ranked genes"
-        )
+    def is_cut(self) -> np.ndarray:
+        """Whether each cell is cut; bool [cells]."""
+        return np.asarray(self.source.lengths) > self.limit
 
     def read(self, indices: np.ndarray) -> list[np.ndarray]:
         """Returns the tokens (uint16 arrays) of cells, in the order of `indices`."""

@@ -71,6 +71,14 @@ def describe_lengths(lengths: np.ndarray) -> str:
     return f"{len(lengths):,} cells of {lengths.min():,} to {lengths.max():,} tokens"
 
 
+def describe_cut(is_cut: np.ndarray, limit: int) -> str:
+    """Returns one line on the cells (bool [cells]) of which only `limit` tokens are taken."""
+    return (
+        f"{np.count_nonzero(is_cut):,} of {len(is_cut):,} cells have more than the {limit:,} "
+        "tokens that the model takes: cut to their highest ranked genes"
+    )
+
+
 def _offsets(lengths: np.ndarray) -> np.ndarray:
     return np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
 

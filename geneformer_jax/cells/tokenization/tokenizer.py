@@ -266,6 +266,13 @@ class TokenizedCells:
         """Ids of the cells; [cells] str."""
         return self.obs.index.to_numpy()
 
+    @property
+    def is_cut(self) -> np.ndarray:
+        """Whether each cell is known to have more genes than `max_length` takes; bool [cells]."""
+        if self.encodings.genes is None:
+            return np.zeros(len(self), bool)
+        return self.encodings.genes > self.max_length - self.vocabulary.special_per_cell
+
     def read(self, indices: Sequence[int] | np.ndarray) -> list[np.ndarray]:
         """Returns the tokens (uint16 arrays) of cells, in the order of `indices`."""
         tokens, offsets = self.encodings.tokens, self.encodings.offsets
