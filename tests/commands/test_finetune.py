@@ -1,6 +1,7 @@
 """The finetune command on small stores: cells, genes, several targets, and what it refuses."""
 
 import json
+import re
 
 import numpy as np
 import pandas as pd
@@ -72,7 +73,7 @@ def test_cells_are_classified_and_the_run_is_read_again(rich_store, tmp_path, mo
     results = pd.read_csv(tmp_path / "run" / "results.csv")
     assert results["accuracy"].iloc[0] > 0.8
     assert f"results: {tmp_path / 'run'}" in output
-    assert "verdict: no pretraining, 1 layer" in output
+    check_verdict(output, results)
     assert {"commonest class", "SVM, ranks"} <= set(results["method"])
     assert (tmp_path / "run" / "loss.png").is_file()
     split = pd.read_parquet(tmp_path / "run" / "split.parquet").set_index("id")
@@ -89,6 +90,20 @@ def test_cells_are_classified_and_the_run_is_read_again(rich_store, tmp_path, mo
     status, _, error = finetune(changed, monkeypatch, capsys)
     assert (status, "seed = 42, not 7" in error) == (1, True)
     assert_one_line(error)
+
+
+def check_verdict(output: str, results: pd.DataFrame) -> None:
+    """Compares the numbers of the verdict with those of the tables, on disk and printed."""
+    (said,) = re.findall(r"verdict: no pretraining, 1 layer (.*)", output)
+    rows = results[results["per"] == "cell"].set_index("method")
+    first, classical = rows.iloc[0], rows.loc[["SVM, ranks", "random forest, ranks"], "accuracy"]
+    numbers = [first[name] for name in ("accuracy", "accuracy_low", "accuracy_high")]
+    numbers += [rows.loc["commonest class", "accuracy"], rows["accuracy"].iloc[1:].max()]
+    assert re.findall(r"\d\.\d{3}", said) == [f"{number:.3f}" for number in numbers]
+    assert classical.max() <= numbers[-1]
+    (printed,) = re.findall(r"no pretraining, 1 layer +cell .*", output)
+    shown = [float(number) for number in re.findall(r"\d\.\d+", printed)]
+    assert shown == pytest.approx([first[name] for name in ("auc", "accuracy", "macro_f1")], abs=1e-5)
 
 
 def test_several_targets_are_learned_and_their_head_is_refused_for_other_labels(

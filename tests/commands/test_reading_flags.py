@@ -37,9 +37,8 @@ def run(tmp_path, monkeypatch, capsys):
     (tmp_path / "genes.txt").write_text("\n".join(f"ENSG{n:011d}" for n in range(0, GENES, 3)))
 
     def command(name, *arguments):
-        monkeypatch.setattr(
-            pretrained, "load_model", lambda path: models.get(name) or toy_model(positions=64)
-        )
+        model = classifier if name == "predict" else plain
+        monkeypatch.setattr(pretrained, "load_model", lambda path: model)
         given = [f"--output={tmp_path / 'out.h5ad'}"]
         if name in COUNTED:
             given.append(f"--counts={tmp_path / 'cells.h5ad'}")

@@ -1,6 +1,7 @@
 """What must stand beside a fine-tuned network: naive guesses, steps enough to learn, a verdict."""
 
 import dataclasses
+import re
 from types import SimpleNamespace
 
 import numpy as np
@@ -54,8 +55,19 @@ def test_a_verdict_says_whether_it_learned_and_what_it_loses_to(
 ):
     values = {"Geneformer": network, SVM: (0.1, 0.1), FOREST: forest, COMMONEST: commonest}
     values |= {"no pretraining, 3 layers": (1.0, 1.0)}
-    text = verdict(SimpleNamespace(unit=unit), results(unit, **values))
+    table = results(unit, **values)
+    text = verdict(SimpleNamespace(unit=unit), table)
     assert all(word in text for word in words), text
+    own, naive, best = (each[unit == "gene"] for each in (network, commonest, forest))
+    learned = text.startswith("Geneformer learned: ")
+    assert learned == (own - 0.05 > naive) == ("`config.epochs`" not in text)
+    unproven = ("nothing shows that", "does NOT name them better")
+    assert sum(words in text for words in unproven) == (not learned)
+    sides = {"beats": best < own - 0.05, "LOSES to": best > own + 0.05}
+    assert {word: word in text for word in sides} == sides
+    assert ("is level with" in text) == (not any(sides.values()))
+    known = {f"{value:.3f}" for value in table.select_dtypes("number").to_numpy().flat}
+    assert set(re.findall(r"\d\.\d+", text)) <= known
     assert "no pretraining" not in text and "\n" not in text
     alone = {"Geneformer": network, COMMONEST: commonest}
     assert "classical" not in verdict(SimpleNamespace(unit=unit), results(unit, **alone))
