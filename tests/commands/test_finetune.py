@@ -103,7 +103,8 @@ def check_verdict(output: str, results: pd.DataFrame) -> None:
     assert classical.max() <= numbers[-1]
     (printed,) = re.findall(r"no pretraining, 1 layer +cell .*", output)
     shown = [float(number) for number in re.findall(r"\d\.\d+", printed)]
-    assert shown == pytest.approx([first[name] for name in ("auc", "accuracy", "macro_f1")], abs=1e-5)
+    measures = first[["auc", "accuracy", "macro_f1"]].astype(float)
+    assert shown == pytest.approx(measures.tolist(), abs=1e-5)
 
 
 def test_several_targets_are_learned_and_their_head_is_refused_for_other_labels(
