@@ -47,7 +47,8 @@ def memory(name):
 def jax_case(weights, genes, cells, batch):
     import jax
 
-    from geneformer_jax.attention_analysis.extractor import AttentionExtractor, CellGroups
+    from geneformer_jax.attention_analysis.cell_groups import CellGroups
+    from geneformer_jax.attention_analysis.extractor import AttentionExtractor
     from geneformer_jax.attention_analysis.statistics import gene_means
     from geneformer_jax.common.progress import Progress
     from geneformer_jax.interop.huggingface import read_model

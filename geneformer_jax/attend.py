@@ -19,7 +19,6 @@ from absl import flags
 from geneformer_jax.cells.tokenization.flags import define_reading_flags, reading_arguments
 from geneformer_jax.common import command_line
 from geneformer_jax.common.command_line import configuration
-from geneformer_jax.common.errors import InputError
 
 FLAGS = flags.FLAGS
 
@@ -45,6 +44,7 @@ def main() -> None:
     # JAX takes seconds to import, which --help and a mistyped flag should not have to wait for.
     from geneformer_jax.attention_analysis import api, report
     from geneformer_jax.attention_analysis.run import AttentionRun
+    from geneformer_jax.attention_analysis.summary import answers, preferring
     from geneformer_jax.inference.filters import parse_filters
     from geneformer_jax.interop.load import load_model
     from geneformer_jax.model.sharding import use_all_cores
@@ -56,7 +56,7 @@ def main() -> None:
         control=FLAGS.control == "random",
         min_cells=FLAGS.min_cells,
     )
-    limits = {name: _numbers(name) for name in ("layers", "heads")}
+    limits = {name: command_line.parse_numbers(name, int) for name in ("layers", "heads")}
     run = AttentionRun(FLAGS.output, query, configuration(), **limits)
     if run.is_complete():
         print(f"{FLAGS.output} is complete and was written by this command: nothing to do")
@@ -71,17 +71,10 @@ def main() -> None:
         **reading_arguments(),
     )
     found = run.finish(run.make())
-    print(report.preferring(found).to_string(index=False))
+    print(preferring(found).to_string(index=False))
     print(found.statements.to_string(index=False))
+    print(command_line.as_flags("\n".join(answers(found))))
     print(f"report: {FLAGS.output}/{report.REPORT}")
-
-
-def _numbers(name: str) -> tuple[int, ...]:
-    """Reads the value of --layers or --heads, which count from 1."""
-    texts = command_line.split_list(FLAGS[name].value)
-    if not all(text.isdigit() for text in texts):
-        raise InputError(f"--{name}={FLAGS[name].value} must be numbers separated by commas")
-    return tuple(map(int, texts))
 
 
 if __name__ == "__main__":

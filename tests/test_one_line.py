@@ -57,6 +57,8 @@ def test_a_model_shows_its_size_and_what_it_predicts():
 def test_attention_shows_lists_and_tables():
     tables = ("heads", "ranks", "layers", "thirds", "statements", "groups", "pairs")
     content = {name: pd.DataFrame({"list": ["mine", "mine", "theirs"]}) for name in tables}
-    text = shown(HeadAttention(**content, comparisons=[], sums={}, group_names=()))
+    text = shown(
+        HeadAttention(**content, comparisons=[], sums={}, group_names=(), skipped_groups={})
+    )
     assert "mine, theirs" in text
     assert all(name in text for name in ("heads", "ranks", "groups", "pairs"))

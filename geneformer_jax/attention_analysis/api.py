@@ -3,7 +3,7 @@
 The paper (Nature 2023, Fig. 4 and Extended Data Fig. 9) finds that a fifth of the heads attend
 transcription factors more than other genes, that heads of early layers are the most diverse, that
 middle layers attend broadly and that the last layers attend the highest ranks. Its exact statistics
-are not published with it; `statistics` describes what is computed here.
+are not published with it; `statistics`, `comparisons` and `layers` describe what is computed here.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,12 +16,10 @@ import jax
 import numpy as np
 import pandas as pd
 
-from geneformer_jax.attention_analysis import statistics
-from geneformer_jax.attention_analysis.extractor import (
-    AttentionExtractor,
-    AttentionSums,
-    CellGroups,
-)
+from geneformer_jax.attention_analysis import layers, statistics
+from geneformer_jax.attention_analysis.cell_groups import describe_skipped, group_cells
+from geneformer_jax.attention_analysis.comparisons import compare_genes
+from geneformer_jax.attention_analysis.extractor import AttentionExtractor, AttentionSums
 from geneformer_jax.attention_analysis.gene_lists import (
     GeneComparison,
     GeneLists,
@@ -31,18 +29,18 @@ from geneformer_jax.attention_analysis.gene_lists import (
 )
 from geneformer_jax.cells.counts.options import CountArguments
 from geneformer_jax.cells.store.cell_store import EncodedCells
-from geneformer_jax.common.arguments import require_text
+from geneformer_jax.common.arguments import require_text, require_whole
 from geneformer_jax.common.errors import InputError
+from geneformer_jax.common.log import logger
 from geneformer_jax.common.progress import Progress
 from geneformer_jax.inference.arguments import check_draw, check_model, check_runtime
 from geneformer_jax.inference.cells import ORIGINAL_SEED, open_cells, select_cells
-from geneformer_jax.inference.filters import Filters, check_columns
+from geneformer_jax.inference.filters import Filters
 from geneformer_jax.inference.random_control import MODEL, RANDOM, random_model
 from geneformer_jax.model.pretrained import PretrainedModel
 from geneformer_jax.model.runtime import Runtime, profiled_runtime
 
 ALL_CELLS = "all cells"
-NO_VALUE = "no value"
 MIN_CELLS = 10
 # Weights between more genes than these fill memory and no figure.
 MAX_PAIRED = 200
@@ -58,7 +56,8 @@ class AttentionQuery:
       groupby: obs column whose values are groups of cells to summarise apart, or None.
       pairs: genes, ids or symbols, whose weights between each other are extracted.
       control: whether to extract the same from random weights.
-      min_cells: cells that a group must have, and that must have a gene that is compared.
+      min_cells: cells that a group must have to be summarised apart, and that must have a gene for
+        it to be compared.
       seed: of the random weights, bootstrap and matching.
     """
 
@@ -75,7 +74,7 @@ class HeadAttention:
     """What was found; every table is tidy, with layers and heads counted from 1.
 
     Attributes:
-      heads: gene lists by head, see `statistics.compare_genes`; with columns `model`, `list` and
+      heads: gene lists by head, see `comparisons.compare_genes`; with columns `model`, `list` and
         `against`.
       ranks: received attention by rank; with `model` and `group`.
       layers: diversity, breadth and weight on top ranks by layer; with `model`.
@@ -85,7 +84,8 @@ class HeadAttention:
       pairs: weights between chosen genes; with `model`.
       comparisons: the gene lists as they were found.
       sums: model -> its totals and the measures of each cell.
-      group_names: of the totals' groups.
+      group_names: of the totals' groups; () if not asked for.
+      skipped_groups: name -> number of cells of groups too small to be summarised apart.
     """
 
     heads: pd.DataFrame
@@ -98,6 +98,7 @@ class HeadAttention:
     comparisons: list[GeneComparison]
     sums: Mapping[str, AttentionSums]
     group_names: tuple[str, ...]
+    skipped_groups: Mapping[str, int]
 
     def __repr__(self) -> str:
         tables = [each.name for each in fields(self) if each.type is pd.DataFrame]
@@ -109,10 +110,9 @@ class HeadAttention:
         totals = self.sums[MODEL].totals
         overall = statistics.gene_means(statistics.of_all_groups(totals))
         yield statistics.gene_table(overall, ids, symbols, ALL_CELLS)
-        if len(self.group_names) > 1:
-            for group, name in enumerate(self.group_names):
-                means = statistics.gene_means(totals, group)
-                yield statistics.gene_table(means, ids, symbols, name)
+        for group, name in enumerate(self.group_names):
+            means = statistics.gene_means(totals, group)
+            yield statistics.gene_table(means, ids, symbols, name)
 
 
 def attend_cells(
@@ -123,6 +123,7 @@ def attend_cells(
     groupby: str | None = None,
     pairs: Sequence[str] = (),
     control: bool = False,
+    min_cells: int = MIN_CELLS,
     filters: Filters | None = None,
     max_cells: int | None = None,
     seed: int = ORIGINAL_SEED,
@@ -140,6 +141,8 @@ def attend_cells(
       groupby: obs column; its values are summarised apart too.
       pairs: genes whose attention to each other is extracted, at most 200.
       control: extract the same from random weights: what they show too was not learned.
+      min_cells: cells that a group must have to be summarised apart (smaller ones are skipped and
+        named), and that must have a gene for it to be compared; 2 or more.
       filters: obs column -> value or values of which a cell must have one; all must pass.
       max_cells: cells to draw at random; None takes all.
       seed: of that draw.
@@ -149,15 +152,16 @@ def attend_cells(
       reading: of counts, which matrix and gene ids; arguments of `CountOptions`.
 
     Raises:
-      InputError: a list matches no gene, a group has too few cells, the cells do not fit the model,
-        or the attention implementation never holds its weights.
+      InputError: a list matches no gene, every group has too few cells, the cells do not fit the
+        model, or the attention implementation never holds its weights.
     """
     check_model(model)
     check_draw(max_cells, seed)
     check_runtime(runtime, devices)
     require_text("groupby", groupby, "an obs column")
+    require_whole("min_cells", min_cells, 2)
     named = read_pairs(pairs) if isinstance(pairs, str) else tuple(map(str, pairs))
-    query = AttentionQuery(read_gene_lists(genes), groupby, named, control)
+    query = AttentionQuery(read_gene_lists(genes), groupby, named, control, min_cells)
     chosen = select_cells(open_cells(cells, model, **reading), filters, max_cells, seed)
     extractors = prepare(model, chosen, query, runtime, devices=devices)
     sums = {}
@@ -180,9 +184,11 @@ def prepare(
     longest = int(np.asarray(cells.lengths).max(initial=0))
     runtime = runtime or profiled_runtime(longest, "float32", "auto")[0]
     groups = group_cells(cells.obs, query.groupby, query.min_cells)
+    if groups.skipped:
+        logger.warning(describe_skipped(groups.skipped))
     chosen = known_genes(query.pairs, model.vocabulary) if query.pairs else ()
     if len(chosen) > MAX_PAIRED:
-        raise InputError(f"{len(chosen)} genes were named for pairs; name at most {MAX_PAIRED}")
+        raise InputError(f"`pairs` names {len(chosen)} genes; name at most {MAX_PAIRED}")
     # Which of the listed genes the cells have, before hours of work.
     compare_lists(query.lists, model.vocabulary, count_cells(cells), query.min_cells)
     models = {MODEL: model} | ({RANDOM: random_model(model, query.seed)} if query.control else {})
@@ -222,16 +228,13 @@ def tabulate(
         table = pd.concat(tables, ignore_index=True)
         return table[["model", *table.columns.drop("model")]]
 
-    thirds = {
-        name: statistics.compare_thirds(each.cells, query.seed) for name, each in sums.items()
-    }
-    shown = (*((ALL_CELLS,) if len(names) > 1 else ()), *names)
+    thirds = {name: layers.compare_thirds(each.cells, query.seed) for name, each in sums.items()}
     return HeadAttention(
         heads=per_model(lambda name: _compare(means[name], comparisons, query.seed)),
-        ranks=per_model(lambda name: _ranks(overall[name], sums[name].totals, shown)),
-        layers=per_model(lambda name: statistics.layer_table(sums[name].cells, query.seed)),
+        ranks=per_model(lambda name: _ranks(overall[name], sums[name].totals, names)),
+        layers=per_model(lambda name: layers.layer_table(sums[name].cells, query.seed)),
         thirds=per_model(lambda name: thirds[name]),
-        statements=statistics.verdicts(thirds),
+        statements=layers.verdicts(thirds),
         groups=_groups(sums[MODEL].totals, names, ids, symbols, query.min_cells),
         pairs=per_model(
             lambda name: statistics.pair_table(overall[name], ids[chosen], symbols[chosen])
@@ -239,6 +242,7 @@ def tabulate(
         comparisons=comparisons,
         sums=sums,
         group_names=names,
+        skipped_groups=extractor.groups.skipped,
     )
 
 
@@ -257,29 +261,6 @@ def read_pairs(genes: str) -> tuple[str, ...]:
     return tuple(name.strip() for name in genes.split(",") if name.strip())
 
 
-def group_cells(obs: pd.DataFrame, column: str | None, min_cells: int) -> CellGroups:
-    """Groups cells by an obs column; cells without a value form a group of their own.
-
-    Raises:
-      InputError: there is no such column, or a value has fewer than `min_cells` cells.
-    """
-    if column is None:
-        return CellGroups((ALL_CELLS,), np.zeros(len(obs), np.int32))
-    check_columns(obs, [column])
-    values = obs[column].astype("object")
-    values = values.where(values.notna() & (values.astype(str) != ""), NO_VALUE).astype(str)
-    sizes = values.value_counts()
-    few = sizes[(sizes < min_cells) & (sizes.index != NO_VALUE)]
-    if len(few):
-        raise InputError(
-            f'group "{few.index[0]}" of column "{column}" has {few.iloc[0]} cells, but '
-            f"{min_cells} are needed; leave it out with a filter, merge it with another group, or "
-            "give a smaller min_cells"
-        )
-    codes = pd.Categorical(values)
-    return CellGroups(tuple(map(str, codes.categories)), codes.codes.astype(np.int32))
-
-
 def count_cells(cells: EncodedCells) -> np.ndarray:
     """Returns the number of cells that have each token, [V]; reads some cells at a time."""
     counts = np.zeros(cells.vocabulary.size, np.int64)
@@ -293,23 +274,23 @@ def count_cells(cells: EncodedCells) -> np.ndarray:
 def _compare(means, comparisons: Sequence[GeneComparison], seed: int) -> pd.DataFrame:
     tables = []
     for each in comparisons:
-        table = statistics.compare_genes(means, each.first, each.second, seed)
+        table = compare_genes(means, each.first, each.second, seed)
         table.insert(0, "against", each.against)
         table.insert(0, "list", each.name)
         tables.append(table)
     return pd.concat(tables, ignore_index=True)
 
 
-def _ranks(overall, totals, shown: Sequence[str]) -> pd.DataFrame:
-    if len(shown) == 1:
-        return statistics.rank_table(totals, shown)
-    whole = statistics.rank_table(overall, shown[:1])
-    return pd.concat([whole, statistics.rank_table(totals, shown[1:])], ignore_index=True)
+def _ranks(overall, totals, names: Sequence[str]) -> pd.DataFrame:
+    whole = statistics.rank_table(overall, (ALL_CELLS,))
+    by_group = [statistics.rank_table(totals, names)] if names else []
+    return pd.concat([whole, *by_group], ignore_index=True)
 
 
 def _groups(totals, names, ids, symbols, min_cells: int) -> pd.DataFrame:
+    # Without groups, the only totals are those of all cells.
     tables = [
         statistics.group_table(statistics.gene_means(totals, group), ids, symbols, name, min_cells)
-        for group, name in enumerate(names)
+        for group, name in enumerate(names or (ALL_CELLS,))
     ]
     return pd.concat(tables, ignore_index=True)

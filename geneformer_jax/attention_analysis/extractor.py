@@ -2,13 +2,13 @@
 
 import functools
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
+from geneformer_jax.attention_analysis.cell_groups import CellGroups
 from geneformer_jax.attention_analysis.profile import attention_profile
 from geneformer_jax.attention_analysis.sums import (
     AttentionTotals,
@@ -38,19 +38,6 @@ class ForwardSpec(NamedTuple):
     mesh: Mesh
     first_gene_token: int
     chosen: tuple[int, ...]
-
-
-@dataclass(frozen=True, eq=False)
-class CellGroups:
-    """Groups of cells that are summed apart.
-
-    Attributes:
-      names: of the G groups.
-      codes: int32 [cells] number of each cell's group.
-    """
-
-    names: tuple[str, ...]
-    codes: np.ndarray
 
 
 class AttentionSums(NamedTuple):
@@ -96,7 +83,7 @@ class AttentionExtractor:
     def empty(self) -> AttentionTotals:
         """Returns the totals of no cells."""
         config = self.model.config
-        sizes = len(self.groups.names), config.vocabulary_size, len(self.spec.chosen)
+        sizes = self.groups.sums, config.vocabulary_size, len(self.spec.chosen)
         return AttentionTotals.empty(*sizes, config.layers, config.heads)
 
     def run(self, start: int, stop: int, progress: Progress) -> AttentionSums:

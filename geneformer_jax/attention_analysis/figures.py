@@ -8,7 +8,8 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
-from geneformer_jax.attention_analysis.statistics import SIGNIFICANT, THIRDS
+from geneformer_jax.attention_analysis.comparisons import SIGNIFICANT, has_own_matching
+from geneformer_jax.attention_analysis.layers import THIRDS
 from geneformer_jax.inference.random_control import MODEL, RANDOM
 from geneformer_jax.reporting.figures import PALETTE, STYLE, new_figure
 
@@ -27,18 +28,22 @@ def preference_figure(heads: pd.DataFrame, title: str) -> Figure:
     """Draws how much each head prefers the genes of one list, layers down and heads across.
 
     Args:
-      heads: rows of one comparison, of `HeadAttention.heads`; a row of maps per model.
+      heads: rows of one comparison, of `HeadAttention.heads`; a row of maps per model, with a map
+        of genes of like rank only where that is another test (`has_own_matching`).
       title: of the comparison.
     """
     models = list(dict.fromkeys(heads["model"]))
     L, N = heads["layer"].max(), heads["head"].max()
-    panels = {"": "all genes", "_matched": "genes of like rank"}
+    panels = {"": heads["against"].iloc[0]}
+    if has_own_matching(heads):
+        panels["_matched"] = f"{heads['against'].iloc[0]} of like rank"
     effects = heads[[f"effect{suffix}" for suffix in panels]].abs().to_numpy()
     limit = max(_MIN_SCALE, float(effects.max()))
+    columns = len(panels)
     with matplotlib.rc_context(STYLE):
         width, height = max(3.2, 0.62 * N + 1.4), max(2.4, 0.45 * L + 1.1)
-        figure = new_figure(2 * width + 1, len(models) * height + 0.5)
-        axes = figure.subplots(len(models), 2, squeeze=False, sharex=True, sharey=True)
+        figure = new_figure(columns * width + 1, len(models) * height + 0.5)
+        axes = figure.subplots(len(models), columns, squeeze=False, sharex=True, sharey=True)
         for row, model in enumerate(models):
             for column, (suffix, beside) in enumerate(panels.items()):
                 of_model = heads[heads["model"] == model]

@@ -10,36 +10,77 @@ import pyarrow.parquet as pq
 
 from geneformer_jax.attention_analysis import figures
 from geneformer_jax.attention_analysis.api import ALL_CELLS, HeadAttention, token_names
+from geneformer_jax.attention_analysis.comparisons import (
+    MAX_DISTANCE,
+    SIGNIFICANT,
+    has_own_matching,
+)
 from geneformer_jax.attention_analysis.extractor import AttentionExtractor
-from geneformer_jax.attention_analysis.statistics import STATEMENTS
+from geneformer_jax.attention_analysis.gene_lists import MIN_GENES
+from geneformer_jax.attention_analysis.layers import FAILS, HOLDS, UNDECIDED
+from geneformer_jax.attention_analysis.summary import MIN_FACTORS, answers, preferring
 from geneformer_jax.cells.tokenization.vocabulary import GeneVocabulary
 from geneformer_jax.common.files import atomic_write, slug
 from geneformer_jax.common.log import logger
 from geneformer_jax.common.provenance import write_provenance
 from geneformer_jax.inference.listed_genes import describe_missing
-from geneformer_jax.inference.random_control import MODEL, RANDOM
+from geneformer_jax.inference.random_control import MODEL
 from geneformer_jax.reporting.figures import save_figure
 from geneformer_jax.reporting.html import Report
 
 REPORT, FIGURES, GENES = "report.html", "figures", "genes.parquet"
 LEFT_OUT = "genes_left_out.tsv"
 TABLES = ("heads", "ranks", "layers", "thirds", "statements", "groups", "pairs")
-# Nature 2023: a fifth of the 24 heads of the 6-layer model attend transcription factors more.
-PAPER_FRACTION = "20 % (5 of 24)"
 _GROUP_ROWS = 20
-
-
-def preferring(found: HeadAttention) -> pd.DataFrame:
-    """Returns the fraction of heads that prefer each list, by model, beside the paper's."""
-    grouped = found.heads.groupby(["list", "against", "model"], sort=False)
-    rows = []
-    for (name, against, model), heads in grouped:
-        sides = int(heads["n_first"].iloc[0]), int(heads["n_second"].iloc[0])
-        fractions = [_fraction(heads[f"prefers{suffix}"]) for suffix in ("", "_matched")]
-        rows.append((name, against, model, *sides, *fractions))
-    columns = ["list", "against", "model", "genes", "others", "heads that prefer it"]
-    table = pd.DataFrame(rows, columns=[*columns, "heads that prefer it, ranks matched"])
-    return table.assign(**{"the paper's, transcription factors": PAPER_FRACTION})
+# What the sections and tables show; each heading of a table is explained with it.
+_LISTS = (
+    "Are the genes of a list attended more than others? Rank-sum tests over genes, "
+    "Benjamini-Hochberg over heads. Rank alone drives attention, so each is asked again of genes "
+    "of like rank only: every gene paired with one of the other side whose mean rank is at most "
+    f"{MAX_DISTANCE:g} standard deviations (of log rank) away, the others left out. Only that "
+    "speaks of the genes themselves."
+)
+_PREFERRING = (
+    "Heads that prefer a list: its genes are attended more, at a false discovery rate below "
+    f"{SIGNIFICANT:g}. Genes, others: how many are compared. Pairs of like rank: how many genes "
+    "found a partner. The paper's fraction (ranks not matched) stands only beside a list that is "
+    f"called one of transcription factors and has {MIN_FACTORS} or more, against other genes."
+)
+_EVERY_TEST = (
+    "Every test. n_first, n_second: genes of the list and of the others. effect: rank-biserial "
+    "correlation, from -1 to 1, above 0 where the list is attended more. p of the rank-sum test; "
+    "fdr: Benjamini-Hochberg over heads; prefers: fdr below "
+    f"{SIGNIFICANT:g} and effect above 0. Names that end in _matched: the same of the n_matched "
+    "pairs of like rank, empty where there are too few."
+)
+_LAYERS = (
+    "Received: 1 is an even share of a cell's attention. Diversity: mean Jensen-Shannon distance "
+    "between what two heads of a layer attend. Breadth: ranks that a gene attends in effect, as a "
+    "fraction of the cell's tokens. Top: weight on the highest tenth of a cell's ranks, 0.1 where "
+    "attention is even. All three go from 0 to 1."
+)
+_STATEMENTS = (
+    "What the paper says of its model, and whether it holds here: each third of the layers is "
+    f'compared with both others. "{HOLDS}": both differences are above min_difference with their '
+    f'whole 95 % interval; "{FAILS}": one is below it with its whole interval; else '
+    f'"{UNDECIDED}" (statements.parquet). Random weights of most shapes differ by less than '
+    "min_difference, but those of the largest models by more."
+)
+_THIRDS = (
+    "Differences between thirds of the layers: mean of the measure in one third less that in the "
+    "one it is compared with, over cells; low and high: its 95 % interval; min_difference: what a "
+    "statement needs (thirds.parquet)."
+)
+_GROUPS = (
+    "Attention received less the mean of all genes at the same ranks of the same cells' group; "
+    "genes are ordered by that excess less two standard errors. Not compared with random weights."
+)
+_FIRST_GENES = (
+    f"The first {_GROUP_ROWS} genes of each group; all are in groups.parquet. n_cells: cells of "
+    "the group that have the gene; received, expected_by_rank, excess: means over all heads; "
+    "excess_low: excess less two standard errors; most_layer, most_head: the head that exceeds the "
+    "most."
+)
 
 
 def write_report(
@@ -109,10 +150,6 @@ def _limited(table: pd.DataFrame, only: Mapping[str, tuple[int, ...]]) -> pd.Dat
     return table.reset_index(drop=True)
 
 
-def _fraction(prefers: pd.Series) -> str:
-    return f"{prefers.mean():.0%} ({prefers.sum()} of {len(prefers)})"
-
-
 def _build(found: HeadAttention, extractor: AttentionExtractor, folder: Path) -> Report:
     config = extractor.model.config
     report = Report(
@@ -125,6 +162,9 @@ def _build(found: HeadAttention, extractor: AttentionExtractor, folder: Path) ->
         save_figure(figure, folder / name)
         report.figure(figure, caption)
 
+    report.section("In short")
+    for line in answers(found):
+        report.paragraph(f"{line[0].upper()}{line[1:]}.")
     _show_lists(found, report, show, extractor.cells.vocabulary)
     _show_layers(found, report, show)
     _show_groups(found, report, show)
@@ -137,28 +177,33 @@ def _build(found: HeadAttention, extractor: AttentionExtractor, folder: Path) ->
 
 
 def _show_lists(found: HeadAttention, report: Report, show, vocabulary: GeneVocabulary) -> None:
-    report.section(
-        "Gene lists",
-        "Are the genes of a list attended more than others? Rank-sum tests over genes, "
-        "Benjamini-Hochberg over heads. Rank alone drives attention, so each is asked again with "
-        "every gene paired to one of like mean rank: only that speaks of the genes themselves.",
-    )
-    report.table(preferring(found), "Fraction of heads that prefer a list (heads.parquet).")
+    report.section("Gene lists", _LISTS)
+    report.table(preferring(found), _PREFERRING)
     for each in found.comparisons:
         for line in describe_missing(each.missing(vocabulary)):
             report.paragraph(f"{each.title}: {line}; all in {LEFT_OUT}.")
         chosen = (found.heads["list"] == each.name) & (found.heads["against"] == each.against)
-        caption = f"{each.title}: preference of each head (heads.parquet)."
+        heads = found.heads[chosen]
         show(
             f"preference_{slug(each.title)}",
-            figures.preference_figure(found.heads[chosen], each.title),
-            caption,
+            figures.preference_figure(heads, each.title),
+            f"{each.title}: preference of each head (heads.parquet). {_unmatched(heads)}",
         )
-    report.table(found.heads, "Every test.", whole_in="heads.parquet")
+    report.table(found.heads, _EVERY_TEST, whole_in="heads.parquet")
+
+
+def _unmatched(heads: pd.DataFrame) -> str:
+    """Says why there is no map of genes of like rank, if there is none."""
+    if has_own_matching(heads):
+        return ""
+    pairs = heads["n_matched"].iloc[0]
+    if heads["p_matched"].isna().all():
+        return f"Only {pairs} pairs are of like rank, and a test needs {MIN_GENES}."
+    return f"All genes of both sides are of like rank ({pairs} pairs): that test is the same."
 
 
 def _show_layers(found: HeadAttention, report: Report, show) -> None:
-    report.section("By rank and by layer")
+    report.section("By rank and by layer", _LAYERS)
     whole = found.ranks[found.ranks["group"] == ALL_CELLS]
     show("ranks", figures.rank_figure(whole), "Attention received by rank (ranks.parquet).")
     show(
@@ -167,33 +212,14 @@ def _show_layers(found: HeadAttention, report: Report, show) -> None:
         "Diversity, breadth and weight on the highest ranks, with 95 % bootstrap intervals over "
         "cells; grey lines part the thirds of the layers (layers.parquet).",
     )
-    report.table(
-        found.statements,
-        "What the paper says of its model, and whether it holds here: each third of the layers is "
-        f"compared with both others (thirds.parquet). {_warning(found)}",
-    )
-    report.table(found.thirds, "Differences between thirds of the layers, 95 % intervals.")
-
-
-def _warning(found: HeadAttention) -> str:
-    if RANDOM not in found.statements:
-        return "Random weights were not asked (--control=random): they may show the same."
-    same = found.statements[MODEL] == found.statements[RANDOM]
-    shared = same & (found.statements[MODEL] == "holds")
-    if not shared.any():
-        return "No statement holds for random weights as well."
-    texts = "; ".join(each.text for each, held in zip(STATEMENTS, shared, strict=True) if held)
-    return f"Random weights show this too, so it was not learned: {texts}."
+    report.table(found.statements, _STATEMENTS)
+    report.table(found.thirds, _THIRDS)
 
 
 def _show_groups(found: HeadAttention, report: Report, show) -> None:
-    report.section(
-        "Genes attended beyond what rank explains",
-        "Attention received less the mean of all genes at the same ranks of the same cells' group; "
-        "genes are ordered by that excess less two standard errors.",
-    )
+    report.section("Genes attended beyond what rank explains", _GROUPS)
     if len(found.groups):
         caption = "The first genes of each group of cells (groups.parquet)."
         show("groups", figures.group_figure(found.groups), caption)
     top = found.groups.groupby("group", sort=False).head(_GROUP_ROWS)
-    report.table(top, f"The first {_GROUP_ROWS} genes of each group; all are in groups.parquet.")
+    report.table(top, _FIRST_GENES)

@@ -144,6 +144,7 @@ class AttentionRun:
         counts = {
             "cells": len(cells.lengths),
             "left_out": dict(cells.dropped),
+            "groups_skipped": dict(found.skipped_groups),
             **reading_facts(cells),
             "throughput": {
                 name: each.throughput.summary() for name, each in self._extractors.items()
@@ -224,4 +225,6 @@ def _measures_file(part: int) -> str:
 def _check_numbers(name: str, numbers: Sequence[int], size: int) -> None:
     if any(not 1 <= number <= size for number in numbers):
         listed = ",".join(map(str, numbers))
-        raise InputError(f"{name} {listed}: the model has {size}; give numbers from 1 to {size}")
+        raise InputError(
+            f"`{name}` is {listed}: the model has {size}; give numbers from 1 to {size}"
+        )

@@ -1,46 +1,24 @@
-"""Statistics of the attention of many cells: by gene list, by rank, by layer, by group of cells.
+"""Attention of many cells by gene, by rank, by group of cells and between chosen genes.
 
 Pure functions from totals to tables. Received attention is relative: 1 is an even share of a cell's
 attention. What rank alone explains is taken off by comparing a gene with the mean of all genes at
-its ranks, or with genes of like mean rank.
+its ranks.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
-from scipy import stats
 
 from geneformer_jax.attention_analysis.sums import (
     EVEN_SHARE,
     GENE_MEASURES,
     RANK_EDGES,
     AttentionTotals,
-    CellMeasures,
 )
 
-SIGNIFICANT = 0.05
-RESAMPLES = 1_000
 RECEIVED, FROM_EVEN, ENTROPY, TO_TOP = range(len(GENE_MEASURES))
-HOLDS, FAILS, UNDECIDED, TOO_FEW = "holds", "does not hold", "undecided", "needs 3 layers or more"
-
-
-class Statement(NamedTuple):
-    """One of the paper's statements about layers, by thirds of the layers: 0 early to 2 last."""
-
-    text: str
-    measure: str
-    third: int
-
-
-# Nature 2023, "attention weights of Geneformer" (Fig. 4, Extended Data Fig. 9).
-STATEMENTS = (
-    Statement("heads of early layers are the most diverse", "diversity", 0),
-    Statement("middle layers attend the most broadly", "breadth", 1),
-    Statement("last layers attend the highest ranks the most", "top", 2),
-)
-THIRDS = ("early", "middle", "last")
 
 
 class GeneMeans(NamedTuple):
@@ -127,67 +105,6 @@ def gene_table(means: GeneMeans, ids: np.ndarray, symbols: np.ndarray, group: st
     return pd.DataFrame(columns)
 
 
-def compare_genes(
-    means: GeneMeans, first: np.ndarray, second: np.ndarray, seed: int = 0
-) -> pd.DataFrame:
-    """Tests for each head whether some genes are attended more than others.
-
-    Rank-sum tests (Mann-Whitney U, two-sided, ties corrected) on the genes' mean received
-    attention; Benjamini-Hochberg over all heads. The effect is the rank-biserial correlation, from
-    -1 to 1. The same again with each gene of the smaller side paired with the gene of the other
-    side that has the nearest mean rank and is still free, so that rank explains nothing.
-
-    Args:
-      means: of the cells.
-      first: tokens of the genes asked about.
-      second: tokens of the genes to compare them with.
-      seed: of the order in which genes choose their partner.
-
-    Returns:
-      A row per head: layer, head, n_first, n_second, effect, p, fdr, prefers (fdr < 0.05 and effect
-      > 0), and n_matched, effect_matched, p_matched, fdr_matched, prefers_matched.
-    """
-    _, L, N = means.received.shape
-    layer, head = (index.ravel() + 1 for index in np.indices((L, N)))
-    table = pd.DataFrame({"layer": layer, "head": head})
-    table["n_first"], table["n_second"] = len(first), len(second)
-    pairs = match_by_rank(means.rank[first], means.rank[second], seed)
-    matched = first[pairs[:, 0]], second[pairs[:, 1]]
-    for suffix, (a, b) in (("", (first, second)), ("_matched", matched)):
-        if suffix:
-            table["n_matched"] = len(pairs)
-        received = (means.received[tokens].reshape(len(tokens), L * N) for tokens in (a, b))
-        tested = stats.mannwhitneyu(*received, axis=0, alternative="two-sided")
-        table[f"effect{suffix}"] = 2 * tested.statistic / (len(a) * len(b)) - 1
-        table[f"p{suffix}"] = tested.pvalue
-        table[f"fdr{suffix}"] = stats.false_discovery_control(tested.pvalue)
-        table[f"prefers{suffix}"] = (table[f"fdr{suffix}"] < SIGNIFICANT) & (
-            table[f"effect{suffix}"] > 0
-        )
-    return table
-
-
-def match_by_rank(first: np.ndarray, second: np.ndarray, seed: int = 0) -> np.ndarray:
-    """Pairs each of the smaller side with the nearest still free one of the other.
-
-    Returns:
-      int [pairs, 2] positions in `first` and in `second`; each stands in one pair at most.
-    """
-    swapped = len(first) > len(second)
-    few, many = (second, first) if swapped else (first, second)
-    order = np.argsort(many, kind="stable")
-    values, free = list(many[order]), list(order)
-    pairs = []
-    for index in np.random.default_rng(seed).permutation(len(few)):
-        at = int(np.searchsorted(values, few[index]))
-        if at == len(values) or (at and few[index] - values[at - 1] <= values[at] - few[index]):
-            at -= 1
-        values.pop(at)
-        pairs.append((int(index), int(free.pop(at))))
-    pairs = np.array(sorted(pairs), int).reshape(-1, 2)
-    return pairs[:, ::-1] if swapped else pairs
-
-
 def rank_table(totals: AttentionTotals, groups: Sequence[str]) -> pd.DataFrame:
     """Returns received attention by rank, a row per group, layer, head and bin of ranks."""
     _, _, L, N, _ = totals.rank_sums.shape
@@ -215,93 +132,6 @@ def rank_table(totals: AttentionTotals, groups: Sequence[str]) -> pd.DataFrame:
             )
         )
     return pd.concat(parts, ignore_index=True)
-
-
-def layer_table(cells: CellMeasures, seed: int = 0) -> pd.DataFrame:
-    """Returns diversity, breadth and weight on top ranks, with 95 % intervals over cells.
-
-    A row per measure and layer, and for breadth and top also per head (head 0: mean of all heads).
-    """
-    rows = []
-    for measure, values in cells._asdict().items():
-        values = values[..., None] if values.ndim == 2 else values
-        _, L, N = values.shape
-        by_head = [values.mean(axis=2)] + [values[..., n] for n in range(N if N > 1 else 0)]
-        for head, of_head in enumerate(by_head):
-            low, high = bootstrap_interval(of_head, seed)
-            for layer in range(L):
-                mean = of_head[:, layer].mean()
-                rows.append((measure, layer + 1, head, mean, low[layer], high[layer]))
-    return pd.DataFrame(rows, columns=["measure", "layer", "head", "mean", "low", "high"])
-
-
-def bootstrap_interval(values: np.ndarray, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the 95 % percentile interval of the mean over cells; values [cells, ...].
-
-    All columns are drawn together. A single cell has no interval: NaN.
-    """
-    values = np.asarray(values, np.float64)
-    if len(values) < 2:
-        return np.full(values.shape[1:], np.nan), np.full(values.shape[1:], np.nan)
-    batch = max(1, 4_000_000 // values.size)
-    drawn = stats.bootstrap(
-        (values,),
-        np.mean,
-        axis=0,
-        n_resamples=RESAMPLES,
-        batch=batch,
-        method="percentile",
-        rng=np.random.default_rng(seed),
-    )
-    return drawn.confidence_interval.low, drawn.confidence_interval.high
-
-
-def compare_thirds(cells: CellMeasures, seed: int = 0) -> pd.DataFrame:
-    """Returns each statement's third of the layers less each other third, with 95 % intervals.
-
-    Columns: statement, measure, third, compared_with, difference, low, high. Empty for a model of
-    fewer than 3 layers.
-    """
-    rows = []
-    columns = ["statement", "measure", "third", "compared_with", "difference", "low", "high"]
-    L = cells.diversity.shape[1]
-    if L < len(THIRDS):
-        return pd.DataFrame(rows, columns=columns)
-    for statement in STATEMENTS:
-        values = getattr(cells, statement.measure)
-        by_layer = values.mean(axis=2) if values.ndim == 3 else values
-        layers = np.array_split(np.arange(L), len(THIRDS))
-        thirds = np.stack([by_layer[:, each].mean(axis=1) for each in layers], axis=1)
-        for other in range(len(THIRDS)):
-            if other != statement.third:
-                apart = (thirds[:, statement.third] - thirds[:, other])[:, None]
-                low, high = bootstrap_interval(apart, seed)
-                names = THIRDS[statement.third], THIRDS[other]
-                head = statement.text, statement.measure, *names
-                rows.append((*head, apart.mean(), low[0], high[0]))
-    return pd.DataFrame(rows, columns=columns)
-
-
-def verdicts(differences: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
-    """Returns whether each statement holds, a column for each model.
-
-    It holds if both differences lie above 0 with their whole interval, does not hold if one lies
-    below, and is undecided otherwise.
-    """
-    table = pd.DataFrame({"statement": [each.text for each in STATEMENTS]})
-    for name, of_model in differences.items():
-        table[name] = [
-            _verdict(of_model[of_model["statement"] == each.text]) for each in STATEMENTS
-        ]
-    return table
-
-
-def _verdict(rows: pd.DataFrame) -> str:
-    if rows.empty:
-        return TOO_FEW
-    if (rows["low"] > 0).all():
-        return HOLDS
-    return FAILS if (rows["high"] < 0).any() else UNDECIDED
 
 
 def group_table(

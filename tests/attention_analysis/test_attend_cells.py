@@ -1,6 +1,5 @@
 """What heads attend to over many cells, against the whole matrices of each cell."""
 
-import dataclasses
 import functools
 
 import jax
@@ -14,7 +13,6 @@ from geneformer_jax.attention_analysis import run, statistics
 from geneformer_jax.attention_analysis.api import (
     AttentionQuery,
     attend_cells,
-    group_cells,
     prepare,
     read_pairs,
     tabulate,
@@ -262,11 +260,6 @@ def _names(found, cells):
 
 
 def test_bad_input_is_refused(model, cells, tmp_path):
-    few = dataclasses.replace(AttentionQuery({"listed": GENES}), groupby="kind", min_cells=29)
-    with pytest.raises(InputError, match=r'group "[ab]" of column "kind" has \d+ cells, but 29'):
-        prepare(model, cells, few)
-    with pytest.raises(InputError, match='no obs column "kin"'):
-        group_cells(cells.obs, "kin", 2)
     with pytest.raises(InputError, match="none of the 2 genes of listed is in the vocabulary"):
         prepare(model, cells, AttentionQuery({"listed": ["Xkr4", "Sox17"]}))
     with pytest.raises(InputError, match="list listed holds no gene"):

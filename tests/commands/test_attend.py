@@ -9,6 +9,7 @@ import pytest
 
 from geneformer_jax.attention_analysis.api import attend_cells
 from geneformer_jax.attention_analysis.run import AttentionRun
+from geneformer_jax.attention_analysis.summary import answers
 from geneformer_jax.model import pretrained
 from tests.helpers.commands import assert_one_line, run_command
 from tests.helpers.pages import Page, assert_files_are_linked
@@ -58,7 +59,7 @@ def test_tables_figures_and_report_are_written(attend, model, toy_store, tmp_pat
     pd.testing.assert_frame_equal(heads, found.heads, rtol=1e-4)
     statements = pd.read_parquet(folder / "statements.parquet")
     pd.testing.assert_frame_equal(statements, found.statements)
-    assert all(text in output for text in statements["statement"])
+    assert "\n".join(answers(found)) in output
     genes = pd.read_parquet(folder / "genes.parquet")
     assert set(genes["group"]) == {"all cells", "a", "b"}
     assert set(genes["layer"]) == {1, 3}
@@ -68,7 +69,8 @@ def test_tables_figures_and_report_are_written(attend, model, toy_store, tmp_pat
     assert drawn == {"groups", "layers", "pairs", "preference_genes_vs_other_genes", "ranks"}
     page = (folder / "report.html").read_text()
     assert page.count("<img") == len(drawn)
-    assert "20 % (5 of 24)" in page
+    assert "20 % (5 of 24)" not in page, "the paper speaks of transcription factors"
+    assert all(f"<p>{line[0].upper()}{line[1:]}.</p>" in page for line in answers(found))
     files = sorted(path.name for path in folder.iterdir() if path.name != "report.html")
     assert_files_are_linked(Page(page), folder, files)
     assert json.loads((folder / "provenance.json").read_text())["counts"]["cells"] == 40
@@ -77,12 +79,12 @@ def test_tables_figures_and_report_are_written(attend, model, toy_store, tmp_pat
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--layers=0"], "layers 0: the model has 3; give numbers from 1 to 3"),
-        (["--heads=1,3"], "heads 1,3: the model has 2; give numbers from 1 to 2"),
-        (["--layers=first"], "--layers=first must be numbers"),
+        (["--layers=0"], "--layers is 0: the model has 3; give numbers from 1 to 3"),
+        (["--heads=1,3"], "--heads is 1,3: the model has 2; give numbers from 1 to 2"),
+        (["--layers=first"], "--layers=first must list numbers"),
         (["--genes=nowhere.txt"], "nowhere.txt does not exist"),
         (["--groupby=kin"], 'no obs column "kin" (did you mean "kind"?)'),
-        (["--groupby=kind", "--min_cells=39"], "39 are needed; leave it out with a filter"),
+        (["--groupby=kind", "--min_cells=39"], "--groupby: no value of column"),
         (["--attention=splash"], '"splash" never holds its weights'),
         (["--pairs=nobody,nothing"], 'gene "nobody" is not in the vocabulary'),
     ],
