@@ -62,9 +62,13 @@ class Embeddings(nnx.Module):
         self, tokens_BT: jax.Array, positions_BT: jax.Array, dropout_key: jax.Array | None
     ) -> jax.Array:
         """Returns embeddings [B, T, D] of token ids [B, T]; a key switches dropout on."""
-        x_BTD = self.word(tokens_BT) + self.position(positions_BT)
-        x_BTD = x_BTD + self.token_type(jnp.zeros((), jnp.int32))
-        return _drop(self.dropout, self.norm(x_BTD), dropout_key)
+        x_BTD = self.at_places(tokens_BT, self.position(positions_BT))
+        return _drop(self.dropout, x_BTD, dropout_key)
+
+    def at_places(self, tokens_BT: jax.Array, places_BTD: jax.Array) -> jax.Array:
+        """Returns embeddings [B, T, D] of tokens, given those of their positions."""
+        x_BTD = self.word(tokens_BT) + places_BTD
+        return self.norm(x_BTD + self.token_type(jnp.zeros((), jnp.int32)))
 
 
 class Block(nnx.Module):
