@@ -93,8 +93,7 @@ def main() -> None:
     facts = {**corpus.counts, "sources": chosen}
     vocabulary.save(output, describe_run("build_vocabulary", configuration(), inputs, facts))
     remove(shards)
-    for line in corpus.describe():
-        print(line)
+    command_line.show(corpus.describe())
     print(f"{FLAGS.output}: vocabulary {vocabulary.hash[:12]}")
 
 

@@ -58,7 +58,7 @@ def main() -> None:
         lines = run.search(Path(_WORKDIR.value), _TRIALS.value)
     else:
         lines = run.run(Path(_WORKDIR.value))
-    print(command_line.as_flags("\n".join(lines)))
+    command_line.show(lines)
 
 
 def _configuration_help() -> list[str]:

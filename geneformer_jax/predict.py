@@ -70,7 +70,7 @@ def main() -> None:
         predicted = predict.predict_cells(model, cells, **how, all_cells=FLAGS.all_cells)
         unit = "cells"
         if FLAGS.labels_key:
-            print("\n".join(predict.compare_with_labels(predicted, known, task)))
+            command_line.show(predict.compare_with_labels(predicted, known, task))
     counts = {unit: len(predicted), **reading_facts(cells)}
     facts = describe_run("predict", command_line.configuration(), [FLAGS.cells], counts)
     predict.write_predicted(predicted, output, facts)

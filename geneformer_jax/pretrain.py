@@ -71,8 +71,7 @@ def main() -> None:
     if _DRY_RUN.value:
         speed = Speed(_DEVICE_TFLOPS.value * 1e12, _MFU.value)
         lines = describe_dry_run(config, target=_TARGET.value, corpus=_CORPUS.value, speed=speed)
-        for line in lines:
-            print(line, flush=True)
+        command_line.show(lines)
         return
     try:
         result = pretrain(config, workdir)
@@ -81,7 +80,7 @@ def main() -> None:
         raise
     if jax.process_index():
         return
-    print("\n".join(result.report()))
+    command_line.show(result.report())
     print(f"checkpoint: {result.checkpoint}")
     _draw_losses(workdir, {name: score.loss for name, score in result.baselines.items()})
 

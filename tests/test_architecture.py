@@ -1,6 +1,7 @@
 """The rules of the packages: who may import whom, how full they may be, who may touch files."""
 
 import ast
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -111,9 +112,13 @@ SOURCES = {
     path.relative_to(PROJECT / PACKAGE).as_posix(): path.read_text()
     for path in sorted((PROJECT / PACKAGE).rglob("*.py"))
 }
+# Modules that make flags, or explain them.
+OF_FLAGS = ("common/command_line.py", "common/command_help.py", "cells/tokenization/flags.py")
+FLAG = re.compile(r"(?<![-\w])--[a-z]\w*")
 IMPORTS = {file: list(imports_of(source, file)) for file, source in SOURCES.items()}
 PACKAGE_FILES = [file for file in SOURCES if "/" in file]
 COMMANDS = [Path(file).stem for file in SOURCES if "/" not in file and "__" not in file]
+WHOLE_COMMAND = re.compile(rf"\b({'|'.join(COMMANDS)})( --\w+(=\w+)?)+")
 
 
 def test_every_package_has_a_layer():
@@ -221,6 +226,47 @@ def test_pure_modules_touch_no_files_and_hold_no_clock(name):
     impure = FILE_LIBRARIES - {"os"} | {"time", "datetime", "random"}
     assert [each for each in IMPORTS[file] if each.top in impure] == []
     assert calls_of(SOURCES[file], {"open", "print", "now"}) == []
+
+
+def texts_of(source: str) -> Iterator[tuple[int, str]]:
+    """Line and text of every string that is no docstring; X stands for what is filled in."""
+    tree = ast.parse(source)
+    left_out = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
+            left_out.add(node.value)
+        elif isinstance(node, ast.JoinedStr):
+            left_out.update(node.values)
+            parts = [part.value if isinstance(part, ast.Constant) else "X" for part in node.values]
+            yield node.lineno, "".join(parts)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and node not in left_out:
+            yield node.lineno, node.value
+
+
+def flags_named(source: str) -> list[str]:
+    """Flags in a module's texts, but for those behind their command, as in `convert --source=X`."""
+    return [
+        f"{line}: {flag}"
+        for line, text in texts_of(source)
+        for flag in FLAG.findall(WHOLE_COMMAND.sub("", text))
+    ]
+
+
+def test_messages_name_arguments_rather_than_flags():
+    """What Python reaches speaks of `arguments`, which a command shows as its flags."""
+    files = [file for file in PACKAGE_FILES if file not in OF_FLAGS]
+    assert {file: found for file in files if (found := flags_named(SOURCES[file]))} == {}
+
+
+def test_the_rule_of_messages_finds_a_flag():
+    source = (
+        '"""Docstrings may name a --flag."""\n'
+        'raise InputError(f"{path} has no --seed")\n'
+        'raise InputError(f"--config.{name} is {value}")\n'
+        'print("convert --source=A --target=B", f"embed --states={x} or --mode")\n'
+    )
+    assert flags_named(source) == ["2: --seed", "3: --config", "4: --mode"]
 
 
 def test_every_package_and_module_says_what_it_is_for():

@@ -29,6 +29,13 @@ def test_commands_print_each_line_once_on_standard_output(quiet, capsys):
     assert capsys.readouterr() == ("100 cells\n", "")
 
 
+def test_a_command_may_write_messages_in_its_own_words(quiet, capsys):
+    show_log()
+    show_log(written=str.upper)
+    logger.info("give `seed`")
+    assert capsys.readouterr() == ("GIVE `SEED`\n", "")
+
+
 def test_a_level_keeps_lower_lines_out(quiet, capsys):
     show_log(logging.WARNING)
     logger.info("100 cells")

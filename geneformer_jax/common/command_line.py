@@ -9,7 +9,7 @@ import errno
 import os
 import re
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import TypeVar
 
@@ -25,7 +25,7 @@ INTERRUPTED = 130
 NOBODY_READS = 141
 # How ml_collections reports a key that a configuration does not have.
 _NEAR_MATCH = re.compile(r'Did you mean "([^"]+)" instead of "([^"]+)"')
-_ARGUMENT = re.compile(r"`([a-z_]+(?:\.[a-z_]+)*)`")
+_ARGUMENT = re.compile(r"`([a-z_]\w*(?:\.[a-z_]\w*)*)`")
 _HELP = re.compile(r"--?(h|help|helpfull|helpshort)")
 _ALIASES: set[str] = set()
 
@@ -55,7 +55,7 @@ def run(
       spared: flag -> those of `needed` that need not be given beside it.
       more_help: returns lines that the help ends with.
     """
-    show_log()
+    show_log(written=as_flags)
     try:
         if any(_HELP.fullmatch(argument) for argument in sys.argv[1:]):
             print("\n".join([*_help(needed, spared), *more_help()]))
@@ -108,6 +108,12 @@ def require(*names: str) -> None:
     if missing:
         listed = ", ".join(f"--{name}" for name in missing)
         raise InputError(f"{listed} must be given; see --help")
+
+
+def show(lines: Iterable[str]) -> None:
+    """Prints lines of the package, each as soon as it is there."""
+    for line in lines:
+        print(as_flags(line), flush=True)
 
 
 def as_flags(message: str) -> str:

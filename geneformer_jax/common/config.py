@@ -10,13 +10,13 @@ _KEYS_OF = "keys of"
 
 
 def require(condition: bool, name: str, value: object, rule: str) -> None:
-    """Raises InputError, naming --config.`name`, its value and the rule, unless it holds."""
+    """Raises InputError, naming `config.NAME`, its value and the rule, unless it holds."""
     if not condition:
-        raise InputError(f"--config.{name} is {value!r}; {rule}")
+        raise InputError(f"`config.{name}` is {value!r}; {rule}")
 
 
 def one_of(name: str, value: str, known: tuple[str, ...]) -> None:
-    """Raises InputError unless --config.`name` is one of the known values."""
+    """Raises InputError unless `config.NAME` is one of the known values."""
     require(value in known, name, value, f"choose one of {', '.join(known)}")
 
 
@@ -60,4 +60,4 @@ def _check_keys(values: Mapping[str, Any], known: Iterable[str], prefix: str) ->
     for name in values:
         if name not in known:
             hint = did_you_mean(name, known)
-            raise InputError(f'--config has no key "{prefix}{name}"{hint}; see the file\'s keys')
+            raise InputError(f'`config` has no key "{prefix}{name}"{hint}; see the file\'s keys')

@@ -2,6 +2,7 @@
 
 import logging
 import sys
+from collections.abc import Callable
 
 logger = logging.getLogger("geneformer_jax")
 # Without a handler Python would print warnings to standard error on its own.
@@ -9,21 +10,35 @@ logger.addHandler(logging.NullHandler())
 
 
 class _StandardOutput(logging.Handler):
-    """Prints messages as they are, to whatever standard output is at that time."""
+    """Prints messages to whatever standard output is at that time."""
+
+    def __init__(self, written: Callable[[str], str]):
+        super().__init__()
+        self._written = written
 
     def emit(self, record: logging.LogRecord) -> None:
-        print(self.format(record), file=sys.stdout, flush=True)
+        print(self._written(self.format(record)), file=sys.stdout, flush=True)
 
 
-def show_log(level: int = logging.INFO) -> None:
-    """Prints what the package logs on standard output, from a level upwards; safe to repeat."""
+def show_log(level: int = logging.INFO, written: Callable[[str], str] = str) -> None:
+    """Prints what the package logs on standard output; safe to repeat.
+
+    Args:
+      level: lowest that is printed.
+      written: message -> as it is printed.
+    """
     logger.setLevel(level)
     # A library may have given the root logger a handler, which would print everything again.
     logger.propagate = False
-    if not is_shown():
-        logger.addHandler(_StandardOutput())
+    for each in _printing():
+        logger.removeHandler(each)
+    logger.addHandler(_StandardOutput(written))
 
 
 def is_shown() -> bool:
     """Whether the program prints what the package logs, as commands do."""
-    return any(isinstance(each, _StandardOutput) for each in logger.handlers)
+    return bool(_printing())
+
+
+def _printing() -> list[logging.Handler]:
+    return [each for each in logger.handlers if isinstance(each, _StandardOutput)]

@@ -12,7 +12,7 @@ from geneformer_jax.common.files import atomic_write, require_new_folder
 from geneformer_jax.common.provenance import FILE_NAME, write_provenance
 
 CONFIG = "config.json"
-_NEW_WORKDIR = "name a new --workdir"
+_NEW_WORKDIR = "name a new `workdir`"
 _SHOWN_LETTERS = 100
 
 

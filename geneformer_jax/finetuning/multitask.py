@@ -117,10 +117,11 @@ def prepare_multitask(config: MultitaskConfig, cells: EncodedCells) -> Multitask
     classes, numbers = config.columns("classes"), config.columns("numbers")
     if not classes + numbers:
         raise InputError(
-            "--config.targets.classes and numbers are empty; name obs columns to be learned"
+            "`config.targets.classes` and `config.targets.numbers` are empty; name obs columns "
+            "to be learned"
         )
     if repeated := {name for name in classes + numbers if (classes + numbers).count(name) > 1}:
-        raise InputError(f'--config.targets names "{min(repeated)}" twice; name it once')
+        raise InputError(f'`config.targets` names "{min(repeated)}" twice; name it once')
     check_columns(cells.obs, classes + numbers + ([config.group] if config.group else []))
     weights = _weights(config, classes + numbers)
     read = [_classes(cells.obs[name], weights[name]) for name in classes]
@@ -143,12 +144,12 @@ def _weights(config: MultitaskConfig, columns: list[str]) -> dict[str, float]:
         name, _, value = part.partition("=")
         if name not in weights:
             hint = did_you_mean(name, columns)
-            raise InputError(f'--config.targets.weights names "{name}", which is not learned{hint}')
+            raise InputError(f'`config.targets.weights` names "{name}", which is not learned{hint}')
         try:
             weights[name] = float(value)
         except ValueError:
             raise InputError(
-                f'--config.targets.weights has "{part}"; write column=number'
+                f'`config.targets.weights` has "{part}"; write column=number'
             ) from None
     return weights
 

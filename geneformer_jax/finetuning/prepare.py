@@ -232,7 +232,7 @@ def _head(
     dropout = encoder.dropout if options.dropout == -1 else options.dropout
     if per_gene and options.pooling != "first":
         raise InputError(
-            f"--config.head.pooling is {options.pooling}, but genes are not pooled; leave it first"
+            f"`config.head.pooling` is {options.pooling}, but genes are not pooled; leave it first"
         )
     for task in outputs:
         if not task.regression and len(task.labels) < 2:
@@ -242,13 +242,13 @@ def _head(
     single = len(outputs) == 1 and not outputs[0].regression
     if not single and (loss.class_weights == BALANCED or loss.sampling == BALANCED):
         raise InputError(
-            "--config.loss.class_weights and sampling can be balanced for a single classification "
-            "only; set them to none and natural"
+            "`config.loss.class_weights` and `config.loss.sampling` can be balanced for a single "
+            "classification only; set them to none and natural"
         )
     if per_gene and loss.sampling == BALANCED:
         raise InputError(
-            "--config.loss.sampling is balanced, but a cell holds genes of all classes; use "
-            "--config.loss.class_weights=balanced"
+            "`config.loss.sampling` is balanced, but a cell holds genes of all classes; use "
+            "`config.loss.class_weights`=balanced"
         )
     kind = GENES if per_gene else CELLS
     pooling = {"pooling": options.pooling, "extra_layer": options.extra_layer}
@@ -258,8 +258,7 @@ def _head(
 def _check_model(model: PretrainedModel, vocabulary: GeneVocabulary, head: HeadConfig) -> None:
     if model.vocabulary is None:
         raise InputError(
-            f"the model of {model.source} carries no vocabulary; give the one it was trained with "
-            "(--vocabulary)"
+            f"the model of {model.source} carries no vocabulary; give its own `vocabulary`"
         )
     if model.vocabulary.hash != vocabulary.hash:
         raise InputError(
@@ -278,13 +277,13 @@ def _check_model(model: PretrainedModel, vocabulary: GeneVocabulary, head: HeadC
 def _shape(cells: EncodedCells, encoder: EncoderConfig, config: FinetuneConfig) -> BatchShape:
     lengths, data = np.asarray(cells.lengths), config.data
     if data.packing:
-        raise InputError("--config.data.packing is for pretraining; set it to False")
+        raise InputError("`config.data.packing` is for pretraining; set it to False")
     if not len(lengths):
         raise InputError("there is no cell to train on; give cells with labels")
     if lengths.max() > encoder.positions:
         raise InputError(
             f"the longest cell has {lengths.max()} tokens, but the model {encoder.positions} "
-            f"positions; tokenize with --max_length={encoder.positions}"
+            f"positions; tokenize with `max_length`={encoder.positions}"
         )
     divisor = batch_divisor(make_mesh(config.mesh)) * config.runtime.micro_batches
     return data.batch_shape(lengths, encoder.positions, divisor)

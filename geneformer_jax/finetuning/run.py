@@ -98,7 +98,7 @@ class FinetuneRun:
         if cells is None:
             if not config.data.store:
                 raise InputError(
-                    "--config.data.store is not set; name a folder written by tokenize"
+                    "`config.data.store` is not set; name a folder written by tokenize"
                 )
             cells = _open_store(config.data.store, model)
         positions = config.model["positions"] if model is None else model.config.positions
@@ -111,7 +111,7 @@ class FinetuneRun:
             task = prepare_multitask(section, cells)
         else:
             raise InputError(
-                f"--config has neither a section {TASK} nor {TARGETS}; begin with "
+                f"`config` has neither a section {TASK} nor {TARGETS}; begin with "
                 "configs/finetune_cells.py"
             )
         return cls(section, task, model, config, configuration)

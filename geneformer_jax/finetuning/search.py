@@ -57,7 +57,7 @@ class SearchConfig:
     def __post_init__(self):
         object.__setattr__(self, "space", tuple(self.space))
         if not self.space:
-            raise InputError("--config.search.space is empty; name a value and its range")
+            raise InputError("`config.search.space` is empty; name a value and its range")
 
 
 def typed_search(section: Mapping[str, Any]) -> SearchConfig:
@@ -78,7 +78,7 @@ class Dimension:
         known = _flat(config)
         if self.key not in known:
             raise InputError(
-                f'--config.search.space names "{self.key}", which is no key of the configuration'
+                f'`config.search.space` names "{self.key}", which is no key of the configuration'
                 f"{did_you_mean(self.key, known)}"
             )
         words = rule.split()
@@ -91,7 +91,7 @@ class Dimension:
             return
         if not words or words[0] not in _KINDS or len(words) != 3:
             raise InputError(
-                f'--config.search.space has "{text}"; write KEY: uniform LOW HIGH, log LOW HIGH, '
+                f'`config.search.space` has "{text}"; write KEY: uniform LOW HIGH, log LOW HIGH, '
                 "int LOW HIGH or one of A, B"
             )
         self._kind = words[0]
@@ -100,7 +100,7 @@ class Dimension:
         low, high = self._values
         if low >= high or (self._kind == "log" and low <= 0):
             raise InputError(
-                f'--config.search.space has "{text}"; the range must rise, and be above 0 for log'
+                f'`config.search.space` has "{text}"; the range must rise, and be above 0 for log'
             )
 
     def draw(self, trial: optuna.Trial) -> Any:
@@ -119,7 +119,7 @@ def _as(kind: type, word: str, text: str) -> Any:
         return word == "True" if kind is bool else kind(word)
     except ValueError:
         raise InputError(
-            f'--config.search.space has "{text}", where "{word}" does not fit'
+            f'`config.search.space` has "{text}", where "{word}" does not fit'
         ) from None
 
 
@@ -179,7 +179,7 @@ class Search:
         if not len(self.task.fold_data(0).valid.rows):
             raise InputError(
                 "a search judges trials by a validation side, but there is none; set "
-                "--config.task.valid_fraction (or targets.valid_fraction) above 0"
+                "`config.task.valid_fraction` (or `config.targets.valid_fraction`) above 0"
             )
         prepare_finetuning(self.task, self.model, self.config)
         identity = {"search": json.loads(json.dumps(dataclasses.asdict(self.search)))}
@@ -229,7 +229,7 @@ class Search:
             if metric not in row:
                 known = [name.removeprefix(HELD_OUT) for name in row if name.startswith(HELD_OUT)]
                 raise InputError(
-                    f'--config.search.metric is "{self.search.metric}", but the scores are '
+                    f'`config.search.metric` is "{self.search.metric}", but the scores are '
                     f"{', '.join(known)}"
                 )
             trial.report(row[metric], row["step"])

@@ -47,7 +47,7 @@ class TuningConfig:
         )
         if self.lora_rank and (self.freeze_layers or self.freeze_embeddings or self.head_only):
             raise InputError(
-                f"--config.tuning.lora_rank {self.lora_rank} freezes the whole encoder; "
+                f"`config.tuning.lora_rank` {self.lora_rank} freezes the whole encoder; "
                 "leave freeze_layers, freeze_embeddings and head_only out"
             )
         if self.lora_rank:
@@ -66,7 +66,7 @@ def check_tuning(tuning: TuningConfig, encoder: EncoderConfig) -> None:
     """Raises InputError if more layers are to be frozen than there are."""
     if tuning.freeze_layers > encoder.layers:
         raise InputError(
-            f"--config.tuning.freeze_layers is {tuning.freeze_layers}, but the model has "
+            f"`config.tuning.freeze_layers` is {tuning.freeze_layers}, but the model has "
             f"{encoder.layers} layers; freeze at most so many"
         )
 

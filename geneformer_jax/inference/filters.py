@@ -69,7 +69,7 @@ def check_columns(obs: pd.DataFrame, columns: Iterable[str]) -> None:
             known = ", ".join(map(str, obs.columns)) or "none"
             raise InputError(
                 f'the cells have no obs column "{column}"{did_you_mean(column, obs.columns)}; '
-                f"they carry {known} (tokenize carries the columns named by --obs)"
+                f"they carry {known} (tokenize carries the columns named by `obs`)"
             )
 
 

@@ -263,7 +263,7 @@ def _prepare(
     if T > config.positions:
         raise InputError(
             f"cells padded to {T} tokens do not fit a model of {config.positions} positions; "
-            f"tokenize with --max_length={config.positions}"
+            f"tokenize with `max_length`={config.positions}"
         )
     encoder = module(config, params, runtime.precision)
     graph, blocks = nnx.split(encoder.blocks)

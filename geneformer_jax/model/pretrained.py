@@ -30,7 +30,7 @@ MASKED_GENE_HEAD = "masked_gene_head"
 # Where fine-tuning puts its networks, and in each fold the model that it ends with.
 NETWORKS, FOLD, RESULT = "networks", "fold_", "model"
 _STEP_FILE = "_CHECKPOINT_METADATA"
-_REMEDY = "name a checkpoint, or the --workdir of a pretraining run"
+_REMEDY = "name a checkpoint, or the workdir of a pretraining run"
 _ADAPTER, _FACTORS = "adapter.json", "adapter.npz"
 _BARE = "bare"
 _LISTED = 6

@@ -103,14 +103,14 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
     needed, at_hand = data * inner, len(devices)
     if not 0 < needed <= at_hand or (needed < at_hand and not config.data):
         raise InputError(
-            f"--config.mesh data {config.data or 'rest'} x fsdp {config.fsdp} x tensor "
+            f"`config.mesh` data {config.data or 'rest'} x fsdp {config.fsdp} x tensor "
             f"{config.tensor} cannot be laid out on the {at_hand} devices at hand; choose fsdp x "
             f"tensor that divides {at_hand}, or a product of at most {at_hand}"
         )
     processes = {device.process_index for device in devices}
     if needed < at_hand and len(processes) > 1:
         raise InputError(
-            f"--config.mesh uses {needed} of {at_hand} devices, but a run of several processes "
+            f"`config.mesh` uses {needed} of {at_hand} devices, but a run of several processes "
             "must use all; set mesh.data to 0"
         )
     shape = (data, config.fsdp, config.tensor)

@@ -108,7 +108,7 @@ def _require_columns(store: CellStore, names: Sequence[str]) -> None:
             listed = ", ".join(known) or "none"
             raise InputError(
                 f'{store.folder} has no obs column "{name}"{did_you_mean(name, known)}; it '
-                f"has {listed}; name one of them, or tokenise again with --obs={name}"
+                f"has {listed}; name one of them, or tokenise again with `obs`={name}"
             )
 
 

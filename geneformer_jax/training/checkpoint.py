@@ -151,7 +151,7 @@ class Checkpoints:
         if steps:
             raise InputError(
                 f"none of {len(steps)} checkpoints in {self.folder} can be read; "
-                "restore them from a copy, or name a new --workdir"
+                "restore them from a copy, or name a new `workdir`"
             )
         return None
 
@@ -210,7 +210,7 @@ def _require_shapes(step: int, saved: object, target: TrainState) -> None:
         name = wrong[0]
         raise InputError(
             f"the checkpoint at step {step} has {name} of shape {shapes[name]}, but "
-            f"--config.model asks for {wanted[name]}; name a new --workdir, or the "
+            f"`config.model` asks for {wanted[name]}; name a new `workdir`, or the "
             "configuration the run was started with"
         )
 

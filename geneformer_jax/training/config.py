@@ -63,7 +63,7 @@ class PretrainConfig:
         stated = self.model.get("vocabulary_size", 0)
         if stated not in (0, vocabulary_size):
             raise InputError(
-                f"--config.model.vocabulary_size is {stated} but the store's vocabulary has "
+                f"`config.model.vocabulary_size` is {stated} but the store's vocabulary has "
                 f"{vocabulary_size} tokens; tokenize with the vocabulary the model is meant for, "
                 "or set it to 0 to take the store's"
             )

@@ -71,7 +71,7 @@ def hours_line(flops: float, devices: int, device: jax.Device, precision: str, s
     if not peak:
         return (
             f"hours: not known, as the peak of {device.device_kind} in {precision} is not; "
-            "state it with --device_tflops"
+            "state it with `device_tflops`"
         )
     hours = flops / (devices * peak * speed.mfu) / 3600
     return (

@@ -44,7 +44,7 @@ def require_safe_profiler(config: ProfileConfig) -> None:
     if "/libtpu.so" in _LOADED_FILES.read_text():
         platforms = ",".join(dict.fromkeys((jax.default_backend(), "cpu")))
         raise InputError(
-            f"--config.profile.steps={config.steps}: JAX's profiler crashes where libtpu is loaded "
+            f"`config.profile.steps`={config.steps}: JAX's profiler crashes where libtpu is loaded "
             f"and no TPU is there; start with JAX_PLATFORMS={platforms} in the environment, or "
             "without the package libtpu"
         )

@@ -191,7 +191,7 @@ class Run:
 def open_store(config: PretrainConfig) -> CellStore:
     """Opens the store that the configuration names; raises InputError if it names none."""
     if not config.data.store:
-        raise InputError("--config.data.store is not set; name a folder written by tokenize")
+        raise InputError("`config.data.store` is not set; name a folder written by tokenize")
     return CellStore.open(config.data.store)
 
 
@@ -263,7 +263,7 @@ def start_state(run: Run) -> TrainState:
     if model.vocabulary.hash != run.store.vocabulary.hash:
         raise InputError(
             f"the store was tokenised with vocabulary {run.store.vocabulary.hash[:12]}, but "
-            f"--config.initial {model.source} was trained with {model.vocabulary.hash[:12]}; "
+            f"`config.initial` {model.source} was trained with {model.vocabulary.hash[:12]}; "
             "tokenize with that checkpoint's vocabulary"
         )
     if model.is_bare:
@@ -276,8 +276,8 @@ def start_state(run: Run) -> TrainState:
     theirs, ours = (dataclasses.replace(each, **rates) for each in (model.config, run.encoder))
     if model.head is not None or theirs != ours:
         raise InputError(
-            f"--config.initial {model.source} holds another model ({model.config}) than "
-            f"--config.model asks for ({run.encoder}); set --config.model to its shape"
+            f"`config.initial` {model.source} holds another model ({model.config}) than "
+            f"`config.model` asks for ({run.encoder}); set `config.model` to its shape"
         )
     state = run.stored(state)
     places = jax.tree.map(lambda leaf: leaf.sharding, state.params)
@@ -290,7 +290,7 @@ def _require_divisible(encoder: EncoderConfig, mesh: Mesh) -> None:
         size = getattr(encoder, name)
         if size % tensor:
             raise InputError(
-                f"--config.model.{name} {size} is not divisible by --config.mesh.tensor {tensor}; "
+                f"`config.model.{name}` {size} is not divisible by `config.mesh.tensor` {tensor}; "
                 "choose a divisor"
             )
 

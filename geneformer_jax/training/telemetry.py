@@ -232,5 +232,6 @@ class Window:
         raise InputError(
             f"the loss of step {bad:,} (in steps {self._step + 1:,} to {step:,}) is not finite; "
             f"its batch holds cells {', '.join(ids[:5])}, ... (all in {path}); lower "
-            "--config.optimizer.learning_rate or raise warmup_steps, and start in a new --workdir"
+            "`config.optimizer.learning_rate` or raise `config.optimizer.warmup_steps`, and start "
+            "in a new `workdir`"
         )

@@ -59,7 +59,7 @@ def test_another_species_is_refused(tmp_path, vocabulary):
     with pytest.raises(InputError, match="has mouse gene ids, but `species` is human"):
         measure_corpus([path], open_counts, None, NO_RULES)
     corpus = measure_corpus([path], open_counts, None, NO_RULES, species="mouse")
-    with pytest.raises(InputError, match='give --species="mouse"'):
+    with pytest.raises(InputError, match='give `species`="mouse"'):
         build_vocabulary(corpus, symbols={}, special_tokens=V1_SPECIAL_TOKENS, species="human")
 
 

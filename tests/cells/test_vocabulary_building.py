@@ -50,7 +50,7 @@ def test_vocabulary_of_a_corpus(files, tmp_path):
     assert corpus.counts["genes_not_in_table"] == 83 - 40
     few = corpus.counts["genes_in_too_few_cells"] + corpus.counts["genes_not_detected"]
     assert few == 40 - len(expected)
-    with pytest.raises(InputError, match="lower --min_cells"):
+    with pytest.raises(InputError, match="lower `min_cells`"):
         build_vocabulary(
             corpus, symbols={}, special_tokens=V1_SPECIAL_TOKENS, species="human", min_cells=999
         )

@@ -1,6 +1,11 @@
 """Messages name arguments of Python functions; a command shows those that it has as flags."""
 
+import pytest
+from absl import flags
+
 from geneformer_jax.cells.store.cell_store import CellStore
+from geneformer_jax.common import command_line
+from geneformer_jax.common.log import logger
 from tests.helpers.commands import assert_one_line, run_command
 from tests.helpers.count_files import example_cells
 from tests.helpers.toy import toy_vocabulary
@@ -18,6 +23,32 @@ def test_a_flag_is_named_where_python_names_an_argument(tmp_path, monkeypatch, c
     assert_one_line(error)
     assert "--counts_layer" in error
     assert "`" not in error
+
+
+@pytest.mark.parametrize(
+    ("message", "shown"),
+    [
+        ("`max_cells` is 0", "--max_cells is 0"),
+        ("set `config.optimizer.b2`=0.9", "set --config.optimizer.b2=0.9"),
+        ("begin with `config`", "begin with --config"),
+        ("give `adata`, or `configs.x`", "give `adata`, or `configs.x`"),
+    ],
+)
+def test_what_the_command_has_no_flag_for_stays_an_argument(message, shown, monkeypatch):
+    known = flags.FlagValues()
+    for name in ("max_cells", "config"):
+        flags.DEFINE_string(name, "", "", flag_values=known)
+    monkeypatch.setattr(command_line.flags, "FLAGS", known)
+    assert command_line.as_flags(message) == shown
+
+
+def test_what_is_logged_names_flags_too(monkeypatch, capsys):
+    """A file left out is no error, but a line of the log, with the same words."""
+    monkeypatch.setattr(command_line, "_parse", lambda argv: None)
+    monkeypatch.setattr(command_line.flags, "FLAGS", {"fractional": None})
+    with pytest.raises(SystemExit):
+        command_line.run(lambda: logger.warning("SKIPPED a.h5ad: see `fractional`"))
+    assert capsys.readouterr().out == "SKIPPED a.h5ad: see --fractional\n"
 
 
 def test_a_first_tilde_is_the_home_folder(tmp_path, monkeypatch, capsys):

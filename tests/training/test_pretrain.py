@@ -147,7 +147,7 @@ def test_a_run_may_begin_with_the_weights_of_another(finished, toy_store, tmp_pa
     more = {"optimizer.weight_decay": 0.0, "model.dropout": 0.0, "mesh.fsdp": 2}
     again = pretrain(config_of(toy_store, **changes, **more), tmp_path / "run")
     assert again.held_out.loss == pytest.approx(result.held_out.loss, rel=1e-5)
-    with pytest.raises(InputError, match=r"another model .* set --config.model"):
+    with pytest.raises(InputError, match=r"another model .* set `config.model`"):
         changes["model.feed_forward"] = 96
         pretrain(config_of(toy_store, **changes), tmp_path / "other")
     whole = load_model(workdir)
@@ -179,7 +179,7 @@ def test_a_workdir_of_another_run_is_refused(finished, toy_store, tmp_path):
 def test_another_store_is_refused(finished, tmp_path, special_tokens):
     workdir, _ = finished
     other = make_store(tmp_path / "other", toy_cells(60), toy_vocabulary(special_tokens))
-    with pytest.raises(InputError, match=r"data.store = .* name a new --workdir"):
+    with pytest.raises(InputError, match=r"data.store = .* name a new `workdir`"):
         pretrain(config_of(other), workdir)
 
 

@@ -230,7 +230,7 @@ def test_a_loss_that_is_not_finite_lists_all_cells_of_its_batch(run, tmp_path):
     window = Window(run, 4, tmp_path)
     for step, loss in ((5, 1.0), (6, np.nan), (7, np.inf)):
         window.add(metrics_of(loss=loss), step)
-    with pytest.raises(InputError, match=r"loss of step 6 \(in steps 5 to 7\).*lower --config"):
+    with pytest.raises(InputError, match=r"loss of step 6 \(in steps 5 to 7\).*lower `config"):
         window.close(7)
     content = json.loads((tmp_path / NOT_FINITE).read_text())
     cells = run.batches.plan.step(5).cells

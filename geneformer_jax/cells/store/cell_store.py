@@ -53,7 +53,7 @@ def require_store(folder: Path | str) -> Path:
     if not (folder / DATASET_INFO).is_file():
         raise InputError(
             f"the cell store {folder} is not complete; run the same tokenize command again, or its "
-            "--finish if it ran with --shard"
+            "`finish` if it ran with `shard`"
         )
     return folder
 

@@ -81,7 +81,7 @@ class GeneTable:
             if biotype not in known:
                 raise InputError(
                     f'{self._path} has no gene of biotype "{biotype}"'
-                    f"{did_you_mean(biotype, known)}; check --biotypes and its column biotype"
+                    f"{did_you_mean(biotype, known)}; check `biotypes` and its column biotype"
                 )
         return set(self._genes.index[self._genes["biotype"].isin(biotypes)])
 
@@ -304,7 +304,7 @@ def build_vocabulary(
     if not enough.any():
         raise InputError(
             f"none of {len(detected):,} genes is expressed in {max(1, min_cells):,} cells or more; "
-            "lower --min_cells"
+            "lower `min_cells`"
         )
     names = {**corpus.symbols, **symbols}
     gene_ids = corpus.gene_ids[enough]
@@ -312,7 +312,7 @@ def build_vocabulary(
     if found not in (None, species):
         raise InputError(
             f'the species is given as "{species}", but the gene ids ({gene_ids[0]}, ...) are of '
-            f'{found}; give --species="{found}"'
+            f'{found}; give `species`="{found}"'
         )
     return GeneVocabulary(
         gene_ids=gene_ids,
@@ -372,8 +372,8 @@ def join_shards(folder: Path, key: str, corpus: CorpusGenes) -> None:
     missing = [index for index, path in enumerate(paths) if not path.is_file()]
     if missing:
         raise InputError(
-            f"{len(missing)} of {count} shards are not measured yet; run --shard={missing[0]}/"
-            f"{count}, then --finish again"
+            f"{len(missing)} of {count} shards are not measured yet; run `shard`={missing[0]}/"
+            f"{count}, then `finish` again"
         )
     for index, path in enumerate(paths):
         with np.load(path, allow_pickle=False) as arrays:
@@ -381,7 +381,7 @@ def join_shards(folder: Path, key: str, corpus: CorpusGenes) -> None:
             if summary[_KEY] != key:
                 raise InputError(
                     f"{path} was measured on other files or with other options; run "
-                    f"--shard={index}/{count} again"
+                    f"`shard`={index}/{count} again"
                 )
             corpus.medians.merge_arrays(arrays)
         corpus.add_dropped(summary[_DROPPED])
@@ -391,7 +391,7 @@ def _count_shards(folder: Path) -> int:
     """Returns the number of shards, which is part of each one's file name."""
     counts = {int(path.stem.rpartition("-")[2]) for path in folder.glob("*-of-*.npz")}
     if not counts:
-        raise InputError(f"{folder} holds no shard; run the same command with --shard first")
+        raise InputError(f"{folder} holds no shard; run the same command with `shard` first")
     if len(counts) > 1:
         listed = " and of ".join(map(str, sorted(counts)))
         raise InputError(f"{folder} holds shards of {listed}; remove those that are not wanted")

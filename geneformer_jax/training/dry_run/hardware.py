@@ -107,28 +107,28 @@ def find_hardware(name: str) -> Hardware:
         return Hardware(
             name, _gpu_devices(name, chip, topology), memory, int(fraction * memory), why
         )
-    raise InputError(f'--target={name}: "{platform}" is neither tpu nor cuda; try {_EXAMPLES}')
+    raise InputError(f'`target`={name}: "{platform}" is neither tpu nor cuda; try {_EXAMPLES}')
 
 
 def _require_chip(target: str, chip: str, known: tuple[str, ...]) -> None:
     if chip not in known:
         hint = did_you_mean(chip, known)
         raise InputError(
-            f'--target={target}: no chip "{chip}"{hint}; choose one of {", ".join(known)}'
+            f'`target`={target}: no chip "{chip}"{hint}; choose one of {", ".join(known)}'
         )
 
 
 def _require_sizes(target: str, topology: str, count: int) -> None:
     if not re.fullmatch(r"[1-9]\d*(x[1-9]\d*)" + f"{{{count - 1}}}", topology):
         raise InputError(
-            f'--target={target}: topology "{topology}" must be {count} numbers; try {_EXAMPLES}'
+            f'`target`={target}: topology "{topology}" must be {count} numbers; try {_EXAMPLES}'
         )
 
 
 def _tpu_devices(target: str, chip: str, topology: str) -> list[jax.Device]:
     if not _is_installed("libtpu"):
         raise InputError(
-            f"--target={target} needs the TPU compiler, which is not installed; "
+            f"`target`={target} needs the TPU compiler, which is not installed; "
             'pip install "geneformer_jax[aot]"'
         )
     # No machine of a TPU slice is there to be asked what it is.
@@ -145,7 +145,7 @@ def _tpu_devices(target: str, chip: str, topology: str) -> list[jax.Device]:
         if "INVALID_ARGUMENT" not in str(error):
             raise
         raise InputError(
-            f"--target={target} is no slice that exists ({_first_line(error)}); "
+            f"`target`={target} is no slice that exists ({_first_line(error)}); "
             "choose a topology that is sold"
         ) from error
     return list(found.devices)
@@ -154,7 +154,7 @@ def _tpu_devices(target: str, chip: str, topology: str) -> list[jax.Device]:
 def _gpu_devices(target: str, chip: str, topology: str) -> list[jax.Device]:
     if not any(_is_installed(plugin) for plugin in _CUDA_PLUGINS):
         raise InputError(
-            f"--target={target} needs the CUDA compiler, which is not installed; "
+            f"`target`={target} needs the CUDA compiler, which is not installed; "
             'pip install "geneformer_jax[aot_cuda]"'
         )
     found = topologies.get_topology_desc(

@@ -177,14 +177,14 @@ def _refusal(run: Run, target: Hardware, needed: str) -> InputError:
     runtime, data, mesh = run.config.runtime, run.config.data, run.config.mesh
     batch = "tokens_per_batch" if data.tokens_per_batch else "cells_per_batch"
     remedies = [
-        f"--config.data.{batch} below {getattr(data, batch):,}",
-        f"--config.runtime.micro_batches={2 * runtime.micro_batches}",
+        f"`config.data.{batch}` below {getattr(data, batch):,}",
+        f"`config.runtime.micro_batches`={2 * runtime.micro_batches}",
     ]
     if runtime.remat != "full":
-        remedies.append("--config.runtime.remat=full")
+        remedies.append("`config.runtime.remat`=full")
     if runtime.precision == "float32":
-        remedies.append("16-bit --config.runtime.precision")
-    remedies.append(f"--config.mesh.fsdp={2 * mesh.fsdp} or more devices")
+        remedies.append("16-bit `config.runtime.precision`")
+    remedies.append(f"`config.mesh.fsdp`={2 * mesh.fsdp} or more devices")
     return InputError(
         f"the training step does not fit {target.name}: it takes {needed} on each device, of which "
         f"{target.usable / _GIB:.1f} GiB of {target.memory / _GIB:.1f} GiB can be used"

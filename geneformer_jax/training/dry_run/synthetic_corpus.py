@@ -37,13 +37,13 @@ def synthetic_corpus(stated: str, vocabulary_size: int) -> SyntheticCorpus:
     found = re.fullmatch(r"([1-9]\d*)x([1-9]\d*)", stated.replace("_", "").replace(",", ""))
     if not found:
         raise InputError(
-            f"--corpus={stated} must be cells x tokens of each, for example 27400000x2048"
+            f"`corpus`={stated} must be cells x tokens of each, for example 27400000x2048"
         )
     special = ("<pad>", "<mask>")
     genes = vocabulary_size - len(special)
     if genes < 1:
         raise InputError(
-            f"--config.model.vocabulary_size is {vocabulary_size}; a --corpus has no vocabulary, "
+            f"`config.model.vocabulary_size` is {vocabulary_size}; a `corpus` has no vocabulary, "
             "so set it to that of the model, such as 20275"
         )
     ids = np.array([f"gene{number:05d}" for number in range(genes)])
