@@ -20,7 +20,7 @@ from geneformer_jax.training.config import pretrain_config
 def get_config() -> ConfigDict:
     """Returns the configuration."""
     config = pretrain_config("v1_10m")
-    config.data.cells_per_batch = 144  # over all devices, which must divide it
+    config.data.cells_per_batch = 144  # over all devices
     config.epochs = 3
     config.optimizer.learning_rate = 1e-3
     config.optimizer.schedule = "linear"

@@ -16,11 +16,27 @@ class BatchShape:
 
     Attributes:
       buckets: padded lengths, ascending; a single one for packed rows.
-      cells: rows in a batch of each bucket, filler rows included: cells, unless they are packed.
+      cells: cells in a full batch of each bucket; packed rows, where rows hold several.
+      divisor: rows are a multiple of it: devices that share a batch, times micro-batches.
     """
 
     buckets: tuple[int, ...]
     cells: tuple[int, ...]
+    divisor: int = 1
+
+    @property
+    def rows(self) -> tuple[int, ...]:
+        """Rows in a batch of each bucket: cells, and the empty rows that `divisor` asks for."""
+        return tuple(-(-cells // self.divisor) * self.divisor for cells in self.cells)
+
+    def describe(self) -> str:
+        """Returns "cells x tokens" of each bucket, and the empty rows beside the cells."""
+        listed = ", ".join(
+            f"{cells} x {bucket}" for cells, bucket in zip(self.cells, self.buckets, strict=True)
+        )
+        if empty := self.rows[0] - self.cells[0]:
+            listed += f"; {empty} empty rows in each, as rows must be a multiple of {self.divisor}"
+        return listed
 
 
 def choose_buckets(
@@ -70,28 +86,24 @@ def shape_batches(
       buckets: padded lengths, ascending.
       tokens_per_batch: as many cells as fit this number of padded tokens, so that every step costs
         about the same; or
-      cells_per_batch: the same number of cells in each batch, as the original does.
-      divisor: cells are a multiple of it (devices that share a batch, times micro-batches).
+      cells_per_batch: the same number of cells in each batch, as the original does, whatever the
+        devices; empty rows fill up what `divisor` asks for.
+      divisor: rows are a multiple of it (devices that share a batch, times micro-batches).
 
     Raises:
       InputError: both or neither are given, or not even `divisor` cells fit.
     """
     if (tokens_per_batch > 0) == (cells_per_batch > 0):
         raise InputError(
-            f"data.tokens_per_batch is {tokens_per_batch} and data.cells_per_batch is "
-            f"{cells_per_batch}; set exactly one of them above 0"
+            f"`config.data.tokens_per_batch` is {tokens_per_batch} and "
+            f"`config.data.cells_per_batch` is {cells_per_batch}; set exactly one of them above 0"
         )
     if cells_per_batch:
-        if cells_per_batch % divisor:
-            raise InputError(
-                f"data.cells_per_batch {cells_per_batch} is not divisible by {divisor} (devices of "
-                "the mesh's data and fsdp axes x micro-batches); choose a multiple"
-            )
-        return BatchShape(buckets, (cells_per_batch,) * len(buckets))
+        return BatchShape(buckets, (cells_per_batch,) * len(buckets), divisor)
     cells = tuple(tokens_per_batch // bucket // divisor * divisor for bucket in buckets)
     if not all(cells):
         raise InputError(
-            f"data.tokens_per_batch {tokens_per_batch} does not hold {divisor} cells of "
+            f"`config.data.tokens_per_batch` {tokens_per_batch} does not hold {divisor} cells of "
             f"{buckets[-1]} tokens (devices of the mesh's data and fsdp axes x micro-batches); "
             f"set it to at least {divisor * buckets[-1]}"
         )

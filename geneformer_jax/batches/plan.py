@@ -108,7 +108,7 @@ def split_cells(n_cells: int, held_out: int, seed: int) -> tuple[np.ndarray, np.
     """
     if not 0 <= held_out < n_cells:
         raise InputError(
-            f"evaluation.held_out_cells is {held_out}, but the store has {n_cells} cells; "
+            f"`config.evaluation.held_out_cells` is {held_out}, but the store has {n_cells} cells; "
             "it must be smaller"
         )
     chosen = np.random.default_rng([seed, 0x5EED]).choice(n_cells, held_out, replace=False)
@@ -196,7 +196,7 @@ class BatchPlan:
         self._mega_batch = max(1, multiplier) * mean_cells
         self._lay_out = functools.lru_cache(maxsize=2)(self._lay_out_epoch)
 
-        padded = int((self._batches * np.asarray(shape.cells) * np.asarray(shape.buckets)).sum())
+        padded = int((self._batches * np.asarray(shape.rows) * np.asarray(shape.buckets)).sum())
         self.padding = 1 - int(lengths.sum(dtype=np.int64)) / padded
 
     @property
@@ -210,7 +210,7 @@ class BatchPlan:
         rows, buckets, starts = self._lay_out(epoch)
         bucket = buckets[index]
         chosen = rows[bucket][starts[index] : starts[index] + self.shape.cells[bucket]]
-        cells = np.full(self.shape.cells[bucket], -1, np.int64)
+        cells = np.full(self.shape.rows[bucket], -1, np.int64)
         cells[: len(chosen)] = self._cells[chosen]
         return StepCells(cells, self.shape.buckets[bucket])
 

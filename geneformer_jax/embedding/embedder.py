@@ -237,12 +237,12 @@ def check_options(model: PretrainedModel, mode: str, hidden_layer: int | Sequenc
     for each in layers:
         require_whole("hidden_layer", each)
     if not layers or len(set(layers)) < len(layers):
-        raise InputError(f"hidden_layer {layers} names none, or one twice; name each layer once")
+        raise InputError(f"`hidden_layer` {layers} names none, or one twice; name each layer once")
     for each in layers:
         if not -model.config.layers <= each <= 0:
             raise InputError(
-                f"hidden_layer {each} is not in this model of {model.config.layers} layers; give 0 "
-                f"(the last one) down to -{model.config.layers} (the embeddings below the first)"
+                f"`hidden_layer` {each} is not in this model of {model.config.layers} layers; give "
+                f"0 (the last one) down to -{model.config.layers} (the embeddings below the first)"
             )
     if mode == "cls" and model.vocabulary is not None and model.vocabulary.cls_id is None:
         raise InputError(

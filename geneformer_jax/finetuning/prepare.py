@@ -107,10 +107,6 @@ class FinetuneSetup:
             name: sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree))
             for name, tree in (("trainable", self.trainable), ("frozen", self.frozen))
         }
-        shape = ", ".join(
-            f"{cells} x {bucket}"
-            for cells, bucket in zip(self.shape.cells, self.shape.buckets, strict=True)
-        )
         mesh = self.compiled.mesh
         axes = " x ".join(f"{name} {size}" for name, size in mesh.shape.items())
         return [
@@ -118,7 +114,7 @@ class FinetuneSetup:
             f"{self.source or 'scratch'}",
             f"weights: {count['trainable']:,} trainable, {count['frozen']:,} frozen",
             f"head: {self.head.kind}, {', '.join(self.head.labels)}",
-            f"batches (cells x tokens): {shape}",
+            f"batches (cells x tokens): {self.shape.describe()}",
             f"devices: {axes} on {mesh.devices.flat[0].device_kind}; precision "
             f"{self.config.runtime.precision}",
             *self.compiled.notes,

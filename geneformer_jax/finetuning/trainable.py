@@ -48,7 +48,8 @@ class TuningConfig:
         if self.lora_rank and (self.freeze_layers or self.freeze_embeddings or self.head_only):
             raise InputError(
                 f"`config.tuning.lora_rank` {self.lora_rank} freezes the whole encoder; "
-                "leave freeze_layers, freeze_embeddings and head_only out"
+                "leave `config.tuning.freeze_layers`, `config.tuning.freeze_embeddings` and "
+                "`config.tuning.head_only` out"
             )
         if self.lora_rank:
             _ = self.lora

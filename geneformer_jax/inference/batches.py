@@ -77,7 +77,7 @@ def lay_out(
     if tokens_per_device is None:
         tokens_per_device = TOKENS_PER_DEVICE.get(platform, TOKENS_PER_ACCELERATOR)
     if tokens_per_device < 1:
-        raise InputError(f"tokens_per_device is {tokens_per_device}; it must be at least 1")
+        raise InputError(f"`tokens_per_device` is {tokens_per_device}; it must be at least 1")
     lengths = np.asarray(lengths)
     found = choose_buckets(lengths, _worthwhile_buckets(lengths, config, platform))
     buckets = tuple(sorted({min(bucket, config.positions) for bucket in found}))

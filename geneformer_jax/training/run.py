@@ -155,10 +155,6 @@ class Run:
     def summary(self, speed: Speed = ASSUMED_SPEED) -> list[str]:
         """Returns lines on what the run will do, and what it costs on devices of this speed."""
         plan = self.batches.plan
-        shape = ", ".join(
-            f"{cells} x {bucket}"
-            for cells, bucket in zip(self.shape.cells, self.shape.buckets, strict=True)
-        )
         what = "packed rows" if self.config.data.packing else "cells"
         axes = " x ".join(f"{name} {size}" for name, size in self.mesh.shape.items())
         return [
@@ -166,7 +162,8 @@ class Run:
             f"width {self.encoder.width}, vocabulary {self.encoder.vocabulary_size:,}",
             f"cells: {plan.n_cells:,} to train on, "
             f"{self.config.evaluation.held_out_cells:,} held out",
-            f"batches ({what} x tokens): {shape}; padding {plan.padding:.1%} of tokens",
+            f"batches ({what} x tokens): {self.shape.describe()}",
+            f"padding: {plan.padding:.1%} of tokens",
             f"steps: {self.steps:,} ({plan.steps_per_epoch:,} an epoch)",
             f"devices: {axes} on {self.mesh.devices.flat[0].device_kind}; "
             f"precision {self.config.runtime.precision}",

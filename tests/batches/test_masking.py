@@ -168,5 +168,5 @@ def test_capacity_holds_nearly_every_draw_and_more_is_left_unmasked():
 def test_fractions_that_cannot_be_are_refused():
     for changes in ({"selected_fraction": 0.0}, {"mask_fraction": 0.95}, {"random_fraction": -0.1}):
         ((name, value),) = changes.items()
-        with pytest.raises(InputError, match=f"masking.{name} is {value}"):
+        with pytest.raises(InputError, match=f"masking.{name}` is {value}"):
             MaskingConfig(**changes)

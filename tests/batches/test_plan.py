@@ -35,6 +35,17 @@ def test_every_cell_once_an_epoch_in_a_bucket_that_fits(options, cells):
         assert sorted(seen) == list(range(cells))
 
 
+def test_devices_change_empty_rows_but_not_which_cells_meet():
+    lengths = some_lengths()
+    alone, shared = (
+        BatchPlan(lengths, shape_batches((512, 2048), cells_per_batch=12, divisor=n), seed=0)
+        for n in (1, 8)
+    )
+    for one, many in zip(all_steps(alone), all_steps(shared), strict=True):
+        assert many.cells.tolist() == [*one.cells.tolist(), *[-1] * 4]
+    assert shared.padding == pytest.approx(1 - (1 - alone.padding) * 12 / 16)
+
+
 def test_few_cells_go_into_a_longer_bucket_than_they_need():
     lengths = some_lengths()
     plan = BatchPlan(lengths, shape_batches((512, 1024, 2048), cells_per_batch=32), seed=0)
@@ -134,7 +145,7 @@ def test_a_recipe_plans_training_or_held_out_cells():
 @pytest.mark.parametrize(
     ("call", "words"),
     [
-        (lambda: split_cells(10, 10, 0), "held_out_cells is 10"),
+        (lambda: split_cells(10, 10, 0), "held_out_cells` is 10"),
         (lambda: BatchPlan(np.array([300]), BatchShape((128,), (4,)), seed=0), "300 tokens"),
         (lambda: BatchPlan(np.array([], int), BatchShape((128,), (4,)), seed=0), "no cell"),
     ],

@@ -216,7 +216,7 @@ def test_genes_are_written_under_their_ids(embed, tmp_path):
         (["--genes=ENSG00000000001"], "give --mode gene and --figures too"),
         (["--mode=occurrence", "--figures"], "draw genes with --mode gene"),
         (["--color=kin"], 'no obs column "kin" (did you mean "kind"?)'),
-        (["--layer=-3"], "hidden_layer -3 is not in this model of 2 layers"),
+        (["--layer=-3"], "--hidden_layer -3 is not in this model of 2 layers"),
         (["--mode=cls"], "needs a <cls> token"),
         (["--mode=gene", "--color=kind"], "--mode gene embeds genes"),
         (["--cells=nowhere"], "nowhere"),

@@ -99,7 +99,7 @@ def test_statistics_are_computed_now_or_later(perturb, tmp_path):
     ("arguments", "words"),
     [
         (["--statistics=agregate"], 'no statistic "agregate" (did you mean "aggregate"?)'),
-        (["--statistics=vs_null"], "name their perturbation in null"),
+        (["--statistics=vs_null"], "name their perturbation in --null"),
     ],
 )
 def test_statistics_are_checked_before_work(perturb, tmp_path, arguments, words):
@@ -260,7 +260,7 @@ def test_states_may_hold_commas(tmp_path, perturb):
         (["--combinations=nowhere", "--genes=all"], "nowhere does not exist"),
         (["--anchor=ENSG00000000001", "--combine=pairs"], "leave one of them out"),
         (["--mode=cls"], "needs a <cls> token"),
-        (["--hidden_layer=-3"], "layer -3 is not in this model of 2 layers"),
+        (["--hidden_layer=-3"], "--hidden_layer -3 is not in this model of 2 layers"),
         (["--goal=b"], "but not its obs column"),
         (["--states=kind"], "states need an obs column and a goal"),
         (["--states=kind", "--goal=c"], 'has no value "c"'),

@@ -165,7 +165,7 @@ def test_padding_of_many_cells_is_below_a_twentieth():
 
 
 def test_no_tokens_make_no_batch():
-    with pytest.raises(InputError, match="tokens_per_device is 0"):
+    with pytest.raises(InputError, match="tokens_per_device` is 0"):
         lay_out(np.array([5]), CONFIG, inference_mesh(), tokens_per_device=0)
 
 

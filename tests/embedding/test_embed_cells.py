@@ -271,10 +271,10 @@ def test_wrong_requests_end_with_one_line(v1_model, v2_model, adata):
         return str(caught.value)
 
     assert "did you mean" in message(v2_model, adata, mode="cel")
-    assert "hidden_layer -4 is not in this model of 3 layers" in message(
+    assert "`hidden_layer` -4 is not in this model of 3 layers" in message(
         v2_model, adata, hidden_layer=-4
     )
-    assert "hidden_layer 1 " in message(v2_model, adata, hidden_layer=1)
+    assert "`hidden_layer` 1 " in message(v2_model, adata, hidden_layer=1)
     assert "name each layer once" in message(v2_model, adata, hidden_layer=[0, 0])
     assert "name each layer once" in message(v2_model, adata, hidden_layer=[])
     assert 'did you mean "kind"' in message(v2_model, adata, filters={"kin": ["a"]})

@@ -55,6 +55,14 @@ def labelled_batch(head: HeadConfig, B: int = 8, T: int = 24) -> LabelledBatch:
     return LabelledBatch(tokens_BT, lengths_B, targets, weights, np.arange(B, dtype=np.int32))
 
 
+def filled(batch: LabelledBatch, multiple: int) -> LabelledBatch:
+    """The batch with empty rows up to a multiple."""
+    missing = -len(batch.lengths_B) % multiple
+    return LabelledBatch(
+        *(np.pad(each, [(0, missing), *[(0, 0)] * (each.ndim - 1)]) for each in batch)
+    )
+
+
 def hyperparams(steps: int = 10, **changes) -> TracedHyperparams:
     values = {"learning_rate": 1e-2, "weight_decay": 0.01} | changes
     scalars = {name: jnp.float32(value) for name, value in values.items()}
@@ -81,7 +89,7 @@ def whole_weights(head: HeadConfig):
 
 
 @functools.cache
-def steps_of(chosen: StepSpec, steps: int = 2):
+def steps_of(chosen: StepSpec, steps: int = 2, cells: int = 8):
     """Returns (trainable weights at first, frozen weights, state and metrics after steps)."""
     compiled = compile_steps(chosen, 24)
     weights = whole_weights(chosen.head)
@@ -91,7 +99,8 @@ def steps_of(chosen: StepSpec, steps: int = 2):
     with jax.set_mesh(compiled.mesh):
         state = compiled.start(trainable)
         for _ in range(steps):
-            batch = put_batch(labelled_batch(chosen.head), compiled.mesh)
+            batch = filled(labelled_batch(chosen.head, cells), compiled.mesh.size)
+            batch = put_batch(batch, compiled.mesh)
             state, metrics = compiled.step(state, batch, constants)
     return trainable, frozen, jax.device_get(state), jax.device_get(metrics)
 
@@ -287,6 +296,14 @@ def test_every_mesh_gives_what_one_device_gives(head, tuning, shape):
         jax.tree.leaves(state.params), jax.tree.leaves(expected.params), strict=True
     ):
         np.testing.assert_allclose(one, other, atol=2e-5)
+
+
+def test_twelve_cells_on_eight_devices_learn_what_they_do_on_one():
+    _, _, expected, expected_metrics = steps_of(spec_of(), cells=12)
+    _, _, state, metrics = steps_of(spec_of(mesh=MeshConfig(8)), cells=12)
+    np.testing.assert_allclose(metrics.loss, expected_metrics.loss, rtol=1e-5)
+    np.testing.assert_allclose(metrics.targets, expected_metrics.targets)
+    assert_close(state.params, expected.params, atol=2e-5)
 
 
 def test_parts_of_a_batch_add_up_to_the_whole():

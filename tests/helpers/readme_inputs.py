@@ -19,13 +19,10 @@ from tests.helpers.toy import GENES, toy_cells, toy_model
 PROJECT = Path(__file__).resolve().parents[2]
 SYMBOLS = ["TTN", "GATA4", "CD74", "CD3E", *(f"GENE{number}" for number in range(4, GENES))]
 _MODULE = "python -m geneformer_jax."
-# What takes long in a configuration, shortened, and made fit for the tests' eight devices; the path
-# stays the one that is written.
+# What takes long in a configuration, shortened; the path stays the one that is written.
 _SHORTER = {
     "quickstart": "config.steps = 4; config.optimizer.warmup_steps = 2",
-    "finetune_cells": "config.data.cells_per_batch = 8",
-    "tasks/dosage": "config.data.cells_per_batch = 8; config.task.permutations = 2; "
-    "config.task.untrained_layers = ()",
+    "tasks/dosage": "config.task.permutations = 2; config.task.untrained_layers = ()",
 }
 
 

@@ -246,7 +246,7 @@ def test_cells_are_chosen_as_the_original_does(v1):
         ({"combinations": []}, "name no gene"),
         ({"mode": "cls"}, "needs a <cls> token"),
         ({"mode": "cel"}, 'did you mean "cell"'),
-        ({"hidden_layer": 1}, "layer 1 is not in this model of 3 layers"),
+        ({"hidden_layer": 1}, "layer` 1 is not in this model of 3 layers"),
         ({"truncation": "refil"}, 'did you mean "refill"'),
         ({"gene_shifts": "al"}, 'no gene_shifts "al"'),
         ({"gene_shifts": "top", "top": 0}, "top is 0"),
@@ -256,7 +256,7 @@ def test_cells_are_chosen_as_the_original_does(v1):
         ({"states": ("kind", "a", "a")}, 'state "a" is named twice'),
         ({"state_embeddings": "somewhere"}, "but no states"),
         ({"expressing": ["nothing"]}, 'gene "nothing" is not in the vocabulary'),
-        ({"tokens_per_device": 0}, "tokens_per_device is 0"),
+        ({"tokens_per_device": 0}, "tokens_per_device` is 0"),
         ({"filters": {"kind": ["z"]}}, 'has no value "z"'),
     ],
 )

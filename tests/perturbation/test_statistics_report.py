@@ -203,7 +203,7 @@ def message_of(*arguments, **options) -> str:
 
 def test_bad_options_are_reported_in_one_line(run, null_run, tmp_path):
     assert 'did you mean "vs_null"' in message_of(run, "vs_nul")
-    assert "name their perturbation in null" in message_of(run, "vs_null")
+    assert "name their perturbation in `null`" in message_of(run, "vs_null")
     assert "only for vs_null" in message_of(run, "aggregate", null=null_run)
     assert "background is 0" in message_of(run, "goal_state_shift", background=0)
     assert "hold no cell_cosine" in message_of(run, "aggregate", measure="cell_cosine")

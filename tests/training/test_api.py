@@ -40,7 +40,7 @@ def test_a_model_is_pretrained_on_a_store_and_embeds_cells(toy_store, tmp_path, 
 def test_what_does_not_fit_is_refused(toy_store, tmp_path):
     config = small_config()
     config.data.cells_per_batch = 0
-    with pytest.raises(gf.InputError, match=r"tokens_per_batch is 0 .* set exactly one"):
+    with pytest.raises(gf.InputError, match=r"tokens_per_batch` is 0 .* set exactly one"):
         gf.pretrain_model(toy_store, tmp_path / "run", config)
     with pytest.raises(gf.InputError, match=r'no key "data\.buckets"'):
         gf.pretrain_model(toy_store, tmp_path / "run", {"model": SMALL, "data": {"buckets": 1}})

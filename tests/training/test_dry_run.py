@@ -55,7 +55,6 @@ def nothing_compiles(monkeypatch):
 REFUSED = [
     ("model.heads=3", "width 32 is not divisible by model.heads 3; choose a multiple"),
     ("mesh.tensor=8", "heads 4 is not divisible by --config.mesh.tensor 8; choose a divisor"),
-    ("data.cells_per_batch=12", "12 is not divisible by 8 .* choose a multiple"),
     ("model.vocabulary_size=99", "99 but the store's vocabulary has 152 tokens; tokenize with"),
     ("mesh.data=16", "cannot be laid out on the 8 devices at hand; choose"),
     ("runtime.attention=cudnn", 'needs an NVIDIA GPU, not cpu: change that, or use .*"auto"'),
@@ -152,7 +151,7 @@ def test_a_synthetic_corpus_takes_a_stores_place():
     text = "\n".join(lines)
     assert "1,000,000 to train on" not in text
     assert "999,000 to train on, 1,000 held out" in text
-    assert "144 x 2048; padding" in text
+    assert "144 x 2048\npadding: " in text
     # Three epochs of 6,937.5 batches.
     assert "steps: 20,814 (6,938 an epoch)" in text
     corpus = synthetic_corpus("10x64", 152)

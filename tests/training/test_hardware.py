@@ -120,7 +120,7 @@ def test_a_slice_that_is_not_sold_is_refused(libtpu):
 @pytest.mark.aot_tpu
 def test_what_crashes_the_profiler_is_refused(libtpu, toy_store, tmp_path):
     hardware.find_hardware("tpu:v5e:2x2")
-    with pytest.raises(InputError, match=r"profile\.steps=2: .* JAX_PLATFORMS=cpu"):
+    with pytest.raises(InputError, match=r"profile\.steps`=2: .* JAX_PLATFORMS=cpu"):
         pretrain(pretraining_config(toy_store, **{"profile.steps": 2}), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 

@@ -73,7 +73,7 @@ def test_a_run_may_go_on_with_masks_drawn_elsewhere(finished, toy_store, tmp_pat
 
 
 def test_packing_wants_a_number_of_tokens(toy_store):
-    with pytest.raises(InputError, match="cells_per_batch is 8; packed rows"):
+    with pytest.raises(InputError, match="cells_per_batch` is 8; packed rows"):
         config_of(toy_store, **{"data.packing": True})
 
 

@@ -209,7 +209,7 @@ class MatrixSource(GeneTable):
           InputError: the matrix cannot be read, is not made of raw counts, or has no count at all.
         """
         if cells_per_batch < 1:
-            raise InputError(f"cells_per_batch is {cells_per_batch}, but must be at least 1")
+            raise InputError(f"`cells_per_batch` is {cells_per_batch}, but must be at least 1")
         found = False
         with explain_damage(self.path, self.kind):
             for start, rows in self._rows(cells_per_batch):

@@ -111,7 +111,7 @@ def choose_rows(spec: ForwardSpec, padded: int, tokens: int | None) -> int:
     """
     if tokens is not None:
         if tokens < 1:
-            raise InputError(f"tokens_per_device is {tokens}; it must be at least 1")
+            raise InputError(f"`tokens_per_device` is {tokens}; it must be at least 1")
         return max(tokens // padded, 1)
     device = spec.mesh.devices.flat[0]
     best = TOKENS_PER_DEVICE.get(device.platform, TOKENS_PER_ACCELERATOR)

@@ -125,7 +125,7 @@ def require_modes(modes: Sequence[str], null: Path | str = "") -> None:
             )
     if "vs_null" in modes and not str(null):
         raise InputError(
-            "vs_null compares with the same edits of other cells; name their perturbation in null"
+            "vs_null compares with the same edits of other cells; name their perturbation in `null`"
         )
 
 

@@ -106,8 +106,8 @@ def compile_steps(run: Run, target: Hardware) -> Iterator[CompiledStep]:
 
 
 def _most_demanding(run: Run) -> list[tuple[int, int]]:
-    """The batch (cells, bucket) with the longest cells, and that with the most logits."""
-    shapes = list(zip(run.shape.cells, run.shape.buckets, strict=True))
+    """The batch (rows, bucket) with the longest cells, and that with the most logits."""
+    shapes = list(zip(run.shape.rows, run.shape.buckets, strict=True))
     selected = run.config.masking.selected_fraction
     most_logits = max(shapes, key=lambda shape: shape[0] * masked_capacity(shape[1], selected))
     return list(dict.fromkeys([shapes[-1], most_logits]))
