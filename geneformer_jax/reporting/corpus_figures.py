@@ -8,7 +8,8 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from geneformer_jax.reporting.corpus_summary import NO_VALUE, CorpusSummary
+from geneformer_jax.cells.store.label_counts import NO_VALUE
+from geneformer_jax.reporting.corpus_summary import CorpusSummary
 from geneformer_jax.reporting.figures import MISSING_COLOUR, PALETTE, STYLE, new_figure
 
 _MAIN, _REFERENCE = PALETTE[11], PALETTE[8]

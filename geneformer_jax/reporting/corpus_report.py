@@ -1,12 +1,14 @@
 """A report of what a corpus of tokenised cells holds, beside the corpus of the paper."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
 from geneformer_jax.cells.store.cell_store import CellStore
+from geneformer_jax.cells.store.label_counts import warnings_of
 from geneformer_jax.cells.tokenization.vocabulary import GeneVocabulary
 from geneformer_jax.common.files import atomic_write, require_new_folder, slug
 from geneformer_jax.common.provenance import describe_run, read_provenance, write_provenance
@@ -31,6 +33,7 @@ GENECORPUS_30M = {
     "cells that a gene is found in (median)": "173,152",
 }
 
+_SIDES = ("kept", "dropped")
 Show = Callable[[str, Figure, str], None]
 
 
@@ -139,6 +142,16 @@ def _show_cells(report: Report, show: Show, summary: CorpusSummary) -> None:
     lost = pd.Series({"kept": summary.cells, **summary.dropped})
     caption = f"What became of the {summary.cells_in_files:,} cells in the files."
     show("quality_control", corpus_figures.bar_figure(lost), caption)
+    for warning in warnings_of(summary.by_label):
+        report.paragraph(f"Warning: {warning}.")
+    for name, labels in summary.by_label.items():
+        report.table(_label_table(name, labels), f"Cells kept and left out, by {name}.")
+
+
+def _label_table(name: str, labels: Mapping[str, Mapping[str, int]]) -> pd.DataFrame:
+    kept, dropped = (np.array([cells[side] for cells in labels.values()]) for side in _SIDES)
+    table = {name: list(labels), "cells kept": kept, "left out": dropped}
+    return pd.DataFrame(table | {"percent left out": 100 * dropped / (kept + dropped)})
 
 
 def _show_lengths(report: Report, show: Show, summary: CorpusSummary) -> None:

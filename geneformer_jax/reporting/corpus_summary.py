@@ -4,12 +4,12 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from geneformer_jax.cells.store.cell_store import CellStore
+from geneformer_jax.cells.store.label_counts import LabelCounts, add_values
 from geneformer_jax.cells.store.obs_columns import stored_name
 from geneformer_jax.cells.store.writer import obs_kinds
 from geneformer_jax.common.errors import InputError, did_you_mean
@@ -17,7 +17,6 @@ from geneformer_jax.common.numba_jit import compiled
 from geneformer_jax.common.progress import Progress
 from geneformer_jax.common.provenance import read_provenance
 
-NO_VALUE = "no value"
 _CELLS_PER_BATCH = 4096
 
 
@@ -37,6 +36,7 @@ class CorpusSummary:
       cells_per_gene: int64 [G], number of cells with the gene among their tokens, in the order of
         the vocabulary's genes. Genes beyond the context of a cell are not in the store.
       groups: column -> number of cells of each value, largest first; `NO_VALUE` for none.
+      by_label: kept and dropped cells of each label, see `count_by_label`.
     """
 
     cells: int
@@ -48,6 +48,7 @@ class CorpusSummary:
     covered_exactly: bool
     cells_per_gene: np.ndarray
     groups: dict[str, pd.Series]
+    by_label: LabelCounts
 
     @property
     def max_length(self) -> int:
@@ -98,6 +99,7 @@ def summarise_corpus(folder: Path | str, groupby: Sequence[str] = ()) -> CorpusS
         covered_exactly=store.n_genes is not None,
         cells_per_gene=_count_cells_per_gene(store),
         groups={name: _count_values(store, name) for name in groupby},
+        by_label=counts.get("by_label", {}),
     )
 
 
@@ -116,15 +118,9 @@ def _count_values(store: CellStore, name: str) -> pd.Series:
     """Number of cells of each value of an obs column, largest first."""
     counts: Counter[str] = Counter()
     for batch in store.obs_batches(_CELLS_PER_BATCH, [stored_name(name)]):
-        for pair in batch.column(0).value_counts().to_pylist():
-            value = NO_VALUE if _is_missing(pair["values"]) else str(pair["values"])
-            counts[value] += pair["counts"]
+        add_values(counts, batch.column(0))
     ordered = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
     return pd.Series(dict(ordered), name=name, dtype=np.int64)
-
-
-def _is_missing(value: Any) -> bool:
-    return value is None or value == "" or value != value
 
 
 def _count_cells_per_gene(store: CellStore) -> np.ndarray:

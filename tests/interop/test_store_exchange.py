@@ -17,6 +17,7 @@ from geneformer_jax.cells.tokenization.vocabulary import (
     GeneVocabulary,
 )
 from geneformer_jax.common.errors import InputError
+from geneformer_jax.common.log import show_log
 from geneformer_jax.interop import store_exchange
 from geneformer_jax.interop.dataset_folders import write_dataset_folder
 from geneformer_jax.interop.original_dictionaries import read_original_vocabulary
@@ -76,6 +77,7 @@ def test_dataset_to_store_and_back_is_the_same_dataset(tmp_path, special_tokens,
 
 @pytest.mark.parametrize("ending", [".dataset", ".parquet"])
 def test_the_last_line_of_progress_counts_all_cells(toy_store, tmp_path, capsys, ending):
+    show_log()
     store_exchange.store_to_dataset(toy_store.folder, tmp_path / f"out{ending}")
     lines = [line for line in capsys.readouterr().err.splitlines() if "converting" in line]
     assert "240 of 240 cells" in lines[-1]

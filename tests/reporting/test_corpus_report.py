@@ -21,6 +21,7 @@ from geneformer_jax.interop.store_exchange import dataset_to_store
 from geneformer_jax.reporting import corpus_figures
 from geneformer_jax.reporting.corpus_report import comparison_table, write_corpus_report
 from geneformer_jax.reporting.corpus_summary import summarise_corpus
+from tests.helpers.pages import read_page
 
 GENES, LIMIT = 40, 20
 FILES = {"heart": 300, "lung": 110}
@@ -128,6 +129,15 @@ def test_the_report_folder_is_whole_and_self_contained(corpus, tmp_path):
     assert page.count("data:image/png;base64,") == len(names)
     assert "27,406,217" in page and f"{summary.cells:,}" in page
     assert "fewer than 3 genes" in page
+    rows = read_page(output / "report.html").rows
+    first = rows.index(["tissue", "cells kept", "left out", "percent left out"]) + 1
+    shown = {row[0]: [float(number) for number in row[1:]] for row in rows[first : first + 3]}
+    for tissue, (kept, left_out, percent) in shown.items():
+        assert kept == summary.groups["tissue"][tissue]
+        assert percent == pytest.approx(100 * left_out / (kept + left_out), abs=0.1)
+    assert sum(kept + left_out for kept, left_out, _ in shown.values()) == 410
+    heavy = any(percent > 20 for *_, percent in shown.values())
+    assert ("Warning: more than 20% of the cells" in page) == heavy
     genes = pd.read_parquet(output / "genes.parquet")
     assert genes["cells"].is_monotonic_decreasing
     found = genes.set_index("gene_id")["cells"].reindex(vocabulary().gene_ids)

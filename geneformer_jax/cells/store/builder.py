@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from geneformer_jax.cells.counts.options import CountOptions
 from geneformer_jax.cells.counts.source import CountSource
 from geneformer_jax.cells.formats.open import open_counts
@@ -19,6 +21,7 @@ from geneformer_jax.cells.store import layout
 from geneformer_jax.cells.store import writer as store_writer
 from geneformer_jax.cells.store.cell_columns import CellColumns
 from geneformer_jax.cells.store.cell_store import CellStore
+from geneformer_jax.cells.store.label_counts import count_by_label, count_dropped, describe_labels
 from geneformer_jax.cells.store.obs_columns import common_kind
 from geneformer_jax.cells.store.repeated_ids import RepeatedIds
 from geneformer_jax.cells.tokenization.tokenizer import (
@@ -37,6 +40,7 @@ from geneformer_jax.common.log import logger
 from geneformer_jax.common.progress import Progress
 from geneformer_jax.common.provenance import describe_run
 
+DROPPED_LABELS = "dropped_by_label"
 _KEY_HASH = 12
 
 
@@ -223,6 +227,7 @@ class StoreBuild:
             yield f"  {len(self.bad_files)} of {files + len(self.bad_files)} files SKIPPED"
         for reason, cells in counts["dropped"].items():
             yield f"  left out, {reason}: {cells:,}"
+        yield from describe_labels(counts["by_label"])
         for name, cells in counts["cells_without_obs"].items():
             yield f"  without obs column {name}: {cells:,}"
         for source in counts["sources"]:
@@ -300,8 +305,10 @@ class StoreBuild:
         columns = self._columns(source, list(kinds))
         with store_writer.write_source(self.folder, surveyed.key, kinds) as writer:
             encoded = encode_source(source, self.vocabulary, self.options, surveyed.match, verdict)
+            dropped = np.ones(source.n_cells, bool)
             for batch in encoded:
                 writer.write(batch.encodings, *columns.of(batch.rows))
+                dropped[batch.rows] = False
                 progress.advance(batch.read, file=surveyed.path.name)
             writer.finish(
                 {
@@ -309,6 +316,7 @@ class StoreBuild:
                     "fingerprint": fingerprint(surveyed.path),
                     "cells_in_file": source.n_cells,
                     "dropped": verdict.dropped,
+                    DROPPED_LABELS: count_dropped(columns, kinds, dropped),
                     "obs_absent": list(columns.absent),
                     "rules_not_applied": list(verdict.skipped),
                     **surveyed.match.facts(),
@@ -317,20 +325,23 @@ class StoreBuild:
 
 
 def summarise(store: Path, keys: Sequence[str], bad_files: Mapping[str, str]) -> dict[str, Any]:
-    """Counts of a store: cells in its files, kept, and dropped by reason; in all and per source."""
+    """Counts a store's cells: in its files, kept, dropped by reason and label; per source too."""
     summaries = [store_writer.source_summary(store, key) for key in keys]
     dropped: Counter[str] = Counter()
     without: Counter[str] = Counter()
     for each in summaries:
         dropped.update(each["dropped"])
         without.update(dict.fromkeys(each.get("obs_absent", ()), each["cells"]))
+    dropped_labels = [each.get(DROPPED_LABELS, {}) for each in summaries]
     return {
         "cells_in_files": sum(each["cells_in_file"] for each in summaries),
         "cells": sum(each["cells"] for each in summaries),
         "dropped": dict(dropped),
+        "by_label": count_by_label(store, keys, dropped_labels),
         "cells_without_obs": dict(without),
         "skipped_files": dict(bad_files),
         "sources": [
-            {name: value for name, value in each.items() if name != "shards"} for each in summaries
+            {name: each[name] for name in each if name not in ("shards", DROPPED_LABELS)}
+            for each in summaries
         ],
     }
