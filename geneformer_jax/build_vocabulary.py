@@ -11,8 +11,6 @@ Many files may be split among processes or machines that see the same output fol
 --shard=0/4 .. --shard=3/4, then join them with --finish.
 """
 
-import functools
-
 from absl import flags
 
 from geneformer_jax.cells.tokenization.flags import (
@@ -44,17 +42,19 @@ def main() -> None:
     if FLAGS.biotypes and not FLAGS.gene_table:
         raise InputError("--biotypes needs a --gene_table with each gene's biotype")
     # Reading counts imports half of SciPy, which --help and a mistyped flag should not wait for.
-    from geneformer_jax.cells.formats.open import open_counts
+    from geneformer_jax.cells.formats.open import CountFiles
     from geneformer_jax.cells.formats.paths import expand_paths
     from geneformer_jax.cells.tokenization.vocabulary import V1_SPECIAL_TOKENS, V2_SPECIAL_TOKENS
     from geneformer_jax.cells.tokenization.vocabulary_building import (
         GeneTable,
         build_vocabulary,
-        join_shards,
         measure_files,
+        survey_corpus,
+    )
+    from geneformer_jax.cells.tokenization.vocabulary_shards import (
+        join_shards,
         save_shard,
         shards_folder,
-        survey_corpus,
         work_key,
     )
     from geneformer_jax.common.files import remove, require_new_folder
@@ -66,7 +66,7 @@ def main() -> None:
     wanted = table.genes(command_line.split_list(FLAGS.biotypes)) if table else None
     rules = quality_rules()
     reading = reading_options()
-    open_source = functools.partial(open_counts, options=reading)
+    open_source = CountFiles(reading).open
     print(f"medians of genes over the cells of {len(paths)} files -> {output}")
     corpus = survey_corpus(paths, open_source, wanted, species=FLAGS.species)
     shards = shards_folder(output)

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 from scipy import sparse
 
+from geneformer_jax.cells.counts import matrix_choice
 from geneformer_jax.cells.counts.options import CountOptions
 from geneformer_jax.cells.formats.anndata_source import AnnDataSource
-from geneformer_jax.cells.formats.open import open_counts
+from geneformer_jax.cells.formats.open import CountFiles, open_counts
 from geneformer_jax.common.errors import InputError
 from tests.helpers.count_files import WRITERS, example_cells
 from tests.helpers.small_stores import write
@@ -211,3 +212,20 @@ def test_nan_points_to_the_join_that_made_it():
     adata.X[3, 5] = np.nan
     with pytest.raises(InputError, match="fill_value=0"):
         list(AnnDataSource(adata).batches())
+
+
+@pytest.mark.parametrize("kind", ["h5ad", "loom"])
+def test_a_files_matrix_is_looked_for_once_however_often_it_is_opened(kind, tmp_path, monkeypatch):
+    adata, counts = logged(umi=same)
+    paths = [tmp_path / f"{name}.{kind}" for name in "ab"]
+    for path in paths:
+        opened(adata, tmp_path, kind)
+        (tmp_path / f"cells.{kind}").rename(path)
+    sampled = []
+    take = matrix_choice.sample_of
+    monkeypatch.setattr(matrix_choice, "sample_of", lambda m: sampled.append(m) or take(m))
+    files = CountFiles(CountOptions())
+    for path in [*paths, *paths]:
+        np.testing.assert_array_equal(whole(files.open(path)), counts.toarray())
+    # X and the one layer of each file, where it was opened first.
+    assert len(sampled) == 4

@@ -2,8 +2,9 @@
 
 import abc
 import contextlib
+import dataclasses
 import functools
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
@@ -57,6 +58,7 @@ class CountSource(Protocol):
     Attributes:
       path: where it is.
       options: how it is read.
+      settled: the options that open it again without looking for its matrix.
       matrix_name: which of its matrices is read.
       n_cells: its number of cells.
       gene_ids: [columns] str, without the name of a genome in front; '' where it has none.
@@ -109,6 +111,7 @@ class MatrixSource(GeneTable):
     packed_ids: np.ndarray | RowBlocks[np.ndarray]
     matrix_name: str = "X"
     remedy: str = "give a file with raw counts"
+    _chosen: Sequence[str] = ()
     _totals: RowBlocks[np.ndarray] | None = None
     # Rows that are stored together; see `RowBlocks`.
     _obs_chunk: int = 1
@@ -133,6 +136,13 @@ class MatrixSource(GeneTable):
     @abc.abstractmethod
     def _read_obs(self, columns: list[str], rows: slice) -> dict[str, object]:
         """Reads some rows of per-cell columns."""
+
+    @property
+    def settled(self) -> CountOptions:
+        """The options that open this source again without looking for its matrix."""
+        if len(self._chosen) != 1:
+            return self.options
+        return dataclasses.replace(self.options, counts_layer=self._chosen[0])
 
     @property
     def limits(self) -> ReadLimits:

@@ -28,6 +28,7 @@ from geneformer_jax.common.errors import InputError
 __all__ = [
     "AnnDataSource",
     "CountBatch",
+    "CountFiles",
     "CountSource",
     "expand_paths",
     "look_ahead",
@@ -53,6 +54,31 @@ def open_counts(path: Path | str, options: CountOptions = DEFAULT_OPTIONS) -> Co
         # The one call of the probe: what has been opened is safe to read.
         _require_survivable(path, options.limits)
     return _source_type(path)(path, options)
+
+
+class CountFiles:
+    """Opens files and folders of counts, again and again, all with the same options.
+
+    Which matrix of a file holds the counts is looked for once. The file opened last is kept, since
+    a run often has but one.
+    """
+
+    def __init__(self, options: CountOptions):
+        """Takes the options of all files."""
+        self._options = options
+        self._settled: dict[Path, CountOptions] = {}
+        self._last: tuple[Path, CountSource] | None = None
+
+    def open(self, path: Path) -> CountSource:
+        """Opens one.
+
+        Raises:
+          InputError: as from `open_counts`.
+        """
+        if self._last is None or self._last[0] != path:
+            self._last = path, open_counts(path, self._settled.get(path, self._options))
+            self._settled[path] = self._last[1].settled
+        return self._last[1]
 
 
 def look_ahead(path: Path) -> None:

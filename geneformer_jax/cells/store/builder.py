@@ -16,7 +16,7 @@ import numpy as np
 
 from geneformer_jax.cells.counts.options import CountOptions
 from geneformer_jax.cells.counts.source import CountSource
-from geneformer_jax.cells.formats.open import open_counts
+from geneformer_jax.cells.formats.open import CountFiles
 from geneformer_jax.cells.store import layout
 from geneformer_jax.cells.store import writer as store_writer
 from geneformer_jax.cells.store.cell_columns import CellColumns
@@ -108,7 +108,7 @@ class StoreBuild:
         self._names = [name.removesuffix("?") for name in obs]
         self.prefix_cell_ids = prefix_cell_ids
         self.sources: list[SurveyedSource] = []
-        self._last_opened: tuple[Path, CountSource] | None = None
+        self._files = CountFiles(counts)
         self.bad_files: dict[str, str] = {}
 
     def survey(self, paths: Sequence[Path], skip_bad_files: bool = False) -> None:
@@ -277,14 +277,8 @@ class StoreBuild:
                 read = functools.partial(store_writer.stored_cell_ids, self.folder, key)
                 ids.add(f"{self.folder} ({key})", read)
 
-    def _open(self, path: Path) -> CountSource:
-        """Opens a file; the one opened last is kept, since a run often has but one."""
-        if self._last_opened is None or self._last_opened[0] != path:
-            self._last_opened = path, open_counts(path, self.counts)
-        return self._last_opened[1]
-
     def _survey(self, path: Path, ids: RepeatedIds) -> SurveyedSource:
-        source = self._open(path)
+        source = self._files.open(path)
         columns = self._columns(source, self._names)
         surveyed = SurveyedSource(
             path=path,
@@ -294,11 +288,11 @@ class StoreBuild:
             absent=columns.absent,
             match=match_genes(source, self.vocabulary, self.options),
         )
-        ids.add(str(path), lambda: self._columns(self._open(path)).ids())
+        ids.add(str(path), lambda: self._columns(self._files.open(path)).ids())
         return surveyed
 
     def _write_source(self, surveyed: SurveyedSource, progress: Progress) -> None:
-        source = self._open(surveyed.path)
+        source = self._files.open(surveyed.path)
         surveyed.match.choice.apply(source)
         verdict = apply_quality_rules(source, self.options.quality, surveyed.match.tokens)
         kinds = store_writer.obs_kinds(self.folder)
