@@ -23,6 +23,7 @@ SAMPLE_LIMITS = replace(
 )
 _SAMPLED_CELLS = 32
 _SAMPLED_BATCHES = 8
+MAIN = "X"
 _PLUS = "+"
 # AnnData's raw may have other genes than the layers, and cannot be added to them.
 _OWN_GENES = "raw"
@@ -32,13 +33,12 @@ OpenMatrix = Callable[[str], Rows | Pieces]
 
 
 def choose_matrices(
-    names: Sequence[str], main: str, options: CountOptions, open_sample: OpenMatrix, where: str
+    names: Sequence[str], options: CountOptions, open_sample: OpenMatrix, where: str
 ) -> list[str]:
     """Returns the matrices that are to be read, and summed if several.
 
     Args:
-      names: of all matrices.
-      main: name of the main one, which may lack.
+      names: of all matrices; that of the main one, which may lack, is `MAIN`.
       options: `counts_layer` names one, or several joined by "+". None for the main one if it holds
         raw counts, or else the one that does; where none does the main one again: reading it will
         say what it holds. Of several that are the same in a sample the first is taken.
@@ -49,38 +49,41 @@ def choose_matrices(
       InputError: one that is asked for is not there; or nothing is asked for, the main one holds no
         raw counts, and several different others do, or none is there.
     """
-    asked, fractional = options.counts_layer, options.fractional
-    if asked is not None:
-        parts = [asked] if asked in names else [part.strip() for part in asked.split(_PLUS)]
-        for part in parts:
-            if part not in names:
-                near, remedy = did_you_mean(part, names), remedy_of(names, [part])
-                raise InputError(f'{where} has no layer "{part}"{near}; {remedy}')
-        return list(dict.fromkeys(parts))
-    if list(names) == [main] or (
-        main in names and _is_raw(sample_of(open_sample(main)), fractional)
-    ):
-        return [main]
-    samples = {name: _sample_or_none(open_sample, name) for name in names if name != main}
-    raw = {name: sample for name, sample in samples.items() if _is_raw(sample, fractional)}
-    if raw:
-        first, *others = raw
-        different = [name for name in others if not _are_equal(raw[first], raw[name])]
-        if different:
-            several = (
-                f"{main} holds no raw counts, but several others do"
-                if main in names
-                else "several matrices hold raw counts"
-            )
-            listed = ", ".join(f'"{name}"' for name in raw)
-            addable = [name for name in raw if name != _OWN_GENES][:2]
-            example = f'"{_PLUS.join(addable)}"'
-            hint = f", which also takes a sum such as {example}" if len(addable) > 1 else ""
-            raise InputError(f"{where}: {several} ({listed}): choose by `counts_layer`{hint}")
-        return [first]
-    if main not in names:
-        raise InputError(f"{where} has no {main}; {remedy_of(names, [])}")
-    return [main]
+    if options.counts_layer is not None:
+        return _asked(names, options.counts_layer, where)
+    if list(names) == [MAIN]:
+        return [MAIN]
+    if MAIN in names and _is_raw(sample_of(open_sample(MAIN)), options.fractional):
+        return [MAIN]
+    samples = {name: _sample_or_none(open_sample, name) for name in names if name != MAIN}
+    raw = {name: each for name, each in samples.items() if _is_raw(each, options.fractional)}
+    if any(not _are_equal(next(iter(raw.values())), each) for each in raw.values()):
+        raise InputError(f"{where}: {_describe_several(list(raw), MAIN in names)}")
+    if not raw and MAIN not in names:
+        raise InputError(f"{where} has no {MAIN}; {remedy_of(names, [])}")
+    return [next(iter(raw), MAIN)]
+
+
+def _asked(names: Sequence[str], asked: str, where: str) -> list[str]:
+    parts = [asked] if asked in names else [part.strip() for part in asked.split(_PLUS)]
+    for part in parts:
+        if part not in names:
+            near, remedy = did_you_mean(part, names), remedy_of(names, [part])
+            raise InputError(f'{where} has no layer "{part}"{near}; {remedy}')
+    return list(dict.fromkeys(parts))
+
+
+def _describe_several(raw: Sequence[str], has_main: bool) -> str:
+    listed = ", ".join(f'"{name}"' for name in raw)
+    several = (
+        f"{MAIN} holds no raw counts, but several others do"
+        if has_main
+        else "several matrices hold raw counts"
+    )
+    addable = [name for name in raw if name != _OWN_GENES][:2]
+    example = f', which also takes a sum such as "{_PLUS.join(addable)}"'
+    hint = example if len(addable) > 1 else ""
+    return f"{several} ({listed}): choose by `counts_layer`{hint}"
 
 
 def remedy_of(names: Sequence[str], chosen: Sequence[str]) -> str:

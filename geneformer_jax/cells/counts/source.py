@@ -4,7 +4,7 @@ import abc
 import contextlib
 import dataclasses
 import functools
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
@@ -20,6 +20,7 @@ from geneformer_jax.cells.counts.lazy_columns import (
     iter_blocks,
 )
 from geneformer_jax.cells.counts.matrix import Pieces, Rows
+from geneformer_jax.cells.counts.matrix_choice import OpenMatrix, choose_matrices, remedy_of
 from geneformer_jax.cells.counts.options import ROUND, CountOptions
 from geneformer_jax.cells.counts.raw_counts import MatrixLocation, as_raw_counts
 from geneformer_jax.cells.counts.transpose import RowScratch
@@ -136,6 +137,17 @@ class MatrixSource(GeneTable):
     @abc.abstractmethod
     def _read_obs(self, columns: list[str], rows: slice) -> dict[str, object]:
         """Reads some rows of per-cell columns."""
+
+    def _choose_matrix(self, places: Mapping[str, str], open_sample: OpenMatrix) -> None:
+        """Chooses what is read of the matrices, which are at these places.
+
+        Raises:
+          InputError: see `choose_matrices`.
+        """
+        names = list(places)
+        self._chosen = choose_matrices(names, self.options, open_sample, str(self.path))
+        self.remedy = remedy_of(names, self._chosen)
+        self.matrix_name = "+".join(places[name] for name in self._chosen)
 
     @property
     def settled(self) -> CountOptions:

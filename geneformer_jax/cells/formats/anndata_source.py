@@ -21,12 +21,7 @@ from geneformer_jax.cells.counts.matrix import (
     Rows,
     dense_matrix,
 )
-from geneformer_jax.cells.counts.matrix_choice import (
-    SAMPLE_LIMITS,
-    choose_matrices,
-    remedy_of,
-    sum_of,
-)
+from geneformer_jax.cells.counts.matrix_choice import MAIN, SAMPLE_LIMITS, sum_of
 from geneformer_jax.cells.counts.options import DEFAULT_OPTIONS, CountOptions
 from geneformer_jax.cells.counts.texts import as_packed_text, has_texts
 from geneformer_jax.cells.formats.containers import is_zip, open_store, place_of_anndata
@@ -47,7 +42,7 @@ from geneformer_jax.cells.formats.features import TypedFeatures
 from geneformer_jax.cells.formats.hdf5_filters import require_filters
 from geneformer_jax.common.errors import InputError
 
-_MAIN, _RAW = "X", "raw"
+_RAW = "raw"
 
 
 class AnnDataFileSource(TypedFeatures):
@@ -79,16 +74,8 @@ class AnnDataFileSource(TypedFeatures):
             self._places = _matrix_places(root)
             if not self._is_zarr:
                 require_filters((root[place] for place in self._places.values()), path)
-            self._chosen = choose_matrices(
-                list(self._places),
-                _MAIN,
-                options,
-                lambda name: self._open(root, name, SAMPLE_LIMITS),
-                str(path),
-            )
+            self._choose_matrix(self._places, lambda name: self._open(root, name, SAMPLE_LIMITS))
             _check_sum(self._chosen, path)
-            self.remedy = remedy_of(list(self._places), self._chosen)
-            self.matrix_name = "+".join(self._places[name] for name in self._chosen)
             is_raw = self._chosen == [_RAW]
             self._genes_path = f"{self._places[_RAW][:-1]}var" if is_raw else "var"
             self._set_cells(table_of(root, "obs", self.path))
@@ -166,19 +153,13 @@ class AnnDataSource(TypedFeatures):
         self._adata = adata
         # From anndata 0.13 on, X is also the layer None.
         names = [name for name in adata.layers if name is not None]
-        names = [*([] if adata.X is None else [_MAIN]), *names]
+        names = [*([] if adata.X is None else [MAIN]), *names]
         if adata.raw is not None:
             names.append(_RAW)
-        self._chosen = choose_matrices(
-            names,
-            _MAIN,
-            options,
-            lambda name: self._open(name, SAMPLE_LIMITS),
-            self.kind,
+        self._choose_matrix(
+            dict(zip(names, names, strict=True)), lambda name: self._open(name, SAMPLE_LIMITS)
         )
         _check_sum(self._chosen, self.path)
-        self.remedy = remedy_of(names, self._chosen)
-        self.matrix_name = "+".join(self._chosen)
         self._genes = (adata.raw if self._chosen == [_RAW] else adata).var
         self.packed_ids = as_packed_text(adata.obs_names)
         self._set_genes([str(column) for column in self._genes.columns])
@@ -205,7 +186,7 @@ class AnnDataSource(TypedFeatures):
         )
 
     def _values(self, name: str) -> object:
-        if name == _MAIN:
+        if name == MAIN:
             return self._adata.X
         return self._adata.raw.X if name == _RAW else self._adata.layers[name]
 
@@ -234,7 +215,7 @@ def _column(table: pd.DataFrame, name: str) -> pd.Series:
 
 def _matrix_places(root: h5py.Group | zarr.Group) -> dict[str, str]:
     """Where the matrices are: X, the layers by name, and raw (which hides a layer of that name)."""
-    places = {_MAIN: _MAIN, **{name: f"layers/{name}" for name in root.get("layers", {})}}
+    places = {MAIN: MAIN, **{name: f"layers/{name}" for name in root.get("layers", {})}}
     # AnnData before 0.7 wrote raw.X and raw.var.
     for raw in ("raw.X", "raw/X"):
         if raw in root:

@@ -11,18 +11,12 @@ import numpy as np
 from geneformer_jax.cells.counts.file_errors import explain_damage
 from geneformer_jax.cells.counts.lazy_columns import ReadLimits
 from geneformer_jax.cells.counts.matrix import Pieces, Rows, dense_matrix
-from geneformer_jax.cells.counts.matrix_choice import (
-    SAMPLE_LIMITS,
-    choose_matrices,
-    remedy_of,
-    sum_of,
-)
+from geneformer_jax.cells.counts.matrix_choice import MAIN, SAMPLE_LIMITS, sum_of
 from geneformer_jax.cells.counts.options import CountOptions
 from geneformer_jax.cells.counts.source import MatrixSource
 from geneformer_jax.cells.counts.texts import as_packed_text, as_text
 from geneformer_jax.cells.formats.hdf5_filters import require_filters
 
-_MAIN = "X"
 _GENE_INDEX = ("Accession", "var_names", "Gene")
 _CELL_INDEX = ("CellID", "obs_names", "cell_id", "barcode")
 _ALL = slice(None)
@@ -53,16 +47,8 @@ class LoomSource(MatrixSource):
         with explain_damage(path, self.kind), h5py.File(path, "r") as root:
             require_filters([root.get(name) for name in ("matrix", "row_attrs", "layers")], path)
             layers = list(root["layers"]) if "layers" in root else []
-            self._places = {_MAIN: "matrix", **{name: f"layers/{name}" for name in layers}}
-            self._chosen = choose_matrices(
-                list(self._places),
-                _MAIN,
-                options,
-                lambda name: self._open(root, name, SAMPLE_LIMITS),
-                str(path),
-            )
-            self.remedy = remedy_of(list(self._places), self._chosen)
-            self.matrix_name = "+".join(self._places[name] for name in self._chosen)
+            self._places = {MAIN: "matrix", **{name: f"layers/{name}" for name in layers}}
+            self._choose_matrix(self._places, lambda name: self._open(root, name, SAMPLE_LIMITS))
             genes = root["row_attrs"]
             columns = [name for name in genes if genes[name].ndim == 1]
             self._gene_index = next((name for name in _GENE_INDEX if name in columns), None)

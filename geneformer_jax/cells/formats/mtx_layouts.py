@@ -7,9 +7,9 @@ prefix, as files in GEO do, and may be gzipped.
 from pathlib import Path
 from typing import NamedTuple
 
+from geneformer_jax.cells.counts.matrix_choice import MAIN
 from geneformer_jax.common.errors import InputError
 
-MAIN = "X"
 _GZIP = ".gz"
 
 

@@ -14,6 +14,7 @@ from geneformer_jax.cells.counts.file_errors import explain_damage
 from geneformer_jax.cells.counts.lazy_columns import ReadLimits
 from geneformer_jax.cells.counts.matrix import Pieces, Rows
 from geneformer_jax.cells.counts.matrix_choice import (
+    MAIN,
     SAMPLE_LIMITS,
     choose_matrices,
     remedy_of,
@@ -23,7 +24,7 @@ from geneformer_jax.cells.counts.options import CountOptions
 from geneformer_jax.cells.counts.texts import as_fixed_text, as_packed_text
 from geneformer_jax.cells.formats.features import ID, SYMBOL, TYPE, FeatureSource
 from geneformer_jax.cells.formats.matrix_market import MatrixMarketPieces, open_text
-from geneformer_jax.cells.formats.mtx_layouts import MAIN, layout_of
+from geneformer_jax.cells.formats.mtx_layouts import layout_of
 
 _CELL_IDS = ("bc_wells", "cell_barcode", "barcode")
 _NAMELESS = "Unnamed: 0"
@@ -78,8 +79,7 @@ class MtxSource(FeatureSource):
         if self._n_blocks > 1 and options.counts_layer in (None, MAIN):
             self._chosen = list(kind.usual)
         else:
-            where = str(self.path)
-            self._chosen = choose_matrices(names, MAIN, options, self._sample, where)
+            self._chosen = choose_matrices(names, options, self._sample, str(self.path))
         self.remedy = remedy_of(names, self._chosen)
         files = self._layout.matrices
         file = next(iter(files.values())).name

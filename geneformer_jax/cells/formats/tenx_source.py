@@ -10,11 +10,11 @@ import numpy as np
 
 from geneformer_jax.cells.counts.file_errors import explain_damage
 from geneformer_jax.cells.counts.matrix import CompressedRows, Pieces, Rows
+from geneformer_jax.cells.counts.matrix_choice import MAIN
 from geneformer_jax.cells.counts.options import CountOptions
 from geneformer_jax.cells.counts.texts import as_fixed_text, as_packed_text
 from geneformer_jax.cells.formats.features import ID, SYMBOL, TYPE, FeatureSource
 from geneformer_jax.cells.formats.hdf5_filters import require_filters
-from geneformer_jax.cells.formats.mtx_layouts import MAIN
 from geneformer_jax.common.errors import InputError, did_you_mean
 
 
