@@ -6,12 +6,13 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from geneformer_jax.attention_analysis.gene_lists import MIN_GENES
 from geneformer_jax.attention_analysis.statistics import GeneMeans
 
 SIGNIFICANT = 0.05
 # The width that is usual for matching on a score (Austin, Pharmaceutical Statistics 2011).
 MAX_DISTANCE = 0.2
+# Of 3 genes against 3, the smallest p that a rank-sum test can have is 0.1.
+MIN_PAIRS = 4
 
 
 def compare_genes(
@@ -22,7 +23,7 @@ def compare_genes(
     Rank-sum tests (Mann-Whitney U, two-sided, ties corrected) on the genes' mean received
     attention; Benjamini-Hochberg over all heads. The effect is the rank-biserial correlation, from
     -1 to 1. The same again of genes of like rank only, see `match_by_rank`, so that rank explains
-    nothing: NaN where fewer than 3 pairs are found.
+    nothing: NaN where fewer than 4 pairs are found.
 
     Args:
       means: of the cells.
@@ -41,7 +42,7 @@ def compare_genes(
     table = table.assign(**_tested(means, first, second))
     pairs = match_by_rank(means.rank[first], means.rank[second], seed)
     table["n_matched"] = len(pairs)
-    matched = _tested(means, first[pairs[:, 0]], second[pairs[:, 1]])
+    matched = _tested(means, first[pairs[:, 0]], second[pairs[:, 1]], MIN_PAIRS)
     return table.assign(**{f"{name}_matched": values for name, values in matched.items()})
 
 
@@ -55,11 +56,13 @@ def has_own_matching(heads: pd.DataFrame) -> bool:
     return bool((heads["p_matched"].notna() & ~is_whole).any())
 
 
-def _tested(means: GeneMeans, first: np.ndarray, second: np.ndarray) -> dict[str, np.ndarray]:
-    """Returns effect, p, fdr and prefers, [L * N] each; NaN of fewer than 3 genes."""
+def _tested(
+    means: GeneMeans, first: np.ndarray, second: np.ndarray, least: int = 1
+) -> dict[str, np.ndarray]:
+    """Returns effect, p, fdr and prefers, [L * N] each; NaN of fewer than `least` genes."""
     received = means.received.reshape(len(means.received), -1)
     a, b = received[first], received[second]
-    if min(len(a), len(b)) < MIN_GENES:
+    if min(len(a), len(b)) < least:
         effect = p = fdr = np.full(a.shape[1], np.nan)
     else:
         tested = stats.mannwhitneyu(a, b, axis=0, alternative="two-sided")

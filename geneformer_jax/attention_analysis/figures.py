@@ -157,15 +157,19 @@ def group_figure(groups: pd.DataFrame) -> Figure:
     """Draws the genes most attended beyond what rank explains, in each group of cells.
 
     Args:
-      groups: of `HeadAttention.groups`; the five first genes of each of up to 24 groups are shown.
+      groups: of `HeadAttention.groups`; the five first genes of each of up to 24 groups are shown,
+        where their excess is above 0 by more than its error. Some must be.
     """
-    names = list(dict.fromkeys(groups["group"]))[:_MAX_GROUPS]
-    top = groups[groups["group"].isin(names)].groupby("group", sort=False).head(_GENES_PER_GROUP)
+    sure = groups[groups["excess_low"] > 0]
+    names = list(dict.fromkeys(sure["group"]))[:_MAX_GROUPS]
+    top = sure[sure["group"].isin(names)].groupby("group", sort=False).head(_GENES_PER_GROUP)
     genes = list(dict.fromkeys(top["gene_id"]))
     shown = groups[groups["gene_id"].isin(genes) & groups["group"].isin(names)]
     labels = shown.drop_duplicates("gene_id").set_index("gene_id")["symbol"].reindex(genes)
     labels = labels.where(labels != "", genes)
-    table = shown.pivot(index="gene_id", columns="group", values="excess").reindex(genes)[names]
+    table = shown.pivot(index="gene_id", columns="group", values="excess").reindex(
+        genes, columns=names
+    )
     with matplotlib.rc_context(STYLE):
         figure = new_figure(max(4.6, 0.5 * len(names) + 3.2), max(3.0, 0.24 * len(genes) + 1.8))
         axes = figure.add_subplot()

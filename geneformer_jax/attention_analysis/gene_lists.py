@@ -34,7 +34,8 @@ class GeneComparison(NamedTuple):
       first: int64 tokens of the listed genes.
       second: int64 tokens of the others.
       unknown: listed genes that are not in the vocabulary.
-      not_found: tokens of listed genes that no cell has, or too few.
+      not_found: tokens of listed genes that fewer than `min_cells` cells have.
+      min_cells: that must have a gene.
     """
 
     name: str
@@ -43,10 +44,12 @@ class GeneComparison(NamedTuple):
     second: np.ndarray
     unknown: tuple[str, ...]
     not_found: tuple[int, ...]
+    min_cells: int
 
     def missing(self, vocabulary: GeneVocabulary) -> list[dict[str, str]]:
         """The listed genes that are left out; see `name_missing`."""
-        return name_missing(vocabulary, self.unknown, self.not_found)
+        too_few = f"expressed in fewer than {self.min_cells} of the cells"
+        return name_missing(vocabulary, self.unknown, self.not_found, too_few)
 
     @property
     def title(self) -> str:
@@ -85,7 +88,9 @@ def read_gene_lists(genes: GeneLists) -> dict[str, list[str]]:
         names = table[known[0]] if known else pd.Series(Path(path).stem, index=table.index)
         for name, rows in table.groupby(names, sort=False):
             if name in lists:
-                raise InputError(f'two lists are called "{name}", the second in {path}; rename one')
+                raise InputError(
+                    f'`genes`: two lists are called "{name}", the second in {path}; rename one'
+                )
             lists[str(name)] = [gene for gene in rows[column] if gene]
     return lists
 
@@ -113,14 +118,16 @@ def compare_lists(
     cells_of = np.where(cells_of >= min_cells, cells_of, 0)
     found = {name: _find(name, genes, vocabulary, cells_of) for name, genes in lists.items()}
     if not found:
-        raise InputError("no gene is listed; name a file with a gene per line")
+        raise InputError("`genes` lists no gene; name a file with a gene per line")
     everyone = np.flatnonzero(cells_of > 0)
     everyone = everyone[everyone >= vocabulary.first_gene_token]
     comparisons = []
     for name, (tokens, unknown, missing) in found.items():
         others = np.setdiff1d(everyone, tokens)
         _require(OTHERS, len(others), f"than those of {name}", cells_of, vocabulary)
-        comparisons.append(GeneComparison(name, OTHERS, tokens, others, unknown, missing))
+        comparisons.append(
+            GeneComparison(name, OTHERS, tokens, others, unknown, missing, min_cells)
+        )
     if len(found) == 2:
         a, b = comparisons
         first, second = np.setdiff1d(a.first, b.first), np.setdiff1d(b.first, a.first)
@@ -146,15 +153,16 @@ def _find(
     name: str, genes: Sequence[str], vocabulary: GeneVocabulary, cells_of: np.ndarray
 ) -> tuple[np.ndarray, tuple[str, ...], tuple[int, ...]]:
     if not len(genes):
-        raise InputError(f"list {name} holds no gene; put one on each line")
+        raise InputError(f"`genes`: list {name} holds no gene; put one on each line")
     tokens = vocabulary.tokens_of(list(genes), symbols="names")
     unknown = tuple(gene for gene, token in zip(genes, tokens, strict=True) if token < 0)
     known = np.unique(tokens[tokens >= 0])
     if not len(known):
         shown = ", ".join(genes[:_EXAMPLES])
         raise InputError(
-            f"none of the {len(genes):,} genes of {name} is in the vocabulary: the list has "
-            f"{shown}, the vocabulary {_examples(vocabulary)}; give ids or symbols of one species"
+            f"`genes`: none of the {len(genes):,} genes of {name} is in the vocabulary: the list "
+            f"has {shown}, the vocabulary {_examples(vocabulary)}; give ids or symbols of one "
+            "species"
         )
     present = known[cells_of[known] > 0]
     _require(name, len(present), f"of {len(genes):,} listed", cells_of, vocabulary)
@@ -168,8 +176,9 @@ def _require(
         common = np.argsort(-cells_of, kind="stable")[:_EXAMPLES]
         shown = ", ".join(vocabulary.gene_id_of(int(token)) for token in common)
         raise InputError(
-            f"the cells have {found} genes of {name} {rest}, but a test needs {MIN_GENES}; they "
-            f"have genes such as {shown}: give another list, or more cells"
+            f"`genes`: the cells have {found} genes of {name} {rest}, but a test needs "
+            f"{MIN_GENES}; they have genes such as {shown}: give another list, more cells, or a "
+            "smaller `min_cells`"
         )
 
 

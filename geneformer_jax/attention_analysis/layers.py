@@ -16,7 +16,8 @@ RESAMPLES = 1_000
 # thirds of them differ by a fifth of next to nothing. Nor would any such bound be enough alone:
 # 18 random layers of width 1152 differ by 0.07 in diversity, which only the control can tell.
 MIN_DIFFERENCE = 0.02
-HOLDS, FAILS, UNDECIDED, TOO_FEW = "holds", "does not hold", "undecided", "needs 3 layers or more"
+HOLDS, FAILS, UNDECIDED = "holds", "does not hold", "undecided"
+TOO_FEW, ONE_HEAD = "needs 3 layers or more", "needs 2 heads or more"
 
 
 class Statement(NamedTuple):
@@ -57,10 +58,10 @@ def layer_table(cells: CellMeasures, seed: int = 0) -> pd.DataFrame:
 def bootstrap_interval(values: np.ndarray, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
     """Returns the 95 % percentile interval of the mean over cells; values [cells, ...].
 
-    All columns are drawn together. A single cell has no interval: NaN.
+    All columns are drawn together. A single cell has no interval, nor has what is NaN: NaN.
     """
     values = np.asarray(values, np.float64)
-    if len(values) < 2:
+    if len(values) < 2 or np.isnan(values).any():
         return np.full(values.shape[1:], np.nan), np.full(values.shape[1:], np.nan)
     batch = max(1, 4_000_000 // values.size)
     drawn = stats.bootstrap(
@@ -122,6 +123,8 @@ def verdicts(differences: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
 def _verdict(rows: pd.DataFrame) -> str:
     if rows.empty:
         return TOO_FEW
+    if rows["difference"].isna().any():
+        return ONE_HEAD
     if (rows["low"] > rows["min_difference"]).all():
         return HOLDS
     return FAILS if (rows["high"] < rows["min_difference"]).any() else UNDECIDED

@@ -12,13 +12,13 @@ from geneformer_jax.attention_analysis import figures
 from geneformer_jax.attention_analysis.api import ALL_CELLS, HeadAttention, token_names
 from geneformer_jax.attention_analysis.comparisons import (
     MAX_DISTANCE,
+    MIN_PAIRS,
     SIGNIFICANT,
     has_own_matching,
 )
 from geneformer_jax.attention_analysis.extractor import AttentionExtractor
-from geneformer_jax.attention_analysis.gene_lists import MIN_GENES
 from geneformer_jax.attention_analysis.layers import FAILS, HOLDS, UNDECIDED
-from geneformer_jax.attention_analysis.summary import MIN_FACTORS, answers, preferring
+from geneformer_jax.attention_analysis.summary import MIN_FACTORS, answers, heads_of, preferring
 from geneformer_jax.cells.tokenization.vocabulary import GeneVocabulary
 from geneformer_jax.common.files import atomic_write, slug
 from geneformer_jax.common.log import logger
@@ -73,11 +73,12 @@ _THIRDS = (
 )
 _GROUPS = (
     "Attention received less the mean of all genes at the same ranks of the same cells' group; "
-    "genes are ordered by that excess less two standard errors. Not compared with random weights."
+    "genes are ordered by that excess less two standard errors, and shown where this is above 0. "
+    "Not compared with random weights."
 )
 _FIRST_GENES = (
-    f"The first {_GROUP_ROWS} genes of each group; all are in groups.parquet. n_cells: cells of "
-    "the group that have the gene; received, expected_by_rank, excess: means over all heads; "
+    f"At most {_GROUP_ROWS} genes of each group; all are in groups.parquet. n_cells: cells of the "
+    "group that have the gene; received, expected_by_rank, excess: means over all heads; "
     "excess_low: excess less two standard errors; most_layer, most_head: the head that exceeds the "
     "most."
 )
@@ -171,7 +172,7 @@ def _build(found: HeadAttention, extractor: AttentionExtractor, folder: Path) ->
     if len(found.pairs):
         report.section("Between chosen genes")
         of_model = found.pairs[found.pairs["model"] == MODEL]
-        caption = "Weight that one gene gives another, mean of all heads (pairs.parquet)."
+        caption = "Weight that one gene gives another, mean of the model's heads (pairs.parquet)."
         show("pairs", figures.pair_figure(of_model), caption)
     return report
 
@@ -182,8 +183,7 @@ def _show_lists(found: HeadAttention, report: Report, show, vocabulary: GeneVoca
     for each in found.comparisons:
         for line in describe_missing(each.missing(vocabulary)):
             report.paragraph(f"{each.title}: {line}; all in {LEFT_OUT}.")
-        chosen = (found.heads["list"] == each.name) & (found.heads["against"] == each.against)
-        heads = found.heads[chosen]
+        heads = heads_of(found, each)
         show(
             f"preference_{slug(each.title)}",
             figures.preference_figure(heads, each.title),
@@ -198,7 +198,7 @@ def _unmatched(heads: pd.DataFrame) -> str:
         return ""
     pairs = heads["n_matched"].iloc[0]
     if heads["p_matched"].isna().all():
-        return f"Only {pairs} pairs are of like rank, and a test needs {MIN_GENES}."
+        return f"Only {pairs} pairs are of like rank, and a test needs {MIN_PAIRS}."
     return f"All genes of both sides are of like rank ({pairs} pairs): that test is the same."
 
 
@@ -218,8 +218,11 @@ def _show_layers(found: HeadAttention, report: Report, show) -> None:
 
 def _show_groups(found: HeadAttention, report: Report, show) -> None:
     report.section("Genes attended beyond what rank explains", _GROUPS)
-    if len(found.groups):
-        caption = "The first genes of each group of cells (groups.parquet)."
+    surely = found.groups[found.groups["excess_low"] > 0]
+    without = [name for name in found.groups["group"].unique() if name not in set(surely["group"])]
+    if without:
+        report.paragraph(f"No gene is surely attended beyond its rank in: {', '.join(without)}.")
+    if len(surely):
+        caption = "The first genes of each group of cells, of the model (groups.parquet)."
         show("groups", figures.group_figure(found.groups), caption)
-    top = found.groups.groupby("group", sort=False).head(_GROUP_ROWS)
-    report.table(top, _FIRST_GENES)
+        report.table(surely.groupby("group", sort=False).head(_GROUP_ROWS), _FIRST_GENES)

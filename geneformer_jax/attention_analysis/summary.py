@@ -6,7 +6,8 @@ import pandas as pd
 
 from geneformer_jax.attention_analysis.api import HeadAttention
 from geneformer_jax.attention_analysis.cell_groups import describe_skipped
-from geneformer_jax.attention_analysis.gene_lists import MIN_GENES, OTHERS, GeneComparison
+from geneformer_jax.attention_analysis.comparisons import MIN_PAIRS
+from geneformer_jax.attention_analysis.gene_lists import OTHERS, GeneComparison
 from geneformer_jax.attention_analysis.layers import MIN_DIFFERENCE, TOO_FEW, holding
 from geneformer_jax.inference.random_control import MODEL, RANDOM
 
@@ -27,18 +28,26 @@ def preferring(found: HeadAttention) -> pd.DataFrame:
     pairs of like rank, and heads that prefer it among these. The paper's fraction stands beside
     lists of which it speaks, see `is_of_factors`; without one there is no such column.
     """
-    of = {(each.name, each.against): each for each in found.comparisons}
-    grouped = found.heads.groupby(["list", "against", "model"], sort=False)
     table = pd.DataFrame(
-        [{**_row(*key, heads), PAPER_COLUMN: _paper(of[key[:2]])} for key, heads in grouped]
+        [
+            {**_row(each, model, heads), PAPER_COLUMN: _paper(each)}
+            for each in found.comparisons
+            for model, heads in heads_of(found, each).groupby("model", sort=False)
+        ]
     )
     return table if table[PAPER_COLUMN].any() else table.drop(columns=PAPER_COLUMN)
 
 
-def _row(name: str, against: str, model: str, heads: pd.DataFrame) -> dict[str, object]:
+def heads_of(found: HeadAttention, comparison: GeneComparison) -> pd.DataFrame:
+    """Returns the rows of one comparison, of all models."""
+    heads = found.heads
+    return heads[(heads["list"] == comparison.name) & (heads["against"] == comparison.against)]
+
+
+def _row(comparison: GeneComparison, model: str, heads: pd.DataFrame) -> dict[str, object]:
     return {
-        "list": name,
-        "against": against,
+        "list": comparison.name,
+        "against": comparison.against,
         "model": model,
         "genes": heads["n_first"].iloc[0],
         "others": heads["n_second"].iloc[0],
@@ -86,7 +95,7 @@ def _about_lists(found: HeadAttention) -> list[str]:
 
 def _of_model(row: dict[str, object]) -> str:
     said, pairs = row["heads that prefer it, of like rank"], row["pairs of like rank"]
-    needed = f" ({pairs} pairs of like rank, {MIN_GENES} are needed)" if said == _UNTESTED else ""
+    needed = f" ({pairs} pairs of like rank, {MIN_PAIRS} are needed)" if said == _UNTESTED else ""
     return f"{row['model']} {said}{needed}"
 
 
@@ -96,8 +105,8 @@ def _about_statements(found: HeadAttention) -> list[str]:
         return [f"the paper's statements about layers: {TOO_FEW}"]
     held = {name: holding(found.statements, name) for name in found.sums}
     lines = [
-        f"statements that hold for {'the model' if name == MODEL else name}, by more than "
-        f"{MIN_DIFFERENCE:g}: {'; '.join(texts) or 'none'}"
+        f"the paper's statements that hold for {'the model' if name == MODEL else name}, by more "
+        f"than {MIN_DIFFERENCE:g}: {'; '.join(texts) or 'none'}"
         for name, texts in held.items()
     ]
     if RANDOM not in held:

@@ -56,13 +56,23 @@ def find_genes(vocabulary: GeneVocabulary, genes: str | Sequence[str]) -> Listed
 
 
 def name_missing(
-    vocabulary: GeneVocabulary, unknown: Sequence[str], unexpressed: Sequence[int]
+    vocabulary: GeneVocabulary,
+    unknown: Sequence[str],
+    absent: Sequence[int],
+    why_absent: str = UNEXPRESSED,
 ) -> list[dict[str, str]]:
-    """Returns `gene`, `symbol` and `reason` of each listed gene that is left out."""
+    """Returns `gene`, `symbol` and `reason` of each listed gene that is left out.
+
+    Args:
+      vocabulary: of the cells.
+      unknown: genes that it has not.
+      absent: tokens of genes that the cells have not.
+      why_absent: the reason of these.
+    """
     missing = [{"gene": name, "symbol": "", "reason": UNKNOWN} for name in unknown]
-    for token in unexpressed:
+    for token in absent:
         gene, symbol = vocabulary.gene_id_of(token), str(vocabulary.names_of([token])[0])
-        missing.append({"gene": gene, "symbol": symbol, "reason": UNEXPRESSED})
+        missing.append({"gene": gene, "symbol": symbol, "reason": why_absent})
     return missing
 
 

@@ -286,11 +286,14 @@ def test_lists_are_read_from_files(tmp_path, model):
 
 def test_two_lists_are_compared_with_each_other_too(model):
     every = [f"ENSG{number:011d}" for number in range(150)]
-    cells_of = np.ones(model.vocabulary.size, int)
-    cells_of[model.vocabulary.tokens_of([every[1]])] = 0
+    cells_of = np.full(model.vocabulary.size, 2)
+    cells_of[model.vocabulary.tokens_of([every[1]])] = 1
     lists = {"up": every[:6], "down": [every[5], *every[20:25], "unheard_of"]}
-    up, down, both = compare_lists(lists, model.vocabulary, cells_of)
+    up, down, both = compare_lists(lists, model.vocabulary, cells_of, min_cells=2)
     assert (len(up.first), len(up.not_found), up.unknown) == (5, 1, ())
+    assert [each["reason"] for each in up.missing(model.vocabulary)] == [
+        "expressed in fewer than 2 of the cells"
+    ]
     assert (len(down.first), len(down.not_found), down.unknown) == (6, 0, ("unheard_of",))
     assert len(up.second) == 150 - 1 - 5
     assert both.title == "up vs down"

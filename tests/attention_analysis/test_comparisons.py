@@ -83,6 +83,16 @@ def test_lists_of_other_ranks_have_no_partners_and_no_second_answer():
     assert not has_own_matching(table)
 
 
+def test_as_few_pairs_as_can_show_nothing_are_not_tested():
+    rank = np.concatenate([np.arange(1, 41), np.arange(500, 540)]).astype(float)
+    received = np.random.default_rng(0).normal(1, 0.1, (80, LAYERS, HEADS))
+    listed = np.array([5, 15, 25, *range(60, 80)])
+    others = np.array([4, 14, 24])
+    table = compare_genes(means_of(received, rank), listed, others)
+    assert table["n_matched"].eq(3).all() and table["p_matched"].isna().all()
+    assert stats.mannwhitneyu([1, 2, 3], [4, 5, 6]).pvalue > 0.05, "the clearest three of three"
+
+
 def test_lists_of_the_same_ranks_are_told_from_those_that_lose_genes():
     rank = np.tile(np.geomspace(1, 500, 30), 2)
     received = np.random.default_rng(0).normal(1, 0.1, (60, LAYERS, HEADS))

@@ -36,6 +36,9 @@ def test_verdicts_follow_what_was_planted():
     shallow = CellMeasures(np.zeros((9, 2)), np.zeros((9, 2, 2)), np.zeros((9, 2, 2)))
     only = layers.verdicts({"D": layers.compare_thirds(shallow)})
     assert only["D"].eq(layers.TOO_FEW).all()
+    lonely = measures(holding)._replace(diversity=np.full((200, 6), np.nan))
+    alone = layers.verdicts({"E": layers.compare_thirds(lonely)})
+    assert alone["E"].tolist() == [layers.ONE_HEAD, layers.HOLDS, layers.HOLDS]
 
 
 def test_differences_too_small_to_matter_do_not_hold_however_sure():

@@ -21,7 +21,7 @@ EARLY, MIDDLE, LAST = (each.text for each in STATEMENTS)
 
 def compared(name: str, genes: int = 700, against: str = OTHERS) -> GeneComparison:
     """A list of which some genes are in the cells."""
-    return GeneComparison(name, against, np.arange(genes), np.arange(900, 990), (), ())
+    return GeneComparison(name, against, np.arange(genes), np.arange(900, 990), (), (), 10)
 
 
 def heads_of(comparison: GeneComparison, model: str, prefers: int, pairs: int) -> pd.DataFrame:
@@ -94,7 +94,7 @@ def test_lists_are_answered_of_like_rank_and_skipped_groups_are_named():
     )
     assert "DC (7)" in lines[-1]
     few = found_of([compared("mine")], {"model": [FAILS] * 3}, pairs=2)
-    assert "model not tested (2 pairs of like rank, 3 are needed)" in answers(few)[0]
+    assert "model not tested (2 pairs of like rank, 4 are needed)" in answers(few)[0]
 
 
 @pytest.mark.parametrize(

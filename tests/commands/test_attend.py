@@ -1,6 +1,7 @@
 """The command attend: what it writes, and what it refuses."""
 
 import dataclasses
+import html
 import json
 
 import numpy as np
@@ -67,7 +68,7 @@ def test_tables_figures_and_report_are_written(attend, model, toy_store, tmp_pat
     assert np.isfinite(genes["received"]).all()
     drawn = {path.stem for path in (folder / "figures").glob("*.png")}
     assert drawn == {"groups", "layers", "pairs", "preference_genes_vs_other_genes", "ranks"}
-    page = (folder / "report.html").read_text()
+    page = html.unescape((folder / "report.html").read_text())
     assert page.count("<img") == len(drawn)
     assert "20 % (5 of 24)" not in page, "the paper speaks of transcription factors"
     assert all(f"<p>{line[0].upper()}{line[1:]}.</p>" in page for line in answers(found))
