@@ -9,6 +9,7 @@ from typing import Unpack
 
 import anndata as ad
 import jax
+import numpy as np
 import pandas as pd
 
 from geneformer_jax.cells.counts.options import CountArguments
@@ -22,16 +23,21 @@ from geneformer_jax.model.pretrained import PretrainedModel
 from geneformer_jax.model.runtime import Runtime
 from geneformer_jax.perturbation.cell_states import CellStates
 from geneformer_jax.perturbation.config import MEANS, NONE, ORIGINAL, PerturbationOptions
+from geneformer_jax.perturbation.engine.encoding import ForwardSpec
 from geneformer_jax.perturbation.engine.gene_sets import ALL, EACH
 from geneformer_jax.perturbation.engine.perturber import Perturber
+from geneformer_jax.perturbation.engine.plan import EditPlan
+from geneformer_jax.perturbation.engine.screener import SPLIT_POINTS
 from geneformer_jax.perturbation.engine.shifts import Shifts
 from geneformer_jax.perturbation.prepare import (
-    make_perturber,
+    choose_runtime,
     make_plan,
     make_spec,
     name_states,
     resolve_edits,
 )
+from geneformer_jax.perturbation.screen import Screen, log_accuracy, plan_screen
+from geneformer_jax.perturbation.statistics.screen_accuracy import screen_accuracy
 from geneformer_jax.perturbation.tables import (
     gene_means_table,
     gene_shifts_table,
@@ -65,6 +71,9 @@ def perturb_cells(
     expressing: Sequence[str] = (),
     max_cells: int | None = None,
     seed: int = ORIGINAL_SEED,
+    screen: bool = False,
+    split_points: int = SPLIT_POINTS,
+    settle: int | float | None = None,
     runtime: Runtime | None = None,
     devices: Sequence[jax.Device] | None = None,
     tokens_per_device: int | None = None,
@@ -99,7 +108,13 @@ def perturb_cells(
       filters: obs column -> value or values of which a cell must have one; all must pass.
       expressing: genes that a cell must express.
       max_cells: cells to draw at random; None takes all.
-      seed: of the draw.
+      seed: of the draws.
+      screen: estimate what deletions do to the states' cosines, in about `split_points` + 6
+        encodings of each cell instead of one for each of its genes.
+      split_points: of a screen: positions of a cell at which its later genes are moved up exactly.
+      settle: of a screen: how many of the edits with the strongest estimates towards the goal are
+        then made exactly, a number or (a float) their fraction; and a random sample of 200 edits
+        besides, on which the screen is measured (`.attrs["screen_accuracy"]`). 1.0 makes all.
       runtime: how to compute; float32, and the attention that suits the device, by default.
       devices: which share the work; all of this process by default.
       tokens_per_device: padded tokens at a time on each; by default sized from its memory.
@@ -107,12 +122,16 @@ def perturb_cells(
 
     Returns:
       One row for each cell, edit and measure: columns `cell`, `edit`, `perturbed` (gene id, ids of
-      a set joined by "+"), `perturbed_symbol`, `measure`, `state` and `value`. Measures:
+      a set joined by "+"), `perturbed_symbol`, `rank` (of the gene in the cell, the first of a set,
+      from 1; 0 where it is not in sight), `measure`, `state` and `value`. Measures:
       "mean_gene_cosine", the original's measure of V1 cells: mean over the genes left of the cosine
       of each before and after; "cell_cosine", of the cell's mean embedding; "cls_cosine";
       "state_shift", what the edit adds to the cosine with a state; "class_probability_before" and
       "class_probability_after". With `gene_shifts`: `affected`, `affected_symbol` and `value`, or
-      `mean`, `sd` and `n` (cells), in place of the measures.
+      `mean`, `sd` and `n` (cells), in place of the measures. A screen has "state_shift" alone, with
+      its two parts `reranking` (all later genes move up by one position) and `removal` (the gene is
+      missing), the screen's own `estimate`, `method` ("exact" or "estimated"), and whether the edit
+      is of the random sample, `sampled`.
 
     Raises:
       InputError: a gene, state, hidden layer or option is unknown or contradicts another; the cells
@@ -140,20 +159,56 @@ def perturb_cells(
         expressing=expressing,
         max_cells=max_cells,
         seed=seed,
+        screen=screen,
+        split_points=split_points,
+        settle=settle,
     )
     spec, (rule, sets) = make_spec(model, options, devices), resolve_edits(model, options)
     opened = open_cells(cells, model, whole=options.refill, **reading)
     options, spec = name_states(options, spec, opened)
     plan = make_plan(opened, options, spec, rule, sets)
-    perturber = make_perturber(
-        model, opened, options, spec, plan, runtime, tokens_per_device=tokens_per_device
-    )
     for line in describe_missing(plan.missing_genes):
         logger.warning(line)
+    given = choose_runtime(model, opened, options, spec, plan, runtime)
+    make = _screen if options.screen else _perturb
+    table = make(model, plan, *given, options, tokens_per_device)
+    table.attrs["genes_left_out"] = plan.missing_genes
+    return table
+
+
+def _perturb(
+    model: PretrainedModel,
+    plan: EditPlan,
+    spec: ForwardSpec,
+    states_SD: np.ndarray | None,
+    options: PerturbationOptions,
+    tokens_per_device: int | None,
+) -> pd.DataFrame:
+    perturber = Perturber(model, plan, spec, states_SD, tokens_per_device=tokens_per_device)
     with perturber.progress(plan.edits) as progress:
         parts = [perturber.shifts(*part, progress) for part in plan.parts]
-    table = _table(parts, perturber, options)
-    table.attrs["genes_left_out"] = plan.missing_genes
+    return _table(parts, perturber, options)
+
+
+def _screen(
+    model: PretrainedModel,
+    plan: EditPlan,
+    spec: ForwardSpec,
+    states_SD: np.ndarray,
+    options: PerturbationOptions,
+    tokens_per_device: int | None,
+) -> pd.DataFrame:
+    plan, sizes = plan_screen(plan, options), {"tokens_per_device": tokens_per_device}
+    screen = Screen(model, plan, spec, states_SD, options, **sizes)
+    with screen.screener.progress(plan.edits) as progress:
+        parts = [screen.screener.shifts(*part, progress) for part in plan.parts]
+    chosen = screen.choose(parts)
+    with screen.screener.progress(len(chosen.all)) as progress:
+        tables = [screen.settle(part, progress).to_pandas() for part in parts]
+    table = _joined(tables)
+    if len(chosen.all):
+        table.attrs["screen_accuracy"] = accuracy = screen_accuracy(table[table["sampled"]])
+        log_accuracy(accuracy)
     return table
 
 
@@ -170,9 +225,12 @@ def _table(
     else:
         measures = perturber.spec.measures
         tables = [shifts_table(part, measures, *named).to_pandas() for part in parts]
-    joined = pd.concat([table.astype(_as_text(table)) for table in tables], ignore_index=True)
-    return joined.astype(dict.fromkeys(_as_text(joined), "category"))
+    return _joined(tables)
 
 
-def _as_text(table: pd.DataFrame) -> dict[str, str]:
-    return {name: "object" for name in table.columns if name != "value"}
+def _joined(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
+    """Puts tables together, whose texts are categories of their own each."""
+    texts = list(tables[0].select_dtypes("category"))
+    as_text = dict.fromkeys(texts, "object")
+    joined = pd.concat([table.astype(as_text) for table in tables], ignore_index=True)
+    return joined.astype(dict.fromkeys(texts, "category"))

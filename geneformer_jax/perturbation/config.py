@@ -1,5 +1,6 @@
 """The options of a perturbation, as a user gives them."""
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +20,7 @@ from geneformer_jax.inference.listed_genes import read_gene_lines, read_genes
 from geneformer_jax.perturbation.cell_states import CellStates, read_state_names
 from geneformer_jax.perturbation.engine.encoding import MODES
 from geneformer_jax.perturbation.engine.gene_sets import ALL, EACH
+from geneformer_jax.perturbation.engine.screener import SPLIT_POINTS
 
 ORIGINAL, REFILL = "original", "refill"
 TRUNCATIONS = (ORIGINAL, REFILL)
@@ -38,6 +40,16 @@ _AS_GIVEN = (
     "max_cells",
     "seed",
 )
+# What a screen can estimate.
+_SCREENED = {
+    "edit": "delete",
+    "combine": EACH,
+    "anchor": None,
+    "combinations": None,
+    "truncation": ORIGINAL,
+    "classes": False,
+    "gene_shifts": NONE,
+}
 _STATES = ("states", "start", "goal", "alternatives")
 
 
@@ -64,9 +76,13 @@ class PerturbationOptions:
     expressing: Sequence[str] = ()
     max_cells: int | None = None
     seed: int = ORIGINAL_SEED
+    screen: bool = False
+    split_points: int = SPLIT_POINTS
+    settle: int | float | None = None
 
     def __post_init__(self):
         self._check_types()
+        self._check_screen()
         _one_of("truncation", self.truncation, TRUNCATIONS)
         _one_of("gene_shifts", self.gene_shifts, GENE_SHIFTS)
         if self.mode is not None:
@@ -101,6 +117,28 @@ class PerturbationOptions:
                     f"`combinations` holds {describe(genes)}; give a list of genes for each set"
                 )
 
+    def _check_screen(self) -> None:
+        require_type("screen", self.screen, bool, "give True or False")
+        require_whole("split_points", self.split_points, 2)
+        if self.settle is not None:
+            _check_settle(self.settle)
+        if not self.screen:
+            for name, usual in (("split_points", SPLIT_POINTS), ("settle", None)):
+                if (value := getattr(self, name)) != usual:
+                    raise InputError(f"`{name}` is {value}, but nothing is screened; add `screen`")
+            return
+        if self.states is None:
+            raise InputError(
+                "a screen estimates shifts towards cell states, but `states` are missing; name "
+                "their column and a goal"
+            )
+        for name, only in _SCREENED.items():
+            if (value := getattr(self, name)) != only:
+                raise InputError(
+                    f"`{name}` is {describe(value)}, but a screen knows only {describe(only)}; "
+                    "change that, or leave `screen` out"
+                )
+
     @property
     def refill(self) -> bool:
         """Whether cells are needed whole, with the genes beyond the cut."""
@@ -133,6 +171,18 @@ def read_options(given: Mapping[str, Any]) -> PerturbationOptions:
         filters=parse_filters(given["filter"]),
         expressing=read_genes(given["expressing"]),
     )
+
+
+def _check_settle(settle: object) -> None:
+    require_type(
+        "settle", settle, (int, float), "give a number of edits, or a fraction such as 0.05"
+    )
+    most = 1 if isinstance(settle, float) else math.inf
+    if isinstance(settle, bool) or not 0 < settle <= most:
+        raise InputError(
+            f"`settle` is {settle}; give a whole number of edits from 1, or a fraction above 0 and "
+            "at most 1.0"
+        )
 
 
 def _one_of(name: str, value: str, known: Sequence[str]) -> None:

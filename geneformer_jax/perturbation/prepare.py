@@ -218,7 +218,25 @@ def make_perturber(
     runtime: Runtime | None = None,
     **sizes: int | None,
 ) -> Perturber:
-    """Readies the devices for a plan.
+    """Readies the devices for exact edits.
+
+    Args:
+      model, cells, options, spec, plan, runtime: see `choose_runtime`.
+      sizes: those of `Perturber`.
+    """
+    given = choose_runtime(model, cells, options, spec, plan, runtime)
+    return Perturber(model, plan, *given, **sizes)
+
+
+def choose_runtime(
+    model: PretrainedModel,
+    cells: EncodedCells,
+    options: PerturbationOptions,
+    spec: ForwardSpec,
+    plan: EditPlan,
+    runtime: Runtime | None = None,
+) -> tuple[ForwardSpec, np.ndarray | None]:
+    """Chooses how to compute a plan, and finds the states.
 
     Args:
       model: that perturbs.
@@ -227,10 +245,11 @@ def make_perturber(
       spec: what is computed of each edit.
       plan: the edits.
       runtime: how to compute; float32, and the attention that suits the device, by default.
-      sizes: those of `Perturber`.
+
+    Returns:
+      (what is computed and how, the states' embeddings as of `state_vectors`).
     """
     # Attention is chosen for what is encoded, which may be shorter than the cells.
     runtime = runtime or inference_runtime(model.config, int(plan.longest.max()))[0]
     spec = replace(spec, runtime=runtime)
-    vectors = state_vectors(find_states(model, cells, options, spec), options)
-    return Perturber(model, plan, spec, vectors, **sizes)
+    return spec, state_vectors(find_states(model, cells, options, spec), options)

@@ -9,6 +9,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from geneformer_jax.cells.tokenization.vocabulary import GeneVocabulary
+from geneformer_jax.perturbation.engine.edits import DELETE
+from geneformer_jax.perturbation.engine.settling import Settled
 from geneformer_jax.perturbation.engine.shifts import Shifts
 from geneformer_jax.perturbation.layout import JOINT
 from geneformer_jax.perturbation.statistics.moments import (
@@ -17,7 +19,10 @@ from geneformer_jax.perturbation.statistics.moments import (
     moments_of,
     pooled,
 )
+from geneformer_jax.perturbation.statistics.tables import STATE_SHIFT
 
+# How an edit of a screen was made.
+ESTIMATED, EXACT = METHODS = ("estimated", "exact")
 _TEXT = pa.dictionary(pa.int32(), pa.string())
 
 
@@ -54,15 +59,40 @@ def shifts_table(
     """
     measures, states = zip(*names, strict=True)
     edits = len(part.cells)
-    columns = _edit_columns(
-        part, np.repeat(np.arange(edits), len(names)), edit, cell_ids, vocabulary
-    )
+    rows = np.repeat(np.arange(edits), len(names))
+    columns = _edit_columns(part, rows, edit, cell_ids, vocabulary)
     columns |= {
+        "rank": pa.array(part.ranks_E[rows], pa.int32()),
         "measure": _repeated(measures, edits),
         "state": _repeated(states, edits),
         "value": pa.array(part.values_EM.reshape(-1), pa.float32()),
     }
     return pa.table(columns)
+
+
+def screened_table(
+    settled: Settled,
+    states: Sequence[str],
+    cell_ids: np.ndarray,
+    vocabulary: GeneVocabulary,
+) -> pa.Table:
+    """Returns one row for each edit and state of a screen; see the columns of `perturb_cells`."""
+    shifts_EM = settled.shifts.values_EM
+    shifts_ES, reranking_ES = np.split(shifts_EM, 2, axis=1)
+    names = [(STATE_SHIFT, state) for state in states]
+    shifts = settled.shifts._replace(values_EM=shifts_ES)
+    table = shifts_table(shifts, names, DELETE, cell_ids, vocabulary)
+    for name, values_ES in (
+        ("reranking", reranking_ES),
+        ("removal", shifts_ES - reranking_ES),
+        ("estimate", settled.estimates_ES),
+    ):
+        table = table.append_column(name, pa.array(values_ES.reshape(-1), pa.float32()))
+    exact_R, sampled_R = (
+        np.repeat(each, len(states)) for each in (settled.is_exact_E, settled.is_sampled_E)
+    )
+    table = table.append_column("method", _dictionary(exact_R.astype(np.int32), METHODS))
+    return table.append_column("sampled", pa.array(sampled_R))
 
 
 def gene_shifts_table(

@@ -51,6 +51,7 @@ def test_means_of_parts_join_to_those_of_all_cells():
             numbers=chosen,
             cells=chosen.astype(np.int32),
             sets_EK=sets_EK[chosen],
+            ranks_E=np.ones(len(chosen), np.int32),
             values_EM=np.zeros((len(chosen), 2), np.float32),
             gene_edits=np.repeat(np.arange(len(chosen)), genes),
             affected=affected[chosen].reshape(-1),
@@ -84,6 +85,7 @@ def test_shifts_are_joined_in_the_order_of_the_plan():
         numbers=np.array([7, 5]),
         cells=np.array([1, 0], np.int32),
         sets_EK=np.array([[7], [5]], np.int32),
+        ranks_E=np.array([2, 9], np.int32),
         values_EM=np.array([[0.7], [0.5]], np.float32),
         gene_edits=np.array([0, 1, 1], np.int32),
         affected=np.array([70, 50, 51], np.int32),
@@ -93,6 +95,7 @@ def test_shifts_are_joined_in_the_order_of_the_plan():
         numbers=np.array([6]),
         cells=np.array([0], np.int32),
         sets_EK=np.array([[6]], np.int32),
+        ranks_E=np.array([4], np.int32),
         values_EM=np.array([[0.6]], np.float32),
         gene_edits=np.array([0, 0], np.int32),
         affected=np.array([60, 61], np.int32),
@@ -102,5 +105,6 @@ def test_shifts_are_joined_in_the_order_of_the_plan():
     assert joined.numbers.tolist() == [5, 6, 7]
     assert joined.cells.tolist() == [0, 0, 1]
     assert joined.sets_EK[:, 0].tolist() == [5, 6, 7]
+    assert joined.ranks_E.tolist() == [9, 4, 2]
     assert joined.gene_edits.tolist() == [0, 0, 1, 1, 2]
     assert joined.affected.tolist() == [50, 51, 60, 61, 70]

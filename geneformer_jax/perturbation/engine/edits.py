@@ -222,6 +222,12 @@ def ranks_of(genes: np.ndarray, tokens: np.ndarray) -> np.ndarray:
     return np.where((tokens >= 0) & (genes[ranks] == tokens), ranks, NOTHING)
 
 
+def ranks_at(special: SpecialTokens, positions_E: np.ndarray, padded: int) -> np.ndarray:
+    """Returns the rank of the token at each position, int32 from 1; 0 beyond what is in sight."""
+    ranks_E = positions_E - special.first + 1
+    return np.where(positions_E < padded, ranks_E, 0).astype(np.int32)
+
+
 def nowhere(rule: EditRule, padded: int, size: int) -> int:
     """Returns the first position beyond the row of a cell, see `EditBatch`."""
     return padded + (size if rule.refill else 0) + size

@@ -63,7 +63,7 @@ class Engine(ABC):
         config, platform = model.config, spec.mesh.devices.flat[0].platform
         multiple = _MULTIPLE.get(platform, _ACCELERATOR_MULTIPLE)
         worth = tokens_worth_compiling(config, platform, int(plan.longest.max()))
-        padded = choose_lengths(plan.longest, plan.counts, multiple, worth)
+        padded = choose_lengths(plan.longest, plan.passes, multiple, worth)
         self.lengths = np.unique(np.minimum(padded, config.positions))
         self._rows = {int(T): choose_rows(spec, int(T), tokens_per_device) for T in self.lengths}
         needed = ["embeddings", "blocks", *([spec.head.kind] if spec.head else [])]
@@ -76,14 +76,15 @@ class Engine(ABC):
         """Returns a progress bar over `edits` edits."""
         return Progress(edits, "perturb", "edits")
 
-    def shifts(self, start: int, stop: int, progress: Progress) -> Shifts:
+    def shifts(self, start: int, stop: int, progress: Progress | None = None) -> Shifts:
         """Makes the edits from `start` to before `stop`."""
         made = []
         with self.throughput.clock():
             for padded, edits in self._groups(start, stop):
                 made += self._run_group(padded, edits)
                 done = sum(len(each.numbers) for each in edits)
-                progress.advance(done, compiling=self.throughput.compiling)
+                if progress is not None:
+                    progress.advance(done, compiling=self.throughput.compiling)
         return Shifts.join(made)
 
     @abstractmethod

@@ -6,9 +6,10 @@ unlike machines, and comes to the same tables.
 """
 
 import functools
+import itertools
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -51,6 +52,9 @@ class EditPlan:
       left_out: reason -> number of edits, or cells, that are left out.
       unexpressed: named genes that no cell expresses, where only those are perturbed.
       tokens_per_part: tokens to encode in each part, about.
+      encodings: float64 [cells], of each cell, where these do not go with its edits; parts are then
+        of whole cells.
+      chosen: int64 ascending numbers of the edits to make, where these are not all.
     """
 
     cells: EncodedCells
@@ -63,6 +67,23 @@ class EditPlan:
     left_out: dict[str, int]
     unexpressed: tuple[int, ...] = ()
     tokens_per_part: int = TOKENS_PER_PART
+    encodings: np.ndarray | None = None
+    chosen: np.ndarray | None = None
+
+    def choose(self, numbers: np.ndarray) -> "EditPlan":
+        """Returns the plan with these edits alone (ascending numbers); they keep their numbers."""
+        return replace(self, chosen=numbers)
+
+    def in_whole_cells(self, encodings: np.ndarray) -> "EditPlan":
+        """Returns the plan with parts of whole cells, which take so many encodings each."""
+        return replace(self, encodings=encodings)
+
+    @functools.cached_property
+    def made(self) -> np.ndarray:
+        """Edits to make in each cell; int64 [cells]."""
+        if self.chosen is None:
+            return self.counts
+        return np.bincount(self.cell_of(self.chosen), minlength=len(self.counts))
 
     @functools.cached_property
     def offsets(self) -> np.ndarray:
@@ -87,17 +108,24 @@ class EditPlan:
     @property
     def tokens(self) -> int:
         """Tokens that have to be encoded."""
-        return int((self.counts * self.longest).sum())
+        return int((self.passes * self.longest).sum())
+
+    @property
+    def passes(self) -> np.ndarray:
+        """Encodings of each cell, [cells]."""
+        return self.made if self.encodings is None else self.encodings * (self.counts > 0)
 
     @property
     def consecutive(self) -> str:
         """Kind of the edits where those of a cell are of one gene after the other, else ""."""
-        in_turn = self.sets == GeneSets() and not self.rule.refill
+        in_turn = self.sets == GeneSets() and not self.rule.refill and self.chosen is None
         return self.rule.kind if in_turn and self.rule.kind in (DELETE, OVEREXPRESS) else ""
 
     @functools.cached_property
     def parts(self) -> list[tuple[int, int]]:
         """First edit, and the one after the last, of each part."""
+        if self.encodings is not None:
+            return self._parts_of_whole_cells()
         parts, begin, tokens = [], 0, 0
         for cell in np.flatnonzero(self.counts):
             here, stop = int(self.offsets[cell]), int(self.offsets[cell + 1])
@@ -112,6 +140,13 @@ class EditPlan:
         if begin < self.edits:
             parts.append((begin, self.edits))
         return parts
+
+    def _parts_of_whole_cells(self) -> list[tuple[int, int]]:
+        tokens = self.passes * self.longest
+        part_of_cell = (np.cumsum(tokens) - tokens) // self.tokens_per_part
+        first = np.flatnonzero(np.diff(part_of_cell)) + 1
+        bounds = self.offsets[[0, *first, len(self.counts)]]
+        return [(int(a), int(b)) for a, b in itertools.pairwise(bounds) if a < b]
 
     def cell_of(self, numbers: np.ndarray) -> np.ndarray:
         """Returns the cell of each edit; int64, shaped as `numbers`."""
@@ -133,13 +168,17 @@ class EditPlan:
         last = int(np.searchsorted(self.offsets, stop, "left"))
         for begin in range(first, last, _CELLS_AT_ONCE):
             cells = np.arange(begin, min(begin + _CELLS_AT_ONCE, last))
-            cells = cells[self.counts[cells] > 0]
+            cells = cells[self.made[cells] > 0]
             for cell, tokens in zip(cells, self.cells.read(cells), strict=True):
                 padded = int(lengths[np.searchsorted(lengths, self.longest[cell])])
                 genes, offset = self.special.genes_of(tokens), int(self.offsets[cell])
                 edits, _ = possible_edits(self.rule, self.special, self.sets, genes, padded)
+                edits = edits._replace(numbers=offset + edits.numbers)
                 own = edits.take(slice(max(start - offset, 0), stop - offset))
-                yield padded, own._replace(numbers=offset + own.numbers)
+                if self.chosen is not None:
+                    own = own.take(np.isin(own.numbers, self.chosen))
+                if len(own.numbers):
+                    yield padded, own
 
     def table_bytes(self, measures: int, gene_rows: int, means: bool) -> int:
         """Estimates the size of the tables.

@@ -8,7 +8,7 @@ import numpy as np
 from geneformer_jax.inference.pipeline import run_ahead
 from geneformer_jax.model.pretrained import PretrainedModel
 from geneformer_jax.model.sharding import BATCH
-from geneformer_jax.perturbation.engine.edits import EditBatch
+from geneformer_jax.perturbation.engine.edits import EditBatch, ranks_at
 from geneformer_jax.perturbation.engine.encoding import ForwardSpec
 from geneformer_jax.perturbation.engine.engine import Engine
 from geneformer_jax.perturbation.engine.plan import EditPlan
@@ -113,16 +113,38 @@ class Screener(Engine):
         moved_ST = bridge(splits_K, values_KS, found.moving_CST)
         reranking_ES = (moved_ST[:, positions] - values_KS[-1][:, None]).T
         shifts_ES = reranking_ES + found.removal_CST[:, positions].T
+        return self._shifts_of(edits, np.concatenate([shifts_ES, reranking_ES], axis=1))
+
+    def _shifts_of(self, edits: EditBatch, values_EM: np.ndarray) -> Shifts:
         nothing = np.zeros(0, np.int32)
         return Shifts(
             numbers=edits.numbers,
             cells=self.plan.cell_of(edits.numbers).astype(np.int32),
             sets_EK=edits.sets,
-            values_EM=np.concatenate([shifts_ES, reranking_ES], axis=1).astype(np.float32),
+            ranks_E=ranks_at(self.plan.special, edits.positions[:, 0], int(self.lengths[-1])),
+            values_EM=values_EM.astype(np.float32),
             gene_edits=nothing,
             affected=nothing,
             gene_values=np.zeros(0, np.float32),
         )
+
+
+class Reranker(Screener):
+    """Makes the part of deletions that comes from the later tokens, by an encoding of each."""
+
+    def _run_batches(self, padded: int, edits: list[EditBatch]) -> list[Shifts]:
+        cells = _CellsAtHand(edits, self._together(padded), padded, self.plan)
+        placed = self._put((cells.tokens_CT, cells.lengths_C), BATCH)
+        longest = max(len(each.numbers) for each in edits)
+        # Behind the last token nothing moves.
+        positions_CK = np.repeat(cells.lengths_C[:, None] - 1, longest + 1, axis=1)
+        for own_K, each in zip(positions_CK, edits, strict=False):
+            own_K[: len(each.numbers)] = each.positions[:, 0]
+        values_CKS = self._evaluate(placed, positions_CK)
+        return [
+            self._shifts_of(each, values_KS[: len(each.numbers)] - values_KS[-1])
+            for values_KS, each in zip(values_CKS, edits, strict=False)
+        ]
 
 
 class _CellsAtHand:

@@ -1,0 +1,111 @@
+"""A screen settled: the strongest of its edits, and a random sample of all, made exactly."""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from geneformer_jax.common.progress import Progress
+from geneformer_jax.model.pretrained import PretrainedModel
+from geneformer_jax.perturbation.engine.encoding import ForwardSpec
+from geneformer_jax.perturbation.engine.perturber import Perturber
+from geneformer_jax.perturbation.engine.plan import EditPlan
+from geneformer_jax.perturbation.engine.screener import Reranker
+from geneformer_jax.perturbation.engine.shifts import Shifts
+
+# Edits of the random sample by which a screen is judged; all where there are fewer.
+SAMPLE = 200
+
+
+class Chosen(NamedTuple):
+    """Edits to settle.
+
+    Attributes:
+      strongest: int64 ascending numbers of those with the strongest estimates.
+      sampled: int64 ascending numbers of the random sample.
+    """
+
+    strongest: np.ndarray
+    sampled: np.ndarray
+
+    @property
+    def all(self) -> np.ndarray:
+        """All of them, each once."""
+        return np.union1d(self.strongest, self.sampled)
+
+
+class Settled(NamedTuple):
+    """Edits of a screen, some of them exact.
+
+    Attributes:
+      shifts: their values are the shifts towards each state, and then for each state the part that
+        comes from the later genes.
+      estimates_ES: float32 the screen's estimates of the shifts.
+      is_exact_E: bool which were made exactly.
+      is_sampled_E: bool which are of the random sample.
+    """
+
+    shifts: Shifts
+    estimates_ES: np.ndarray
+    is_exact_E: np.ndarray
+    is_sampled_E: np.ndarray
+
+
+def number_to_settle(settle: int | float | None, edits: int) -> int:
+    """Returns how many of the strongest edits are settled, given their number or fraction."""
+    if settle is None:
+        return 0
+    return min(int(np.ceil(settle * edits)) if isinstance(settle, float) else settle, edits)
+
+
+def choose_edits(estimates_E: np.ndarray, settle: int | float | None, seed: int) -> Chosen:
+    """Chooses the edits to settle.
+
+    Args:
+      estimates_E: of all edits of a plan; the strongest are those farthest from 0.
+      settle: their number, or as a float their fraction; None settles nothing.
+      seed: of the random sample.
+    """
+    edits = len(estimates_E)
+    strongest = np.argsort(-np.abs(estimates_E), kind="stable")
+    sampled = np.random.default_rng(seed).permutation(edits)
+    sample = 0 if settle is None else SAMPLE
+    return Chosen(np.sort(strongest[: number_to_settle(settle, edits)]), np.sort(sampled[:sample]))
+
+
+class Settler:
+    """Makes the chosen edits of a screen exactly."""
+
+    def __init__(
+        self,
+        model: PretrainedModel,
+        plan: EditPlan,
+        spec: ForwardSpec,
+        states_SD: np.ndarray,
+        chosen: Chosen,
+        *,
+        tokens_per_device: int | None = None,
+    ):
+        """Readies the devices; arguments as of `Engine`, and the chosen edits."""
+        self._chosen = chosen
+        if len(chosen.all):
+            given = model, plan.choose(chosen.all), spec, states_SD
+            self._perturber = Perturber(*given, tokens_per_device=tokens_per_device)
+            self._reranker = Reranker(*given, tokens_per_device=tokens_per_device)
+        self._towards_states = [measure == "state_shift" for measure, _ in spec.measures]
+
+    def settle(self, estimates: Shifts, progress: Progress | None = None) -> Settled:
+        """Settles what a screen found of a range of edits."""
+        is_exact_E = np.isin(estimates.numbers, self._chosen.all)
+        values_EM = estimates.values_EM.copy()
+        states = values_EM.shape[1] // 2
+        if is_exact_E.any():
+            bounds = int(estimates.numbers[0]), int(estimates.numbers[-1]) + 1
+            exact = self._perturber.shifts(*bounds, progress)
+            values_EM[is_exact_E, :states] = exact.values_EM[:, self._towards_states]
+            values_EM[is_exact_E, states:] = self._reranker.shifts(*bounds).values_EM
+        return Settled(
+            estimates._replace(values_EM=values_EM),
+            estimates.values_EM[:, :states],
+            is_exact_E,
+            np.isin(estimates.numbers, self._chosen.sampled),
+        )

@@ -1,0 +1,87 @@
+"""A screen: all deletions estimated, and then the strongest of them made exactly."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+
+from geneformer_jax.common.log import logger
+from geneformer_jax.common.progress import Progress
+from geneformer_jax.model.pretrained import PretrainedModel
+from geneformer_jax.perturbation.config import PerturbationOptions
+from geneformer_jax.perturbation.engine.encoding import ForwardSpec
+from geneformer_jax.perturbation.engine.plan import EditPlan
+from geneformer_jax.perturbation.engine.screener import Screener, encodings_of_screen
+from geneformer_jax.perturbation.engine.settling import (
+    Chosen,
+    Settler,
+    choose_edits,
+    number_to_settle,
+)
+from geneformer_jax.perturbation.engine.shifts import Shifts
+from geneformer_jax.perturbation.statistics.screen_accuracy import (
+    describe_accuracy,
+    describe_poor,
+)
+from geneformer_jax.perturbation.tables import screened_table
+
+
+def plan_screen(plan: EditPlan, options: PerturbationOptions) -> EditPlan:
+    """Returns the plan of a screen: parts of whole cells, sized by what a screen encodes."""
+    settled = number_to_settle(options.settle, plan.edits) / plan.edits
+    screened = encodings_of_screen(options.split_points, len(options.states.names))
+    return plan.in_whole_cells(screened + settled * plan.counts)
+
+
+class Screen:
+    """A screen of the edits of a plan, made in two rounds.
+
+    Attributes:
+      screener: makes the first round.
+    """
+
+    def __init__(
+        self,
+        model: PretrainedModel,
+        plan: EditPlan,
+        spec: ForwardSpec,
+        states_SD: np.ndarray,
+        options: PerturbationOptions,
+        *,
+        tokens_per_device: int | None = None,
+    ):
+        """Readies the devices.
+
+        Args:
+          model, spec, states_SD, tokens_per_device: see `Engine`.
+          plan: that `plan_screen` returned.
+          options: of the run.
+        """
+        self._options, self._sizes = options, {"tokens_per_device": tokens_per_device}
+        self._given = model, plan, spec, states_SD
+        split_points = options.split_points
+        self.screener = Screener(*self._given, split_points=split_points, **self._sizes)
+
+    def choose(self, parts: Sequence[Shifts]) -> Chosen:
+        """Chooses what to settle, given the estimates of all parts, and readies the devices."""
+        goal = self.screener.spec.states.index(self._options.states.goal)
+        estimates_E = np.concatenate([part.values_EM[:, goal] for part in parts])
+        chosen = choose_edits(estimates_E, self._options.settle, self._options.seed)
+        self._settler = Settler(*self._given, chosen, **self._sizes)
+        return chosen
+
+    def settle(self, estimates: Shifts, progress: Progress | None = None) -> pa.Table:
+        """Settles a range of the edits, and returns their table."""
+        cells = self.screener.plan.cells
+        settled = self._settler.settle(estimates, progress)
+        states = self.screener.spec.states
+        return screened_table(settled, states, cells.obs.index.to_numpy(), cells.vocabulary)
+
+
+def log_accuracy(accuracy: pd.DataFrame) -> None:
+    """Logs what was measured of a screen, first of all where it is poor."""
+    for line in describe_poor(accuracy):
+        logger.warning(line)
+    for line in describe_accuracy(accuracy):
+        logger.info(line)

@@ -1,0 +1,151 @@
+"""Screens from Python: estimates, the edits that are settled, and how a screen is judged."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import stats
+
+from geneformer_jax.common.errors import InputError
+from geneformer_jax.perturbation.api import perturb_cells
+from geneformer_jax.perturbation.cell_states import CellStates
+from geneformer_jax.perturbation.engine import settling
+from geneformer_jax.perturbation.statistics.screen_accuracy import (
+    describe_accuracy,
+    describe_poor,
+    screen_accuracy,
+)
+from tests.helpers.slow_perturbation import make_cells, make_model
+
+KEYS = ["cell", "perturbed", "state"]
+STATES = CellStates("kind", goal="b", start="a")
+
+
+@pytest.fixture(scope="module")
+def model():
+    return make_model()
+
+
+@pytest.fixture(scope="module")
+def cells(model):
+    return make_cells(model, [16, 8, 8, 12, 8, 8, 9])
+
+
+@pytest.fixture(scope="module")
+def exact(model, cells) -> pd.Series:
+    table = perturb_cells(model, cells, states=STATES)
+    return table[table["measure"] == "state_shift"].set_index(KEYS)["value"]
+
+
+@pytest.fixture(scope="module")
+def estimated(model, cells) -> pd.DataFrame:
+    return perturb_cells(model, cells, states=STATES, screen=True)
+
+
+def test_a_screen_alone_is_all_estimates(estimated, exact):
+    assert set(estimated["method"]) == {"estimated"} and not estimated["sampled"].any()
+    np.testing.assert_array_equal(estimated["value"], estimated["estimate"])
+    parts = estimated["reranking"] + estimated["removal"]
+    np.testing.assert_allclose(parts, estimated["value"], atol=1e-6)
+    expected = exact.loc[pd.MultiIndex.from_frame(estimated[KEYS])]
+    assert len(exact) == len(estimated) == 2 * (16 + 12 + 9)
+    assert stats.spearmanr(expected, estimated["value"]).statistic > 0.9
+    assert estimated[estimated["state"] == "a"]["rank"].tolist() == [
+        rank + 1 for genes in (16, 12, 9) for rank in range(genes)
+    ]
+
+
+def test_the_strongest_and_a_random_sample_are_made_exactly(
+    model, cells, estimated, exact, monkeypatch
+):
+    monkeypatch.setattr(settling, "SAMPLE", 10)
+    found = perturb_cells(model, cells, states=STATES, screen=True, settle=6)
+    goal = found["state"] == "b"
+    np.testing.assert_array_equal(found["estimate"], estimated["estimate"])
+    assert found[goal]["sampled"].sum() == 10
+    strongest = estimated[goal]["estimate"].abs().nlargest(6).index
+    is_exact = found["method"] == "exact"
+    assert set(found[goal & is_exact].index) == {*strongest, *found[goal & found["sampled"]].index}
+    expected = exact.loc[pd.MultiIndex.from_frame(found[is_exact][KEYS])]
+    np.testing.assert_allclose(found[is_exact]["value"], expected, atol=1e-6)
+    numbers = ["value", "reranking", "removal", "rank"]
+    pd.testing.assert_frame_equal(found[~is_exact][numbers], estimated[~is_exact][numbers])
+    accuracy = found.attrs["screen_accuracy"].set_index("state").loc["b"]
+    sample = found[goal & found["sampled"]]
+    correlation = stats.spearmanr(sample["value"], sample["estimate"]).statistic
+    assert accuracy["spearman"] == pytest.approx(correlation)
+    assert accuracy["edits"] == 10
+
+
+def test_all_edits_can_be_settled_and_their_parts_are_exact(model, cells, exact):
+    found = perturb_cells(model, cells, states=STATES, screen=True, settle=1.0, split_points=2)
+    assert set(found["method"]) == {"exact"} and found["sampled"].all()
+    expected = exact.loc[pd.MultiIndex.from_frame(found[KEYS])]
+    np.testing.assert_allclose(found["value"], expected, atol=1e-6)
+    everywhere = perturb_cells(model, cells, states=STATES, screen=True, split_points=16)
+    np.testing.assert_allclose(found["reranking"], everywhere["reranking"], atol=1e-6)
+
+
+def test_named_genes_alone_are_screened(model, cells, estimated):
+    gene = estimated["perturbed"][20]
+    found = perturb_cells(model, cells, states=STATES, screen=True, genes=[gene])
+    own = estimated[estimated["perturbed"] == gene]
+    np.testing.assert_allclose(found["value"], own["value"], atol=1e-6)
+    np.testing.assert_array_equal(found["rank"], own["rank"])
+
+
+def rows(exact: np.ndarray, estimate: np.ndarray) -> pd.DataFrame:
+    return pd.DataFrame({"state": "goal", "value": exact, "estimate": estimate})
+
+
+def test_accuracy_is_that_of_scipy_and_its_interval_holds_the_truth():
+    rng = np.random.default_rng(0)
+    estimate = rng.normal(size=200).astype(np.float32)
+    exact = 2 * estimate + rng.normal(size=200)
+    (row,) = screen_accuracy(rows(exact, estimate)).itertuples()
+    assert row.spearman == pytest.approx(stats.spearmanr(exact, estimate).statistic)
+    assert row.slope == pytest.approx(stats.linregress(estimate, exact).slope)
+    strongest = np.argsort(-np.abs(exact))[:10]
+    hits = np.isin(strongest, np.argsort(-np.abs(estimate))[:30])
+    assert row.recall == pytest.approx(hits.mean())
+    assert row.slope_low < 2 < row.slope_high and row.slope_high - row.slope_low < 0.6
+    assert row.spearman_low < row.spearman < row.spearman_high
+    assert not describe_poor(screen_accuracy(rows(exact, estimate)))
+
+
+def test_a_poor_screen_says_so_and_names_the_remedy():
+    rng = np.random.default_rng(0)
+    table = screen_accuracy(rows(*rng.normal(size=(2, 200))))
+    (line,) = describe_poor(table)
+    assert "the screen is poor" in line and "`split_points`" in line and "`screen`" in line
+    assert "200 exact shifts towards goal" in describe_accuracy(table)[0]
+    # Without any spread nothing can be said for it.
+    assert describe_poor(screen_accuracy(rows(np.zeros(5), np.zeros(5))))
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"states": None}, "`states` are missing"),
+        ({"edit": "overexpress"}, "`edit` is 'overexpress', but a screen knows only 'delete'"),
+        ({"combine": "pairs"}, "`combine` is 'pairs'"),
+        ({"truncation": "refill"}, "`truncation` is 'refill'"),
+        ({"classes": True}, "`classes` is True"),
+        ({"gene_shifts": "full"}, "`gene_shifts` is 'full'"),
+        ({"split_points": 1}, "`split_points` is 1; give a whole number of at least 2"),
+        ({"split_points": 8.0}, "`split_points` is 8.0; give a whole number"),
+        ({"settle": 1.5}, "`settle` is 1.5"),
+        ({"settle": 0}, "`settle` is 0"),
+        ({"settle": -0.1}, "`settle` is -0.1"),
+        ({"settle": float("nan")}, "`settle` is nan"),
+        ({"settle": True}, "`settle` is True"),
+        ({"settle": "5%"}, "`settle` is '5%'"),
+        ({"screen": False, "settle": 5}, "`settle` is 5, but nothing is screened"),
+        ({"screen": False, "split_points": 9}, "`split_points` is 9, but nothing is screened"),
+        ({"screen": 1}, "`screen` is 1"),
+    ],
+)
+def test_bad_input_is_reported_in_one_line(model, cells, options, words):
+    with pytest.raises(InputError) as refused:
+        perturb_cells(model, cells, **{"states": STATES, "screen": True, **options})
+    assert words in str(refused.value)
+    assert "\n" not in str(refused.value)
