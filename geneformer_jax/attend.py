@@ -73,7 +73,7 @@ def main() -> None:
     found = run.finish(run.make())
     print(preferring(found).to_string(index=False))
     print(found.statements.to_string(index=False))
-    print(command_line.as_flags("\n".join(answers(found))))
+    command_line.show(answers(found))
     print(f"report: {FLAGS.output}/{report.REPORT}")
 
 
