@@ -17,15 +17,15 @@ import jax
 from absl import app, flags
 
 from geneformer_jax.common.errors import InputError
-from geneformer_jax.model.config import PRESETS, preset
+from geneformer_jax.model.config import PRESETS, MeshConfig, preset
 from geneformer_jax.model.runtime import Runtime
-from geneformer_jax.model.sharding import MeshConfig, make_mesh
-from geneformer_jax.training.config import typed_config
+from geneformer_jax.model.sharding import make_mesh
+from geneformer_jax.training.config import OptimizerConfig, typed_config
 from geneformer_jax.training.dry_run.hardware import find_hardware
 from geneformer_jax.training.dry_run.report import compile_steps
 from geneformer_jax.training.dry_run.synthetic_corpus import synthetic_corpus
 from geneformer_jax.training.flops import ASSUMED_SPEED, bytes_per_device, peak_flops
-from geneformer_jax.training.optimizer import OptimizerConfig, make_optimizer
+from geneformer_jax.training.optimizer import make_optimizer
 from geneformer_jax.training.run import prepare_run
 from geneformer_jax.training.state import Recipe, abstract_state
 

@@ -58,18 +58,22 @@ def jax_case(folder, case, batch):
     import jax
 
     from geneformer_jax.batches.labelled import LabelledBatch
-    from geneformer_jax.finetuning.config import finetune_config, typed_finetune_config
+    from geneformer_jax.finetuning.config import (
+        TuningConfig,
+        finetune_config,
+        typed_finetune_config,
+    )
     from geneformer_jax.finetuning.step import (
         Constants,
         StepSpec,
         compile_steps,
         traced_hyperparams,
     )
-    from geneformer_jax.finetuning.trainable import TuningConfig, split_weights
+    from geneformer_jax.finetuning.trainable import split_weights
     from geneformer_jax.interop.huggingface import read_model
-    from geneformer_jax.model.runtime import RuntimeConfig
-    from geneformer_jax.model.sharding import MeshConfig, put_batch
-    from geneformer_jax.training.optimizer import OptimizerConfig
+    from geneformer_jax.model.config import MeshConfig, RuntimeConfig
+    from geneformer_jax.model.sharding import put_batch
+    from geneformer_jax.training.config import OptimizerConfig
 
     tokens, lengths, of_cells, of_genes, known = batch_of(*batch)
     model = read_model(folder).model

@@ -20,8 +20,8 @@ import pandas as pd
 from absl import app, flags
 
 from geneformer_jax.batches.buckets import choose_buckets, shape_batches
+from geneformer_jax.batches.config import MaskingConfig
 from geneformer_jax.batches.loader import MaskedBatches, read_ahead
-from geneformer_jax.batches.masking import MaskingConfig
 from geneformer_jax.batches.plan import PlanRecipe
 from geneformer_jax.cells.store.cell_store import CellStore
 from geneformer_jax.cells.store.writer import begin_store, join_sources, write_source

@@ -178,8 +178,9 @@ def jax_case(workload, options):
 
 def torch_batches(workload, options):
     """Padded tokens, lengths and labels (-100 where nothing is masked), as numpy arrays."""
+    from geneformer_jax.batches.config import MaskingConfig
     from geneformer_jax.batches.loader import pad_cells
-    from geneformer_jax.batches.masking import MaskingConfig, mask_cells
+    from geneformer_jax.batches.masking import mask_cells
 
     if workload.tokens:
         run = run_of(workload, options)

@@ -17,7 +17,6 @@ to resume after an interruption. With --trials, hyper-parameters are searched in
 `config.search` instead.
 """
 
-import contextlib
 from pathlib import Path
 
 from absl import flags
@@ -63,16 +62,11 @@ def main() -> None:
 
 def _configuration_help() -> list[str]:
     from geneformer_jax.finetuning.classification.config import TaskConfig
-    from geneformer_jax.finetuning.config import FinetuneConfig
-    from geneformer_jax.finetuning.multitask import MultitaskConfig
+    from geneformer_jax.finetuning.config import FinetuneConfig, MultitaskConfig, SearchConfig
 
-    sections = {"task": TaskConfig, "targets": MultitaskConfig, "": FinetuneConfig}
-    # Searching needs an extra; without it there is nothing to configure.
-    with contextlib.suppress(ModuleNotFoundError):
-        from geneformer_jax.finetuning.search import SearchConfig
-
-        sections["search"] = SearchConfig
-    return configuration_help(sections)
+    return configuration_help(
+        {"task": TaskConfig, "targets": MultitaskConfig, "": FinetuneConfig, "search": SearchConfig}
+    )
 
 
 if __name__ == "__main__":

@@ -48,8 +48,8 @@ def main() -> None:
     from geneformer_jax.finetuning import predict
     from geneformer_jax.inference.cells import reading_facts
     from geneformer_jax.interop.load import load_model
+    from geneformer_jax.model.config import RuntimeConfig
     from geneformer_jax.model.heads import CELLS, GENES
-    from geneformer_jax.model.runtime import RuntimeConfig
 
     model = load_model(FLAGS.checkpoint, FLAGS.vocabulary or None, base=FLAGS.base or None)
     runtime = RuntimeConfig(precision=FLAGS.precision, attention=FLAGS.attention)

@@ -4,10 +4,10 @@ import dataclasses
 
 import numpy as np
 
+from geneformer_jax.batches.config import MAX_BUCKETS, DataConfig
 from geneformer_jax.common.errors import InputError
 
 BUCKET_MULTIPLE = 64
-MAX_BUCKETS = 24
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,6 +108,27 @@ def shape_batches(
             f"set it to at least {divisor * buckets[-1]}"
         )
     return BatchShape(buckets, cells)
+
+
+def batch_shape(data: DataConfig, lengths: np.ndarray, positions: int, divisor: int) -> BatchShape:
+    """Returns buckets, none longer than the model's positions, and rows in a batch of each.
+
+    Args:
+      data: tokens or cells in a batch.
+      lengths: [cells] tokens in each cell.
+      positions: tokens that fit the model.
+      divisor: rows are a multiple of it (devices that share a batch, times micro-batches).
+
+    Raises:
+      InputError: tokens or cells in a batch are not given, or do not fit.
+    """
+    buckets = [min(each, positions) for each in choose_buckets(lengths, data.max_buckets)]
+    return shape_batches(
+        tuple(buckets[-1:] if data.packing else buckets),
+        tokens_per_batch=data.tokens_per_batch,
+        cells_per_batch=data.cells_per_batch,
+        divisor=divisor,
+    )
 
 
 def cells_to_move(counts: np.ndarray, shape: BatchShape) -> list[int]:

@@ -7,8 +7,9 @@ from typing import NamedTuple
 import numpy as np
 
 from geneformer_jax.batches.buckets import BatchShape
+from geneformer_jax.batches.config import MEGA_BATCH_MULTIPLIER
 from geneformer_jax.batches.loader import WHOLE, BatchShard, read_padded
-from geneformer_jax.batches.plan import MEGA_BATCH_MULTIPLIER, BatchPlan
+from geneformer_jax.batches.plan import BatchPlan
 from geneformer_jax.cells.store.cell_store import EncodedCells
 
 # Number of the class of what has none, as in the original.

@@ -8,7 +8,8 @@ import grain
 import numpy as np
 from absl import flags
 
-from geneformer_jax.batches.masking import MaskingConfig, Packing, mask_cells
+from geneformer_jax.batches.config import MaskingConfig
+from geneformer_jax.batches.masking import Packing, mask_cells
 from geneformer_jax.batches.plan import BatchPlan, PackedPlan, PlanRecipe
 from geneformer_jax.cells.store.cell_store import CellStore, EncodedCells
 from geneformer_jax.cells.tokenization.vocabulary import GeneVocabulary

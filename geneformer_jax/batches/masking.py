@@ -8,51 +8,17 @@ The same functions run on the host, over numpy arrays, and within a jitted step,
 both give the same masks.
 """
 
-import dataclasses
 import math
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from geneformer_jax.batches.config import SELECTED_FRACTION, MaskingConfig
 from geneformer_jax.batches.random_bits import random_bits
 from geneformer_jax.cells.tokenization.vocabulary import GeneVocabulary
-from geneformer_jax.common.config import require
 
-SELECTED_FRACTION = 0.15
 _STANDARD_DEVIATIONS = 5
 _POSITIONS_MULTIPLE = 8
-
-
-@dataclasses.dataclass(frozen=True)
-class MaskingConfig:
-    """How genes are masked, and where.
-
-    Attributes:
-      selected_fraction: probability that a gene is selected.
-      mask_fraction: of the selected, the fraction that becomes `<mask>`.
-      random_fraction: of the selected, the fraction that becomes a random token.
-      random_special_tokens: also draw special tokens as replacements, as the original does.
-      on_device: mask within the step instead of on the host, whose cores it relieves; the masks
-        are the same.
-    """
-
-    selected_fraction: float = SELECTED_FRACTION
-    mask_fraction: float = 0.8
-    random_fraction: float = 0.1
-    random_special_tokens: bool = False
-    on_device: bool = False
-
-    def __post_init__(self):
-        selected = self.selected_fraction
-        require(0 < selected < 1, "masking.selected_fraction", selected, "between 0 and 1")
-        for name in ("mask_fraction", "random_fraction"):
-            require(getattr(self, name) >= 0, f"masking.{name}", getattr(self, name), "0 or more")
-        require(
-            self.mask_fraction + self.random_fraction <= 1,
-            "masking.mask_fraction",
-            self.mask_fraction,
-            f"with masking.random_fraction {self.random_fraction} it must be at most 1",
-        )
 
 
 class Packing(NamedTuple):

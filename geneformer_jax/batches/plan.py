@@ -17,74 +17,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from geneformer_jax.batches.buckets import (
-    MAX_BUCKETS,
-    BatchShape,
-    cells_to_move,
-    choose_buckets,
-    shape_batches,
-)
+from geneformer_jax.batches.buckets import BatchShape, cells_to_move
+from geneformer_jax.batches.config import MEGA_BATCH_MULTIPLIER
 from geneformer_jax.batches.packing import pack_lengths
-from geneformer_jax.common.config import require
 from geneformer_jax.common.errors import InputError
-
-MEGA_BATCH_MULTIPLIER = 1_000  # of the original's own sampler for its first models
-
-
-@dataclasses.dataclass(frozen=True)
-class DataConfig:
-    """Which cells, and how they form batches.
-
-    Attributes:
-      store: folder written by `tokenize`.
-      tokens_per_batch: padded tokens in a batch over all devices (every step costs the same); 0
-        where cells_per_batch is given.
-      cells_per_batch: cells in a batch over all devices, as the original does; 0 where
-        tokens_per_batch is given.
-      max_buckets: padded lengths at most; each is one more compiled program.
-      packing: put several cells into each row, as long as the longest cell, instead of padding each
-        to a bucket; needs tokens_per_batch.
-      mega_batch_multiplier: batches in a length-grouped mega-batch.
-      workers: processes that read ahead; 0 reads in threads.
-    """
-
-    store: str = ""
-    tokens_per_batch: int = 0
-    cells_per_batch: int = 0
-    max_buckets: int = MAX_BUCKETS
-    packing: bool = False
-    mega_batch_multiplier: int = MEGA_BATCH_MULTIPLIER
-    workers: int = 0
-
-    def __post_init__(self):
-        for name in ("max_buckets", "mega_batch_multiplier"):
-            require(getattr(self, name) >= 1, f"data.{name}", getattr(self, name), "at least 1")
-        require(self.workers >= 0, "data.workers", self.workers, "it must not be negative")
-        require(
-            not (self.packing and self.cells_per_batch),
-            "data.cells_per_batch",
-            self.cells_per_batch,
-            "packed rows hold varying numbers of cells: set it to 0, and data.tokens_per_batch",
-        )
-
-    def batch_shape(self, lengths: np.ndarray, positions: int, divisor: int) -> BatchShape:
-        """Returns buckets, none longer than the model's positions, and rows in a batch of each.
-
-        Args:
-          lengths: [cells] tokens in each cell.
-          positions: tokens that fit the model.
-          divisor: rows are a multiple of it (devices that share a batch, times micro-batches).
-
-        Raises:
-          InputError: tokens or cells in a batch are not given, or do not fit.
-        """
-        buckets = [min(each, positions) for each in choose_buckets(lengths, self.max_buckets)]
-        return shape_batches(
-            tuple(buckets[-1:] if self.packing else buckets),
-            tokens_per_batch=self.tokens_per_batch,
-            cells_per_batch=self.cells_per_batch,
-            divisor=divisor,
-        )
 
 
 class StepCells(NamedTuple):

@@ -2,21 +2,171 @@
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 from ml_collections import ConfigDict
 
-from geneformer_jax.batches.plan import DataConfig
-from geneformer_jax.common.config import fill, keys_of, require
-from geneformer_jax.finetuning.losses import LossConfig
-from geneformer_jax.finetuning.stopping import StoppingConfig
-from geneformer_jax.finetuning.trainable import TuningConfig
-from geneformer_jax.model.config import EncoderConfig, preset
-from geneformer_jax.model.heads import HeadOptions
-from geneformer_jax.model.runtime import RuntimeConfig
-from geneformer_jax.model.sharding import MeshConfig
-from geneformer_jax.training.checkpoint import CheckpointConfig
-from geneformer_jax.training.optimizer import OptimizerConfig
+from geneformer_jax.batches.config import DataConfig
+from geneformer_jax.common.config import fill, keys_of, one_of, require
+from geneformer_jax.common.errors import InputError
+from geneformer_jax.finetuning.classification.config import SplitRule
+from geneformer_jax.model.config import (
+    EncoderConfig,
+    HeadOptions,
+    LoraConfig,
+    MeshConfig,
+    RuntimeConfig,
+    preset,
+)
+from geneformer_jax.training.config import CheckpointConfig, OptimizerConfig
+
+NATURAL, BALANCED, NONE = "natural", "balanced", "none"
+
+
+@dataclasses.dataclass(frozen=True)
+class LossConfig:
+    """How classes are weighted and sampled.
+
+    Attributes:
+      class_weights: "none", or "balanced": losses of a class weigh by n / (C n_c); for genes n
+        counts genes, not their occurrences.
+      sampling: "natural", or "balanced": in an epoch, cells of all classes are drawn equally often.
+    """
+
+    class_weights: str = NONE
+    sampling: str = NATURAL
+
+    def __post_init__(self):
+        one_of("loss.class_weights", self.class_weights, (NONE, BALANCED))
+        one_of("loss.sampling", self.sampling, (NATURAL, BALANCED))
+
+
+@dataclasses.dataclass(frozen=True)
+class StoppingConfig:
+    """Early stopping, and which step's weights are kept. It needs validation cells.
+
+    Attributes:
+      best: keep the weights of the evaluation with the lowest loss instead of the last.
+      patience: evaluations without a lower loss after which training stops; 0 never stops.
+      every_steps: steps between evaluations; 0 evaluates after each epoch. There is always one at
+        the end.
+    """
+
+    best: bool = False
+    patience: int = 0
+    every_steps: int = 0
+
+    def __post_init__(self):
+        for name in ("patience", "every_steps"):
+            require(getattr(self, name) >= 0, f"stopping.{name}", getattr(self, name), "0 or more")
+
+
+@dataclasses.dataclass(frozen=True)
+class TuningConfig:
+    """Which weights are trainable, and how fast they learn. Frozen ones have no optimizer state.
+
+    Attributes:
+      freeze_layers: number of frozen layers, from the lowest; the embeddings stay trainable, as in
+        the original.
+      freeze_embeddings: the embeddings are frozen too.
+      head_only: only the head is trainable.
+      layer_decay: learning rate of a layer as a multiple of that of the layer above it; 1 for the
+        same everywhere. The head has the full rate, the embeddings the lowest.
+      lora_rank: above 0, the encoder is frozen and low-rank factors are trained beside it.
+      lora_alpha: their product is multiplied by alpha / rank.
+      lora_targets: projections that have them, separated by commas.
+    """
+
+    freeze_layers: int = 0
+    freeze_embeddings: bool = False
+    head_only: bool = False
+    layer_decay: float = 1.0
+    lora_rank: int = 0
+    lora_alpha: float = 16.0
+    lora_targets: str = "query,value"
+
+    def __post_init__(self):
+        for name in ("freeze_layers", "lora_rank"):
+            require(getattr(self, name) >= 0, f"tuning.{name}", getattr(self, name), "0 or more")
+        require(
+            0 < self.layer_decay <= 1, "tuning.layer_decay", self.layer_decay, "above 0, at most 1"
+        )
+        if self.lora_rank and (self.freeze_layers or self.freeze_embeddings or self.head_only):
+            raise InputError(
+                f"`config.tuning.lora_rank` {self.lora_rank} freezes the whole encoder; "
+                "leave `config.tuning.freeze_layers`, `config.tuning.freeze_embeddings` and "
+                "`config.tuning.head_only` out"
+            )
+        if self.lora_rank:
+            _ = self.lora
+
+    @property
+    def lora(self) -> LoraConfig | None:
+        """The low-rank factors, None if there are none."""
+        if not self.lora_rank:
+            return None
+        targets = tuple(each.strip() for each in self.lora_targets.split(",") if each.strip())
+        return LoraConfig(self.lora_rank, self.lora_alpha, targets)
+
+
+@dataclasses.dataclass(frozen=True)
+class SearchConfig:
+    """A search; on the command line --config.search.NAME=VALUE.
+
+    Attributes:
+      space: one text for each value, "KEY: KIND ...", of a key of the configuration: "uniform LOW
+        HIGH", "log LOW HIGH" (uniform in the logarithm), "int LOW HIGH" or "one of A, B, C".
+      metric: score of the validation side: "loss" (minimised), or one that is maximised, such as
+        "macro_f1".
+      seed: of the draws.
+      pruning_after: trials that are run to their end before others are compared with their median.
+    """
+
+    space: tuple[str, ...] = (
+        "optimizer.learning_rate: log 1e-6 1e-3",
+        "optimizer.weight_decay: uniform 0 0.3",
+        "optimizer.warmup_ratio: uniform 0 0.3",
+        "optimizer.schedule: one of linear, cosine",
+    )
+    metric: str = "macro_f1"
+    seed: int = 0
+    pruning_after: int = 5
+
+    def __post_init__(self):
+        object.__setattr__(self, "space", tuple(self.space))
+        if not self.space:
+            raise InputError("`config.search.space` is empty; name a value and its range")
+
+
+@dataclasses.dataclass(frozen=True)
+class MultitaskConfig(SplitRule):
+    """Which obs columns are learned; on the command line --config.targets.NAME=VALUE.
+
+    It is also the rule by which cells are split (see SplitRule), stratified by the first column: by
+    its classes, or by the halves below and above its median.
+
+    Attributes:
+      name: short, for titles.
+      classes: obs columns of classes, separated by commas.
+      numbers: obs columns of numbers, separated by commas.
+      weights: of the columns in the loss, as "column=2,column=0.5"; 1 where not named.
+      group: obs column (donor, batch) whose cells are never on two sides of a fold.
+    """
+
+    section: ClassVar[str] = "targets"
+    noun: ClassVar[str] = "cells"
+
+    name: str = "targets"
+    classes: str = ""
+    numbers: str = ""
+    weights: str = ""
+    group: str = ""
+    folds: int = 1
+    valid_fraction: float = 0.1
+
+    def columns(self, name: str) -> list[str]:
+        """The columns listed in a field."""
+        return [part.strip() for part in getattr(self, name).split(",") if part.strip()]
 
 
 def _data() -> DataConfig:

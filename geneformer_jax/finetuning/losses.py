@@ -1,34 +1,11 @@
 """The losses of fine-tuning: cross-entropy of classes, squared error of numbers, or several."""
 
-import dataclasses
-
 import jax
 import jax.numpy as jnp
 import optax
 
 from geneformer_jax.batches.labelled import LabelledBatch
-from geneformer_jax.common.config import one_of
 from geneformer_jax.model.heads import HeadConfig
-
-NATURAL, BALANCED, NONE = "natural", "balanced", "none"
-
-
-@dataclasses.dataclass(frozen=True)
-class LossConfig:
-    """How classes are weighted and sampled.
-
-    Attributes:
-      class_weights: "none", or "balanced": losses of a class weigh by n / (C n_c); for genes n
-        counts genes, not their occurrences.
-      sampling: "natural", or "balanced": in an epoch, cells of all classes are drawn equally often.
-    """
-
-    class_weights: str = NONE
-    sampling: str = NATURAL
-
-    def __post_init__(self):
-        one_of("loss.class_weights", self.class_weights, (NONE, BALANCED))
-        one_of("loss.sampling", self.sampling, (NATURAL, BALANCED))
 
 
 def label_losses(

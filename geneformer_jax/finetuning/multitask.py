@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -15,44 +15,15 @@ from geneformer_jax.common.config import fill
 from geneformer_jax.common.errors import InputError, did_you_mean
 from geneformer_jax.common.files import atomic_write
 from geneformer_jax.common.provenance import describe_run, write_provenance
-from geneformer_jax.finetuning.classification.splits import Split, SplitRule, make_split
-from geneformer_jax.finetuning.classification.task import CELL, FoldData
+from geneformer_jax.finetuning.classification.config import CELL
+from geneformer_jax.finetuning.classification.splits import Split, make_split
+from geneformer_jax.finetuning.classification.task import FoldData
+from geneformer_jax.finetuning.config import MultitaskConfig
 from geneformer_jax.inference.filters import check_columns
 from geneformer_jax.model.heads import HeadTask
 
 # Of the table of scores, and of a column of naive guesses.
 _ALL, _GUESS = "all", "guess"
-
-
-@dataclass(frozen=True)
-class MultitaskConfig(SplitRule):
-    """Which obs columns are learned; on the command line --config.targets.NAME=VALUE.
-
-    It is also the rule by which cells are split (see SplitRule), stratified by the first column: by
-    its classes, or by the halves below and above its median.
-
-    Attributes:
-      name: short, for titles.
-      classes: obs columns of classes, separated by commas.
-      numbers: obs columns of numbers, separated by commas.
-      weights: of the columns in the loss, as "column=2,column=0.5"; 1 where not named.
-      group: obs column (donor, batch) whose cells are never on two sides of a fold.
-    """
-
-    section: ClassVar[str] = "targets"
-    noun: ClassVar[str] = "cells"
-
-    name: str = "targets"
-    classes: str = ""
-    numbers: str = ""
-    weights: str = ""
-    group: str = ""
-    folds: int = 1
-    valid_fraction: float = 0.1
-
-    def columns(self, name: str) -> list[str]:
-        """The columns listed in a field."""
-        return [part.strip() for part in getattr(self, name).split(",") if part.strip()]
 
 
 def typed_multitask(config: Mapping[str, Any]) -> MultitaskConfig:

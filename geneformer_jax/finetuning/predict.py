@@ -25,20 +25,19 @@ from geneformer_jax.common.files import atomic_write
 from geneformer_jax.common.log import logger
 from geneformer_jax.common.progress import Progress
 from geneformer_jax.finetuning.classification.predictions import PROBABILITY, Outputs, per_task
+from geneformer_jax.finetuning.config import TuningConfig
 from geneformer_jax.finetuning.evaluation import compute_outputs
 from geneformer_jax.finetuning.step import StepSpec, compile_steps
-from geneformer_jax.finetuning.trainable import TuningConfig
 from geneformer_jax.inference.arguments import check_model
 from geneformer_jax.inference.batches import lay_out
 from geneformer_jax.inference.cells import fill_rows, open_cells, places_in_input, select_cells
 from geneformer_jax.inference.filters import check_columns
 from geneformer_jax.inference.pipeline import Throughput
 from geneformer_jax.inference.written_anndata import write_anndata
+from geneformer_jax.model.config import MeshConfig, RuntimeConfig
 from geneformer_jax.model.heads import CELLS, GENES, HeadConfig, HeadTask
 from geneformer_jax.model.pretrained import PretrainedModel
-from geneformer_jax.model.runtime import RuntimeConfig
-from geneformer_jax.model.sharding import MeshConfig
-from geneformer_jax.training.optimizer import OptimizerConfig
+from geneformer_jax.training.config import OptimizerConfig
 
 PREDICTED = "predicted"
 # Keys of .obsm and .uns, before the name of an output.

@@ -7,7 +7,7 @@ from typing import Protocol
 import jax
 import numpy as np
 
-from geneformer_jax.batches.buckets import BatchShape
+from geneformer_jax.batches.buckets import BatchShape, batch_shape
 from geneformer_jax.batches.labelled import (
     LabelledBatches,
     LabelledCells,
@@ -18,8 +18,7 @@ from geneformer_jax.cells.store.cell_store import EncodedCells
 from geneformer_jax.cells.tokenization.vocabulary import GeneVocabulary
 from geneformer_jax.common.errors import InputError
 from geneformer_jax.finetuning.classification.task import FoldData
-from geneformer_jax.finetuning.config import FinetuneConfig
-from geneformer_jax.finetuning.losses import BALANCED
+from geneformer_jax.finetuning.config import BALANCED, FinetuneConfig
 from geneformer_jax.finetuning.step import CompiledSteps, StepSpec, compile_steps
 from geneformer_jax.finetuning.trainable import check_tuning, join_weights, split_weights
 from geneformer_jax.model.config import EncoderConfig
@@ -282,7 +281,7 @@ def _shape(cells: EncodedCells, encoder: EncoderConfig, config: FinetuneConfig) 
             f"positions; tokenize with `max_length`={encoder.positions}"
         )
     divisor = batch_divisor(make_mesh(config.mesh)) * config.runtime.micro_batches
-    return data.batch_shape(lengths, encoder.positions, divisor)
+    return batch_shape(data, lengths, encoder.positions, divisor)
 
 
 def _initial_weights(

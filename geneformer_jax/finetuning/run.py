@@ -19,20 +19,24 @@ from geneformer_jax.common.errors import InputError
 from geneformer_jax.common.log import logger
 from geneformer_jax.common.workdir import claim_workdir
 from geneformer_jax.finetuning import multitask
-from geneformer_jax.finetuning.classification.config import TaskConfig, task_config, typed_task
+from geneformer_jax.finetuning.classification.config import (
+    CELL,
+    TaskConfig,
+    task_config,
+    typed_task,
+)
 from geneformer_jax.finetuning.classification.figures import loss_figure
 from geneformer_jax.finetuning.classification.protocol import Network, prepare_task, run_task
 from geneformer_jax.finetuning.classification.report import LOSS, REPORT, verdict
-from geneformer_jax.finetuning.classification.task import CELL
 from geneformer_jax.finetuning.config import (
     FinetuneConfig,
+    MultitaskConfig,
     finetune_config,
     typed_finetune_config,
     with_layers,
 )
 from geneformer_jax.finetuning.loop import NOT_DECISIVE, finetune_folds
 from geneformer_jax.finetuning.multitask import (
-    MultitaskConfig,
     prepare_multitask,
     typed_multitask,
     write_multitask_results,

@@ -19,7 +19,7 @@ from geneformer_jax.common.errors import InputError, did_you_mean
 from geneformer_jax.common.files import atomic_write
 from geneformer_jax.common.log import logger
 from geneformer_jax.common.workdir import claim_workdir
-from geneformer_jax.finetuning.config import FinetuneConfig
+from geneformer_jax.finetuning.config import FinetuneConfig, SearchConfig
 from geneformer_jax.finetuning.loop import FoldRun, finetune_fold
 from geneformer_jax.finetuning.prepare import Task, prepare_finetuning
 from geneformer_jax.model.pretrained import PretrainedModel
@@ -29,35 +29,6 @@ TRIALS = "trials.csv"
 _JOURNAL = "study.log"
 _FOLDER = "folder"
 _KINDS = {"uniform": 2, "log": 2, "int": 2}
-
-
-@dataclasses.dataclass(frozen=True)
-class SearchConfig:
-    """A search; on the command line --config.search.NAME=VALUE.
-
-    Attributes:
-      space: one text for each value, "KEY: KIND ...", of a key of the configuration: "uniform LOW
-        HIGH", "log LOW HIGH" (uniform in the logarithm), "int LOW HIGH" or "one of A, B, C".
-      metric: score of the validation side: "loss" (minimised), or one that is maximised, such as
-        "macro_f1".
-      seed: of the draws.
-      pruning_after: trials that are run to their end before others are compared with their median.
-    """
-
-    space: tuple[str, ...] = (
-        "optimizer.learning_rate: log 1e-6 1e-3",
-        "optimizer.weight_decay: uniform 0 0.3",
-        "optimizer.warmup_ratio: uniform 0 0.3",
-        "optimizer.schedule: one of linear, cosine",
-    )
-    metric: str = "macro_f1"
-    seed: int = 0
-    pruning_after: int = 5
-
-    def __post_init__(self):
-        object.__setattr__(self, "space", tuple(self.space))
-        if not self.space:
-            raise InputError("`config.search.space` is empty; name a value and its range")
 
 
 def typed_search(section: Mapping[str, Any]) -> SearchConfig:

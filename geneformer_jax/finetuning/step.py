@@ -16,23 +16,23 @@ import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from geneformer_jax.batches.labelled import LabelledBatch
-from geneformer_jax.finetuning.config import FinetuneConfig
+from geneformer_jax.finetuning.config import FinetuneConfig, TuningConfig
 from geneformer_jax.finetuning.losses import label_losses, task_totals, weighted_means
 from geneformer_jax.finetuning.trainable import (
-    TuningConfig,
     constant_layers,
     join_weights,
     rate_factors,
     split_weights,
 )
-from geneformer_jax.model.config import EncoderConfig
+from geneformer_jax.model.config import EncoderConfig, MeshConfig, RuntimeConfig
 from geneformer_jax.model.encoder import Params, encode
 from geneformer_jax.model.heads import HeadConfig, head_module
 from geneformer_jax.model.pretrained import abstract_weights
-from geneformer_jax.model.runtime import Runtime, RuntimeConfig, make_runtime
-from geneformer_jax.model.sharding import BATCH, MeshConfig, make_mesh, shardings
+from geneformer_jax.model.runtime import Runtime, make_runtime
+from geneformer_jax.model.sharding import BATCH, make_mesh, shardings
+from geneformer_jax.training.config import OptimizerConfig
 from geneformer_jax.training.objectives import LossSums
-from geneformer_jax.training.optimizer import OptimizerConfig, decayed, rate_fraction, warmup_steps
+from geneformer_jax.training.optimizer import decayed, rate_fraction, warmup_steps
 from geneformer_jax.training.state import (
     StepMetrics,
     TrainState,

@@ -1,6 +1,5 @@
 """Early stopping: the best evaluation so far, its weights, and when there is no use going on."""
 
-import dataclasses
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -9,32 +8,12 @@ import jax
 import numpy as np
 from flax import traverse_util
 
-from geneformer_jax.common.config import require
 from geneformer_jax.common.files import atomic_write, remove
+from geneformer_jax.finetuning.config import StoppingConfig
 from geneformer_jax.model.encoder import Params
 from geneformer_jax.training.telemetry import HELD_OUT, read_metrics
 
 _BEST = "best-"
-
-
-@dataclasses.dataclass(frozen=True)
-class StoppingConfig:
-    """Early stopping, and which step's weights are kept. It needs validation cells.
-
-    Attributes:
-      best: keep the weights of the evaluation with the lowest loss instead of the last.
-      patience: evaluations without a lower loss after which training stops; 0 never stops.
-      every_steps: steps between evaluations; 0 evaluates after each epoch. There is always one at
-        the end.
-    """
-
-    best: bool = False
-    patience: int = 0
-    every_steps: int = 0
-
-    def __post_init__(self):
-        for name in ("patience", "every_steps"):
-            require(getattr(self, name) >= 0, f"stopping.{name}", getattr(self, name), "0 or more")
 
 
 class EarlyStopping:

@@ -1,66 +1,17 @@
 """Which of a model's weights are trainable; frozen ones have no gradient and no optimizer state."""
 
-import dataclasses
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from geneformer_jax.common.config import require
 from geneformer_jax.common.errors import InputError
+from geneformer_jax.finetuning.config import TuningConfig
 from geneformer_jax.model.config import EncoderConfig
 from geneformer_jax.model.encoder import Params
-from geneformer_jax.model.lora import LORA, LoraConfig, init_lora, merge_lora
+from geneformer_jax.model.lora import LORA, init_lora, merge_lora
 
 _EMBEDDINGS, _BLOCKS = "embeddings", "blocks"
-
-
-@dataclasses.dataclass(frozen=True)
-class TuningConfig:
-    """Which weights are trainable, and how fast they learn. Frozen ones have no optimizer state.
-
-    Attributes:
-      freeze_layers: number of frozen layers, from the lowest; the embeddings stay trainable, as in
-        the original.
-      freeze_embeddings: the embeddings are frozen too.
-      head_only: only the head is trainable.
-      layer_decay: learning rate of a layer as a multiple of that of the layer above it; 1 for the
-        same everywhere. The head has the full rate, the embeddings the lowest.
-      lora_rank: above 0, the encoder is frozen and low-rank factors are trained beside it.
-      lora_alpha: their product is multiplied by alpha / rank.
-      lora_targets: projections that have them, separated by commas.
-    """
-
-    freeze_layers: int = 0
-    freeze_embeddings: bool = False
-    head_only: bool = False
-    layer_decay: float = 1.0
-    lora_rank: int = 0
-    lora_alpha: float = 16.0
-    lora_targets: str = "query,value"
-
-    def __post_init__(self):
-        for name in ("freeze_layers", "lora_rank"):
-            require(getattr(self, name) >= 0, f"tuning.{name}", getattr(self, name), "0 or more")
-        require(
-            0 < self.layer_decay <= 1, "tuning.layer_decay", self.layer_decay, "above 0, at most 1"
-        )
-        if self.lora_rank and (self.freeze_layers or self.freeze_embeddings or self.head_only):
-            raise InputError(
-                f"`config.tuning.lora_rank` {self.lora_rank} freezes the whole encoder; "
-                "leave `config.tuning.freeze_layers`, `config.tuning.freeze_embeddings` and "
-                "`config.tuning.head_only` out"
-            )
-        if self.lora_rank:
-            _ = self.lora
-
-    @property
-    def lora(self) -> LoraConfig | None:
-        """The low-rank factors, None if there are none."""
-        if not self.lora_rank:
-            return None
-        targets = tuple(each.strip() for each in self.lora_targets.split(",") if each.strip())
-        return LoraConfig(self.lora_rank, self.lora_alpha, targets)
 
 
 def check_tuning(tuning: TuningConfig, encoder: EncoderConfig) -> None:

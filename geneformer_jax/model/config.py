@@ -1,4 +1,4 @@
-"""The shape of a Geneformer encoder, and the published sizes.
+"""Configurations of a model: its shape, the published sizes, and how and where it is computed.
 
 Shape suffixes used in numeric code, here and everywhere:
   B batch (cells), T tokens of a padded cell, D model width, N attention heads, H head size,
@@ -9,7 +9,13 @@ Shape suffixes used in numeric code, here and everywhere:
 import dataclasses
 from typing import Any
 
+from geneformer_jax.common.config import one_of, require
 from geneformer_jax.common.errors import InputError, did_you_mean
+
+PRECISIONS = ("float32", "bfloat16", "float16")
+REMATS = ("none", "full", "dots")
+POOLINGS = ("first", "mean", "attention")
+TARGETS = ("query", "key", "value", "attention_output", "up", "down")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,3 +114,95 @@ def preset(name: str, **changes: Any) -> EncoderConfig:
         attention_dropout=dropout,
     )
     return dataclasses.replace(config, **changes)
+
+
+@dataclasses.dataclass(frozen=True)
+class RuntimeConfig:
+    """How to compute.
+
+    Attributes:
+      precision: float32, bfloat16 or float16 (with a loss scale).
+      attention: an implementation; auto chooses for the device.
+      remat: what is computed again in the backward pass to save memory: none, dots or full.
+      micro_batches: parts into which each batch is cut to save memory (gradient accumulation).
+      optimizer_on_host: keep the optimizer's state in host memory between steps.
+    """
+
+    precision: str = "float32"
+    attention: str = "auto"
+    remat: str = "none"
+    micro_batches: int = 1
+    optimizer_on_host: bool = False
+
+    def __post_init__(self):
+        require(self.micro_batches >= 1, "runtime.micro_batches", self.micro_batches, "at least 1")
+        one_of("runtime.precision", self.precision, PRECISIONS)
+        one_of("runtime.remat", self.remat, REMATS)
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshConfig:
+    """Devices along each mesh axis.
+
+    Attributes:
+      data: copies of the model; 0 takes all devices that the other axes leave, another number
+        only those.
+      fsdp: devices over which weights and optimizer state are sharded (and batches too).
+      tensor: devices over which heads and feed-forward are split.
+    """
+
+    data: int = 0
+    fsdp: int = 1
+    tensor: int = 1
+
+    def __post_init__(self):
+        require(self.data >= 0, "mesh.data", self.data, "0 (all devices left) or more")
+        for name in ("fsdp", "tensor"):
+            require(getattr(self, name) >= 1, f"mesh.{name}", getattr(self, name), "at least 1")
+
+
+@dataclasses.dataclass(frozen=True)
+class HeadOptions:
+    """What a configuration states of a head; see HeadConfig.
+
+    Attributes:
+      pooling: what stands for a cell: first (as the original), mean or attention.
+      extra_layer: one more transformer layer below the head.
+      dropout: rate before the last linear layer; -1 takes the encoder's, as the original.
+    """
+
+    pooling: str = "first"
+    extra_layer: bool = False
+    dropout: float = -1.0
+
+    def __post_init__(self):
+        one_of("head.pooling", self.pooling, POOLINGS)
+        valid = self.dropout == -1 or 0 <= self.dropout < 1
+        require(valid, "head.dropout", self.dropout, "in [0, 1), or -1 (that of the encoder)")
+
+
+@dataclasses.dataclass(frozen=True)
+class LoraConfig:
+    """Which kernels are adapted, and how much.
+
+    Attributes:
+      rank: columns of A.
+      alpha: the product is multiplied by alpha / rank.
+      targets: names of projections, of TARGETS.
+    """
+
+    rank: int
+    alpha: float
+    targets: tuple[str, ...]
+
+    def __post_init__(self):
+        object.__setattr__(self, "targets", tuple(self.targets))
+        for target in self.targets:
+            if target not in TARGETS:
+                hint = did_you_mean(target, TARGETS)
+                raise InputError(f'no projection "{target}"{hint}; use {", ".join(TARGETS)}')
+        if self.rank < 1 or self.alpha <= 0 or not self.targets:
+            raise InputError(
+                f"LoRA of rank {self.rank}, alpha {self.alpha} and targets "
+                f"{', '.join(self.targets) or 'none'} adapts nothing; all three must be above 0"
+            )

@@ -14,13 +14,11 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from geneformer_jax.common.config import one_of, require
 from geneformer_jax.common.errors import InputError, did_you_mean
-from geneformer_jax.model.config import EncoderConfig
+from geneformer_jax.model.config import POOLINGS, EncoderConfig
 from geneformer_jax.model.encoder import Block
 from geneformer_jax.model.precision import Precision
 
-POOLINGS = ("first", "mean", "attention")
 CELLS, GENES = "cell_classifier", "gene_classifier"
 KINDS = (CELLS, GENES)
 _MASKED = -1e30
@@ -107,26 +105,6 @@ class HeadConfig:
     def as_original(self) -> bool:
         """Whether BERT has a class for it: one classification, and no option."""
         return not (self.tasks or self.extra_layer or self.pooling != "first")
-
-
-@dataclasses.dataclass(frozen=True)
-class HeadOptions:
-    """What a configuration states of a head; see HeadConfig.
-
-    Attributes:
-      pooling: what stands for a cell: first (as the original), mean or attention.
-      extra_layer: one more transformer layer below the head.
-      dropout: rate before the last linear layer; -1 takes the encoder's, as the original.
-    """
-
-    pooling: str = "first"
-    extra_layer: bool = False
-    dropout: float = -1.0
-
-    def __post_init__(self):
-        one_of("head.pooling", self.pooling, POOLINGS)
-        valid = self.dropout == -1 or 0 <= self.dropout < 1
-        require(valid, "head.dropout", self.dropout, "in [0, 1), or -1 (that of the encoder)")
 
 
 def head_of_tasks(kind: str, tasks: tuple[HeadTask, ...], dropout: float, **options) -> HeadConfig:

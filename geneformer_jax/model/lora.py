@@ -6,18 +6,15 @@ et al. 2021). The sum is formed before the encoder runs: its gradients are those
 and only the factors, their optimizer state and their checkpoint are small.
 """
 
-import dataclasses
 import math
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from geneformer_jax.common.errors import InputError, did_you_mean
-from geneformer_jax.model.config import EncoderConfig
+from geneformer_jax.model.config import EncoderConfig, LoraConfig
 
 LORA = "lora"
-TARGETS = ("query", "key", "value", "attention_output", "up", "down")
 _EQUATIONS = {
     "query": "ldr,lrnh->ldnh",
     "key": "ldr,lrnh->ldnh",
@@ -26,33 +23,6 @@ _EQUATIONS = {
     "up": "ldr,lrf->ldf",
     "down": "lfr,lrd->lfd",
 }
-
-
-@dataclasses.dataclass(frozen=True)
-class LoraConfig:
-    """Which kernels are adapted, and how much.
-
-    Attributes:
-      rank: columns of A.
-      alpha: the product is multiplied by alpha / rank.
-      targets: names of projections, of TARGETS.
-    """
-
-    rank: int
-    alpha: float
-    targets: tuple[str, ...]
-
-    def __post_init__(self):
-        object.__setattr__(self, "targets", tuple(self.targets))
-        for target in self.targets:
-            if target not in TARGETS:
-                hint = did_you_mean(target, TARGETS)
-                raise InputError(f'no projection "{target}"{hint}; use {", ".join(TARGETS)}')
-        if self.rank < 1 or self.alpha <= 0 or not self.targets:
-            raise InputError(
-                f"LoRA of rank {self.rank}, alpha {self.alpha} and targets "
-                f"{', '.join(self.targets) or 'none'} adapts nothing; all three must be above 0"
-            )
 
 
 def init_lora(config: EncoderConfig, lora: LoraConfig, key: jax.Array) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from geneformer_jax.common.errors import InputError, did_you_mean
+from geneformer_jax.model.config import PRECISIONS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,16 +28,13 @@ class Precision:
 
 
 _PRESETS = {
-    "float32": Precision("float32", jnp.float32),
-    "bfloat16": Precision("bfloat16", jnp.bfloat16),
-    "float16": Precision("float16", jnp.float16, scaled_loss=True),
+    name: Precision(name, getattr(jnp, name), scaled_loss=name == "float16") for name in PRECISIONS
 }
-PRESETS = tuple(_PRESETS)
 
 
 def precision_preset(name: str) -> Precision:
     """Returns a preset by name; raises InputError if there is none."""
     if name not in _PRESETS:
-        known = ", ".join(PRESETS)
-        raise InputError(f'no precision "{name}"{did_you_mean(name, PRESETS)}; known: {known}')
+        known = ", ".join(PRECISIONS)
+        raise InputError(f'no precision "{name}"{did_you_mean(name, PRECISIONS)}; known: {known}')
     return _PRESETS[name]

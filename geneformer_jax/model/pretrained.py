@@ -20,10 +20,10 @@ from geneformer_jax.cells.tokenization.vocabulary import GeneVocabulary
 from geneformer_jax.common.errors import InputError
 from geneformer_jax.common.files import atomic_write, require_new_folder
 from geneformer_jax.common.provenance import write_provenance
-from geneformer_jax.model.config import EncoderConfig
+from geneformer_jax.model.config import EncoderConfig, LoraConfig
 from geneformer_jax.model.encoder import Params, abstract_params
 from geneformer_jax.model.heads import HeadConfig, init_head
-from geneformer_jax.model.lora import LORA, LoraConfig, merge_lora
+from geneformer_jax.model.lora import LORA, merge_lora
 
 CHECKPOINTS = "checkpoints"
 MASKED_GENE_HEAD = "masked_gene_head"

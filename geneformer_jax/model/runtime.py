@@ -6,7 +6,7 @@ from collections.abc import Callable
 import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from geneformer_jax.common.config import one_of, require
+from geneformer_jax.model import no_tpu  # noqa: F401 (it acts as it is imported)
 from geneformer_jax.model.attention.dispatch import (
     LONGEST_PLAIN,
     AttentionChoice,
@@ -14,8 +14,7 @@ from geneformer_jax.model.attention.dispatch import (
     compute_capability_of,
     require_profiled,
 )
-from geneformer_jax.model.config import EncoderConfig
-from geneformer_jax.model.precision import PRESETS as PRECISIONS
+from geneformer_jax.model.config import EncoderConfig, RuntimeConfig
 from geneformer_jax.model.precision import Precision, precision_preset
 
 REMAT_POLICIES = {
@@ -32,7 +31,7 @@ class Runtime:
     Attributes:
       precision: number formats, or the name of a preset such as "bfloat16".
       attention: name of the attention implementation.
-      remat: what the backward pass recomputes instead of keeping, a key of REMAT_POLICIES.
+      remat: what the backward pass recomputes instead of keeping, one of REMATS.
       constrain: applied to activations [B, T, D] after each block; fixes their sharding on a mesh.
     """
 
@@ -127,30 +126,6 @@ def _choose(
         inference=inference,
         compute_capability=compute_capability_of(device),
     )
-
-
-@dataclasses.dataclass(frozen=True)
-class RuntimeConfig:
-    """How to compute.
-
-    Attributes:
-      precision: float32, bfloat16 or float16 (with a loss scale).
-      attention: an implementation; auto chooses for the device.
-      remat: what is computed again in the backward pass to save memory: none, dots or full.
-      micro_batches: parts into which each batch is cut to save memory (gradient accumulation).
-      optimizer_on_host: keep the optimizer's state in host memory between steps.
-    """
-
-    precision: str = "float32"
-    attention: str = "auto"
-    remat: str = "none"
-    micro_batches: int = 1
-    optimizer_on_host: bool = False
-
-    def __post_init__(self):
-        require(self.micro_batches >= 1, "runtime.micro_batches", self.micro_batches, "at least 1")
-        one_of("runtime.precision", self.precision, PRECISIONS)
-        one_of("runtime.remat", self.remat, tuple(REMAT_POLICIES))
 
 
 def make_runtime(

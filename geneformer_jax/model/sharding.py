@@ -5,7 +5,6 @@ moments have the same paths below their own, so the same tables place them. This
 the original's DeepSpeed partitioning.
 """
 
-import dataclasses
 import os
 import re
 from collections.abc import Sequence
@@ -16,9 +15,10 @@ import jax.numpy as jnp
 from jax.experimental.mesh_utils import create_device_mesh
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from geneformer_jax.common.config import require
 from geneformer_jax.common.errors import InputError
 from geneformer_jax.common.threads import cores
+from geneformer_jax.model import no_tpu  # noqa: F401 (it acts as it is imported)
+from geneformer_jax.model.config import MeshConfig
 
 AXES = ("data", "fsdp", "tensor")
 _LANES = 128
@@ -66,27 +66,6 @@ _MESH_AXES = {
 }
 
 REPLICATED = PartitionSpec()
-
-
-@dataclasses.dataclass(frozen=True)
-class MeshConfig:
-    """Devices along each mesh axis.
-
-    Attributes:
-      data: copies of the model; 0 takes all devices that the other axes leave, another number
-        only those.
-      fsdp: devices over which weights and optimizer state are sharded (and batches too).
-      tensor: devices over which heads and feed-forward are split.
-    """
-
-    data: int = 0
-    fsdp: int = 1
-    tensor: int = 1
-
-    def __post_init__(self):
-        require(self.data >= 0, "mesh.data", self.data, "0 (all devices left) or more")
-        for name in ("fsdp", "tensor"):
-            require(getattr(self, name) >= 1, f"mesh.{name}", getattr(self, name), "at least 1")
 
 
 def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:

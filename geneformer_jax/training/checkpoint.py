@@ -4,7 +4,6 @@ A checkpoint is a folder named by its step. Weights are an item of their own (`p
 nothing but training ever reads the optimizer's state.
 """
 
-import dataclasses
 import logging
 import os
 import time
@@ -17,41 +16,14 @@ import numpy as np
 from jax.experimental import multihost_utils
 from orbax.checkpoint import v1 as ocp
 
-from geneformer_jax.common.config import require
 from geneformer_jax.common.errors import InputError
 from geneformer_jax.common.files import remove
 from geneformer_jax.common.log import logger
+from geneformer_jax.training.config import CheckpointConfig
 from geneformer_jax.training.state import TrainState, initial_loss_scale
 
 # A damaged checkpoint gives way to the one before it, under a name that is no step.
 DAMAGED = "damaged-"
-
-
-@dataclasses.dataclass(frozen=True)
-class CheckpointConfig:
-    """When to save checkpoints, and which to keep.
-
-    Attributes:
-      every_steps: steps between checkpoints; there is always one at the end.
-      every_minutes: minutes after which there is a checkpoint too, checked whenever a line of
-        metrics is written; 0 for none.
-      keep: number of newest checkpoints to keep.
-      keep_every_steps: checkpoints at multiples of this are never removed; 0 for none.
-    """
-
-    every_steps: int = 1_000
-    every_minutes: float = 30.0
-    keep: int = 3
-    keep_every_steps: int = 0
-
-    def __post_init__(self):
-        for name in ("every_minutes", "keep_every_steps"):
-            value = getattr(self, name)
-            require(value >= 0, f"checkpoint.{name}", value, "it must not be negative")
-        for name in ("every_steps", "keep"):
-            require(
-                getattr(self, name) >= 1, f"checkpoint.{name}", getattr(self, name), "at least 1"
-            )
 
 
 class Checkpoints:

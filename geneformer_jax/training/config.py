@@ -6,17 +6,112 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from geneformer_jax.batches.masking import MaskingConfig
-from geneformer_jax.batches.plan import DataConfig
-from geneformer_jax.common.config import fill, keys_of, require
+from geneformer_jax.batches.config import DataConfig, MaskingConfig
+from geneformer_jax.common.config import fill, keys_of, one_of, require
 from geneformer_jax.common.errors import InputError
-from geneformer_jax.model.config import EncoderConfig, preset
-from geneformer_jax.model.runtime import RuntimeConfig
-from geneformer_jax.model.sharding import MeshConfig
-from geneformer_jax.training.checkpoint import CheckpointConfig
-from geneformer_jax.training.evaluation import EvaluationConfig
-from geneformer_jax.training.optimizer import OptimizerConfig
-from geneformer_jax.training.profiling import ProfileConfig
+from geneformer_jax.model.config import EncoderConfig, MeshConfig, RuntimeConfig, preset
+
+SCHEDULES = ("linear", "cosine", "constant")
+
+
+@dataclasses.dataclass(frozen=True)
+class CheckpointConfig:
+    """When to save checkpoints, and which to keep.
+
+    Attributes:
+      every_steps: steps between checkpoints; there is always one at the end.
+      every_minutes: minutes after which there is a checkpoint too, checked whenever a line of
+        metrics is written; 0 for none.
+      keep: number of newest checkpoints to keep.
+      keep_every_steps: checkpoints at multiples of this are never removed; 0 for none.
+    """
+
+    every_steps: int = 1_000
+    every_minutes: float = 30.0
+    keep: int = 3
+    keep_every_steps: int = 0
+
+    def __post_init__(self):
+        for name in ("every_minutes", "keep_every_steps"):
+            value = getattr(self, name)
+            require(value >= 0, f"checkpoint.{name}", value, "it must not be negative")
+        for name in ("every_steps", "keep"):
+            require(
+                getattr(self, name) >= 1, f"checkpoint.{name}", getattr(self, name), "at least 1"
+            )
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluationConfig:
+    """Held-out evaluation.
+
+    Attributes:
+      held_out_cells: cells never trained on, drawn by the run's seed; 0 switches evaluation off.
+      every_steps: steps between evaluations; there is always one at the end.
+    """
+
+    held_out_cells: int = 1_000
+    every_steps: int = 1_000
+
+    def __post_init__(self):
+        require(
+            self.held_out_cells >= 0, "evaluation.held_out_cells", self.held_out_cells, "0 or more"
+        )
+        require(self.every_steps >= 1, "evaluation.every_steps", self.every_steps, "at least 1")
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerConfig:
+    """AdamW and its learning rate schedule, in the original's terms.
+
+    Attributes:
+      learning_rate: peak.
+      schedule: after warmup: linear or half-cosine to 0, or constant.
+      warmup_steps: steps of linear warmup from 0.
+      warmup_ratio: warmup as a fraction of all steps, rounded up; used where warmup_steps is 0.
+      weight_decay: decoupled; not applied to biases and layer norms.
+      b1, b2, eps: of Adam.
+      clip_norm: largest global gradient norm; 0 switches clipping off.
+    """
+
+    learning_rate: float = 1e-3
+    schedule: str = "linear"
+    warmup_steps: int = 10_000
+    warmup_ratio: float = 0.0
+    weight_decay: float = 0.001
+    b1: float = 0.9
+    b2: float = 0.999
+    eps: float = 1e-8
+    clip_norm: float = 1.0
+
+    def __post_init__(self):
+        one_of("optimizer.schedule", self.schedule, SCHEDULES)
+        require(
+            self.learning_rate > 0, "optimizer.learning_rate", self.learning_rate, "it must be > 0"
+        )
+        require(
+            0 <= self.warmup_ratio < 1, "optimizer.warmup_ratio", self.warmup_ratio, "in [0, 1)"
+        )
+        for name in ("warmup_steps", "weight_decay", "clip_norm"):
+            value = getattr(self, name)
+            require(value >= 0, f"optimizer.{name}", value, "it must not be negative")
+
+
+@dataclasses.dataclass(frozen=True)
+class ProfileConfig:
+    """Which steps to profile with JAX's profiler, into the run's folder `profile`.
+
+    Attributes:
+      first_step: the first of them, counted from 1.
+      steps: how many; 0 switches profiling off.
+    """
+
+    first_step: int = 10
+    steps: int = 0
+
+    def __post_init__(self):
+        require(self.first_step >= 1, "profile.first_step", self.first_step, "at least 1")
+        require(self.steps >= 0, "profile.steps", self.steps, "0 (off) or more")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,7 +10,6 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from geneformer_jax.batches.loader import Batch, MaskedBatches, read_ahead
 from geneformer_jax.cells.store.cell_store import CellStore
-from geneformer_jax.common.config import require
 from geneformer_jax.model.config import EncoderConfig
 from geneformer_jax.model.encoder import Params
 from geneformer_jax.model.runtime import Runtime
@@ -189,22 +188,3 @@ def _smooth(counts_RV: np.ndarray, width: int, weight: float) -> np.ndarray:
 
 def _cross_entropy(log_probability_RV: np.ndarray, counts_RV: np.ndarray, width: int) -> float:
     return -float((log_probability_RV * _pool(counts_RV, width)).sum(dtype=np.float64))
-
-
-@dataclasses.dataclass(frozen=True)
-class EvaluationConfig:
-    """Held-out evaluation.
-
-    Attributes:
-      held_out_cells: cells never trained on, drawn by the run's seed; 0 switches evaluation off.
-      every_steps: steps between evaluations; there is always one at the end.
-    """
-
-    held_out_cells: int = 1_000
-    every_steps: int = 1_000
-
-    def __post_init__(self):
-        require(
-            self.held_out_cells >= 0, "evaluation.held_out_cells", self.held_out_cells, "0 or more"
-        )
-        require(self.every_steps >= 1, "evaluation.every_steps", self.every_steps, "at least 1")

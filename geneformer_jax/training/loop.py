@@ -14,8 +14,9 @@ from geneformer_jax.inference.pipeline import Throughput
 from geneformer_jax.model.encoder import Params
 from geneformer_jax.model.sharding import put_batch
 from geneformer_jax.training.checkpoint import Checkpoints
+from geneformer_jax.training.config import ProfileConfig
 from geneformer_jax.training.preemption import Stopped, StopRequest
-from geneformer_jax.training.profiling import Profile, ProfileConfig
+from geneformer_jax.training.profiling import Profile
 from geneformer_jax.training.state import TrainState, TrainStep
 from geneformer_jax.training.telemetry import (
     HELD_OUT,

@@ -1,6 +1,5 @@
 """AdamW with the original's decay groups and learning rate schedules."""
 
-import dataclasses
 import math
 
 import jax
@@ -8,49 +7,10 @@ import jax.numpy as jnp
 import optax
 from jax.typing import ArrayLike
 
-from geneformer_jax.common.config import one_of, require
 from geneformer_jax.model.encoder import Params
+from geneformer_jax.training.config import OptimizerConfig
 
 _DECAYED = ("kernel", "embedding")
-
-SCHEDULES = ("linear", "cosine", "constant")
-
-
-@dataclasses.dataclass(frozen=True)
-class OptimizerConfig:
-    """AdamW and its learning rate schedule, in the original's terms.
-
-    Attributes:
-      learning_rate: peak.
-      schedule: after warmup: linear or half-cosine to 0, or constant.
-      warmup_steps: steps of linear warmup from 0.
-      warmup_ratio: warmup as a fraction of all steps, rounded up; used where warmup_steps is 0.
-      weight_decay: decoupled; not applied to biases and layer norms.
-      b1, b2, eps: of Adam.
-      clip_norm: largest global gradient norm; 0 switches clipping off.
-    """
-
-    learning_rate: float = 1e-3
-    schedule: str = "linear"
-    warmup_steps: int = 10_000
-    warmup_ratio: float = 0.0
-    weight_decay: float = 0.001
-    b1: float = 0.9
-    b2: float = 0.999
-    eps: float = 1e-8
-    clip_norm: float = 1.0
-
-    def __post_init__(self):
-        one_of("optimizer.schedule", self.schedule, SCHEDULES)
-        require(
-            self.learning_rate > 0, "optimizer.learning_rate", self.learning_rate, "it must be > 0"
-        )
-        require(
-            0 <= self.warmup_ratio < 1, "optimizer.warmup_ratio", self.warmup_ratio, "in [0, 1)"
-        )
-        for name in ("warmup_steps", "weight_decay", "clip_norm"):
-            value = getattr(self, name)
-            require(value >= 0, f"optimizer.{name}", value, "it must not be negative")
 
 
 def learning_rate(config: OptimizerConfig, steps: int) -> optax.Schedule:

@@ -1,33 +1,15 @@
 """A profile of chosen steps, for TensorBoard's profile plugin, XProf or Perfetto."""
 
-import dataclasses
 from pathlib import Path
 
 import jax
 
-from geneformer_jax.common.config import require
 from geneformer_jax.common.errors import InputError
+from geneformer_jax.training.config import ProfileConfig
 from geneformer_jax.training.state import TrainState
 
 PROFILE = "profile"
 _LOADED_FILES = Path("/proc/self/maps")
-
-
-@dataclasses.dataclass(frozen=True)
-class ProfileConfig:
-    """Which steps to profile with JAX's profiler, into the run's folder `profile`.
-
-    Attributes:
-      first_step: the first of them, counted from 1.
-      steps: how many; 0 switches profiling off.
-    """
-
-    first_step: int = 10
-    steps: int = 0
-
-    def __post_init__(self):
-        require(self.first_step >= 1, "profile.first_step", self.first_step, "at least 1")
-        require(self.steps >= 0, "profile.steps", self.steps, "0 (off) or more")
 
 
 def require_safe_profiler(config: ProfileConfig) -> None:

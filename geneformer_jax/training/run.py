@@ -11,9 +11,9 @@ import numpy as np
 from flax import traverse_util
 from jax.sharding import Mesh, NamedSharding
 
-from geneformer_jax.batches.buckets import BatchShape
+from geneformer_jax.batches.buckets import BatchShape, batch_shape
+from geneformer_jax.batches.config import MaskingConfig
 from geneformer_jax.batches.loader import BatchShard, MaskedBatches
-from geneformer_jax.batches.masking import MaskingConfig
 from geneformer_jax.batches.plan import PlanRecipe, split_cells
 from geneformer_jax.cells.store.cell_store import CellStore
 from geneformer_jax.cells.store.shorter_cells import ShorterCells
@@ -296,7 +296,7 @@ def _shape(
     config: PretrainConfig, store: CellStore, mesh: Mesh, encoder: EncoderConfig
 ) -> BatchShape:
     divisor = batch_divisor(mesh) * config.runtime.micro_batches
-    return config.data.batch_shape(store.lengths, encoder.positions, divisor)
+    return batch_shape(config.data, store.lengths, encoder.positions, divisor)
 
 
 def _batch_shard(mesh: Mesh) -> BatchShard:

@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from geneformer_jax.batches.config import MaskingConfig
 from geneformer_jax.batches.loader import Batch, mask_batch
-from geneformer_jax.batches.masking import MaskingConfig
 from geneformer_jax.cells.tokenization.vocabulary import GeneVocabulary
 from geneformer_jax.model.config import EncoderConfig
 from geneformer_jax.model.encoder import Params, init_params

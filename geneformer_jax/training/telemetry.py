@@ -12,15 +12,16 @@ import numpy as np
 from jax.sharding import Mesh
 from tensorboardX import SummaryWriter
 
+from geneformer_jax.batches.config import DataConfig
 from geneformer_jax.batches.labelled import LabelledBatches
 from geneformer_jax.batches.loader import Batch, MaskedBatches
-from geneformer_jax.batches.plan import DataConfig
 from geneformer_jax.cells.store.cell_store import EncodedCells
 from geneformer_jax.common.errors import InputError
 from geneformer_jax.common.files import atomic_write
-from geneformer_jax.model.runtime import RuntimeConfig
+from geneformer_jax.model.config import RuntimeConfig
+from geneformer_jax.training.config import OptimizerConfig
 from geneformer_jax.training.flops import peak_flops
-from geneformer_jax.training.optimizer import OptimizerConfig, learning_rate
+from geneformer_jax.training.optimizer import learning_rate
 from geneformer_jax.training.state import StepMetrics, TrainState
 
 METRICS = "metrics.jsonl"

@@ -5,8 +5,14 @@ import itertools
 import numpy as np
 import pytest
 
-from geneformer_jax.batches.buckets import BatchShape, cells_to_move, choose_buckets, shape_batches
-from geneformer_jax.batches.plan import DataConfig
+from geneformer_jax.batches.buckets import (
+    BatchShape,
+    batch_shape,
+    cells_to_move,
+    choose_buckets,
+    shape_batches,
+)
+from geneformer_jax.batches.config import DataConfig
 from geneformer_jax.common.errors import InputError
 
 
@@ -71,9 +77,9 @@ def test_cells_given_stay_as_many_on_any_devices():
 def test_a_configuration_gives_buckets_within_the_models_positions():
     lengths = np.array([7, 60, 70, 130, 180])
     data = DataConfig(tokens_per_batch=800, max_buckets=2)
-    assert data.batch_shape(lengths, 180, 2) == BatchShape((64, 180), (12, 4))
+    assert batch_shape(data, lengths, 180, 2) == BatchShape((64, 180), (12, 4))
     packed = DataConfig(tokens_per_batch=800, packing=True)
-    assert packed.batch_shape(lengths, 256, 2) == BatchShape((192,), (4,))
+    assert batch_shape(packed, lengths, 256, 2) == BatchShape((192,), (4,))
 
 
 @pytest.mark.parametrize(

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from geneformer_jax.batches.buckets import BatchShape, choose_buckets, shape_batches
+from geneformer_jax.batches.config import MaskingConfig
 from geneformer_jax.batches.loader import BatchShard, MaskedBatches, read_ahead
-from geneformer_jax.batches.masking import MaskingConfig, mask_cells
+from geneformer_jax.batches.masking import mask_cells
 from geneformer_jax.batches.plan import PlanRecipe
 
 

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from geneformer_jax.batches.config import MaskingConfig
 from geneformer_jax.batches.loader import pack_cells
-from geneformer_jax.batches.masking import MaskingConfig, mask_cells, masked_capacity
+from geneformer_jax.batches.masking import mask_cells, masked_capacity
 from geneformer_jax.cells.tokenization.vocabulary import V2_SPECIAL_TOKENS
 from geneformer_jax.common.errors import InputError
 from tests.helpers.toy import toy_vocabulary

@@ -16,8 +16,7 @@ import scipy.io
 from scipy import sparse
 
 from geneformer_jax.cells.counts import transpose
-from geneformer_jax.cells.counts.lazy_columns import ReadLimits
-from geneformer_jax.cells.counts.options import CountOptions
+from geneformer_jax.cells.counts.options import CountOptions, ReadLimits
 from geneformer_jax.cells.formats.anndata_source import AnnDataSource
 from geneformer_jax.cells.formats.open import open_counts
 from geneformer_jax.common.errors import InputError

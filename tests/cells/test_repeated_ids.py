@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from geneformer_jax.cells.counts.lazy_columns import ReadLimits
+from geneformer_jax.cells.counts.options import ReadLimits
 from geneformer_jax.cells.store import repeated_ids
 from geneformer_jax.cells.store.cell_store import CellStore
 from geneformer_jax.cells.store.repeated_ids import RepeatedIds

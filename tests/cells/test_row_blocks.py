@@ -5,9 +5,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from geneformer_jax.cells.counts.lazy_columns import ReadLimits, RowBlocks, iter_blocks
+from geneformer_jax.cells.counts.lazy_columns import RowBlocks, iter_blocks
 from geneformer_jax.cells.counts.matrix import CompressedRows
-from geneformer_jax.cells.counts.options import CountOptions
+from geneformer_jax.cells.counts.options import CountOptions, ReadLimits
 from geneformer_jax.cells.formats.anndata_source import AnnDataSource
 from geneformer_jax.cells.formats.open import open_counts
 from geneformer_jax.cells.store.join import GrowingArray

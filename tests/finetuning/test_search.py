@@ -6,8 +6,9 @@ import pandas as pd
 import pytest
 
 from geneformer_jax.common.errors import InputError
+from geneformer_jax.finetuning.config import SearchConfig
 from geneformer_jax.finetuning.loop import FoldRun
-from geneformer_jax.finetuning.search import TRIALS, Dimension, Search, SearchConfig, with_values
+from geneformer_jax.finetuning.search import TRIALS, Dimension, Search, with_values
 from tests.helpers.labelled_tasks import ToyTask, config_of
 
 SPACE = ("optimizer.learning_rate: log 1e-4 3e-2", "optimizer.schedule: one of linear, constant")

@@ -8,15 +8,11 @@ import pytest
 from sklearn.model_selection import StratifiedKFold
 
 from geneformer_jax.common.errors import InputError
-from geneformer_jax.finetuning.classification.config import TaskConfig
+from geneformer_jax.finetuning.classification.config import SplitRule, TaskConfig
 from geneformer_jax.finetuning.classification.given_split import given_split
 from geneformer_jax.finetuning.classification.protocol import leak_warnings
-from geneformer_jax.finetuning.classification.splits import (
-    Split,
-    SplitRule,
-    make_split,
-)
-from geneformer_jax.finetuning.multitask import MultitaskConfig
+from geneformer_jax.finetuning.classification.splits import Split, make_split
+from geneformer_jax.finetuning.config import MultitaskConfig
 
 
 def labels_of(sizes: dict[str, int]) -> pd.Series:

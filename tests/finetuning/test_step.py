@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from geneformer_jax.batches.labelled import LabelledBatch
+from geneformer_jax.finetuning.config import TuningConfig
 from geneformer_jax.finetuning.losses import label_losses, task_totals, weighted_means
 from geneformer_jax.finetuning.step import (
     Constants,
@@ -18,16 +19,17 @@ from geneformer_jax.finetuning.step import (
     compile_steps,
     tuned_adamw,
 )
-from geneformer_jax.finetuning.trainable import TuningConfig, join_weights, split_weights
+from geneformer_jax.finetuning.trainable import join_weights, split_weights
 from geneformer_jax.interop.huggingface import read_model
 from geneformer_jax.interop.weights.bert_layout import places
 from geneformer_jax.interop.weights.conversion import bert_values
-from geneformer_jax.model.config import EncoderConfig
+from geneformer_jax.model.config import EncoderConfig, MeshConfig, RuntimeConfig
 from geneformer_jax.model.encoder import init_params
 from geneformer_jax.model.heads import HeadConfig, HeadTask, init_head
-from geneformer_jax.model.runtime import Runtime, RuntimeConfig
-from geneformer_jax.model.sharding import MeshConfig, put_batch
-from geneformer_jax.training.optimizer import OptimizerConfig, make_optimizer
+from geneformer_jax.model.runtime import Runtime
+from geneformer_jax.model.sharding import put_batch
+from geneformer_jax.training.config import OptimizerConfig
+from geneformer_jax.training.optimizer import make_optimizer
 from tests.helpers.torch_bert import SHAPES, assert_gradients, random_bert, random_cells
 
 TINY = EncoderConfig(

@@ -13,8 +13,8 @@ from geneformer_jax.finetuning import multitask
 from geneformer_jax.finetuning.classification import baselines
 from geneformer_jax.finetuning.classification.baselines import COMMONEST, commonest_predictions
 from geneformer_jax.finetuning.classification.report import verdict
-from geneformer_jax.finetuning.config import finetune_config, typed_finetune_config
-from geneformer_jax.finetuning.multitask import MultitaskConfig, prepare_multitask
+from geneformer_jax.finetuning.config import MultitaskConfig, finetune_config, typed_finetune_config
+from geneformer_jax.finetuning.multitask import prepare_multitask
 from geneformer_jax.finetuning.prepare import prepare_finetuning
 from geneformer_jax.training.optimizer import warmup_steps
 from tests.helpers.labelled_tasks import ToyTask, config_of

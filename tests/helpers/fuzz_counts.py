@@ -17,8 +17,7 @@ import scipy.io
 import zarr
 from scipy import sparse
 
-from geneformer_jax.cells.counts.lazy_columns import ReadLimits
-from geneformer_jax.cells.counts.options import CountOptions
+from geneformer_jax.cells.counts.options import CountOptions, ReadLimits
 from geneformer_jax.cells.formats.open import open_counts
 from geneformer_jax.common.errors import InputError
 from tests.helpers.count_files import WRITERS, example_cells

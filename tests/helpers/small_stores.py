@@ -3,8 +3,7 @@
 import numpy as np
 import pandas as pd
 
-from geneformer_jax.cells.counts.lazy_columns import DEFAULT_LIMITS
-from geneformer_jax.cells.counts.options import CountArguments, CountOptions
+from geneformer_jax.cells.counts.options import DEFAULT_LIMITS, CountArguments, CountOptions
 from geneformer_jax.cells.store.builder import StoreBuild
 from geneformer_jax.cells.store.cell_store import CellStore
 from geneformer_jax.cells.tokenization.tokenizer import TokenizerOptions

@@ -8,7 +8,8 @@ import pandas as pd
 
 from geneformer_jax.cells.tokenization.tokenizer import TokenizedCells, tokenize_cells
 from geneformer_jax.cells.tokenization.vocabulary import V1_SPECIAL_TOKENS
-from geneformer_jax.finetuning.classification.splits import SplitRule, make_split
+from geneformer_jax.finetuning.classification.config import SplitRule
+from geneformer_jax.finetuning.classification.splits import make_split
 from geneformer_jax.finetuning.classification.task import ClassificationTask
 from tests.helpers.toy import GENES, toy_cells, toy_vocabulary
 

@@ -15,7 +15,7 @@ PROJECT = Path(__file__).resolve().parents[2]
 @pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs libtpu")
 def test_the_compiler_for_tpus_misses_none():
     environment = {name: value for name, value in os.environ.items() if "JAX_" not in name}
-    code = "import geneformer_jax.model, jax; print(jax.devices()[0].platform)"
+    code = "import geneformer_jax.model.sharding, jax; print(jax.devices()[0].platform)"
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=PROJECT, env=environment, capture_output=True, text=True
     )

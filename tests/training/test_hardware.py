@@ -14,8 +14,8 @@ import jax
 import pytest
 
 from geneformer_jax.common.errors import InputError
-from geneformer_jax.model.config import EncoderConfig
-from geneformer_jax.model.sharding import MeshConfig, make_mesh
+from geneformer_jax.model.config import EncoderConfig, MeshConfig
+from geneformer_jax.model.sharding import make_mesh
 from geneformer_jax.training.api import pretrain
 from geneformer_jax.training.config import pretrain_config, typed_config
 from geneformer_jax.training.dry_run import hardware

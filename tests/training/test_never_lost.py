@@ -18,8 +18,8 @@ import pytest
 from geneformer_jax.common.errors import InputError
 from geneformer_jax.model.pretrained import CHECKPOINTS, describe_model, load_model
 from geneformer_jax.training.api import pretrain
-from geneformer_jax.training.checkpoint import DAMAGED, CheckpointConfig, Checkpoints
-from geneformer_jax.training.config import PretrainConfig
+from geneformer_jax.training.checkpoint import DAMAGED, Checkpoints
+from geneformer_jax.training.config import CheckpointConfig, PretrainConfig
 from geneformer_jax.training.run import Run, prepare_run
 from geneformer_jax.training.state import INITIAL_SCALE, TrainState
 from geneformer_jax.training.telemetry import read_metrics

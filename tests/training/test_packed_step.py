@@ -9,14 +9,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from geneformer_jax.batches.config import MaskingConfig
 from geneformer_jax.batches.loader import Batch, mask_batch, pack_cells, pad_cells
-from geneformer_jax.batches.masking import MaskingConfig
-from geneformer_jax.model.config import EncoderConfig
+from geneformer_jax.model.config import EncoderConfig, MeshConfig
 from geneformer_jax.model.encoder import init_params
 from geneformer_jax.model.runtime import Runtime
-from geneformer_jax.model.sharding import MeshConfig, make_mesh, put_batch, vocabulary_rows
+from geneformer_jax.model.sharding import make_mesh, put_batch, vocabulary_rows
+from geneformer_jax.training.config import OptimizerConfig
 from geneformer_jax.training.objectives import masked_gene_sums
-from geneformer_jax.training.optimizer import OptimizerConfig, make_optimizer
+from geneformer_jax.training.optimizer import make_optimizer
 from geneformer_jax.training.state import (
     Recipe,
     abstract_state,

@@ -9,19 +9,16 @@ import numpy as np
 import optax
 import pytest
 
+from geneformer_jax.batches.config import MaskingConfig
 from geneformer_jax.batches.loader import Batch
-from geneformer_jax.batches.masking import MaskingConfig, mask_cells
-from geneformer_jax.model.config import EncoderConfig
+from geneformer_jax.batches.masking import mask_cells
+from geneformer_jax.model.config import EncoderConfig, MeshConfig
 from geneformer_jax.model.encoder import init_params
 from geneformer_jax.model.precision import precision_preset
 from geneformer_jax.model.runtime import Runtime
-from geneformer_jax.model.sharding import MeshConfig, make_mesh, put_batch, shardings
-from geneformer_jax.training.optimizer import (
-    OptimizerConfig,
-    decayed,
-    learning_rate,
-    make_optimizer,
-)
+from geneformer_jax.model.sharding import make_mesh, put_batch, shardings
+from geneformer_jax.training.config import OptimizerConfig
+from geneformer_jax.training.optimizer import decayed, learning_rate, make_optimizer
 from geneformer_jax.training.state import (
     GROWTH_PERIOD,
     Recipe,

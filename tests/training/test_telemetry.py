@@ -15,7 +15,8 @@ from tensorboardX.proto.event_pb2 import Event, SessionLog
 from geneformer_jax.common.errors import InputError
 from geneformer_jax.training import telemetry
 from geneformer_jax.training.api import pretrain
-from geneformer_jax.training.profiling import PROFILE, Profile, ProfileConfig
+from geneformer_jax.training.config import ProfileConfig
+from geneformer_jax.training.profiling import PROFILE, Profile
 from geneformer_jax.training.run import prepare_run
 from geneformer_jax.training.state import StepMetrics
 from geneformer_jax.training.telemetry import (

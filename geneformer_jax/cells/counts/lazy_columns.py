@@ -1,40 +1,13 @@
 """How much of a source is read at once, and columns that are read a block of rows at a time."""
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 import numpy as np
 
+from geneformer_jax.cells.counts.options import DEFAULT_LIMITS
+
 T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class ReadLimits:
-    """How much of a file is in memory at once, and how long its probe may take.
-
-    Attributes:
-      rows: of a column.
-      entries: stored values of a sparse matrix in one batch; with indices about 70 MB.
-      piece_entries: the same in one piece of a matrix that is not stored by cell.
-      dense_values: values of a dense matrix, which are mostly zeros and made sparse at once.
-      max_dense_values: the same where chunks of all genes are larger than `dense_values`.
-      bucket_entries: entries that are sorted at once where a matrix is not stored by cell.
-      scratch_bytes: of such a matrix that stay in memory; a larger one goes through a file.
-      probe_seconds: processor time, beside that for the file's size; see `hdf5_probe`.
-    """
-
-    rows: int = 1 << 16
-    entries: int = 1 << 23
-    piece_entries: int = 1 << 22
-    dense_values: int = 1 << 22
-    max_dense_values: int = 1 << 25
-    bucket_entries: int = 1 << 22
-    scratch_bytes: int = 1 << 26
-    probe_seconds: int = 10
-
-
-DEFAULT_LIMITS = ReadLimits()
 
 
 class RowBlocks(Generic[T]):

@@ -16,12 +16,8 @@ import h5py
 import numpy as np
 from scipy import sparse
 
-from geneformer_jax.cells.counts.lazy_columns import (
-    DEFAULT_LIMITS,
-    ReadLimits,
-    RowBlocks,
-    iter_blocks,
-)
+from geneformer_jax.cells.counts.lazy_columns import RowBlocks, iter_blocks
+from geneformer_jax.cells.counts.options import DEFAULT_LIMITS, ReadLimits
 from geneformer_jax.common.errors import InputError
 from geneformer_jax.common.threads import for_each, spans
 

@@ -11,9 +11,8 @@ from itertools import islice
 import numpy as np
 from scipy import sparse
 
-from geneformer_jax.cells.counts.lazy_columns import DEFAULT_LIMITS
 from geneformer_jax.cells.counts.matrix import Piece, Pieces, Rows
-from geneformer_jax.cells.counts.options import CountOptions
+from geneformer_jax.cells.counts.options import DEFAULT_LIMITS, CountOptions
 from geneformer_jax.cells.counts.raw_counts import are_raw_counts
 from geneformer_jax.common.errors import InputError, did_you_mean
 

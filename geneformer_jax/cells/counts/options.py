@@ -4,11 +4,38 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TypedDict
 
-from geneformer_jax.cells.counts.lazy_columns import DEFAULT_LIMITS, ReadLimits
 from geneformer_jax.common.errors import InputError, did_you_mean
 
 FRACTIONAL_POLICIES = (ROUND, KEEP) = ("round", "keep")
 SYMBOL_POLICIES = ("mapping", "names", "never")
+
+
+@dataclass(frozen=True)
+class ReadLimits:
+    """How much of a file is in memory at once, and how long its probe may take.
+
+    Attributes:
+      rows: of a column.
+      entries: stored values of a sparse matrix in one batch; with indices about 70 MB.
+      piece_entries: the same in one piece of a matrix that is not stored by cell.
+      dense_values: values of a dense matrix, which are mostly zeros and made sparse at once.
+      max_dense_values: the same where chunks of all genes are larger than `dense_values`.
+      bucket_entries: entries that are sorted at once where a matrix is not stored by cell.
+      scratch_bytes: of such a matrix that stay in memory; a larger one goes through a file.
+      probe_seconds: processor time, beside that for the file's size; see `hdf5_probe`.
+    """
+
+    rows: int = 1 << 16
+    entries: int = 1 << 23
+    piece_entries: int = 1 << 22
+    dense_values: int = 1 << 22
+    max_dense_values: int = 1 << 25
+    bucket_entries: int = 1 << 22
+    scratch_bytes: int = 1 << 26
+    probe_seconds: int = 10
+
+
+DEFAULT_LIMITS = ReadLimits()
 
 
 class CountArguments(TypedDict, total=False):

@@ -14,14 +14,10 @@ from scipy import sparse
 
 from geneformer_jax.cells.counts.file_errors import explain_damage
 from geneformer_jax.cells.counts.gene_table import GeneTable, no_column
-from geneformer_jax.cells.counts.lazy_columns import (
-    ReadLimits,
-    RowBlocks,
-    iter_blocks,
-)
+from geneformer_jax.cells.counts.lazy_columns import RowBlocks, iter_blocks
 from geneformer_jax.cells.counts.matrix import Pieces, Rows
 from geneformer_jax.cells.counts.matrix_choice import OpenMatrix, choose_matrices, remedy_of
-from geneformer_jax.cells.counts.options import ROUND, CountOptions
+from geneformer_jax.cells.counts.options import ROUND, CountOptions, ReadLimits
 from geneformer_jax.cells.counts.raw_counts import MatrixLocation, as_raw_counts
 from geneformer_jax.cells.counts.transpose import RowScratch
 from geneformer_jax.common.errors import InputError

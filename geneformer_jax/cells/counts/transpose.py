@@ -14,8 +14,8 @@ from collections.abc import Iterator
 import numpy as np
 from scipy import sparse
 
-from geneformer_jax.cells.counts.lazy_columns import DEFAULT_LIMITS, ReadLimits
 from geneformer_jax.cells.counts.matrix import Piece, Pieces
+from geneformer_jax.cells.counts.options import DEFAULT_LIMITS, ReadLimits
 from geneformer_jax.common.errors import InputError
 
 

@@ -13,7 +13,6 @@ import zarr
 from scipy import sparse
 
 from geneformer_jax.cells.counts.file_errors import explain_damage
-from geneformer_jax.cells.counts.lazy_columns import ReadLimits
 from geneformer_jax.cells.counts.matrix import (
     CompressedColumns,
     CompressedRows,
@@ -22,7 +21,7 @@ from geneformer_jax.cells.counts.matrix import (
     dense_matrix,
 )
 from geneformer_jax.cells.counts.matrix_choice import MAIN, SAMPLE_LIMITS, sum_of
-from geneformer_jax.cells.counts.options import DEFAULT_OPTIONS, CountOptions
+from geneformer_jax.cells.counts.options import DEFAULT_OPTIONS, CountOptions, ReadLimits
 from geneformer_jax.cells.counts.texts import as_packed_text, has_texts
 from geneformer_jax.cells.formats.containers import is_zip, open_store, place_of_anndata
 from geneformer_jax.cells.formats.dataframes import (

@@ -9,10 +9,9 @@ import h5py
 import numpy as np
 
 from geneformer_jax.cells.counts.file_errors import explain_damage
-from geneformer_jax.cells.counts.lazy_columns import ReadLimits
 from geneformer_jax.cells.counts.matrix import Pieces, Rows, dense_matrix
 from geneformer_jax.cells.counts.matrix_choice import MAIN, SAMPLE_LIMITS, sum_of
-from geneformer_jax.cells.counts.options import CountOptions
+from geneformer_jax.cells.counts.options import CountOptions, ReadLimits
 from geneformer_jax.cells.counts.source import MatrixSource
 from geneformer_jax.cells.counts.texts import as_packed_text, as_text
 from geneformer_jax.cells.formats.hdf5_filters import require_filters

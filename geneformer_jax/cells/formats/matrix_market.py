@@ -9,8 +9,8 @@ from typing import BinaryIO, NamedTuple
 import numpy as np
 import pandas as pd
 
-from geneformer_jax.cells.counts.lazy_columns import DEFAULT_LIMITS, ReadLimits
 from geneformer_jax.cells.counts.matrix import Piece, Pieces, checked_indices
+from geneformer_jax.cells.counts.options import DEFAULT_LIMITS, ReadLimits
 from geneformer_jax.common.errors import InputError
 
 # SciPy from 1.12 on writes matrices of unsigned numbers as "unsigned-integer".

@@ -11,7 +11,6 @@ import numpy as np
 import pandas as pd
 
 from geneformer_jax.cells.counts.file_errors import explain_damage
-from geneformer_jax.cells.counts.lazy_columns import ReadLimits
 from geneformer_jax.cells.counts.matrix import Pieces, Rows
 from geneformer_jax.cells.counts.matrix_choice import (
     MAIN,
@@ -20,7 +19,7 @@ from geneformer_jax.cells.counts.matrix_choice import (
     remedy_of,
     sum_of,
 )
-from geneformer_jax.cells.counts.options import CountOptions
+from geneformer_jax.cells.counts.options import CountOptions, ReadLimits
 from geneformer_jax.cells.counts.texts import as_fixed_text, as_packed_text
 from geneformer_jax.cells.formats.features import ID, SYMBOL, TYPE, FeatureSource
 from geneformer_jax.cells.formats.matrix_market import MatrixMarketPieces, open_text

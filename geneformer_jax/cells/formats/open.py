@@ -8,8 +8,12 @@ import h5py
 
 from geneformer_jax.cells.counts import hdf5_probe
 from geneformer_jax.cells.counts.file_errors import explain_damage
-from geneformer_jax.cells.counts.lazy_columns import DEFAULT_LIMITS, ReadLimits
-from geneformer_jax.cells.counts.options import DEFAULT_OPTIONS, CountOptions
+from geneformer_jax.cells.counts.options import (
+    DEFAULT_LIMITS,
+    DEFAULT_OPTIONS,
+    CountOptions,
+    ReadLimits,
+)
 from geneformer_jax.cells.counts.source import CountBatch, CountSource, MatrixSource
 from geneformer_jax.cells.formats.anndata_source import AnnDataFileSource, AnnDataSource
 from geneformer_jax.cells.formats.containers import is_zip, zipped_root

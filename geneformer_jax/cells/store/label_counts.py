@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
-from geneformer_jax.cells.counts.lazy_columns import DEFAULT_LIMITS
+from geneformer_jax.cells.counts.options import DEFAULT_LIMITS
 from geneformer_jax.cells.store import layout
 from geneformer_jax.cells.store.cell_columns import CellColumns
 from geneformer_jax.cells.store.obs_columns import as_kind, stored_name

@@ -28,8 +28,9 @@ from geneformer_jax.cells.store.cell_store import EncodedCells
 from geneformer_jax.cells.tokenization.tokenizer import TokenizerOptions, match_genes
 from geneformer_jax.cells.tokenization.vocabulary import GeneVocabulary
 from geneformer_jax.common.errors import InputError
+from geneformer_jax.finetuning.classification.config import GENE
 from geneformer_jax.finetuning.classification.predictions import make_predictions
-from geneformer_jax.finetuning.classification.task import GENE, ClassificationTask
+from geneformer_jax.finetuning.classification.task import ClassificationTask
 from geneformer_jax.inference.counts import counts_per_10k, read_counts
 
 RANKS, COUNTS = "ranks", "counts"

@@ -10,9 +10,9 @@ import pandas as pd
 from geneformer_jax.cells.tokenization.vocabulary import GeneVocabulary
 from geneformer_jax.common.errors import InputError
 from geneformer_jax.common.tables import CLASS_COLUMNS, GENE_COLUMNS, named_column, read_id_table
+from geneformer_jax.finetuning.classification.config import CONFLICTS
 from geneformer_jax.inference.filters import check_columns
 
-CONFLICTS = ("refuse", "drop")
 OUTSIDE, TWICE, CONFLICT = (
     "not in the vocabulary",
     "listed again in the same class",

@@ -33,7 +33,7 @@ from geneformer_jax.finetuning.classification.baselines import (
     features_of,
     rank_features,
 )
-from geneformer_jax.finetuning.classification.config import TaskConfig
+from geneformer_jax.finetuning.classification.config import CELL, GENE, TaskConfig
 from geneformer_jax.finetuning.classification.controls import (
     CONTROL_COLUMNS,
     MATCHED,
@@ -63,12 +63,7 @@ from geneformer_jax.finetuning.classification.splits import (
     make_split,
     small_classes,
 )
-from geneformer_jax.finetuning.classification.task import (
-    CELL,
-    GENE,
-    ClassificationTask,
-    labelled_cells,
-)
+from geneformer_jax.finetuning.classification.task import ClassificationTask, labelled_cells
 from geneformer_jax.inference.cells import select_cells
 from geneformer_jax.inference.filters import check_columns, parse_filters
 

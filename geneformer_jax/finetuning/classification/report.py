@@ -11,6 +11,7 @@ import pandas as pd
 from geneformer_jax.common.files import atomic_write
 from geneformer_jax.common.provenance import describe_run, write_provenance
 from geneformer_jax.finetuning.classification.baselines import COMMONEST, SVM
+from geneformer_jax.finetuning.classification.config import GENE
 from geneformer_jax.finetuning.classification.figures import (
     calibration_figure,
     confusion_figure,
@@ -31,7 +32,7 @@ from geneformer_jax.finetuning.classification.metrics import (
     summarise,
 )
 from geneformer_jax.finetuning.classification.predictions import average_by_gene
-from geneformer_jax.finetuning.classification.task import GENE, ClassificationTask
+from geneformer_jax.finetuning.classification.task import ClassificationTask
 from geneformer_jax.reporting.figures import save_figure
 from geneformer_jax.reporting.html import Report
 from geneformer_jax.training.telemetry import read_metrics

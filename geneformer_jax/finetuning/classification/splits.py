@@ -10,7 +10,6 @@ import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
 
 import numpy as np
 import pandas as pd
@@ -18,6 +17,7 @@ from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold, train
 
 from geneformer_jax.common.errors import InputError
 from geneformer_jax.common.files import atomic_write
+from geneformer_jax.finetuning.classification.config import SplitRule
 
 SIDES = ("train", "valid", "test")
 # Classes named in a message.
@@ -55,46 +55,6 @@ class Split:
                 self.table.to_csv(aside, index=False)
             else:
                 self.table.to_parquet(aside, index=False)
-
-
-@dataclass(frozen=True)
-class SplitRule:
-    """How ids are split into folds and sides.
-
-    Attributes:
-      folds: number of folds; each id is tested in one of them. 1 holds out `test_fraction` once.
-      test_fraction: of the ids (of the groups, where given), used where folds is 1.
-      valid_fraction: of the ids that are not tested, held out for early stopping and search.
-      seed: of the shuffle; 0 splits genes as the original does.
-    """
-
-    # Of the configuration, and what is split: for messages.
-    section: ClassVar[str] = ""
-    noun: ClassVar[str] = "ids"
-
-    folds: int = 5
-    test_fraction: float = 0.2
-    valid_fraction: float = 0.0
-    seed: int = 0
-
-    def __post_init__(self):
-        checks = {
-            "folds": (self.folds >= 1, "ask for at least 1"),
-            "test_fraction": (0 < self.test_fraction < 1, "it must be between 0 and 1"),
-            "valid_fraction": (0 <= self.valid_fraction < 1, "it must be in [0, 1)"),
-        }
-        for name, (holds, rule) in checks.items():
-            if not holds:
-                raise InputError(f"{self.key(name)} is {getattr(self, name)}; {rule}")
-
-    def key(self, name: str) -> str:
-        """Returns how messages name a field of the rule."""
-        return f"`config.{self.section}.{name}`" if self.section else f"`{name}`"
-
-    @property
-    def min_members(self) -> int:
-        """Members that a class needs, to have one on each side."""
-        return max(self.folds, 3 if self.valid_fraction else 2)
 
 
 class _CannotSplitError(InputError):
