@@ -41,7 +41,11 @@ _SAME_NAME = ("max_cells", "seed", "precision", "attention", "tokens_per_device"
 
 def main() -> None:
     """Extracts attention, tests and reports."""
-    # JAX takes seconds to import, which --help and a mistyped flag should not have to wait for.
+    # JAX takes seconds to import, which --help, a mistyped flag and a wrong column should not have
+    # to wait for.
+    from geneformer_jax.inference.columns import require_columns
+
+    require_columns(FLAGS.cells, [FLAGS.groupby], FLAGS.filter)
     from geneformer_jax.attention_analysis import api, report
     from geneformer_jax.attention_analysis.run import AttentionRun
     from geneformer_jax.attention_analysis.summary import answers, preferring

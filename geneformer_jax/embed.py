@@ -63,7 +63,13 @@ _SAME_NAME = ("max_cells", "seed", "precision", "attention", "tokens_per_device"
 
 def main() -> None:
     """Embeds, reports and writes."""
-    # JAX takes seconds to import, which --help and a mistyped flag should not have to wait for.
+    # JAX takes seconds to import, which --help, a mistyped flag and a wrong column should not have
+    # to wait for.
+    from geneformer_jax.inference.columns import require_columns
+
+    color, quality = split_list(FLAGS.color), split_list(FLAGS.quality)
+    named = [*color, *quality, FLAGS.batch_key, FLAGS.states]
+    require_columns(FLAGS.cells, named, FLAGS.filter)
     from geneformer_jax.embedding.report import EmbeddingReportConfig
     from geneformer_jax.embedding.run import EmbeddingRun
     from geneformer_jax.inference.filters import parse_filters
@@ -74,8 +80,8 @@ def main() -> None:
     report = EmbeddingReportConfig(
         states=FLAGS.states,
         quantiles=tuple(command_line.parse_numbers("quantiles", float)),
-        color=tuple(split_list(FLAGS.color)),
-        quality=tuple(split_list(FLAGS.quality)),
+        color=tuple(color),
+        quality=tuple(quality),
         batch_key=FLAGS.batch_key,
         figures=FLAGS.figures,
         genes=tuple(read_genes(FLAGS.genes)),

@@ -42,15 +42,16 @@ _TRIALS = flags.DEFINE_integer(
 def main() -> None:
     """Fine-tunes, searches, or describes what would run."""
     # What imports JAX's heavier companions waits until the flags are known to be right.
-    from geneformer_jax.finetuning.run import FinetuneRun
+    from geneformer_jax.finetuning.run import FinetuneRun, require_named_columns
     from geneformer_jax.interop.load import load_model
 
-    model = None
+    configuration, model = _CONFIG.value.to_dict(), None
+    require_named_columns(configuration)
     if FLAGS.checkpoint:
         model = load_model(FLAGS.checkpoint, FLAGS.vocabulary or None)
     else:
         print("no --checkpoint: the network is trained from scratch", flush=True)
-    run = FinetuneRun.open(_CONFIG.value.to_dict(), model)
+    run = FinetuneRun.open(configuration, model)
     if _DRY_RUN.value:
         lines = run.describe()
     elif _TRIALS.value:

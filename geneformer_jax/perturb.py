@@ -69,7 +69,11 @@ def main() -> None:
     """Perturbs, writes, and computes statistics."""
     if FLAGS.shard and FLAGS.finish:
         raise InputError("--shard makes a shard and --finish joins all of them; give one of them")
-    # JAX takes seconds to import, which --help and a mistyped flag should not have to wait for.
+    # JAX takes seconds to import, which --help, a mistyped flag and a wrong column should not have
+    # to wait for.
+    from geneformer_jax.inference.columns import require_columns
+
+    require_columns(FLAGS.cells, [FLAGS.states], FLAGS.filter)
     from geneformer_jax.interop.load import load_model
     from geneformer_jax.model.sharding import use_all_cores
     from geneformer_jax.perturbation.config import read_options

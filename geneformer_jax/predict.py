@@ -44,7 +44,11 @@ def main() -> None:
         raise InputError(f"--output={output} must end in one of {', '.join(_SUFFIXES)}")
     if output.exists():
         raise InputError(f"--output={output} exists and nothing is overwritten; name another file")
-    # JAX takes seconds to import, which --help and a mistyped flag should not have to wait for.
+    # JAX takes seconds to import, which --help, a mistyped flag and a wrong column should not have
+    # to wait for.
+    from geneformer_jax.inference.columns import require_columns
+
+    require_columns(FLAGS.cells, [FLAGS.labels_key])
     from geneformer_jax.finetuning import predict
     from geneformer_jax.inference.cells import reading_facts
     from geneformer_jax.interop.load import load_model

@@ -7,9 +7,11 @@ run again, it goes on where it stopped.
 
 import json
 import math
+import os
 import shlex
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import anndata as ad
@@ -25,7 +27,13 @@ from geneformer_jax.common.files import atomic_write, fingerprint
 
 DEMO_NAME = "pbmc68k_reduced"
 DEMO_LABEL = "bulk_labels"
-CONFIG = "configs/quickstart.py"
+_PURPOSES = {
+    "embed": "embed cells from their counts",
+    "perturb": "delete every gene of a few cells, one at a time",
+    "finetune": "learn to tell the labels apart",
+    "predict": "predict them in other cells",
+}
+CONFIG, FINETUNE_CONFIG = "configs/quickstart.py", "configs/finetune_cells.py"
 
 # The demonstration cells hold log(1 + counts per 10,000), rounded to this many decimals.
 _DECIMALS = 3
@@ -153,14 +161,50 @@ def claim(folder: Path, counts: Path) -> None:
         aside.write_text(json.dumps(source) + "\n")
 
 
+def as_arguments(options: Mapping[str, object]) -> list[str]:
+    """Returns options as the words of a command."""
+    return [f"--{option}={value}" for option, value in options.items()]
+
+
 def run_command(name: str, **options: object) -> None:
     """Prints and runs `python -m geneformer_jax.<name>`; ends this program if it fails."""
-    command = [f"--{option}={value}" for option, value in options.items()]
+    command = as_arguments(options)
     shown = " ".join(map(shlex.quote, command)).replace(" --", " \\\n    --")
     print(f"\n$ python -m geneformer_jax.{name} \\\n    {shown}", flush=True)
     status = subprocess.run([sys.executable, "-m", f"geneformer_jax.{name}", *command]).returncode
     if status:
         sys.exit(status)
+
+
+def next_commands(counts: Path, folder: Path, label: str) -> dict[str, dict[str, object]]:
+    """Returns what can be done with the model: command -> its options, all of which are there."""
+    checkpoint, classifier = {"checkpoint": folder / "model"}, folder / "classifier"
+    again, shifts = {"output": folder / "embedded_again.h5ad"}, {"output": folder / "shifts"}
+    commands = {
+        "embed": {**checkpoint, "cells": counts, **again},
+        "perturb": {**checkpoint, "cells": counts, **shifts, "max_cells": 5},
+    }
+    if label:
+        learning = {"config.optimizer.learning_rate": 1e-3, "config.epochs": 5}
+        task = {"config.data.store": folder / "cells", "config.task.label": label}
+        commands["finetune"] = {
+            **checkpoint, "config": FINETUNE_CONFIG, **task, **learning, "workdir": classifier,
+        }  # fmt: skip
+        predicted = {"output": folder / "predicted.h5ad"}
+        commands["predict"] = {"checkpoint": classifier, "cells": counts, **predicted}
+    return commands
+
+
+def print_next(commands: Mapping[str, Mapping[str, object]]) -> None:
+    """Prints commands, a line each, for the folder and the environment that this program ran in."""
+    python = os.path.relpath(sys.executable)
+    if python.startswith(os.pardir):
+        python = sys.executable
+    print("\nWhat to do next; each line works as it is, and with --cells of your own:")
+    for name, options in commands.items():
+        line = shlex.join([python, "-m", f"geneformer_jax.{name}", *as_arguments(options)])
+        print(f"# {_PURPOSES[name]}\n{line}")
+    print(f"# all there is\n{python} -m geneformer_jax")
 
 
 def main() -> None:
@@ -195,6 +239,7 @@ def main() -> None:
     print(f"\nEverything is in {folder}:")
     for path in sorted(folder.iterdir()):
         print(f"  {path}")
+    print_next(next_commands(counts, folder, label))
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """What README and docs tell users to type: flags and keys that exist, and chains that run."""
 
+import json
 import re
 import runpy
 from pathlib import Path
@@ -7,7 +8,13 @@ from pathlib import Path
 import pytest
 
 from tests.helpers.commands import run_command
-from tests.helpers.readme_inputs import commands_in, write_inputs
+from tests.helpers.readme_inputs import (
+    Command,
+    commands_in,
+    made_up_cells,
+    real_cells,
+    write_inputs,
+)
 
 PROJECT = Path(__file__).resolve().parents[1]
 DOCUMENTS = [PROJECT / "README.md", *sorted((PROJECT / "docs").glob("*.md"))]
@@ -45,9 +52,28 @@ def check_keys(flags: dict[str, str]) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("document", WITH_COMMANDS, ids=named)
 def test_commands_run_as_they_are_written(document, tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    write_inputs(tmp_path)
-    for name, arguments in commands_in(document):
+    write_inputs(tmp_path, *made_up_cells())
+    run_all(commands_in(document), tmp_path, monkeypatch, capsys)
+
+
+@pytest.mark.slow
+@pytest.mark.reference_data
+def test_the_chain_of_the_readme_runs_on_real_cells(data_dir, tmp_path, monkeypatch, capsys):
+    """Cells with several times the tokens that the model of the chain takes."""
+    cells, genes = real_cells(data_dir / "cells" / "pbmc3k.h5ad")
+    write_inputs(tmp_path, cells, genes)
+    shown = run_all(commands_in(PROJECT / "README.md"), tmp_path, monkeypatch, capsys)
+    assert (cells.X > 0).sum(axis=1).max() > 1_800
+    assert "of 192 cells have more than the 512 tokens that the model takes" in shown
+    cut = json.loads((tmp_path / "embeddings.provenance.json").read_text())["counts"]["cells_cut"]
+    assert cut > 150
+
+
+def run_all(commands: list[Command], folder: Path, monkeypatch, capsys) -> str:
+    """Runs commands one after another in a folder; returns what they print."""
+    monkeypatch.chdir(folder)
+    shown = []
+    for name, arguments in commands:
         # Compiling for other hardware has tests of its own, which take minutes.
         if any(argument.startswith("--target=tpu") for argument in arguments):
             continue
@@ -57,3 +83,5 @@ def test_commands_run_as_they_are_written(document, tmp_path, monkeypatch, capsy
         for each in both:
             status, output, error = run_command(name, each, monkeypatch, capsys)
             assert status == 0, f"{name} {each}\n{output}\n{error}"
+            shown.append(output)
+    return "\n".join(shown)

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 
 from geneformer_jax.common.errors import InputError
-from geneformer_jax.inference.filters import check_columns
+from geneformer_jax.inference.columns import check_columns
 
 NO_VALUE = "no value"
 

@@ -80,11 +80,18 @@ def cell_heatmap_figure(vectors: np.ndarray, labels: pd.Series, title: str = "")
     return figure
 
 
-def check_number(genes: int) -> None:
-    """Raises InputError for too few or too many genes of a similarity figure."""
+def check_number(genes: int, unknown: Sequence[str] = ()) -> None:
+    """Raises InputError for too few or too many genes of a similarity figure.
+
+    Args:
+      genes: number of them.
+      unknown: named genes that the vocabulary lacks.
+    """
     if not MIN_GENES <= genes <= _MAX_GENES:
+        lacking = f", without {', '.join(unknown)}, not in the vocabulary" if unknown else ""
         raise InputError(
-            f"{genes} genes were named; a similarity figure takes {MIN_GENES} to {_MAX_GENES}"
+            f"a similarity figure takes {MIN_GENES} to {_MAX_GENES} genes, and {genes} are "
+            f"named{lacking}; name others"
         )
 
 

@@ -17,8 +17,8 @@ from geneformer_jax.embedding.label_accuracy import FOLDS, NEIGHBOURS
 from geneformer_jax.embedding.output import report_path, table_path
 from geneformer_jax.embedding.quality import check_labels, describe_quality
 from geneformer_jax.embedding.states import QUANTILES, check_states, state_embeddings
+from geneformer_jax.inference.columns import check_columns
 from geneformer_jax.inference.counts import rows_of
-from geneformer_jax.inference.filters import check_columns
 from geneformer_jax.inference.finite import require_finite
 from geneformer_jax.inference.listed_genes import (
     describe_missing,
@@ -77,7 +77,8 @@ class EmbeddingReportConfig:
         if self.states:
             check_states(obs, self.states, self.quantiles)
         if self.genes:
-            figures.check_number(len(find_genes(cells.vocabulary, self.genes).tokens))
+            found = find_genes(cells.vocabulary, self.genes)
+            figures.check_number(len(found.tokens), found.unknown)
         if counts is not None and (self.color or self.quality):
             rows_of(counts, obs.index)
 

@@ -17,7 +17,8 @@ import pyarrow.parquet as pq
 from geneformer_jax.common.errors import InputError, did_you_mean
 from geneformer_jax.common.files import atomic_write
 from geneformer_jax.embedding.embedder import Embedded
-from geneformer_jax.inference.filters import check_columns, label_texts
+from geneformer_jax.inference.columns import check_columns
+from geneformer_jax.inference.filters import label_texts
 from geneformer_jax.inference.finite import require_finite
 
 MEAN, MEDIAN, LOWER_MEDIAN = "mean", "median", "lower_median"

@@ -19,7 +19,7 @@ from geneformer_jax.finetuning.classification.config import CELL
 from geneformer_jax.finetuning.classification.splits import Split, make_split
 from geneformer_jax.finetuning.classification.task import FoldData
 from geneformer_jax.finetuning.config import MultitaskConfig
-from geneformer_jax.inference.filters import check_columns
+from geneformer_jax.inference.columns import check_columns
 from geneformer_jax.model.heads import HeadTask
 
 # Of the table of scores, and of a column of naive guesses.

@@ -31,7 +31,7 @@ from geneformer_jax.finetuning.step import StepSpec, compile_steps
 from geneformer_jax.inference.arguments import check_model
 from geneformer_jax.inference.batches import lay_out
 from geneformer_jax.inference.cells import fill_rows, open_cells, places_in_input, select_cells
-from geneformer_jax.inference.filters import check_columns
+from geneformer_jax.inference.columns import check_columns
 from geneformer_jax.inference.pipeline import Throughput
 from geneformer_jax.inference.written_anndata import write_anndata
 from geneformer_jax.model.config import MeshConfig, RuntimeConfig

@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 
 from geneformer_jax.common.errors import InputError, did_you_mean
+from geneformer_jax.inference.columns import check_columns, end_of_column
 
 # Column -> a value, or values of which a cell must have one.
 Filters = Mapping[str, object]
@@ -62,17 +63,6 @@ def passing(obs: pd.DataFrame, filters: Filters) -> np.ndarray:
     return keep
 
 
-def check_columns(obs: pd.DataFrame, columns: Iterable[str]) -> None:
-    """Raises InputError if a column is not in `obs`."""
-    for column in columns:
-        if column not in obs:
-            known = ", ".join(map(str, obs.columns)) or "none"
-            raise InputError(
-                f'the cells have no obs column "{column}"{did_you_mean(column, obs.columns)}; '
-                f"they carry {known} (tokenize carries the columns named by `obs`)"
-            )
-
-
 def is_number(values: pd.Series) -> bool:
     """Whether a column holds numbers and not labels."""
     return pd.api.types.is_numeric_dtype(values) and not pd.api.types.is_bool_dtype(values)
@@ -114,9 +104,7 @@ def _resolve(obs: pd.DataFrame, column: str, values: object) -> list[tuple[str, 
 
 
 def _read_text(obs: pd.DataFrame, text: str) -> tuple[str, list[str]]:
-    # Names of columns may hold colons: the longest name that is a column is meant.
-    places = [place for place, letter in enumerate(text) if letter == ":"]
-    place = next((each for each in reversed(places) if text[:each].strip() in obs), places[0])
+    place = end_of_column(text, obs.columns)
     column = text[:place].strip()
     check_columns(obs, [column])
     known = set(label_texts(obs[column].drop_duplicates()).dropna())

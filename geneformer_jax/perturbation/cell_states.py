@@ -14,7 +14,8 @@ from geneformer_jax.common.errors import InputError, did_you_mean
 from geneformer_jax.embedding.embedder import Embedded, Embedder
 from geneformer_jax.embedding.states import MEAN, StateEmbeddings, state_embeddings
 from geneformer_jax.inference.cells import ChosenCells, select_cells
-from geneformer_jax.inference.filters import check_columns, label_text, label_texts, split_values
+from geneformer_jax.inference.columns import check_columns
+from geneformer_jax.inference.filters import label_text, label_texts, split_values
 from geneformer_jax.model.pretrained import PretrainedModel
 from geneformer_jax.model.runtime import Runtime
 

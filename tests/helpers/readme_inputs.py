@@ -17,7 +17,9 @@ from geneformer_jax.model.pretrained import save_model
 from tests.helpers.toy import GENES, toy_cells, toy_model
 
 PROJECT = Path(__file__).resolve().parents[2]
-SYMBOLS = ["TTN", "GATA4", "CD74", "CD3E", *(f"GENE{number}" for number in range(4, GENES))]
+# Genes that the documents name.
+_NAMED = ["CD74", "CD3E", "LYZ"]
+_REAL_CELLS = 192
 _MODULE = "python -m geneformer_jax."
 # What takes long in a configuration, shortened; the path stays the one that is written.
 _SHORTER = {
@@ -47,57 +49,81 @@ def commands_in(document: Path) -> list[Command]:
     return [Command(words[2].removeprefix("geneformer_jax."), words[3:]) for words in found]
 
 
-def write_inputs(folder: Path) -> None:
-    """Writes all that the commands of the documents read and do not make themselves."""
-    cells = named_cells()
+def write_inputs(folder: Path, cells: ad.AnnData, genes: pd.Series) -> None:
+    """Writes all that the commands of the documents read and do not make themselves.
+
+    Args:
+      folder: to write in.
+      cells: raw counts with all obs columns.
+      genes: symbol -> Ensembl id, those that the documents name first.
+    """
     cells.write_h5ad(folder / "pbmc.h5ad")
     cells.write_h5ad(folder / "new.h5ad")
     cells.write_h5ad(folder / "mycells.h5ad")
     (folder / "corpus").mkdir()
-    for number in range(3):
-        part = cells[80 * number : 80 * (number + 1)].copy()
+    for number, rows in enumerate(np.array_split(np.arange(cells.n_obs), 3)):
+        part = cells[rows].copy()
         part.obs_names = [f"{name}-{number}" for name in part.obs_names]
         part.write_h5ad(folder / "corpus" / f"{number}.h5ad")
-    (folder / "transcription_factors.txt").write_text("\n".join(SYMBOLS[:12]) + "\n")
+    (folder / "transcription_factors.txt").write_text("\n".join(genes.index[:12]) + "\n")
     classes = ["sensitive", "insensitive"] * 30
-    table = pd.DataFrame({"gene_id": ids_of(SYMBOLS[4:64]), "class": classes})
+    table = pd.DataFrame({"gene_id": genes.iloc[4:64], "class": classes})
     table.to_csv(folder / "dosage_sensitivity_TFs.tsv", sep="\t", index=False)
-    write_original(folder)
+    write_original(folder, genes)
     write_configs(folder / "configs")
 
 
-def named_cells() -> ad.AnnData:
-    """The toy cells, with symbols and more columns."""
+def made_up_cells() -> tuple[ad.AnnData, pd.Series]:
+    """The toy cells with symbols and more columns, and their genes."""
     cells = toy_cells()
-    cells.var_names = SYMBOLS
-    number = np.arange(cells.n_obs)
+    symbols = [*_NAMED, *(f"GENE{number}" for number in range(len(_NAMED), GENES))]
+    genes = pd.Series(cells.var_names.to_numpy(), symbols)
+    cells.var_names = symbols
     cells.obs["cell_type"] = cells.obs.pop("kind")
-    cells.obs["donor"] = [f"donor{n % 12}" for n in number]
-    cells.obs["disease"] = np.array(["healthy", "mild", "dilated"])[number // 4 % 3]
+    add_columns(cells, np.arange(cells.n_obs) // 4 % 3)
+    return cells, genes
+
+
+def real_cells(path: Path) -> tuple[ad.AnnData, pd.Series]:
+    """Some cells of the three commonest types of a file, the longest among them, and their genes.
+
+    Only a few of them are to be perturbed in all their genes.
+    """
+    cells = ad.read_h5ad(path)
+    expressed = np.asarray((cells.X > 0).sum(axis=1)).ravel()
+    common = cells.obs["cell_type"].value_counts().index[:3]
+    order = np.argsort(-expressed)
+    rows = order[cells.obs["cell_type"].isin(common).to_numpy()[order]]
+    cells = cells[np.sort(rows[:: len(rows) // _REAL_CELLS][:_REAL_CELLS])].copy()
+    found = np.asarray((cells.X > 0).sum(axis=0)).ravel()
+    genes = cells.var["ensembl_id"].astype(str).iloc[np.argsort(-found, kind="stable")]
+    number = np.arange(cells.n_obs)
+    add_columns(cells, np.where(number % 32 == 0, 2, number // 4 % 2))
+    return cells, pd.concat([genes[_NAMED], genes.drop(_NAMED)])
+
+
+def add_columns(cells: ad.AnnData, disease: np.ndarray) -> None:
+    """Adds donors, diseases (int [cells]) and tissues."""
+    cells.obs["donor"] = [f"donor{n % 12}" for n in range(cells.n_obs)]
+    cells.obs["disease"] = np.array(["healthy", "mild", "dilated"])[disease]
     cells.obs["tissue"] = "blood"
-    return cells
 
 
-def ids_of(symbols: list[str]) -> list[str]:
-    """Ensembl ids, one for each symbol."""
-    return [f"ENSG{SYMBOLS.index(symbol):011d}" for symbol in symbols]
-
-
-def write_original(folder: Path) -> None:
-    """Writes dictionaries and a model in the files of the original."""
+def write_original(folder: Path, genes: pd.Series) -> None:
+    """Writes dictionaries of genes (symbol -> id) and a model in the files of the original."""
     dictionaries = folder / "dictionaries" / "v1_gc30M"
     dictionaries.mkdir(parents=True)
-    ids = ids_of(SYMBOLS)
+    ids = sorted(genes)
     contents = {
         "token_dictionary": {"<pad>": 0, "<mask>": 1} | {gene: 2 + n for n, gene in enumerate(ids)},
         "gene_median_dictionary": dict.fromkeys(ids, 1.0),
-        "ensembl_mapping_dict": dict(zip([*SYMBOLS, *ids], [*ids, *ids], strict=True)),
-        "gene_name_id_dict": dict(zip(SYMBOLS, ids, strict=True)),
+        "ensembl_mapping_dict": genes.to_dict() | dict(zip(ids, ids, strict=True)),
+        "gene_name_id_dict": genes.to_dict(),
     }
     for name, content in contents.items():
         (dictionaries / f"{name}_gc30M.pkl").write_bytes(pickle.dumps(content))
     vocabulary = read_original_vocabulary(dictionaries)
-    model = dataclasses.replace(toy_model(layers=6), vocabulary=vocabulary)
+    model = dataclasses.replace(toy_model(layers=6, genes=len(ids)), vocabulary=vocabulary)
     checkpoint = save_model(model, folder / "made" / "checkpoint", {})
     export_model(checkpoint, folder / "Geneformer-V1-10M")
 

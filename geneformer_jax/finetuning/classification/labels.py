@@ -11,7 +11,7 @@ from geneformer_jax.cells.tokenization.vocabulary import GeneVocabulary
 from geneformer_jax.common.errors import InputError
 from geneformer_jax.common.tables import CLASS_COLUMNS, GENE_COLUMNS, named_column, read_id_table
 from geneformer_jax.finetuning.classification.config import CONFLICTS
-from geneformer_jax.inference.filters import check_columns
+from geneformer_jax.inference.columns import check_columns
 
 OUTSIDE, TWICE, CONFLICT = (
     "not in the vocabulary",

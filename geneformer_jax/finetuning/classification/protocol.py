@@ -65,7 +65,8 @@ from geneformer_jax.finetuning.classification.splits import (
 )
 from geneformer_jax.finetuning.classification.task import ClassificationTask, labelled_cells
 from geneformer_jax.inference.cells import select_cells
-from geneformer_jax.inference.filters import check_columns, parse_filters
+from geneformer_jax.inference.columns import check_columns
+from geneformer_jax.inference.filters import parse_filters
 
 # Columns of obs that name a person or a measurement, whose cells resemble each other.
 DONOR_COLUMNS = (

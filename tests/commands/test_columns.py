@@ -1,0 +1,123 @@
+"""Obs columns that are not there are told before JAX is loaded and before counts are read."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from geneformer_jax.common.errors import InputError
+from geneformer_jax.inference.columns import check_columns, require_columns
+from tests.helpers.commands import assert_one_line, run_command
+from tests.helpers.toy import toy_cells
+
+# Every option that names a column, beside what else its command needs.
+OPTIONS = [
+    ("embed", ["--color=kind,kimd"]),
+    ("embed", ["--quality=kimd"]),
+    ("embed", ["--quality=kind", "--batch_key=kimd"]),
+    ("embed", ["--states=kimd"]),
+    ("embed", ["--filter=kind:a", "--filter=kimd:a"]),
+    ("attend", ["--genes=genes.txt", "--groupby=kimd"]),
+    ("attend", ["--genes=genes.txt", "--filter=kimd:a"]),
+    ("perturb", ["--states=kimd", "--start=a", "--goal=b"]),
+    ("perturb", ["--filter=kimd:a"]),
+    ("predict", ["--labels_key=kimd"]),
+]
+# Runs the commands in one process, and tells whether JAX was needed for what they say.
+_SCRIPT = """
+import contextlib, io, json, runpy, sys
+from absl import flags
+told = []
+for name, arguments in json.loads(sys.argv[1]):
+    sys.argv = [f"geneformer_jax.{name}", *arguments]
+    before, error = set(flags.FLAGS), io.StringIO()
+    with contextlib.redirect_stderr(error):
+        try:
+            runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
+        except SystemExit as end:
+            told.append([end.code, error.getvalue(), "jax" in sys.modules])
+    for flag in set(flags.FLAGS) - before:
+        delattr(flags.FLAGS, flag)
+    flags.FLAGS.unparse_flags()
+print(json.dumps(told))
+"""
+
+
+def test_columns_are_missed_before_jax_is_loaded_and_counts_are_read(toy_store, tmp_path):
+    logged = toy_cells(20)
+    logged.X = logged.X.astype(np.float32).log1p()
+    logged.write_h5ad(tmp_path / "logged.h5ad")
+    runs = [
+        [name, ["--checkpoint=none", f"--cells={cells}", f"--output={tmp_path}/out.h5ad", *given]]
+        for name, given in OPTIONS
+        for cells in (toy_store.folder, tmp_path / "logged.h5ad")
+    ]
+    done = subprocess.run(
+        [sys.executable, "-c", _SCRIPT, json.dumps(runs)], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout.splitlines()[-1])
+    assert len(told) == len(runs)
+    for (name, arguments), (status, error, has_jax) in zip(runs, told, strict=True):
+        assert (status, has_jax) == (1, False), (name, arguments, error)
+        assert_one_line(error)
+        assert 'no obs column "kimd" (did you mean "kind"?); they carry kind' in error
+
+
+@pytest.mark.parametrize(
+    ("config", "column"),
+    [
+        ("cells", "task.label=kimd"),
+        ("cells", "task.group=kimd"),
+        ("cells", "task.filters=('kimd:a',)"),
+        ("targets", "targets.classes=kind,kimd"),
+        ("targets", "targets.numbers=kimd"),
+    ],
+)
+def test_finetune_misses_columns_before_a_model_is_loaded(
+    config, column, toy_store, tmp_path, monkeypatch, capsys
+):
+    def load(*_, **__):
+        raise AssertionError
+
+    monkeypatch.setattr("geneformer_jax.interop.load.load_model", load)
+    status, _, error = run_command(
+        "finetune",
+        [
+            f"--config=configs/finetune_{config}.py",
+            "--checkpoint=none",
+            f"--config.data.store={toy_store.folder}",
+            *([] if "label" in column or config == "targets" else ["--config.task.label=kind"]),
+            f"--config.{column}",
+            f"--workdir={tmp_path / 'run'}",
+        ],
+        monkeypatch,
+        capsys,
+    )
+    assert status == 1
+    assert_one_line(error)
+    assert 'no obs column "kimd" (did you mean "kind"?)' in error
+
+
+def test_a_name_with_colons_in_a_filter_is_the_longest_that_is_there(tmp_path):
+    adata = toy_cells(8)
+    adata.obs["a:b"] = "x"
+    adata.write_h5ad(tmp_path / "cells.h5ad")
+    require_columns(tmp_path / "cells.h5ad", [""], ["a:b:x", "kind:a:b"])
+    with pytest.raises(InputError, match='no obs column "a"'):
+        require_columns(tmp_path / "cells.h5ad", [], ["a:c:x"])
+
+
+def test_cells_that_are_not_there_or_damaged_are_left_to_where_they_are_read(tmp_path):
+    (tmp_path / "cut.h5ad").write_bytes(b"\x89HDF\r\n\x1a\n")
+    for cells in (tmp_path / "cut.h5ad", tmp_path / "none", tmp_path):
+        require_columns(cells, ["kind"], ["kind:a"])
+
+
+def test_tables_are_known_by_their_columns():
+    check_columns(pd.DataFrame({"kind": []}), ["kind"])
+    with pytest.raises(InputError, match="they carry none"):
+        check_columns(pd.DataFrame(), ["kind"])
