@@ -41,12 +41,15 @@ _TRIALS = flags.DEFINE_integer(
 
 def main() -> None:
     """Fine-tunes, searches, or describes what would run."""
-    # What imports JAX's heavier companions waits until the flags are known to be right.
-    from geneformer_jax.finetuning.run import FinetuneRun, require_named_columns
-    from geneformer_jax.interop.load import load_model
+    # JAX takes seconds to import, which --help, a mistyped flag and a wrong column should not have
+    # to wait for.
+    from geneformer_jax.finetuning.named_columns import require_named_columns
 
     configuration, model = _CONFIG.value.to_dict(), None
     require_named_columns(configuration)
+    from geneformer_jax.finetuning.run import FinetuneRun
+    from geneformer_jax.interop.load import load_model
+
     if FLAGS.checkpoint:
         model = load_model(FLAGS.checkpoint, FLAGS.vocabulary or None)
     else:

@@ -169,6 +169,15 @@ class MultitaskConfig(SplitRule):
         return [part.strip() for part in getattr(self, name).split(",") if part.strip()]
 
 
+def typed_multitask(config: Mapping[str, Any]) -> MultitaskConfig:
+    """Turns a configuration's section into a checked MultitaskConfig.
+
+    Raises:
+      InputError: an unknown key.
+    """
+    return fill(MultitaskConfig, config, "targets.")
+
+
 def _data() -> DataConfig:
     return DataConfig(cells_per_batch=12, max_buckets=8)
 

@@ -11,7 +11,6 @@ from sklearn import metrics
 
 from geneformer_jax.batches.labelled import LabelledCells
 from geneformer_jax.cells.store.cell_store import EncodedCells
-from geneformer_jax.common.config import fill
 from geneformer_jax.common.errors import InputError, did_you_mean
 from geneformer_jax.common.files import atomic_write
 from geneformer_jax.common.provenance import describe_run, write_provenance
@@ -24,15 +23,6 @@ from geneformer_jax.model.heads import HeadTask
 
 # Of the table of scores, and of a column of naive guesses.
 _ALL, _GUESS = "all", "guess"
-
-
-def typed_multitask(config: Mapping[str, Any]) -> MultitaskConfig:
-    """Turns a configuration's section into a checked MultitaskConfig.
-
-    Raises:
-      InputError: an unknown key.
-    """
-    return fill(MultitaskConfig, config, "targets.")
 
 
 @dataclass(frozen=True, eq=False)

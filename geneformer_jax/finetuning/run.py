@@ -33,18 +33,17 @@ from geneformer_jax.finetuning.config import (
     MultitaskConfig,
     finetune_config,
     typed_finetune_config,
+    typed_multitask,
     with_layers,
 )
 from geneformer_jax.finetuning.loop import NOT_DECISIVE, finetune_folds
 from geneformer_jax.finetuning.multitask import (
     prepare_multitask,
-    typed_multitask,
     write_multitask_results,
 )
 from geneformer_jax.finetuning.prepare import Task, prepare_finetuning
 from geneformer_jax.inference.arguments import check_model
 from geneformer_jax.inference.cells import open_cells
-from geneformer_jax.inference.columns import require_columns
 from geneformer_jax.interop.tokenized_datasets import is_tokenized_dataset
 from geneformer_jax.model.pretrained import (
     FOLD,
@@ -185,25 +184,6 @@ class FinetuneRun:
         del identity["data"]["workers"], identity["data"]["store"]
         identity["base"] = weights_hash(self.model.params)[:16] if self.model else "scratch"
         return traverse_util.flatten_dict(identity, sep=".")
-
-
-def require_named_columns(configuration: Mapping[str, Any]) -> None:
-    """Refuses obs columns that the store lacks, before a model is loaded and cells are read.
-
-    Args:
-      configuration: as `FinetuneRun.open` takes it.
-
-    Raises:
-      InputError: a column is not there, or the section of the task is wrong.
-    """
-    columns, filters = [], ()
-    if configuration.get(TASK):
-        task = typed_task(configuration[TASK])
-        columns, filters = [task.label, task.group], task.filters
-    elif configuration.get(TARGETS):
-        targets = typed_multitask(configuration[TARGETS])
-        columns = [*targets.columns("classes"), *targets.columns("numbers"), targets.group]
-    require_columns(configuration["data"]["store"], columns, filters)
 
 
 def _open_store(store: str, model: PretrainedModel | None) -> EncodedCells:

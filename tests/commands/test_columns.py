@@ -10,7 +10,7 @@ import pytest
 
 from geneformer_jax.common.errors import InputError
 from geneformer_jax.inference.columns import check_columns, require_columns
-from tests.helpers.commands import assert_one_line, run_command
+from tests.helpers.commands import assert_one_line
 from tests.helpers.toy import toy_cells
 
 # Every option that names a column, beside what else its command needs.
@@ -25,6 +25,15 @@ OPTIONS = [
     ("perturb", ["--states=kimd", "--start=a", "--goal=b"]),
     ("perturb", ["--filter=kimd:a"]),
     ("predict", ["--labels_key=kimd"]),
+]
+_LABEL = "--config.task.label=kind"
+CONFIGURED = [
+    ("cells", "--config.task.label=kimd"),
+    ("cells", _LABEL, "--config.task.group=kimd"),
+    ("cells", _LABEL, "--config.task.filters=('kimd:a',)"),
+    ("targets", "--config.targets.classes=kind,kimd"),
+    ("targets", "--config.targets.classes=kind", "--config.targets.numbers=kimd"),
+    ("targets", "--config.targets.classes=kind", "--config.targets.group=kimd"),
 ]
 # Runs the commands in one process, and tells whether JAX was needed for what they say.
 _SCRIPT = """
@@ -50,7 +59,12 @@ def test_columns_are_missed_before_jax_is_loaded_and_counts_are_read(toy_store, 
     logged = toy_cells(20)
     logged.X = logged.X.astype(np.float32).log1p()
     logged.write_h5ad(tmp_path / "logged.h5ad")
+    finetune = ["--checkpoint=none", f"--config.data.store={toy_store.folder}", "--workdir=none"]
     runs = [
+        ["finetune", [f"--config=configs/finetune_{config}.py", *finetune, *given]]
+        for config, *given in CONFIGURED
+    ]
+    runs += [
         [name, ["--checkpoint=none", f"--cells={cells}", f"--output={tmp_path}/out.h5ad", *given]]
         for name, given in OPTIONS
         for cells in (toy_store.folder, tmp_path / "logged.h5ad")
@@ -65,41 +79,6 @@ def test_columns_are_missed_before_jax_is_loaded_and_counts_are_read(toy_store, 
         assert (status, has_jax) == (1, False), (name, arguments, error)
         assert_one_line(error)
         assert 'no obs column "kimd" (did you mean "kind"?); they carry kind' in error
-
-
-@pytest.mark.parametrize(
-    ("config", "column"),
-    [
-        ("cells", "task.label=kimd"),
-        ("cells", "task.group=kimd"),
-        ("cells", "task.filters=('kimd:a',)"),
-        ("targets", "targets.classes=kind,kimd"),
-        ("targets", "targets.numbers=kimd"),
-    ],
-)
-def test_finetune_misses_columns_before_a_model_is_loaded(
-    config, column, toy_store, tmp_path, monkeypatch, capsys
-):
-    def load(*_, **__):
-        raise AssertionError
-
-    monkeypatch.setattr("geneformer_jax.interop.load.load_model", load)
-    status, _, error = run_command(
-        "finetune",
-        [
-            f"--config=configs/finetune_{config}.py",
-            "--checkpoint=none",
-            f"--config.data.store={toy_store.folder}",
-            *([] if "label" in column or config == "targets" else ["--config.task.label=kind"]),
-            f"--config.{column}",
-            f"--workdir={tmp_path / 'run'}",
-        ],
-        monkeypatch,
-        capsys,
-    )
-    assert status == 1
-    assert_one_line(error)
-    assert 'no obs column "kimd" (did you mean "kind"?)' in error
 
 
 def test_a_name_with_colons_in_a_filter_is_the_longest_that_is_there(tmp_path):

@@ -338,7 +338,10 @@ def test_similarity_of_genes_is_drawn_of_those_that_are_there(embed, computed, t
     assert left_out == {"gene": "TP53", "symbol": "", "reason": "not in the vocabulary"}
     computed.clear()
     other = f"--output={tmp_path}/other.h5ad"
-    for genes, words in (("TP53,MYC", '"TP53" is not in the vocabulary'), (listed[1], "2 to 120")):
+    for genes, words in (
+        ("TP53,MYC", '"TP53" is not in the vocabulary'),
+        (f"{listed[1]},TP53", "2 to 120 genes, and 1 are named, without TP53"),
+    ):
         status, _, error = embed("--mode=gene", "--figures", f"--genes={genes}", other)
         assert status == 1
         assert_one_line(error)
