@@ -176,9 +176,9 @@ def _require(
         common = np.argsort(-cells_of, kind="stable")[:_EXAMPLES]
         shown = ", ".join(vocabulary.gene_id_of(int(token)) for token in common)
         raise InputError(
-            f"`genes`: the cells have {found} genes of {name} {rest}, but a test needs "
-            f"{MIN_GENES}; they have genes such as {shown}: give another list, more cells, or a "
-            "smaller `min_cells`"
+            f"`genes`: {found} genes of {name} {rest} are in enough cells, but a test needs "
+            f"{MIN_GENES}; genes such as {shown} are: give another list, more cells, or a smaller "
+            "`min_cells`"
         )
 
 
