@@ -7,11 +7,19 @@ Examples:
   python -m geneformer_jax.perturb --checkpoint=RUN --cells=STORE --output=shifts \\
       --states=disease --start=dilated --goal=healthy --alternatives=hypertrophic
 
+  python -m geneformer_jax.perturb --checkpoint=RUN --cells=STORE --output=screen --screen \\
+      --states=disease --start=dilated --goal=healthy --settle=0.05
+
 Edits: delete a gene; overexpress it (to the front of the ranking); inhibit or activate it (down or
 up by --ranks or --quantile). --genes=all takes every gene of each cell in turn. The output folder
 holds parquet tables, one row for each cell, edit and measure, with a report. Interrupted, the same
 command goes on where it stopped. Several processes split the work with --shard=i/n, each writing
 its own tables; the same command with --finish puts them together.
+
+--screen estimates what every deletion does to the cosine with the states, from some 20 encodings of
+a cell in place of one for each gene. --settle then makes the strongest exactly, and tells how good
+the estimates are. Its tables have each shift in two parts: all later genes move up by one position
+(reranking), and the gene is gone (removal).
 """
 
 from pathlib import Path
@@ -51,6 +59,12 @@ flags.DEFINE_multi_string(
 )  # fmt: skip
 flags.DEFINE_string("state_embeddings", "", "File of embed --states; computed by default.")
 flags.DEFINE_bool("classes", False, "Measure class probabilities (checkpoint of a classifier).")
+flags.DEFINE_bool("screen", False, "Estimate all deletions from a few encodings of each cell.")
+flags.DEFINE_integer("split_points", 8, "Of a screen: encodings with later genes moved up.")
+flags.DEFINE_string(
+    "settle", "", "Of a screen: make the strongest exactly, a number or a fraction of the edits "
+    "(1.0: all), and a random sample of 200, on which the screen is judged.",
+)  # fmt: skip
 flags.DEFINE_string("gene_shifts", "none", "Shifts of single genes: none, full, top or means.")
 flags.DEFINE_integer("top", 100, "Genes of each edit for --gene_shifts=top.", lower_bound=1)
 flags.DEFINE_string("expressing", "", "Only cells with all these genes, separated by commas.")
@@ -91,8 +105,9 @@ def main() -> None:
         model = load_model(FLAGS.checkpoint, FLAGS.vocabulary or None)
         how = {name: FLAGS[name].value for name in _HOW}
         run.prepare(model, FLAGS.cells, **how, **reading_arguments())
-        if not FLAGS.finish:
-            run.make()
+        if not FLAGS.finish and not run.make():
+            print(f"shard {FLAGS.shard} is screened; when all are, run the same command again")
+            return
         if FLAGS.shard:
             print(f"shard {FLAGS.shard} is done; when all are, run the same command with --finish")
             return

@@ -39,6 +39,8 @@ _AS_GIVEN = (
     "top",
     "max_cells",
     "seed",
+    "screen",
+    "split_points",
 )
 # What a screen can estimate.
 _SCREENED = {
@@ -170,7 +172,18 @@ def read_options(given: Mapping[str, Any]) -> PerturbationOptions:
         state_embeddings=given["state_embeddings"] or None,
         filters=parse_filters(given["filter"]),
         expressing=read_genes(given["expressing"]),
+        settle=_read_settle(given["settle"]),
     )
+
+
+def _read_settle(text: str) -> int | float | str | None:
+    """Reads a whole number of edits or a fraction; a text that is neither is refused later."""
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            pass
+    return text or None
 
 
 def _check_settle(settle: object) -> None:

@@ -10,3 +10,7 @@ OUTPUTS = (EDITS, STATES, SHIFTS, GENE_SHIFTS, GENE_MEANS, GENES_LEFT_OUT, FILE_
 JOINT = "+"
 # Gene shifts as means, of each part of an unfinished run.
 MEANS_OF_PARTS = "means"
+# What a screen estimated, of each part, until it is settled.
+ESTIMATES = "estimates"
+# How an edit of a screen was made.
+ESTIMATED, EXACT = METHODS = ("estimated", "exact")

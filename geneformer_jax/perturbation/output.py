@@ -22,21 +22,26 @@ from geneformer_jax.common.files import atomic_write
 from geneformer_jax.common.provenance import write_provenance
 from geneformer_jax.common.workdir import is_finished
 from geneformer_jax.embedding.states import StateEmbeddings
-from geneformer_jax.inference.resume import PartsFolder, parts_folder, tidy
+from geneformer_jax.inference.resume import PartsFolder, parts_folder, save_arrays, tidy
+from geneformer_jax.perturbation.engine.shifts import Shifts
 from geneformer_jax.perturbation.layout import (
     EDITS,
+    ESTIMATES,
     GENE_MEANS,
     JOINT,
     MEANS_OF_PARTS,
     SHIFTS,
     STATES,
 )
-from geneformer_jax.perturbation.statistics.aggregate import summarise
+from geneformer_jax.perturbation.statistics.aggregate import summarise, with_parts
+from geneformer_jax.perturbation.statistics.rank_effect import variance_by_rank
 from geneformer_jax.perturbation.statistics.tables import ShiftRows
 from geneformer_jax.perturbation.tables import merge_gene_means, parquet_options, write_table
 
 _PAIRS_AT_ONCE = 4_194_304
 _SUMMARISED = ("perturbed", "perturbed_symbol", "measure", "state", "value")
+_BY_RANK = ("cell", "rank", "measure", "state", "value")
+_SUMMARISED_SCREEN = (*_SUMMARISED, "reranking", "removal", "method")
 
 
 class PerturbationFolder:
@@ -64,7 +69,7 @@ class PerturbationFolder:
         """
         if not is_finished(self.output, configuration):
             return False
-        tidy(self.output, MEANS_OF_PARTS)
+        tidy(self.output, MEANS_OF_PARTS, ESTIMATES)
         return True
 
     def states(self) -> StateEmbeddings | None:
@@ -85,9 +90,31 @@ class PerturbationFolder:
         }
         self.parts.write(part, files)
 
+    def write_estimates(self, part: int, estimates: Shifts) -> None:
+        """Writes what a screen estimated of a part."""
+        save = partial(save_arrays, arrays=estimates._asdict())
+        self.parts.write(estimates_of(part), {f"{ESTIMATES}/part-{part:06d}.npz": save})
+
+    def read_estimates(self, part: int) -> Shifts:
+        """Returns what a screen estimated of a part."""
+        return Shifts(**self.parts.load(f"{ESTIMATES}/part-{part:06d}.npz"))
+
+    def require_whole(self, parts: int) -> None:
+        """Raises InputError if parts are missing."""
+        if missing := self.parts.missing(range(parts)):
+            raise InputError(
+                f"{len(missing):,} of {parts:,} parts are not done yet; run all shards to their "
+                "end first, and then `finish`"
+            )
+
+    def variance_by_rank(self) -> list[dict[str, Any]]:
+        """Returns `variance_by_rank` of all parts as records, None for NaN."""
+        rows = ShiftRows(self.parts.folder / SHIFTS, _BY_RANK)
+        table = variance_by_rank(rows).astype({"explained": object})
+        return table.where(table.notna(), None).to_dict("records")
+
     def finish(
         self,
-        parts: int,
         edit: str,
         vocabulary: GeneVocabulary,
         provenance: Mapping[str, Any],
@@ -96,29 +123,28 @@ class PerturbationFolder:
         """Joins what the parts hold of the same edits, and gives the folder its final name.
 
         Args:
-          parts: their number.
           edit: kind of the edits.
           vocabulary: of the genes.
           provenance: see `describe_run`.
           report: writes a report into a folder, called with (folder, summary, provenance).
 
-        Raises:
-          InputError: parts are missing.
         """
-        if missing := self.parts.missing(range(parts)):
-            raise InputError(
-                f"{len(missing):,} of {parts:,} parts are not done yet; run all shards to their "
-                "end first, and then `finish`"
-            )
         folder = self.parts.folder
         summary = summarise(ShiftRows(folder / SHIFTS, _SUMMARISED))
         _write_edits(folder, summary, vocabulary)
+        if "screen" in provenance["counts"]:
+            summary = with_parts(summary, ShiftRows(folder / SHIFTS, _SUMMARISED_SCREEN))
         if (folder / MEANS_OF_PARTS).is_dir():
             _join_means(folder, edit)
         write_provenance(folder, provenance)
         report(folder, summary, provenance)
         self.parts.become(self.output)
-        tidy(self.output, MEANS_OF_PARTS)
+        tidy(self.output, MEANS_OF_PARTS, ESTIMATES)
+
+
+def estimates_of(part: int) -> str:
+    """Returns the name under which the estimates of a part are recorded."""
+    return f"{ESTIMATES}-{part:06d}"
 
 
 def _join_means(folder: Path, edit: str) -> None:

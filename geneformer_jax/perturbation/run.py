@@ -1,24 +1,24 @@
 """A perturbation run in files, from its options to its report."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Unpack
 
 import numpy as np
-import pandas as pd
 import pyarrow as pa
 
 from geneformer_jax.cells.counts.options import CountArguments
 from geneformer_jax.cells.store.cell_store import EncodedCells
 from geneformer_jax.common.log import logger
+from geneformer_jax.common.progress import Progress
 from geneformer_jax.common.provenance import describe_run
 from geneformer_jax.common.workdir import as_json
 from geneformer_jax.embedding.states import StateEmbeddings
 from geneformer_jax.inference.cells import open_cells, reading_facts
 from geneformer_jax.inference.listed_genes import describe_missing
 from geneformer_jax.inference.pipeline import Throughput
-from geneformer_jax.inference.resume import identity_of, sha256, weights_sha256
+from geneformer_jax.inference.resume import Part, identity_of, sha256, weights_sha256
 from geneformer_jax.model.pretrained import PretrainedModel
 from geneformer_jax.model.runtime import inference_runtime
 from geneformer_jax.perturbation.config import MEANS, PerturbationOptions
@@ -28,13 +28,10 @@ from geneformer_jax.perturbation.engine.plan import TOKENS_PER_PART, EditPlan
 from geneformer_jax.perturbation.engine.shifts import Shifts
 from geneformer_jax.perturbation.layout import (
     GENE_SHIFTS,
-    GENES_LEFT_OUT,
     MEANS_OF_PARTS,
-    OUTPUTS,
-    REPORT,
     SHIFTS,
 )
-from geneformer_jax.perturbation.output import PerturbationFolder, check_space
+from geneformer_jax.perturbation.output import PerturbationFolder, check_space, estimates_of
 from geneformer_jax.perturbation.prepare import (
     find_states,
     make_plan,
@@ -43,24 +40,17 @@ from geneformer_jax.perturbation.prepare import (
     resolve_edits,
     state_vectors,
 )
-from geneformer_jax.perturbation.statistics.figures import ranked_figure
+from geneformer_jax.perturbation.report import write_report
+from geneformer_jax.perturbation.screen import Screen, describe_screen, plan_screen
+from geneformer_jax.perturbation.statistics.tables import STATE_SHIFT
 from geneformer_jax.perturbation.tables import (
     gene_means_table,
     gene_shifts_table,
     shifts_table,
 )
-from geneformer_jax.reporting.html import Report
 
 # What does not change the tables; statistics may be asked of tables that are there.
 _NOT_IN_PLAN = ("output", "shard", "finish", "tokens_per_device", "statistics", "null")
-_MEASURES = {
-    "mean_gene_cosine": "mean over the genes left of the cosine of each before and after the edit",
-    "cell_cosine": "cosine of the cell's embedding before and after the edit",
-    "cls_cosine": "cosine of <cls> before and after the edit",
-    "state_shift": "what the edit adds to the cosine of the cell with the state",
-    "class_probability_before": "probability of the class before the edit",
-    "class_probability_after": "probability of the class after the edit",
-}
 
 
 class PerturbationRun:
@@ -121,6 +111,7 @@ class PerturbationRun:
         options, spec = name_states(options, spec, opened)
         self._options = options
         plan = make_plan(opened, options, spec, rule, sets, self._tokens_per_part)
+        plan = plan_screen(plan, options) if options.screen else plan
         # Attention is chosen for what is encoded, which may be shorter than the cells.
         longest = int(plan.longest.max())
         runtime, line = inference_runtime(model.config, longest, precision, attention)
@@ -135,7 +126,14 @@ class PerturbationRun:
         edits = {"command": self._command, "edits": sha256(np.array(plan.parts, np.int64))}
         self._folder.parts.begin({**identity, **edits})
         vectors = state_vectors(given or self._states(opened, spec), options)
-        self._perturber = Perturber(model, plan, spec, vectors, tokens_per_device=tokens_per_device)
+        self._ready(model, plan, spec, vectors, tokens_per_device=tokens_per_device)
+
+    def _ready(self, *given: Any, **sizes: int | None) -> None:
+        if self._options.screen:
+            self._screen = Screen(*given, self._options, **sizes)
+            self._engine = self._screen.screener
+        else:
+            self._engine = Perturber(*given, **sizes)
 
     def _states(self, cells: EncodedCells, spec: ForwardSpec) -> StateEmbeddings | None:
         """Finds the state embeddings, which all shards and beginnings take from one file."""
@@ -146,25 +144,68 @@ class PerturbationRun:
             self._folder.save_states(states)
         return states
 
-    def make(self) -> None:
-        """Makes the edits of this shard that are not made yet, and writes them part by part."""
-        perturber, parts = self._perturber, self._perturber.plan.parts
-        own = self._folder.parts.own(len(parts))
-        todo = self._folder.parts.missing(own)
-        sizes = {part: parts[part][1] - parts[part][0] for part in own}
-        with perturber.progress(sum(sizes.values())) as progress:
-            progress.advance(sum(size for part, size in sizes.items() if part not in todo))
+    def make(self) -> bool:
+        """Makes the edits of this shard that are not made yet, and writes them part by part.
+
+        Returns:
+          Whether they are made; a screen is settled only when all shards have estimated theirs.
+        """
+        if not self._options.screen:
+            self._each_part(self._make_part, self._engine.throughput)
+            return True
+        parts = range(len(self._engine.plan.parts))
+        self._each_part(self._estimate_part, self._engine.throughput, name=estimates_of)
+        if self._folder.parts.missing(map(estimates_of, parts)):
+            return False
+        chosen = self._screen.choose(map(self._folder.read_estimates, parts)).all
+        bounds = np.array(self._engine.plan.parts)
+        sizes = np.diff(np.searchsorted(chosen, bounds))[:, 0]
+        self._each_part(self._settle_part, self._screen.settling, sizes)
+        return True
+
+    def _each_part(
+        self,
+        make: Callable[[int, Progress], None],
+        throughput: Throughput,
+        sizes: np.ndarray | None = None,
+        name: Callable[[int], Part] = int,
+    ) -> None:
+        """Makes each part of this shard that is not recorded yet.
+
+        Args:
+          make: makes and writes a part.
+          throughput: of what is made.
+          sizes: edits to make in each part; all by default.
+          name: under which a part is recorded; its number by default.
+        """
+        parts = self._folder.parts
+        sizes = np.diff(np.array(self._engine.plan.parts))[:, 0] if sizes is None else sizes
+        own = parts.own(len(sizes))
+        todo = [part for part in own if not parts.is_done(name(part))]
+        with self._engine.progress(int(sizes[own].sum())) as progress:
+            progress.advance(int(sum(sizes[part] for part in own if part not in todo)))
             for place, part in enumerate(todo):
-                shifts = perturber.shifts(*parts[part], progress)
-                self._folder.write_part(part, self._tables(shifts))
+                make(part, progress)
                 if place == 0 and len(todo) > 1:
                     # Parts are of about as many tokens, and take about as long.
-                    _log_time(perturber.throughput, len(todo) - 1)
-        logger.info(perturber.throughput.describe())
+                    _log_time(throughput, len(todo) - 1)
+        logger.info(throughput.describe())
+
+    def _make_part(self, part: int, progress: Progress) -> None:
+        shifts = self._engine.shifts(*self._engine.plan.parts[part], progress)
+        self._folder.write_part(part, self._tables(shifts))
+
+    def _estimate_part(self, part: int, progress: Progress) -> None:
+        estimates = self._engine.shifts(*self._engine.plan.parts[part], progress)
+        self._folder.write_estimates(part, estimates)
+
+    def _settle_part(self, part: int, progress: Progress) -> None:
+        table = self._screen.settle(self._folder.read_estimates(part), progress)
+        self._folder.write_part(part, {SHIFTS: table})
 
     def _tables(self, shifts: Shifts) -> dict[str, pa.Table]:
         """Returns the tables of one part by the names of their folders."""
-        spec, cells = self._perturber.spec, self._perturber.plan.cells
+        spec, cells = self._engine.spec, self._engine.plan.cells
         named = self._options.edit, cells.obs.index.to_numpy(), cells.vocabulary
         tables = {SHIFTS: shifts_table(shifts, spec.measures, *named)}
         if self._options.gene_shifts == MEANS:
@@ -175,19 +216,22 @@ class PerturbationRun:
 
     def finish(self) -> None:
         """Joins all tables, and writes their provenance and a report."""
-        plan = self._perturber.plan
-        provenance = describe_run("perturb", self._command, self._inputs, self._counts())
+        plan = self._engine.plan
+        self._folder.require_whole(len(plan.parts))
+        counts = self._counts() | {"variance_by_rank": self._folder.variance_by_rank()}
+        if self._options.screen:
+            counts["screen"] = describe_screen(self._folder.parts.folder / SHIFTS, self._options)
+        provenance = describe_run("perturb", self._command, self._inputs, counts)
         vocabulary = plan.cells.vocabulary
-        self._folder.finish(
-            len(plan.parts), self._options.edit, vocabulary, provenance, write_report
-        )
+        self._folder.finish(self._options.edit, vocabulary, provenance, write_report)
         logger.info(f"tables and report: {self._folder.output}")
 
     def _check_size(self, plan: EditPlan, spec: ForwardSpec) -> None:
         """Logs the size of the work, and raises InputError if its tables would not fit."""
         options = self._options
         means = options.gene_shifts == MEANS
-        size = plan.table_bytes(len(spec.measures), spec.gene_rows, means)
+        columns = 4 * len(spec.states) if options.screen else len(spec.measures)
+        size = plan.table_bytes(columns, spec.gene_rows, means)
         logger.info(
             f"{plan.edits:,} edits ({options.edit}) in {plan.edited_cells:,} of "
             f"{len(plan.counts):,} cells, {plan.tokens:,} tokens to encode; tables of about "
@@ -200,8 +244,11 @@ class PerturbationRun:
         check_space(self._folder.output, size)
 
     def _counts(self) -> dict[str, Any]:
-        plan, spec = self._perturber.plan, self._perturber.spec
+        plan, spec = self._engine.plan, self._engine.spec
         states = self._options.states
+        measures = sorted({measure for measure, _ in spec.measures})
+        if self._options.screen:
+            measures = [STATE_SHIFT]
         return {
             "edit": plan.rule.kind,
             "edits": plan.edits,
@@ -209,7 +256,7 @@ class PerturbationRun:
             "left_out": _left_out(plan),
             **reading_facts(plan.cells),
             "genes_left_out": plan.missing_genes,
-            "measures": sorted({measure for measure, _ in spec.measures}),
+            "measures": measures,
             "gene_shifts": self._options.gene_shifts,
             "mode": spec.mode,
             "hidden_layer": spec.hidden_layer,
@@ -228,43 +275,3 @@ def _left_out(plan: EditPlan) -> dict[str, int]:
 
 def _log_time(done: Throughput, parts: int) -> None:
     logger.info(f"about {done.seconds * parts / 60:,.1f} minutes to go for {parts:,} more parts")
-
-
-def write_report(folder: Path, summary: pd.DataFrame, provenance: Mapping[str, Any]) -> None:
-    """Writes report.html into the folder of a run.
-
-    Args:
-      folder: of the run.
-      summary: mean, sd and n of each edit, measure and state; see `summarise`.
-      provenance: see `describe_run`.
-    """
-    counts = provenance["counts"]
-    report = Report(
-        "In silico perturbation",
-        f"{counts['edits']:,} edits ({counts['edit']}) in {counts['cells']:,} cells; hidden "
-        f"layer {counts['hidden_layer']} of {counts['checkpoint']}.",
-    )
-    for (measure, state), rows in summary.groupby(["measure", "state"], sort=False):
-        ranked = rows.sort_values("mean", ascending=measure != "state_shift", ignore_index=True)
-        report.section(f"{measure} {state}".strip(), _MEASURES[measure].capitalize() + ".")
-        caption = "Every edit by its rank; mean over the cells it was made in."
-        named = ranked.assign(Gene_name=ranked["perturbed_symbol"].astype(str))
-        labels = f"{measure} {state}".strip() + ", mean over cells", "one cell only"
-        report.figure(ranked_figure(named, "mean", ranked["n"] == 1, labels), caption)
-        # One cell has no deviation; 0 would look like a very certain one.
-        ranked["sd"] = ranked["sd"].where(ranked["n"] > 1)
-        columns = ["perturbed_symbol", "perturbed", "mean", "sd", "n"]
-        shown = ranked[columns].rename(columns={"n": "cells"})
-        report.table(shown, "Mean and standard deviation over cells.", f"{SHIFTS}/")
-    if counts["left_out"]:
-        left = pd.DataFrame(counts["left_out"].items(), columns=["left out", "number"])
-        report.section("What was left out")
-        report.table(left, "Cells and edits, by reason.")
-    if counts["genes_left_out"]:
-        missing = pd.DataFrame(counts["genes_left_out"])
-        missing.to_csv(folder / GENES_LEFT_OUT, sep="\t", index=False)
-        report.section("Listed genes that were left out")
-        report.table(missing, "Genes and the reason of each.", GENES_LEFT_OUT)
-    report.files(path for path in folder.iterdir() if path.name in OUTPUTS)
-    report.provenance(provenance)
-    report.write(folder / REPORT)

@@ -1,6 +1,9 @@
 """A screen: all deletions estimated, and then the strongest of them made exactly."""
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -8,6 +11,7 @@ import pyarrow as pa
 
 from geneformer_jax.common.log import logger
 from geneformer_jax.common.progress import Progress
+from geneformer_jax.inference.pipeline import Throughput
 from geneformer_jax.model.pretrained import PretrainedModel
 from geneformer_jax.perturbation.config import PerturbationOptions
 from geneformer_jax.perturbation.engine.encoding import ForwardSpec
@@ -20,10 +24,13 @@ from geneformer_jax.perturbation.engine.settling import (
     number_to_settle,
 )
 from geneformer_jax.perturbation.engine.shifts import Shifts
+from geneformer_jax.perturbation.layout import METHODS
 from geneformer_jax.perturbation.statistics.screen_accuracy import (
     describe_accuracy,
     describe_poor,
+    screen_accuracy,
 )
+from geneformer_jax.perturbation.statistics.tables import ShiftRows
 from geneformer_jax.perturbation.tables import screened_table
 
 
@@ -63,13 +70,18 @@ class Screen:
         split_points = options.split_points
         self.screener = Screener(*self._given, split_points=split_points, **self._sizes)
 
-    def choose(self, parts: Sequence[Shifts]) -> Chosen:
+    def choose(self, parts: Iterable[Shifts]) -> Chosen:
         """Chooses what to settle, given the estimates of all parts, and readies the devices."""
         goal = self.screener.spec.states.index(self._options.states.goal)
         estimates_E = np.concatenate([part.values_EM[:, goal] for part in parts])
         chosen = choose_edits(estimates_E, self._options.settle, self._options.seed)
         self._settler = Settler(*self._given, chosen, **self._sizes)
         return chosen
+
+    @property
+    def settling(self) -> Throughput:
+        """What the second round makes, once it is chosen."""
+        return self._settler.throughput
 
     def settle(self, estimates: Shifts, progress: Progress | None = None) -> pa.Table:
         """Settles a range of the edits, and returns their table."""
@@ -85,3 +97,20 @@ def log_accuracy(accuracy: pd.DataFrame) -> None:
         logger.warning(line)
     for line in describe_accuracy(accuracy):
         logger.info(line)
+
+
+def describe_screen(shifts: Path, options: PerturbationOptions) -> dict[str, Any]:
+    """Returns the facts of a screen, given the folder of its tables; logs its accuracy."""
+    methods = Counter[str]()
+    for piece in ShiftRows(shifts, ("method",), {"state": options.states.goal}):
+        methods.update(piece["method"].astype(str))
+    sampled = list(ShiftRows(shifts, ("state", "value", "estimate"), {"sampled": "true"}))
+    accuracy = pd.DataFrame()
+    if sampled:
+        accuracy = screen_accuracy(pd.concat(sampled), options.seed)
+        log_accuracy(accuracy)
+    return {
+        "split_points": options.split_points,
+        **{method: methods[method] for method in METHODS},
+        "accuracy": accuracy.to_dict("records"),
+    }

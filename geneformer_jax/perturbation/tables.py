@@ -12,7 +12,7 @@ from geneformer_jax.cells.tokenization.vocabulary import GeneVocabulary
 from geneformer_jax.perturbation.engine.edits import DELETE
 from geneformer_jax.perturbation.engine.settling import Settled
 from geneformer_jax.perturbation.engine.shifts import Shifts
-from geneformer_jax.perturbation.layout import JOINT
+from geneformer_jax.perturbation.layout import JOINT, METHODS
 from geneformer_jax.perturbation.statistics.moments import (
     GeneIndex,
     Moments,
@@ -21,8 +21,6 @@ from geneformer_jax.perturbation.statistics.moments import (
 )
 from geneformer_jax.perturbation.statistics.tables import STATE_SHIFT
 
-# How an edit of a screen was made.
-ESTIMATED, EXACT = METHODS = ("estimated", "exact")
 _TEXT = pa.dictionary(pa.int32(), pa.string())
 
 

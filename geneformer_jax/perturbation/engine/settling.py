@@ -5,6 +5,7 @@ from typing import NamedTuple
 import numpy as np
 
 from geneformer_jax.common.progress import Progress
+from geneformer_jax.inference.pipeline import Throughput
 from geneformer_jax.model.pretrained import PretrainedModel
 from geneformer_jax.perturbation.engine.encoding import ForwardSpec
 from geneformer_jax.perturbation.engine.perturber import Perturber
@@ -87,11 +88,15 @@ class Settler:
     ):
         """Readies the devices; arguments as of `Engine`, and the chosen edits."""
         self._chosen = chosen
-        if len(chosen.all):
-            given = model, plan.choose(chosen.all), spec, states_SD
-            self._perturber = Perturber(*given, tokens_per_device=tokens_per_device)
-            self._reranker = Reranker(*given, tokens_per_device=tokens_per_device)
+        given = model, plan.choose(chosen.all), spec, states_SD
+        self._perturber = Perturber(*given, tokens_per_device=tokens_per_device)
+        self._reranker = Reranker(*given, tokens_per_device=tokens_per_device)
         self._towards_states = [measure == "state_shift" for measure, _ in spec.measures]
+
+    @property
+    def throughput(self) -> Throughput:
+        """Of the exact shifts."""
+        return self._perturber.throughput
 
     def settle(self, estimates: Shifts, progress: Progress | None = None) -> Settled:
         """Settles what a screen found of a range of edits."""

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 import numpy as np
 import pandas as pd
 
+from geneformer_jax.perturbation.layout import EXACT
 from geneformer_jax.perturbation.statistics.moments import (
     GeneIndex,
     Moments,
@@ -74,6 +75,30 @@ def summarise(pieces: Pieces) -> pd.DataFrame:
         tables.append(pd.DataFrame(columns))
     keys = ["perturbed", "perturbed_symbol", "measure", "state"]
     return pd.concat(tables).sort_values(keys, ignore_index=True)
+
+
+def with_parts(summary: pd.DataFrame, pieces: Pieces) -> pd.DataFrame:
+    """Adds to the summary of a screen what its shifts consist of.
+
+    Args:
+      summary: see `summarise`.
+      pieces: rows of the screen, as often as wanted, with its own columns.
+
+    Returns:
+      The summary with the means over cells of `reranking` and `removal`, and `exact`, the fraction
+      of the cells in which the edit was made exactly.
+    """
+    keys = ["perturbed", "perturbed_symbol", "measure", "state"]
+    for name in ("reranking", "removal", "exact"):
+        means = summarise(_as_values(pieces, name))[[*keys, "mean"]]
+        summary = summary.merge(means.rename(columns={"mean": name}), on=keys)
+    return summary
+
+
+def _as_values(pieces: Pieces, name: str) -> Iterator[pd.DataFrame]:
+    for piece in pieces:
+        is_exact = (piece["method"] == EXACT).astype(float)
+        yield piece.assign(value=is_exact if name == "exact" else piece[name])
 
 
 def _moments_by(

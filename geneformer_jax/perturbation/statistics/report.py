@@ -20,6 +20,7 @@ from geneformer_jax.common.errors import InputError, did_you_mean
 from geneformer_jax.common.files import atomic_write
 from geneformer_jax.common.provenance import FILE_NAME, describe_run
 from geneformer_jax.perturbation.layout import SHIFTS
+from geneformer_jax.perturbation.statistics.estimated import mark_estimates
 from geneformer_jax.perturbation.statistics.modes import MODES, StatisticOptions, StatisticResult
 from geneformer_jax.perturbation.statistics.shifts import BACKGROUND, SEED
 from geneformer_jax.reporting.figures import Drawing, save_figure
@@ -94,7 +95,7 @@ def perturbation_statistics(
                       background, seed, set_size)  # fmt: skip
     _check(mode, options)
     folder = Path(folder)
-    result = MODES[mode](folder, options)
+    result = mark_estimates(folder, MODES[mode](folder, options))
     target = folder / STATISTICS
     target.mkdir(exist_ok=True)
     written, heads = [], {}

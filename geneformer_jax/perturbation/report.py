@@ -1,0 +1,117 @@
+"""The page on a perturbation: what was measured of each edit, and what that rests on."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from geneformer_jax.perturbation.layout import GENES_LEFT_OUT, OUTPUTS, REPORT, SHIFTS
+from geneformer_jax.perturbation.statistics.figures import ranked_figure
+from geneformer_jax.perturbation.statistics.screen_accuracy import (
+    describe_accuracy,
+    describe_poor,
+)
+from geneformer_jax.reporting.html import Report
+
+_MEASURES = {
+    "mean_gene_cosine": "mean over the genes left of the cosine of each before and after the edit",
+    "cell_cosine": "cosine of the cell's embedding before and after the edit",
+    "cls_cosine": "cosine of <cls> before and after the edit",
+    "state_shift": "what the edit adds to the cosine of the cell with the state",
+    "class_probability_before": "probability of the class before the edit",
+    "class_probability_after": "probability of the class after the edit",
+}
+_PARTS = ["reranking", "removal", "exact"]
+
+
+def write_report(folder: Path, summary: pd.DataFrame, provenance: Mapping[str, Any]) -> None:
+    """Writes report.html into the folder of a run.
+
+    Args:
+      folder: of the run.
+      summary: mean, sd and n of each edit, measure and state, see `summarise`; of a screen also
+        what `with_parts` adds.
+      provenance: see `describe_run`.
+    """
+    counts = provenance["counts"]
+    report = Report(
+        "In silico perturbation",
+        f"{counts['edits']:,} edits ({counts['edit']}) in {counts['cells']:,} cells; hidden "
+        f"layer {counts['hidden_layer']} of {counts['checkpoint']}.",
+    )
+    if "screen" in counts:
+        _add_screen(report, counts["screen"])
+    by_rank = {(row["measure"], row["state"]): row for row in counts["variance_by_rank"]}
+    for key, rows in summary.groupby(["measure", "state"], sort=False):
+        _add_measure(report, *key, rows, by_rank.get(key))
+    _add_left_out(report, folder, counts)
+    report.files(path for path in folder.iterdir() if path.name in OUTPUTS)
+    report.provenance(provenance)
+    report.write(folder / REPORT)
+
+
+def _add_screen(report: Report, screen: Mapping[str, Any]) -> None:
+    accuracy = pd.DataFrame(screen["accuracy"])
+    lines = [
+        *describe_poor(accuracy),
+        f"{screen['exact']:,} of these edits are exact and {screen['estimated']:,} are estimates, "
+        f"from {screen['split_points']} split points in each cell.",
+        *describe_accuracy(accuracy),
+    ]
+    if accuracy.empty:
+        lines.append("How good the estimates are was not measured; `settle` does that.")
+    report.section("A screen", lines[0])
+    for line in lines[1:]:
+        report.paragraph(line)
+    if not accuracy.empty:
+        report.table(accuracy, "Estimates beside exact shifts of edits drawn at random; intervals "
+                     "of 95 % by bootstrap over edits.")  # fmt: skip
+
+
+def _add_measure(
+    report: Report, measure: str, state: str, rows: pd.DataFrame, by_rank: Mapping[str, Any] | None
+) -> None:
+    name = f"{measure} {state}".strip()
+    report.section(name, _MEASURES[measure].capitalize() + ".")
+    if by_rank is not None and by_rank["explained"] is not None:
+        report.paragraph(describe_by_rank(by_rank))
+    ranked = rows.sort_values("mean", ascending=measure != "state_shift", ignore_index=True)
+    caption = "Every edit by its rank; mean over the cells it was made in."
+    named = ranked.assign(Gene_name=ranked["perturbed_symbol"].astype(str))
+    labels = f"{name}, mean over cells", "one cell only"
+    report.figure(ranked_figure(named, "mean", ranked["n"] == 1, labels), caption)
+    # One cell has no deviation; 0 would look like a very certain one.
+    ranked["sd"] = ranked["sd"].where(ranked["n"] > 1)
+    parts = [part for part in _PARTS if part in ranked]
+    columns = ["perturbed_symbol", "perturbed", "mean", "sd", "n", *parts]
+    shown = ranked[columns].rename(columns={"n": "cells"})
+    caption = "Mean and standard deviation over cells."
+    if parts:
+        caption += (
+            " reranking and removal add up to the mean: what comes from all later genes moving up "
+            "by one position, and what from the gene itself being gone. exact: fraction of the "
+            "cells in which the shift is exact, not estimated."
+        )
+    report.table(shown, caption, f"{SHIFTS}/")
+
+
+def describe_by_rank(by_rank: Mapping[str, Any]) -> str:
+    """Returns the sentence on a row of `variance_by_rank`."""
+    of = f" towards {by_rank['state']}" if by_rank["state"] else f" ({by_rank['measure']})"
+    return (
+        f"{by_rank['explained']:.0%} of the variance of the shifts{of} within cells is explained "
+        "by rank alone: by where the gene stands in its cell, whichever gene it is."
+    )
+
+
+def _add_left_out(report: Report, folder: Path, counts: Mapping[str, Any]) -> None:
+    if counts["left_out"]:
+        left = pd.DataFrame(counts["left_out"].items(), columns=["left out", "number"])
+        report.section("What was left out")
+        report.table(left, "Cells and edits, by reason.")
+    if counts["genes_left_out"]:
+        missing = pd.DataFrame(counts["genes_left_out"])
+        missing.to_csv(folder / GENES_LEFT_OUT, sep="\t", index=False)
+        report.section("Listed genes that were left out")
+        report.table(missing, "Genes and the reason of each.", GENES_LEFT_OUT)
