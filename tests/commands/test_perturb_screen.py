@@ -55,10 +55,12 @@ def test_tables_report_and_statistics_tell_what_is_estimated(perturb, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "dying", [pytest.param((Screener, "shifts", 2), marks=pytest.mark.slow), (Settler, "settle", 2)]
+    ("kind", "name"),
+    [pytest.param(Screener, "shifts", marks=pytest.mark.slow), (Settler, "settle")],
 )
-def test_an_interrupted_screen_goes_on_to_identical_tables(perturb, tmp_path, monkeypatch, dying):
-    kind, name, last = dying
+def test_an_interrupted_screen_goes_on_to_identical_tables(
+    perturb, tmp_path, monkeypatch, kind, name
+):
     whole, run, calls = tmp_path / "whole", getattr(kind, name), []
     assert perturb(*SCREEN, f"--output={whole}")[0] == 0
 
