@@ -1,15 +1,16 @@
 """Raw counts from AnnData: files, stores, inside MuData and SpatialData, and objects in memory."""
 
+from __future__ import annotations
+
 import contextlib
 from collections.abc import Iterator, Mapping
 from operator import index
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import anndata
 import h5py
 import numpy as np
 import pandas as pd
-import zarr
 from scipy import sparse
 
 from geneformer_jax.cells.counts.file_errors import explain_damage
@@ -25,7 +26,6 @@ from geneformer_jax.cells.counts.options import DEFAULT_OPTIONS, CountOptions, R
 from geneformer_jax.cells.counts.texts import as_packed_text, has_texts
 from geneformer_jax.cells.formats.containers import is_zip, open_store, place_of_anndata
 from geneformer_jax.cells.formats.dataframes import (
-    Table,
     check_no_pickle,
     column_shape,
     index_name,
@@ -40,6 +40,12 @@ from geneformer_jax.cells.formats.dataframes import (
 from geneformer_jax.cells.formats.features import TypedFeatures
 from geneformer_jax.cells.formats.hdf5_filters import require_filters
 from geneformer_jax.common.errors import InputError
+
+if TYPE_CHECKING:
+    import anndata
+    import zarr
+
+    from geneformer_jax.cells.formats.dataframes import Table
 
 _RAW = "raw"
 

@@ -1,18 +1,23 @@
 """Containers of AnnData: HDF5 files, zarr stores (zipped or not), and what holds several."""
 
+from __future__ import annotations
+
 import contextlib
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING
 
 import h5py
-import zarr
-from zarr.storage import ZipStore
 
 from geneformer_jax.cells.formats.paths import ZARR_MARKS, is_zarr
 from geneformer_jax.common.errors import InputError
 
-Group = h5py.Group | zarr.Group
+if TYPE_CHECKING:
+    import zarr
+
+    Group = h5py.Group | zarr.Group
+
 _ZIP = ".zip"
 _METADATA = (*ZARR_MARKS, ".zarray", ".zattrs")
 # What the modality with the counts of genes is called; compared in lower case.
@@ -29,16 +34,20 @@ def open_store(path: Path, place: str = "") -> Iterator[Group]:
     values of a matrix that was written anew are read as another type, without an error. So it is
     not used.
     """
+    if not (path.is_dir() or is_zip(path)):
+        with h5py.File(path, "r") as root:
+            yield root[place] if place else root
+        return
+    # zarr takes as long to import as NumPy, which HDF5 files should not wait for.
+    import zarr
+
     options = {"mode": "r", "use_consolidated": False}
     if path.is_dir():
         # What lies in a store may be of another version of the format.
         yield zarr.open_group(path / place, **options)
-    elif is_zip(path):
-        with ZipStore(path, mode="r") as store:
-            yield zarr.open_group(store, path=place, **options)
-    else:
-        with h5py.File(path, "r") as root:
-            yield root[place] if place else root
+        return
+    with zarr.storage.ZipStore(path, mode="r") as store:
+        yield zarr.open_group(store, path=place, **options)
 
 
 def is_zip(path: Path) -> bool:

@@ -4,18 +4,24 @@ Ids and four columns of a million cells are read in blocks in 33 MB of memory; a
 takes 906 MB, its `read_elem_lazy` 341 MB, and both take 1.4 times as long (benchmarks/LOG.md).
 """
 
+from __future__ import annotations
+
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import h5py
 import numpy as np
 import pandas as pd
-import zarr
-from anndata.io import read_elem
 
 from geneformer_jax.common.errors import InputError
 
-Group = h5py.Group | zarr.Group
+if TYPE_CHECKING:
+    import zarr
+
+    Group = h5py.Group | zarr.Group
+    Table = "Group | OldTable"
+
 _LEGACY_CATEGORIES = "__categories"
 _ALL = slice(None)
 _ROW_PARTS = ("codes", "values")
@@ -69,9 +75,6 @@ def _decoded(values: np.ndarray) -> np.ndarray:
     return np.vectorize(lambda v: v.decode() if isinstance(v, bytes) else v, otypes=[object])(
         values
     )
-
-
-Table = Group | OldTable
 
 
 def table_of(root: Group, name: str, path: Path) -> Table:
@@ -165,11 +168,11 @@ def _rows_of(
 ) -> np.ndarray | pd.api.extensions.ExtensionArray:
     if _is_plain_text(column):
         return column.asstr()[rows]
-    if isinstance(column, zarr.Array) and column.dtype.kind in "TUO":
+    if _is_zarr_array(column) and column.dtype.kind in "TUO":
         return np.asarray(column[rows], object)
     if isinstance(column, OldColumn):
         return column[rows]
-    if isinstance(column, h5py.Dataset | zarr.Array) and column.dtype.kind in "biuf":
+    if not hasattr(column, "keys") and column.dtype.kind in "biuf":
         return column[rows]
     return _read_element(column)[rows]
 
@@ -193,6 +196,9 @@ def _stored_rows(column: Group | h5py.Dataset | zarr.Array) -> h5py.Dataset | za
 
 
 def _read_element(node: Group | h5py.Dataset | zarr.Array) -> object:
+    # anndata takes half a second to import, which only columns of rarer kinds should wait for.
+    from anndata.io import read_elem
+
     try:
         return read_elem(node)
     except Exception as error:
@@ -230,7 +236,7 @@ def require_chunks(group: Group, name: str, shape: tuple[int, int]) -> None:
     for part in ("data", "indices", "indptr"):
         array = group[part]
         may_be_zero = part == "indices" and (shape[1] == 1 or array.shape[0] <= shape[0])
-        if not isinstance(array, zarr.Array) or may_be_zero:
+        if not _is_zarr_array(array) or may_be_zero:
             continue
         stored, needed = array.nchunks_initialized, array.nchunks
         if array.size and stored < needed:
@@ -241,9 +247,15 @@ def require_chunks(group: Group, name: str, shape: tuple[int, int]) -> None:
 
 
 def _zarr_arrays(node: Group | h5py.Dataset | zarr.Array) -> Iterator[zarr.Array]:
-    if isinstance(node, zarr.Array):
+    if _is_zarr_array(node):
         yield node
-    elif isinstance(node, zarr.Group):
-        for _, member in node.members(max_depth=None):
-            if isinstance(member, zarr.Array):
-                yield member
+    elif not isinstance(node, _NOT_ZARR):
+        yield from (member for _, member in node.members(max_depth=None) if _is_zarr_array(member))
+
+
+# What else a node can be: zarr itself is imported for its stores alone.
+_NOT_ZARR = (h5py.Dataset, h5py.Group, OldColumn)
+
+
+def _is_zarr_array(node: object) -> bool:
+    return not isinstance(node, _NOT_ZARR) and not hasattr(node, "keys")

@@ -4,15 +4,17 @@ import contextlib
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
-import tensorflow_datasets as tfds
 
 from geneformer_jax.cells.counts.lazy_columns import iter_blocks
+from geneformer_jax.cells.counts.source import CELL_ID
 from geneformer_jax.cells.store import layout
-from geneformer_jax.cells.store.obs_columns import tfds_features
+from geneformer_jax.cells.store.obs_columns import NUMPY_TYPES, stored_name
+from geneformer_jax.cells.store.records import TOKENS
 
 _VERSION = "1.0.0"
 
@@ -62,6 +64,9 @@ def write_dataset_info(
       kinds: obs column -> kind.
       into: folder to write in.
     """
+    # It takes a quarter of a second to import: only those who complete a store wait for it.
+    import tensorflow_datasets as tfds
+
     template = tfds.core.ShardedFileTemplate(
         data_dir=folder,
         template=layout.FILE_NAMES,
@@ -81,10 +86,28 @@ def write_dataset_info(
         data_dir=str(folder),
         module_name="",
     )
-    info = tfds.core.DatasetInfo(builder=identity, features=tfds_features(kinds))
+    info = tfds.core.DatasetInfo(
+        builder=identity, features=tfds.features.FeaturesDict(_features(kinds, tfds.features))
+    )
     info.set_file_format(tfds.core.FileFormat.ARRAY_RECORD)
     info.set_splits(tfds.core.splits.SplitDict([split]))
     info.write_to_directory(into)
+
+
+def _features(kinds: Mapping[str, str], library: ModuleType) -> dict[str, Any]:
+    """Features of a store's records: tokens, cell id and obs columns, by their stored names."""
+    as_bytes = {"encoding": library.Encoding.BYTES}
+    features = {
+        TOKENS: library.Tensor(shape=(None,), dtype=np.uint16, **as_bytes),
+        CELL_ID: library.Text(),
+    }
+    for name, kind in kinds.items():
+        features[stored_name(name)] = (
+            library.Text()
+            if kind == "text"
+            else library.Tensor(shape=(), dtype=NUMPY_TYPES[kind], **as_bytes)
+        )
+    return features
 
 
 class GrowingArray:

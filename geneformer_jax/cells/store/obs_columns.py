@@ -12,7 +12,6 @@ from collections.abc import Iterable, Mapping
 import numpy as np
 import pandas as pd
 import pyarrow as pa
-import tensorflow_datasets as tfds
 
 from geneformer_jax.cells.counts.source import CELL_ID
 from geneformer_jax.cells.store.records import TOKENS, ByteRows
@@ -24,7 +23,7 @@ MISSING = "missing"
 _WITH_GAPS = {"text": "text", "int": "float", "float": "float", "bool": "text"}
 _PREFIX = "obs:"
 _ARROW = {"text": pa.string(), "int": pa.int64(), "float": pa.float64(), "bool": pa.bool_()}
-_NUMPY = {"int": np.int64, "float": np.float64, "bool": np.bool_}
+NUMPY_TYPES = {"int": np.int64, "float": np.float64, "bool": np.bool_}
 
 
 def stored_name(name: str, taken: Iterable[str] = TAKEN) -> str:
@@ -74,7 +73,7 @@ def as_kind(column: pd.Series, kind: str) -> np.ndarray:
         return values
     if kind == "float":
         return column.to_numpy(dtype=np.float64, na_value=np.nan)
-    return column.to_numpy(dtype=_NUMPY[kind])
+    return column.to_numpy(dtype=NUMPY_TYPES[kind])
 
 
 def as_bytes(column: pa.Array, kind: str) -> ByteRows:
@@ -90,20 +89,3 @@ def arrow_schema(kinds: Mapping[str, str]) -> pa.Schema:
     """The obs table's columns: the cell id and the obs columns, by their stored names."""
     columns = ((stored_name(name), _ARROW[kind]) for name, kind in kinds.items())
     return pa.schema([(CELL_ID, pa.string()), *columns])
-
-
-def tfds_features(kinds: Mapping[str, str]) -> tfds.features.FeaturesDict:
-    """The features of a store's records: tokens, cell id and obs columns, by their stored names."""
-    raw = tfds.features.Encoding.BYTES
-    features: dict[str, tfds.features.FeatureConnector] = {
-        TOKENS: tfds.features.Tensor(shape=(None,), dtype=np.uint16, encoding=raw),
-        CELL_ID: tfds.features.Text(),
-    }
-    for name, kind in kinds.items():
-        if kind == "text":
-            features[stored_name(name)] = tfds.features.Text()
-        else:
-            features[stored_name(name)] = tfds.features.Tensor(
-                shape=(), dtype=_NUMPY[kind], encoding=raw
-            )
-    return tfds.features.FeaturesDict(features)

@@ -1,10 +1,11 @@
 """From a source of raw counts to rank value encodings, a batch of cells at a time."""
 
+from __future__ import annotations
+
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Unpack
+from typing import TYPE_CHECKING, NamedTuple, Unpack
 
-import anndata
 import numpy as np
 import pandas as pd
 import pyarrow as pa
@@ -31,6 +32,9 @@ from geneformer_jax.common.arguments import require_type, require_whole
 from geneformer_jax.common.errors import InputError
 from geneformer_jax.common.log import logger
 from geneformer_jax.common.threads import prefetch
+
+if TYPE_CHECKING:
+    import anndata
 
 V1_MAX_LENGTH, V2_MAX_LENGTH = 2048, 4096
 NO_RULES = QualityRules(total_sd=None, mitochondrial_sd=None, min_genes=None)
@@ -332,6 +336,9 @@ def tokenize_cells(
     Raises:
       InputError: the counts are not raw counts, or no gene id is known.
     """
+    # Files are read without it, and it takes half a second to import.
+    import anndata
+
     require_type(
         "adata", adata, anndata.AnnData, "give an AnnData of raw counts (cells x genes), such as "
         "anndata.read_h5ad gives, or tokenise files by the command tokenize",
