@@ -283,7 +283,7 @@ def assert_close(found, wanted, **tolerance) -> None:
 
 MESHES = [
     (RICH, TuningConfig(freeze_layers=1), (2, 2, 2)),
-    (GENES, TuningConfig(), (1, 4, 2)),
+    pytest.param(GENES, TuningConfig(), (1, 4, 2), marks=pytest.mark.slow),
     (PLAIN, TUNINGS["lora"], (2, 2, 2)),
 ]
 

@@ -71,16 +71,32 @@ def check(model, shared: list[str], **options) -> None:
     assert np.isfinite(found.values_EM).all()
 
 
-@pytest.mark.parametrize("edit", ["delete", "overexpress"])
-@pytest.mark.parametrize(("devices", "tokens"), [(1, 2 * LIMIT), (1, 5 * LIMIT), (8, LIMIT)])
+@pytest.mark.parametrize(
+    ("devices", "tokens", "edit"),
+    [
+        (1, 2 * LIMIT, "delete"),
+        (1, 5 * LIMIT, "overexpress"),
+        (8, LIMIT, "delete"),
+        pytest.param(1, 2 * LIMIT, "overexpress", marks=pytest.mark.slow),
+        pytest.param(1, 5 * LIMIT, "delete", marks=pytest.mark.slow),
+        pytest.param(8, LIMIT, "overexpress", marks=pytest.mark.slow),
+    ],
+)
 def test_values_are_those_of_edits_by_themselves(v1, shared, edit, devices, tokens):
     """In groups of 2 of 16 rows, 5 of 20 and 1 of 16; eight devices have genes or only fillers."""
     given = {"devices": devices, "tokens": tokens, "gene_shifts": "full"}
     check(v1, shared, edit=edit, **given)
 
 
-@pytest.mark.parametrize("edit", ["delete", "overexpress"])
-@pytest.mark.parametrize("devices", [1, 8])
+@pytest.mark.parametrize(
+    ("devices", "edit"),
+    [
+        (1, "delete"),
+        (8, "overexpress"),
+        pytest.param(1, "overexpress", marks=pytest.mark.slow),
+        pytest.param(8, "delete", marks=pytest.mark.slow),
+    ],
+)
 def test_so_are_those_of_cells_with_special_tokens(v2, shared, edit, devices):
     tokens = LIMIT if devices > 1 else 2 * LIMIT
     given = {"edit": edit, "devices": devices, "tokens": tokens}

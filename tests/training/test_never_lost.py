@@ -174,8 +174,9 @@ def test_a_run_goes_on_in_two_processes_and_then_in_one_again(undisturbed, toy_s
     assert_same_losses(back, expected)
 
 
+@pytest.mark.slow
 @pytest.mark.multiprocess
-@pytest.mark.parametrize("asked", [pytest.param(0, marks=pytest.mark.slow), 1])
+@pytest.mark.parametrize("asked", [0, 1])
 def test_sigterm_to_one_of_two_processes_stops_both_at_one_step(toy_store, tmp_path, asked):
     workdir = tmp_path / "run"
     changes = {"mesh.data": 8, "steps": 100_000, "checkpoint.every_steps": 99_999}

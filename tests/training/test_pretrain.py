@@ -77,8 +77,7 @@ def test_killed_between_checkpoints_and_resumed_ends_with_the_same_weights(
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert load_model(disturbed).step < 12
-    process = start_pretraining(config, toy_store, disturbed)
-    assert process.wait() == 0, process.stderr.read()
+    pretrain(config_of(toy_store), disturbed)
 
     undisturbed, _ = finished
     assert_identical(parameters(undisturbed), parameters(disturbed))

@@ -119,7 +119,15 @@ def test_golden_metrics_after_one_step():
     assert got == pytest.approx(GOLDEN, rel=1e-4)
 
 
-@pytest.mark.parametrize("shape", [(8, 1, 1), (1, 8, 1), (2, 1, 4), (2, 2, 2)])
+@pytest.mark.parametrize(
+    "shape",
+    [
+        (8, 1, 1),
+        (2, 2, 2),
+        pytest.param((1, 8, 1), marks=pytest.mark.slow),
+        pytest.param((2, 1, 4), marks=pytest.mark.slow),
+    ],
+)
 def test_every_mesh_gives_what_one_device_gives(shape):
     expected, expected_metrics = one_step(None)
     state, metrics = one_step(MeshConfig(*shape))
