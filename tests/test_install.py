@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from packaging.requirements import Requirement
+from packaging.version import InvalidVersion, Version
 
 PROJECT = Path(__file__).resolve().parents[1]
 METADATA = tomllib.loads((PROJECT / "pyproject.toml").read_text())["project"]
@@ -84,8 +85,21 @@ def write_wheel(folder: Path, name: str, version: str, needs: list[str], extras:
         wheel.writestr(f"{stem}.dist-info/RECORD", "")
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("pip", ["pip==24.0", "pip==24.2", "pip==25.0", "pip"])
+@pytest.mark.parametrize("name", EXTRAS)
+def test_no_name_of_an_extra_reads_as_a_version(name):
+    """pip 24.1 to 24.3 takes the first that does for one, and refuses all others then."""
+    with pytest.raises(InvalidVersion):
+        Version(name)
+
+
+# The one that refused names of extras is tried always, in 3 s; `make slow` tries all.
+@pytest.mark.parametrize(
+    "pip",
+    [
+        "pip==24.2",
+        *(pytest.param(each, marks=pytest.mark.slow) for each in ("pip==24.0", "pip==25.0", "pip")),
+    ],
+)
 def test_every_pip_resolves_every_extra(pip, stand_ins, tmp_path):
     here = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "-d", str(tmp_path)]
     if subprocess.run([*here, pip], capture_output=True).returncode:
