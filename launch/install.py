@@ -12,8 +12,10 @@ import sys
 import time
 
 # Python compiles a module when it is first imported. Compiling all there are at once, as pip does,
-# takes longer than everything else after the download, and most are never imported.
-_OPTIONS = ("--no-compile", "--progress-bar=off", "--disable-pip-version-check")
+# takes longer than everything else after the download, and most are never imported. Where Python
+# may keep no compiled modules (PYTHONDONTWRITEBYTECODE), every command would compile them anew.
+_LATER = () if sys.dont_write_bytecode else ("--no-compile",)
+_OPTIONS = (*_LATER, "--progress-bar=off", "--disable-pip-version-check")
 _FETCHED = re.compile(r"\s*(?:Downloading|Using cached) (\S+) \(([\d.]+) ([kMG]?)B\)")
 _MEGABYTES = {"": 1e-6, "k": 1e-3, "M": 1.0, "G": 1e3}
 _INSTALLING = "Installing collected packages: "

@@ -24,14 +24,14 @@ Successfully installed absl-py-2.0 jaxlib-1.0
 """
 
 
-def install(folder: Path, said: str, status: int) -> subprocess.CompletedProcess:
+def install(folder: Path, said: str, status: int, **variables) -> subprocess.CompletedProcess:
     """Runs launch/install.py with a pip that says and answers what it is told to."""
     (folder / "pip.py").write_text(
         f"import sys; print(sys.argv[1:]); print({said!r}, end=''); sys.exit({status})"
     )
     return subprocess.run(
         [sys.executable, PROJECT / "launch" / "install.py", "--editable", ".[demo]"],
-        capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(folder)},
+        capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(folder), **variables},
     )  # fmt: skip
 
 
@@ -50,6 +50,12 @@ def test_where_pip_fails_its_last_words_and_its_status_are_passed_on(tmp_path):
     assert done.returncode == 3
     assert "no such package" in done.stdout
     assert "--editable', '.[demo]'" in done.stdout
+
+
+@pytest.mark.parametrize(("variable", "compiles"), [("", False), ("1", True)])
+def test_modules_are_compiled_at_once_only_where_python_never_would(tmp_path, variable, compiles):
+    done = install(tmp_path, "", status=3, PYTHONDONTWRITEBYTECODE=variable)
+    assert ("--no-compile" in done.stdout) != compiles
 
 
 @pytest.fixture(scope="module")
