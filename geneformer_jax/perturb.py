@@ -74,6 +74,13 @@ flags.DEFINE_string(
     "statistics", "", "Of the tables, separated by commas: goal_state_shift, vs_null, "
     "mixture_model, aggregate, aggregate_gene_shifts, combinations. May be asked for later.",
 )  # fmt: skip
+flags.DEFINE_string(
+    "controls", "all", "For goal_state_shift: what is set beside it, from the same tables; all "
+    "that they allow, none, or like_rank, cells, coverage, start, separated by commas.",
+)  # fmt: skip
+flags.DEFINE_integer(
+    "min_cells", 10, "Of controls: genes edited in fewer cells are not compared.", lower_bound=2
+)
 flags.DEFINE_string("null", "", "For vs_null: what perturb wrote of other cells.")
 command_line.device_flags()
 _HOW = ("precision", "attention", "tokens_per_device")
@@ -91,11 +98,14 @@ def main() -> None:
     from geneformer_jax.interop.load import load_model
     from geneformer_jax.model.sharding import use_all_cores
     from geneformer_jax.perturbation.config import read_options
+    from geneformer_jax.perturbation.controls.beside import require_controls
     from geneformer_jax.perturbation.run import PerturbationRun
     from geneformer_jax.perturbation.statistics.report import perturbation_statistics, require_modes
 
     modes, given = command_line.split_list(FLAGS.statistics), command_line.configuration()
     require_modes(modes, FLAGS.null)
+    controls = command_line.split_list(FLAGS.controls)
+    require_controls(controls, FLAGS.start)
     shard = command_line.parse_shard(FLAGS.shard)
     run = PerturbationRun(Path(FLAGS.output), read_options(given), given, shard)
     if run.is_complete():
@@ -114,7 +124,8 @@ def main() -> None:
         run.finish()
     for mode in modes:
         null = FLAGS.null if mode == "vs_null" else ""
-        written = perturbation_statistics(FLAGS.output, mode, null=null)
+        beside = {"controls": controls, "min_cells": FLAGS.min_cells}
+        written = perturbation_statistics(FLAGS.output, mode, null=null, **beside)
         print(f"{mode}: {', '.join(path.name for path in written)} in {written[0].parent}")
 
 

@@ -35,6 +35,8 @@ LAYERS = (
     ("finetuning/classification",),
     ("finetuning", "perturbation/layout"),
     ("perturbation/engine", "perturbation/statistics"),
+    ("perturbation/controls",),
+    ("perturbation/statistics/report",),
     ("perturbation",),
 )
 LAYER_OF = {package: layer for layer, packages in enumerate(LAYERS) for package in packages}
@@ -47,6 +49,8 @@ PURE = (
     "batches/plan",
     "batches/masking",
     "cells/tokenization/rank_encoding",
+    "perturbation/controls/matched_null",
+    "perturbation/controls/within_cells",
     "perturbation/engine/edits",
     "perturbation/statistics/aggregate",
     "perturbation/statistics/combinations",

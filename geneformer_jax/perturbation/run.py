@@ -50,7 +50,8 @@ from geneformer_jax.perturbation.tables import (
 )
 
 # What does not change the tables; statistics may be asked of tables that are there.
-_NOT_IN_PLAN = ("output", "shard", "finish", "tokens_per_device", "statistics", "null")
+_NOT_IN_PLAN = ("output", "shard", "finish", "tokens_per_device", "statistics", "null", "controls",
+                "min_cells")  # fmt: skip
 
 
 class PerturbationRun:
@@ -253,6 +254,7 @@ class PerturbationRun:
             "edit": plan.rule.kind,
             "edits": plan.edits,
             "cells": plan.edited_cells,
+            "chosen_cells": len(plan.counts),
             "left_out": _left_out(plan),
             **reading_facts(plan.cells),
             "genes_left_out": plan.missing_genes,

@@ -1,7 +1,7 @@
 """What each statistic of a perturbation reads, computes and draws."""
 
 import dataclasses
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -48,6 +48,23 @@ class StatisticOptions:
     background: int = statistics.BACKGROUND
     seed: int = statistics.SEED
     set_size: int = 0
+    min_cells: int = 10
+
+
+class Controls(NamedTuple):
+    """What controls beside a statistic found; see the package `controls`.
+
+    Attributes:
+      table: control, what it asks, result, verdict.
+      verdict: what they come to, in a sentence; "" without.
+      headings: what their columns say.
+      drawings: called when the tables have been read to their end.
+    """
+
+    table: pd.DataFrame
+    verdict: str
+    headings: Mapping[str, str]
+    drawings: Callable[[], Iterator[Drawing]]
 
 
 class StatisticResult(NamedTuple):
@@ -58,12 +75,14 @@ class StatisticResult(NamedTuple):
       drawings: called when the tables have been read to their end.
       text: one or two sentences on how to read the table.
       used: the resolved options.
+      controls: set beside it, None without.
     """
 
     tables: dict[str, Iterable[pd.DataFrame]]
     drawings: Callable[[], Iterator[Drawing]]
     text: str
     used: dict[str, Any]
+    controls: Controls | None = None
 
 
 def goal_state_shift(folder: Path, options: StatisticOptions) -> StatisticResult:

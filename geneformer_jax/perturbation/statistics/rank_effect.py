@@ -9,7 +9,7 @@ from geneformer_jax.perturbation.statistics.moments import moments_of
 from geneformer_jax.perturbation.statistics.shifts import Pieces
 
 # Ranges of ranks in each cell, of equal width.
-_RANGES = 20
+RANGES = 20
 
 
 def variance_by_rank(pieces: Pieces) -> pd.DataFrame:
@@ -35,14 +35,19 @@ def variance_by_rank(pieces: Pieces) -> pd.DataFrame:
     return pd.DataFrame(found, columns=["measure", "state", "explained", "edits"])
 
 
+def ranges_of(ranks: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+    """Returns the range, from 0, of each rank (from 1) in a cell of this length."""
+    return (ranks - 1) * RANGES // lengths
+
+
 def _within(rows: pd.DataFrame) -> np.ndarray:
     """Returns edits; sum of squares and number of groups, of cells and of their ranges of ranks."""
     cells, ranks = pd.factorize(rows["cell"])[0], rows["rank"].to_numpy(np.int64)
     lengths = np.zeros(cells.max() + 1, np.int64)
     np.maximum.at(lengths, cells, ranks)
-    ranges = (ranks - 1) * _RANGES // lengths[cells]
+    ranges = ranges_of(ranks, lengths[cells])
     values = rows["value"].to_numpy(np.float64)
-    groups = [moments_of(keys, values) for keys in (cells, cells * _RANGES + ranges)]
+    groups = [moments_of(keys, values) for keys in (cells, cells * RANGES + ranges)]
     sizes = [number for each in groups for number in (each.squares.sum(), len(each.keys))]
     return np.array([len(rows), *sizes])
 

@@ -19,9 +19,15 @@ from geneformer_jax.common.arguments import require_path, require_type
 from geneformer_jax.common.errors import InputError, did_you_mean
 from geneformer_jax.common.files import atomic_write
 from geneformer_jax.common.provenance import FILE_NAME, describe_run
+from geneformer_jax.perturbation.controls.beside import ALL, read_controls, with_controls
 from geneformer_jax.perturbation.layout import SHIFTS
 from geneformer_jax.perturbation.statistics.estimated import mark_estimates
-from geneformer_jax.perturbation.statistics.modes import MODES, StatisticOptions, StatisticResult
+from geneformer_jax.perturbation.statistics.modes import (
+    MODES,
+    Controls,
+    StatisticOptions,
+    StatisticResult,
+)
 from geneformer_jax.perturbation.statistics.shifts import BACKGROUND, SEED
 from geneformer_jax.reporting.figures import Drawing, save_figure
 from geneformer_jax.reporting.html import Report
@@ -53,6 +59,8 @@ def perturbation_statistics(
     background: int = BACKGROUND,
     seed: int = SEED,
     set_size: int = 0,
+    controls: str | Sequence[str] = ALL,
+    min_cells: int = StatisticOptions.min_cells,
 ) -> list[Path]:
     """Computes one statistic of a perturbation and writes it into the folder `statistics` there.
 
@@ -78,6 +86,9 @@ def perturbation_statistics(
       seed: of that sample.
       set_size: only edits of this many genes; 0 takes all, and so compares pairs with single genes
         where a perturbation has both.
+      controls: for goal_state_shift: what is set beside it, from the same tables: "all" that they
+        allow, "none", or names: like_rank, cells, coverage, start; see `perturbation.controls`.
+      min_cells: genes edited in fewer cells are not compared by controls.
 
     Returns:
       The files written.
@@ -92,10 +103,11 @@ def perturbation_statistics(
     if alternatives is not None:
         alternatives = (alternatives,) if isinstance(alternatives, str) else tuple(alternatives)
     options = StatisticOptions(str(null), goal, alternatives, measure, state, anchor, without_own,
-                      background, seed, set_size)  # fmt: skip
+                      background, seed, set_size, min_cells)  # fmt: skip
     _check(mode, options)
-    folder = Path(folder)
-    result = mark_estimates(folder, MODES[mode](folder, options))
+    folder, names = Path(folder), read_controls(controls)
+    result = with_controls(folder, mode, options, MODES[mode](folder, options), names)
+    result = mark_estimates(folder, result)
     target = folder / STATISTICS
     target.mkdir(exist_ok=True)
     written, heads = [], {}
@@ -103,13 +115,16 @@ def perturbation_statistics(
         files, heads[name] = _write_table(target / name, pieces)
         written += files
     drawings = list(result.drawings())
-    for drawing in drawings:
+    of_controls = list(result.controls.drawings()) if result.controls else []
+    for drawing in [*drawings, *of_controls]:
         written += save_figure(drawing.figure, target / f"{mode}_{drawing.name}")
     _remove_others(target, mode, written)
     rows = {name: head[1] for name, head in heads.items()}
     provenance = _provenance(folder, mode, options, result, rows)
     page = Report(_title(mode), f"Statistics of the perturbation {folder.name}.")
     _add(page, mode, result, drawings, heads)
+    if result.controls:
+        _add_controls(page, result.controls, of_controls)
     page.provenance(provenance)
     page.write(target / f"{mode}.html")
     _record(target / FILE_NAME, mode, provenance)
@@ -137,7 +152,7 @@ def _check(mode: str, options: StatisticOptions) -> None:
         if value != getattr(defaults, name) and mode not in modes:
             raise InputError(f"{name} = {value} has no meaning for {mode}, only for "
                              f"{', '.join(modes)}; leave it out")  # fmt: skip
-    for name, minimum in (("background", 1), ("set_size", 0), ("seed", 0)):
+    for name, minimum in (("background", 1), ("set_size", 0), ("seed", 0), ("min_cells", 2)):
         value = getattr(options, name)
         if value < minimum:
             raise InputError(f"{name} is {value}, but must be at least {minimum}")
@@ -197,13 +212,32 @@ def _add(
     drawings: Sequence[Drawing],
     heads: dict[str, tuple[pd.DataFrame, int]],
 ) -> None:
-    """Adds text, figures and the first rows of the main table to a report."""
-    report.section(_title(mode), result.text)
-    for drawing in drawings:
-        report.figure(drawing.figure, drawing.caption)
+    """Adds the answer, the first rows of the main table and figures to a report."""
+    verdict = result.controls.verdict if result.controls else ""
+    report.section(_title(mode), f"{verdict}." if verdict else "")
+    report.paragraph(result.text)
     head, rows = heads[mode]
     shown = "" if rows == len(head) else f" The first {len(head):,} of {rows:,} rows."
-    report.table(head, f"{_title(mode)}: all of it is in {STATISTICS}/{mode}.csv.{shown}")
+    caption = f"{_title(mode)}: all of it is in {STATISTICS}/{mode}.csv.{shown}"
+    report.table(_numbers_first(head), caption)
+    for drawing in drawings:
+        report.figure(drawing.figure, drawing.caption)
+
+
+def _numbers_first(table: pd.DataFrame) -> pd.DataFrame:
+    """The table with numbers of cells beside the names of genes."""
+    first = [name for name in table if name.startswith(("Gene_name", "N_Detections"))]
+    return table[[*first, *(name for name in table if name not in first)]]
+
+
+def _add_controls(report: Report, controls: Controls, drawings: Sequence[Drawing]) -> None:
+    report.section("Can this be believed?")
+    report.table(controls.table, "What each control asks of this result, and what it found.")
+    for drawing in drawings:
+        report.figure(drawing.figure, drawing.caption)
+    report.section("What the columns of controls say")
+    words = pd.DataFrame(controls.headings.items(), columns=["column", "meaning"])
+    report.table(words, "Further columns of the table above.")
 
 
 def _title(mode: str) -> str:

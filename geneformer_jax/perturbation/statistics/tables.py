@@ -175,6 +175,11 @@ def _edit_sizes(perturbed: pd.Series) -> np.ndarray:
     return np.array([name.count(JOINT) + 1 for name in distinct], int)[codes]
 
 
+def column_names(folder: Path) -> list[str]:
+    """Returns the columns of a folder of tables; raises InputError if it has none."""
+    return _schema(parts_of(folder)[0]).names
+
+
 def _schema(part: Path) -> pa.Schema:
     try:
         return pq.read_schema(part)

@@ -1,0 +1,1 @@
+"""What shifts must beat before they say something of a gene: controls beside the statistics."""

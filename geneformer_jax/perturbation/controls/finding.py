@@ -1,0 +1,78 @@
+"""What a control found: its line in the table of controls, columns, and figures."""
+
+import dataclasses
+import functools
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from geneformer_jax.perturbation.controls.within_cells import WithinCells, within_cells
+from geneformer_jax.perturbation.layout import SHIFTS
+from geneformer_jax.perturbation.statistics.tables import ShiftRows
+from geneformer_jax.reporting.figures import Drawing
+
+ROWS = ("cell", "perturbed", "perturbed_symbol", "rank", "value")
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Asked:
+    """A statistic of shifts towards a goal, of which controls ask what it is worth.
+
+    Attributes:
+      folder: of the perturbation.
+      measure, goal: what the statistic is of.
+      start: state of the perturbed cells; "" where there is none.
+      chosen_cells: cells that were chosen to be perturbed; 0 where it is not known.
+      min_cells: genes in fewer cells are not compared.
+      table: of `goal_state_shift`.
+    """
+
+    folder: Path
+    measure: str
+    goal: str
+    start: str
+    chosen_cells: int
+    min_cells: int
+    table: pd.DataFrame
+
+    def rows(self, state: str) -> ShiftRows:
+        """Returns the shifts of single genes towards a state."""
+        where = {"measure": self.measure, "state": state}
+        return ShiftRows(self.folder / SHIFTS, ROWS, where, genes_in_edit=1)
+
+    @functools.cached_property
+    def within(self) -> WithinCells:
+        """Shifts towards the goal, within cells."""
+        return within_cells(self.rows(self.goal))
+
+    @property
+    def is_compared(self) -> np.ndarray:
+        """bool [edits of `within`], which genes were edited in enough cells."""
+        return self.within.centred.counts >= self.min_cells
+
+    def coverage(self) -> np.ndarray:
+        """float64 [edits of `within`], fraction of the cells that have the gene within sight."""
+        return self.within.seen / max(self.chosen_cells, self.within.cells)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Finding:
+    """What one control found.
+
+    Attributes:
+      asks: the question it answers.
+      result: numbers, in a sentence.
+      verdict: what they mean, in a few words.
+      columns: float [edits], by the columns' names and (index) gene ids.
+      headings: what each column says.
+      drawings: figures.
+    """
+
+    asks: str
+    result: str
+    verdict: str
+    columns: pd.DataFrame
+    headings: dict[str, str]
+    drawings: Iterator[Drawing]

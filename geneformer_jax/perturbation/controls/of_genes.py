@@ -1,0 +1,185 @@
+"""Controls of a goal-state shift that its own tables answer, without another pass of the model."""
+
+from collections.abc import Iterator
+
+import numpy as np
+import pandas as pd
+
+from geneformer_jax.embedding.states import StateEmbeddings
+from geneformer_jax.perturbation.controls.figures import (
+    coverage_figure,
+    percentile_figure,
+    rank_figure,
+    states_figure,
+)
+from geneformer_jax.perturbation.controls.finding import Asked, Finding
+from geneformer_jax.perturbation.controls.matched_null import (
+    MAX_DISTANCE,
+    MIN_NEIGHBOURS,
+    NEIGHBOURS,
+    matched_null,
+)
+from geneformer_jax.perturbation.controls.within_cells import paired_p_values
+from geneformer_jax.perturbation.layout import STATES
+from geneformer_jax.perturbation.statistics.moments import RunningMoments
+from geneformer_jax.perturbation.statistics.rank_sums import false_discovery_rates
+from geneformer_jax.perturbation.statistics.screen_accuracy import spearman
+from geneformer_jax.perturbation.statistics.shifts import SIGNIFICANT
+from geneformer_jax.reporting.figures import Drawing
+
+MIN_COVERAGE = 0.25
+_ALIKE = 0.7
+
+
+def like_rank(asked: Asked) -> Finding:
+    """Asks whether a gene shifts cells otherwise than genes of like rank and detection do."""
+    within = asked.within
+    shifts = np.where(asked.is_compared, within.like_rank.means, np.nan)
+    table = matched_null(shifts, within.ranks.means, asked.coverage())
+    differs = table["Matched_FDR"].to_numpy() < SIGNIFICANT
+    compared = int(table["Matched_FDR"].notna().sum())
+    result = (
+        f"{differs.sum():,} of {compared:,} genes differ from genes of like rank at "
+        f"{SIGNIFICANT:.0%}"
+    )
+    if left := len(table) - compared:
+        result += f"; {left:,} have too few cells or neighbours to tell"
+
+    def drawings() -> Iterator[Drawing]:
+        centred = np.where(asked.is_compared, within.centred.means, np.nan)
+        panels = (("shift minus the cell's mean", centred), ("minus genes of like rank", shifts))
+        caption = (
+            "Shift of each gene against its rank. Above: minus the mean of all edits of the same "
+            "cell. Below: minus genes of like rank in the same cell, which is what is tested."
+        )
+        yield Drawing("like_rank", rank_figure(within.ranks.means, panels, differs), caption)
+        percentiles = table["Matched_percentile"].dropna().to_numpy()
+        caption = (
+            "Where each gene stands among genes of like rank and detection. Specific genes would "
+            "pile up at both ends."
+        )
+        yield Drawing("percentiles", percentile_figure(percentiles), caption)
+
+    headings = {
+        "Matched_genes": f"genes compared with: the {NEIGHBOURS} nearest in mean rank and "
+        f"coverage, none further than {MAX_DISTANCE} standard deviations; fewer than "
+        f"{MIN_NEIGHBOURS} are too few",
+        "Matched_percentile": "fraction of them whose shift (Like_rank_shift) is lower",
+        "Matched_empirical_pval": "two-sided, from that place; cannot be below 2 / (genes + 1)",
+        "Matched_z": "distance from their median, in robust standard deviations of theirs",
+        "Matched_FDR": "of Matched_z by Student's distribution, over all genes",
+    }
+    verdict = "specific genes are found" if differs.any() else "nothing specific to a gene is seen"
+    asks = "Does any gene shift cells otherwise than genes of like rank and detection?"
+    columns = table.set_axis(within.edits.names)
+    return Finding(asks, result, verdict, columns, headings, drawings())
+
+
+def cells(asked: Asked) -> Finding:
+    """Asks how much of the shifts is a matter of cells, and compares genes within cells."""
+    within = asked.within
+    p_values = np.where(asked.is_compared, paired_p_values(within.like_rank), np.nan)
+    rates = false_discovery_rates(p_values)
+    few = int((~asked.is_compared).sum())
+    result = (
+        f"{within.between:.0%} of the variance of shifts lies between cells, whichever gene is "
+        f"edited; within cells the mean of {(rates < SIGNIFICANT).sum():,} of "
+        f"{np.isfinite(rates).sum():,} genes differs from that of genes of like rank; {few:,} "
+        f"genes are in fewer than {asked.min_cells:,} cells and not compared"
+    )
+    columns = pd.DataFrame(
+        {
+            "Within_cell_shift": within.centred.means,
+            "Like_rank_shift": within.like_rank.means,
+            "Paired_pval": p_values,
+            "Paired_FDR": rates,
+        },
+        within.edits.names,
+    )
+    headings = {
+        "Within_cell_shift": "mean over cells of the shift minus the mean of all edits of the cell",
+        "Like_rank_shift": "the same minus the mean of the cell's other edits in the same "
+        "twentieth of its ranks",
+        "Paired_pval": "paired t-test over cells that Like_rank_shift is 0; with many cells this "
+        "holds of most genes, so it does not say that a gene is special",
+        "Paired_FDR": "the same, adjusted over genes",
+    }
+    verdict = (
+        "compare genes within cells" if within.between > 0.5 else "cells differ less than genes"
+    )
+    asks = "How much of the shifts is a matter of the cell, and how much of the gene?"
+    return Finding(asks, result, verdict, columns, headings, iter(()))
+
+
+def coverage(asked: Asked) -> Finding:
+    """Asks in how many of the cells a gene can be edited at all."""
+    within, fractions = asked.within, asked.coverage()
+    low = fractions < MIN_COVERAGE
+    whole = max(asked.chosen_cells, within.cells)
+    result = (
+        f"{low.sum():,} of {len(low):,} genes are within the model's sight in fewer than "
+        f"{MIN_COVERAGE:.0%} of {whole:,} cells"
+    )
+    columns = pd.DataFrame(
+        {"Coverage": fractions, "Mean_rank": within.ranks.means}, within.edits.names
+    )
+    headings = {
+        "Coverage": "fraction of the chosen cells that have the gene within the model's sight",
+        "Mean_rank": "mean over these cells of the gene's rank, from 0 (first) to 1 (last)",
+    }
+
+    def drawings() -> Iterator[Drawing]:
+        caption = "Genes left of the line speak of few cells only."
+        yield Drawing("coverage", coverage_figure(fractions, MIN_COVERAGE), caption)
+
+    verdict = "look at Coverage before you name a gene" if low.any() else "genes are in most cells"
+    asks = "In how many cells could the gene be edited?"
+    return Finding(asks, result, verdict, columns, headings, drawings())
+
+
+def start(asked: Asked) -> Finding:
+    """Asks whether what goes towards the goal goes away from the start."""
+    moments, edits = RunningMoments(), asked.within.edits
+    for piece in asked.rows(asked.start):
+        moments.add(edits.find(piece["perturbed"]), piece["value"].to_numpy(np.float64))
+    away = moments.result().dense(len(edits)).means
+    shifts = asked.table.set_index("Ensembl_ID")["Shift_to_goal_end"]
+    goal = shifts.reindex(edits.names).to_numpy(float)
+    both = asked.is_compared & np.isfinite(goal) & np.isfinite(away)
+    together = spearman(goal[both], away[both]) if both.sum() > 1 else np.nan
+    columns = pd.DataFrame({"Shift_to_start": away, "Goal_minus_start": goal - away}, edits.names)
+    headings = {
+        "Shift_to_start": f"mean shift towards {asked.start}, the state of the perturbed cells",
+        "Goal_minus_start": f"shift towards {asked.goal} minus shift towards {asked.start}",
+    }
+    result = (
+        f"shifts towards {asked.goal} and towards {asked.start} correlate at {together:.2f} "
+        f"(Spearman, {both.sum():,} genes)"
+    )
+    result += _sizes(asked)
+    verdict = (
+        "no: edits move cells towards both or away from both; read Goal_minus_start"
+        if together > _ALIKE
+        else "in part: read Goal_minus_start"
+        if together > 0
+        else "yes"
+    )
+
+    def drawings() -> Iterator[Drawing]:
+        figure = states_figure(away[both], goal[both], (asked.start, asked.goal))
+        yield Drawing("start_and_goal", figure, "Only what lies above the dotted line goes to "
+                      f"{asked.goal} more than to {asked.start}.")  # fmt: skip
+
+    asks = "Is towards the goal also away from the start?"
+    return Finding(asks, result, verdict, columns, headings, drawings())
+
+
+def _sizes(asked: Asked) -> str:
+    """Says how many cells the embeddings of the states are of; "" where they were given."""
+    path = asked.folder / STATES
+    if not path.exists():
+        return ""
+    table = StateEmbeddings.load(path).table.drop_duplicates("state").set_index("state")
+    named = [name for name in (asked.start, asked.goal) if name in table.index]
+    sizes = " and ".join(f"{table.loc[name, 'cells']:,} of {name}" for name in named)
+    return f"; the states are means of {sizes} cells"

@@ -1,0 +1,126 @@
+"""Controls beside the statistic of a folder: columns, page, and what they need."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from geneformer_jax.common.errors import InputError
+from geneformer_jax.perturbation.controls.beside import OF_GENES, require_controls
+from geneformer_jax.perturbation.statistics import report
+from geneformer_jax.perturbation.statistics.report import perturbation_statistics
+from tests.helpers.shift_pieces import made_up_shifts
+
+PLANTED = {"G3": 1.5, "G4": -1.5}
+CELLS, GENES, CHOSEN = 30, 400, 90
+
+
+def write(folder: Path, frame: pd.DataFrame, states: dict[str, str]) -> Path:
+    (folder / "shifts").mkdir(parents=True)
+    frame = frame.assign(edit="delete", measure="state_shift")
+    rows = [
+        frame.assign(state=state, value=sign * frame["value"].astype(np.float32))
+        for state, sign in (("goal", 1.0), ("start", 0.5))
+    ]
+    pd.concat(rows).to_parquet(folder / "shifts" / "part-000000.parquet")
+    counts = {"states": {"column": "kind", **states}, "chosen_cells": CHOSEN}
+    (folder / "provenance.json").write_text(json.dumps({"counts": counts}))
+    return folder
+
+
+@pytest.fixture(autouse=True, scope="module")
+def unsaved():
+    """Figures are on the page only; files of them take most of the time."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(report, "save_figure", lambda figure, stem: [])
+        yield
+
+
+@pytest.fixture(scope="module")
+def frame() -> pd.DataFrame:
+    return made_up_shifts(CELLS, GENES, detection=0.7, effects=PLANTED)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory, frame) -> Path:
+    folder = tmp_path_factory.mktemp("controls") / "run"
+    return write(folder, frame, {"goal": "goal", "start": "start"})
+
+
+@pytest.fixture(scope="module")
+def table(run) -> pd.DataFrame:
+    perturbation_statistics(run, "goal_state_shift", min_cells=5)
+    return pd.read_parquet(run / "statistics" / "goal_state_shift.parquet")
+
+
+def test_genes_with_an_effect_of_their_own_are_told_from_genes_of_like_rank(table):
+    assert set(table["Ensembl_ID"][table["Matched_FDR"] < 0.05]) == set(PLANTED)
+    # Against all edits many more genes stand out, by nothing but their rank.
+    assert (table["Sig"] == 1).sum() > 20
+
+
+def test_columns_say_what_they_are_called(table, frame):
+    rows = table.set_index("Ensembl_ID")
+    seen = frame.groupby("perturbed")["cell"].size()
+    pd.testing.assert_series_equal(rows["Coverage"].sort_index(), seen / CHOSEN, check_names=False)
+    np.testing.assert_allclose(
+        rows["Goal_minus_start"], rows["Shift_to_goal_end"] / 2, rtol=1e-5, atol=1e-6
+    )
+
+
+def test_the_page_answers_first_and_then_says_whether_it_can_be_believed(run, table):
+    page = (run / "statistics" / "goal_state_shift.html").read_text()
+    told = int(table["Matched_FDR"].notna().sum())
+    parts = [
+        f"2 of {told} genes differ from genes of like rank at 5%",
+        'Gene_name</button></th><th scope="col" class="number"><button>N_Detections',
+        "<img",
+        "Can this be believed?",
+        f"{(table['Coverage'] < 0.25).sum()} of 400 genes are within the model&#39;s sight in ",
+        f"fewer than 25% of {CHOSEN} cells",
+        "correlate at 1.00",
+        "What the columns of controls say",
+    ]
+    places = [page.index(part) for part in parts]
+    assert places == sorted(places)
+
+
+def test_genes_in_few_cells_are_not_compared(run):
+    perturbation_statistics(run, "goal_state_shift", min_cells=CELLS + 1, controls="cells")
+    table = pd.read_parquet(run / "statistics" / "goal_state_shift.parquet")
+    assert table["Paired_FDR"].isna().all()
+    assert (
+        "400 genes are in fewer than 31 cells"
+        in (run / "statistics" / "goal_state_shift.html").read_text()
+    )
+
+
+def message_of(*arguments, **options) -> str:
+    with pytest.raises(InputError) as raised:
+        perturbation_statistics(*arguments, **options)
+    assert "\n" not in str(raised.value)
+    return str(raised.value)
+
+
+def test_a_control_that_the_tables_do_not_allow_is_left_out_or_refused(tmp_path, frame):
+    folder = write(tmp_path / "no_start", frame, {"goal": "goal"})
+    perturbation_statistics(folder, "goal_state_shift")
+    page = (folder / "statistics" / "goal_state_shift.html").read_text()
+    assert "not made: it needs a start state" in page
+    named = {"controls": ["cells", "start"]}
+    assert "needs a start state" in message_of(folder, "goal_state_shift", **named)
+    old = write(tmp_path / "old", frame.drop(columns="rank"), {"goal": "goal"})
+    assert "needs ranks" in message_of(old, "goal_state_shift", controls="like_rank")
+    perturbation_statistics(old, "goal_state_shift", controls="none")
+    assert "Coverage" not in pd.read_parquet(old / "statistics" / "goal_state_shift.parquet")
+
+
+def test_names_of_controls_are_checked_before_anything_else():
+    with pytest.raises(InputError, match=r'no control "coverge" \(did you mean "coverage"'):
+        require_controls(["coverge"], "start")
+    with pytest.raises(InputError, match="needs a start state"):
+        require_controls("start", "")
+    require_controls(list(OF_GENES), "start")
+    require_controls("all", "")
