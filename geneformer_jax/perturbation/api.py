@@ -129,9 +129,10 @@ def perturb_cells(
       "state_shift", what the edit adds to the cosine with a state; "class_probability_before" and
       "class_probability_after". With `gene_shifts`: `affected`, `affected_symbol` and `value`, or
       `mean`, `sd` and `n` (cells), in place of the measures. A screen has "state_shift" alone, with
-      its two parts `reranking` (all later genes move up by one position) and `removal` (the gene is
-      missing), the screen's own `estimate`, `method` ("exact" or "estimated"), and whether the edit
-      is of the random sample, `sampled`.
+      its two parts `reranking` (all later genes move up by one position; exact in the random
+      sample and where all edits are, else interpolated between split points) and `removal` (the
+      rest: the gene is missing), the screen's own `estimate`, `method` ("exact" or "estimated"),
+      and whether the edit is of the random sample, `sampled`.
 
     Raises:
       InputError: a gene, state, hidden layer or option is unknown or contradicts another; the cells

@@ -67,6 +67,10 @@ def test_the_strongest_and_a_random_sample_are_made_exactly(
     assert set(found[goal & is_exact].index) == {*strongest, *found[goal & found["sampled"]].index}
     expected = exact.loc[pd.MultiIndex.from_frame(found[is_exact][KEYS])]
     np.testing.assert_allclose(found[is_exact]["value"], expected, atol=1e-6)
+    everywhere = perturb_cells(model, cells, states=STATES, screen=True, split_points=16)
+    sampled = found["sampled"]
+    for rows, expected in ((sampled, everywhere), (~sampled, estimated)):
+        np.testing.assert_allclose(found[rows]["reranking"], expected[rows]["reranking"], atol=1e-6)
     numbers = ["value", "reranking", "removal", "rank"]
     pd.testing.assert_frame_equal(found[~is_exact][numbers], estimated[~is_exact][numbers])
     accuracy = found.attrs["screen_accuracy"].set_index("state").loc["b"]

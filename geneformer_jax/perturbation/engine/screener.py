@@ -69,12 +69,13 @@ class Screener(Engine):
         splits_CK = cells.splits(self._inner)
         placed = self._put((cells.tokens_CT, cells.lengths_C), BATCH)
         with self.throughput.starting((self.spec, cells.tokens_CT.shape)):
-            derivatives = differentiate(self.spec, self._params, self._states, *placed)
+            found = differentiate(self.spec, self._params, self._states, *placed)
+        # Fetched before more is started, which would take memory beside.
+        found = jax.device_get(found)
         inner_CKS = self._evaluate(placed, splits_CK[:, 1:-1])
         passes = encodings_of_screen(self._inner + 2, len(self.spec.states))
         done, cells_tokens = sum(len(each.numbers) for each in edits), int(cells.lengths_C.sum())
         self.throughput.add(done, passes * cells_tokens, passes * cells.tokens_CT.size)
-        found = jax.device_get(derivatives)
         return [
             self._estimate(own, splits_CK[c], inner_CKS[c], Derivatives(*(x[c] for x in found)))
             for c, own in enumerate(edits)

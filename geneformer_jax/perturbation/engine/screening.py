@@ -100,12 +100,13 @@ def differentiate(
         cosines = functools.partial(_gated_cosines, spec, params, states_SD, tokens_CT, lengths_C)
         zero_CT = jnp.zeros(tokens_CT.shape)
         all_CT = _behind(tokens_CT, jnp.full(len(tokens_CT), spec.special.first))
-        whole_CS, first = _by_state(cosines, zero_CT, zero_CT, zero_CT + 1)
-        moved_CS, second = _by_state(
-            lambda moved_CT: cosines(moved_CT, zero_CT, zero_CT + 1), all_CT
+        # One after the other, for both at a time take twice the memory.
+        values_2CS, (moving_2CST, bias_2CST, weight_2CST) = jax.lax.map(
+            lambda moved_CT: _by_state(cosines, moved_CT, zero_CT, zero_CT + 1),
+            jnp.stack([zero_CT, all_CT]),
         )
-        moving_CST = (first[0] + second[0]) / 2
-        return Derivatives(whole_CS, moved_CS, moving_CST, -(first[1] + first[2]))
+        removal_CST = -(bias_2CST[0] + weight_2CST[0])
+        return Derivatives(*values_2CS, moving_2CST.mean(axis=0), removal_CST)
 
     return jax.shard_map(
         on_device,

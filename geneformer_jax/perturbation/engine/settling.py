@@ -88,9 +88,13 @@ class Settler:
     ):
         """Readies the devices; arguments as of `Engine`, and the chosen edits."""
         self._chosen = chosen
-        given = model, plan.choose(chosen.all), spec, states_SD
-        self._perturber = Perturber(*given, tokens_per_device=tokens_per_device)
-        self._reranker = Reranker(*given, tokens_per_device=tokens_per_device)
+        # An encoding of each for the later genes alone would take as long as the exact shifts: the
+        # strongest of a screen keep the interpolated part.
+        is_whole = len(chosen.strongest) == plan.edits
+        self._reranked = chosen.strongest if is_whole else chosen.sampled
+        given, sizes = (spec, states_SD), {"tokens_per_device": tokens_per_device}
+        self._perturber = Perturber(model, plan.choose(chosen.all), *given, **sizes)
+        self._reranker = Reranker(model, plan.choose(self._reranked), *given, **sizes)
         self._towards_states = [measure == "state_shift" for measure, _ in spec.measures]
 
     @property
@@ -103,11 +107,13 @@ class Settler:
         is_exact_E = np.isin(estimates.numbers, self._chosen.all)
         values_EM = estimates.values_EM.copy()
         states = values_EM.shape[1] // 2
+        is_reranked_E = np.isin(estimates.numbers, self._reranked)
+        bounds = int(estimates.numbers[0]), int(estimates.numbers[-1]) + 1
         if is_exact_E.any():
-            bounds = int(estimates.numbers[0]), int(estimates.numbers[-1]) + 1
             exact = self._perturber.shifts(*bounds, progress)
             values_EM[is_exact_E, :states] = exact.values_EM[:, self._towards_states]
-            values_EM[is_exact_E, states:] = self._reranker.shifts(*bounds).values_EM
+        if is_reranked_E.any():
+            values_EM[is_reranked_E, states:] = self._reranker.shifts(*bounds).values_EM
         return Settled(
             estimates._replace(values_EM=values_EM),
             estimates.values_EM[:, :states],
