@@ -47,6 +47,10 @@ flags.DEFINE_string(
     "truncation", "original", "original: nothing slides in when genes leave; refill: genes from "
     "beyond the model's context do (needs counts, or a store of uncut cells).",
 )  # fmt: skip
+flags.DEFINE_string(
+    "positions", "renumber", "renumber: what follows a deleted gene moves up by one position; "
+    "keep: it keeps its position.",
+)  # fmt: skip
 flags.DEFINE_string("mode", "", "cell: mean over a cell's genes; cls; default: cls where there is.")
 flags.DEFINE_integer("hidden_layer", -1, "Hidden state to compare, counted back from the last (0).")
 command_line.alias_flag("layer", of="hidden_layer")

@@ -22,7 +22,13 @@ from geneformer_jax.inference.listed_genes import describe_missing
 from geneformer_jax.model.pretrained import PretrainedModel
 from geneformer_jax.model.runtime import Runtime
 from geneformer_jax.perturbation.cell_states import CellStates
-from geneformer_jax.perturbation.config import MEANS, NONE, ORIGINAL, PerturbationOptions
+from geneformer_jax.perturbation.config import (
+    MEANS,
+    NONE,
+    ORIGINAL,
+    RENUMBER,
+    PerturbationOptions,
+)
 from geneformer_jax.perturbation.engine.encoding import ForwardSpec
 from geneformer_jax.perturbation.engine.gene_sets import ALL, EACH
 from geneformer_jax.perturbation.engine.perturber import Perturber
@@ -60,6 +66,7 @@ def perturb_cells(
     ranks: int | None = None,
     quantile: float | None = None,
     truncation: str = ORIGINAL,
+    positions: str = RENUMBER,
     mode: str | None = None,
     hidden_layer: int = -1,
     states: CellStates | None = None,
@@ -96,6 +103,9 @@ def perturb_cells(
       ranks, quantile: how far "inhibit" and "activate" move a gene: a number of ranks, or a
         fraction of the cell's genes.
       truncation: "original", nothing slides in from beyond the model's context, or "refill".
+      positions: "renumber", all that stands behind a deleted gene moves up by one position, as in
+        the original; or "keep": it keeps its position numbers, and no part of a shift comes from
+        later genes moving up.
       mode: what stands for a cell: "cell", the mean of its genes, or "cls"; by default "cls" where
         the model has it.
       hidden_layer: hidden state of the model to compare, counted back from the last (0).
@@ -149,6 +159,7 @@ def perturb_cells(
         ranks=ranks,
         quantile=quantile,
         truncation=truncation,
+        positions=positions,
         mode=mode,
         hidden_layer=hidden_layer,
         states=states,

@@ -24,6 +24,8 @@ from geneformer_jax.perturbation.engine.screener import SPLIT_POINTS
 
 ORIGINAL, REFILL = "original", "refill"
 TRUNCATIONS = (ORIGINAL, REFILL)
+RENUMBER, KEEP = "renumber", "keep"
+POSITIONS = (RENUMBER, KEEP)
 NONE, FULL, TOP, MEANS = "none", "full", "top", "means"
 GENE_SHIFTS = (NONE, FULL, TOP, MEANS)
 # Flags whose values are those of options of the same name; and those that name states.
@@ -33,6 +35,7 @@ _AS_GIVEN = (
     "ranks",
     "quantile",
     "truncation",
+    "positions",
     "hidden_layer",
     "classes",
     "gene_shifts",
@@ -49,6 +52,7 @@ _SCREENED = {
     "anchor": None,
     "combinations": None,
     "truncation": ORIGINAL,
+    "positions": RENUMBER,
     "classes": False,
     "gene_shifts": NONE,
 }
@@ -67,6 +71,7 @@ class PerturbationOptions:
     ranks: int | None = None
     quantile: float | None = None
     truncation: str = ORIGINAL
+    positions: str = RENUMBER
     mode: str | None = None
     hidden_layer: int = -1
     states: CellStates | None = None
@@ -86,6 +91,7 @@ class PerturbationOptions:
         self._check_types()
         self._check_screen()
         _one_of("truncation", self.truncation, TRUNCATIONS)
+        _one_of("positions", self.positions, POSITIONS)
         _one_of("gene_shifts", self.gene_shifts, GENE_SHIFTS)
         if self.mode is not None:
             _one_of("mode", self.mode, MODES)
@@ -102,7 +108,7 @@ class PerturbationOptions:
             )
 
     def _check_types(self) -> None:
-        for name in ("edit", "combine", "truncation", "mode", "gene_shifts", "anchor"):
+        for name in ("edit", "combine", "truncation", "positions", "mode", "gene_shifts", "anchor"):
             require_text(name, getattr(self, name), "one of its names")
         require_whole("hidden_layer", self.hidden_layer)
         require_whole("top", self.top)
@@ -145,6 +151,11 @@ class PerturbationOptions:
     def refill(self) -> bool:
         """Whether cells are needed whole, with the genes beyond the cut."""
         return self.truncation == REFILL
+
+    @property
+    def keep_positions(self) -> bool:
+        """Whether what stands behind a deleted gene keeps its position number."""
+        return self.positions == KEEP
 
     @property
     def gene_rows(self) -> int:

@@ -69,6 +69,7 @@ def make_spec(
         head=_classifier(model) if options.classes else None,
         gene_rows=options.gene_rows,
         states=tuple(options.states.names) if options.states else (),
+        keep_positions=options.keep_positions,
     )
 
 
@@ -100,7 +101,8 @@ def resolve_edits(
     Raises:
       InputError: options contradict each other, or a gene is unknown.
     """
-    rule = EditRule(options.edit, options.ranks, options.quantile, options.refill)
+    given = options.edit, options.ranks, options.quantile
+    rule = EditRule(*given, options.refill, options.keep_positions)
     sets = read_gene_sets(
         model.vocabulary, options.genes, options.combine, options.anchor, options.combinations
     )

@@ -7,6 +7,7 @@ import pytest
 
 from geneformer_jax.cells.tokenization.vocabulary import V2_SPECIAL_TOKENS
 from geneformer_jax.common.errors import InputError
+from geneformer_jax.model.encoder import encode
 from geneformer_jax.model.pretrained import PretrainedModel
 from geneformer_jax.perturbation.api import perturb_cells
 from geneformer_jax.perturbation.cell_states import CellStates
@@ -102,6 +103,32 @@ def test_any_hidden_layer_is_compared(v1, v2, layer):
         genes = genes[genes >= model.vocabulary.first_gene_token]
         expected = by_hand(model, EditRule("delete"), genes, [gene], layer)[measure]
         value = value_of(found, "cell0", ids_of(model, [gene]), measure)
+        assert value == pytest.approx(expected, abs=ATOL)
+
+
+@pytest.mark.parametrize("version", ["v1", "v2"])
+def test_what_follows_a_deleted_gene_can_keep_its_positions(request, version):
+    model = request.getfixturevalue(version)
+    cells = make_cells(model, [20, 9])
+    found = perturb_cells(model, cells, positions="keep")
+    tokens, first = cells.tokens[1].astype(np.int32), int(version == "v2")
+
+    def embedded(left: np.ndarray) -> np.ndarray:
+        """The cell of these tokens, each at its position in the whole cell."""
+        hidden = encode(
+            model.config,
+            model.params,
+            tokens[None, left],
+            np.array([len(left)]),
+            layers=model.config.layers - 1,
+            positions_BT=left[None],
+        )
+        return np.asarray(hidden[0, 0] if first else hidden[0].mean(axis=0), np.float64)
+
+    everything, measure = np.arange(len(tokens)), "cls_cosine" if first else "cell_cosine"
+    for rank in (0, 4, 8):
+        expected = cosine(embedded(everything), embedded(np.delete(everything, first + rank)))
+        value = value_of(found, "cell1", ids_of(model, [tokens[first + rank]]), measure)
         assert value == pytest.approx(expected, abs=ATOL)
 
 
@@ -247,6 +274,9 @@ def test_cells_are_chosen_as_the_original_does(v1):
         ({"mode": "cls"}, "needs a <cls> token"),
         ({"mode": "cel"}, 'did you mean "cell"'),
         ({"hidden_layer": 1}, "layer` 1 is not in this model of 3 layers"),
+        ({"positions": "kep"}, 'did you mean "keep"'),
+        ({"positions": "keep", "edit": "overexpress"}, 'which edit "overexpress" does not go with'),
+        ({"positions": "keep", "truncation": "refill"}, 'which truncation "refill" does not go'),
         ({"truncation": "refil"}, 'did you mean "refill"'),
         ({"gene_shifts": "al"}, 'no gene_shifts "al"'),
         ({"gene_shifts": "top", "top": 0}, "top is 0"),

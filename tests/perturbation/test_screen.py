@@ -133,6 +133,7 @@ def test_a_poor_screen_says_so_and_names_the_remedy():
         ({"edit": "overexpress"}, "`edit` is 'overexpress', but a screen knows only 'delete'"),
         ({"combine": "pairs"}, "`combine` is 'pairs'"),
         ({"truncation": "refill"}, "`truncation` is 'refill'"),
+        ({"positions": "keep"}, "`positions` is 'keep'"),
         ({"classes": True}, "`classes` is True"),
         ({"gene_shifts": "full"}, "`gene_shifts` is 'full'"),
         ({"split_points": 1}, "`split_points` is 1; give a whole number of at least 2"),

@@ -44,12 +44,15 @@ class EditRule:
       ranks: r of inhibit and activate, or
       quantile: the fraction of the cell's genes that r is, in (0, 1].
       refill: whether genes beyond the cut slide in.
+      keep_positions: whether what stands behind a deleted gene keeps its position number, as if the
+        place stayed empty.
     """
 
     kind: str = DELETE
     ranks: int | None = None
     quantile: float | None = None
     refill: bool = False
+    keep_positions: bool = False
 
     def __post_init__(self):
         if self.kind not in EDITS:
@@ -57,6 +60,12 @@ class EditRule:
             raise InputError(
                 f'there is no edit "{self.kind}"{did_you_mean(self.kind, EDITS)}; use one of '
                 f"{known}"
+            )
+        if self.keep_positions and (self.kind != DELETE or self.refill):
+            what = 'truncation "refill"' if self.refill else f'edit "{self.kind}"'
+            raise InputError(
+                f'`positions` is "keep", which {what} does not go with: only what follows a '
+                'deleted gene can keep its position; use edit "delete", truncation "original"'
             )
         given = (self.ranks is not None) + (self.quantile is not None)
         if self.kind in (INHIBIT, ACTIVATE):

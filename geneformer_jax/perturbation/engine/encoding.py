@@ -38,6 +38,7 @@ class ForwardSpec:
       spread: whether each device has cells of its own, or all share the edits of the same cells.
       consecutive: "delete" or "overexpress" where the rows of each device are such edits of genes
         that follow each other in one cell, fillers last; these share the first block. "" otherwise.
+      keep_positions: whether tokens keep the position numbers that they have in the original.
       together: rows encoded at a time above a shared first block, a divisor of each device's rows.
     """
 
@@ -54,6 +55,7 @@ class ForwardSpec:
     spread: bool = False
     consecutive: str = ""
     together: int = 0
+    keep_positions: bool = False
 
     @property
     def measures(self) -> list[tuple[str, str]]:
@@ -95,14 +97,17 @@ def encode_cells(
     lengths_R: jax.Array,
     started_RTD: jax.Array | None = None,
     first: int = 1,
+    positions_RT: jax.Array | None = None,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Returns float32 hidden states [R, T, D], cell embeddings [R, D], probabilities [R, L].
 
-    Goes on from the hidden states that block `first` takes where these are given.
+    Goes on from the hidden states that block `first` takes where these are given. Tokens stand at
+    positions 0, 1, ... unless others are given.
     """
     to = {"lengths_B": lengths_R, "runtime": spec.runtime}
     if started_RTD is None:
-        hidden_RTD = encode(spec.config, params, tokens_RT, layers=spec.blocks, **to)
+        places = {"positions_BT": positions_RT, "layers": spec.blocks}
+        hidden_RTD = encode(spec.config, params, tokens_RT, **places, **to)
     else:
         hidden_RTD = run_blocks(
             spec.config, params, started_RTD, first=first, last=spec.blocks, **to

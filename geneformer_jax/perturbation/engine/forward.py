@@ -138,7 +138,11 @@ def _compare(
     started_RTD: jax.Array | None = None,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Encodes edited cells (see `_edit`) and compares them with the original ones."""
-    hidden_RTD, cell_RD, after_RL = encode_cells(spec, params, tokens_RT, lengths_R, started_RTD)
+    # Pads come from anywhere in the row.
+    kept_RT = jnp.minimum(order_RT, tokens_RT.shape[1] - 1) if spec.keep_positions else None
+    hidden_RTD, cell_RD, after_RL = encode_cells(
+        spec, params, tokens_RT, lengths_R, started_RTD, positions_RT=kept_RT
+    )
     cell_RD = at_unit_length(cell_RD)
     genes_RT = None
     if spec.needs_genes:

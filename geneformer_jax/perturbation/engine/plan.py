@@ -118,7 +118,8 @@ class EditPlan:
     @property
     def consecutive(self) -> str:
         """Kind of the edits where those of a cell are of one gene after the other, else ""."""
-        in_turn = self.sets == GeneSets() and not self.rule.refill and self.chosen is None
+        in_turn = self.sets == GeneSets() and self.chosen is None
+        in_turn = in_turn and not (self.rule.refill or self.rule.keep_positions)
         return self.rule.kind if in_turn and self.rule.kind in (DELETE, OVEREXPRESS) else ""
 
     @functools.cached_property
