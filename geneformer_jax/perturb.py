@@ -80,11 +80,13 @@ flags.DEFINE_string(
 )  # fmt: skip
 flags.DEFINE_string(
     "controls", "all", "For goal_state_shift: what is set beside it, from the same tables; all "
-    "that they allow, none, or like_rank, cells, coverage, start, separated by commas.",
+    "that they allow, none, or like_rank, cells, coverage, start, reranking, donors, separated by "
+    "commas; for aggregate_gene_shifts: responsiveness.",
 )  # fmt: skip
 flags.DEFINE_integer(
     "min_cells", 10, "Of controls: genes edited in fewer cells are not compared.", lower_bound=2
 )
+flags.DEFINE_string("group", "", "Of controls: obs column of donors, over which shifts must hold.")
 flags.DEFINE_string("null", "", "For vs_null: what perturb wrote of other cells.")
 command_line.device_flags()
 _HOW = ("precision", "attention", "tokens_per_device")
@@ -98,7 +100,7 @@ def main() -> None:
     # to wait for.
     from geneformer_jax.inference.columns import require_columns
 
-    require_columns(FLAGS.cells, [FLAGS.states], FLAGS.filter)
+    require_columns(FLAGS.cells, [FLAGS.states, FLAGS.group], FLAGS.filter)
     from geneformer_jax.interop.load import load_model
     from geneformer_jax.model.sharding import use_all_cores
     from geneformer_jax.perturbation.config import read_options
@@ -109,7 +111,7 @@ def main() -> None:
     modes, given = command_line.split_list(FLAGS.statistics), command_line.configuration()
     require_modes(modes, FLAGS.null)
     controls = command_line.split_list(FLAGS.controls)
-    require_controls(controls, FLAGS.start)
+    require_controls(controls, FLAGS.start, FLAGS.group)
     shard = command_line.parse_shard(FLAGS.shard)
     run = PerturbationRun(Path(FLAGS.output), read_options(given), given, shard)
     if run.is_complete():
@@ -128,7 +130,8 @@ def main() -> None:
         run.finish()
     for mode in modes:
         null = FLAGS.null if mode == "vs_null" else ""
-        beside = {"controls": controls, "min_cells": FLAGS.min_cells}
+        group = FLAGS.group if mode == "goal_state_shift" else ""
+        beside = {"controls": controls, "min_cells": FLAGS.min_cells, "group": group}
         written = perturbation_statistics(FLAGS.output, mode, null=null, **beside)
         print(f"{mode}: {', '.join(path.name for path in written)} in {written[0].parent}")
 

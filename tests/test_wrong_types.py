@@ -111,7 +111,7 @@ def test_each_on_its_own(model, cells, function, wrong, words):
         (lambda m: gf.perturbation_statistics(FRAME, "vs_null"), ("`folder` is a DataFrame",)),
         (lambda m: gf.perturbation_statistics("out", ["vs_null"]), ("`mode` is a list",)),
         (lambda m: gf.Runtime(precision="bfloat"), ('did you mean "bfloat16"',)),
-        (lambda m: gf.CellStates(None, "a"), ("need an obs column",)),
+        (lambda m: gf.CellStates(None, goal="a"), ("need an obs column",)),
     ],
 )
 def test_the_others(model, call, words):

@@ -3,7 +3,7 @@
 `perturb_cells` is for notebooks; the perturb command writes tables as they come.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Unpack
 
@@ -69,7 +69,7 @@ def perturb_cells(
     positions: str = RENUMBER,
     mode: str | None = None,
     hidden_layer: int = -1,
-    states: CellStates | None = None,
+    states: CellStates | Mapping[str, object] | None = None,
     state_embeddings: Path | str | None = None,
     classes: bool = False,
     gene_shifts: str = NONE,
@@ -109,7 +109,8 @@ def perturb_cells(
       mode: what stands for a cell: "cell", the mean of its genes, or "cls"; by default "cls" where
         the model has it.
       hidden_layer: hidden state of the model to compare, counted back from the last (0).
-      states: cell states towards which shifts are measured; the cells of its start are perturbed.
+      states: cell states towards which shifts are measured, or a dict of its attributes; the cells
+        of its start are perturbed.
       state_embeddings: a file that `embed --states` wrote; computed from `cells` by default.
       classes: measure class probabilities too (a model with a cell classifier).
       gene_shifts: "none"; or return shifts of single genes instead: "full", the "top" that are

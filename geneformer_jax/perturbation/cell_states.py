@@ -1,7 +1,7 @@
 """Cell states, and the embeddings towards which shifts are measured."""
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import KW_ONLY, dataclass, fields, replace
 from pathlib import Path
 
 import jax
@@ -36,6 +36,7 @@ class CellStates:
     """
 
     column: str
+    _: KW_ONLY
     goal: str
     start: str = ""
     alternatives: tuple[str, ...] = ()
@@ -57,6 +58,24 @@ class CellStates:
             raise InputError(
                 f'state "{twice}" is named twice; start, goal and alternatives must differ'
             )
+
+    @classmethod
+    def of(cls, states: object) -> "CellStates":
+        """Returns states that may be given as a dict of the attributes.
+
+        Raises:
+          InputError: they are something else, or a name is missing or unknown.
+        """
+        if isinstance(states, cls):
+            return states
+        known = {field.name for field in fields(cls)}
+        if isinstance(states, Mapping) and {"column", "goal"} <= set(states) <= known:
+            return cls(**states)
+        raise InputError(
+            f"`states` is {states!r}, but must be a CellStates, such as "
+            'CellStates("disease", goal="healthy", start="dilated"), or a dict of its column, goal '
+            "and, if wanted, start and alternatives"
+        )
 
     @property
     def names(self) -> list[str]:
@@ -162,7 +181,8 @@ def read_state_names(
       InputError: states are named without their column.
     """
     if column:
-        return CellStates(column, goal, start, tuple(map(ListedStates, alternatives)))
+        listed = tuple(map(ListedStates, alternatives))
+        return CellStates(column, goal=goal, start=start, alternatives=listed)
     for name, value in (("start", start), ("goal", goal), ("alternatives", alternatives)):
         if value:
             raise InputError(f"`{name}` is given, but not its obs column; name it by `states`")

@@ -88,6 +88,8 @@ class PerturbationOptions:
     settle: int | float | None = None
 
     def __post_init__(self):
+        if self.states is not None:
+            object.__setattr__(self, "states", CellStates.of(self.states))
         self._check_types()
         self._check_screen()
         _one_of("truncation", self.truncation, TRUNCATIONS)
@@ -95,11 +97,6 @@ class PerturbationOptions:
         _one_of("gene_shifts", self.gene_shifts, GENE_SHIFTS)
         if self.mode is not None:
             _one_of("mode", self.mode, MODES)
-        if not (self.states is None or isinstance(self.states, CellStates)):
-            raise InputError(
-                f"`states` is {self.states!r}, but must be a CellStates, such as "
-                'CellStates("disease", goal="healthy", start="dilated")'
-            )
         if self.top < 1:
             raise InputError(f"top is {self.top}; keep at least 1 gene of each edit")
         if self.state_embeddings and self.states is None:

@@ -5,8 +5,10 @@ from geneformer_jax.common.provenance import FILE_NAME
 SHIFTS, GENE_SHIFTS, GENE_MEANS = "shifts", "gene_shifts", "gene_shift_means.parquet"
 EDITS, STATES, REPORT = "edits.parquet", "states.parquet", "report.html"
 GENES_LEFT_OUT = "genes_left_out.tsv"
+# The perturbed cells: `cell`, and their obs columns as texts, each with this before its name.
+CELLS, OBS = "cells.parquet", "obs:"
 # All else in the folder of a run is gone when it is finished.
-OUTPUTS = (EDITS, STATES, SHIFTS, GENE_SHIFTS, GENE_MEANS, GENES_LEFT_OUT, FILE_NAME)
+OUTPUTS = (EDITS, STATES, SHIFTS, GENE_SHIFTS, GENE_MEANS, CELLS, GENES_LEFT_OUT, FILE_NAME)
 JOINT = "+"
 # Gene shifts as means, of each part of an unfinished run.
 MEANS_OF_PARTS = "means"

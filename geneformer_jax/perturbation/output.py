@@ -22,14 +22,17 @@ from geneformer_jax.common.files import atomic_write
 from geneformer_jax.common.provenance import write_provenance
 from geneformer_jax.common.workdir import is_finished
 from geneformer_jax.embedding.states import StateEmbeddings
+from geneformer_jax.inference.filters import label_texts
 from geneformer_jax.inference.resume import PartsFolder, parts_folder, save_arrays, tidy
 from geneformer_jax.perturbation.engine.shifts import Shifts
 from geneformer_jax.perturbation.layout import (
+    CELLS,
     EDITS,
     ESTIMATES,
     GENE_MEANS,
     JOINT,
     MEANS_OF_PARTS,
+    OBS,
     SHIFTS,
     STATES,
 )
@@ -117,6 +120,7 @@ class PerturbationFolder:
         self,
         edit: str,
         vocabulary: GeneVocabulary,
+        obs: pd.DataFrame,
         provenance: Mapping[str, Any],
         report: Callable[[Path, pd.DataFrame, Mapping[str, Any]], None],
     ) -> None:
@@ -125,6 +129,7 @@ class PerturbationFolder:
         Args:
           edit: kind of the edits.
           vocabulary: of the genes.
+          obs: of the chosen cells, by their ids.
           provenance: see `describe_run`.
           report: writes a report into a folder, called with (folder, summary, provenance).
 
@@ -132,6 +137,7 @@ class PerturbationFolder:
         folder = self.parts.folder
         summary = summarise(ShiftRows(folder / SHIFTS, _SUMMARISED))
         _write_edits(folder, summary, vocabulary)
+        _write_cells(folder, obs)
         if "screen" in provenance["counts"]:
             summary = with_parts(summary, ShiftRows(folder / SHIFTS, _SUMMARISED_SCREEN))
         if (folder / MEANS_OF_PARTS).is_dir():
@@ -186,6 +192,14 @@ def _write_edits(folder: Path, summary: pd.DataFrame, vocabulary: GeneVocabulary
         "cells": pa.array(first["n"], pa.int64()),
     }
     with atomic_write(folder / EDITS) as aside:
+        pq.write_table(pa.table(table), aside, compression="zstd")
+
+
+def _write_cells(folder: Path, obs: pd.DataFrame) -> None:
+    texts = {f"{OBS}{name}": label_texts(obs[name]) for name in obs.columns}
+    columns = {name: pa.array(values, pa.string()) for name, values in texts.items()}
+    table = {"cell": pa.array(obs.index.astype(str), pa.string()), **columns}
+    with atomic_write(folder / CELLS) as aside:
         pq.write_table(pa.table(table), aside, compression="zstd")
 
 

@@ -51,7 +51,7 @@ from geneformer_jax.perturbation.tables import (
 
 # What does not change the tables; statistics may be asked of tables that are there.
 _NOT_IN_PLAN = ("output", "shard", "finish", "tokens_per_device", "statistics", "null", "controls",
-                "min_cells")  # fmt: skip
+                "min_cells", "group")  # fmt: skip
 
 
 class PerturbationRun:
@@ -223,8 +223,9 @@ class PerturbationRun:
         if self._options.screen:
             counts["screen"] = describe_screen(self._folder.parts.folder / SHIFTS, self._options)
         provenance = describe_run("perturb", self._command, self._inputs, counts)
-        vocabulary = plan.cells.vocabulary
-        self._folder.finish(self._options.edit, vocabulary, provenance, write_report)
+        cells = plan.cells
+        named = self._options.edit, cells.vocabulary, cells.obs
+        self._folder.finish(*named, provenance, write_report)
         logger.info(f"tables and report: {self._folder.output}")
 
     def _check_size(self, plan: EditPlan, spec: ForwardSpec) -> None:

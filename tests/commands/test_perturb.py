@@ -14,7 +14,6 @@ from geneformer_jax.common.errors import InputError
 from geneformer_jax.inference.cells import select_cells
 from geneformer_jax.model import pretrained
 from geneformer_jax.perturbation.api import perturb_cells
-from geneformer_jax.perturbation.cell_states import CellStates
 from tests.helpers.commands import assert_one_line
 from tests.helpers.pages import assert_files_are_linked, read_page
 from tests.helpers.perturb_runs import GENES, assert_same_folders, command_on_five_cells, make_model
@@ -48,6 +47,7 @@ def test_tables_edits_provenance_and_report_are_written(perturb, model, toy_stor
     assert status == 0, error
     out = tmp_path / "out"
     assert sorted(path.name for path in out.iterdir()) == [
+        "cells.parquet",
         "edits.parquet",
         "provenance.json",
         "report.html",
@@ -136,11 +136,12 @@ def test_states_are_computed_once_or_given(perturb, model, toy_store, tmp_path):
     status, _, error = perturb(*states)
     assert status == 0, error
     found = read(tmp_path / "out")
-    expected = perturb_cells(
-        model, toy_store, genes=GENES, max_cells=5, states=CellStates("kind", "b", "a")
-    )
+    given = {"column": "kind", "goal": "b", "start": "a"}
+    expected = perturb_cells(model, toy_store, genes=GENES, max_cells=5, states=given)
     same(found, expected)
     assert set(found["state"]) == {"", "a", "b"}
+    cells = pd.read_parquet(tmp_path / "out" / "cells.parquet")
+    assert set(found["cell"]) <= set(cells["cell"]) and set(cells["obs:kind"]) == {"a"}
     provenance = json.loads((tmp_path / "out" / "provenance.json").read_text())
     assert provenance["counts"]["states"] == {
         "column": "kind",

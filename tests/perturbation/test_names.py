@@ -58,7 +58,7 @@ def test_listed_states_are_found_as_wholes_first():
     obs = pd.DataFrame({"state": ["a, b", "c, d", "c", "d", None]})
     given = read_state_names("state", "a, b", "c", ["c, d,d"]).named_in(obs)
     assert given.names == ["a, b", "c", "c, d", "d"]
-    assert CellStates("state", "c", alternatives="c, d").names == ["c", "c, d"]
+    assert CellStates("state", goal="c", alternatives="c, d").names == ["c", "c, d"]
 
 
 def test_states_may_be_numbers():

@@ -294,7 +294,8 @@ def test_bad_input_is_reported_in_one_line(v1, options, words):
     cells = make_cells(v1, [9, 9, 9])
     with pytest.raises(InputError) as refused:
         if "states" in options:
-            options = options | {"states": CellStates(*options["states"])}
+            names = zip(("column", "goal", "start"), options["states"], strict=False)
+            options = options | {"states": dict(names)}
         perturb_cells(v1, cells, **options)
     assert words in str(refused.value)
     assert "\n" not in str(refused.value)

@@ -4,15 +4,25 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import pandas as pd
+import pyarrow.parquet as pq
 
 from geneformer_jax.common.errors import InputError, did_you_mean
+from geneformer_jax.inference.columns import check_columns
 from geneformer_jax.perturbation.controls import of_genes
+from geneformer_jax.perturbation.controls.donors import MIN_DONORS
 from geneformer_jax.perturbation.controls.finding import Asked, Finding
-from geneformer_jax.perturbation.layout import SHIFTS
+from geneformer_jax.perturbation.controls.responsiveness import (
+    MIN_EDITS,
+    describe,
+    responsiveness,
+    without_responsiveness,
+)
+from geneformer_jax.perturbation.layout import CELLS, OBS, SHIFTS
 from geneformer_jax.perturbation.statistics.modes import (
     Controls,
     StatisticOptions,
     StatisticResult,
+    aggregate_gene_shifts,
     goal_state_shift,
 )
 from geneformer_jax.perturbation.statistics.tables import (
@@ -27,9 +37,16 @@ OF_GENES: dict[str, Callable[[Asked], Finding]] = {
     "cells": of_genes.cells,
     "coverage": of_genes.coverage,
     "start": of_genes.start,
+    "reranking": of_genes.reranking,
+    "donors": of_genes.donors,
 }
+_RESPONSIVENESS = "responsiveness"
+CONTROLS = (*OF_GENES, _RESPONSIVENESS)
 _NEEDS_START = "a start state that is not the goal: perturb with `start`"
-_MODE = goal_state_shift.__name__
+_NEEDS_GROUP = "an obs column of donors: name it by `group`"
+_COLUMNS = ["control", "what it asks", "result", "verdict"]
+_MODE, _OF_GENE_SHIFTS = goal_state_shift.__name__, aggregate_gene_shifts.__name__
+_OF_MODE = {_MODE: tuple(OF_GENES), _OF_GENE_SHIFTS: (_RESPONSIVENESS,)}
 
 
 def read_controls(controls: str | Sequence[str]) -> tuple[str, ...] | None:
@@ -45,8 +62,8 @@ def read_controls(controls: str | Sequence[str]) -> tuple[str, ...] | None:
     if names in ((ALL,), (NONE,)):
         return None if names == (ALL,) else ()
     for name in names:
-        if name not in OF_GENES:
-            known = [*OF_GENES, ALL, NONE]
+        if name not in CONTROLS:
+            known = [*CONTROLS, ALL, NONE]
             raise InputError(
                 f'there is no control "{name}"{did_you_mean(name, known)}; `controls` are '
                 f"{', '.join(known)}"
@@ -54,10 +71,13 @@ def read_controls(controls: str | Sequence[str]) -> tuple[str, ...] | None:
     return names
 
 
-def require_controls(controls: str | Sequence[str], start: str) -> None:
-    """Raises InputError for an unknown control, or one that a run without a start cannot have."""
-    if "start" in (read_controls(controls) or ()) and not start:
-        raise InputError(f'the control "start" needs {_NEEDS_START}; or leave it out of `controls`')
+def require_controls(controls: str | Sequence[str], start: str, group: str) -> None:
+    """Raises InputError for an unknown control, or one that lacks the run's start or donors."""
+    given = {"start": (start, _NEEDS_START), "donors": (group, _NEEDS_GROUP)}
+    for name in read_controls(controls) or ():
+        value, why = given.get(name, ("-", ""))
+        if not value:
+            raise InputError(f'the control "{name}" needs {why}; or leave it out of `controls`')
 
 
 def with_controls(
@@ -67,7 +87,7 @@ def with_controls(
     result: StatisticResult,
     names: Sequence[str] | None,
 ) -> StatisticResult:
-    """Sets controls beside a goal-state shift; other statistics stay as they are.
+    """Sets controls beside the statistics that have some; others stay as they are.
 
     Args:
       folder: of the perturbation.
@@ -77,8 +97,12 @@ def with_controls(
     Raises:
       InputError: a control that was named cannot be made.
     """
-    if mode != _MODE or names == ():
+    of_mode = _OF_MODE.get(mode, ())
+    names = None if names is None else [name for name in names if name in of_mode]
+    if not of_mode or names == []:
         return result
+    if mode == _OF_GENE_SHIFTS:
+        return _with_responsiveness(folder, options, result, names is not None)
     asked = _asked(folder, options, result)
     lacking = {name: why for name in names or OF_GENES if (why := _lacks(name, asked))}
     if names and lacking:
@@ -110,7 +134,19 @@ def _asked(folder: Path, options: StatisticOptions, result: StatisticResult) -> 
         chosen_cells=provenance.get("counts", {}).get("chosen_cells", 0),
         min_cells=options.min_cells,
         table=pd.concat(result.tables[_MODE], ignore_index=True),
+        donors=_donors(folder, options.group) if options.group else None,
     )
+
+
+def _donors(folder: Path, column: str) -> pd.Series:
+    """Returns the values of an obs column by id of the cell, without missing ones."""
+    path = folder / CELLS
+    if not path.exists():
+        raise InputError(f"{path} is missing, in which the cells' donors would be; perturb again")
+    names = pq.read_schema(path).names
+    check_columns([name.removeprefix(OBS) for name in names if name.startswith(OBS)], [column])
+    table = pd.read_parquet(path, columns=["cell", f"{OBS}{column}"])
+    return table.set_index("cell")[f"{OBS}{column}"].dropna()
 
 
 def _lacks(name: str, asked: Asked) -> str:
@@ -121,7 +157,41 @@ def _lacks(name: str, asked: Asked) -> str:
         return "edits of single genes: perturb each gene in turn"
     if name == "start" and asked.start in ("", asked.goal):
         return _NEEDS_START
+    if name == "reranking" and name not in column_names(asked.folder / SHIFTS):
+        return "the part `reranking` of shifts: perturb with `screen`"
+    if name == "donors" and (asked.donors is None or asked.donors.nunique() < MIN_DONORS):
+        return f"{_NEEDS_GROUP}, of which at least {MIN_DONORS} have cells"
     return ""
+
+
+def _with_responsiveness(
+    folder: Path, options: StatisticOptions, result: StatisticResult, is_required: bool
+) -> StatisticResult:
+    again = aggregate_gene_shifts(folder, options)
+    found = responsiveness(again.tables[_OF_GENE_SHIFTS], options.min_cells)
+    if found.edits < MIN_EDITS:
+        why = (
+            f"at least {MIN_EDITS} edits of {options.min_cells} cells, but there are "
+            f"{found.edits}: perturb more genes, or lower `min_cells`"
+        )
+        if is_required:
+            raise InputError(f'the control "{_RESPONSIVENESS}" needs {why}')
+        table = _described({}, {_RESPONSIVENESS: why})
+        return result._replace(controls=Controls(table, "", {}, lambda: iter(())))
+    pieces = without_responsiveness(result.tables[_OF_GENE_SHIFTS], found.means)
+    row = (_RESPONSIVENESS, "Does an edit affect genes that other edits do not?", *describe(found))
+    controls = Controls(
+        table=pd.DataFrame([row], columns=_COLUMNS),
+        verdict="",
+        drawings=lambda: iter(()),
+        headings={
+            "Universal_mean": "mean over all edits of the affected gene's mean cosine, pairs in "
+            f"fewer than {options.min_cells} cells left out",
+            "Minus_universal": "Cosine_sim_mean minus that: below 0, this edit moves the gene more "
+            "than edits do",
+        },
+    )
+    return result._replace(tables=result.tables | {_OF_GENE_SHIFTS: pieces}, controls=controls)
 
 
 def _joined(table: pd.DataFrame, findings: Iterable[Finding]) -> pd.DataFrame:
@@ -134,7 +204,7 @@ def _joined(table: pd.DataFrame, findings: Iterable[Finding]) -> pd.DataFrame:
 def _described(findings: dict[str, Finding], lacking: dict[str, str]) -> pd.DataFrame:
     rows = [(name, each.asks, each.result, each.verdict) for name, each in findings.items()]
     rows += [(name, "", f"not made: it needs {why}", "") for name, why in lacking.items()]
-    return pd.DataFrame(rows, columns=["control", "what it asks", "result", "verdict"])
+    return pd.DataFrame(rows, columns=_COLUMNS)
 
 
 def _drawings(findings: Iterable[Finding]) -> Iterator[Drawing]:

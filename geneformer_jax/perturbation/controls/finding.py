@@ -27,6 +27,7 @@ class Asked:
       chosen_cells: cells that were chosen to be perturbed; 0 where it is not known.
       min_cells: genes in fewer cells are not compared.
       table: of `goal_state_shift`.
+      donors: donor by id of the cell; None where no column names them.
     """
 
     folder: Path
@@ -36,11 +37,12 @@ class Asked:
     chosen_cells: int
     min_cells: int
     table: pd.DataFrame
+    donors: pd.Series | None
 
-    def rows(self, state: str) -> ShiftRows:
-        """Returns the shifts of single genes towards a state."""
+    def rows(self, state: str, *further: str) -> ShiftRows:
+        """Returns the shifts of single genes towards a state, with further columns."""
         where = {"measure": self.measure, "state": state}
-        return ShiftRows(self.folder / SHIFTS, ROWS, where, genes_in_edit=1)
+        return ShiftRows(self.folder / SHIFTS, (*ROWS, *further), where, genes_in_edit=1)
 
     @functools.cached_property
     def within(self) -> WithinCells:

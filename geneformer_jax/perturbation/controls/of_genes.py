@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 
 from geneformer_jax.embedding.states import StateEmbeddings
+from geneformer_jax.perturbation.controls.donors import MIN_DONORS, donor_intervals
 from geneformer_jax.perturbation.controls.figures import (
     coverage_figure,
     percentile_figure,
@@ -172,6 +173,46 @@ def start(asked: Asked) -> Finding:
 
     asks = "Is towards the goal also away from the start?"
     return Finding(asks, result, verdict, columns, headings, drawings())
+
+
+def donors(asked: Asked) -> Finding:
+    """Asks which shifts hold over donors."""
+    edits = asked.within.edits
+    table = donor_intervals(asked.rows(asked.goal), asked.donors, edits)
+    known = table["Shift_low"].notna()
+    certain = (table["Shift_low"] > 0) | (table["Shift_high"] < 0)
+    result = (
+        f"the intervals of {certain.sum():,} of {known.sum():,} genes over "
+        f"{asked.donors.nunique():,} donors do not hold 0"
+    )
+    headings = {
+        "Donors": "donors with a cell in which the gene was edited",
+        "Shift_low": "lower end of the 95 % interval of Shift_to_goal_end: whole donors are drawn "
+        f"again and again; empty with fewer than {MIN_DONORS}",
+        "Shift_high": "its upper end",
+    }
+    verdict = "name genes whose interval does not hold 0"
+    return Finding("Does it hold in other donors?", result, verdict, table, headings, iter(()))
+
+
+def reranking(asked: Asked) -> Finding:
+    """Asks how much of the order of genes is that of later genes moving up by one position."""
+    edits, moments = asked.within.edits, RunningMoments()
+    for piece in asked.rows(asked.goal, "reranking"):
+        moments.add(edits.find(piece["perturbed"]), piece["reranking"].to_numpy(np.float64))
+    alone = moments.result().dense(len(edits)).means
+    shifts = asked.table.set_index("Ensembl_ID")["Shift_to_goal_end"].reindex(edits.names)
+    both = asked.is_compared & np.isfinite(alone) & shifts.notna().to_numpy()
+    alike = spearman(shifts.to_numpy(float)[both], alone[both]) if both.sum() > 1 else np.nan
+    result = (
+        f"shifts and what they are with nothing removed, only later genes moved up, correlate at "
+        f"{alike:.2f} (Spearman, {both.sum():,} genes)"
+    )
+    columns = pd.DataFrame({"Reranking_shift": alone}, edits.names)
+    headings = {"Reranking_shift": "mean shift if the gene stays and later genes move up by one"}
+    verdict = "the order is that of ranks" if alike > _ALIKE else "the order is not that of ranks"
+    asks = "Is it the gene, or only its rank?"
+    return Finding(asks, result, verdict, columns, headings, iter(()))
 
 
 def _sizes(asked: Asked) -> str:

@@ -11,7 +11,12 @@ import numpy as np
 import pandas as pd
 from scipy.stats import t as student
 
-from geneformer_jax.perturbation.statistics.moments import GeneIndex, Moments, RunningMoments
+from geneformer_jax.perturbation.statistics.moments import (
+    GeneIndex,
+    Moments,
+    RunningMoments,
+    fraction_between,
+)
 from geneformer_jax.perturbation.statistics.rank_effect import RANGES, ranges_of
 from geneformer_jax.perturbation.statistics.shifts import Pieces
 
@@ -63,7 +68,9 @@ def within_cells(pieces: Pieces) -> WithinCells:
         like_rank.add(edit[usable], _minus_others(values, ranges, place)[usable])
     found = (each.result().dense(len(edits)) for each in (ranks, centred, like_rank))
     ranks, centred, like_rank = found
-    return WithinCells(edits, len(cells), ranks.counts, ranks, centred, like_rank, _between(levels))
+    return WithinCells(
+        edits, len(cells), ranks.counts, ranks, centred, like_rank, fraction_between(levels)
+    )
 
 
 def paired_p_values(moments: Moments) -> np.ndarray:
@@ -104,11 +111,3 @@ def _minus_others(values: np.ndarray, ranges: Moments, place: np.ndarray) -> np.
     counts = ranges.counts[place]
     with np.errstate(divide="ignore", invalid="ignore"):
         return (values - ranges.means[place]) * counts / (counts - 1)
-
-
-def _between(levels: Moments) -> float:
-    known = levels.counts > 0
-    counts, means = levels.counts[known], levels.means[known]
-    between = (counts * (means - np.average(means, weights=counts)) ** 2).sum()
-    whole = between + levels.squares[known].sum()
-    return float(between / whole) if whole > 0 else float("nan")

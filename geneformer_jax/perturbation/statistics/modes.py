@@ -49,6 +49,7 @@ class StatisticOptions:
     seed: int = statistics.SEED
     set_size: int = 0
     min_cells: int = 10
+    group: str = ""
 
 
 class Controls(NamedTuple):

@@ -143,6 +143,17 @@ def pooled(parts: Sequence[Moments]) -> Moments:
     return Moments(distinct, total.astype(np.int64), mean, square)
 
 
+def fraction_between(moments: Moments) -> float:
+    """Returns the fraction of the variance of all values that lies between groups; NaN without."""
+    known = moments.counts > 0
+    if not known.any():
+        return float("nan")
+    counts, means = moments.counts[known], moments.means[known]
+    between = (counts * (means - np.average(means, weights=counts)) ** 2).sum()
+    whole = between + moments.squares[known].sum()
+    return float(between / whole) if whole > 0 else float("nan")
+
+
 def blocks_of(sizes: np.ndarray, max_rows: int) -> list[range]:
     """Cuts groups of these sizes, in order, into runs that hold at most `max_rows` rows together.
 

@@ -39,6 +39,7 @@ _ONLY = {
     "null": ("vs_null",),
     "goal": ("goal_state_shift",),
     "alternatives": ("goal_state_shift",),
+    "group": ("goal_state_shift",),
     "without_own": ("goal_state_shift",),
     "anchor": ("mixture_model", "aggregate_gene_shifts"),
     "state": ("vs_null", "mixture_model", "aggregate", "combinations"),
@@ -61,6 +62,7 @@ def perturbation_statistics(
     set_size: int = 0,
     controls: str | Sequence[str] = ALL,
     min_cells: int = StatisticOptions.min_cells,
+    group: str = "",
 ) -> list[Path]:
     """Computes one statistic of a perturbation and writes it into the folder `statistics` there.
 
@@ -86,9 +88,11 @@ def perturbation_statistics(
       seed: of that sample.
       set_size: only edits of this many genes; 0 takes all, and so compares pairs with single genes
         where a perturbation has both.
-      controls: for goal_state_shift: what is set beside it, from the same tables: "all" that they
-        allow, "none", or names: like_rank, cells, coverage, start; see `perturbation.controls`.
+      controls: what is set beside it, from the same tables: "all" that they allow, "none", or
+        names: like_rank, cells, coverage, start, reranking (of a screen) and donors for
+        goal_state_shift, responsiveness for aggregate_gene_shifts. See `perturbation.controls`.
       min_cells: genes edited in fewer cells are not compared by controls.
+      group: for the control donors: obs column of the cells that names them.
 
     Returns:
       The files written.
@@ -103,7 +107,7 @@ def perturbation_statistics(
     if alternatives is not None:
         alternatives = (alternatives,) if isinstance(alternatives, str) else tuple(alternatives)
     options = StatisticOptions(str(null), goal, alternatives, measure, state, anchor, without_own,
-                      background, seed, set_size, min_cells)  # fmt: skip
+                      background, seed, set_size, min_cells, group)  # fmt: skip
     _check(mode, options)
     folder, names = Path(folder), read_controls(controls)
     result = with_controls(folder, mode, options, MODES[mode](folder, options), names)

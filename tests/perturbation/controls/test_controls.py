@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 from geneformer_jax.common.errors import InputError
-from geneformer_jax.perturbation.controls.beside import OF_GENES, require_controls
+from geneformer_jax.perturbation.controls.beside import CONTROLS, require_controls
 from geneformer_jax.perturbation.statistics import report
 from geneformer_jax.perturbation.statistics.report import perturbation_statistics
 from tests.helpers.shift_pieces import made_up_shifts
@@ -119,8 +119,37 @@ def test_a_control_that_the_tables_do_not_allow_is_left_out_or_refused(tmp_path,
 
 def test_names_of_controls_are_checked_before_anything_else():
     with pytest.raises(InputError, match=r'no control "coverge" \(did you mean "coverage"'):
-        require_controls(["coverge"], "start")
+        require_controls(["coverge"], "start", "")
     with pytest.raises(InputError, match="needs a start state"):
-        require_controls("start", "")
-    require_controls(list(OF_GENES), "start")
-    require_controls("all", "")
+        require_controls("start", "", "donor")
+    with pytest.raises(InputError, match="name it by `group`"):
+        require_controls("donors", "start", "")
+    require_controls(CONTROLS, "start", "donor")
+    require_controls("all", "", "")
+
+
+def test_donors_are_those_of_the_cells_and_named_wrongly_are_told(run, frame):
+    cells = frame["cell"].unique()
+    donors = pd.DataFrame({"cell": cells, "obs:donor": [f"d{i % 5}" for i in range(len(cells))]})
+    named = {"controls": ["donors"], "group": "donor"}
+    assert "cells.parquet is missing" in message_of(run, "goal_state_shift", **named)
+    donors.to_parquet(run / "cells.parquet")
+    perturbation_statistics(run, "goal_state_shift", **named)
+    table = pd.read_parquet(run / "statistics" / "goal_state_shift.parquet")
+    shift = table["Shift_to_goal_end"]
+    inside = (table["Shift_low"] <= shift) & (shift <= table["Shift_high"])
+    assert inside[table["Donors"] == 5].mean() > 0.95
+    wrong = named | {"group": "doner"}
+    assert 'did you mean "donor"' in message_of(run, "goal_state_shift", **wrong)
+    donors.assign(**{"obs:donor": "d0"}).to_parquet(run / "cells.parquet")
+    assert "at least 3" in message_of(run, "goal_state_shift", **named)
+
+
+def test_a_screen_says_what_reranking_alone_would_do(tmp_path, frame):
+    half = frame.assign(reranking=(frame["value"] / 2).astype(np.float32))
+    folder = write(tmp_path / "screen", half, {"goal": "goal"})
+    perturbation_statistics(folder, "goal_state_shift", controls="reranking")
+    table = pd.read_parquet(folder / "statistics" / "goal_state_shift.parquet")
+    np.testing.assert_allclose(table["Reranking_shift"], table["Shift_to_goal_end"] / 2, rtol=1e-4)
+    page = (folder / "statistics" / "goal_state_shift.html").read_text()
+    assert "only later genes moved up, correlate at 1.00" in page
