@@ -178,10 +178,12 @@ def test_its_model_of_symbols_is_used_as_it_says_and_on_cells_with_ids_too(
     quickstart.main()
     lines = lines_to_paste(capsys.readouterr().out)
     del lines[""]
+    shorter = {"finetune": ["--config.steps=4"], "perturb": ["--genes=CD74"]}
     for name, arguments in lines.items():
-        assert "gene ids in index" in run(name, *arguments) or name == "finetune"
+        shown = run(name, *arguments, *shorter.get(name, []))
+        assert "gene ids in index" in shown or name == "finetune"
     others, _ = real_cells(data_dir / "cells" / "pbmc3k.h5ad")
-    others[:24].write_h5ad("others.h5ad")
+    others[:24].copy().write_h5ad("others.h5ad")
     for name, output in (("embed", "e.h5ad"), ("predict", "p.h5ad"), ("perturb", "shifts")):
         checkpoint = lines[name][0]
         arguments = [checkpoint, "--cells=others.h5ad", f"--output={output}"]
