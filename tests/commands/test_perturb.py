@@ -70,7 +70,8 @@ def test_tables_edits_provenance_and_report_are_written(perturb, model, toy_stor
     assert provenance["counts"]["left_out"]["not drawn"] == 235
     page = read_page(out / "report.html")
     assert GENES[0] in {row[0] for row in page.rows}
-    assert_files_are_linked(page, out, ["edits.parquet", "provenance.json", "shifts"])
+    files = ["cells.parquet", "edits.parquet", "provenance.json", "shifts"]
+    assert_files_are_linked(page, out, files)
     assert "edits (delete) in 5 of 5 cells" in output and "edits/s" in output
 
 
