@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 from geneformer_jax.common.arguments import require_path, require_type
 from geneformer_jax.common.errors import InputError, did_you_mean
 from geneformer_jax.common.files import atomic_write
+from geneformer_jax.common.log import logger
 from geneformer_jax.common.provenance import FILE_NAME, describe_run
 from geneformer_jax.perturbation.controls.beside import ALL, read_controls, with_controls
 from geneformer_jax.perturbation.layout import SHIFTS
@@ -128,6 +129,7 @@ def perturbation_statistics(
     page = Report(_title(mode), f"Statistics of the perturbation {folder.name}.")
     _add(page, mode, result, drawings, heads)
     if result.controls:
+        _log_verdict(mode, result.controls)
         _add_controls(page, result.controls, of_controls)
     page.provenance(provenance)
     page.write(target / f"{mode}.html")
@@ -226,6 +228,11 @@ def _add(
     report.table(_numbers_first(head), caption)
     for drawing in drawings:
         report.figure(drawing.figure, drawing.caption)
+
+
+def _log_verdict(mode: str, controls: Controls) -> None:
+    if controls.verdict:
+        logger.info(f"{mode}: {controls.verdict}")
 
 
 def _numbers_first(table: pd.DataFrame) -> pd.DataFrame:

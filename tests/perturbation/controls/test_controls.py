@@ -50,8 +50,15 @@ def run(tmp_path_factory, frame) -> Path:
 
 
 @pytest.fixture(scope="module")
-def table(run) -> pd.DataFrame:
-    perturbation_statistics(run, "goal_state_shift", min_cells=5)
+def lines() -> list[str]:
+    return []
+
+
+@pytest.fixture(scope="module")
+def table(run, lines) -> pd.DataFrame:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(report.logger, "info", lines.append)
+        perturbation_statistics(run, "goal_state_shift", min_cells=5)
     return pd.read_parquet(run / "statistics" / "goal_state_shift.parquet")
 
 
@@ -70,7 +77,7 @@ def test_columns_say_what_they_are_called(table, frame):
     )
 
 
-def test_the_page_answers_first_and_then_says_whether_it_can_be_believed(run, table):
+def test_the_page_answers_first_and_then_says_whether_it_can_be_believed(run, table, lines):
     page = (run / "statistics" / "goal_state_shift.html").read_text()
     told = int(table["Matched_FDR"].notna().sum())
     parts = [
@@ -83,6 +90,7 @@ def test_the_page_answers_first_and_then_says_whether_it_can_be_believed(run, ta
         "correlate at 1.00",
         "What the columns of controls say",
     ]
+    assert any(parts[0] in line for line in lines)
     places = [page.index(part) for part in parts]
     assert places == sorted(places)
 
