@@ -45,6 +45,9 @@ def like_rank(asked: Asked) -> Finding:
     )
     if left := len(table) - compared:
         result += f"; {left:,} have too few cells or neighbours to tell"
+    if "Sig" in asked.table:
+        pooled = (asked.table["Sig"] == 1).sum()
+        result += f"; from the pool of all edits {pooled:,} of {len(asked.table):,} differ"
 
     def drawings() -> Iterator[Drawing]:
         centred = np.where(asked.is_compared, within.centred.means, np.nan)
@@ -71,6 +74,7 @@ def like_rank(asked: Asked) -> Finding:
         "Matched_FDR": "of Matched_z by Student's distribution, over all genes",
     }
     verdict = "specific genes are found" if differs.any() else "nothing specific to a gene is seen"
+    verdict = verdict if compared else "too few cells or genes to tell"
     asks = "Does any gene shift cells otherwise than genes of like rank and detection?"
     columns = table.set_axis(within.edits.names)
     return Finding(asks, result, verdict, columns, headings, drawings())
@@ -159,7 +163,9 @@ def start(asked: Asked) -> Finding:
     )
     result += _sizes(asked)
     verdict = (
-        "no: edits move cells towards both or away from both; read Goal_minus_start"
+        "too few genes to tell"
+        if np.isnan(together)
+        else "no: edits move cells towards both or away from both; read Goal_minus_start"
         if together > _ALIKE
         else "in part: read Goal_minus_start"
         if together > 0
@@ -167,6 +173,8 @@ def start(asked: Asked) -> Finding:
     )
 
     def drawings() -> Iterator[Drawing]:
+        if not both.any():
+            return
         figure = states_figure(away[both], goal[both], (asked.start, asked.goal))
         yield Drawing("start_and_goal", figure, "Only what lies above the dotted line goes to "
                       f"{asked.goal} more than to {asked.start}.")  # fmt: skip
@@ -211,6 +219,7 @@ def reranking(asked: Asked) -> Finding:
     columns = pd.DataFrame({"Reranking_shift": alone}, edits.names)
     headings = {"Reranking_shift": "mean shift if the gene stays and later genes move up by one"}
     verdict = "the order is that of ranks" if alike > _ALIKE else "the order is not that of ranks"
+    verdict = "too few genes to tell" if np.isnan(alike) else verdict
     asks = "Is it the gene, or only its rank?"
     return Finding(asks, result, verdict, columns, headings, iter(()))
 

@@ -80,8 +80,10 @@ def test_columns_say_what_they_are_called(table, frame):
 def test_the_page_answers_first_and_then_says_whether_it_can_be_believed(run, table, lines):
     page = (run / "statistics" / "goal_state_shift.html").read_text()
     told = int(table["Matched_FDR"].notna().sum())
+    pool = f"from the pool of all edits {(table['Sig'] == 1).sum()} of 400 differ"
     parts = [
         f"2 of {told} genes differ from genes of like rank at 5%",
+        pool,
         'Gene_name</button></th><th scope="col" class="number"><button>N_Detections',
         "<img",
         "Can this be believed?",
@@ -161,3 +163,12 @@ def test_a_screen_says_what_reranking_alone_would_do(tmp_path, frame):
     np.testing.assert_allclose(table["Reranking_shift"], table["Shift_to_goal_end"] / 2, rtol=1e-4)
     page = (folder / "statistics" / "goal_state_shift.html").read_text()
     assert "only later genes moved up, correlate at 1.00" in page
+
+
+@pytest.mark.parametrize("genes", [1, 2, 400])
+def test_too_few_cells_or_genes_are_told_and_cost_no_result(tmp_path, frame, genes):
+    few = frame[frame["perturbed"].isin([f"G{i}" for i in range(genes)])]
+    folder = write(tmp_path / "few", few, {"goal": "goal", "start": "start"})
+    perturbation_statistics(folder, "goal_state_shift", min_cells=CELLS + 1)
+    page = (folder / "statistics" / "goal_state_shift.html").read_text()
+    assert "0 of 0 genes differ" in page and "too few cells or genes to tell" in page
