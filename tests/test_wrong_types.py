@@ -6,7 +6,8 @@ import pytest
 from scipy import sparse
 
 import geneformer_jax as gf
-from tests.helpers.toy import toy_cells, toy_model
+from geneformer_jax.inference.cells import select_cells
+from tests.helpers.toy import make_store, toy_cells, toy_model
 
 FRAME = pd.DataFrame({"ENSG00000000000": [1, 2]})
 MATRIX = sparse.csr_matrix(np.eye(3))
@@ -118,6 +119,26 @@ def test_the_others(model, call, words):
     with pytest.raises(gf.InputError) as told:
         call(model)
     assert_words(str(told.value), words)
+
+
+@pytest.mark.parametrize(
+    ("indices", "words"),
+    [
+        (np.arange(6) == 2, ("truth values", "flatnonzero")),
+        ([True] * 6, ("truth values", "flatnonzero")),
+        ([-1], ("cell -1 is not among these 6 cells",)),
+        ([0, 6], ("cell 6 is not among these 6 cells",)),
+        (2, ("`indices` is 2", "range(8)")),
+        (slice(2), ("`indices` is a slice", "range(8)")),
+        ([1.0], ("`indices` is a list",)),
+        (["c1"], ("`indices` is a list",)),
+    ],
+)
+def test_numbers_of_cells(model, cells, tmp_path, indices, words):
+    store = make_store(tmp_path / "store", toy_cells(6), model.vocabulary)
+    for each in (store, cells, select_cells(cells, max_cells=6)):
+        assert_told(each.read, {"indices": indices}, words)
+        assert each.read([]) == [] and len(each.read(range(2, 4))) == 2
 
 
 def test_a_precision_may_be_named(model, cells):

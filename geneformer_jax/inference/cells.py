@@ -16,6 +16,7 @@ from geneformer_jax.cells.formats.open import open_counts
 from geneformer_jax.cells.formats.paths import is_counts
 from geneformer_jax.cells.store.cell_store import CellStore, EncodedCells
 from geneformer_jax.cells.store.shorter_cells import shorten
+from geneformer_jax.cells.tokenization.indices import require_indices
 from geneformer_jax.cells.tokenization.rank_encoding import describe_cut, describe_lengths
 from geneformer_jax.cells.tokenization.tokenizer import (
     TokenizerOptions,
@@ -70,7 +71,7 @@ class ChosenCells:
 
     def read(self, indices: np.ndarray) -> list[np.ndarray]:
         """Returns the tokens (uint16 arrays) of cells, in the order of `indices`."""
-        return self.source.read(self.rows[np.asarray(indices)])
+        return self.source.read(self.rows[require_indices("indices", indices, len(self.rows))])
 
 
 def open_cells(

@@ -127,7 +127,7 @@ def test_shards_are_bounded_and_belong_to_one_source(store):
 
 @pytest.mark.parametrize("index", [-1, 103])
 def test_a_cell_that_is_not_there_is_refused(store, index):
-    with pytest.raises(InputError, match=f"cell {index} is not in this store of 103 cells"):
+    with pytest.raises(InputError, match=f"cell {index} is not among these 103 cells"):
         store.read([0, index])
 
 

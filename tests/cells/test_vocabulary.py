@@ -244,6 +244,16 @@ def test_changed_files_are_refused(tmp_path):
         GeneVocabulary.load(tmp_path)
 
 
+def test_a_symbol_that_is_no_utf8_is_told_in_one_line(tmp_path):
+    folder = tmp_path / "vocabulary"
+    small().save(folder)
+    content = (folder / "genes.parquet").read_bytes()
+    assert b"TSPAN6" in content
+    (folder / "genes.parquet").write_bytes(content.replace(b"TSPAN6", b"TSP\xc1N6"))
+    with pytest.raises(InputError, match=f"^the vocabulary in {folder} cannot be read .*anew$"):
+        GeneVocabulary.load(folder)
+
+
 def test_changed_text_is_refused():
     content = json.loads(small().to_json())
     content["medians"][0] = 9.0

@@ -27,6 +27,7 @@ from geneformer_jax.cells.store.layout import (
 )
 from geneformer_jax.cells.store.records import decode_tokens
 from geneformer_jax.cells.store.shards import RecordReader, Shard, check_shards, list_shards
+from geneformer_jax.cells.tokenization.indices import require_indices
 from geneformer_jax.cells.tokenization.rank_encoding import describe_lengths
 from geneformer_jax.cells.tokenization.vocabulary import GeneVocabulary
 from geneformer_jax.common.arguments import require_path
@@ -163,10 +164,7 @@ class CellStore:
         Raises:
           InputError: there is no such cell, or a file of the store is damaged.
         """
-        indices = np.asarray(indices, dtype=np.int64)
-        wrong = indices[(indices < 0) | (indices >= len(self))]
-        if wrong.size:
-            raise InputError(f"cell {wrong[0]} is not in this store of {len(self):,} cells")
+        indices = require_indices("indices", indices, len(self))
         if not indices.size:
             return []
         records = self._records.read(indices)

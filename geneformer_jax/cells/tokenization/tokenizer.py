@@ -19,6 +19,7 @@ from geneformer_jax.cells.tokenization.gene_choice import (
     leave_out_other_species,
 )
 from geneformer_jax.cells.tokenization.gene_ids import species_of, strip_version
+from geneformer_jax.cells.tokenization.indices import require_indices
 from geneformer_jax.cells.tokenization.quality_control import QualityRules, Verdict, judge, measure
 from geneformer_jax.cells.tokenization.rank_encoding import (
     RankEncodings,
@@ -278,7 +279,12 @@ class TokenizedCells:
         return self.encodings.genes > self.max_length - self.vocabulary.special_per_cell
 
     def read(self, indices: Sequence[int] | np.ndarray) -> list[np.ndarray]:
-        """Returns the tokens (uint16 arrays) of cells, in the order of `indices`."""
+        """Returns the tokens (uint16 arrays) of cells, in the order of `indices`.
+
+        Raises:
+          InputError: there is no such cell.
+        """
+        indices = require_indices("indices", indices, len(self))
         tokens, offsets = self.encodings.tokens, self.encodings.offsets
         return [tokens[offsets[i] : offsets[i + 1]] for i in indices]
 

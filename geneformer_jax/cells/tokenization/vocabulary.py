@@ -276,9 +276,10 @@ class GeneVocabulary:
             )
             # As they were read, so that nothing need be made of them again.
             vocabulary.__dict__.update(_genes=genes, _mapping=mapping)
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, pa.ArrowException) as error:
+            reason = " ".join(str(error).split())
             raise InputError(
-                f"the vocabulary in {folder} cannot be read ({error}); write it anew"
+                f"the vocabulary in {folder} cannot be read ({reason}); write it anew"
             ) from error
         return vocabulary._verified(description.get("hash"), str(folder))
 
