@@ -46,7 +46,7 @@ def same_counts(read, expected):
 
 def plain(folder, name, cells, genes, genes_first):
     """The same by SciPy and plain text."""
-    matrix = scipy.io.mmread(folder / f"{name}.mtx").toarray()
+    matrix = scipy.io.mmread(folder / f"{name}.mtx", spmatrix=False).toarray()
     ids = (folder / genes).read_text().split("\n")[:-1]
     barcodes = (folder / cells).read_text().split()
     ids = [line.split("\t")[0].partition(".")[0] for line in ids]

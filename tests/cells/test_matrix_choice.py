@@ -55,7 +55,9 @@ def opened(adata, folder, kind, **options):
 
 
 def write_loom(adata, path):
-    dense = {name: getattr(m, "toarray", lambda m=m: m)() for name, m in adata.layers.items()}
+    dense = {
+        name: getattr(m, "toarray", lambda m=m: m)() for name, m in adata.layers.items() if name
+    }
     with h5py.File(path, "w") as root:
         root["matrix"] = getattr(adata.X, "toarray", lambda: adata.X)().T
         for name, matrix in dense.items():

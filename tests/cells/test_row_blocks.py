@@ -63,6 +63,8 @@ def test_pointers_that_run_back_anywhere_are_refused(row):
 
 
 @pytest.mark.filterwarnings("ignore:Consolidated metadata")
+# The setting goes once anndata writes no other format.
+@pytest.mark.filterwarnings("ignore:This setting will be removed:DeprecationWarning")
 @pytest.mark.parametrize("suffix", ["h5ad", "zarr"])
 def test_columns_with_missing_values_in_small_blocks(tmp_path, suffix):
     adata = example_cells()

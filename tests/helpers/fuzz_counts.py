@@ -110,7 +110,7 @@ def plain_reading(path, kind):
     """Dense counts as h5py, zarr or scipy give them, with none of the code under test."""
     if "mtx" in kind:
         matrix = next(file for file in path.iterdir() if "matrix.mtx" in file.name)
-        return scipy.io.mmread(matrix).toarray().T
+        return scipy.io.mmread(matrix, spmatrix=False).toarray().T
     root = zarr.open_group(path, mode="r") if path.is_dir() else h5py.File(path, "r")
     if "loom" in kind:
         return root["matrix"][:].T

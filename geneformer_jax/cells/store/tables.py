@@ -3,6 +3,7 @@
 import contextlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from tokenize import TokenError
 
 import numpy as np
 import pandas as pd
@@ -91,7 +92,8 @@ def _check_rows(table: pd.DataFrame | pa.Table, cells: int) -> None:
 def _explain_damage(path: Path) -> Iterator[None]:
     try:
         yield
-    except (OSError, ValueError, KeyError, EOFError, pa.ArrowException) as error:
+    # NumPy takes the head of its files for Python's tokens.
+    except (OSError, ValueError, KeyError, EOFError, TokenError, pa.ArrowException) as error:
         if isinstance(error, InputError | PermissionError):
             raise
         reason = " ".join(str(error).split())[:120]
