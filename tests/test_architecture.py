@@ -161,7 +161,8 @@ def test_no_module_imports_itself_by_a_detour():
     modules = {file.removesuffix(".py").replace("/", "."): file for file in SOURCES}
     uses = {}
     for module, file in modules.items():
-        names = {each.module.removeprefix(f"{PACKAGE}.") for each in IMPORTS[file]}
+        ours = (each.module for each in IMPORTS[file] if each.top == PACKAGE)
+        names = {name.removeprefix(f"{PACKAGE}.") for name in ours}
         uses[module] = {name for name in names if name in modules} | {
             name.rpartition(".")[0] for name in names if name.rpartition(".")[0] in modules
         }
