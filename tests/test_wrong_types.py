@@ -93,7 +93,8 @@ def test_each_on_its_own(model, cells, function, wrong, words):
 @pytest.mark.parametrize(
     ("call", "words"),
     [
-        (lambda m: gf.tokenize_cells("cells.h5ad", m.vocabulary), ("`adata`", "AnnData")),
+        (lambda m: gf.tokenize_cells("no.h5ad", m.vocabulary), ("no.h5ad does not exist",)),
+        (lambda m: gf.tokenize_cells(None, m.vocabulary), ("`adata` is None", "AnnData", "path")),
         (lambda m: gf.tokenize_cells(FRAME, m.vocabulary), ("`adata` is a DataFrame",)),
         (lambda m: gf.tokenize_cells(toy_cells(3), "vocabulary"), ("`vocabulary`", "load")),
         (lambda m: gf.tokenize_cells(toy_cells(3), m), ("`vocabulary` is a PretrainedModel",)),

@@ -1,6 +1,7 @@
 """Which genes and cells of a source are encoded, in a store and in memory."""
 
 import json
+from pathlib import Path
 
 import anndata
 import numpy as np
@@ -144,9 +145,22 @@ def test_no_cell_is_left(vocabulary):
         tokenize_cells(adata, vocabulary)
 
 
-def test_no_room_for_a_gene(vocabulary):
+@pytest.mark.parametrize("kind", [Path, str])
+def test_a_path_gives_the_same_as_what_it_holds(vocabulary, tmp_path, kind):
+    adata = cells()
+    adata.write_h5ad(tmp_path / "cells.h5ad")
+    given = adata, kind(tmp_path / "cells.h5ad")
+    expected, found = (tokenize_cells(each, vocabulary) for each in given)
+    assert [row.tolist() for row in found.read(range(len(found)))] == [
+        row.tolist() for row in expected.read(range(len(expected)))
+    ]
+    assert found.dropped == expected.dropped and list(found.cell_ids) == list(expected.cell_ids)
+
+
+@pytest.mark.parametrize("length", [-1, 0])
+def test_no_room_for_a_gene(vocabulary, length):
     with pytest.raises(InputError, match="leaves no room"):
-        tokenize_cells(cells(), vocabulary, max_length=-1)
+        tokenize_cells(cells(), vocabulary, max_length=length)
     v2 = GeneVocabulary(np.array(["G"]), [""], np.ones(1), V2_SPECIAL_TOKENS)
     check_max_length(3, v2)
     with pytest.raises(InputError, match="leaves no room"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, Unpack
 
 import numpy as np
@@ -13,6 +14,7 @@ import pyarrow as pa
 from geneformer_jax.cells.counts.options import CountArguments, CountOptions
 from geneformer_jax.cells.counts.source import CountSource
 from geneformer_jax.cells.formats.anndata_source import AnnDataSource
+from geneformer_jax.cells.formats.open import open_counts
 from geneformer_jax.cells.tokenization.gene_choice import (
     GeneChoice,
     choose_known_ids,
@@ -322,16 +324,17 @@ def tokenize_source(
 
 
 def tokenize_cells(
-    adata: anndata.AnnData,
+    adata: anndata.AnnData | Path | str,
     vocabulary: GeneVocabulary,
     *,
     max_length: int | None = None,
     **reading: Unpack[CountArguments],
 ) -> TokenizedCells:
-    """Encodes the cells of an AnnData object of raw counts.
+    """Encodes the cells of an AnnData object, or of a file or folder of raw counts, in memory.
 
     Args:
       adata: raw counts in `X`, or in a layer or raw; totals from `obs["n_counts"]` where present.
+        Or the path of any file or folder that `open_counts` reads.
       vocabulary: genes and medians.
       max_length: of a cell, in tokens; the original's 2,048 (V1) or 4,096 (V2) if None.
       reading: of counts, which matrix and gene ids; arguments of `CountOptions`.
@@ -340,21 +343,28 @@ def tokenize_cells(
       The encoded cells in input order, with their `rows` in the input; `dropped` counts the rest.
 
     Raises:
-      InputError: the counts are not raw counts, or no gene id is known.
+      InputError: the counts cannot be read or are not raw counts, or no gene id is known.
     """
-    # Files are read without it, and it takes half a second to import.
-    import anndata
-
-    require_type(
-        "adata", adata, anndata.AnnData, "give an AnnData of raw counts (cells x genes), such as "
-        "anndata.read_h5ad gives, or tokenise files by the command tokenize",
-    )  # fmt: skip
     require_type(
         "vocabulary", vocabulary, GeneVocabulary, "give a GeneVocabulary, such as "
         "model.vocabulary, or GeneVocabulary.load(folder)",
     )  # fmt: skip
     if max_length is not None:
         require_whole("max_length", max_length)
-    source = AnnDataSource(adata, CountOptions.from_arguments(reading))
-    options = TokenizerOptions(max_length=max_length or default_max_length(vocabulary))
-    return tokenize_source(source, vocabulary, options)
+    source = _source_of(adata, CountOptions.from_arguments(reading))
+    if max_length is None:
+        max_length = default_max_length(vocabulary)
+    return tokenize_source(source, vocabulary, TokenizerOptions(max_length))
+
+
+def _source_of(adata: anndata.AnnData | Path | str, options: CountOptions) -> CountSource:
+    if isinstance(adata, str | Path):
+        return open_counts(adata, options)
+    # Files are read without it, and it takes half a second to import.
+    import anndata
+
+    require_type(
+        "adata", adata, anndata.AnnData, "give an AnnData of raw counts (cells x genes), such as "
+        "anndata.read_h5ad gives, or the path of a file of counts",
+    )  # fmt: skip
+    return AnnDataSource(adata, options)
