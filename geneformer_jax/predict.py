@@ -49,8 +49,9 @@ def main() -> None:
     from geneformer_jax.inference.columns import require_columns
 
     require_columns(FLAGS.cells, [FLAGS.labels_key])
+    from geneformer_jax.cells.tokenization.quality_control import describe_left_out
     from geneformer_jax.finetuning import predict
-    from geneformer_jax.inference.cells import reading_facts
+    from geneformer_jax.inference.cells import left_out_of, reading_facts
     from geneformer_jax.interop.load import load_model
     from geneformer_jax.model.config import RuntimeConfig
     from geneformer_jax.model.heads import CELLS, GENES
@@ -75,7 +76,9 @@ def main() -> None:
         unit = "cells"
         if FLAGS.labels_key:
             command_line.show(predict.compare_with_labels(predicted, known, task))
-    counts = {unit: len(predicted), **reading_facts(cells)}
+    left_out = left_out_of(cells)
+    command_line.show(describe_left_out(left_out))
+    counts = {unit: len(predicted), "left_out": left_out, **reading_facts(cells)}
     facts = describe_run("predict", command_line.configuration(), [FLAGS.cells], counts)
     predict.write_predicted(predicted, output, facts)
     print(f"predictions: {output} ({len(predicted):,} {unit})")

@@ -27,6 +27,7 @@ from geneformer_jax.inference.listed_genes import describe_missing
 from geneformer_jax.inference.random_control import MODEL
 from geneformer_jax.reporting.figures import save_figure
 from geneformer_jax.reporting.html import Report
+from geneformer_jax.reporting.left_out import add_left_out
 
 REPORT, FIGURES, GENES = "report.html", "figures", "genes.parquet"
 LEFT_OUT = "genes_left_out.tsv"
@@ -116,6 +117,7 @@ def write_report(
         _write_missing(found, extractor, aside / LEFT_OUT)
         report = _build(found, extractor, aside / FIGURES)
         write_provenance(aside, provenance)
+        add_left_out(report, provenance["counts"])
         report.files(aside.iterdir())
         report.provenance(provenance)
         report.write(aside / REPORT)

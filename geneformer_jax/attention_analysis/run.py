@@ -28,7 +28,14 @@ from geneformer_jax.common.log import logger
 from geneformer_jax.common.progress import Progress
 from geneformer_jax.common.provenance import describe_run
 from geneformer_jax.common.workdir import as_json, is_finished
-from geneformer_jax.inference.cells import ORIGINAL_SEED, open_cells, reading_facts, select_cells
+from geneformer_jax.inference.cells import (
+    ORIGINAL_SEED,
+    describe_chosen,
+    left_out_of,
+    open_cells,
+    reading_facts,
+    select_cells,
+)
 from geneformer_jax.inference.filters import Filters
 from geneformer_jax.inference.random_control import MODEL
 from geneformer_jax.inference.resume import (
@@ -120,7 +127,8 @@ class AttentionRun:
         self._extractors = prepare(
             model, chosen, self._query, runtime, tokens_per_device=tokens_per_device
         )
-        logger.info(f"{len(chosen.lengths):,} cells, model {model.source}\n{line}")
+        for told in describe_chosen(chosen, model.source, line):
+            logger.info(told)
         identity = {**identity_of(model, chosen), "command": self._command}
         folder = parts_folder(self._output)
         self._parts = {
@@ -143,7 +151,7 @@ class AttentionRun:
         cells = extractor.cells
         counts = {
             "cells": len(cells.lengths),
-            "left_out": dict(cells.dropped),
+            "left_out": left_out_of(cells),
             "groups_skipped": dict(found.skipped_groups),
             **reading_facts(cells),
             "throughput": {

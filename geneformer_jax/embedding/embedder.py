@@ -19,7 +19,7 @@ from geneformer_jax.common.progress import Progress
 from geneformer_jax.embedding.gene_means import GeneTotals, zero_totals
 from geneformer_jax.embedding.pooling import Pass, add_genes, take_states
 from geneformer_jax.inference.batches import TokenBatch, lay_out, token_batches
-from geneformer_jax.inference.cells import fill_rows, reading_facts
+from geneformer_jax.inference.cells import fill_rows, left_out_of, reading_facts
 from geneformer_jax.inference.pipeline import Throughput, run_ahead
 from geneformer_jax.model.pretrained import PretrainedModel
 from geneformer_jax.model.runtime import Runtime, inference_runtime
@@ -199,7 +199,7 @@ class Embedder:
             "precision": self.pass_.runtime.precision.name,
             "attention": self.pass_.runtime.attention,
             "cells": len(self.cells.lengths),
-            "left_out": dict(getattr(self.cells, "dropped", {})),
+            "left_out": left_out_of(self.cells),
             **reading_facts(self.cells),
         }
 

@@ -27,6 +27,7 @@ from geneformer_jax.inference.listed_genes import (
 )
 from geneformer_jax.reporting.figures import Drawing, save_figure
 from geneformer_jax.reporting.html import Report
+from geneformer_jax.reporting.left_out import add_left_out
 
 
 @dataclass(frozen=True)
@@ -142,7 +143,8 @@ class EmbeddingReport:
         return summary
 
     def write(self, provenance: Mapping[str, Any]) -> None:
-        """Writes NAME.report.html, with the provenance and links to the files."""
+        """Writes NAME.report.html, with what was left out, the provenance and the files."""
+        add_left_out(self._report, provenance["counts"])
         self._report.files([*self._files, self._beside(".provenance.json")])
         self._report.provenance(provenance)
         self._report.write(report_path(self._output))

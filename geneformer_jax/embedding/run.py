@@ -34,6 +34,7 @@ from geneformer_jax.embedding.parts import EmbeddingParts, embedding_identity
 from geneformer_jax.embedding.report import EmbeddingReport, EmbeddingReportConfig
 from geneformer_jax.inference.cells import (
     ORIGINAL_SEED,
+    describe_chosen,
     fill_rows,
     open_cells,
     places_in_input,
@@ -142,7 +143,8 @@ class EmbeddingRun:
         self._config.check_cells(chosen, self._counts)
         longest = int(chosen.lengths.max())
         runtime, line = inference_runtime(model.config, longest, precision, attention)
-        logger.info("%s cells, model %s\n%s", f"{len(chosen.lengths):,}", model.source, line)
+        for told in describe_chosen(chosen, model.source, line):
+            logger.info(told)
         self._embedder = Embedder(
             model,
             chosen,

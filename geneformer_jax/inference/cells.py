@@ -17,6 +17,7 @@ from geneformer_jax.cells.formats.paths import is_counts
 from geneformer_jax.cells.store.cell_store import CellStore, EncodedCells
 from geneformer_jax.cells.store.shorter_cells import shorten
 from geneformer_jax.cells.tokenization.indices import require_indices
+from geneformer_jax.cells.tokenization.quality_control import describe_left_out
 from geneformer_jax.cells.tokenization.rank_encoding import describe_cut, describe_lengths
 from geneformer_jax.cells.tokenization.tokenizer import (
     TokenizerOptions,
@@ -205,9 +206,25 @@ def select_cells(
     passed = len(rows)
     if max_cells is not None and max_cells < passed:
         rows = np.sort(rows[np.random.default_rng(seed).permutation(passed)[:max_cells]])
-    dropped = dict(getattr(cells, "dropped", {}))
-    dropped |= {FILTERED_OUT: len(keep) - passed, NOT_DRAWN: passed - len(rows)}
-    return ChosenCells(cells, rows, {reason: n for reason, n in dropped.items() if n})
+    now = {FILTERED_OUT: len(keep) - passed, NOT_DRAWN: passed - len(rows)}
+    return ChosenCells(cells, rows, left_out_of(cells) | {name: n for name, n in now.items() if n})
+
+
+def left_out_of(cells: EncodedCells) -> dict[str, int]:
+    """Returns reason -> number of cells that were left out, without reasons of none."""
+    return {reason: n for reason, n in getattr(cells, "dropped", {}).items() if n}
+
+
+def describe_chosen(cells: ChosenCells, source: str, runtime: str) -> list[str]:
+    """Returns lines on the cells of a run: how many, of which others were left out, and how.
+
+    Args:
+      cells: that are chosen.
+      source: of the model.
+      runtime: the line on how is computed.
+    """
+    head = f"{len(cells.lengths):,} cells, model {source}"
+    return [head, *describe_left_out(left_out_of(cells)), runtime]
 
 
 def check_vocabulary(model: PretrainedModel) -> None:

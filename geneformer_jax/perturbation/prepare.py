@@ -14,6 +14,7 @@ from geneformer_jax.inference.arguments import check_model
 from geneformer_jax.inference.cells import (
     ChosenCells,
     check_vocabulary,
+    left_out_of,
     select_cells,
 )
 from geneformer_jax.inference.listed_genes import read_genes
@@ -175,7 +176,7 @@ def _expressing(
             f"none of the {len(keep):,} chosen cells expresses {names}"
             f"{' together' if len(tokens) > 1 else ''}; name other genes or choose other cells"
         )
-    dropped = dict(getattr(cells, "dropped", {}))
+    dropped = left_out_of(cells)
     left = int((~keep).sum())
     return ChosenCells(
         cells, np.flatnonzero(keep), dropped | ({NOT_EXPRESSING: left} if left else {})

@@ -13,6 +13,7 @@ from geneformer_jax.perturbation.statistics.screen_accuracy import (
     describe_poor,
 )
 from geneformer_jax.reporting.html import Report
+from geneformer_jax.reporting.left_out import add_left_out
 
 _MEASURES = {
     "mean_gene_cosine": "mean over the genes left of the cosine of each before and after the edit",
@@ -45,7 +46,8 @@ def write_report(folder: Path, summary: pd.DataFrame, provenance: Mapping[str, A
     by_rank = {(row["measure"], row["state"]): row for row in counts["variance_by_rank"]}
     for key, rows in summary.groupby(["measure", "state"], sort=False):
         _add_measure(report, *key, rows, by_rank.get(key))
-    _add_left_out(report, folder, counts)
+    add_left_out(report, counts, "Cells and edits")
+    _add_missing_genes(report, folder, counts)
     report.files(path for path in folder.iterdir() if path.name in OUTPUTS)
     report.provenance(provenance)
     report.write(folder / REPORT)
@@ -105,11 +107,7 @@ def describe_by_rank(by_rank: Mapping[str, Any]) -> str:
     )
 
 
-def _add_left_out(report: Report, folder: Path, counts: Mapping[str, Any]) -> None:
-    if counts["left_out"]:
-        left = pd.DataFrame(counts["left_out"].items(), columns=["left out", "number"])
-        report.section("What was left out")
-        report.table(left, "Cells and edits, by reason.")
+def _add_missing_genes(report: Report, folder: Path, counts: Mapping[str, Any]) -> None:
     if counts["genes_left_out"]:
         missing = pd.DataFrame(counts["genes_left_out"])
         missing.to_csv(folder / GENES_LEFT_OUT, sep="\t", index=False)

@@ -10,12 +10,13 @@ import pyarrow as pa
 
 from geneformer_jax.cells.counts.options import CountArguments
 from geneformer_jax.cells.store.cell_store import EncodedCells
+from geneformer_jax.cells.tokenization.quality_control import describe_left_out
 from geneformer_jax.common.log import logger
 from geneformer_jax.common.progress import Progress
 from geneformer_jax.common.provenance import describe_run
 from geneformer_jax.common.workdir import as_json
 from geneformer_jax.embedding.states import StateEmbeddings
-from geneformer_jax.inference.cells import open_cells, reading_facts
+from geneformer_jax.inference.cells import left_out_of, open_cells, reading_facts
 from geneformer_jax.inference.listed_genes import describe_missing
 from geneformer_jax.inference.pipeline import Throughput
 from geneformer_jax.inference.resume import Part, identity_of, sha256, weights_sha256
@@ -239,8 +240,8 @@ class PerturbationRun:
             f"{len(plan.counts):,} cells, {plan.tokens:,} tokens to encode; tables of about "
             f"{size / 1e6:,.1f} MB"
         )
-        for reason, number in _left_out(plan).items():
-            logger.info(f"  left out: {number:,} {reason}")
+        for line in describe_left_out(_left_out(plan)):
+            logger.info(line)
         for line in describe_missing(plan.missing_genes):
             logger.warning(line)
         check_space(self._folder.output, size)
@@ -273,7 +274,7 @@ class PerturbationRun:
 
 
 def _left_out(plan: EditPlan) -> dict[str, int]:
-    return {**getattr(plan.cells, "dropped", {}), **plan.left_out}
+    return {**left_out_of(plan.cells), **plan.left_out}
 
 
 def _log_time(done: Throughput, parts: int) -> None:

@@ -131,8 +131,11 @@ def test_all_cells_keep_their_rows_on_request(embed, tmp_path, suffix):
     given = (f"--cells={tmp_path}/cells.h5ad", "--all_cells", "--filter=kind:a")
     given = (*given, f"--output={tmp_path}/out{suffix}")
     for more in ((), ("--states=kind",)):
-        status, _, error = embed(*given, *more)
+        status, output, error = embed(*given, *more)
         assert status == 0, error
+        for text in ("no gene of the vocabulary", "filtered out"):
+            assert f"  left out, {text}: " in output
+        assert ["no gene of the vocabulary", "2"] in read_page(tmp_path / "out.report.html").rows
         rows, table = read_output(tmp_path / f"out{suffix}", keys_of((-1,)))
         assert table.index.tolist() == adata.obs_names.tolist()
         kept = (adata.obs["kind"] == "a").to_numpy() & ~np.isin(np.arange(20), [3, 7])

@@ -24,6 +24,7 @@ from geneformer_jax.cells.store.cell_store import CellStore
 from geneformer_jax.cells.store.label_counts import count_by_label, count_dropped, describe_labels
 from geneformer_jax.cells.store.obs_columns import common_kind
 from geneformer_jax.cells.store.repeated_ids import RepeatedIds
+from geneformer_jax.cells.tokenization.quality_control import describe_left_out
 from geneformer_jax.cells.tokenization.tokenizer import (
     GeneMatch,
     TokenizerOptions,
@@ -225,8 +226,7 @@ class StoreBuild:
         yield f"{self.folder}: {counts['cells']:,} of {counts['cells_in_files']:,} cells"
         if self.bad_files:
             yield f"  {len(self.bad_files)} of {files + len(self.bad_files)} files SKIPPED"
-        for reason, cells in counts["dropped"].items():
-            yield f"  left out, {reason}: {cells:,}"
+        yield from describe_left_out(counts["dropped"])
         yield from describe_labels(counts["by_label"])
         for name, cells in counts["cells_without_obs"].items():
             yield f"  without obs column {name}: {cells:,}"

@@ -95,6 +95,11 @@ class QualityMeasures(NamedTuple):
     detected: np.ndarray
 
 
+def describe_left_out(left_out: Mapping[str, int]) -> list[str]:
+    """Returns a line for each reason why cells, or edits of them, are left out."""
+    return [f"  left out, {reason}: {number:,}" for reason, number in left_out.items()]
+
+
 class Verdict(NamedTuple):
     """Which cells pass.
 
