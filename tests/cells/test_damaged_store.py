@@ -87,7 +87,14 @@ def test_flipped_bits_of_a_shard_are_found_where_they_are_read(whole, copy):
 
 @pytest.mark.parametrize(
     "name",
-    ["lengths.npy", "n_genes.npy", "obs.parquet", "store.json", "sources/order.json"],
+    [
+        "lengths.npy",
+        "n_genes.npy",
+        "checksums.json",
+        "obs.parquet",
+        "store.json",
+        "sources/order.json",
+    ],
 )
 @pytest.mark.parametrize("damage", ["cut", "empty", "gone"])
 def test_other_files_are_named_too(copy, name, damage):
@@ -95,7 +102,8 @@ def test_other_files_are_named_too(copy, name, damage):
     content = path.read_bytes()
     if damage == "gone":
         path.unlink()
-        if name == "n_genes.npy":  # a store of cells that were tokenised elsewhere has none
+        # Cells tokenised elsewhere have no n_genes, stores of earlier versions no checksums.
+        if name in ("n_genes.npy", "checksums.json"):
             return
     else:
         path.write_bytes(content[: len(content) // 2 if damage == "cut" else 0])
@@ -118,6 +126,23 @@ def test_flipped_bits_of_lengths_and_columns_are_found(whole, copy):
             except InputError as error:
                 assert name in str(error)
             flip(path, place)
+
+
+@pytest.mark.parametrize("name", ["lengths", "n_genes"])
+def test_a_flipped_bit_of_numbers_is_told_before_they_are_used(whole, copy, name):
+    path, expected = copy / f"{name}.npy", getattr(whole, name)
+    for place in (-1, -9, -120):
+        flip(path, place, bit=3)
+        with pytest.raises(InputError, match=rf"^{path} is .*damaged.*checksums.json.*restore"):
+            getattr(CellStore.open(copy), name)
+        flip(path, place, bit=3)
+    np.testing.assert_array_equal(getattr(CellStore.open(copy), name), expected)
+
+
+def test_a_store_without_checksums_opens(whole, copy):
+    (copy / "checksums.json").unlink()
+    assert read_all(copy)[:2] == read_all(whole.folder)[:2]
+    np.testing.assert_array_equal(CellStore(copy).n_genes, whole.n_genes)
 
 
 def test_batches_and_exports_tell_of_it(copy, tmp_path):

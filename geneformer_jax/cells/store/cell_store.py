@@ -1,9 +1,9 @@
 """The cell store: a folder of tokenised cells, lengths, obs columns, vocabulary, provenance.
 
 A store is a TFDS dataset in ArrayRecord shards that `tfds.builder_from_directory(folder)` opens
-without TensorFlow. Beside the shards lie `lengths.npy`, `n_genes.npy`, `obs.parquet`,
-`vocabulary/` and `provenance.json`. `dataset_info.json` is written last: a folder without it is no
-store yet.
+without TensorFlow. Beside the shards lie `lengths.npy`, `n_genes.npy`, `checksums.json` of both,
+`obs.parquet`, `vocabulary/` and `provenance.json`. `dataset_info.json` is written last: a folder
+without it is no store yet.
 """
 
 import json

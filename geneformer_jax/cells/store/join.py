@@ -1,6 +1,7 @@
 """What lies beside the shards of a complete store: its sources' tables as one, and TFDS's files."""
 
 import contextlib
+import json
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,12 +16,15 @@ from geneformer_jax.cells.counts.source import CELL_ID
 from geneformer_jax.cells.store import layout
 from geneformer_jax.cells.store.obs_columns import NUMPY_TYPES, stored_name
 from geneformer_jax.cells.store.records import TOKENS
+from geneformer_jax.common.files import checksum
 
 _VERSION = "1.0.0"
 
 
 def join_tables(sources: Sequence[Path], into: Path) -> None:
     """Writes lengths, numbers of genes (where all know them) and obs of all sources, in order.
+
+    Checksums of the numbers lie beside them.
 
     Args:
       sources: folders of whole sources.
@@ -36,6 +40,9 @@ def join_tables(sources: Sequence[Path], into: Path) -> None:
             _join_obs(parts, into / name)
         else:
             _join_arrays(parts, into / name)
+    numbers = [into / name for name in (layout.LENGTHS, layout.N_GENES)]
+    known = {path.name: checksum(path) for path in numbers if path.is_file()}
+    (into / layout.CHECKSUMS).write_text(json.dumps(known, indent=2) + "\n")
 
 
 def _join_arrays(parts: list[Path], into: Path) -> None:

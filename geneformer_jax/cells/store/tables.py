@@ -1,6 +1,7 @@
 """What lies beside the shards of a store, an entry for each cell: lengths and the obs table."""
 
 import contextlib
+import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from tokenize import TokenError
@@ -11,9 +12,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from geneformer_jax.cells.counts.source import cell_index
+from geneformer_jax.cells.store.layout import CHECKSUMS
 from geneformer_jax.cells.store.obs_columns import CELL_ID, original_name
 from geneformer_jax.cells.store.shards import REMEDY
 from geneformer_jax.common.errors import InputError
+from geneformer_jax.common.files import checksum
 
 
 def read_numbers(path: Path, cells: int) -> np.ndarray:
@@ -23,6 +26,7 @@ def read_numbers(path: Path, cells: int) -> np.ndarray:
       InputError: the file is missing or damaged, or of another number of cells.
     """
     with _explain_damage(path):
+        _check_content(path)
         numbers = np.load(path, mmap_mode="r")
         if numbers.shape != (cells,) or numbers.dtype != np.int32:
             raise ValueError(f"{numbers.dtype} {numbers.shape} for {cells:,} cells")
@@ -79,6 +83,17 @@ def obs_batches(
         yield from table.iter_batches(rows, columns=columns)
 
 
+def _check_content(path: Path) -> None:
+    """Compares a file with its checksum; stores of earlier versions have none."""
+    stated = path.with_name(CHECKSUMS)
+    if not stated.is_file():
+        return
+    with _explain_damage(stated):
+        expected = dict(json.loads(stated.read_text()))[path.name]
+    if checksum(path) != expected:
+        raise ValueError(f"not as {CHECKSUMS} states")
+
+
 def _read(path: Path, **options) -> pa.Table:
     return pq.read_table(path, page_checksum_verification=True, **options)
 
@@ -93,7 +108,15 @@ def _explain_damage(path: Path) -> Iterator[None]:
     try:
         yield
     # NumPy takes the head of its files for Python's tokens.
-    except (OSError, ValueError, KeyError, EOFError, TokenError, pa.ArrowException) as error:
+    except (
+        OSError,
+        ValueError,
+        KeyError,
+        TypeError,
+        EOFError,
+        TokenError,
+        pa.ArrowException,
+    ) as error:
         if isinstance(error, InputError | PermissionError):
             raise
         reason = " ".join(str(error).split())[:120]
