@@ -26,7 +26,7 @@ from geneformer_jax.model.encoder import Params, init_params
 from geneformer_jax.model.heads import CELLS, GENES, HeadConfig, HeadTask, head_of_tasks, init_head
 from geneformer_jax.model.pretrained import PretrainedModel, weights_hash
 from geneformer_jax.model.sharding import batch_divisor, make_mesh
-from geneformer_jax.training.optimizer import warmup_steps
+from geneformer_jax.training.optimizer import describe_long_warmup, warmup_steps
 
 _NO_RATES = {"learning_rate": 1.0, "weight_decay": 0.0, "warmup_steps": 0, "warmup_ratio": 0.0}
 
@@ -163,13 +163,14 @@ class FinetuneSetup:
             f"fold {fold}: {sizes}; {steps:,} steps ({per_epoch:,} an epoch), the first "
             f"{min(warmup, steps):,} of them warmup"
         ]
-        if warmup >= steps:
-            lines.append(
-                f"warning: {warmup:,} steps of warmup, but only {steps:,} steps: the learning rate "
-                f"never reaches {optimizer.learning_rate:g}, and little is learned; set "
-                f"`config.optimizer.warmup_steps`=0 and `config.optimizer.warmup_ratio`=0.1"
-            )
+        if problem := describe_long_warmup(optimizer, steps):
+            lines.append(f"warning: {problem}")
         return lines
+
+    def long_warmup(self, task: Task) -> str:
+        """Returns what is wrong where a fold ends before its warmup does; else ""."""
+        steps = [self.steps(task.fold_data(i).train)[0] for i in range(task.split.folds)]
+        return describe_long_warmup(self.config.optimizer, min(steps))
 
 
 def prepare_finetuning(

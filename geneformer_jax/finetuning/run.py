@@ -27,7 +27,7 @@ from geneformer_jax.finetuning.classification.config import (
 )
 from geneformer_jax.finetuning.classification.figures import loss_figure
 from geneformer_jax.finetuning.classification.protocol import Network, prepare_task, run_task
-from geneformer_jax.finetuning.classification.report import LOSS, REPORT, verdict
+from geneformer_jax.finetuning.classification.report import LEARN_LONGER, LOSS, REPORT, verdict
 from geneformer_jax.finetuning.config import (
     FinetuneConfig,
     MultitaskConfig,
@@ -139,16 +139,23 @@ class FinetuneRun:
           InputError: model, task and configuration do not fit, or the folder is of another run.
         """
         # Before long work, and before the folder is claimed.
-        self._check()
+        remedy = self._check().long_warmup(self.task) or LEARN_LONGER
         identity = self._identity()
         if isinstance(self.section, TaskConfig):
             networks = networks_of(self.model, self.config, self.section.untrained_layers)
             results = run_task(
-                self.section, self.task, workdir, networks, self.configuration, identity
+                self.section,
+                self.task,
+                workdir,
+                networks,
+                self.configuration,
+                identity,
+                remedy=remedy,
             )
             kept = [name for name in _LISTED if name in results]
             lines = results[kept].to_string(index=False, na_rep="").splitlines()
-            lines += [f"verdict: {verdict(self.task, results)}", f"report: {workdir / REPORT}"]
+            answer = verdict(self.task, results, remedy)
+            lines += [f"verdict: {answer}", f"report: {workdir / REPORT}"]
         else:
             claim_workdir(workdir, identity | {"section": dataclasses.asdict(self.section)})
             logger.info("\n".join(self.task.summary))

@@ -14,6 +14,7 @@ import pandas as pd
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
 
 from geneformer_jax.common.errors import InputError
 from geneformer_jax.common.files import atomic_write
@@ -164,6 +165,7 @@ def loss_curve_figure(
         for (name, loss), dash in zip((baselines or {}).items(), dashes, strict=False):
             axes.axhline(loss, color="#444444", lw=1.5, ls=dash, label=name)
         axes.set(xlabel="training step", ylabel="masked-gene loss (nats)")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         if axes.get_legend_handles_labels()[0]:
             axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1.0))
     return figure

@@ -28,6 +28,18 @@ def warmup_steps(config: OptimizerConfig, steps: int) -> int:
     return config.warmup_steps or math.ceil(config.warmup_ratio * steps)
 
 
+def describe_long_warmup(config: OptimizerConfig, steps: int) -> str:
+    """Returns what is wrong where a run of `steps` steps ends before its warmup does; else ""."""
+    warmup = warmup_steps(config, steps)
+    if warmup < steps:
+        return ""
+    return (
+        f"{warmup:,} steps of warmup, but only {steps:,} steps: the learning rate never "
+        f"reaches {config.learning_rate:g}, and little is learned; set "
+        "`config.optimizer.warmup_steps`=0 and `config.optimizer.warmup_ratio`=0.1"
+    )
+
+
 def rate_fraction(schedule: str, warmup: ArrayLike, steps: ArrayLike, step: ArrayLike) -> jax.Array:
     """Returns the fraction of the peak rate after `step` updates; see `learning_rate`.
 

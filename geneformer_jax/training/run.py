@@ -31,7 +31,7 @@ from geneformer_jax.training.flops import (
     hours_line,
     step_flops,
 )
-from geneformer_jax.training.optimizer import make_optimizer
+from geneformer_jax.training.optimizer import describe_long_warmup, make_optimizer
 from geneformer_jax.training.state import (
     Recipe,
     TrainState,
@@ -154,7 +154,7 @@ class Run:
 
     def summary(self, speed: Speed = ASSUMED_SPEED) -> list[str]:
         """Returns lines on what the run will do, and what it costs on devices of this speed."""
-        plan = self.batches.plan
+        plan, problem = self.batches.plan, describe_long_warmup(self.config.optimizer, self.steps)
         what = "packed rows" if self.config.data.packing else "cells"
         axes = " x ".join(f"{name} {size}" for name, size in self.mesh.shape.items())
         return [
@@ -169,6 +169,7 @@ class Run:
             f"precision {self.config.runtime.precision}",
             *self.notes,
             *self._costs(speed),
+            *([f"warning: {problem}"] if problem else []),
         ]
 
     def _costs(self, speed: Speed) -> list[str]:

@@ -58,6 +58,8 @@ def test_a_verdict_says_whether_it_learned_and_what_it_loses_to(
     table = results(unit, **values)
     text = verdict(SimpleNamespace(unit=unit), table)
     assert all(word in text for word in words), text
+    other = verdict(SimpleNamespace(unit=unit), table, "warm up less")
+    assert other.endswith("warm up less") == ("epochs" in text)
     own, naive, best = (each[unit == "gene"] for each in (network, commonest, forest))
     learned = text.startswith("Geneformer learned: ")
     assert learned == (own - 0.05 > naive) == ("`config.epochs`" not in text)
@@ -124,7 +126,8 @@ def test_warmup_is_a_part_of_the_steps_and_more_than_them_is_warned_of(toy_store
     assert f"{steps} steps ({steps // 2} an epoch), the first 9 of them warmup" in line
     slow = dataclasses.replace(setup.config.optimizer, warmup_steps=500)
     setup = dataclasses.replace(setup, config=dataclasses.replace(setup.config, optimizer=slow))
-    assert "500 steps of warmup" in setup.describe_steps(0, data)[1]
+    assert "warning: 500 steps of warmup" in setup.describe_steps(0, data)[1]
+    assert setup.long_warmup(task).startswith(f"500 steps of warmup, but only {steps} steps")
 
 
 def test_several_targets_stand_beside_the_commonest_class_and_the_mean(toy):

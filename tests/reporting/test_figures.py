@@ -130,6 +130,7 @@ def test_loss_curve_draws_both_losses_and_the_baselines():
         {"step": 2, "cells_per_second": 10.0},
     ]
     axes = loss_curve_figure(rows, {"gene frequency": 6.0}).axes[0]
+    assert all(tick == int(tick) for tick in axes.get_xticks())
     lines = {line.get_label(): line.get_xydata() for line in axes.get_lines()}
     np.testing.assert_array_equal(lines["training"], [[1, 5], [2, 4]])
     np.testing.assert_array_equal(lines["held out"], [[2, 4.5]])

@@ -124,6 +124,9 @@ def test_runs_that_cannot_start_are_refused_before_anything_compiles(toy_store, 
 def test_a_run_says_what_it_will_do(toy_store):
     run = prepare_run(toy_config(toy_store), toy_store)
     text = "\n".join(run.summary())
+    assert f"warning: 10,000 steps of warmup, but only {run.steps} steps" in text
+    short = prepare_run(toy_config(toy_store, **{"optimizer.warmup_steps": 80}), toy_store)
+    assert short.steps == 81 and "of warmup" not in "\n".join(short.summary())
     assert "216 to train on, 24 held out" in text
     assert "data 8 x fsdp 1 x tensor 1" in text
     assert "attention: xla" in text

@@ -8,6 +8,7 @@ import matplotlib.axes
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from geneformer_jax.finetuning.classification.metrics import FALSE_POSITIVE_RATES, Roc
 from geneformer_jax.finetuning.classification.predictions import PROBABILITY, classes_of
@@ -78,6 +79,7 @@ def loss_figure(
         if chance is not None:
             axes.axhline(chance, label="class frequencies alone", **_CHANCE)
         axes.set(xlabel="training step", ylabel="loss (nats)", ylim=(0, None))
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1.0))
     return figure
 

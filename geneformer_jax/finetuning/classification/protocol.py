@@ -53,6 +53,7 @@ from geneformer_jax.finetuning.classification.labels import (
 )
 from geneformer_jax.finetuning.classification.metrics import fold_roc
 from geneformer_jax.finetuning.classification.report import (
+    LEARN_LONGER,
     read_results,
     results_table,
     write_results,
@@ -94,6 +95,7 @@ def run_task(
     configuration: Mapping[str, Any] | None = None,
     identity: Mapping[str, Any] | None = None,
     estimators: Sequence[str] = ESTIMATORS,
+    remedy: str = LEARN_LONGER,
 ) -> pd.DataFrame:
     """Runs a task's whole protocol; a second call with the same arguments resumes or reads it.
 
@@ -110,6 +112,7 @@ def run_task(
       configuration: the whole one, for provenance.json.
       identity: what the networks' results depend on beside the task.
       estimators: kinds of baselines.
+      remedy: what the report advises where the first network has not learned, see `verdict`.
 
     Returns:
       The table of results, one row per method (see `report.results_table`).
@@ -127,7 +130,8 @@ def run_task(
     predictions[COMMONEST] = commonest_predictions(task)
     controls = run.controls(predictions)
     results = results_table(task, predictions, config.published)
-    write_results(run.folder, task, predictions, results, controls, dict(configuration or {}))
+    facts = dict(configuration or {})
+    write_results(run.folder, task, predictions, results, controls, facts, remedy)
     return results
 
 

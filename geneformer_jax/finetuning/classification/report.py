@@ -38,6 +38,9 @@ from geneformer_jax.reporting.html import Report
 from geneformer_jax.training.telemetry import read_metrics
 
 PER_GENE, PER_OCCURRENCE, PER_CELL = "gene", "occurrence", "cell"
+LEARN_LONGER = (
+    "raise `config.optimizer.learning_rate` or `config.epochs`, or search them with `trials`"
+)
 RESULTS, REPORT, LOSS = "results.csv", "report.html", "loss"
 PUBLISHED = "published (not ours)"
 _MEASURES = (
@@ -79,11 +82,12 @@ def results_table(
     return pd.DataFrame(rows)
 
 
-def verdict(task: ClassificationTask, results: pd.DataFrame) -> str:
+def verdict(task: ClassificationTask, results: pd.DataFrame, remedy: str = LEARN_LONGER) -> str:
     """Returns one sentence: has the first method learned, and does it beat the classical ones?
 
     Of genes the AUC is compared, which does not depend on how large the classes are; of cells the
-    accuracy. Methods whose value lies within the first one's 95 % interval are level with it.
+    accuracy. Methods whose value lies within the first one's 95 % interval are level with it. Where
+    it has not learned, `remedy` says what to do.
     """
     per = PER_GENE if task.unit == GENE else PER_CELL
     rows = results[results["per"] == per].set_index("method")
@@ -107,10 +111,7 @@ def verdict(task: ClassificationTask, results: pd.DataFrame) -> str:
     if len(others):
         text += f"; {_beside_classical(first, measure, others)}"
     if not learned:
-        text += (
-            "; raise `config.optimizer.learning_rate` or `config.epochs`, or search them with "
-            "`trials`"
-        )
+        text += f"; {remedy}"
     return text
 
 
@@ -135,6 +136,7 @@ def write_results(
     results: pd.DataFrame,
     controls: pd.DataFrame,
     configuration: Mapping[str, Any],
+    remedy: str = LEARN_LONGER,
 ) -> None:
     """Writes tables, figures, report.html and, last, provenance.json into the task's folder.
 
@@ -145,6 +147,7 @@ def write_results(
       results: from `results_table`.
       controls: rows of `controls.summarise_control`.
       configuration: the whole one, for provenance.json.
+      remedy: see `verdict`.
     """
     folds = pd.concat(
         [fold_table(each).assign(method=method) for method, each in predictions.items()]
@@ -160,7 +163,7 @@ def write_results(
         {"summary": list(task.summary), **configuration},
     )
     report = Report(f"Classification: {task.name}", " ".join(f"{line}." for line in task.summary))
-    _add_tables(report, task, results, controls)
+    _add_tables(report, verdict(task, results, remedy), results, controls)
     shown = {method: each for method, each in predictions.items() if method != COMMONEST}
     _add_figures(report, folder.path, task, shown)
     _add_losses(report, folder, task, next(iter(shown)))
@@ -220,10 +223,8 @@ def _add_losses(report: Report, folder: TaskFolder, task: ClassificationTask, na
     )
 
 
-def _add_tables(
-    report: Report, task: ClassificationTask, results: pd.DataFrame, controls: pd.DataFrame
-) -> None:
-    report.section("Verdict", f"{verdict(task, results)}.")
+def _add_tables(report: Report, answer: str, results: pd.DataFrame, controls: pd.DataFrame) -> None:
+    report.section("Verdict", f"{answer}.")
     report.section(
         "Results",
         "AUC: mean over folds as the original weighs them (by the points of their ROC curves), "
