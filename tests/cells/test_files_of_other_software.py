@@ -84,6 +84,20 @@ def test_counts_are_the_molecules_that_were_made(path, options, written):
     assert same_counts(counts_of(written / path, **options), TRUTH)
 
 
+@pytest.mark.parametrize(
+    ("path", "matrix"),
+    [
+        ("mudata.h5mu", "mod/rna/X"),
+        ("mudata.zarr", "mod/rna/X"),
+        ("mudata.zarr/mod/rna", "X"),
+        ("spatialdata.zarr", "tables/table/X"),
+        ("anndata_3.zarr", "X"),
+    ],
+)
+def test_which_matrix_of_a_container_is_read_is_named(path, matrix, written):
+    assert open_counts(written / path).matrix_name == matrix
+
+
 def test_zstandard_is_read_where_hdf5plugin_is_there(written):
     pytest.importorskip("hdf5plugin")
     assert same_counts(counts_of(written / "hdf5plugin_zstd.h5ad"), TRUTH)
@@ -103,7 +117,9 @@ def test_zipped_stores(store, zipped, written, tmp_path):
     where = inside if zipped == "inside" else whole
     path = shutil.make_archive(tmp_path / f"{store}.zarr", "zip", **where)
     assert same_counts(counts_of(path), TRUTH)
-    assert list(open_counts(path).obs(["donor"])["donor"]) == ["a", "b"] * 4
+    source = open_counts(path)
+    assert list(source.obs(["donor"])["donor"]) == ["a", "b"] * 4
+    assert source.matrix_name.startswith("mod/rna/") == (store == "mudata")
 
 
 STARSOLO = ("barcodes.tsv", "features.tsv", True)

@@ -24,7 +24,12 @@ from geneformer_jax.cells.counts.matrix import (
 from geneformer_jax.cells.counts.matrix_choice import MAIN, SAMPLE_LIMITS, sum_of
 from geneformer_jax.cells.counts.options import DEFAULT_OPTIONS, CountOptions, ReadLimits
 from geneformer_jax.cells.counts.texts import as_packed_text, has_texts
-from geneformer_jax.cells.formats.containers import is_zip, open_store, place_of_anndata
+from geneformer_jax.cells.formats.containers import (
+    is_zip,
+    open_store,
+    place_of_anndata,
+    shown_place,
+)
 from geneformer_jax.cells.formats.dataframes import (
     check_no_pickle,
     column_shape,
@@ -79,7 +84,9 @@ class AnnDataFileSource(TypedFeatures):
             self._places = _matrix_places(root)
             if not self._is_zarr:
                 require_filters((root[place] for place in self._places.values()), path)
-            self._choose_matrix(self._places, lambda name: self._open(root, name, SAMPLE_LIMITS))
+            inner = shown_place(self._place)
+            named = {name: f"{inner}/{place}".strip("/") for name, place in self._places.items()}
+            self._choose_matrix(named, lambda name: self._open(root, name, SAMPLE_LIMITS))
             _check_sum(self._chosen, path)
             is_raw = self._chosen == [_RAW]
             self._genes_path = f"{self._places[_RAW][:-1]}var" if is_raw else "var"

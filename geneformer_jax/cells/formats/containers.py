@@ -85,6 +85,12 @@ def place_of_anndata(path: Path) -> str:
         return f"{outer}/{_place_in(root, path)}".strip("/")
 
 
+def shown_place(place: str) -> str:
+    """Which AnnData of a container a place is, such as mod/rna; "" where it holds but one."""
+    *_, folder, name = "", "", *place.split("/")
+    return f"{folder}/{name}" if folder in [each for each, *_ in _CONTAINERS] else ""
+
+
 def _place_in(root: Group, path: Path) -> str:
     if "obs" in root and ("mod" not in root or "X" in root):
         return ""
