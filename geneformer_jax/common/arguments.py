@@ -5,6 +5,11 @@ from pathlib import Path
 
 from geneformer_jax.common.errors import InputError
 
+# Of an argument, or a flag, that once stood for both.
+MEANT_BY_LAYER = (
+    "the matrix with the raw counts is named by `counts_layer`, the model's hidden states by "
+    "`hidden_layer`"
+)
 _SHOWN = 60
 
 

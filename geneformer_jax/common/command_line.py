@@ -15,6 +15,7 @@ from typing import TypeVar
 
 from absl import flags
 
+from geneformer_jax.common.arguments import MEANT_BY_LAYER
 from geneformer_jax.common.command_help import command_help
 from geneformer_jax.common.errors import InputError
 from geneformer_jax.common.log import show_log
@@ -27,6 +28,7 @@ NOBODY_READS = 141
 _NEAR_MATCH = re.compile(r'Did you mean "([^"]+)" instead of "([^"]+)"')
 _ARGUMENT = re.compile(r"`([a-z_]\w*(?:\.[a-z_]\w*)*)`")
 _HELP = re.compile(r"--?(h|help|helpfull|helpshort)")
+_LAYER = re.compile(r"--?layer(=|$)")
 _ALIASES: set[str] = set()
 
 T = TypeVar("T")
@@ -97,9 +99,8 @@ def parse_numbers(name: str, kind: type[N]) -> list[N]:
     try:
         return [kind(text) for text in split_list(flags.FLAGS[name].value)]
     except ValueError:
-        raise InputError(
-            f"--{name}={flags.FLAGS[name].value} must list numbers, separated by commas"
-        ) from None
+        wrong = f"--{name}={flags.FLAGS[name].value} must list numbers, separated by commas"
+        raise InputError(wrong + _meant_by_layer(wrong)) from None
 
 
 def require(*names: str) -> None:
@@ -152,7 +153,7 @@ def _parse(argv: Sequence[str]) -> None:
         if "config" in flags.FLAGS and flags.FLAGS["config"].present:
             _require_config_file()
     except flags.Error as error:
-        raise InputError(f"{error}; see --help") from error
+        raise InputError(f"{error}{_meant_by_layer(str(error)) or '; see --help'}") from error
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise InputError(_explain_config(error)) from error
     except OSError as error:
@@ -160,6 +161,12 @@ def _parse(argv: Sequence[str]) -> None:
     if len(rest) > 1:
         raise InputError(f'"{rest[1]}" is not a flag: flags start with --; see --help')
     _expand_home()
+
+
+def _meant_by_layer(message: str) -> str:
+    """What to give in place of --layer, where it was given and the message is on it."""
+    given = "layer" in message and any(map(_LAYER.match, sys.argv[1:]))
+    return f"; {MEANT_BY_LAYER}" if given and "counts_layer" in flags.FLAGS else ""
 
 
 def _expand_home() -> None:

@@ -66,6 +66,15 @@ def test_the_options_reach_the_counts(name, run):
     assert 'no column "genes"' in error
 
 
+@pytest.mark.parametrize("name", [*NEEDED, *COUNTED])
+def test_a_matrix_given_by_an_old_flag_names_todays(name, run):
+    for given in (["--layer=raw"], ["--layer", "raw"]):
+        status, _, error = run(name, *given)
+        assert status == 1
+        assert_one_line(error)
+        assert "raw counts is named by --counts_layer" in error
+
+
 @pytest.mark.parametrize(
     "name", ["embed", "perturb", "predict", pytest.param("attend", marks=pytest.mark.slow)]
 )

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TypedDict
 
+from geneformer_jax.common.arguments import MEANT_BY_LAYER
 from geneformer_jax.common.errors import InputError, did_you_mean
 
 FRACTIONAL_POLICIES = (ROUND, KEEP) = ("round", "keep")
@@ -96,10 +97,7 @@ class CountOptions:
         known = CountArguments.__annotations__
         for name in arguments:
             if name == "layer":
-                raise InputError(
-                    "`layer` is no argument: the matrix with the raw counts is named by "
-                    "`counts_layer`, the model's hidden states by `hidden_layer`"
-                )
+                raise InputError(f"`layer` is no argument: {MEANT_BY_LAYER}")
             if name not in known:
                 raise InputError(
                     f"`{name}` is no argument{did_you_mean(name, known)}; counts are read by: "
