@@ -21,7 +21,7 @@ from absl import flags
 from geneformer_jax.cells.tokenization.flags import define_reading_flags, reading_arguments
 from geneformer_jax.common import command_line
 from geneformer_jax.common.errors import InputError
-from geneformer_jax.common.provenance import describe_run
+from geneformer_jax.common.provenance import describe_run, require_own_provenance
 
 FLAGS = flags.FLAGS
 
@@ -44,6 +44,7 @@ def main() -> None:
         raise InputError(f"--output={output} must end in one of {', '.join(_SUFFIXES)}")
     if output.exists():
         raise InputError(f"--output={output} exists and nothing is overwritten; name another file")
+    require_own_provenance(output)
     # JAX takes seconds to import, which --help, a mistyped flag and a wrong column should not have
     # to wait for.
     from geneformer_jax.inference.columns import require_columns

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from geneformer_jax.common.errors import InputError
 from geneformer_jax.common.files import fingerprint
 
 FILE_NAME = "provenance.json"
@@ -62,6 +63,29 @@ def write_provenance(folder: Path, provenance: Mapping[str, Any]) -> None:
 def read_provenance(folder: Path) -> dict[str, Any]:
     """Returns what `write_provenance` wrote into `folder`."""
     return json.loads((folder / FILE_NAME).read_text())
+
+
+def provenance_beside(output: Path) -> Path:
+    """Where the provenance of an output lies that is one file."""
+    return output.with_suffix(f".{FILE_NAME}")
+
+
+def require_own_provenance(output: Path) -> None:
+    """Checks that an output would not take the provenance, and report, of another beside it.
+
+    Raises:
+      InputError: a file of the same name with another ending is there, and has them.
+    """
+    try:
+        written = json.loads(provenance_beside(output).read_text(encoding="utf-8"))
+        other = output.with_name(Path(written["configuration"]["output"]).name)
+    except (OSError, ValueError, KeyError, TypeError):
+        return
+    if other.name != output.name and other.exists():
+        raise InputError(
+            f"`output` {output} would replace the provenance of {other}, which has the same name "
+            "but for its ending; choose another name"
+        )
 
 
 @functools.cache

@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 
 from geneformer_jax.common.errors import InputError
 from geneformer_jax.common.files import atomic_write
+from geneformer_jax.common.provenance import require_own_provenance
 from geneformer_jax.common.workdir import as_json
 from geneformer_jax.embedding.embedder import Embedded
 from geneformer_jax.inference.written_anndata import write_anndata
@@ -35,10 +36,12 @@ def check_output(
       changeable: its options that the embeddings do not depend on.
 
     Raises:
-      InputError: otherwise. A file that the same command wrote may be written again.
+      InputError: otherwise, or it would replace another's provenance. A file that the same command
+        wrote may be written again.
     """
     if output.suffix not in SUFFIXES:
         raise InputError(f"`output` {output} must end in {', '.join(SUFFIXES)}")
+    require_own_provenance(output)
     written = [output, table_path(output)] if output.suffix == ".npy" else [output]
     for path in written:
         if path.exists() and not _made_alike(path, configuration, changeable):

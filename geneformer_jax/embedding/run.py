@@ -12,7 +12,7 @@ from geneformer_jax.cells.formats.paths import is_counts
 from geneformer_jax.common.errors import InputError
 from geneformer_jax.common.files import atomic_write, remove
 from geneformer_jax.common.log import logger
-from geneformer_jax.common.provenance import describe_run
+from geneformer_jax.common.provenance import describe_run, provenance_beside
 from geneformer_jax.common.workdir import as_json
 from geneformer_jax.embedding.embedder import (
     Embedded,
@@ -200,7 +200,7 @@ class EmbeddingRun:
         counts = {**made, **embedded.facts, **measures}
         provenance = describe_run("embed", self._command, self._inputs, counts)
         text = json.dumps(provenance, indent=2, default=str)
-        with atomic_write(self._output.with_suffix(".provenance.json")) as aside:
+        with atomic_write(provenance_beside(self._output)) as aside:
             aside.write_text(text + "\n")
         arrays = report.arrays
         if self._all_cells:

@@ -24,6 +24,7 @@ from geneformer_jax.common.errors import InputError, did_you_mean
 from geneformer_jax.common.files import atomic_write
 from geneformer_jax.common.log import logger
 from geneformer_jax.common.progress import Progress
+from geneformer_jax.common.provenance import provenance_beside
 from geneformer_jax.finetuning.classification.predictions import PROBABILITY, Outputs, per_task
 from geneformer_jax.finetuning.config import TuningConfig
 from geneformer_jax.finetuning.evaluation import compute_outputs
@@ -302,7 +303,7 @@ def write_predicted(
       provenance: of the run.
     """
     text = json.dumps(provenance, indent=2, default=str) + "\n"
-    with atomic_write(output.with_suffix(".provenance.json")) as aside:
+    with atomic_write(provenance_beside(output)) as aside:
         aside.write_text(text)
     with atomic_write(output) as aside:
         if output.suffix == ".h5ad":

@@ -249,6 +249,18 @@ def test_a_file_of_someone_else_is_kept(embed, tmp_path):
     assert ad.read_h5ad(tmp_path / "out.h5ad").n_obs == 5
 
 
+def test_another_format_of_the_same_name_does_not_take_its_provenance(embed, tmp_path):
+    assert embed("--max_cells=5")[0] == 0
+    before = (tmp_path / "out.provenance.json").read_text()
+    status, _, error = embed("--max_cells=5", f"--output={tmp_path / 'out.parquet'}")
+    assert status == 1 and "choose another name" in error
+    assert_one_line(error)
+    assert (tmp_path / "out.provenance.json").read_text() == before
+    # Moved away, it has no claim to them any more.
+    (tmp_path / "out.h5ad").rename(tmp_path / "moved.h5ad")
+    assert embed("--max_cells=5", f"--output={tmp_path / 'out.parquet'}")[0] == 0
+
+
 def test_filtered_states_go_to_a_table_for_perturb(embed, model, toy_store, tmp_path):
     arguments = ("--filter=kind:a|b", "--max_cells=60", "--states=kind", "--quantiles=0.9")
     status, output, error = embed(f"--output={tmp_path / 'out.parquet'}", *arguments)

@@ -244,7 +244,7 @@ def test_a_run_writes_everything_and_goes_on_where_it_stopped(toy, task, tmp_pat
     page = read_page(tmp_path / "run" / "report.html")
     assert PUBLISHED in page.rows[0]
     # The provenance is written last of all, and the page holds it.
-    files = sorted(written - {"report.html", "provenance.json"})
+    files = sorted(written - {"report.html", "provenance.json", "lock"})
     assert_files_are_linked(page, tmp_path / "run", files)
 
 

@@ -33,6 +33,7 @@ from geneformer_jax.finetuning.classification.metrics import (
 )
 from geneformer_jax.finetuning.classification.predictions import average_by_gene
 from geneformer_jax.finetuning.classification.task import ClassificationTask
+from geneformer_jax.inference.resume import LOCK
 from geneformer_jax.reporting.figures import save_figure
 from geneformer_jax.reporting.html import Report
 from geneformer_jax.training.telemetry import read_metrics
@@ -167,7 +168,8 @@ def write_results(
     shown = {method: each for method, each in predictions.items() if method != COMMONEST}
     _add_figures(report, folder.path, task, shown)
     _add_losses(report, folder, task, next(iter(shown)))
-    report.files(path for path in folder.path.iterdir() if path.name != REPORT)
+    others = (path for path in folder.path.iterdir() if path.name not in (REPORT, LOCK))
+    report.files(others)
     report.provenance(facts)
     report.write(folder.path / REPORT)
     write_provenance(folder.path, facts)

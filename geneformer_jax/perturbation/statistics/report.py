@@ -220,11 +220,11 @@ def _add(
 ) -> None:
     """Adds the answer, the first rows of the main table and figures to a report."""
     verdict = result.controls.verdict if result.controls else ""
-    report.section(_title(mode), f"{verdict}." if verdict else "")
+    report.section("In short", f"{verdict}." if verdict else "")
     report.paragraph(result.text)
     head, rows = heads[mode]
     shown = "" if rows == len(head) else f" The first {len(head):,} of {rows:,} rows."
-    caption = f"{_title(mode)}: all of it is in {STATISTICS}/{mode}.csv.{shown}"
+    caption = f"All of the table is in {STATISTICS}/{mode}.csv.{shown}"
     report.table(_numbers_first(head), caption)
     for drawing in drawings:
         report.figure(drawing.figure, drawing.caption)
