@@ -244,12 +244,18 @@ def test_changed_files_are_refused(tmp_path):
         GeneVocabulary.load(tmp_path)
 
 
-def test_a_symbol_that_is_no_utf8_is_told_in_one_line(tmp_path):
-    folder = tmp_path / "vocabulary"
+@pytest.mark.parametrize(
+    ("written", "damaged"),
+    [("by us", b"TSP\xc1N6"), ("by us", b"TSPAM6"), ("without checksums", b"TSP\xc1N6")],
+)
+def test_a_damaged_symbol_is_told_in_one_line(tmp_path, written, damaged):
+    folder, path = tmp_path / "vocabulary", tmp_path / "vocabulary" / "genes.parquet"
     small().save(folder)
-    content = (folder / "genes.parquet").read_bytes()
+    if written == "without checksums":
+        pq.write_table(pq.read_table(path), path, use_dictionary=False)
+    content = path.read_bytes()
     assert b"TSPAN6" in content
-    (folder / "genes.parquet").write_bytes(content.replace(b"TSPAN6", b"TSP\xc1N6"))
+    path.write_bytes(content.replace(b"TSPAN6", damaged))
     with pytest.raises(InputError, match=f"^the vocabulary in {folder} cannot be read .*anew$"):
         GeneVocabulary.load(folder)
 
