@@ -97,7 +97,7 @@ embed {MODEL} --cells={{cells}}/new.h5ad --output={{out}}/embeddings.h5ad --laye
 --precision=bfloat16
 """,
     "embed_layers": f"""
-embed {MODEL} {CELLS} --output={{out}}/embeddings.parquet --layer=-1,0 \
+embed {MODEL} {CELLS} --output={{out}}/large.parquet --layer=-1,0 \
 --filter='subpop:T cell|B cell' --cells_at_most=40 --states=subpop --quantiles=0.1,0.9
 embed {MODEL} {CELLS} --output={{out}}/embeddings.npy
 """,
