@@ -57,7 +57,7 @@ def main() -> None:
         shards_folder,
         work_key,
     )
-    from geneformer_jax.common.files import remove, require_new_folder
+    from geneformer_jax.common.files import count_files, remove, require_new_folder
     from geneformer_jax.common.provenance import describe_run
 
     output = require_new_folder(FLAGS.output)
@@ -67,7 +67,7 @@ def main() -> None:
     rules = quality_rules()
     reading = reading_options()
     open_source = CountFiles(reading).open
-    print(f"medians of genes over the cells of {len(paths)} files -> {output}")
+    print(f"medians of genes over the cells of {count_files(paths)} -> {output}")
     corpus = survey_corpus(paths, open_source, wanted, species=FLAGS.species)
     shards = shards_folder(output)
     key = work_key(corpus, paths, rules, str(reading.identity()))

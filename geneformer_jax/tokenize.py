@@ -49,7 +49,7 @@ def main() -> None:
     from geneformer_jax.cells.store.cell_store import verify_store
     from geneformer_jax.cells.tokenization.gene_ids import read_orthologs
     from geneformer_jax.cells.tokenization.tokenizer import TokenizerOptions, default_max_length
-    from geneformer_jax.common.files import require_new_folder
+    from geneformer_jax.common.files import count_files, require_new_folder
     from geneformer_jax.interop.original_dictionaries import read_vocabulary
 
     if FLAGS.verify:
@@ -71,7 +71,7 @@ def main() -> None:
         Path(FLAGS.output), vocabulary, options, reading_options(), obs,
         prefix_cell_ids=FLAGS.prefix_cell_ids,
     )  # fmt: skip
-    print(f"{len(paths)} files -> {FLAGS.output}; vocabulary {FLAGS.vocabulary}:")
+    print(f"{count_files(paths)} -> {FLAGS.output}; vocabulary {FLAGS.vocabulary}:")
     print(f"  {len(vocabulary.gene_ids):,} genes of {vocabulary.species}, {vocabulary.hash[:12]}")
     build.survey(paths, FLAGS.skip_bad_files)
     if build.is_complete():

@@ -185,7 +185,7 @@ def prepare(
     runtime = runtime or profiled_runtime(longest, "float32", "auto")[0]
     groups = group_cells(cells.obs, query.groupby, query.min_cells)
     if groups.skipped:
-        logger.warning(describe_skipped(groups.skipped))
+        logger.warning(describe_skipped(groups))
     chosen = known_genes(query.pairs, model.vocabulary) if query.pairs else ()
     if len(chosen) > MAX_PAIRED:
         raise InputError(f"`pairs` names {len(chosen)} genes; name at most {MAX_PAIRED}")

@@ -21,11 +21,13 @@ class CellGroups:
       codes: int32 [cells] number of each cell's group; G for cells of no group, which count among
         all cells only.
       skipped: name -> number of cells of groups too small to be summed apart.
+      min_cells: cells that a group must have.
     """
 
     names: tuple[str, ...]
     codes: np.ndarray
     skipped: Mapping[str, int] = field(default_factory=dict)
+    min_cells: int = 1
 
     @property
     def sums(self) -> int:
@@ -52,9 +54,8 @@ def group_cells(obs: pd.DataFrame, column: str | None, min_cells: int) -> CellGr
         _refuse(column, sizes.drop(NO_VALUE, errors="ignore"), min_cells)
     names = sorted(large.index)
     codes = pd.Categorical(values, names).codes.astype(np.int32)
-    return CellGroups(
-        tuple(names), np.where(codes < 0, len(names), codes), sizes[sizes < min_cells].to_dict()
-    )
+    codes = np.where(codes < 0, len(names), codes)
+    return CellGroups(tuple(names), codes, sizes[sizes < min_cells].to_dict(), min_cells)
 
 
 def _refuse(column: str, sizes: pd.Series, min_cells: int) -> None:
@@ -68,12 +69,12 @@ def _refuse(column: str, sizes: pd.Series, min_cells: int) -> None:
     )
 
 
-def describe_skipped(skipped: Mapping[str, int]) -> str:
+def describe_skipped(groups: CellGroups) -> str:
     """Says which groups were skipped, with their sizes; nothing if none was."""
-    if not skipped:
+    if not groups.skipped:
         return ""
-    sizes = ", ".join(f"{name} ({cells})" for name, cells in skipped.items())
+    sizes = ", ".join(f"{name} ({cells})" for name, cells in groups.skipped.items())
     return (
-        f"groups too small to be summarised apart: {len(skipped)}, {sizes}; "
-        "their cells count among all cells"
+        f"groups of fewer than `min_cells`={groups.min_cells} cells are not summarised apart, "
+        f"their cells count among all cells: {sizes}"
     )

@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 
 from geneformer_jax.attention_analysis import figures
 from geneformer_jax.attention_analysis.api import ALL_CELLS, HeadAttention, token_names
+from geneformer_jax.attention_analysis.cell_groups import describe_skipped
 from geneformer_jax.attention_analysis.comparisons import (
     MAX_DISTANCE,
     MIN_PAIRS,
@@ -168,6 +169,8 @@ def _build(found: HeadAttention, extractor: AttentionExtractor, folder: Path) ->
     report.section("In short")
     for line in answers(found):
         report.paragraph(f"{line[0].upper()}{line[1:]}.")
+    if skipped := describe_skipped(extractor.groups):
+        report.paragraph(f"{skipped[0].upper()}{skipped[1:]}.")
     _show_lists(found, report, show, extractor.cells.vocabulary)
     _show_layers(found, report, show)
     _show_groups(found, report, show)

@@ -5,7 +5,6 @@ import re
 import pandas as pd
 
 from geneformer_jax.attention_analysis.api import HeadAttention
-from geneformer_jax.attention_analysis.cell_groups import describe_skipped
 from geneformer_jax.attention_analysis.comparisons import MIN_PAIRS
 from geneformer_jax.attention_analysis.gene_lists import OTHERS, GeneComparison
 from geneformer_jax.attention_analysis.layers import MIN_DIFFERENCE, TOO_FEW, holding
@@ -80,9 +79,8 @@ def _paper(comparison: GeneComparison) -> str:
 
 
 def answers(found: HeadAttention) -> list[str]:
-    """Returns what was found as lines: gene lists, the paper's statements, groups left out."""
-    skipped = describe_skipped(found.skipped_groups)
-    return [*_about_lists(found), *_about_statements(found), *([skipped] if skipped else [])]
+    """Returns what was found as lines: gene lists, the paper's statements."""
+    return [*_about_lists(found), *_about_statements(found)]
 
 
 def _about_lists(found: HeadAttention) -> list[str]:

@@ -5,7 +5,7 @@ import functools
 import hashlib
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -70,6 +70,11 @@ def _flush(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def count_files(paths: Sequence[Path]) -> str:
+    """Returns "1 file" or "3 files"."""
+    return f"{len(paths):,} file{'' if len(paths) == 1 else 's'}"
 
 
 def require_new_folder(folder: Path | str, remedy: str = "name a new folder") -> Path:

@@ -124,7 +124,7 @@ def compute_states(
     own = select_cells(cells, {states.column: states.names})
     own = ChosenCells(shorten(own, model.config.positions), np.arange(len(own.rows)), own.dropped)
     embedder = Embedder(model, own, mode, hidden_layer, runtime, devices=list(devices))
-    with embedder.progress() as progress:
+    with embedder.progress("embed the states") as progress:
         rows = embedder.rows(0, len(own.rows), progress)
     embedded = Embedded(rows, embedder.table(), embedder.layers, embedder.facts())
     return state_embeddings(embedded, states.column)

@@ -15,7 +15,10 @@ def test_small_groups_are_skipped_and_named():
     assert groups.names == ("B", "T") and groups.sums == 3
     assert groups.skipped == {"NK": 2, "no value": 2, "DC": 1}
     np.testing.assert_array_equal(groups.codes, [0] * 5 + [2] * 2 + [1] * 4 + [2] * 3)
-    assert "3, NK (2), no value (2), DC (1)" in describe_skipped(groups.skipped)
+    said = describe_skipped(groups)
+    assert "fewer than `min_cells`=4 cells" in said and said.endswith(
+        "NK (2), no value (2), DC (1)"
+    )
 
 
 def test_cells_without_a_value_are_a_group_if_they_are_enough():
@@ -23,7 +26,7 @@ def test_cells_without_a_value_are_a_group_if_they_are_enough():
     assert groups.names == ("B", "NK", "T", "no value") and groups.skipped == {"DC": 1}
     everyone = group_cells(OBS, "kind", 1)
     assert everyone.sums == len(everyone.names) == 5, "no cell is without a group"
-    assert describe_skipped(everyone.skipped) == ""
+    assert describe_skipped(everyone) == ""
 
 
 def test_without_a_column_all_cells_are_summed_together():

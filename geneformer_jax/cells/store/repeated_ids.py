@@ -77,10 +77,12 @@ class RepeatedIds:
 
 
 def _repeated_id_error(cell_id: str, one: str, other: str) -> InputError:
-    where = f"twice in {one}" if one == other else f"in {one} and in {other}"
+    where, remedy = f"twice in {one}", "make them so in the file"
+    if one != other:
+        where = f"in {one} and in {other}"
+        remedy = "make them so in the files, or use `prefix_cell_ids`"
     return InputError(
-        f'the cell id "{cell_id}" is {where}, but the ids of a store must be distinct; make them '
-        "so in the files, or use `prefix_cell_ids` where files share barcodes"
+        f'the cell id "{cell_id}" is {where}, but the ids of a store must be distinct; {remedy}'
     )
 
 

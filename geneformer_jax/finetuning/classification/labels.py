@@ -59,7 +59,7 @@ class Labels:
         gone = self.of.astype(str).isin(list(names))
         classes = tuple(name for name in self.classes if name not in set(names))
         left = self.of[~gone]
-        _check_classes(classes, left, f"what is left after {reason}")
+        _check_classes(classes, left, f"what is left without each {reason}")
         return Labels(classes, left, {**self.dropped, reason: self.of.index[gone].to_numpy(object)})
 
     def describe(self, unit: str) -> list[str]:

@@ -84,6 +84,6 @@ def describe_accuracy(table: pd.DataFrame) -> list[str]:
         f"Spearman {row.spearman:.3f} ({row.spearman_low:.3f} to {row.spearman_high:.3f}), "
         f"slope {row.slope:.2f} ({row.slope_low:.2f} to {row.slope_high:.2f}), recall of the "
         f"strongest 5 % in the estimates' strongest 15 % {row.recall:.2f} ({row.recall_low:.2f} to "
-        f"{row.recall_high:.2f})"
+        f"{row.recall_high:.2f}; by chance {SEARCHED:.2f})"
         for row in table.itertuples()
     ]
