@@ -6,7 +6,9 @@ from typing import Any
 
 import pandas as pd
 
+from geneformer_jax.common.log import logger
 from geneformer_jax.perturbation.layout import GENES_LEFT_OUT, OUTPUTS, REPORT, SHIFTS
+from geneformer_jax.perturbation.resolution import describe_resolution
 from geneformer_jax.perturbation.statistics.figures import ranked_figure
 from geneformer_jax.perturbation.statistics.screen_accuracy import (
     describe_accuracy,
@@ -76,6 +78,9 @@ def _add_measure(
 ) -> None:
     name = f"{measure} {state}".strip()
     report.section(name, _MEASURES[measure].capitalize() + ".")
+    if problem := describe_resolution(rows):
+        logger.warning(f"{name}: {problem}")
+        report.paragraph(f"{problem[0].upper()}{problem[1:]}.")
     if by_rank is not None and by_rank["explained"] is not None:
         report.paragraph(describe_by_rank(by_rank))
     ranked = rows.sort_values("mean", ascending=measure != "state_shift", ignore_index=True)
