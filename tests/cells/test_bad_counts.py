@@ -59,8 +59,8 @@ def with_value(value, layout="csr"):
         (-0.5, "-0.5 is negative"),
         (0.25, "0.25 is not a whole number"),
         (np.nan, "nan is not a number"),
-        (np.inf, "inf is not a number"),
-        (-np.inf, "-inf is not a number"),
+        (np.inf, "inf is infinite"),
+        (-np.inf, "-inf is infinite"),
         (3e9, "3e+09 is too large"),
     ],
 )

@@ -226,7 +226,9 @@ def _not_raw(
         f'{location.matrix}: cell "{location.cell_ids[location.first_row + row]}", '
         f'gene "{location.gene_ids[rows.indices[entry]]}": value {value:g}'
     )
-    if not np.isfinite(value):
+    if np.isinf(value):
+        return InputError(f"{where} is infinite; raw counts are needed: {location.remedy}")
+    if np.isnan(value):
         return InputError(
             f"{where} is not a number; raw counts are needed: {location.remedy} (ad.concat with "
             'join="outer" leaves NaN where a file lacks a gene: give it fill_value=0)'
