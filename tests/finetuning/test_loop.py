@@ -270,7 +270,7 @@ def test_labels_that_do_not_fit_are_refused_before_anything_is_written(toy_store
     with pytest.raises(InputError, match='single class "a"'):
         finetune_folds(single, base[1], config_of(), tmp_path / "run")
     balanced = config_of(**{"loss.sampling": "balanced"})
-    with pytest.raises(InputError, match="class_weights=balanced"):
+    with pytest.raises(InputError, match=r"`config\.loss\.class_weights`=balanced"):
         finetune_folds(ToyTask("gene", toy_store), base[1], balanced, tmp_path / "run")
     other = PretrainedModel(TINY, base[1].params, V2_VOCABULARY, "there", 0)
     with pytest.raises(InputError, match="was trained with"):
