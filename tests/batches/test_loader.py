@@ -98,7 +98,7 @@ def test_hosts_read_parts_of_the_same_global_batch(batches, hosts):
         ("packed", 0),
         pytest.param("padded", 1, marks=pytest.mark.multiprocess),
         pytest.param("packed", 1, marks=pytest.mark.multiprocess),
-        pytest.param("padded", 2, marks=pytest.mark.multiprocess),
+        pytest.param("padded", 2, marks=[pytest.mark.multiprocess, pytest.mark.slow]),
         pytest.param("packed", 2, marks=pytest.mark.multiprocess),
     ],
     indirect=["batches"],

@@ -54,10 +54,8 @@ def test_tables_report_and_statistics_tell_what_is_estimated(perturb, tmp_path):
     assert not (out / "estimates").exists() and not (tmp_path / "out.parts").exists()
 
 
-@pytest.mark.parametrize(
-    ("kind", "name"),
-    [pytest.param(Screener, "shifts", marks=pytest.mark.slow), (Settler, "settle")],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("kind", "name"), [(Screener, "shifts"), (Settler, "settle")])
 def test_an_interrupted_screen_goes_on_to_identical_tables(
     perturb, tmp_path, monkeypatch, kind, name
 ):

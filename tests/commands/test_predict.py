@@ -223,6 +223,7 @@ def test_a_fine_tuned_model_becomes_a_hugging_face_model(gene_fold, tmp_path, mo
     jax.tree.map(np.testing.assert_array_equal, back.params, load_model(gene_fold[0]).params)
 
 
+@pytest.mark.slow
 def test_a_regression_comes_back_on_its_own_scale(toy_store, base, tmp_path):
     ages = np.where(toy_store.obs["kind"] == "b", 60.0, 30.0)
     output = HeadTask("age", ("age",), regression=True, center=45.0, scale=15.0)

@@ -219,7 +219,14 @@ TUNINGS = {
 }
 
 
-@pytest.mark.parametrize("name", TUNINGS)
+@pytest.mark.parametrize(
+    "name",
+    # Frozen layers are among "layers and embeddings" too.
+    [
+        pytest.param("layers", marks=pytest.mark.slow),
+        *(name for name in TUNINGS if name != "layers"),
+    ],
+)
 def test_frozen_weights_take_no_optimizer_state_and_do_not_change(name):
     tuning = TUNINGS[name]
     head = RICH if name == "lora" else PLAIN

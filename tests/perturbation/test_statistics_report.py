@@ -114,7 +114,12 @@ FIGURES = {
 }
 
 
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize(
+    "mode",
+    # The one with the most figures.
+    [pytest.param("combinations", marks=pytest.mark.slow)]
+    + [mode for mode in MODES if mode != "combinations"],
+)
 def test_a_statistic_leaves_tables_figures_and_a_page(run, null_run, mode):
     options = {**OPTIONS[mode], **({"null": null_run} if mode == "vs_null" else {})}
     written = perturbation_statistics(run, mode, **options)

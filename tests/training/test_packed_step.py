@@ -94,7 +94,10 @@ def recipe_of(**changes) -> Recipe:
     return Recipe(config, optimizer, Runtime(), seed=3, vocabulary=VOCABULARY, **changes)
 
 
-@pytest.mark.parametrize("which", [0, 1], ids=["padded", "packed"])
+@pytest.mark.parametrize(
+    "which",
+    [pytest.param(0, id="padded", marks=pytest.mark.slow), pytest.param(1, id="packed")],
+)
 def test_a_step_that_masks_does_what_one_given_masks_does(which):
     plain = plain_batches()[which]
     given, own = recipe_of(), recipe_of(masking=MASKING, micro_batches=2)
@@ -127,7 +130,7 @@ def stepped(mesh_shape: tuple[int, int, int]):
     return jax.device_get((stored, metrics, state, again)), step, placed.params
 
 
-@pytest.mark.parametrize("shape", [(2, 1, 4), (1, 1, 8)])
+@pytest.mark.parametrize("shape", [(2, 1, 4), pytest.param((1, 1, 8), marks=pytest.mark.slow)])
 def test_an_odd_vocabulary_is_sharded_and_changes_nothing(shape):
     (expected, expected_metrics, *_), _, _ = stepped((1, 1, 1))
     (stored, metrics, state, again), _, placed = stepped(shape)

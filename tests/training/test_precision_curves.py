@@ -64,11 +64,9 @@ def losses(real_cells, tmp_path_factory):
     return curve
 
 
+@pytest.mark.slow
 @pytest.mark.reference_data
-@pytest.mark.parametrize(
-    ("precision", "bound"),
-    [("float16", 2e-3), pytest.param("bfloat16", 4e-3, marks=pytest.mark.slow)],
-)
+@pytest.mark.parametrize(("precision", "bound"), [("float16", 2e-3), ("bfloat16", 4e-3)])
 def test_half_precision_starts_as_float32_does(losses, precision, bound):
     expected, _ = losses("float32", "xla", 20)
     ours, skipped = losses(precision, HALF[precision], 20)
