@@ -53,7 +53,7 @@ def group_cells(obs: pd.DataFrame, column: str | None, min_cells: int) -> CellGr
     if large.index.drop(NO_VALUE, errors="ignore").empty:
         _refuse(column, sizes.drop(NO_VALUE, errors="ignore"), min_cells)
     names = sorted(large.index)
-    codes = pd.Categorical(values, names).codes.astype(np.int32)
+    codes = pd.Index(names).get_indexer(values).astype(np.int32)
     codes = np.where(codes < 0, len(names), codes)
     return CellGroups(tuple(names), codes, sizes[sizes < min_cells].to_dict(), min_cells)
 

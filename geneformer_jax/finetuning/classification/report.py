@@ -177,7 +177,8 @@ def write_results(
 
 def read_results(folder: TaskFolder) -> pd.DataFrame:
     """Reads the table of results that `write_results` wrote."""
-    return pd.read_csv(folder.path / RESULTS).fillna({PUBLISHED: ""})
+    # A column without any text would be read as numbers.
+    return pd.read_csv(folder.path / RESULTS, dtype={PUBLISHED: str}).fillna({PUBLISHED: ""})
 
 
 def _row(
