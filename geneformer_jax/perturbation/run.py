@@ -191,7 +191,8 @@ class PerturbationRun:
                 if place == 0 and len(todo) > 1:
                     # Parts are of about as many tokens, and take about as long.
                     _log_time(throughput, len(todo) - 1)
-        logger.info(throughput.describe())
+        if throughput.done:
+            logger.info(throughput.describe())
 
     def _make_part(self, part: int, progress: Progress) -> None:
         shifts = self._engine.shifts(*self._engine.plan.parts[part], progress)

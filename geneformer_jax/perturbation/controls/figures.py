@@ -30,8 +30,9 @@ def rank_figure(ranks_E: np.ndarray, shifts: Sequence[tuple[str, np.ndarray]], d
         for axes, (label, values) in zip(panels, shifts, strict=True):
             _band(axes, ranks_E, values)
             for chosen, colour, size in ((~differs_E, _MAIN, 12), (differs_E, _STRONG, 26)):
-                axes.scatter(ranks_E[chosen], values[chosen], s=size, c=colour, lw=0,
-                             rasterized=True, label=_counted(colour, chosen))  # fmt: skip
+                drawn = chosen & np.isfinite(ranks_E) & np.isfinite(values)
+                axes.scatter(ranks_E[drawn], values[drawn], s=size, c=colour, lw=0,
+                             rasterized=True, label=_counted(colour, drawn))  # fmt: skip
             axes.axhline(0, color=_DARK, lw=0.8, ls=":")
             axes.set(ylabel=label)
             axes.ticklabel_format(axis="y", scilimits=(-3, 4))
@@ -52,6 +53,8 @@ def _band(axes: Axes, ranks_E: np.ndarray, values_E: np.ndarray) -> None:
         each.rolling(_BAND_GENES, center=True) for each in (values, values.index.to_series())
     )
     dense = places.max() - places.min() < _BAND_WIDTH
+    if not dense.any():
+        return
     low, high = (windows.quantile(part).where(dense) for part in _BAND)
     axes.fill_between(values.index, low, high, color=MISSING_COLOUR, alpha=0.5, lw=0,
                       label="9 of 10 genes of like rank")  # fmt: skip

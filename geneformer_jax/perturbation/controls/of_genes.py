@@ -58,6 +58,8 @@ def like_rank(asked: Asked) -> Finding:
         )
         yield Drawing("like_rank", rank_figure(within.ranks.means, panels, differs), caption)
         percentiles = table["Matched_percentile"].dropna().to_numpy()
+        if not len(percentiles):
+            return
         caption = (
             "Where each gene stands among genes of like rank and detection. Specific genes would "
             "pile up at both ends."

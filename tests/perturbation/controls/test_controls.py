@@ -172,3 +172,4 @@ def test_too_few_cells_or_genes_are_told_and_cost_no_result(tmp_path, frame, gen
     perturbation_statistics(folder, "goal_state_shift", min_cells=CELLS + 1)
     page = (folder / "statistics" / "goal_state_shift.html").read_text()
     assert "0 of 0 genes differ" in page and "too few cells or genes to tell" in page
+    assert not (folder / "statistics" / "goal_state_shift_percentiles.png").exists()
