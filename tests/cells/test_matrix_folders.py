@@ -190,6 +190,14 @@ def test_a_missing_sister_is_named(missing, tenx):
         open_counts(tenx)
 
 
+@pytest.mark.parametrize("name", ["barcodes.tsv", "genes.tsv"])
+def test_a_heading_is_looked_for_where_names_are_too_many(name, tenx):
+    (tenx / name).write_text("heading\n" + (tenx / name).read_text())
+    words = r"11 cells x 23 genes, but 1\d cells and 2\d genes are named; look in barcodes.tsv and "
+    with pytest.raises(InputError, match=words + r"genes\.tsv for a heading"):
+        open_counts(tenx)
+
+
 def test_a_folder_that_is_not_known_says_what_was_looked_for(tmp_path):
     (tmp_path / "tcc.mtx").touch()
     for ask in (open_counts, expand_paths):

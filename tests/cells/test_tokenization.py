@@ -1,6 +1,7 @@
 """Which genes and cells of a source are encoded, in a store and in memory."""
 
 import json
+import re
 from pathlib import Path
 
 import anndata
@@ -49,6 +50,25 @@ def test_names_instead_of_ids_are_found_if_asked(tmp_path, files, vocabulary):
     named, _ = build(tmp_path / "store", [path], vocabulary, symbols="names")
     by_id, _ = build(tmp_path / "ids", [files[0]], vocabulary)
     for a, b in zip(named.read(range(19)), by_id.read(range(19)), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize("pattern", ["{id}|{symbol}", "{symbol}_{id}"])
+def test_ids_with_symbols_around_them_are_refused_with_what_helps(
+    tmp_path, files, vocabulary, pattern
+):
+    both = anndata.read_h5ad(files[0])
+    names = zip(both.var["ensembl_id"], both.var["gene_symbol"], strict=True)
+    both.var = pd.DataFrame(index=[pattern.format(id=i, symbol=symbol) for i, symbol in names])
+    path = write(both, tmp_path / "both.h5ad")
+    with pytest.raises(InputError, match="each has an Ensembl id with more around it") as raised:
+        build(tmp_path / "store", [path], vocabulary)
+    extracting = re.search(r'extract\("(.*?)"', str(raised.value))[1]
+    both.var_names = both.var_names.str.extract(extracting, expand=False)
+    write(both, path)
+    mended, _ = build(tmp_path / "store", [path], vocabulary)
+    by_id, _ = build(tmp_path / "ids", [files[0]], vocabulary)
+    for a, b in zip(mended.read(range(19)), by_id.read(range(19)), strict=True):
         np.testing.assert_array_equal(a, b)
 
 

@@ -108,6 +108,7 @@ class MatrixSource(GeneTable):
     packed_ids: np.ndarray | RowBlocks[np.ndarray]
     matrix_name: str = "X"
     remedy: str = "give a file with raw counts"
+    _sizes_remedy: str = "the file is damaged or not in the expected layout"
     _chosen: Sequence[str] = ()
     _totals: RowBlocks[np.ndarray] | None = None
     # Rows that are stored together; see `RowBlocks`.
@@ -294,7 +295,7 @@ class MatrixSource(GeneTable):
             raise InputError(
                 f"{self.path} ({self.matrix_name}): the matrix has {shape[0]} cells x {shape[1]} "
                 f"genes, but {len(self.packed_ids)} cells and {len(self.gene_ids)} genes are "
-                "named; the file is damaged or not in the expected layout"
+                f"named; {self._sizes_remedy}"
             )
         self.n_cells = shape[0]
         if not self.options.compute_totals and TOTAL_COLUMN in self._obs_columns():

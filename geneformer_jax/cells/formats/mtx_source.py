@@ -49,6 +49,10 @@ class MtxSource(FeatureSource):
         with explain_damage(path, self.kind):
             self._layout = layout_of(path)
             self.kind = f"Matrix Market of {self._layout.kind.software}"
+            self._sizes_remedy = (
+                f"look in {self._layout.cells.name} and {self._layout.genes.name} for a heading or "
+                "a missing line, or copy all files of one run again"
+            )
             self._set_cells(self._layout.cells)
             features = _features(self._layout.genes, self._layout.symbols)
             self._n_blocks = self._count_blocks(features)

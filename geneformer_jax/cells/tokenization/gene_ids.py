@@ -29,6 +29,7 @@ _SIMPLE_PATTERN = r"^[!-~]*$"
 # Human ids have no letters for the species; ENSGR is a human gene on the Y chromosome's PAR.
 _ENSEMBL_GENE = re.compile(r"ENS([A-Z]*)GR?\d{6,}", re.IGNORECASE)
 _ENSEMBL_GENE_PATTERN = r"(?i)^ENS[A-Z]*GR?\d{6,}"
+_ENSEMBL_GENE_INSIDE = r"(?i)ENS[A-Z]*GR?\d{6,}"
 _USUAL_HUMAN_START = "ENSG00000"
 _NAMES = {
     "": "human",
@@ -181,6 +182,12 @@ def are_ensembl_ids(ids: pa.StringArray) -> np.ndarray:
         matches = pc.match_substring_regex(ids.take(pa.array(rest)), _ENSEMBL_GENE_PATTERN)
         found[rest] = matches.to_numpy(zero_copy_only=False)
     return found
+
+
+def hold_ensembl_ids(ids: pa.StringArray) -> bool:
+    """Whether most ids hold an Ensembl id of a gene, such as "ENSG00000243485|MIR1302-10"."""
+    inside = pc.match_substring_regex(ids, _ENSEMBL_GENE_INSIDE)
+    return bool(inside.to_numpy(zero_copy_only=False).mean() >= 0.5)
 
 
 def species_of_each(ids: pa.StringArray) -> np.ndarray:

@@ -20,7 +20,11 @@ from geneformer_jax.cells.tokenization.gene_choice import (
     choose_known_ids,
     leave_out_other_species,
 )
-from geneformer_jax.cells.tokenization.gene_ids import species_of, strip_version
+from geneformer_jax.cells.tokenization.gene_ids import (
+    hold_ensembl_ids,
+    species_of,
+    strip_version,
+)
 from geneformer_jax.cells.tokenization.indices import require_indices
 from geneformer_jax.cells.tokenization.quality_control import QualityRules, Verdict, judge, measure
 from geneformer_jax.cells.tokenization.rank_encoding import (
@@ -170,17 +174,27 @@ def _ortholog_keys(ids: pa.StringArray) -> list[str]:
 def _no_known_gene(
     source: CountSource, vocabulary: GeneVocabulary, ids: pa.StringArray
 ) -> InputError:
-    by_name = int((vocabulary.tokens_of(ids, symbols="names") >= 0).sum())
-    hint = f"; {by_name:,} are gene names: use `symbols`=names" if by_name else ""
     theirs = ", ".join(str(each) for each in source.gene_ids[:_EXAMPLES])
     ours = ", ".join(vocabulary.gene_ids[:_EXAMPLES])
     columns = ", ".join(source.candidate_gene_columns())
     return InputError(
         f"{source.path}: 0 of {np.count_nonzero(source.gene_ids != ''):,} gene ids are in the "
         f"vocabulary of {len(vocabulary.gene_ids):,} genes (looked for in {columns}); the file has "
-        f"ids such as {theirs}, the vocabulary such as {ours}; name the column of gene ids by "
-        f"`gene_column`, or use a vocabulary with such ids{hint}"
+        f"ids such as {theirs}, the vocabulary such as {ours}; {_remedy_of_ids(vocabulary, ids)}"
     )
+
+
+def _remedy_of_ids(vocabulary: GeneVocabulary, ids: pa.StringArray) -> str:
+    """What helps where no gene id is known."""
+    by_name = int((vocabulary.tokens_of(ids, symbols="names") >= 0).sum())
+    if by_name:
+        return f"{by_name:,} are gene names: use `symbols`=names, or name a column of gene ids"
+    if hold_ensembl_ids(ids):
+        return (
+            "each has an Ensembl id with more around it: keep that alone, as by "
+            'adata.var_names = adata.var_names.str.extract("(ENS[A-Z]*G[0-9]+)", expand=False)'
+        )
+    return "name the column of gene ids by `gene_column`, or use a vocabulary with such ids"
 
 
 def apply_quality_rules(source: CountSource, rules: QualityRules, tokens: np.ndarray) -> Verdict:
