@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from geneformer_jax.perturbation.api import perturb_cells
     from geneformer_jax.perturbation.cell_states import CellStates
     from geneformer_jax.perturbation.statistics.report import perturbation_statistics
+    from geneformer_jax.perturbation.validation.api import validate_perturbations
     from geneformer_jax.training.api import pretrain_model
     from geneformer_jax.training.config import pretrain_config
 
@@ -51,6 +52,7 @@ __all__ = [
     "pretrain_config",
     "pretrain_model",
     "tokenize_cells",
+    "validate_perturbations",
 ]
 _HOME = {
     "CellStates": "perturbation.cell_states",
@@ -71,6 +73,7 @@ _HOME = {
     "pretrain_config": "training.config",
     "pretrain_model": "training.api",
     "tokenize_cells": "cells.tokenization.tokenizer",
+    "validate_perturbations": "perturbation.validation.api",
 }
 
 

@@ -38,6 +38,7 @@ LAYERS = (
     ("perturbation/controls",),
     ("perturbation/statistics/report",),
     ("perturbation",),
+    ("perturbation/validation",),
 )
 LAYER_OF = {package: layer for layer, packages in enumerate(LAYERS) for package in packages}
 # Packages that use a trained model, whatever trained it.
@@ -60,6 +61,11 @@ PURE = (
     "perturbation/statistics/moments",
     "perturbation/statistics/rank_sums",
     "perturbation/statistics/shifts",
+    "perturbation/validation/calibration",
+    "perturbation/validation/compare",
+    "perturbation/validation/expression",
+    "perturbation/validation/like_rank",
+    "perturbation/validation/metrics",
 )
 
 

@@ -40,6 +40,8 @@ class ForwardSpec:
         that follow each other in one cell, fillers last; these share the first block. "" otherwise.
       keep_positions: whether tokens keep the position numbers that they have in the original.
       together: rows encoded at a time above a shared first block, a divisor of each device's rows.
+      cell_vectors: whether the shift of the cell's embedding, both at unit length, follows the
+        measures of each edit, D values.
     """
 
     config: EncoderConfig
@@ -56,6 +58,7 @@ class ForwardSpec:
     consecutive: str = ""
     together: int = 0
     keep_positions: bool = False
+    cell_vectors: bool = False
 
     @property
     def measures(self) -> list[tuple[str, str]]:

@@ -102,8 +102,8 @@ def perturb_batch(
 
     Returns:
       float32 values [R, M] in the order of `ForwardSpec.measures`, the mean cosine NaN where no
-      gene is left; float32 cosines [R, N] of single genes, infinite where there is none; and int32
-      tokens [R, N] of these genes.
+      gene is left, and behind them the vectors where these are wanted; float32 cosines [R, N] of
+      single genes, infinite where there is none; and int32 tokens [R, N] of these genes.
     """
 
     def on_device(
@@ -155,6 +155,8 @@ def _compare(
     ]
     if spec.mode == CELL:
         values.insert(0, jnp.mean(genes_RT, axis=1, where=is_compared_RT)[:, None])
+    if spec.cell_vectors:
+        values.append(cell_RD - cells.cell_CD[slots_R])
     values_RM = jnp.concatenate(values, axis=1)
     if spec.gene_rows == 0:
         empty = jnp.zeros((len(slots_R), 0))

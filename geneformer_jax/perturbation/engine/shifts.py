@@ -14,7 +14,8 @@ class Shifts(NamedTuple):
       cells: int32 [E] the perturbed cell.
       sets_EK: int32 the perturbed genes, filled up with -1.
       ranks_E: int32 rank of the first of them in the cell, from 1; 0 where it is not in sight.
-      values_EM: float32 the measures, in the order of `ForwardSpec.measures`.
+      values_EM: float32 the measures, in the order of `ForwardSpec.measures`; behind them the
+        vectors, where `ForwardSpec.cell_vectors` asks for these.
       gene_edits: int32 [N] which of these edits a value of a gene belongs to.
       affected: int32 [N] token of the gene.
       gene_values: float32 [N] its cosine.

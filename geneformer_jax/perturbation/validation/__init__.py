@@ -1,0 +1,1 @@
+"""Predicted against measured perturbations: screens with cells, and lists of hits."""

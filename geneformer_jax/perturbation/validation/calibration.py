@@ -1,0 +1,123 @@
+"""Scores beside what they must beat and what they can reach, as tables.
+
+The tables have the names and columns of cell-eval 0.8.2 (`results`, `agg_results`) and of
+scPertEval 0.2.0 (`drf`). The dynamic range fraction is (prediction - negative) / (positive -
+negative): 0 where a prediction is no better than the negative control, 1 where it is as good as a
+second half of the measured cells.
+"""
+
+import numpy as np
+import pandas as pd
+
+from geneformer_jax.perturbation.validation.compare import (
+    LIKE_RANK,
+    MEAN,
+    PREDICTION,
+    SOURCES,
+    SPLIT_HALF,
+)
+
+NEGATIVES = (LIKE_RANK, MEAN)
+SAMPLES = 1_000
+LEVEL = 0.95
+_MIN_PERTURBATIONS = 2
+
+
+def results(scores: pd.DataFrame) -> pd.DataFrame:
+    """Returns the predictions' scores: a row for each perturbation, a column for each metric."""
+    own = scores[scores["source"] == PREDICTION]
+    table = own.pivot(index="perturbation", columns="protocol", values="value")
+    return table[own["protocol"].unique()].rename_axis(columns=None).reset_index()
+
+
+def agg_results(results: pd.DataFrame) -> pd.DataFrame:
+    """Returns statistics of each metric over perturbations, in rows as cell-eval has them."""
+    values = results.drop(columns="perturbation")
+    described = values.describe()
+    missing = values.isna().sum().rename("null_count").to_frame().T
+    table = pd.concat([described.iloc[:1], missing, described.iloc[1:]])
+    return table.rename_axis("statistic").reset_index()
+
+
+def drf(scores: pd.DataFrame) -> pd.DataFrame:
+    """Returns each score beside its controls, in rows as scPertEval has them.
+
+    Columns `protocol`, `perturbation`, `prediction`, `positive` and `negative` (what stands for
+    each), their values `raw_prediction`, `raw_positive` and `raw_negative`, and `drf`, clipped to
+    -1..1, NaN where the positive control is not above the negative one. A row for each negative
+    control.
+    """
+    wide = _wide(scores).reset_index()
+    tables = [_drf_against(wide, negative) for negative in NEGATIVES]
+    return pd.concat(tables).sort_index(kind="stable").reset_index(drop=True)
+
+
+def _drf_against(wide: pd.DataFrame, negative: str) -> pd.DataFrame:
+    known = wide[wide[[PREDICTION, SPLIT_HALF, negative]].notna().all(axis=1)]
+    value, positive, zero = (known[name] for name in (PREDICTION, SPLIT_HALF, negative))
+    room = (positive - zero).where(positive > zero)
+    return pd.DataFrame(
+        {
+            "protocol": known["protocol"],
+            "perturbation": known["perturbation"],
+            "prediction": PREDICTION,
+            "positive": SPLIT_HALF,
+            "negative": negative,
+            "raw_prediction": value,
+            "raw_positive": positive,
+            "raw_negative": zero,
+            "drf": ((value - zero) / room).clip(-1, 1),
+        }
+    )
+
+
+def summarise(scores: pd.DataFrame, seed: int) -> pd.DataFrame:
+    """Returns one row for each metric, means over perturbations.
+
+    Columns `protocol` and `perturbations` (number that have it), the mean of each source
+    (`prediction`, `like_rank`, `all_perturbed_mean`, `tech_dup`), and for each negative control
+    `minus_NAME`, the mean difference, its interval of 95 % by bootstrap over perturbations
+    (`_low`, `_high`), and `drf_NAME`, of the means; NaN where the positive control is not
+    significantly above the negative one.
+    """
+    wide = _wide(scores)
+    rows = []
+    for protocol in scores["protocol"].unique():
+        own = wide.loc[protocol]
+        row = {"protocol": protocol, "perturbations": int(own[PREDICTION].notna().sum())}
+        row |= {source: own[source].mean() for source in SOURCES}
+        for negative in NEGATIVES:
+            row |= _against(own, negative, seed)
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def _wide(scores: pd.DataFrame) -> pd.DataFrame:
+    """Returns a row for each protocol and perturbation, a column for each source."""
+    table = scores.pivot(
+        index=["protocol", "perturbation"], columns="source", values="value"
+    ).reindex(columns=SOURCES)
+    order = scores[["protocol", "perturbation"]].drop_duplicates()
+    return table.loc[pd.MultiIndex.from_frame(order)]
+
+
+def _against(own: pd.DataFrame, negative: str, seed: int) -> dict[str, float]:
+    gain, low, high = mean_difference(own[PREDICTION], own[negative], seed)
+    room, least, _ = mean_difference(own[SPLIT_HALF], own[negative], seed)
+    names = (f"minus_{negative}", f"minus_{negative}_low", f"minus_{negative}_high")
+    fraction = gain / room if least > 0 else np.nan
+    return dict(zip(names, (gain, low, high), strict=True)) | {f"drf_{negative}": fraction}
+
+
+def mean_difference(values: pd.Series, others: pd.Series, seed: int) -> tuple[float, float, float]:
+    """Returns the mean paired difference, and its interval by bootstrap over perturbations.
+
+    NaN for fewer than two pairs.
+    """
+    apart = (values - others).dropna().to_numpy()
+    if len(apart) < _MIN_PERTURBATIONS:
+        return np.nan, np.nan, np.nan
+    drawn = np.random.default_rng(seed).integers(0, len(apart), (SAMPLES, len(apart)))
+    tail = (1 - LEVEL) / 2
+    low, high = np.quantile(apart[drawn].mean(axis=1), [tail, 1 - tail])
+    return float(apart.mean()), float(low), float(high)

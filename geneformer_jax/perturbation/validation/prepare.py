@@ -1,0 +1,244 @@
+"""A validation made ready: labels read, genes found, cells split, the work cut into parts."""
+
+import functools
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Unpack
+
+import anndata as ad
+import jax
+import numpy as np
+
+from geneformer_jax.cells.counts.options import CountArguments, CountOptions
+from geneformer_jax.cells.counts.source import CountSource
+from geneformer_jax.cells.formats.anndata_source import AnnDataSource
+from geneformer_jax.cells.formats.open import open_counts
+from geneformer_jax.cells.formats.paths import is_counts
+from geneformer_jax.cells.tokenization.tokenizer import TokenizedCells
+from geneformer_jax.cells.tokenization.vocabulary import GeneVocabulary
+from geneformer_jax.common.arguments import describe
+from geneformer_jax.common.errors import InputError
+from geneformer_jax.common.progress import Progress
+from geneformer_jax.embedding.embedder import Embedder
+from geneformer_jax.inference.cells import ChosenCells, open_cells, select_cells
+from geneformer_jax.inference.counts import read_counts
+from geneformer_jax.model.pretrained import PretrainedModel
+from geneformer_jax.model.runtime import Runtime, inference_runtime
+from geneformer_jax.perturbation.config import FULL, PerturbationOptions
+from geneformer_jax.perturbation.engine.edits import DELETE, SpecialTokens
+from geneformer_jax.perturbation.engine.perturber import Perturber
+from geneformer_jax.perturbation.prepare import make_plan, make_spec, resolve_edits
+from geneformer_jax.perturbation.validation.compare import Effects
+from geneformer_jax.perturbation.validation.config import ValidationOptions
+from geneformer_jax.perturbation.validation.effects import (
+    Arrays,
+    measured_shifts,
+    measured_sums,
+    predicted_effects,
+    predicted_sums,
+)
+from geneformer_jax.perturbation.validation.expression import (
+    HALVES,
+    Expression,
+    measure_expression,
+    split_halves,
+)
+from geneformer_jax.perturbation.validation.labels import CONTROLS, Screen, read_screen
+from geneformer_jax.perturbation.validation.like_rank import (
+    Visibility,
+    genes_of_like_rank,
+    visibility,
+)
+
+
+@dataclass(frozen=True, eq=False)
+class Validator:
+    """All that a validation computes, in parts that may be made one by one.
+
+    Attributes:
+      options: of the run.
+      screen: the P measured perturbations, their genes as tokens.
+      cells: all chosen cells.
+      like_rank: int64 [P, K] tokens of genes of like rank.
+      seen: where genes stand in the control cells that are edited.
+      embedder: of all cells.
+      perturber: of the edits.
+    """
+
+    options: ValidationOptions
+    screen: Screen
+    cells: ChosenCells
+    like_rank: np.ndarray
+    seen: Visibility
+    embedder: Embedder
+    perturber: Perturber
+
+    @functools.cached_property
+    def groups(self) -> np.ndarray:
+        """int64 [cells] number of the perturbation, P for the controls, -1 for no part."""
+        groups = self.screen.groups
+        return np.select([groups >= 0, groups == CONTROLS], [groups, len(self.screen.names)], -1)
+
+    @functools.cached_property
+    def halves(self) -> np.ndarray:
+        """int64 [cells]."""
+        return split_halves(self.groups, self.options.seed)
+
+    @property
+    def targets(self) -> np.ndarray:
+        """int64 [P] tokens of the perturbed genes."""
+        return np.array(self.screen.genes, np.int64)
+
+    def embed(self, start: int, stop: int, progress: Progress) -> dict[str, np.ndarray]:
+        """Embeds cells `start` to before `stop`, and sums them up; see `measured_sums`."""
+        rows = self.embedder.rows(start, stop, progress)[:, 0]
+        own = slice(start, stop)
+        number = len(self.screen.names) + 1
+        return measured_sums(rows, self.groups[own], self.halves[own], number)
+
+    def perturb(self, start: int, stop: int, progress: Progress) -> dict[str, np.ndarray]:
+        """Makes edits `start` to before `stop`, and sums them up; see `predicted_sums`."""
+        shifts = self.perturber.shifts(start, stop, progress)
+        config = self.perturber.spec.config
+        return predicted_sums(shifts, config.width, config.vocabulary_size)
+
+    def expression(self, source: CountSource) -> Expression:
+        """Reads the counts of the cells; see `measure_expression`."""
+        tokenized: TokenizedCells = self.cells.source
+        tokenized.match.choice.apply(source)
+        batches = read_counts(source, tokenized.rows[self.cells.rows])
+        shape = len(self.screen.names) + 1, self.cells.vocabulary.size
+        return measure_expression(batches, tokenized.match.tokens, self.groups, self.halves, shape)
+
+    def effects(
+        self, embedded: Iterable[Arrays], perturbed: Iterable[Arrays], expression: Expression
+    ) -> Effects:
+        """Puts together what was computed, part by part."""
+        return Effects(
+            names=self.screen.names,
+            targets=self.targets,
+            like_rank=self.like_rank,
+            predicted=predicted_effects(
+                perturbed, self.cells.vocabulary.size, self.options.min_cells
+            ),
+            measured=measured_shifts(embedded),
+            differential=tuple(map(expression.differential, range(HALVES))),
+        )
+
+
+def make_validator(
+    model: PretrainedModel,
+    cells: ad.AnnData | Path | str,
+    options: ValidationOptions,
+    runtime: Runtime | None = None,
+    devices: Sequence[jax.Device] | None = None,
+    tokens_per_device: int | None = None,
+    **reading: Unpack[CountArguments],
+) -> Validator:
+    """Reads the cells and readies the devices; see `validate_perturbations`."""
+    require_counts(cells)
+    opened = open_cells(cells, model, **reading)
+    chosen = select_cells(opened, options.filters, options.max_cells, options.seed)
+    asked = PerturbationOptions(
+        edit=options.edit,
+        mode=options.mode,
+        hidden_layer=options.hidden_layer,
+        gene_shifts=FULL,
+    )
+    spec = replace(make_spec(model, asked, devices), cell_vectors=True)
+    screen = read_screen(
+        chosen.obs,
+        options.perturbation,
+        options.control,
+        functools.partial(find_tokens, model.vocabulary),
+        options.min_cells,
+    )
+    edited = _draw_controls(chosen, screen, options)
+    seen = _visibility(edited, spec.special)
+    screen = _in_sight(screen, seen, options)
+    like_rank = genes_of_like_rank(
+        seen, np.array(screen.genes), options.min_cells, options.like_rank
+    )
+    tokens = np.unique(np.append(like_rank, screen.genes))
+    genes = [model.vocabulary.gene_id_of(int(token)) for token in tokens]
+    asked = replace(asked, genes=genes)
+    plan = make_plan(edited, asked, spec, *resolve_edits(model, asked))
+    longest = max(int(plan.longest.max()), int(chosen.lengths.max()))
+    spec = replace(spec, runtime=runtime or inference_runtime(model.config, longest)[0])
+    sizes = {"tokens_per_device": tokens_per_device}
+    embedder = Embedder(
+        model,
+        chosen,
+        spec.mode,
+        spec.hidden_layer,
+        spec.runtime,
+        devices=list(spec.mesh.devices.flat),
+        **sizes,
+    )
+    return Validator(
+        options, screen, chosen, like_rank, seen, embedder, Perturber(model, plan, spec, **sizes)
+    )
+
+
+def require_counts(cells: object) -> None:
+    """Raises InputError for cells that are tokenised already, which have no counts."""
+    is_path = isinstance(cells, str | Path)
+    if isinstance(cells, ad.AnnData) or (is_path and not _is_tokenised(Path(cells).expanduser())):
+        return
+    raise InputError(
+        f"`cells` is {describe(cells)}, but measured expression is read from raw counts; give the "
+        "counts that the cells were tokenised from"
+    )
+
+
+def _is_tokenised(path: Path) -> bool:
+    return path.is_dir() and not is_counts(path)
+
+
+def open_source(cells: ad.AnnData | Path | str, reading: CountArguments) -> CountSource:
+    """Opens the raw counts."""
+    options = CountOptions.from_arguments(reading)
+    if isinstance(cells, ad.AnnData):
+        return AnnDataSource(cells, options)
+    return open_counts(cells, options)
+
+
+def find_tokens(vocabulary: GeneVocabulary, names: Sequence[str]) -> list[int | None]:
+    """Returns the token of each gene id or symbol, None for what is no gene of the vocabulary."""
+    tokens = vocabulary.tokens_of(names, symbols="names").tolist()
+    return [token if token >= vocabulary.first_gene_token else None for token in tokens]
+
+
+def _draw_controls(cells: ChosenCells, screen: Screen, options: ValidationOptions) -> ChosenCells:
+    """Draws the control cells that are edited, in input order."""
+    rows = np.flatnonzero(screen.groups == CONTROLS)
+    drawn = np.random.default_rng(options.seed).permutation(rows)[: options.edited_cells]
+    return ChosenCells(cells, np.sort(drawn), {})
+
+
+def _visibility(cells: ChosenCells, special: SpecialTokens) -> Visibility:
+    read = cells.read(np.arange(len(cells.rows)))
+    genes = (special.in_sight(special.genes_of(each)) for each in read)
+    return visibility(genes, cells.vocabulary.size)
+
+
+def _in_sight(screen: Screen, seen: Visibility, options: ValidationOptions) -> Screen:
+    """Leaves out genes that too few of the edited cells have in sight to be deleted there.
+
+    Raises:
+      InputError: fewer than two are left.
+    """
+    if options.edit != DELETE:
+        return screen
+    cells = seen.cells[list(screen.genes)]
+    why = f"in sight in fewer than {options.min_cells:,} of {seen.total:,} control cells"
+    few = dict.fromkeys(np.flatnonzero(cells < options.min_cells).tolist(), why)
+    left = screen.without(few)
+    if len(left.names) < 2:
+        raise InputError(
+            f"{len(few):,} of {len(cells):,} perturbed genes are {why}, so "
+            "fewer than 2 are left to delete; edit more control cells with `edited_cells`, lower "
+            "`min_cells`, or use `edit` overexpress"
+        )
+    return left

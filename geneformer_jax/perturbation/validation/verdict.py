@@ -1,0 +1,70 @@
+"""What a validation says, in sentences."""
+
+import numpy as np
+import pandas as pd
+
+from geneformer_jax.perturbation.validation.calibration import NEGATIVES
+from geneformer_jax.perturbation.validation.compare import (
+    CORRELATION,
+    LIKE_RANK,
+    MEAN,
+    PREDICTION,
+    SPLIT_HALF,
+)
+
+NAMES = {
+    PREDICTION: "the prediction",
+    LIKE_RANK: "genes of like rank",
+    MEAN: "the mean over the other perturbations",
+    SPLIT_HALF: "a second half of the measured cells",
+}
+# What each of them asks, and how the answer reads.
+_ASKED = {
+    "discrimination_score_cosine": "finding the right perturbation by its embedding shift",
+    "discrimination_score_cosine_pert": "finding it by what its shift has beyond the mean shift",
+    "roc_auc": "telling changed genes by how far they shift",
+    "roc_auc_pert": "telling them by how much further they shift than in other edits",
+    CORRELATION: "predicting how far genes change in held-out perturbations",
+}
+
+
+def describe(summary: pd.DataFrame) -> list[str]:
+    """Returns the verdict in one sentence, and then a sentence for each question."""
+    rows = summary.set_index("protocol")
+    asked = rows.loc[[protocol for protocol in _ASKED if protocol in rows.index]]
+    return [_verdict(asked), *(_sentence(row) for _, row in asked.iterrows())]
+
+
+def _verdict(asked: pd.DataFrame) -> str:
+    # Where the positive control is not above the negative one there is nothing to reach.
+    can = asked[asked[f"drf_{LIKE_RANK}"].notna()]
+    if can.empty:
+        return (
+            "Nothing can be told: not even a second half of the measured cells does better than "
+            f"{NAMES[LIKE_RANK]}, so the screen does not tell its perturbations apart"
+        )
+    # A question that has no such control is not asked of it.
+    beats = {name: ~(can[f"minus_{name}_low"] <= 0) for name in NEGATIVES}
+    both = can.index[np.all(list(beats.values()), axis=0)]
+    if len(both):
+        return (
+            f"The predictions beat all their controls in {len(both)} of {len(can)} questions: "
+            + "; ".join(_ASKED[protocol] for protocol in both)
+        )
+    times = ", ".join(f"{NAMES[name]} in {beats[name].sum()}" for name in NEGATIVES)
+    return (
+        f"Nothing specific to the perturbed gene is shown: of {len(can)} questions the predictions "
+        f"beat for sure {times}, and in none both"
+    )
+
+
+def _sentence(row: pd.Series) -> str:
+    parts = [
+        f"{NAMES[name]} {row[name]:.3f} (difference {row[f'minus_{name}']:+.3f}, "
+        f"{row[f'minus_{name}_low']:+.3f} to {row[f'minus_{name}_high']:+.3f})"
+        for name in NEGATIVES
+        if np.isfinite(row[f"minus_{name}"])
+    ]
+    parts.append(f"{NAMES[SPLIT_HALF]} {row[SPLIT_HALF]:.3f}")
+    head = f"{_ASKED[row.name]} ({row.name}): {NAMES[PREDICTION]} {row[PREDICTION]:.3f}"
+    return f"{head[0].upper()}{head[1:]}, {', '.join(parts)}"

@@ -1,0 +1,122 @@
+"""Scores of predicted effects beside slow versions, planted effects, and nothing planted."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from sklearn.linear_model import LinearRegression
+
+from geneformer_jax.perturbation.validation import calibration, metrics, verdict
+from geneformer_jax.perturbation.validation.compare import SOURCES
+
+
+def test_retrieval_is_that_of_a_plain_loop():
+    rng = np.random.default_rng(0)
+    measured = rng.normal(size=(9, 4))
+    predicted = measured + rng.normal(size=(9, 4))
+    scores = metrics.retrieval(predicted, measured)
+    for i, shift in enumerate(predicted):
+        cosines = [shift @ m / np.linalg.norm(shift) / np.linalg.norm(m) for m in measured]
+        rank = sorted(cosines, reverse=True).index(cosines[i])
+        assert scores["discrimination_score_cosine"][i] == pytest.approx(1 - rank / 9)
+        assert scores["reciprocal_rank"][i] == pytest.approx(1 / (rank + 1))
+        assert scores["recall_at_1"][i] == (rank == 0)
+        assert scores["recall_at_5"][i] == (rank < 5)
+
+
+def test_one_shift_for_all_is_at_chance_and_none_is_no_answer():
+    measured = np.eye(6)
+    same = metrics.retrieval(np.ones((6, 6)), measured)
+    assert same["discrimination_score_cosine"] == pytest.approx(np.full(6, 1 - 2.5 / 6))
+    nothing = metrics.retrieval(np.zeros((6, 6)), measured)
+    assert np.isnan(nothing["discrimination_score_cosine"]).all()
+
+
+def test_areas_are_counted_pairs():
+    rng = np.random.default_rng(1)
+    scores, changed = rng.normal(size=40), rng.uniform(size=40) < 0.3
+    scores[3] = np.nan
+    known = np.isfinite(scores)
+    pairs = [a > b for a in scores[known & changed] for b in scores[known & ~changed]]
+    areas = metrics.gene_areas(scores, changed)
+    assert areas["roc_auc"] == pytest.approx(np.mean(pairs))
+    ranked = changed[known][np.argsort(-scores[known])]
+    precision = np.cumsum(ranked) / np.arange(1, len(ranked) + 1)
+    assert areas["pr_auc"] == pytest.approx(precision[ranked].mean())
+    assert np.isnan(list(metrics.gene_areas(scores, np.ones(40, bool)).values())).all()
+
+
+def test_the_mean_of_others_leaves_out_the_row_and_what_is_missing():
+    values = np.array([[1.0, np.nan], [3.0, 5.0], [8.0, np.nan]])
+    expected = [[5.5, 5.0], [4.5, np.nan], [2.0, 5.0]]
+    np.testing.assert_allclose(metrics.mean_of_others(values), expected)
+
+
+def test_held_out_correlations_are_those_of_a_plain_regression():
+    rng = np.random.default_rng(2)
+    changes, shifts = rng.normal(size=(5, 30)), rng.normal(size=(5, 30)) * 7
+    found = metrics.held_out_correlations(changes, changes, shifts, seed=0)
+    standard = (shifts - shifts.mean(axis=1)[:, None]) / shifts.std(axis=1)[:, None]
+    for held_out in range(5):
+        rest = [p for p in range(5) if p != held_out]
+        rows, truth = [], []
+        for p in rest:
+            others = np.mean([changes[q] for q in rest if q != p], axis=0)
+            rows += list(zip(others, standard[p], strict=True))
+            truth += list(changes[p])
+        model = LinearRegression().fit(rows, truth)
+        tested = np.stack([changes[rest].mean(axis=0), standard[held_out]], axis=1)
+        expected = np.corrcoef(model.predict(tested), changes[held_out])[0, 1]
+        assert found[held_out] == pytest.approx(expected)
+
+
+def test_what_shifts_add_to_the_gene_is_found_if_it_is_there():
+    rng = np.random.default_rng(3)
+    gene = rng.normal(size=80)
+    shifts = rng.normal(size=(12, 80))
+    for strength in (1.0, 0.0):
+        changes = gene + strength * shifts + 0.3 * rng.normal(size=(12, 80))
+        alone = metrics.held_out_correlations(changes, changes, None, seed=0)
+        both = metrics.held_out_correlations(changes, changes, shifts, seed=0)
+        assert np.mean(both - alone) > 0.2 if strength else abs(np.mean(both - alone)) < 0.01
+
+
+def scores_of(sources: dict[str, list[float]], protocol: str = "roc_auc") -> pd.DataFrame:
+    rows = [
+        (protocol, f"p{i}", source, value)
+        for source, values in sources.items()
+        for i, value in enumerate(values)
+    ]
+    return pd.DataFrame(rows, columns=["protocol", "perturbation", "source", "value"])
+
+
+def test_the_range_between_the_controls_is_what_a_score_is_a_fraction_of():
+    values = ([0.7, 0.8], [0.5, 0.6], [0.6, 0.9], [0.9, 1.0])
+    scores = scores_of(dict(zip(SOURCES, values, strict=True)))
+    row = calibration.summarise(scores, seed=0).iloc[0]
+    assert row["minus_like_rank"] == pytest.approx(0.2)
+    assert row["drf_like_rank"] == pytest.approx(0.2 / 0.4)
+    assert row["drf_all_perturbed_mean"] == pytest.approx(0.0, abs=1e-12)
+    rows = calibration.drf(scores)
+    assert rows["drf"].tolist() == pytest.approx([0.5, 0.1 / 0.3, 0.5, -1.0])
+    assert rows["negative"].tolist() == ["like_rank", "all_perturbed_mean"] * 2
+    wide = calibration.results(scores)
+    assert wide.to_dict("list") == {"perturbation": ["p0", "p1"], "roc_auc": [0.7, 0.8]}
+    statistics = calibration.agg_results(wide).set_index("statistic")["roc_auc"]
+    assert statistics["mean"] == pytest.approx(0.75) and statistics["null_count"] == 0
+
+
+@pytest.mark.parametrize(
+    ("prediction", "tech_dup", "words"),
+    [
+        (0.8, 0.9, "beat all their controls in 1 of 1"),
+        (0.6, 0.9, "Nothing specific"),
+        (0.5, 0.9, "Nothing specific"),
+        (0.8, 0.5, "Nothing can be told"),
+    ],
+)
+def test_the_verdict_says_what_is_beaten(prediction, tech_dup, words):
+    noise = np.random.default_rng(4).normal(0, 0.02, (4, 20))
+    means = np.array([prediction, 0.5, 0.65, tech_dup])[:, None]
+    values = dict(zip(SOURCES, (means + noise).tolist(), strict=True))
+    lines = verdict.describe(calibration.summarise(scores_of(values), seed=0))
+    assert words in lines[0] and "roc_auc" in lines[1]
