@@ -102,8 +102,8 @@ def test_other_files_are_named_too(copy, name, damage):
     content = path.read_bytes()
     if damage == "gone":
         path.unlink()
-        # Cells tokenised elsewhere have no n_genes, stores of earlier versions no checksums.
-        if name in ("n_genes.npy", "checksums.json"):
+        # Stores of earlier versions have no checksums.
+        if name == "checksums.json":
             return
     else:
         path.write_bytes(content[: len(content) // 2 if damage == "cut" else 0])

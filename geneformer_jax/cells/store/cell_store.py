@@ -119,7 +119,7 @@ class CellStore:
         None where only the tokens were known, as in a store converted from a dataset.
         """
         path = self.folder / N_GENES
-        return tables.read_numbers(path, len(self)) if path.is_file() else None
+        return tables.read_numbers(path, len(self)) if tables.has_numbers(path) else None
 
     @cached_property
     def vocabulary(self) -> GeneVocabulary:

@@ -83,15 +83,29 @@ def obs_batches(
         yield from table.iter_batches(rows, columns=columns)
 
 
+def has_numbers(path: Path) -> bool:
+    """Whether a store has, or once had, an array of one number per cell.
+
+    Raises:
+      InputError: what tells it is damaged.
+    """
+    return path.is_file() or path.name in (_checksums(path.parent) or {})
+
+
 def _check_content(path: Path) -> None:
     """Compares a file with its checksum; stores of earlier versions have none."""
-    stated = path.with_name(CHECKSUMS)
-    if not stated.is_file():
-        return
-    with _explain_damage(stated):
-        expected = dict(json.loads(stated.read_text()))[path.name]
-    if checksum(path) != expected:
+    expected = _checksums(path.parent)
+    if expected is not None and checksum(path) != expected.get(path.name):
         raise ValueError(f"not as {CHECKSUMS} states")
+
+
+def _checksums(folder: Path) -> dict[str, str] | None:
+    """Name -> checksum of the files of numbers; None in a store of an earlier version."""
+    stated = folder / CHECKSUMS
+    if not stated.is_file():
+        return None
+    with _explain_damage(stated):
+        return dict(json.loads(stated.read_text()))
 
 
 def _read(path: Path, **options) -> pa.Table:
