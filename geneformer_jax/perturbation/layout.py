@@ -7,8 +7,11 @@ EDITS, STATES, REPORT = "edits.parquet", "states.parquet", "report.html"
 GENES_LEFT_OUT = "genes_left_out.tsv"
 # The perturbed cells: `cell`, and their obs columns as texts, each with this before its name.
 CELLS, OBS = "cells.parquet", "obs:"
+# What a comparison of two states says of genes without a model.
+BASELINES = "baselines.parquet"
 # All else in the folder of a run is gone when it is finished.
-OUTPUTS = (EDITS, STATES, SHIFTS, GENE_SHIFTS, GENE_MEANS, CELLS, GENES_LEFT_OUT, FILE_NAME)
+OUTPUTS = (EDITS, STATES, SHIFTS, GENE_SHIFTS, GENE_MEANS, CELLS, BASELINES, GENES_LEFT_OUT,
+           FILE_NAME)  # fmt: skip
 JOINT = "+"
 # Gene shifts as means, of each part of an unfinished run.
 MEANS_OF_PARTS = "means"

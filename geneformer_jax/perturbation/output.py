@@ -26,6 +26,7 @@ from geneformer_jax.inference.filters import label_texts
 from geneformer_jax.inference.resume import PartsFolder, parts_folder, save_arrays, tidy
 from geneformer_jax.perturbation.engine.shifts import Shifts
 from geneformer_jax.perturbation.layout import (
+    BASELINES,
     CELLS,
     EDITS,
     ESTIMATES,
@@ -84,6 +85,11 @@ class PerturbationFolder:
     def save_states(self, states: StateEmbeddings) -> None:
         """Saves state embeddings, for all shards and beginnings."""
         self.parts.save(STATES, states.save)
+
+    def save_baselines(self, table: pd.DataFrame) -> None:
+        """Saves what a comparison of two states says of genes without a model."""
+        with atomic_write(self.parts.folder / BASELINES) as aside:
+            table.to_parquet(aside, index=False, compression="zstd")
 
     def write_part(self, part: int, tables: Mapping[str, pa.Table]) -> None:
         """Writes the tables of one part, by the names of their folders; then it counts as done."""

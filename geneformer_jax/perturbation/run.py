@@ -16,13 +16,20 @@ from geneformer_jax.common.progress import Progress
 from geneformer_jax.common.provenance import describe_run
 from geneformer_jax.common.workdir import as_json
 from geneformer_jax.embedding.states import StateEmbeddings
-from geneformer_jax.inference.cells import left_out_of, open_cells, reading_facts
+from geneformer_jax.inference.cells import (
+    left_out_of,
+    open_cells,
+    reading_facts,
+    select_cells,
+)
 from geneformer_jax.inference.listed_genes import describe_missing
 from geneformer_jax.inference.pipeline import Throughput
 from geneformer_jax.inference.resume import Part, identity_of, sha256, weights_sha256
 from geneformer_jax.model.pretrained import PretrainedModel
 from geneformer_jax.model.runtime import inference_runtime
+from geneformer_jax.perturbation.cell_states import CellStates
 from geneformer_jax.perturbation.config import MEANS, PerturbationOptions
+from geneformer_jax.perturbation.controls.baselines import compare_states
 from geneformer_jax.perturbation.engine.encoding import ForwardSpec
 from geneformer_jax.perturbation.engine.perturber import Perturber
 from geneformer_jax.perturbation.engine.plan import TOKENS_PER_PART, EditPlan
@@ -112,6 +119,7 @@ class PerturbationRun:
         opened = open_cells(cells, model, whole=options.refill, **reading)
         options, spec = name_states(options, spec, opened)
         self._options = options
+        self._all_cells = opened
         plan = make_plan(opened, options, spec, rule, sets, self._tokens_per_part)
         plan = plan_screen(plan, options) if options.screen else plan
         # Attention is chosen for what is encoded, which may be shorter than the cells.
@@ -222,6 +230,8 @@ class PerturbationRun:
         plan = self._engine.plan
         self._folder.require_whole(len(plan.parts))
         counts = self._counts() | {"variance_by_rank": self._folder.variance_by_rank()}
+        if states := self._options.states:
+            counts["cells_compared"] = self._compare_states(states)
         if self._options.screen:
             counts["screen"] = describe_screen(self._folder.parts.folder / SHIFTS, self._options)
         provenance = describe_run("perturb", self._command, self._inputs, counts)
@@ -229,6 +239,15 @@ class PerturbationRun:
         named = self._options.edit, cells.vocabulary, cells.obs
         self._folder.finish(*named, provenance, write_report)
         logger.info(f"tables and report: {self._folder.output}")
+
+    def _compare_states(self, states: CellStates) -> dict[str, int]:
+        """Writes what can be said of genes without a model; returns the numbers of cells."""
+        cells = select_cells(self._all_cells, self._options.filters)
+        named = states.column, states.goal, states.start
+        table, sizes = compare_states(cells, *named, self._options.seed)
+        if len(table):
+            self._folder.save_baselines(table)
+        return sizes
 
     def _check_size(self, plan: EditPlan, spec: ForwardSpec) -> None:
         """Logs the size of the work, and raises InputError if its tables would not fit."""

@@ -14,6 +14,7 @@ from geneformer_jax.common.errors import InputError
 from geneformer_jax.inference.cells import select_cells
 from geneformer_jax.model import pretrained
 from geneformer_jax.perturbation.api import perturb_cells
+from geneformer_jax.perturbation.controls.baselines import compare_states
 from tests.helpers.commands import assert_one_line
 from tests.helpers.pages import assert_files_are_linked, read_page
 from tests.helpers.perturb_runs import GENES, assert_same_folders, command_on_five_cells, make_model
@@ -151,6 +152,10 @@ def test_states_are_computed_once_or_given(perturb, model, toy_store, tmp_path):
         "alternatives": [],
     }
     given = tmp_path / "given"
+    baselines = pd.read_parquet(tmp_path / "out" / "baselines.parquet")
+    pd.testing.assert_frame_equal(baselines, compare_states(toy_store, "kind", "b", "a")[0])
+    kinds = toy_store.obs["kind"].value_counts()
+    assert provenance["counts"]["cells_compared"] == {"b": kinds["b"], "a": kinds["a"]}
     kept = tmp_path / "out" / "states.parquet"
     assert perturb(*states, f"--state_embeddings={kept}", f"--output={given}")[0] == 0
     same(read(given), found)

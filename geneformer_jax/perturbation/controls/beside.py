@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 
 from geneformer_jax.common.errors import InputError, did_you_mean
 from geneformer_jax.inference.columns import check_columns
-from geneformer_jax.perturbation.controls import of_genes
+from geneformer_jax.perturbation.controls import comparisons, of_genes
 from geneformer_jax.perturbation.controls.donors import MIN_DONORS
 from geneformer_jax.perturbation.controls.finding import Asked, Finding
 from geneformer_jax.perturbation.controls.responsiveness import (
@@ -17,7 +17,7 @@ from geneformer_jax.perturbation.controls.responsiveness import (
     responsiveness,
     without_responsiveness,
 )
-from geneformer_jax.perturbation.layout import CELLS, OBS, SHIFTS
+from geneformer_jax.perturbation.layout import BASELINES, CELLS, OBS, SHIFTS
 from geneformer_jax.perturbation.statistics.modes import (
     Controls,
     StatisticOptions,
@@ -37,9 +37,12 @@ OF_GENES: dict[str, Callable[[Asked], Finding]] = {
     "cells": of_genes.cells,
     "coverage": of_genes.coverage,
     "start": of_genes.start,
-    "reranking": of_genes.reranking,
+    "reranking": comparisons.reranking,
+    "differential_expression": comparisons.differential_expression,
+    "covariance": comparisons.covariance,
     "donors": of_genes.donors,
 }
+_WITHOUT_MODEL = ("differential_expression", "covariance")
 _RESPONSIVENESS = "responsiveness"
 CONTROLS = (*OF_GENES, _RESPONSIVENESS)
 _NEEDS_START = "a start state that is not the goal: perturb with `start`"
@@ -155,10 +158,12 @@ def _lacks(name: str, asked: Asked) -> str:
         return "ranks of the edited genes, which tables of this version have: perturb again"
     if not any(True for _ in asked.rows(asked.goal)):
         return "edits of single genes: perturb each gene in turn"
-    if name == "start" and asked.start in ("", asked.goal):
+    if name == "start" and not asked.has_start:
         return _NEEDS_START
     if name == "reranking" and name not in column_names(asked.folder / SHIFTS):
         return "the part `reranking` of shifts: perturb with `screen`"
+    if name in _WITHOUT_MODEL and not (asked.folder / BASELINES).exists():
+        return "cells of both states, which runs of this version compare: perturb again"
     if name == "donors" and (asked.donors is None or asked.donors.nunique() < MIN_DONORS):
         return f"{_NEEDS_GROUP}, of which at least {MIN_DONORS} have cells"
     return ""

@@ -10,6 +10,7 @@ import pandas as pd
 
 from geneformer_jax.perturbation.controls.within_cells import WithinCells, within_cells
 from geneformer_jax.perturbation.layout import SHIFTS
+from geneformer_jax.perturbation.statistics.moments import RunningMoments
 from geneformer_jax.perturbation.statistics.tables import ShiftRows
 from geneformer_jax.reporting.figures import Drawing
 
@@ -44,6 +45,11 @@ class Asked:
         where = {"measure": self.measure, "state": state}
         return ShiftRows(self.folder / SHIFTS, (*ROWS, *further), where, genes_in_edit=1)
 
+    @property
+    def has_start(self) -> bool:
+        """Whether the perturbed cells are of one state, which is not the goal."""
+        return self.start not in ("", self.goal)
+
     @functools.cached_property
     def within(self) -> WithinCells:
         """Shifts towards the goal, within cells."""
@@ -53,6 +59,20 @@ class Asked:
     def is_compared(self) -> np.ndarray:
         """bool [edits of `within`], which genes were edited in enough cells."""
         return self.within.centred.counts >= self.min_cells
+
+    @property
+    def shifts(self) -> np.ndarray:
+        """float64 [edits of `within`], mean shift towards the goal; NaN where not compared."""
+        column = self.table.set_index("Ensembl_ID")["Shift_to_goal_end"]
+        means = column.reindex(self.within.edits.names).to_numpy(float)
+        return np.where(self.is_compared, means, np.nan)
+
+    def means(self, state: str, column: str = "value") -> np.ndarray:
+        """float64 [edits of `within`], means over cells of a column, of rows of one state."""
+        edits, moments = self.within.edits, RunningMoments()
+        for piece in self.rows(state, *({column} - {"value"})):
+            moments.add(edits.find(piece["perturbed"]), piece[column].to_numpy(np.float64))
+        return moments.result().dense(len(edits)).means
 
     def coverage(self) -> np.ndarray:
         """float64 [edits of `within`], fraction of the cells that have the gene within sight."""

@@ -6,6 +6,12 @@ import numpy as np
 import pandas as pd
 
 from geneformer_jax.embedding.states import StateEmbeddings
+from geneformer_jax.perturbation.controls.comparisons import (
+    ALIKE,
+    TOO_FEW,
+    correlate,
+    say_correlation,
+)
 from geneformer_jax.perturbation.controls.donors import MIN_DONORS, donor_intervals
 from geneformer_jax.perturbation.controls.figures import (
     coverage_figure,
@@ -22,14 +28,11 @@ from geneformer_jax.perturbation.controls.matched_null import (
 )
 from geneformer_jax.perturbation.controls.within_cells import paired_p_values
 from geneformer_jax.perturbation.layout import STATES
-from geneformer_jax.perturbation.statistics.moments import RunningMoments
 from geneformer_jax.perturbation.statistics.rank_sums import false_discovery_rates
-from geneformer_jax.perturbation.statistics.screen_accuracy import spearman
 from geneformer_jax.perturbation.statistics.shifts import SIGNIFICANT
 from geneformer_jax.reporting.figures import Drawing
 
 MIN_COVERAGE = 0.25
-_ALIKE = 0.7
 
 
 def like_rank(asked: Asked) -> Finding:
@@ -146,31 +149,24 @@ def coverage(asked: Asked) -> Finding:
 
 def start(asked: Asked) -> Finding:
     """Asks whether what goes towards the goal goes away from the start."""
-    moments, edits = RunningMoments(), asked.within.edits
-    for piece in asked.rows(asked.start):
-        moments.add(edits.find(piece["perturbed"]), piece["value"].to_numpy(np.float64))
-    away = moments.result().dense(len(edits)).means
-    shifts = asked.table.set_index("Ensembl_ID")["Shift_to_goal_end"]
-    goal = shifts.reindex(edits.names).to_numpy(float)
+    edits, goal = asked.within.edits, asked.means(asked.goal)
+    away = asked.means(asked.start)
     both = asked.is_compared & np.isfinite(goal) & np.isfinite(away)
-    together = spearman(goal[both], away[both]) if both.sum() > 1 else np.nan
+    found = correlate(asked.shifts, away)
     columns = pd.DataFrame({"Shift_to_start": away, "Goal_minus_start": goal - away}, edits.names)
     headings = {
         "Shift_to_start": f"mean shift towards {asked.start}, the state of the perturbed cells",
         "Goal_minus_start": f"shift towards {asked.goal} minus shift towards {asked.start}",
     }
-    result = (
-        f"shifts towards {asked.goal} and towards {asked.start} correlate at {together:.2f} "
-        f"(Spearman, {both.sum():,} genes)"
-    )
+    result = say_correlation(f"shifts towards {asked.goal} and towards {asked.start}", found)
     result += _sizes(asked)
     verdict = (
-        "too few genes to tell"
-        if np.isnan(together)
+        TOO_FEW
+        if np.isnan(found[0])
         else "no: edits move cells towards both or away from both; read Goal_minus_start"
-        if together > _ALIKE
+        if found[0] > ALIKE
         else "in part: read Goal_minus_start"
-        if together > 0
+        if found[0] > 0
         else "yes"
     )
 
@@ -203,27 +199,6 @@ def donors(asked: Asked) -> Finding:
     }
     verdict = "name genes whose interval does not hold 0"
     return Finding("Does it hold in other donors?", result, verdict, table, headings, iter(()))
-
-
-def reranking(asked: Asked) -> Finding:
-    """Asks how much of the order of genes is that of later genes moving up by one position."""
-    edits, moments = asked.within.edits, RunningMoments()
-    for piece in asked.rows(asked.goal, "reranking"):
-        moments.add(edits.find(piece["perturbed"]), piece["reranking"].to_numpy(np.float64))
-    alone = moments.result().dense(len(edits)).means
-    shifts = asked.table.set_index("Ensembl_ID")["Shift_to_goal_end"].reindex(edits.names)
-    both = asked.is_compared & np.isfinite(alone) & shifts.notna().to_numpy()
-    alike = spearman(shifts.to_numpy(float)[both], alone[both]) if both.sum() > 1 else np.nan
-    result = (
-        f"shifts and what they are with nothing removed, only later genes moved up, correlate at "
-        f"{alike:.2f} (Spearman, {both.sum():,} genes)"
-    )
-    columns = pd.DataFrame({"Reranking_shift": alone}, edits.names)
-    headings = {"Reranking_shift": "mean shift if the gene stays and later genes move up by one"}
-    verdict = "the order is that of ranks" if alike > _ALIKE else "the order is not that of ranks"
-    verdict = "too few genes to tell" if np.isnan(alike) else verdict
-    asks = "Is it the gene, or only its rank?"
-    return Finding(asks, result, verdict, columns, headings, iter(()))
 
 
 def _sizes(asked: Asked) -> str:

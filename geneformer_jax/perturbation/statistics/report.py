@@ -90,8 +90,9 @@ def perturbation_statistics(
       set_size: only edits of this many genes; 0 takes all, and so compares pairs with single genes
         where a perturbation has both.
       controls: what is set beside it, from the same tables: "all" that they allow, "none", or
-        names: like_rank, cells, coverage, start, reranking (of a screen) and donors for
-        goal_state_shift, responsiveness for aggregate_gene_shifts. See `perturbation.controls`.
+        names: like_rank, cells, coverage, start, reranking (of a screen), differential_expression,
+        covariance and donors for goal_state_shift, responsiveness for aggregate_gene_shifts. See
+        `perturbation.controls`.
       min_cells: genes edited in fewer cells are not compared by controls.
       group: for the control donors: obs column of the cells that names them.
 

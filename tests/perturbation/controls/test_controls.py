@@ -165,6 +165,32 @@ def test_a_screen_says_what_reranking_alone_would_do(tmp_path, frame):
     assert "only later genes moved up, correlate at 1.00" in page
 
 
+def test_lists_that_need_no_model_are_set_beside_and_equal_ones_are_told(tmp_path, frame):
+    folder = write(tmp_path / "same", frame, {"goal": "goal", "start": "start"})
+    names = ["differential_expression", "covariance"]
+    assert "compare: perturb again" in message_of(folder, "goal_state_shift", controls=names)
+    means = frame.groupby("perturbed")["value"].mean()
+    noise = np.random.default_rng(0).normal(size=len(means))
+    table = pd.DataFrame({"perturbed": means.index, "DE_effect_size": -(means.to_numpy() ** 3)})
+    table = table.assign(DE_pval=1.0, DE_FDR=1.0, Covariance_shift=noise)
+    table.to_parquet(folder / "baselines.parquet")
+    perturbation_statistics(folder, "goal_state_shift", controls=names)
+    page = (folder / "statistics" / "goal_state_shift.html").read_text()
+    places = [
+        page.index(words)
+        for words in (
+            "expression between goal and start correlate at -1.00",
+            "the model adds nothing there",
+            "predicts correlate at",
+            "the list is another one",
+        )
+    ]
+    assert places == sorted(places)
+    rows = pd.read_parquet(folder / "statistics" / "goal_state_shift.parquet")
+    beside = rows.set_index("Ensembl_ID")["Covariance_shift"]
+    np.testing.assert_array_equal(beside.reindex(means.index), noise)
+
+
 @pytest.mark.parametrize("genes", [1, 2, 400])
 def test_too_few_cells_or_genes_are_told_and_cost_no_result(tmp_path, frame, genes):
     few = frame[frame["perturbed"].isin([f"G{i}" for i in range(genes)])]
@@ -172,4 +198,5 @@ def test_too_few_cells_or_genes_are_told_and_cost_no_result(tmp_path, frame, gen
     perturbation_statistics(folder, "goal_state_shift", min_cells=CELLS + 1)
     page = (folder / "statistics" / "goal_state_shift.html").read_text()
     assert "0 of 0 genes differ" in page and "too few cells or genes to tell" in page
+    assert "correlate at nan" not in page and "cannot be compared: 0 genes have both" in page
     assert not (folder / "statistics" / "goal_state_shift_percentiles.png").exists()
