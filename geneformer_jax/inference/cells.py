@@ -13,7 +13,7 @@ import pandas as pd
 from geneformer_jax.cells.counts.options import DEFAULT_OPTIONS, CountArguments, CountOptions
 from geneformer_jax.cells.formats.anndata_source import AnnDataSource
 from geneformer_jax.cells.formats.open import open_counts
-from geneformer_jax.cells.formats.paths import is_counts
+from geneformer_jax.cells.formats.paths import is_counts, is_zarr
 from geneformer_jax.cells.store.cell_store import CellStore, EncodedCells
 from geneformer_jax.cells.store.shorter_cells import shorten
 from geneformer_jax.cells.tokenization.indices import require_indices
@@ -138,7 +138,8 @@ def fill_rows(values: np.ndarray, rows: np.ndarray, total: int) -> np.ndarray:
 
 
 def _may_be_counts(path: Path) -> bool:
-    return path.is_file() or is_counts(path)
+    # Of a collection, which is no source itself, `open_counts` says what to do.
+    return path.is_file() or is_counts(path) or is_zarr(path)
 
 
 def _open_path(path: Path | str, model: PretrainedModel) -> EncodedCells:

@@ -1,6 +1,7 @@
 """How a list of files, folders and globs is expanded."""
 
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -88,6 +89,45 @@ def test_nothing_found_is_told(paths, words, folder):
         expand_paths(paths)
     assert words in str(error.value)
     assert "\n" not in str(error.value)
+
+
+@pytest.fixture
+def collection(folder):
+    """A collection of 11 stores as annbatch lays them out."""
+    for name in ("", *(f"dataset_{n}" for n in (10, *range(10))), "dataset_2/obs"):
+        (folder / "data/all.zarr" / name).mkdir(exist_ok=True)
+        (folder / "data/all.zarr" / name / "zarr.json").touch()
+    return folder / "data/all.zarr"
+
+
+ALL = [f"data/all.zarr/dataset_{n}" for n in range(11)]
+
+
+@pytest.mark.parametrize(
+    ("paths", "expected"),
+    [
+        ("data/all.zarr", ALL),
+        ("data/*.zarr", [*ALL, *DATA[-2:]]),
+        ("data/all.zarr/dataset_3, data/all.zarr", [ALL[3], *ALL[:3], *ALL[4:]]),
+        ("data/all.zarr/dataset_1*", [ALL[1], ALL[10]]),
+        ("data/all.zarr/dataset_2/*", [ALL[2]]),
+        ("data", [*DATA[:1], *ALL, *DATA[1:]]),
+    ],
+)
+def test_a_collection_is_its_stores_sorted_by_number(paths, expected, collection):
+    assert expand(paths) == expected
+
+
+def test_a_collection_with_a_hole(collection):
+    shutil.rmtree(collection / "dataset_4")
+    with pytest.raises(InputError, match="has a dataset_10, but no dataset_4: copy it again"):
+        expand("data/all.zarr")
+    assert expand(f"{ALL[3]},{ALL[5]}") == [ALL[3], ALL[5]]
+
+
+def test_a_collection_where_one_source_is_needed(collection):
+    with pytest.raises(InputError, match=r"11 data sets.* name one, as data/all.zarr/dataset_0"):
+        open_counts("data/all.zarr")
 
 
 def test_links_to_the_same_file_count_once(folder):

@@ -10,7 +10,7 @@ import pytest
 import scipy.io
 
 from geneformer_jax.cells.counts.options import CountOptions
-from geneformer_jax.cells.formats.open import open_counts
+from geneformer_jax.cells.formats.open import expand_paths, open_counts
 from geneformer_jax.cells.tokenization.gene_ids import strip_version
 from geneformer_jax.common.errors import InputError
 
@@ -96,6 +96,14 @@ def test_counts_are_the_molecules_that_were_made(path, options, written):
 )
 def test_which_matrix_of_a_container_is_read_is_named(path, matrix, written):
     assert open_counts(written / path).matrix_name == matrix
+
+
+def test_a_collection_of_annbatch_holds_each_cell_once(written):
+    stores = expand_paths(str(written / "annbatch.zarr"))
+    assert [path.name for path in stores] == ["dataset_0", "dataset_1", "dataset_2"]
+    assert same_counts(pd.concat(map(counts_of, stores)), TRUTH)
+    donors = pd.concat(open_counts(path).obs(["donor"]) for path in stores)["donor"]
+    assert donors.loc[TRUTH.index].tolist() == ["a", "b"] * 4
 
 
 def test_zstandard_is_read_where_hdf5plugin_is_there(written):

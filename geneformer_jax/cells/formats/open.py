@@ -22,6 +22,7 @@ from geneformer_jax.cells.formats.mtx_layouts import is_matrix, matrix_files
 from geneformer_jax.cells.formats.mtx_source import MtxSource
 from geneformer_jax.cells.formats.paths import (
     KINDS,
+    datasets_of,
     expand_paths,
     is_hdf5,
     is_zarr,
@@ -54,6 +55,11 @@ def open_counts(path: Path | str, options: CountOptions = DEFAULT_OPTIONS) -> Co
     path = Path(path).expanduser()
     if not path.exists():
         raise InputError(f"{path} does not exist; check the path")
+    if datasets := datasets_of(path):
+        raise InputError(
+            f"{path} is a collection of {len(datasets)} data sets, but one source of counts is "
+            f"needed: name one, as {datasets[0]}, or tokenize the collection and name the store"
+        )
     if is_hdf5(path):
         # The one call of the probe: what has been opened is safe to read.
         _require_survivable(path, options.limits)

@@ -1,6 +1,7 @@
 """Which paths hold counts, and how a list of files, folders and globs is expanded."""
 
 import glob
+import re
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
@@ -15,10 +16,12 @@ _MOST_COMMAS = 5
 # How many folders are looked into, so many levels down, to say where counts are.
 _FOLDERS, _LEVELS, _LISTED = 500, 3, 5
 _ZARR_ZIP = ".zarr.zip"
+# What annbatch calls the parts of a collection.
+_DATASET = re.compile(r"dataset_(\d+)")
 KINDS = (
     "counts are .h5ad, .h5mu, .loom and .h5 (10x) files, zarr stores of AnnData, MuData or "
-    "SpatialData (folders or .zarr.zip), and folders with a matrix.mtx as Cell Ranger, STARsolo, "
-    "kb, alevin-fry and Parse write them"
+    "SpatialData (folders or .zarr.zip), collections of annbatch, and folders with a matrix.mtx as "
+    "Cell Ranger, STARsolo, kb, alevin-fry and Parse write them"
 )
 
 
@@ -35,8 +38,32 @@ def is_zarr(path: Path) -> bool:
 def is_counts(path: Path) -> bool:
     """Whether one path is a source of its own: a count file or a folder that is a store."""
     if path.is_dir():
-        return is_zarr(path) or is_matrix_folder(path)
+        return is_matrix_folder(path) if not is_zarr(path) else not datasets_of(path)
     return is_hdf5(path) or is_matrix(path) or path.name.lower().endswith(_ZARR_ZIP)
+
+
+def datasets_of(collection: Path) -> list[Path]:
+    """Returns the stores that a collection of annbatch is made of, by number; of others none.
+
+    Raises:
+      InputError: one is missing.
+    """
+    if not is_zarr(collection) or (collection / "obs").exists():
+        return []
+    named = ((_DATASET.fullmatch(path.name), path) for path in collection.iterdir())
+    by_number = {int(name[1]): path for name, path in named if name and is_zarr(path)}
+    missing = set(range(len(by_number))) - by_number.keys()
+    if missing:
+        raise InputError(
+            f"{collection} has a dataset_{max(by_number)}, but no dataset_{min(missing)}: copy it "
+            "again, or name those that you mean, separated by commas"
+        )
+    return [path for _, path in sorted(by_number.items())]
+
+
+def _sources(path: Path) -> list[Path]:
+    """The sources that one path stands for, itself or the stores of a collection."""
+    return [path] if is_counts(path) else datasets_of(path)
 
 
 def expand_paths(paths: str) -> list[Path]:
@@ -44,8 +71,9 @@ def expand_paths(paths: str) -> list[Path]:
 
     A path that exists as given is one path, whatever commas are in it; "~" is the home folder. The
     parts stay in their order; the matches of a folder or glob are sorted by name. A folder that is
-    not itself a store is searched, itself only (a glob with ** reaches further down). A source
-    named twice is returned once.
+    not itself a store is searched, itself only (a glob with ** reaches further down). The stores of
+    a collection of annbatch are sources of their own, sorted by number. A source named twice is
+    returned once.
 
     Raises:
       InputError: a part does not exist, or holds no counts.
@@ -74,14 +102,14 @@ def _parts(paths: str) -> Iterator[str]:
 def _expand(part: str) -> list[Path]:
     path = Path(part).expanduser()
     part = str(path)
-    if path.is_file() or (path.is_dir() and is_counts(path)):
+    if path.is_file():
         return [path]
     if path.is_dir():
-        return _search(path) or _nothing(f"folder {part} holds no counts", path)
+        return _sources(path) or _search(path) or _nothing(f"folder {part} holds no counts", path)
     if not glob.has_magic(part):
         raise InputError(f"{part} does not exist{_near(path)}; check the path")
     matches = [Path(match) for match in sorted(glob.glob(part, recursive=True))]
-    found = [_outermost_store(each) for each in matches if is_counts(each)]
+    found = [source for each in matches for source in _sources(_outermost_store(each))]
     searched = [each for each in matches if each.is_dir() and not is_counts(each)]
     # "data/*" means the folders in data too, but a glob that names files names only those.
     found += [] if found else [each for folder in searched for each in _search(folder)]
@@ -90,7 +118,7 @@ def _expand(part: str) -> list[Path]:
 
 def _search(folder: Path) -> list[Path]:
     names = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
-    return [path for path in names if is_counts(path)]
+    return [source for path in names for source in _sources(path)]
 
 
 def _outermost_store(path: Path) -> Path:
