@@ -25,6 +25,8 @@ OPTIONS = [
     ("perturb", ["--states=kimd", "--start=a", "--goal=b"]),
     ("perturb", ["--filter=kimd:a"]),
     ("predict", ["--labels_key=kimd"]),
+    ("validate", ["--perturbation=kimd", "--control=a"]),
+    ("validate", ["--perturbation=kind", "--control=a", "--filter=kimd:a"]),
 ]
 _LABEL = "--config.task.label=kind"
 CONFIGURED = [

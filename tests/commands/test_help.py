@@ -35,6 +35,7 @@ NEEDED = {
     "predict": ["checkpoint", "cells", "output"],
     "pretrain": ["config", "workdir"],
     "tokenize": ["counts", "vocabulary", "output"],
+    "validate": ["checkpoint", "cells", "output", "perturbation", "control"],
 }
 CONFIG = PROJECT / "configs" / "quickstart.py"
 

@@ -14,7 +14,7 @@ from geneformer_jax.common.log import logger
 from geneformer_jax.inference.arguments import check_draw, check_model, check_runtime
 from geneformer_jax.inference.filters import Filters
 from geneformer_jax.model.pretrained import PretrainedModel
-from geneformer_jax.model.runtime import Runtime
+from geneformer_jax.model.runtime import Runtime, inference_runtime
 from geneformer_jax.perturbation.validation import calibration, verdict
 from geneformer_jax.perturbation.validation.compare import Effects, score
 from geneformer_jax.perturbation.validation.config import SEED, ValidationOptions
@@ -36,6 +36,7 @@ class Validation:
     Attributes:
       verdict: sentences, the answer first.
       summary: one row for each metric, see `calibration.summarise`.
+      scores: rows of `protocol`, `perturbation`, `source` and `value`, see `compare.score`.
       drf: each score of each perturbation beside its controls, see `calibration.drf`.
       results: a row for each perturbation, a column for each metric.
       agg_results: statistics of these over perturbations.
@@ -45,6 +46,7 @@ class Validation:
 
     verdict: list[str]
     summary: pd.DataFrame
+    scores: pd.DataFrame
     drf: pd.DataFrame
     results: pd.DataFrame
     agg_results: pd.DataFrame
@@ -125,8 +127,12 @@ def validate_perturbations(
         max_cells=max_cells,
         seed=seed,
     )
+
+    def choose_runtime(longest: int) -> Runtime:
+        return runtime or inference_runtime(model.config, longest)[0]
+
     validator = make_validator(
-        model, cells, options, runtime, devices, tokens_per_device, **reading
+        model, cells, options, choose_runtime, devices, tokens_per_device, **reading
     )
     for line in describe_screen(validator.screen):
         logger.info(line)
@@ -148,6 +154,7 @@ def validation_of(validator: Validator, effects: Effects) -> Validation:
     return Validation(
         verdict=verdict.describe(summary),
         summary=summary,
+        scores=scores,
         drf=calibration.drf(scores),
         results=results,
         agg_results=calibration.agg_results(results),

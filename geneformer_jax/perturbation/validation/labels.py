@@ -86,7 +86,13 @@ class Screen:
 
 
 def read_screen(
-    obs: pd.DataFrame, column: str, control: str, find_genes: FindGenes, min_cells: int
+    obs: pd.DataFrame,
+    column: str,
+    control: str,
+    find_genes: FindGenes,
+    min_cells: int,
+    *,
+    lenient: bool = False,
 ) -> Screen:
     """Reads the labels of a screen's cells.
 
@@ -100,6 +106,7 @@ def read_screen(
       control: label of the control cells, or several as "A|B".
       find_genes: finds genes by names.
       min_cells: of a perturbation, and of the controls.
+      lenient: take what names no known gene for a gene of its own.
 
     Raises:
       InputError: no such column or control label, too few control cells, or fewer than two
@@ -116,6 +123,9 @@ def read_screen(
     others = texts[~is_control].dropna()
     labels = list(others.value_counts().index)
     targets = _targets(labels, find_genes, set(texts[is_control]))
+    if lenient:
+        pairs = zip(labels, targets, strict=True)
+        targets = [Target(x) if each.reason == UNKNOWN else each for x, each in pairs]
     screen = _grouped(texts, is_control, dict(zip(labels, targets, strict=True)))
     rare = np.flatnonzero(screen.cells < min_cells).tolist()
     few = dict.fromkeys(rare, f"fewer than {min_cells:,} cells")
@@ -206,7 +216,7 @@ def _left_out(name: str, cells: int, reason: str) -> dict[str, object]:
 def _nothing_left(screen: Screen, column: str, most: int) -> InputError:
     """Explains, by the commonest reason, why fewer than two perturbations are left."""
     reasons = Counter(str(each["reason"]) for each in screen.left_out)
-    head = f'column "{column}" has {len(screen.names)} perturbations to validate, but 2 are needed'
+    head = f'validation needs 2 perturbations, but column "{column}" has {len(screen.names)}'
     if not reasons:
         return InputError(f"{head}; name the column of perturbed genes by `perturbation`")
     reason, number = reasons.most_common(1)[0]

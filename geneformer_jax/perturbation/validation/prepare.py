@@ -1,7 +1,7 @@
 """A validation made ready: labels read, genes found, cells split, the work cut into parts."""
 
 import functools
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Unpack
@@ -14,17 +14,16 @@ from geneformer_jax.cells.counts.options import CountArguments, CountOptions
 from geneformer_jax.cells.counts.source import CountSource
 from geneformer_jax.cells.formats.anndata_source import AnnDataSource
 from geneformer_jax.cells.formats.open import open_counts
-from geneformer_jax.cells.formats.paths import is_counts
 from geneformer_jax.cells.tokenization.tokenizer import TokenizedCells
 from geneformer_jax.cells.tokenization.vocabulary import GeneVocabulary
-from geneformer_jax.common.arguments import describe
+from geneformer_jax.common.arguments import require_type
 from geneformer_jax.common.errors import InputError
 from geneformer_jax.common.progress import Progress
 from geneformer_jax.embedding.embedder import Embedder
 from geneformer_jax.inference.cells import ChosenCells, open_cells, select_cells
 from geneformer_jax.inference.counts import read_counts
 from geneformer_jax.model.pretrained import PretrainedModel
-from geneformer_jax.model.runtime import Runtime, inference_runtime
+from geneformer_jax.model.runtime import Runtime
 from geneformer_jax.perturbation.config import FULL, PerturbationOptions
 from geneformer_jax.perturbation.engine.edits import DELETE, SpecialTokens
 from geneformer_jax.perturbation.engine.perturber import Perturber
@@ -50,6 +49,7 @@ from geneformer_jax.perturbation.validation.like_rank import (
     genes_of_like_rank,
     visibility,
 )
+from geneformer_jax.perturbation.validation.screen_file import require_counts
 
 
 @dataclass(frozen=True, eq=False)
@@ -131,13 +131,18 @@ def make_validator(
     model: PretrainedModel,
     cells: ad.AnnData | Path | str,
     options: ValidationOptions,
-    runtime: Runtime | None = None,
+    choose_runtime: Callable[[int], Runtime],
     devices: Sequence[jax.Device] | None = None,
     tokens_per_device: int | None = None,
     **reading: Unpack[CountArguments],
 ) -> Validator:
-    """Reads the cells and readies the devices; see `validate_perturbations`."""
-    require_counts(cells)
+    """Reads the cells and readies the devices.
+
+    Args:
+      model, cells, options, devices, tokens_per_device, reading: see `validate_perturbations`.
+      choose_runtime: says how to compute cells of so many tokens.
+    """
+    _check_cells(cells)
     opened = open_cells(cells, model, **reading)
     chosen = select_cells(opened, options.filters, options.max_cells, options.seed)
     asked = PerturbationOptions(
@@ -165,7 +170,7 @@ def make_validator(
     asked = replace(asked, genes=genes)
     plan = make_plan(edited, asked, spec, *resolve_edits(model, asked))
     longest = max(int(plan.longest.max()), int(chosen.lengths.max()))
-    spec = replace(spec, runtime=runtime or inference_runtime(model.config, longest)[0])
+    spec = replace(spec, runtime=choose_runtime(longest))
     sizes = {"tokens_per_device": tokens_per_device}
     embedder = Embedder(
         model,
@@ -181,19 +186,13 @@ def make_validator(
     )
 
 
-def require_counts(cells: object) -> None:
-    """Raises InputError for cells that are tokenised already, which have no counts."""
-    is_path = isinstance(cells, str | Path)
-    if isinstance(cells, ad.AnnData) or (is_path and not _is_tokenised(Path(cells).expanduser())):
-        return
-    raise InputError(
-        f"`cells` is {describe(cells)}, but measured expression is read from raw counts; give the "
-        "counts that the cells were tokenised from"
+def _check_cells(cells: object) -> None:
+    """Raises InputError unless there are raw counts, from which expression is measured."""
+    require_type(
+        "cells", cells, (ad.AnnData, Path, str), "give an AnnData of raw counts, or their file"
     )
-
-
-def _is_tokenised(path: Path) -> bool:
-    return path.is_dir() and not is_counts(path)
+    if not isinstance(cells, ad.AnnData):
+        require_counts(Path(cells).expanduser())
 
 
 def open_source(cells: ad.AnnData | Path | str, reading: CountArguments) -> CountSource:

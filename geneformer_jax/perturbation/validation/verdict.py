@@ -19,7 +19,7 @@ NAMES = {
     SPLIT_HALF: "a second half of the measured cells",
 }
 # What each of them asks, and how the answer reads.
-_ASKED = {
+ASKED = {
     "discrimination_score_cosine": "finding the right perturbation by its embedding shift",
     "discrimination_score_cosine_pert": "finding it by what its shift has beyond the mean shift",
     "roc_auc": "telling changed genes by how far they shift",
@@ -31,7 +31,7 @@ _ASKED = {
 def describe(summary: pd.DataFrame) -> list[str]:
     """Returns the verdict in one sentence, and then a sentence for each question."""
     rows = summary.set_index("protocol")
-    asked = rows.loc[[protocol for protocol in _ASKED if protocol in rows.index]]
+    asked = rows.loc[[protocol for protocol in ASKED if protocol in rows.index]]
     return [_verdict(asked), *(_sentence(row) for _, row in asked.iterrows())]
 
 
@@ -49,7 +49,7 @@ def _verdict(asked: pd.DataFrame) -> str:
     if len(both):
         return (
             f"The predictions beat all their controls in {len(both)} of {len(can)} questions: "
-            + "; ".join(_ASKED[protocol] for protocol in both)
+            + "; ".join(ASKED[protocol] for protocol in both)
         )
     times = ", ".join(f"{NAMES[name]} in {beats[name].sum()}" for name in NEGATIVES)
     return (
@@ -66,5 +66,5 @@ def _sentence(row: pd.Series) -> str:
         if np.isfinite(row[f"minus_{name}"])
     ]
     parts.append(f"{NAMES[SPLIT_HALF]} {row[SPLIT_HALF]:.3f}")
-    head = f"{_ASKED[row.name]} ({row.name}): {NAMES[PREDICTION]} {row[PREDICTION]:.3f}"
+    head = f"{ASKED[row.name]} ({row.name}): {NAMES[PREDICTION]} {row[PREDICTION]:.3f}"
     return f"{head[0].upper()}{head[1:]}, {', '.join(parts)}"

@@ -75,7 +75,7 @@ def test_controls_may_have_several_labels(control):
         ({"ctrl": 9, "CD74": 1, "KLF1": 1}, "ctrl", "fewer than 4 cells): the largest has 1"),
         ({"ctrl": 9, "a": 9, "b": 9, "CD74": 9}, "ctrl", 'such as "a" (names no known gene)'),
         ({"ctrl": 9, "CD74+KLF1": 9}, "ctrl", "give cells in which one gene is perturbed"),
-        ({"ctrl": 9, "CD74": 9}, "ctrl", "1 perturbations to validate, but 2 are needed"),
+        ({"ctrl": 9, "CD74": 9}, "ctrl", 'needs 2 perturbations, but column "gene" has 1'),
         ({0: 9, 1: 9, 2: 9}, "0", "label cells by gene symbols"),
         ({0: 9, 1: 9}, "ctrl", "holds numbers"),
     ],
