@@ -60,6 +60,7 @@ def write_inputs(folder: Path, cells: ad.AnnData, genes: pd.Series) -> None:
     cells.write_h5ad(folder / "pbmc.h5ad")
     cells.write_h5ad(folder / "new.h5ad")
     cells.write_h5ad(folder / "mycells.h5ad")
+    with_targets(cells, list(genes.index[:2])).write_h5ad(folder / "screen.h5ad")
     (folder / "corpus").mkdir()
     for number, rows in enumerate(np.array_split(np.arange(cells.n_obs), 3)):
         part = cells[rows].copy()
@@ -107,6 +108,14 @@ def add_columns(cells: ad.AnnData, disease: np.ndarray) -> None:
     cells.obs["donor"] = [f"donor{n % 12}" for n in range(cells.n_obs)]
     cells.obs["disease"] = np.array(["healthy", "mild", "dilated"])[disease]
     cells.obs["tissue"] = "blood"
+
+
+def with_targets(cells: ad.AnnData, targets: list[str]) -> ad.AnnData:
+    """The cells as those of a screen: half of them controls, the others with a gene perturbed."""
+    labels = ["non-targeting", targets[0], "non-targeting", targets[1]]
+    cells = cells.copy()
+    cells.obs["target_gene"] = [labels[n % len(labels)] for n in range(cells.n_obs)]
+    return cells
 
 
 def write_original(folder: Path, genes: pd.Series) -> None:
