@@ -59,7 +59,7 @@ def main() -> None:
     from geneformer_jax.inference.columns import require_columns
     from geneformer_jax.inference.filters import parse_filters
     from geneformer_jax.perturbation.validation.config import ValidationOptions
-    from geneformer_jax.perturbation.validation.screen_file import require_screen
+    from geneformer_jax.perturbation.validation.screen.screen_file import require_screen
 
     given = {name: FLAGS[name].value for name in _OPTIONS}
     options = ValidationOptions(

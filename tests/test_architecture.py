@@ -38,6 +38,9 @@ LAYERS = (
     ("perturbation/controls",),
     ("perturbation/statistics/report",),
     ("perturbation",),
+    ("perturbation/validation/config",),
+    ("perturbation/validation/screen",),
+    ("perturbation/validation/scoring",),
     ("perturbation/validation",),
 )
 LAYER_OF = {package: layer for layer, packages in enumerate(LAYERS) for package in packages}
@@ -61,11 +64,11 @@ PURE = (
     "perturbation/statistics/moments",
     "perturbation/statistics/rank_sums",
     "perturbation/statistics/shifts",
-    "perturbation/validation/calibration",
-    "perturbation/validation/compare",
-    "perturbation/validation/expression",
-    "perturbation/validation/like_rank",
-    "perturbation/validation/metrics",
+    "perturbation/validation/scoring/calibration",
+    "perturbation/validation/scoring/compare",
+    "perturbation/validation/screen/expression",
+    "perturbation/validation/screen/like_rank",
+    "perturbation/validation/scoring/metrics",
 )
 
 

@@ -132,7 +132,7 @@ def test_screens_are_refused_before_jax_is_loaded(screen, tmp_path):
         "import sys, pathlib\n"
         "from geneformer_jax.cells.counts.options import CountOptions\n"
         "from geneformer_jax.perturbation.validation.config import ValidationOptions\n"
-        "from geneformer_jax.perturbation.validation.screen_file import require_screen\n"
+        "from geneformer_jax.perturbation.validation.screen.screen_file import require_screen\n"
         "for column, control in (('drug', 'DMSO'), ('few', 'non-targeting')):\n"
         "    try:\n"
         "        options = ValidationOptions(column, control)\n"

@@ -15,16 +15,16 @@ from geneformer_jax.inference.arguments import check_draw, check_model, check_ru
 from geneformer_jax.inference.filters import Filters
 from geneformer_jax.model.pretrained import PretrainedModel
 from geneformer_jax.model.runtime import Runtime, inference_runtime
-from geneformer_jax.perturbation.validation import calibration, verdict
-from geneformer_jax.perturbation.validation.compare import Effects, score
 from geneformer_jax.perturbation.validation.config import SEED, ValidationOptions
-from geneformer_jax.perturbation.validation.labels import describe_screen
 from geneformer_jax.perturbation.validation.perturbations import perturbation_table
 from geneformer_jax.perturbation.validation.prepare import (
     Validator,
     make_validator,
     open_source,
 )
+from geneformer_jax.perturbation.validation.scoring import calibration, verdict
+from geneformer_jax.perturbation.validation.scoring.compare import Effects, score
+from geneformer_jax.perturbation.validation.screen.labels import describe_screen
 
 __all__ = ["Validation", "validate_perturbations"]
 

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from geneformer_jax.perturbation.validation.compare import (
+from geneformer_jax.perturbation.validation.scoring.compare import (
     LIKE_RANK,
     MEAN,
     PREDICTION,

@@ -4,8 +4,8 @@ import numpy as np
 import pandas as pd
 
 from geneformer_jax.perturbation.statistics.shifts import SIGNIFICANT
-from geneformer_jax.perturbation.validation.compare import Effects
 from geneformer_jax.perturbation.validation.prepare import Validator
+from geneformer_jax.perturbation.validation.scoring.compare import Effects
 
 
 def perturbation_table(validator: Validator, effects: Effects) -> pd.DataFrame:

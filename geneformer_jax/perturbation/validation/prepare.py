@@ -28,28 +28,28 @@ from geneformer_jax.perturbation.config import FULL, PerturbationOptions
 from geneformer_jax.perturbation.engine.edits import DELETE, SpecialTokens
 from geneformer_jax.perturbation.engine.perturber import Perturber
 from geneformer_jax.perturbation.prepare import make_plan, make_spec, resolve_edits
-from geneformer_jax.perturbation.validation.compare import Effects
 from geneformer_jax.perturbation.validation.config import ValidationOptions
-from geneformer_jax.perturbation.validation.effects import (
+from geneformer_jax.perturbation.validation.scoring.compare import Effects
+from geneformer_jax.perturbation.validation.scoring.effects import (
     Arrays,
     measured_shifts,
     measured_sums,
     predicted_effects,
     predicted_sums,
 )
-from geneformer_jax.perturbation.validation.expression import (
+from geneformer_jax.perturbation.validation.screen.expression import (
     HALVES,
     Expression,
     measure_expression,
     split_halves,
 )
-from geneformer_jax.perturbation.validation.labels import CONTROLS, Screen, read_screen
-from geneformer_jax.perturbation.validation.like_rank import (
+from geneformer_jax.perturbation.validation.screen.labels import CONTROLS, Screen, read_screen
+from geneformer_jax.perturbation.validation.screen.like_rank import (
     Visibility,
     genes_of_like_rank,
     visibility,
 )
-from geneformer_jax.perturbation.validation.screen_file import require_counts
+from geneformer_jax.perturbation.validation.screen.screen_file import require_counts
 
 
 @dataclass(frozen=True, eq=False)

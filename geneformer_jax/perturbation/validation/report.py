@@ -8,10 +8,10 @@ import pandas as pd
 
 from geneformer_jax.perturbation.layout import REPORT
 from geneformer_jax.perturbation.validation.api import Validation
-from geneformer_jax.perturbation.validation.calibration import NEGATIVES
-from geneformer_jax.perturbation.validation.compare import CORRELATION, SOURCES
 from geneformer_jax.perturbation.validation.figures import directions_figure, scores_figure
-from geneformer_jax.perturbation.validation.verdict import ASKED, NAMES
+from geneformer_jax.perturbation.validation.scoring.calibration import NEGATIVES
+from geneformer_jax.perturbation.validation.scoring.compare import CORRELATION, SOURCES
+from geneformer_jax.perturbation.validation.scoring.verdict import ASKED, NAMES
 from geneformer_jax.reporting.figures import Drawing
 from geneformer_jax.reporting.html import Report
 from geneformer_jax.reporting.left_out import add_left_out

@@ -28,10 +28,10 @@ from geneformer_jax.model.pretrained import PretrainedModel
 from geneformer_jax.model.runtime import Runtime, inference_runtime
 from geneformer_jax.perturbation.validation.api import validation_of
 from geneformer_jax.perturbation.validation.config import ValidationOptions
-from geneformer_jax.perturbation.validation.effects import Arrays
-from geneformer_jax.perturbation.validation.labels import describe_screen
 from geneformer_jax.perturbation.validation.output import write_validation
 from geneformer_jax.perturbation.validation.prepare import make_validator, open_source
+from geneformer_jax.perturbation.validation.scoring.effects import Arrays
+from geneformer_jax.perturbation.validation.screen.labels import describe_screen
 
 EMBEDDED, PERTURBED = "embedded", "perturbed"
 _PART_SIZE = "cells in a part"

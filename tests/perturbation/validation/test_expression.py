@@ -5,12 +5,12 @@ import pytest
 from scipy import sparse, stats
 
 from geneformer_jax.common.errors import InputError
-from geneformer_jax.perturbation.validation.expression import (
+from geneformer_jax.perturbation.validation.screen.expression import (
     measure_expression,
     size_factors,
     split_halves,
 )
-from geneformer_jax.perturbation.validation.like_rank import genes_of_like_rank, visibility
+from geneformer_jax.perturbation.validation.screen.like_rank import genes_of_like_rank, visibility
 
 RNG = np.random.default_rng(0)
 

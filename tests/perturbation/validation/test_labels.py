@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 
 from geneformer_jax.common.errors import InputError
-from geneformer_jax.perturbation.validation.labels import (
+from geneformer_jax.perturbation.validation.screen.labels import (
     COMBINED,
     CONTROLS,
     LEFT_OUT,

@@ -5,8 +5,8 @@ import pandas as pd
 import pytest
 from sklearn.linear_model import LinearRegression
 
-from geneformer_jax.perturbation.validation import calibration, metrics, verdict
-from geneformer_jax.perturbation.validation.compare import SOURCES
+from geneformer_jax.perturbation.validation.scoring import calibration, metrics, verdict
+from geneformer_jax.perturbation.validation.scoring.compare import SOURCES
 
 
 def test_retrieval_is_that_of_a_plain_loop():

@@ -6,9 +6,9 @@ import pytest
 import geneformer_jax as gf
 from geneformer_jax.inference.cells import ChosenCells
 from geneformer_jax.perturbation.validation.config import ValidationOptions
-from geneformer_jax.perturbation.validation.effects import predicted_effects
-from geneformer_jax.perturbation.validation.metrics import mean_of_others
 from geneformer_jax.perturbation.validation.prepare import make_validator
+from geneformer_jax.perturbation.validation.scoring.effects import predicted_effects
+from geneformer_jax.perturbation.validation.scoring.metrics import mean_of_others
 from tests.helpers.toy import make_store, toy_model
 from tests.helpers.toy_screens import CONTROL, TARGETS, gene_id, toy_screen
 

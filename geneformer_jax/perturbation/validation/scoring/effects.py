@@ -7,7 +7,7 @@ import numpy as np
 
 from geneformer_jax.perturbation.engine.shifts import Shifts
 from geneformer_jax.perturbation.statistics.moments import Moments, moments_of, pooled
-from geneformer_jax.perturbation.validation.expression import HALVES
+from geneformer_jax.perturbation.validation.screen.expression import HALVES
 
 # Arrays that are kept of a part, and merged over parts.
 Arrays = Mapping[str, np.ndarray]

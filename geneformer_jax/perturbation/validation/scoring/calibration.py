@@ -9,7 +9,7 @@ second half of the measured cells.
 import numpy as np
 import pandas as pd
 
-from geneformer_jax.perturbation.validation.compare import (
+from geneformer_jax.perturbation.validation.scoring.compare import (
     LIKE_RANK,
     MEAN,
     PREDICTION,

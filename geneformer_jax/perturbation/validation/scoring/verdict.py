@@ -3,8 +3,8 @@
 import numpy as np
 import pandas as pd
 
-from geneformer_jax.perturbation.validation.calibration import NEGATIVES
-from geneformer_jax.perturbation.validation.compare import (
+from geneformer_jax.perturbation.validation.scoring.calibration import NEGATIVES
+from geneformer_jax.perturbation.validation.scoring.compare import (
     CORRELATION,
     LIKE_RANK,
     MEAN,

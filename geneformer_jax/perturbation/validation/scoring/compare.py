@@ -11,14 +11,14 @@ import numpy as np
 import pandas as pd
 
 from geneformer_jax.perturbation.statistics.shifts import SIGNIFICANT
-from geneformer_jax.perturbation.validation.effects import Predicted
-from geneformer_jax.perturbation.validation.expression import HALVES, Differential
-from geneformer_jax.perturbation.validation.metrics import (
+from geneformer_jax.perturbation.validation.scoring.effects import Predicted
+from geneformer_jax.perturbation.validation.scoring.metrics import (
     gene_areas,
     held_out_correlations,
     mean_of_others,
     retrieval,
 )
+from geneformer_jax.perturbation.validation.screen.expression import HALVES, Differential
 
 PREDICTION, LIKE_RANK = "prediction", "like_rank"
 # scPertEval's names of a mean over all perturbations but the one at hand, and of a second half.

@@ -13,7 +13,7 @@ from geneformer_jax.cells.tokenization.gene_ids import are_ensembl_ids, strip_ve
 from geneformer_jax.common.errors import InputError
 from geneformer_jax.inference.filters import label_texts, passing
 from geneformer_jax.perturbation.validation.config import ValidationOptions
-from geneformer_jax.perturbation.validation.labels import read_screen
+from geneformer_jax.perturbation.validation.screen.labels import read_screen
 
 
 def require_screen(cells: Path | str, options: ValidationOptions, reading: CountOptions) -> None:

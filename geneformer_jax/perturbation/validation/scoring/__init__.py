@@ -1,0 +1,1 @@
+"""How well predicted effects fit measured ones, beside what they must beat, and in words."""

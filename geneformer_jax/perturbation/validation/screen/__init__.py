@@ -1,0 +1,1 @@
+"""What was measured: labels and expression of a screen, and genes to compare its own with."""
