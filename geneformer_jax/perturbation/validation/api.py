@@ -98,7 +98,7 @@ def validate_perturbations(
       like_rank: genes of like rank and detection to edit beside each perturbed gene.
       filters: obs column -> value or values of which a cell must have one; all must pass.
       max_cells: cells to draw at random; None takes all.
-      seed: of draws, halves, folds and bootstraps.
+      seed: of draws, halves and folds.
       runtime: how to compute; float32, and the attention that suits the device, by default.
       devices: which share the work; all of this process by default.
       tokens_per_device: padded tokens at a time on each; by default sized from its memory.
@@ -149,7 +149,7 @@ def validate_perturbations(
 def validation_of(validator: Validator, effects: Effects) -> Validation:
     """Scores what was computed."""
     scores = score(effects, validator.options.seed)
-    summary = calibration.summarise(scores, validator.options.seed)
+    summary = calibration.summarise(scores)
     results = calibration.results(scores)
     return Validation(
         verdict=verdict.describe(summary),

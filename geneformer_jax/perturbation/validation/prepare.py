@@ -204,9 +204,11 @@ def open_source(cells: ad.AnnData | Path | str, reading: CountArguments) -> Coun
 
 
 def find_tokens(vocabulary: GeneVocabulary, names: Sequence[str]) -> list[int | None]:
-    """Returns the token of each gene id or symbol, None for what is no gene of the vocabulary."""
-    tokens = vocabulary.tokens_of(names, symbols="names").tolist()
-    return [token if token >= vocabulary.first_gene_token else None for token in tokens]
+    """Returns the token of each gene id or symbol, in any case; None for what is no known gene."""
+    # Gene ids that are symbols themselves are in capitals.
+    asked = (names, [name.upper() for name in names])
+    tokens = np.maximum(*(vocabulary.tokens_of(each, symbols="names") for each in asked))
+    return [int(each) if each >= vocabulary.first_gene_token else None for each in tokens]
 
 
 def _draw_controls(cells: ChosenCells, screen: Screen, options: ValidationOptions) -> ChosenCells:

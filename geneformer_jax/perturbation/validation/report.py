@@ -95,7 +95,7 @@ def write_report(
         f"{counts['hidden_layer']} of {counts['checkpoint']}.",
     )
     report.section("In short", f"{validation.verdict[0]}.")
-    caption = "Means over perturbations; differences with intervals of 95 % by bootstrap over them."
+    caption = "Means over perturbations; differences with intervals of 95 % over them."
     report.table(_readable(validation.summary), caption, "summary.csv")
     for drawing in drawings:
         report.figure(drawing.figure, drawing.caption)

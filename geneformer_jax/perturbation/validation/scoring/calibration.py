@@ -6,8 +6,11 @@ negative): 0 where a prediction is no better than the negative control, 1 where 
 second half of the measured cells.
 """
 
+from typing import NamedTuple
+
 import numpy as np
 import pandas as pd
+from scipy.stats import t
 
 from geneformer_jax.perturbation.validation.scoring.compare import (
     LIKE_RANK,
@@ -18,7 +21,6 @@ from geneformer_jax.perturbation.validation.scoring.compare import (
 )
 
 NEGATIVES = (LIKE_RANK, MEAN)
-SAMPLES = 1_000
 LEVEL = 0.95
 _MIN_PERTURBATIONS = 2
 
@@ -71,13 +73,13 @@ def _drf_against(wide: pd.DataFrame, negative: str) -> pd.DataFrame:
     )
 
 
-def summarise(scores: pd.DataFrame, seed: int) -> pd.DataFrame:
+def summarise(scores: pd.DataFrame) -> pd.DataFrame:
     """Returns one row for each metric, means over perturbations.
 
     Columns `protocol` and `perturbations` (number that have it), the mean of each source
     (`prediction`, `like_rank`, `all_perturbed_mean`, `tech_dup`), and for each negative control
-    `minus_NAME`, the mean difference, its interval of 95 % by bootstrap over perturbations
-    (`_low`, `_high`), and `drf_NAME`, of the means; NaN where the positive control is not
+    `minus_NAME`, the mean difference, its interval of 95 % (`_low`, `_high`) and p-value (`_pval`)
+    over perturbations, and `drf_NAME`, of the means; NaN where the positive control is not
     significantly above the negative one.
     """
     wide = _wide(scores)
@@ -87,7 +89,7 @@ def summarise(scores: pd.DataFrame, seed: int) -> pd.DataFrame:
         row = {"protocol": protocol, "perturbations": int(own[PREDICTION].notna().sum())}
         row |= {source: own[source].mean() for source in SOURCES}
         for negative in NEGATIVES:
-            row |= _against(own, negative, seed)
+            row |= _against(own, negative)
         rows.append(row)
     return pd.DataFrame(rows)
 
@@ -101,23 +103,34 @@ def _wide(scores: pd.DataFrame) -> pd.DataFrame:
     return table.loc[pd.MultiIndex.from_frame(order)]
 
 
-def _against(own: pd.DataFrame, negative: str, seed: int) -> dict[str, float]:
-    gain, low, high = mean_difference(own[PREDICTION], own[negative], seed)
-    room, least, _ = mean_difference(own[SPLIT_HALF], own[negative], seed)
-    names = (f"minus_{negative}", f"minus_{negative}_low", f"minus_{negative}_high")
-    fraction = gain / room if least > 0 else np.nan
-    return dict(zip(names, (gain, low, high), strict=True)) | {f"drf_{negative}": fraction}
+def _against(own: pd.DataFrame, negative: str) -> dict[str, float]:
+    gain, room = (mean_difference(own[name], own[negative]) for name in (PREDICTION, SPLIT_HALF))
+    columns = dict(zip(("", "_low", "_high", "_pval"), gain, strict=True))
+    columns = {f"minus_{negative}{ending}": value for ending, value in columns.items()}
+    fraction = gain.mean / room.mean if room.low > 0 else np.nan
+    return columns | {f"drf_{negative}": fraction}
 
 
-def mean_difference(values: pd.Series, others: pd.Series, seed: int) -> tuple[float, float, float]:
-    """Returns the mean paired difference, and its interval by bootstrap over perturbations.
+class Difference(NamedTuple):
+    """A mean paired difference, its interval of 95 %, and the p-value of its being 0."""
+
+    mean: float
+    low: float
+    high: float
+    pval: float
+
+
+def mean_difference(values: pd.Series, others: pd.Series) -> Difference:
+    """Compares scores of the same perturbations by Student's paired t-test.
 
     NaN for fewer than two pairs.
     """
     apart = (values - others).dropna().to_numpy()
     if len(apart) < _MIN_PERTURBATIONS:
-        return np.nan, np.nan, np.nan
-    drawn = np.random.default_rng(seed).integers(0, len(apart), (SAMPLES, len(apart)))
-    tail = (1 - LEVEL) / 2
-    low, high = np.quantile(apart[drawn].mean(axis=1), [tail, 1 - tail])
-    return float(apart.mean()), float(low), float(high)
+        return Difference(*[np.nan] * 4)
+    mean, error = apart.mean(), apart.std(ddof=1) / np.sqrt(len(apart))
+    if error == 0:
+        return Difference(mean, mean, mean, float(mean == 0))
+    student = t(len(apart) - 1)
+    away = student.ppf((1 + LEVEL) / 2) * error
+    return Difference(mean, mean - away, mean + away, 2 * student.sf(abs(mean) / error))

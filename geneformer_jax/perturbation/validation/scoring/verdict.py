@@ -3,6 +3,7 @@
 import numpy as np
 import pandas as pd
 
+from geneformer_jax.perturbation.statistics.shifts import SIGNIFICANT
 from geneformer_jax.perturbation.validation.scoring.calibration import NEGATIVES
 from geneformer_jax.perturbation.validation.scoring.compare import (
     CORRELATION,
@@ -43,8 +44,7 @@ def _verdict(asked: pd.DataFrame) -> str:
             "Nothing can be told: not even a second half of the measured cells does better than "
             f"{NAMES[LIKE_RANK]}, so the screen does not tell its perturbations apart"
         )
-    # A question that has no such control is not asked of it.
-    beats = {name: ~(can[f"minus_{name}_low"] <= 0) for name in NEGATIVES}
+    beats = {name: _beats(can, name, len(asked)) for name in NEGATIVES}
     both = can.index[np.all(list(beats.values()), axis=0)]
     if len(both):
         return (
@@ -53,15 +53,25 @@ def _verdict(asked: pd.DataFrame) -> str:
         )
     times = ", ".join(f"{NAMES[name]} in {beats[name].sum()}" for name in NEGATIVES)
     return (
-        f"Nothing specific to the perturbed gene is shown: of {len(can)} questions the predictions "
-        f"beat for sure {times}, and in none both"
+        f"Nothing specific to the perturbed gene is shown: of {len(can)} questions that the "
+        f"measured cells can answer the predictions beat {times}, and in none both"
     )
+
+
+def _beats(can: pd.DataFrame, negative: str, questions: int) -> np.ndarray:
+    """Returns bool [rows], where the prediction is above a control, or is not asked to be.
+
+    P-values are adjusted for the number of questions (Bonferroni).
+    """
+    gain, p_value = can[f"minus_{negative}"], can[f"minus_{negative}_pval"] * questions
+    return ((gain > 0) & (p_value < SIGNIFICANT) | gain.isna()).to_numpy()
 
 
 def _sentence(row: pd.Series) -> str:
     parts = [
         f"{NAMES[name]} {row[name]:.3f} (difference {row[f'minus_{name}']:+.3f}, "
-        f"{row[f'minus_{name}_low']:+.3f} to {row[f'minus_{name}_high']:+.3f})"
+        f"{row[f'minus_{name}_low']:+.3f} to {row[f'minus_{name}_high']:+.3f}, "
+        f"p {row[f'minus_{name}_pval']:.2g})"
         for name in NEGATIVES
         if np.isfinite(row[f"minus_{name}"])
     ]

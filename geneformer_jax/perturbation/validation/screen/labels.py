@@ -25,6 +25,7 @@ _USUAL_CONTROLS = {
 }  # fmt: skip
 _SEPARATORS = ("+", "|", ";", ",", "_")
 # What labels add to the gene: number of the guide, or how it was perturbed.
+_SINGLE_GUIDE = re.compile(r"sg(.+?)([-_.]\d+)?", re.IGNORECASE)
 _GUIDE = re.compile(r"(sg|g|grna|guide|rep)?-?\d+|ko|kd|oe|crispri|crispra", re.IGNORECASE)
 _SHOWN = 3
 
@@ -96,9 +97,9 @@ def read_screen(
 ) -> Screen:
     """Reads the labels of a screen's cells.
 
-    A label is a gene ("CD74", an Ensembl id), with a guide's number ("CD74_g2") or beside the
-    control ("CD74+ctrl"). Labels of one gene are taken together; those of several genes ("A+B",
-    "A_B"), of none, and of too few cells are left out.
+    A label is a gene ("CD74", an Ensembl id), with a guide's number ("CD74_g2", "sgCD74-2") or
+    beside the control ("CD74+ctrl"). Labels of one gene are taken together; those of several genes
+    ("A+B", "A_B"), of none, and of too few cells are left out.
 
     Args:
       obs: [cells] per-cell columns.
@@ -177,7 +178,8 @@ def _splits(label: str, controls: set[str]) -> list[list[str]]:
         names = [part for part in parts if part and not _names_no_gene(part, controls)]
         if len(parts) > 1 and names:
             found.append(names)
-    return found
+    guide = _SINGLE_GUIDE.fullmatch(label)
+    return [*found, *([[guide[1]]] if guide else [])]
 
 
 def _names_no_gene(part: str, controls: set[str]) -> bool:
