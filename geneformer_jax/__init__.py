@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from geneformer_jax.perturbation.cell_states import CellStates
     from geneformer_jax.perturbation.statistics.report import perturbation_statistics
     from geneformer_jax.perturbation.validation.api import validate_perturbations
+    from geneformer_jax.perturbation.validation.hits.api import validate_hits
     from geneformer_jax.training.api import pretrain_model
     from geneformer_jax.training.config import pretrain_config
 
@@ -52,6 +53,7 @@ __all__ = [
     "pretrain_config",
     "pretrain_model",
     "tokenize_cells",
+    "validate_hits",
     "validate_perturbations",
 ]
 _HOME = {
@@ -73,6 +75,7 @@ _HOME = {
     "pretrain_config": "training.config",
     "pretrain_model": "training.api",
     "tokenize_cells": "cells.tokenization.tokenizer",
+    "validate_hits": "perturbation.validation.hits.api",
     "validate_perturbations": "perturbation.validation.api",
 }
 

@@ -5,6 +5,8 @@ Examples:
       --perturbation=target_gene --control=non-targeting
   python -m geneformer_jax.validate --checkpoint=RUN --cells=activation.h5ad --output=validation \\
       --perturbation=gene --control="NT1|NT2" --edit=overexpress
+  python -m geneformer_jax.validate --statistics=shifts/statistics/goal_state_shift.parquet \
+      --hits=hits.csv --output=hits_found
 
 --cells holds raw counts of control cells and of cells in each of which one gene was perturbed;
 --perturbation names the obs column that says which, by symbol or Ensembl id. Control cells are
@@ -14,6 +16,10 @@ differently. Beside every score stand genes of like rank edited in place of the 
 mean over the other perturbations, and a second half of the measured cells. The output folder holds
 tables, named as cell-eval and scPertEval name theirs, figures and a report. Interrupted, the same
 command goes on where it stopped.
+
+--hits is a table of genes with `hit` (yes or no) or `score`, or a list of hits. It is compared with
+--statistics, a table of goal_state_shift, vs_null or mixture_model that `perturb` wrote, and needs
+neither cells nor a model.
 """
 
 from pathlib import Path
@@ -26,6 +32,7 @@ from geneformer_jax.cells.tokenization.flags import (
     reading_options,
 )
 from geneformer_jax.common import command_line
+from geneformer_jax.common.errors import InputError
 
 FLAGS = flags.FLAGS
 
@@ -46,14 +53,22 @@ flags.DEFINE_integer("edited_cells", 200, "Control cells to edit, drawn at rando
 flags.DEFINE_integer(
     "like_rank", 3, "Genes of like rank to edit beside each perturbed gene.", lower_bound=1
 )
+flags.DEFINE_string("hits", "", "Hits of a screen, in place of cells: a table, or a list of genes.")
+flags.DEFINE_string("statistics", "", "For --hits: a table of statistics, or what perturb wrote.")
 command_line.device_flags()
+_NEEDED = ("checkpoint", "cells", "output", "perturbation", "control")
 _OPTIONS = ("perturbation", "control", "edit", "hidden_layer", "min_cells", "edited_cells",
             "like_rank", "max_cells", "seed")  # fmt: skip
 _HOW = ("precision", "attention", "tokens_per_device")
 
 
 def main() -> None:
-    """Reads the screen, perturbs, compares and writes."""
+    """Reads the screen, perturbs, compares and writes; or compares with hits."""
+    if FLAGS.hits:
+        _compare_hits()
+        return
+    if FLAGS.statistics:
+        raise InputError("--statistics is compared with a list of hits; name it by --hits")
     # JAX takes seconds to import, which --help, a mistyped flag and a wrong label should not have
     # to wait for.
     from geneformer_jax.inference.columns import require_columns
@@ -83,5 +98,19 @@ def main() -> None:
     run.finish()
 
 
+def _compare_hits() -> None:
+    command_line.require("statistics")
+    given = [name for name in _NEEDED if name != "output" and FLAGS[name].value]
+    if given:
+        raise InputError(
+            f"--hits is compared with tables, for which --{given[0]} has no meaning; leave it out"
+        )
+    from geneformer_jax.perturbation.validation.hits.report import write_hits
+
+    inputs = FLAGS.statistics, FLAGS.hits, FLAGS.seed
+    write_hits(Path(FLAGS.output), *inputs, command_line.configuration())
+
+
 if __name__ == "__main__":
-    command_line.run(main, needed=("checkpoint", "cells", "output", "perturbation", "control"))
+    spared = {"hits": [name for name in _NEEDED if name != "output"]}
+    command_line.run(main, needed=_NEEDED, spared=spared)

@@ -39,7 +39,7 @@ LAYERS = (
     ("perturbation/statistics/report",),
     ("perturbation",),
     ("perturbation/validation/config",),
-    ("perturbation/validation/screen",),
+    ("perturbation/validation/hits", "perturbation/validation/screen"),
     ("perturbation/validation/scoring",),
     ("perturbation/validation",),
 )
@@ -64,6 +64,7 @@ PURE = (
     "perturbation/statistics/moments",
     "perturbation/statistics/rank_sums",
     "perturbation/statistics/shifts",
+    "perturbation/validation/hits/score",
     "perturbation/validation/scoring/calibration",
     "perturbation/validation/scoring/compare",
     "perturbation/validation/screen/expression",

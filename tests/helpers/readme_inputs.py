@@ -61,6 +61,8 @@ def write_inputs(folder: Path, cells: ad.AnnData, genes: pd.Series) -> None:
     cells.write_h5ad(folder / "new.h5ad")
     cells.write_h5ad(folder / "mycells.h5ad")
     with_targets(cells, list(genes.index[:2])).write_h5ad(folder / "screen.h5ad")
+    hits = pd.DataFrame({"gene": genes.index[:60], "hit": ["yes", "no", "no"] * 20})
+    hits.to_csv(folder / "hits.csv", index=False)
     (folder / "corpus").mkdir()
     for number, rows in enumerate(np.array_split(np.arange(cells.n_obs), 3)):
         part = cells[rows].copy()

@@ -51,7 +51,9 @@ def _verdict(asked: pd.DataFrame) -> str:
             f"The predictions beat all their controls in {len(both)} of {len(can)} questions: "
             + "; ".join(ASKED[protocol] for protocol in both)
         )
-    times = ", ".join(f"{NAMES[name]} in {beats[name].sum()}" for name in NEGATIVES)
+    asked_of = {name: can[f"minus_{name}"].notna() for name in NEGATIVES}
+    counts = {name: (beats[name] & asked_of[name]).sum() for name in NEGATIVES}
+    times = ", ".join(f"{NAMES[name]} in {count}" for name, count in counts.items())
     return (
         f"Nothing specific to the perturbed gene is shown: of {len(can)} questions that the "
         f"measured cells can answer the predictions beat {times}, and in none both"

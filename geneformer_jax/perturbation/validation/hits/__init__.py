@@ -1,0 +1,1 @@
+"""Statistics of perturbations beside the list of hits of a screen."""
