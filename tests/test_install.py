@@ -75,7 +75,11 @@ def stand_ins(tmp_path_factory) -> Path:
             write_wheel(folder, each.name, lowest, [], ["cuda12", "cuda13", "tpu"])
     needs = list(METADATA["dependencies"])
     # As setuptools writes them.
-    needs += [f'{text}; extra == "{name}"' for name, extra in EXTRAS.items() for text in extra]
+    needs += [
+        f'{text}{" and" if ";" in text else ";"} extra == "{name}"'
+        for name, extra in EXTRAS.items()
+        for text in extra
+    ]
     write_wheel(folder, METADATA["name"], "0.1", needs, list(EXTRAS))
     return folder
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from geneformer_jax.common.errors import InputError
 
+SOMA_PREFIX = "soma://"
 _EDGE_BYTES = 1 << 20
 _SLUG_LETTERS = 80
 _FLUSHED_AT_ONCE = 8
@@ -72,6 +73,11 @@ def _flush(path: Path) -> None:
         os.close(descriptor)
 
 
+def local_path(given: Path | str) -> Path:
+    """Returns a path with the home folder for "~", and without "soma://" in front."""
+    return Path(str(given).removeprefix(SOMA_PREFIX)).expanduser()
+
+
 def count_files(paths: Sequence[Path]) -> str:
     """Returns "1 file" or "3 files"."""
     return f"{len(paths):,} file{'' if len(paths) == 1 else 's'}"
@@ -103,7 +109,7 @@ def fingerprint(path: Path | str) -> dict[str, str | int]:
     A folder is described by its number of files, their total size and a hash of their names and
     sizes.
     """
-    path = Path(path)
+    path = local_path(path)
     if path.is_dir():
         digest = hashlib.sha256()
         files = sorted(each for each in path.rglob("*") if each.is_file())

@@ -8,7 +8,7 @@ from typing import Any, Unpack
 
 from geneformer_jax.cells.counts.options import CountArguments, CountOptions
 from geneformer_jax.cells.formats.open import open_counts
-from geneformer_jax.cells.formats.paths import is_counts
+from geneformer_jax.cells.formats.paths import as_path, is_counts
 from geneformer_jax.common.errors import InputError
 from geneformer_jax.common.files import atomic_write, remove
 from geneformer_jax.common.log import logger
@@ -129,14 +129,14 @@ class EmbeddingRun:
         """
         check_options(model, self._mode, self._hidden_layer)
         # Of a store that is compared with its counts, only the counts are read anew.
-        for_cells = {} if counts and not is_counts(Path(cells)) else reading
+        for_cells = {} if counts and not is_counts(as_path(cells)) else reading
         opened = open_cells(cells, model, **for_cells)
         chosen = select_cells(opened, filters, max_cells, seed)
         if self._mode in ("cell", "cls"):
             keys = keys_of(as_layers(self._hidden_layer))
             check_columns_fit(self._output, chosen.obs.columns, keys)
         self._inputs = [cells, *([counts] if counts else [])]
-        if counts is None and is_counts(Path(cells)):
+        if counts is None and is_counts(as_path(cells)):
             counts = cells
         options = CountOptions.from_arguments(reading)
         self._counts = open_counts(counts, options) if counts else None

@@ -13,7 +13,7 @@ import pandas as pd
 from geneformer_jax.cells.counts.options import DEFAULT_OPTIONS, CountArguments, CountOptions
 from geneformer_jax.cells.formats.anndata_source import AnnDataSource
 from geneformer_jax.cells.formats.open import open_counts
-from geneformer_jax.cells.formats.paths import is_counts, is_zarr
+from geneformer_jax.cells.formats.paths import as_path, is_counts, is_zarr
 from geneformer_jax.cells.store.cell_store import CellStore, EncodedCells
 from geneformer_jax.cells.store.shorter_cells import shorten
 from geneformer_jax.cells.tokenization.indices import require_indices
@@ -100,7 +100,7 @@ def open_cells(
     options = CountOptions.from_arguments(reading)
     is_path = isinstance(cells, str | Path)
     if is_path:
-        cells = Path(cells).expanduser()
+        cells = as_path(cells)
     if isinstance(cells, ad.AnnData):
         source = AnnDataSource(cells, options)
     elif is_path and not is_tokenized_dataset(cells) and _may_be_counts(cells):

@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterable
 from pathlib import Path
 
 from geneformer_jax.cells.formats.open import open_counts
-from geneformer_jax.cells.formats.paths import is_counts
+from geneformer_jax.cells.formats.paths import as_path, is_counts
 from geneformer_jax.cells.store.layout import STORE
 from geneformer_jax.cells.store.writer import obs_kinds
 from geneformer_jax.common.errors import InputError, did_you_mean
@@ -38,7 +38,7 @@ def require_columns(cells: Path | str, columns: Iterable[str], filters: Iterable
       InputError: a column is not there.
     """
     columns, filters = [name for name in columns if name], [each for each in filters if ":" in each]
-    known = _columns_of(Path(cells).expanduser()) if columns or filters else None
+    known = _columns_of(as_path(cells)) if columns or filters else None
     if known is not None:
         named = (text[: end_of_column(text, known)].strip() for text in filters)
         check_columns(known, [*columns, *named])

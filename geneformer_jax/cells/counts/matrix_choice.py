@@ -50,8 +50,8 @@ def choose_matrices(
     """
     if options.counts_layer is not None:
         return _asked(names, options.counts_layer, where)
-    if list(names) == [MAIN]:
-        return [MAIN]
+    if len(names) == 1:
+        return list(names)
     if MAIN in names and _is_raw(sample_of(open_sample(MAIN)), options.fractional):
         return [MAIN]
     samples = {name: _sample_or_none(open_sample, name) for name in names if name != MAIN}

@@ -8,6 +8,8 @@ from geneformer_jax.common.arguments import MEANT_BY_LAYER
 from geneformer_jax.common.errors import InputError, did_you_mean
 
 FRACTIONAL_POLICIES = (ROUND, KEEP) = ("round", "keep")
+# What only experiments of TileDB-SOMA have.
+SOMA_OPTIONS = ("measurement", "obs_filter", "organism")
 SYMBOL_POLICIES = ("mapping", "names", "never")
 
 
@@ -47,6 +49,9 @@ class CountArguments(TypedDict, total=False):
     symbols: str
     compute_totals: bool
     fractional: str | None
+    measurement: str | None
+    obs_filter: str | None
+    organism: str | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,6 +68,10 @@ class CountOptions:
         n_counts). Ranks stay the same; rules of quality control and medians use totals.
       fractional: what is done with counts that are not whole, as aligners estimate them: "round"
         takes the nearest whole number, "keep" ranks them as they are; None refuses them.
+      measurement: of a TileDB-SOMA experiment; None for RNA, or the only one.
+      obs_filter: of a TileDB-SOMA experiment, which cells are read, in SOMA's own words, such as
+        'is_primary_data == True and tissue == "blood"'; None for all.
+      organism: of a Census, such as "homo_sapiens"; None for the only one.
       limits: of memory, and of the time in which a damaged file is recognised; they change nothing
         in the result.
     """
@@ -72,13 +81,16 @@ class CountOptions:
     symbols: str = "mapping"
     compute_totals: bool = False
     fractional: str | None = None
+    measurement: str | None = None
+    obs_filter: str | None = None
+    organism: str | None = None
     limits: ReadLimits = DEFAULT_LIMITS
 
     def __post_init__(self):
-        for name in ("counts_layer", "gene_column"):
+        for name in ("counts_layer", "gene_column", *SOMA_OPTIONS):
             value = getattr(self, name)
             if not (value is None or isinstance(value, str)):
-                raise InputError(f"`{name}` is {value!r}, but is a name (None for the usual one)")
+                raise InputError(f"`{name}` is {value!r}, but is a text (None for the usual one)")
         if self.symbols not in SYMBOL_POLICIES:
             raise InputError(f"`symbols` is {self.symbols!r}; give {', '.join(SYMBOL_POLICIES)}")
         if not isinstance(self.compute_totals, bool):
@@ -107,12 +119,14 @@ class CountOptions:
 
     def identity(self) -> dict[str, object]:
         """All that changes what is read, for work that is continued later."""
-        return {name: getattr(self, name) for name in CountArguments.__annotations__}
+        values = {name: getattr(self, name) for name in CountArguments.__annotations__}
+        # Work that was begun before there were these goes on.
+        return {n: value for n, value in values.items() if n not in SOMA_OPTIONS or value}
 
     def changed(self) -> list[str]:
         """Names of the options that are not the default."""
         identity, usual = self.identity(), CountOptions().identity()
-        return [name for name, value in identity.items() if value != usual[name]]
+        return [name for name, value in identity.items() if value != usual.get(name)]
 
 
 DEFAULT_OPTIONS = CountOptions()

@@ -6,6 +6,7 @@ import dataclasses
 import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -17,7 +18,7 @@ from geneformer_jax.cells.counts.gene_table import GeneTable, no_column
 from geneformer_jax.cells.counts.lazy_columns import RowBlocks, iter_blocks
 from geneformer_jax.cells.counts.matrix import Pieces, Rows
 from geneformer_jax.cells.counts.matrix_choice import OpenMatrix, choose_matrices, remedy_of
-from geneformer_jax.cells.counts.options import ROUND, CountOptions, ReadLimits
+from geneformer_jax.cells.counts.options import ROUND, SOMA_OPTIONS, CountOptions, ReadLimits
 from geneformer_jax.cells.counts.raw_counts import MatrixLocation, as_raw_counts
 from geneformer_jax.cells.counts.transpose import RowScratch
 from geneformer_jax.common.errors import InputError
@@ -57,6 +58,8 @@ class CountSource(Protocol):
       options: how it is read.
       settled: the options that open it again without looking for its matrix.
       matrix_name: which of its matrices is read.
+      origin: what else a provenance says of where the counts are from.
+      remark: the same for a line of the log; '' where there is nothing to say.
       n_cells: its number of cells.
       gene_ids: [columns] str, without the name of a genome in front; '' where it has none.
       gene_column: where they are from; "index" is the index of the table of genes.
@@ -70,6 +73,8 @@ class CountSource(Protocol):
     path: Path
     options: CountOptions
     matrix_name: str
+    origin: Mapping[str, object]
+    remark: str
     n_cells: int
     gene_ids: np.ndarray
     gene_column: str
@@ -107,6 +112,9 @@ class MatrixSource(GeneTable):
     n_cells: int
     packed_ids: np.ndarray | RowBlocks[np.ndarray]
     matrix_name: str = "X"
+    origin: Mapping[str, object] = MappingProxyType({})
+    remark: str = ""
+    takes_soma_options: bool = False
     remedy: str = "give a file with raw counts"
     _sizes_remedy: str = "the file is damaged or not in the expected layout"
     _chosen: Sequence[str] = ()
@@ -116,8 +124,17 @@ class MatrixSource(GeneTable):
     _scratch: RowScratch | None = None
 
     def __init__(self, path: Path, options: CountOptions):
-        """Takes what is to be read, and how."""
+        """Takes what is to be read, and how.
+
+        Raises:
+          InputError: an option is not for this kind of source.
+        """
         self.path, self.options = path, options
+        given = [name for name in options.changed() if name in SOMA_OPTIONS]
+        if given and not self.takes_soma_options:
+            raise InputError(
+                f"{path} is no TileDB-SOMA experiment, for which `{given[0]}` is; leave it out"
+            )
 
     @abc.abstractmethod
     def _matrix(self) -> contextlib.AbstractContextManager[Rows | Pieces]:

@@ -22,11 +22,14 @@ from geneformer_jax.cells.formats.mtx_layouts import is_matrix, matrix_files
 from geneformer_jax.cells.formats.mtx_source import MtxSource
 from geneformer_jax.cells.formats.paths import (
     KINDS,
+    as_path,
     datasets_of,
     expand_paths,
     is_hdf5,
+    is_soma,
     is_zarr,
 )
+from geneformer_jax.cells.formats.soma.source import SomaSource
 from geneformer_jax.cells.formats.tenx_source import TenxH5Source
 from geneformer_jax.common.errors import InputError
 
@@ -46,13 +49,14 @@ def open_counts(path: Path | str, options: CountOptions = DEFAULT_OPTIONS) -> Co
 
     Args:
       path: an .h5ad, .h5mu, .loom or 10x .h5 file, a zarr store (folder or zipped) of AnnData,
-        MuData or SpatialData, or a folder with Matrix Market files.
+        MuData or SpatialData, a TileDB-SOMA experiment ("soma://" may stand in front), or a folder
+        with Matrix Market files.
       options: which matrix and gene ids.
 
     Raises:
       InputError: nothing is there, or it cannot be read as counts.
     """
-    path = Path(path).expanduser()
+    path = as_path(path)
     if not path.exists():
         raise InputError(f"{path} does not exist; check the path")
     if datasets := datasets_of(path):
@@ -112,6 +116,8 @@ def _require_survivable(path: Path, limits: ReadLimits) -> None:
 
 
 def _source_type(path: Path) -> type[MatrixSource]:
+    if is_soma(path):
+        return SomaSource
     if is_zarr(path):
         return AnnDataFileSource
     with explain_damage(path, "zipped zarr"):

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from geneformer_jax.cells.formats.mtx_layouts import is_matrix, is_matrix_folder
 from geneformer_jax.common.errors import InputError, did_you_mean
+from geneformer_jax.common.files import SOMA_PREFIX, local_path
 
 HDF5_SUFFIXES = (".h5ad", ".h5mu", ".loom", ".h5")
 ZARR_MARKS = (".zgroup", "zarr.json")
@@ -15,13 +16,14 @@ ZARR_MARKS = (".zgroup", "zarr.json")
 _MOST_COMMAS = 5
 # How many folders are looked into, so many levels down, to say where counts are.
 _FOLDERS, _LEVELS, _LISTED = 500, 3, 5
+_TILEDB_GROUP = "__tiledb_group.tdb"
 _ZARR_ZIP = ".zarr.zip"
 # What annbatch calls the parts of a collection.
 _DATASET = re.compile(r"dataset_(\d+)")
 KINDS = (
     "counts are .h5ad, .h5mu, .loom and .h5 (10x) files, zarr stores of AnnData, MuData or "
-    "SpatialData (folders or .zarr.zip), collections of annbatch, and folders with a matrix.mtx as "
-    "Cell Ranger, STARsolo, kb, alevin-fry and Parse write them"
+    "SpatialData (folders or .zarr.zip), collections of annbatch, TileDB-SOMA experiments, and "
+    "folders with a matrix.mtx as Cell Ranger, STARsolo, kb, alevin-fry and Parse write them"
 )
 
 
@@ -35,10 +37,32 @@ def is_zarr(path: Path) -> bool:
     return path.is_dir() and any((path / mark).is_file() for mark in ZARR_MARKS)
 
 
+def is_soma(path: Path) -> bool:
+    """Whether a folder is a group of TileDB, which experiments and collections of them are."""
+    return (path / _TILEDB_GROUP).is_file()
+
+
+def as_path(given: Path | str) -> Path:
+    """Returns a path with the home folder for "~" and without "soma://" in front.
+
+    Raises:
+      InputError: there is no TileDB-SOMA behind "soma://".
+    """
+    text, path = str(given), local_path(given)
+    if text.startswith(SOMA_PREFIX) and not glob.has_magic(text) and not is_soma(path):
+        what = "is no TileDB-SOMA" if path.exists() else "does not exist"
+        raise InputError(
+            f"{path} {what}; give the folder of an experiment, or of a Census, behind {SOMA_PREFIX}"
+        )
+    return path
+
+
 def is_counts(path: Path) -> bool:
     """Whether one path is a source of its own: a count file or a folder that is a store."""
     if path.is_dir():
-        return is_matrix_folder(path) if not is_zarr(path) else not datasets_of(path)
+        if is_zarr(path):
+            return not datasets_of(path)
+        return is_soma(path) or is_matrix_folder(path)
     return is_hdf5(path) or is_matrix(path) or path.name.lower().endswith(_ZARR_ZIP)
 
 
@@ -92,7 +116,7 @@ def _parts(paths: str) -> Iterator[str]:
     while pieces:
         lengths = [len(pieces), *range(1, min(len(pieces), _MOST_COMMAS + 2))]
         joined = {length: ",".join(pieces[:length]).strip() for length in lengths}
-        there = (n for n, part in joined.items() if part and Path(part).expanduser().exists())
+        there = (n for n, part in joined.items() if part and local_path(part).exists())
         length = next(there, 1)
         if joined[length]:
             yield joined[length]
@@ -100,7 +124,7 @@ def _parts(paths: str) -> Iterator[str]:
 
 
 def _expand(part: str) -> list[Path]:
-    path = Path(part).expanduser()
+    path = as_path(part)
     part = str(path)
     if path.is_file():
         return [path]

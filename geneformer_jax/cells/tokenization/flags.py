@@ -56,6 +56,16 @@ def _define_matrix_flags() -> None:
     flags.DEFINE_string(
         "gene_column", "", "Column with the gene ids, or index; if empty, found by what it holds."
     )
+    flags.DEFINE_string(
+        "obs_filter", "", "Of TileDB-SOMA: which cells are read, in its own words, such as "
+        "'is_primary_data == True and tissue == \"blood\"'.",
+    )  # fmt: skip
+    flags.DEFINE_string(
+        "measurement", "", "Of TileDB-SOMA: the measurement; if empty, RNA or the only one."
+    )
+    flags.DEFINE_string(
+        "organism", "", "Of a Census: the organism, such as homo_sapiens; if empty, the only one."
+    )
     flags.DEFINE_bool(
         "compute_totals", False, "Compute the cells' totals, although the file states n_counts."
     )

@@ -1,7 +1,7 @@
 """Which column of a source holds the gene ids, and which of its genes are of another species."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
 import pyarrow as pa
@@ -33,11 +33,20 @@ class GeneChoice:
       matrix: name of the matrix with the raw counts.
       column: of the gene ids; "index" for the index of the table of genes.
       kept: bool [genes], those that are not of another species; None for all.
+      origin: what else a provenance says of the source.
+      remark: the same for a line of the log.
     """
 
     matrix: str
     column: str
     kept: np.ndarray | None = None
+    origin: Mapping[str, object] = field(default_factory=dict)
+    remark: str = ""
+
+    @classmethod
+    def of(cls, source: CountSource, kept: np.ndarray | None = None) -> "GeneChoice":
+        """What a source takes now, and which of its genes are kept."""
+        return cls(source.matrix_name, source.gene_column, kept, source.origin, source.remark)
 
     @property
     def foreign(self) -> int:
@@ -52,7 +61,8 @@ class GeneChoice:
     def describe(self) -> str:
         """What was chosen, for a line of the log."""
         others = f"; {self.foreign:,} genes of other species are left out" if self.foreign else ""
-        return f"counts in {self.matrix}, gene ids in {self.column}{others}"
+        remark = f"; {self.remark}" if self.remark else ""
+        return f"counts in {self.matrix}, gene ids in {self.column}{others}{remark}"
 
     def facts(self) -> dict[str, object]:
         """What was chosen, for a provenance."""
@@ -60,6 +70,7 @@ class GeneChoice:
             "counts_matrix": self.matrix,
             "gene_column": self.column,
             "genes_of_other_species": self.foreign,
+            **self.origin,
         }
 
 
@@ -136,11 +147,11 @@ def leave_out_other_species(
         each = np.where(source.gene_genomes == "", each, source.gene_genomes)
     other = (each != "") & (each != species)
     if not _are_several(each, other, source.gene_genomes is not None):
-        return GeneChoice(source.matrix_name, source.gene_column)
+        return GeneChoice.of(source)
     names, numbers = np.unique(each[each != ""], return_counts=True)
     if np.count_nonzero(each == species) <= _MAX_STRAY_FRACTION * numbers.sum():
         raise InputError(f"{source.path} has {names[numbers.argmax()]} gene ids, but {remedy}")
-    choice = GeneChoice(source.matrix_name, source.gene_column, ~other)
+    choice = GeneChoice.of(source, ~other)
     choice.apply(source)
     return choice
 

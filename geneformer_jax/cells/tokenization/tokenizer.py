@@ -134,7 +134,7 @@ def match_genes(
         return vocabulary.tokens_of(own, symbols=source.options.symbols)
 
     ids, tokens = choose_known_ids(source, find_tokens)
-    choice = GeneChoice(source.matrix_name, source.gene_column)
+    choice = GeneChoice.of(source)
     if options.orthologs is None:
         ours = species_of(pa.array(vocabulary.gene_ids[:_GENES_FOR_SPECIES]))
         remedy = (

@@ -1,0 +1,1 @@
+"""TileDB-SOMA: experiments, and collections of them as CELLxGENE Census is one."""
