@@ -20,15 +20,25 @@ its own tables; the same command with --finish puts them together.
 a cell in place of one for each gene. --settle then makes the strongest exactly, and tells how good
 the estimates are. Its tables have each shift in two parts: all later genes move up by one position
 (reranking), and the gene is gone (removal).
+
+--controls sets beside the shifts what they must beat. Most follow from the same tables;
+random_weights makes the same edits with a model that has learned nothing, and self_deletion embeds
+the states without each of the strongest genes. --dry_run says what all that has to encode.
 """
 
+from __future__ import annotations
+
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from absl import flags
 
 from geneformer_jax.cells.tokenization.flags import define_reading_flags, reading_arguments
 from geneformer_jax.common import command_line
 from geneformer_jax.common.errors import InputError
+
+if TYPE_CHECKING:
+    from geneformer_jax.perturbation.run import PerturbationRun
 
 FLAGS = flags.FLAGS
 
@@ -79,17 +89,19 @@ flags.DEFINE_string(
     "mixture_model, aggregate, aggregate_gene_shifts, combinations. May be asked for later.",
 )  # fmt: skip
 flags.DEFINE_string(
-    "controls", "all", "For goal_state_shift: what is set beside it, from the same tables; all "
-    "that they allow, none, or like_rank, cells, coverage, start, reranking, donors, separated by "
-    "commas; for aggregate_gene_shifts: responsiveness.",
+    "controls", "free", "What is set beside goal_state_shift: free, all that need no further "
+    "encodings; all; none; or like_rank, cells, coverage, start, reranking, "
+    "differential_expression, covariance, donors, and with further encodings random_weights, "
+    "self_deletion, separated by commas. For aggregate_gene_shifts: responsiveness.",
 )  # fmt: skip
 flags.DEFINE_integer(
     "min_cells", 10, "Of controls: genes edited in fewer cells are not compared.", lower_bound=2
 )
 flags.DEFINE_string("group", "", "Of controls: obs column of donors, over which shifts must hold.")
 flags.DEFINE_string("null", "", "For vs_null: what perturb wrote of other cells.")
+flags.DEFINE_bool("dry_run", False, "Say what would be encoded, for controls too, and stop.")
 command_line.device_flags()
-_HOW = ("precision", "attention", "tokens_per_device")
+_HOW = ("precision", "attention", "tokens_per_device", "min_cells")
 
 
 def main() -> None:
@@ -99,41 +111,57 @@ def main() -> None:
     # JAX takes seconds to import, which --help, a mistyped flag and a wrong column should not have
     # to wait for.
     from geneformer_jax.inference.columns import require_columns
+    from geneformer_jax.perturbation.controls.choice import require_controls
 
+    controls = command_line.split_list(FLAGS.controls)
+    require_controls(controls, FLAGS.start, FLAGS.goal, FLAGS.group)
     require_columns(FLAGS.cells, [FLAGS.states, FLAGS.group], FLAGS.filter)
     from geneformer_jax.interop.load import load_model
     from geneformer_jax.model.sharding import use_all_cores
+    from geneformer_jax.perturbation import model_controls
     from geneformer_jax.perturbation.config import read_options
-    from geneformer_jax.perturbation.controls.beside import require_controls
     from geneformer_jax.perturbation.run import PerturbationRun
     from geneformer_jax.perturbation.statistics.report import perturbation_statistics, require_modes
 
     modes, given = command_line.split_list(FLAGS.statistics), command_line.configuration()
     require_modes(modes, FLAGS.null)
-    controls = command_line.split_list(FLAGS.controls)
-    require_controls(controls, FLAGS.start, FLAGS.group)
-    shard = command_line.parse_shard(FLAGS.shard)
-    run = PerturbationRun(Path(FLAGS.output), read_options(given), given, shard)
-    if run.is_complete():
+    output, options = Path(FLAGS.output), read_options(given)
+    dear = model_controls.choose_controls(controls, options)
+    run = PerturbationRun(output, options, given, command_line.parse_shard(FLAGS.shard))
+    is_complete = run.is_complete()
+    missing = model_controls.missing_controls(output, dear)
+    if is_complete and not missing and not FLAGS.dry_run:
         print(f"{FLAGS.output} is complete and was written by this command: nothing to do")
     else:
         use_all_cores()
-        model = load_model(FLAGS.checkpoint, FLAGS.vocabulary or None)
-        how = {name: FLAGS[name].value for name in _HOW}
-        run.prepare(model, FLAGS.cells, **how, **reading_arguments())
-        if not FLAGS.finish and not run.make():
-            print(f"shard {FLAGS.shard} is screened; when all are, run the same command again")
+        how = model_controls.HowToRun(
+            FLAGS.cells, reading=reading_arguments(), **{name: FLAGS[name].value for name in _HOW}
+        )
+        how.plan(run, load_model(FLAGS.checkpoint, FLAGS.vocabulary or None))
+        command_line.show(model_controls.describe_costs(run.planned, dear))
+        if FLAGS.dry_run or not (is_complete or _is_joined(run)):
             return
-        if FLAGS.shard:
-            print(f"shard {FLAGS.shard} is done; when all are, run the same command with --finish")
-            return
-        run.finish()
+        for name in missing:
+            model_controls.make_control(name, output, run.planned, given, how)
     for mode in modes:
         null = FLAGS.null if mode == "vs_null" else ""
         group = FLAGS.group if mode == "goal_state_shift" else ""
         beside = {"controls": controls, "min_cells": FLAGS.min_cells, "group": group}
         written = perturbation_statistics(FLAGS.output, mode, null=null, **beside)
         print(f"{mode}: {', '.join(path.name for path in written)} in {written[0].parent}")
+
+
+def _is_joined(run: PerturbationRun) -> bool:
+    """Makes the edits, or those of a shard, and returns whether all are put together."""
+    run.ready(FLAGS.tokens_per_device)
+    if not FLAGS.finish and not run.make():
+        print(f"shard {FLAGS.shard} is screened; when all are, run the same command again")
+        return False
+    if FLAGS.shard:
+        print(f"shard {FLAGS.shard} is done; when all are, run the same command with --finish")
+        return False
+    run.finish()
+    return True
 
 
 if __name__ == "__main__":

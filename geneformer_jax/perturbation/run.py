@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, Unpack
+from typing import Any, NamedTuple, Unpack
 
 import numpy as np
 import pyarrow as pa
@@ -59,11 +59,33 @@ from geneformer_jax.perturbation.tables import (
 
 # What does not change the tables; statistics may be asked of tables that are there.
 _NOT_IN_PLAN = ("output", "shard", "finish", "tokens_per_device", "statistics", "null", "controls",
-                "min_cells", "group")  # fmt: skip
+                "min_cells", "group", "dry_run")  # fmt: skip
+
+
+class Planned(NamedTuple):
+    """What a run is going to do.
+
+    Attributes:
+      model: that perturbs.
+      options: with the states as the cells' column names them.
+      spec: what is computed of each edit.
+      plan: the edits.
+      all_cells: those that are perturbed, and others.
+    """
+
+    model: PretrainedModel
+    options: PerturbationOptions
+    spec: ForwardSpec
+    plan: EditPlan
+    all_cells: EncodedCells
 
 
 class PerturbationRun:
-    """One run, or this process's shard of it."""
+    """One run, or this process's shard of it.
+
+    Attributes:
+      planned: what it does, once `plan` was called.
+    """
 
     def __init__(
         self,
@@ -93,44 +115,52 @@ class PerturbationRun:
         """Whether the output is there; raises InputError if it is another run's."""
         return self._folder.is_complete(self._command)
 
-    def prepare(
+    def plan(
         self,
         model: PretrainedModel,
         cells: str,
         precision: str,
         attention: str,
-        tokens_per_device: int | None,
         **reading: Unpack[CountArguments],
     ) -> None:
-        """Plans the edits, logs their size and readies the devices.
+        """Plans the edits, and logs their size; nothing is computed or written yet.
 
         Args:
           model: that perturbs.
           cells: path of a store or of counts.
           precision, attention: how to compute, by name.
-          tokens_per_device: padded tokens at a time, or None.
           reading: of counts, see `CountOptions`.
 
         Raises:
-          InputError: see `perturb_cells`; the output is of another run, damaged or does not fit.
+          InputError: see `perturb_cells`; the tables do not fit on the disk.
         """
         options, self._model, self._inputs = self._options, model, [cells]
         spec, (rule, sets) = make_spec(model, options), resolve_edits(model, options)
         opened = open_cells(cells, model, whole=options.refill, **reading)
         options, spec = name_states(options, spec, opened)
         self._options = options
-        self._all_cells = opened
         plan = make_plan(opened, options, spec, rule, sets, self._tokens_per_part)
         plan = plan_screen(plan, options) if options.screen else plan
         # Attention is chosen for what is encoded, which may be shorter than the cells.
         longest = int(plan.longest.max())
         runtime, line = inference_runtime(model.config, longest, precision, attention)
         logger.info(f"model {model.source}\n{line}")
-        spec = replace(spec, runtime=runtime)
+        self.planned = Planned(model, options, replace(spec, runtime=runtime), plan, opened)
+        self._check_size(plan, spec)
+
+    def ready(self, tokens_per_device: int | None) -> None:
+        """Readies the devices, and finds the embeddings of the states.
+
+        Args:
+          tokens_per_device: padded tokens at a time, or None.
+
+        Raises:
+          InputError: the output is of another run, or damaged.
+        """
+        model, options, spec, plan, opened = self.planned
         identity = identity_of(model, plan.cells)
         if options.classes:
             identity["head"] = weights_sha256(model, [model.head.kind])
-        self._check_size(plan, spec)
         # A wrong file of state embeddings is refused before anything is written.
         given = find_states(model, opened, options, spec) if options.state_embeddings else None
         edits = {"command": self._command, "edits": sha256(np.array(plan.parts, np.int64))}
@@ -242,7 +272,7 @@ class PerturbationRun:
 
     def _compare_states(self, states: CellStates) -> dict[str, int]:
         """Writes what can be said of genes without a model; returns the numbers of cells."""
-        cells = select_cells(self._all_cells, self._options.filters)
+        cells = select_cells(self.planned.all_cells, self._options.filters)
         named = states.column, states.goal, states.start
         table, sizes = compare_states(cells, *named, self._options.seed)
         if len(table):

@@ -6,9 +6,26 @@ from pathlib import Path
 import pandas as pd
 import pyarrow.parquet as pq
 
-from geneformer_jax.common.errors import InputError, did_you_mean
+from geneformer_jax.common.errors import InputError
 from geneformer_jax.inference.columns import check_columns
 from geneformer_jax.perturbation.controls import comparisons, of_genes
+from geneformer_jax.perturbation.controls.choice import CELLS as CELLS_COMPARED
+from geneformer_jax.perturbation.controls.choice import (
+    COVARIANCE,
+    COVERAGE,
+    DEAR,
+    DONORS,
+    EXPRESSION,
+    LIKE_RANK,
+    NEEDS_GROUP,
+    NEEDS_START,
+    RANDOM_WEIGHTS,
+    RERANKING,
+    RESPONSIVENESS,
+    SELF_DELETION,
+    START,
+    refuse,
+)
 from geneformer_jax.perturbation.controls.donors import MIN_DONORS
 from geneformer_jax.perturbation.controls.finding import Asked, Finding
 from geneformer_jax.perturbation.controls.responsiveness import (
@@ -17,7 +34,14 @@ from geneformer_jax.perturbation.controls.responsiveness import (
     responsiveness,
     without_responsiveness,
 )
-from geneformer_jax.perturbation.layout import BASELINES, CELLS, OBS, SHIFTS
+from geneformer_jax.perturbation.layout import (
+    BASELINES,
+    CELLS,
+    OBS,
+    RANDOM_RUN,
+    SHIFTS,
+    WITHOUT_OWN,
+)
 from geneformer_jax.perturbation.statistics.modes import (
     Controls,
     StatisticOptions,
@@ -31,56 +55,33 @@ from geneformer_jax.perturbation.statistics.tables import (
 )
 from geneformer_jax.reporting.figures import Drawing
 
-ALL, NONE = "all", "none"
 OF_GENES: dict[str, Callable[[Asked], Finding]] = {
-    "like_rank": of_genes.like_rank,
-    "cells": of_genes.cells,
-    "coverage": of_genes.coverage,
-    "start": of_genes.start,
-    "reranking": comparisons.reranking,
-    "differential_expression": comparisons.differential_expression,
-    "covariance": comparisons.covariance,
-    "donors": of_genes.donors,
+    LIKE_RANK: of_genes.like_rank,
+    CELLS_COMPARED: of_genes.cells,
+    COVERAGE: of_genes.coverage,
+    START: of_genes.start,
+    RERANKING: comparisons.reranking,
+    EXPRESSION: comparisons.differential_expression,
+    COVARIANCE: comparisons.covariance,
+    DONORS: of_genes.donors,
+    RANDOM_WEIGHTS: comparisons.random_weights,
+    SELF_DELETION: comparisons.self_deletion,
 }
-_WITHOUT_MODEL = ("differential_expression", "covariance")
-_RESPONSIVENESS = "responsiveness"
-CONTROLS = (*OF_GENES, _RESPONSIVENESS)
-_NEEDS_START = "a start state that is not the goal: perturb with `start`"
-_NEEDS_GROUP = "an obs column of donors: name it by `group`"
+_FILES = {
+    EXPRESSION: BASELINES,
+    COVARIANCE: BASELINES,
+    RANDOM_WEIGHTS: RANDOM_RUN,
+    SELF_DELETION: WITHOUT_OWN,
+}
+_NOT_COMPARED = "cells of both states, which runs of this version compare: perturb again"
+_NOT_MADE = {
+    EXPRESSION: _NOT_COMPARED,
+    COVARIANCE: _NOT_COMPARED,
+    **{name: f"further encodings: perturb with `controls`={name}" for name in DEAR},
+}
 _COLUMNS = ["control", "what it asks", "result", "verdict"]
 _MODE, _OF_GENE_SHIFTS = goal_state_shift.__name__, aggregate_gene_shifts.__name__
-_OF_MODE = {_MODE: tuple(OF_GENES), _OF_GENE_SHIFTS: (_RESPONSIVENESS,)}
-
-
-def read_controls(controls: str | Sequence[str]) -> tuple[str, ...] | None:
-    """Returns the names of controls that must be made, or None for all that the run allows.
-
-    Args:
-      controls: "all", "none", or names.
-
-    Raises:
-      InputError: a name is unknown.
-    """
-    names = (controls,) if isinstance(controls, str) else tuple(controls)
-    if names in ((ALL,), (NONE,)):
-        return None if names == (ALL,) else ()
-    for name in names:
-        if name not in CONTROLS:
-            known = [*CONTROLS, ALL, NONE]
-            raise InputError(
-                f'there is no control "{name}"{did_you_mean(name, known)}; `controls` are '
-                f"{', '.join(known)}"
-            )
-    return names
-
-
-def require_controls(controls: str | Sequence[str], start: str, group: str) -> None:
-    """Raises InputError for an unknown control, or one that lacks the run's start or donors."""
-    given = {"start": (start, _NEEDS_START), "donors": (group, _NEEDS_GROUP)}
-    for name in read_controls(controls) or ():
-        value, why = given.get(name, ("-", ""))
-        if not value:
-            raise InputError(f'the control "{name}" needs {why}; or leave it out of `controls`')
+_OF_MODE = {_MODE: tuple(OF_GENES), _OF_GENE_SHIFTS: (RESPONSIVENESS,)}
 
 
 def with_controls(
@@ -110,14 +111,14 @@ def with_controls(
     lacking = {name: why for name in names or OF_GENES if (why := _lacks(name, asked))}
     if names and lacking:
         name, why = next(iter(lacking.items()))
-        raise InputError(f'the control "{name}" needs {why}; or leave it out of `controls`')
+        raise refuse(name, why)
     made = [name for name in names or OF_GENES if name not in lacking]
     findings = {name: OF_GENES[name](asked) for name in made}
     return result._replace(
         tables=result.tables | {mode: [_joined(asked.table, findings.values())]},
         controls=Controls(
             table=_described(findings, lacking),
-            verdict=findings["like_rank"].result if "like_rank" in findings else "",
+            verdict=findings[LIKE_RANK].result if LIKE_RANK in findings else "",
             headings={
                 name: text for each in findings.values() for name, text in each.headings.items()
             },
@@ -158,14 +159,14 @@ def _lacks(name: str, asked: Asked) -> str:
         return "ranks of the edited genes, which tables of this version have: perturb again"
     if not any(True for _ in asked.rows(asked.goal)):
         return "edits of single genes: perturb each gene in turn"
-    if name == "start" and not asked.has_start:
-        return _NEEDS_START
-    if name == "reranking" and name not in column_names(asked.folder / SHIFTS):
+    if name == START and not asked.has_start:
+        return NEEDS_START
+    if name == RERANKING and name not in column_names(asked.folder / SHIFTS):
         return "the part `reranking` of shifts: perturb with `screen`"
-    if name in _WITHOUT_MODEL and not (asked.folder / BASELINES).exists():
-        return "cells of both states, which runs of this version compare: perturb again"
-    if name == "donors" and (asked.donors is None or asked.donors.nunique() < MIN_DONORS):
-        return f"{_NEEDS_GROUP}, of which at least {MIN_DONORS} have cells"
+    if name in _FILES and not (asked.folder / _FILES[name]).exists():
+        return _NOT_MADE[name]
+    if name == DONORS and (asked.donors is None or asked.donors.nunique() < MIN_DONORS):
+        return f"{NEEDS_GROUP}, of which at least {MIN_DONORS} have cells"
     return ""
 
 
@@ -180,11 +181,11 @@ def _with_responsiveness(
             f"{found.edits}: perturb more genes, or lower `min_cells`"
         )
         if is_required:
-            raise InputError(f'the control "{_RESPONSIVENESS}" needs {why}')
-        table = _described({}, {_RESPONSIVENESS: why})
+            raise refuse(RESPONSIVENESS, why)
+        table = _described({}, {RESPONSIVENESS: why})
         return result._replace(controls=Controls(table, "", {}, lambda: iter(())))
     pieces = without_responsiveness(result.tables[_OF_GENE_SHIFTS], found.means)
-    row = (_RESPONSIVENESS, "Does an edit affect genes that other edits do not?", *describe(found))
+    row = (RESPONSIVENESS, "Does an edit affect genes that other edits do not?", *describe(found))
     controls = Controls(
         table=pd.DataFrame([row], columns=_COLUMNS),
         verdict="",

@@ -1,12 +1,15 @@
 """Controls that set the list of shifts beside another list: without a model, or of ranks alone."""
 
+from collections.abc import Iterable
+
 import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
 
 from geneformer_jax.perturbation.controls.finding import Asked, Finding
-from geneformer_jax.perturbation.layout import BASELINES
+from geneformer_jax.perturbation.layout import BASELINES, RANDOM_RUN, SHIFTS, WITHOUT_OWN
 from geneformer_jax.perturbation.statistics.screen_accuracy import spearman
+from geneformer_jax.perturbation.statistics.tables import column_names
 
 ALIKE, SAME = 0.7, 0.9
 TOO_FEW = "too few genes to tell"
@@ -75,6 +78,68 @@ def covariance(asked: Asked) -> Finding:
     return Finding(asks, *result, columns, headings, iter(()))
 
 
+def random_weights(asked: Asked) -> Finding:
+    """Asks whether a model that has learned nothing would give the same list."""
+    random = asked.folder / RANDOM_RUN
+    columns = {"Random_weights_shift": asked.means(asked.goal, folder=random)}
+    pairs = {"shifts": (asked.shifts, columns["Random_weights_shift"])}
+    if asked.has_start:
+        ours, theirs = (
+            asked.means(asked.goal, folder=each) - asked.means(asked.start, folder=each)
+            for each in (asked.folder, random)
+        )
+        columns["Random_weights_goal_minus_start"] = theirs
+        pairs["shifts towards goal minus start"] = ours, theirs
+    for part in ("reranking", "removal"):
+        if all(part in column_names(each / SHIFTS) for each in (asked.folder, random)):
+            both = [asked.means(asked.goal, part, each) for each in (asked.folder, random)]
+            pairs[f"the parts {part} of shifts"] = tuple(both)
+    found = {
+        f"{name} and those of random weights": correlate(_compared(asked, ours), theirs)
+        for name, (ours, theirs) in pairs.items()
+    }
+    return Finding(
+        "Would a model that has learned nothing give the same list?",
+        "; ".join(say_correlation(name, each) for name, each in found.items()),
+        _verdict(found.values(), "training adds nothing there", "training changes the list"),
+        pd.DataFrame(columns, asked.within.edits.names),
+        {name: _OF_RANDOM_WEIGHTS[name] for name in columns},
+        iter(()),
+    )
+
+
+_OF_RANDOM_WEIGHTS = {
+    "Random_weights_shift": "mean shift of the same edits with random weights",
+    "Random_weights_goal_minus_start": "the same minus the shift towards the start",
+}
+
+
+def self_deletion(asked: Asked) -> Finding:
+    """Asks how much of the strongest shifts is nothing but the gene's own absence."""
+    table = pd.read_parquet(asked.folder / WITHOUT_OWN).set_index("perturbed")
+    kept = table["Self_deleted_fraction"]
+    result = (
+        f"of the {len(table):,} genes with the strongest goal minus start, the median keeps "
+        f"{kept.median():.0%} of it when the states are embedded without the gene "
+        f"({kept.min():.0%} to {kept.max():.0%}); {(kept < 0.5).sum():,} keep less than half"
+    )
+    headings = {
+        "Self_deletion_cells": "cells of the start, of those sampled, that have the gene",
+        "Sampled_goal_minus_start": "shift towards goal minus start of these, states being means "
+        "over the sample",
+        "Self_deleted_goal_minus_start": "the same with the gene left out of the states' cells too",
+        "Self_deleted_fraction": "the one as a fraction of the other: near 0, the shift says only "
+        "that the states differ in this gene",
+    }
+    verdict = (
+        "much of these shifts is the gene's own absence" if kept.median() < 0.5
+        else "these shifts are more than the gene's own absence"
+    )  # fmt: skip
+    asks = "What stays of a shift if the states are embedded without the deleted gene?"
+    columns = table.reindex(asked.within.edits.names)[list(headings)]
+    return Finding(asks, result, verdict, columns, headings, iter(()))
+
+
 def _baselines(asked: Asked, columns: list[str]) -> pd.DataFrame:
     table = pq.read_table(asked.folder / BASELINES, columns=["perturbed", *columns]).to_pandas()
     return table.set_index("perturbed").reindex(asked.within.edits.names)
@@ -87,11 +152,20 @@ def _beside(asked: Asked, what: str, values_E: np.ndarray) -> tuple[str, str]:
         away = asked.shifts - asked.means(asked.start)
         found["shifts towards goal minus start"] = correlate(away, values_E)
     result = "; ".join(say_correlation(f"{name} and {what}", each) for name, each in found.items())
-    strongest = np.abs([value for value, _ in found.values()])
+    return result, _verdict(
+        found.values(), "the model adds nothing there", "the list is another one"
+    )
+
+
+def _verdict(found: Iterable[tuple[float, int]], same: str, other: str) -> str:
+    strongest = np.abs([value for value, _ in found])
     if np.isnan(strongest).all():
-        return result, TOO_FEW
-    adds = np.nanmax(strongest) <= SAME
-    return result, "the list is another one" if adds else "the model adds nothing there"
+        return TOO_FEW
+    return same if np.nanmax(strongest) > SAME else other
+
+
+def _compared(asked: Asked, values_E: np.ndarray) -> np.ndarray:
+    return np.where(asked.is_compared, values_E, np.nan)
 
 
 def _reference(asked: Asked) -> str:

@@ -40,10 +40,18 @@ class Asked:
     table: pd.DataFrame
     donors: pd.Series | None
 
-    def rows(self, state: str, *further: str) -> ShiftRows:
-        """Returns the shifts of single genes towards a state, with further columns."""
+    def rows(self, state: str, *further: str, folder: Path | None = None) -> ShiftRows:
+        """Returns the shifts of single genes towards a state, with further columns.
+
+        Args:
+          state: that shifts are towards.
+          further: columns.
+          folder: of another perturbation with the same edits.
+        """
         where = {"measure": self.measure, "state": state}
-        return ShiftRows(self.folder / SHIFTS, (*ROWS, *further), where, genes_in_edit=1)
+        return ShiftRows(
+            (folder or self.folder) / SHIFTS, (*ROWS, *further), where, genes_in_edit=1
+        )
 
     @property
     def has_start(self) -> bool:
@@ -67,11 +75,13 @@ class Asked:
         means = column.reindex(self.within.edits.names).to_numpy(float)
         return np.where(self.is_compared, means, np.nan)
 
-    def means(self, state: str, column: str = "value") -> np.ndarray:
-        """float64 [edits of `within`], means over cells of a column, of rows of one state."""
+    def means(self, state: str, column: str = "value", folder: Path | None = None) -> np.ndarray:
+        """Returns float64 [edits of `within`], means over cells of a column; see `rows`."""
         edits, moments = self.within.edits, RunningMoments()
-        for piece in self.rows(state, *({column} - {"value"})):
-            moments.add(edits.find(piece["perturbed"]), piece[column].to_numpy(np.float64))
+        for piece in self.rows(state, *({column} - {"value"}), folder=folder):
+            numbers = edits.find(piece["perturbed"])
+            values = piece[column].to_numpy(np.float64)
+            moments.add(numbers[numbers >= 0], values[numbers >= 0])
         return moments.result().dense(len(edits)).means
 
     def coverage(self) -> np.ndarray:

@@ -20,7 +20,8 @@ from geneformer_jax.common.errors import InputError, did_you_mean
 from geneformer_jax.common.files import atomic_write
 from geneformer_jax.common.log import logger
 from geneformer_jax.common.provenance import FILE_NAME, describe_run
-from geneformer_jax.perturbation.controls.beside import ALL, read_controls, with_controls
+from geneformer_jax.perturbation.controls.beside import with_controls
+from geneformer_jax.perturbation.controls.choice import ALL, read_controls
 from geneformer_jax.perturbation.layout import SHIFTS
 from geneformer_jax.perturbation.statistics.estimated import mark_estimates
 from geneformer_jax.perturbation.statistics.modes import (
@@ -89,10 +90,10 @@ def perturbation_statistics(
       seed: of that sample.
       set_size: only edits of this many genes; 0 takes all, and so compares pairs with single genes
         where a perturbation has both.
-      controls: what is set beside it, from the same tables: "all" that they allow, "none", or
+      controls: what is set beside it, from what the folder holds: "all" that it allows, "none", or
         names: like_rank, cells, coverage, start, reranking (of a screen), differential_expression,
-        covariance and donors for goal_state_shift, responsiveness for aggregate_gene_shifts. See
-        `perturbation.controls`.
+        covariance, donors, random_weights and self_deletion (which `perturb` makes on request) for
+        goal_state_shift, responsiveness for aggregate_gene_shifts. See `perturbation.controls`.
       min_cells: genes edited in fewer cells are not compared by controls.
       group: for the control donors: obs column of the cells that names them.
 

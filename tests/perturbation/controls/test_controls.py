@@ -8,7 +8,11 @@ import pandas as pd
 import pytest
 
 from geneformer_jax.common.errors import InputError
-from geneformer_jax.perturbation.controls.beside import CONTROLS, require_controls
+from geneformer_jax.perturbation.controls.choice import (
+    CONTROLS,
+    dear_controls,
+    require_controls,
+)
 from geneformer_jax.perturbation.statistics import report
 from geneformer_jax.perturbation.statistics.report import perturbation_statistics
 from tests.helpers.shift_pieces import made_up_shifts
@@ -129,13 +133,23 @@ def test_a_control_that_the_tables_do_not_allow_is_left_out_or_refused(tmp_path,
 
 def test_names_of_controls_are_checked_before_anything_else():
     with pytest.raises(InputError, match=r'no control "coverge" \(did you mean "coverage"'):
-        require_controls(["coverge"], "start", "")
-    with pytest.raises(InputError, match="needs a start state"):
-        require_controls("start", "", "donor")
+        require_controls(["coverge"], "start", "goal", "")
+    for name in ("start", "self_deletion"):
+        with pytest.raises(InputError, match="needs a start state"):
+            require_controls(name, "goal", "goal", "donor")
+    for name in ("covariance", "differential_expression"):
+        with pytest.raises(InputError, match="needs cell states to compare"):
+            require_controls(name, "", "", "donor")
     with pytest.raises(InputError, match="name it by `group`"):
-        require_controls("donors", "start", "")
-    require_controls(CONTROLS, "start", "donor")
-    require_controls("all", "", "")
+        require_controls("donors", "start", "goal", "")
+    require_controls(CONTROLS, "start", "goal", "donor")
+    require_controls("all", "", "", "")
+
+
+def test_only_what_is_named_takes_further_encodings():
+    assert dear_controls(["free"]) == dear_controls("none") == dear_controls(["cells"]) == ()
+    assert dear_controls(["cells", "self_deletion"]) == ("self_deletion",)
+    assert dear_controls("all") == dear_controls(["all"]) == ("random_weights", "self_deletion")
 
 
 def test_donors_are_those_of_the_cells_and_named_wrongly_are_told(run, frame):
@@ -189,6 +203,30 @@ def test_lists_that_need_no_model_are_set_beside_and_equal_ones_are_told(tmp_pat
     rows = pd.read_parquet(folder / "statistics" / "goal_state_shift.parquet")
     beside = rows.set_index("Ensembl_ID")["Covariance_shift"]
     np.testing.assert_array_equal(beside.reindex(means.index), noise)
+
+
+def test_random_weights_and_states_without_the_gene_are_set_beside(tmp_path, frame):
+    states = {"goal": "goal", "start": "start"}
+    folder = write(tmp_path / "run", frame, states)
+    names = ["random_weights", "self_deletion"]
+    for name in names:
+        message = message_of(folder, "goal_state_shift", controls=name)
+        assert f"perturb with `controls`={name}" in message
+    cubed = frame.assign(value=frame["value"] ** 3)
+    write(folder / "random_weights", cubed, states)
+    columns = ("Self_deletion_cells", "Sampled_goal_minus_start", "Self_deleted_goal_minus_start")
+    own = pd.DataFrame({"perturbed": ["G3", "G4", "G5"], **dict.fromkeys(columns, 1.0)})
+    own.assign(Self_deleted_fraction=[0.1, 0.25, 0.9]).to_parquet(folder / "self_deletion.parquet")
+    perturbation_statistics(folder, "goal_state_shift", controls=names)
+    page = (folder / "statistics" / "goal_state_shift.html").read_text()
+    assert "training adds nothing there" in page
+    assert "the median keeps 25% of it" in page and "2 keep less than half" in page
+    table = pd.read_parquet(folder / "statistics" / "goal_state_shift.parquet")
+    table = table.set_index("Ensembl_ID")
+    means = cubed.groupby("perturbed")["value"].mean()
+    found = table["Random_weights_shift"]
+    np.testing.assert_allclose(found, means.reindex(found.index), rtol=1e-5)
+    assert table["Self_deleted_fraction"].dropna().to_dict() == {"G3": 0.1, "G4": 0.25, "G5": 0.9}
 
 
 @pytest.mark.parametrize("genes", [1, 2, 400])

@@ -1,0 +1,83 @@
+"""Which controls are set beside a statistic: their names, what they cost and what they need.
+
+Imports no JAX: a command checks names before it loads it.
+"""
+
+from collections.abc import Sequence
+
+from geneformer_jax.common.errors import InputError, did_you_mean
+
+FREE, ALL, NONE = "free", "all", "none"
+LIKE_RANK, CELLS, COVERAGE, START = "like_rank", "cells", "coverage", "start"
+RERANKING, DONORS, RESPONSIVENESS = "reranking", "donors", "responsiveness"
+EXPRESSION, COVARIANCE = "differential_expression", "covariance"
+RANDOM_WEIGHTS, SELF_DELETION = "random_weights", "self_deletion"
+# These take further encodings; all others follow from what a run has anyway.
+DEAR = (RANDOM_WEIGHTS, SELF_DELETION)
+CHEAP = (LIKE_RANK, CELLS, COVERAGE, START, RERANKING, EXPRESSION, COVARIANCE, DONORS,
+         RESPONSIVENESS)  # fmt: skip
+CONTROLS = (*CHEAP, *DEAR)
+NEEDS_START = "a start state that is not the goal: perturb with `start`"
+NEEDS_GROUP = "an obs column of donors: name it by `group`"
+
+
+def read_controls(controls: str | Sequence[str]) -> tuple[str, ...] | None:
+    """Returns the names of controls that must be set beside, or None for all that there are.
+
+    Args:
+      controls: "free" or "all", "none", or names.
+
+    Raises:
+      InputError: a name is unknown.
+    """
+    names = (controls,) if isinstance(controls, str) else tuple(controls)
+    if names in ((FREE,), (ALL,), (NONE,)):
+        return () if names == (NONE,) else None
+    for name in names:
+        if name not in CONTROLS:
+            known = [*CONTROLS, FREE, ALL, NONE]
+            raise InputError(
+                f'there is no control "{name}"{did_you_mean(name, known)}; `controls` are '
+                f"{', '.join(known)}"
+            )
+    return names
+
+
+def dear_controls(controls: str | Sequence[str]) -> tuple[str, ...]:
+    """Returns those of the controls that take further encodings; "all" has all of them."""
+    return tuple(name for name in DEAR if is_all(controls) or name in controls)
+
+
+def is_all(controls: str | Sequence[str]) -> bool:
+    """Whether all controls are asked for, those that take further encodings too."""
+    return controls == ALL or tuple(controls) == (ALL,)
+
+
+def refuse(name: str, why: str) -> InputError:
+    """Returns the error on a control that was named but cannot be had."""
+    return InputError(f'the control "{name}" needs {why}; or leave it out of `controls`')
+
+
+def require_controls(controls: str | Sequence[str], start: str, goal: str, group: str) -> None:
+    """Raises InputError for an unknown control, or one that lacks what the run could have.
+
+    Args:
+      controls: see `read_controls`.
+      start, goal: states of the run, "" without.
+      group: obs column of donors, "" without.
+    """
+    has_start = start not in ("", goal)
+    needs = {
+        START: (has_start, NEEDS_START),
+        SELF_DELETION: (has_start, NEEDS_START),
+        EXPRESSION: (goal, _NEEDS_STATES),
+        COVARIANCE: (goal, _NEEDS_STATES),
+        DONORS: (group, NEEDS_GROUP),
+    }
+    for name in read_controls(controls) or ():
+        is_there, why = needs.get(name, (True, ""))
+        if not is_there:
+            raise refuse(name, why)
+
+
+_NEEDS_STATES = "cell states to compare: name their column by `states` and a `goal`"

@@ -1,0 +1,212 @@
+"""Controls of a run that take further encodings: what they would cost, and their tables."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from geneformer_jax.common.files import atomic_write
+from geneformer_jax.common.log import logger
+from geneformer_jax.embedding.embedder import Embedder
+from geneformer_jax.inference.cells import ChosenCells, select_cells
+from geneformer_jax.inference.filters import label_texts
+from geneformer_jax.inference.random_control import random_model
+from geneformer_jax.perturbation.config import NONE, ORIGINAL, RENUMBER, PerturbationOptions
+from geneformer_jax.perturbation.controls import self_deletion as without_genes
+from geneformer_jax.perturbation.controls.choice import (
+    NEEDS_START,
+    RANDOM_WEIGHTS,
+    SELF_DELETION,
+    dear_controls,
+    is_all,
+    refuse,
+)
+from geneformer_jax.perturbation.engine.edits import DELETE
+from geneformer_jax.perturbation.engine.gene_sets import EACH
+from geneformer_jax.perturbation.layout import RANDOM_RUN, SHIFTS, WITHOUT_OWN
+from geneformer_jax.perturbation.run import PerturbationRun, Planned
+from geneformer_jax.perturbation.statistics.moments import GeneIndex, RunningMoments
+from geneformer_jax.perturbation.statistics.tables import STATE_SHIFT, ShiftRows
+
+_TABLES = {RANDOM_WEIGHTS: RANDOM_RUN, SELF_DELETION: WITHOUT_OWN}
+
+
+@dataclass(frozen=True)
+class HowToRun:
+    """What a run is given beside its options; see `PerturbationRun.plan` and `ready`.
+
+    Attributes:
+      min_cells: genes in fewer cells are not among the strongest.
+    """
+
+    cells: str
+    precision: str
+    attention: str
+    tokens_per_device: int | None
+    reading: Mapping[str, Any]
+    min_cells: int
+
+    def plan(self, run: PerturbationRun, model: Any) -> None:
+        """Plans a run."""
+        run.plan(model, self.cells, self.precision, self.attention, **self.reading)
+
+
+def choose_controls(controls: str | Sequence[str], options: PerturbationOptions) -> list[str]:
+    """Returns the controls to make that take further encodings.
+
+    Args:
+      controls: names, see `dear_controls`; of "all" those are left out that the run does not allow.
+      options: of the run.
+
+    Raises:
+      InputError: the run does not allow a control that was named.
+    """
+    chosen = []
+    for name in dear_controls(controls):
+        why = _lacks_for_self_deletion(options) if name == SELF_DELETION else ""
+        if why and not is_all(controls):
+            raise refuse(name, why)
+        if why:
+            logger.info(f"the control {name} is left out: it needs {why}")
+        else:
+            chosen.append(name)
+    return chosen
+
+
+def _lacks_for_self_deletion(options: PerturbationOptions) -> str:
+    if options.states is None or options.states.start in ("", options.states.goal):
+        return NEEDS_START
+    each = options.combine == EACH and options.anchor is None and options.combinations is None
+    usual = options.truncation == ORIGINAL and options.positions == RENUMBER
+    if options.edit != DELETE or not each or not usual:
+        return "deletions of one gene at a time, where later genes move up and none slides in"
+    return ""
+
+
+def missing_controls(output: Path, names: Sequence[str]) -> list[str]:
+    """Returns those of the controls whose tables are not in the folder of a run yet."""
+    return [name for name in names if not (output / _TABLES[name]).exists()]
+
+
+def describe_costs(planned: Planned, names: Sequence[str]) -> list[str]:
+    """Returns lines on what a run, and each of its controls, has to encode.
+
+    Args:
+      planned: the run.
+      names: of controls to be made that take further encodings.
+    """
+    states, sampled = _cells_of_states(planned)
+    computed = 0 if planned.options.state_embeddings else states
+    edits = int(planned.plan.passes.sum())
+    own = f"{edits:,} encodings for the edits"
+    own += f", {computed:,} for the states" if computed else ""
+    lines = [own]
+    if RANDOM_WEIGHTS in names:
+        lines.append(f"control {RANDOM_WEIGHTS}: {edits + states:,} encodings more")
+    if SELF_DELETION in names:
+        most = sampled * (without_genes.GENES + 1)
+        lines.append(
+            f"control {SELF_DELETION}: at most {most:,} encodings more, {sampled:,} cells of the "
+            f"states without each of {without_genes.GENES} genes"
+        )
+    return [*lines, "all other controls: none, they follow from the same tables"]
+
+
+def _cells_of_states(planned: Planned) -> tuple[int, int]:
+    """Returns how many cells the states have, and how many of start and goal are sampled."""
+    if (states := planned.options.states) is None:
+        return 0, 0
+    passing = select_cells(planned.all_cells, planned.options.filters)
+    cells = label_texts(passing.obs[states.column]).value_counts()
+    compared = cells[cells.index.isin([states.start, states.goal])]
+    sampled = compared.clip(upper=without_genes.MAX_CELLS)
+    return int(cells[cells.index.isin(states.names)].sum()), int(sampled.sum())
+
+
+def make_control(
+    name: str, output: Path, planned: Planned, configuration: Mapping[str, Any], how: HowToRun
+) -> None:
+    """Makes one control into the folder of a finished run.
+
+    Args:
+      name: of the control.
+      output: the folder.
+      planned: the run.
+      configuration: its command, for the provenance.
+      how: what it was given beside.
+    """
+    logger.info(f"control {name}")
+    if name == RANDOM_WEIGHTS:
+        _make_random_weights(output, planned, configuration, how)
+    else:
+        _make_self_deletion(output, planned, how)
+
+
+def _make_random_weights(
+    output: Path, planned: Planned, configuration: Mapping[str, Any], how: HowToRun
+) -> None:
+    """Makes the same edits with random weights, as a run within the run."""
+    options = replace(planned.options, classes=False, gene_shifts=NONE, state_embeddings=None)
+    run = PerturbationRun(output / RANDOM_RUN, options, configuration)
+    how.plan(run, random_model(planned.model))
+    run.ready(how.tokens_per_device)
+    run.make()
+    run.finish()
+
+
+def _make_self_deletion(output: Path, planned: Planned, how: HowToRun) -> None:
+    """Embeds start and goal without each of the genes with the strongest goal minus start."""
+    model, options, spec, plan, _ = planned
+    cells, is_goal = _sample(planned)
+    tokens = plan.cells.vocabulary.tokens_of(_strongest(output, planned, how.min_cells)).tolist()
+    if not tokens:
+        logger.warning(
+            f"the control {SELF_DELETION} needs a gene that was deleted in {how.min_cells:,} "
+            "cells: perturb more cells, or lower `min_cells`"
+        )
+        return
+
+    def embed(edited: without_genes.CellsWithoutGenes) -> np.ndarray:
+        embedder = Embedder(
+            model, edited, spec.mode, options.hidden_layer, spec.runtime,
+            devices=list(spec.mesh.devices.flat), tokens_per_device=how.tokens_per_device,
+        )  # fmt: skip
+        with embedder.progress("states without a gene") as progress:
+            return embedder.rows(0, len(edited.rows), progress)[:, 0]
+
+    table = without_genes.self_deletion(cells, is_goal, tokens, embed)
+    with atomic_write(output / WITHOUT_OWN) as aside:
+        table.to_parquet(aside, index=False, compression="zstd")
+
+
+def _sample(planned: Planned) -> tuple[ChosenCells, np.ndarray]:
+    """Returns cells of start and goal, perturbed ones first of all, and which are of the goal."""
+    options = planned.options
+    passing = select_cells(planned.all_cells, options.filters)
+    labels = label_texts(passing.obs[options.states.column])
+    is_perturbed = passing.obs.index.isin(planned.plan.cells.obs.index)
+    rng = np.random.default_rng(options.seed)
+    drawn = []
+    for state in (options.states.start, options.states.goal):
+        own = rng.permutation(np.flatnonzero(labels == state))
+        own = own[np.argsort(~is_perturbed[own], kind="stable")]
+        drawn.append(own[: without_genes.MAX_CELLS])
+    rows = np.sort(np.concatenate(drawn))
+    return ChosenCells(passing, rows, {}), (labels.iloc[rows] == options.states.goal).to_numpy()
+
+
+def _strongest(output: Path, planned: Planned, min_cells: int) -> list[str]:
+    """Returns ids of the genes with the strongest shift towards goal minus start."""
+    states, means, edits = planned.options.states, [], GeneIndex()
+    for state in (states.goal, states.start):
+        where, moments = {"measure": STATE_SHIFT, "state": state}, RunningMoments()
+        for piece in ShiftRows(output / SHIFTS, ("perturbed", "perturbed_symbol", "value"), where):
+            numbers = edits.add(piece["perturbed"], piece["perturbed_symbol"])
+            moments.add(numbers, piece["value"].to_numpy(np.float64))
+        means.append(moments.result().dense(len(edits)))
+    enough = means[0].counts >= min_cells
+    strength = np.where(enough, np.abs(means[0].means - means[1].means), -1)
+    order = np.argsort(-strength, kind="stable")[: without_genes.GENES]
+    return edits.names[order[strength[order] >= 0]].tolist()

@@ -1,0 +1,77 @@
+"""Controls of the perturb command that take further encodings: costs, tables, bad input."""
+
+import json
+
+import pandas as pd
+import pytest
+
+from geneformer_jax.inference.random_control import random_model
+from geneformer_jax.model import pretrained
+from geneformer_jax.perturbation.api import perturb_cells
+from geneformer_jax.perturbation.statistics import report
+from tests.helpers.commands import assert_one_line
+from tests.helpers.perturb_runs import GENES, command_on_five_cells, make_model
+
+STATES = ["--states=kind", "--start=a", "--goal=b"]
+
+
+@pytest.fixture(scope="module")
+def model() -> pretrained.PretrainedModel:
+    return make_model()
+
+
+@pytest.fixture
+def perturb(model, toy_store, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(report, "save_figure", lambda figure, stem: [])
+    return command_on_five_cells(model, toy_store.folder, tmp_path, monkeypatch, capsys)
+
+
+def test_costs_are_told_beforehand_and_paid_for_what_is_named_only(
+    perturb, model, toy_store, tmp_path
+):
+    status, output, error = perturb(*STATES, "--controls=all", "--dry_run")
+    assert status == 0, error
+    edits = int(output.partition(" edits (delete)")[0].split()[-1])
+    assert f"{edits} encodings for the edits, 240 for the states" in output
+    assert f"control random_weights: {edits + 240} encodings more" in output
+    assert "self_deletion: at most 5,040 encodings more, 240 cells of the states" in output
+    assert list(tmp_path.iterdir()) == []
+    out = tmp_path / "out"
+    assert perturb(*STATES)[0] == 0
+    assert not (out / "random_weights").exists() and not (out / "self_deletion.parquet").exists()
+    # Asked for later, of the same run.
+    more = ["--controls=all", "--min_cells=2", "--statistics=goal_state_shift"]
+    status, output, error = perturb(*STATES, *more)
+    assert status == 0, error
+    random = perturb_cells(
+        random_model(model), toy_store, genes=GENES, max_cells=5,
+        states={"column": "kind", "start": "a", "goal": "b"},
+    )  # fmt: skip
+    found = pd.read_parquet(out / "random_weights" / "shifts")
+    assert found["value"].tolist() == pytest.approx(random["value"].tolist(), abs=1e-6)
+    genes = pd.read_parquet(out / "self_deletion.parquet")["perturbed"]
+    edits = pd.read_parquet(out / "edits.parquet")
+    assert set(genes) == set(edits["perturbed"][edits["cells"] >= 2])
+    page = (out / "statistics" / "goal_state_shift.html").read_text()
+    assert "those of random weights" in page and "embedded without the gene" in page
+    assert "nothing to do" in perturb(*STATES, *more)[1]
+    provenance = json.loads((out / "random_weights" / "provenance.json").read_text())
+    assert provenance["counts"]["checkpoint"] == "random weights"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--controls=random_weihgts"], 'did you mean "random_weights"'),
+        (["--controls=self_deletion"], "needs a start state"),
+        ([*STATES, "--controls=self_deletion", "--edit=overexpress"], "needs deletions of one"),
+        ([*STATES, "--controls=self_deletion", "--positions=keep"], "needs deletions of one"),
+        (["--controls=covariance"], "needs cell states to compare: name their column by --states"),
+        ([*STATES, "--controls=donors"], "needs an obs column of donors: name it by --group"),
+    ],
+)
+def test_controls_that_the_run_does_not_allow_are_refused(perturb, tmp_path, arguments, words):
+    status, _, error = perturb(*arguments)
+    assert status == 1
+    assert_one_line(error)
+    assert words in error and list(tmp_path.iterdir()) == []
