@@ -10,7 +10,14 @@ from geneformer_jax.perturbation.layout import REPORT
 from geneformer_jax.perturbation.validation.api import Validation
 from geneformer_jax.perturbation.validation.figures import directions_figure, scores_figure
 from geneformer_jax.perturbation.validation.scoring.calibration import NEGATIVES
-from geneformer_jax.perturbation.validation.scoring.compare import CORRELATION, SOURCES
+from geneformer_jax.perturbation.validation.scoring.compare import (
+    CORRELATION,
+    LIKE_RANK,
+    MEAN,
+    PREDICTION,
+    SOURCES,
+    SPLIT_HALF,
+)
 from geneformer_jax.perturbation.validation.scoring.verdict import ASKED, NAMES
 from geneformer_jax.reporting.figures import Drawing
 from geneformer_jax.reporting.html import Report
@@ -35,6 +42,12 @@ _MEANINGS = {
     "drf": "Dynamic range fraction: (prediction - negative control) / (second half - negative "
     "control). Empty where the second half is not for sure above the negative control. Above 1, a "
     "prediction without noise beats half of the cells.",
+}
+_SHORT = {
+    PREDICTION: "prediction",
+    LIKE_RANK: "like rank",
+    MEAN: "mean of others",
+    SPLIT_HALF: "second half",
 }
 _COLUMNS = {
     "perturbation": "label",
@@ -95,7 +108,11 @@ def write_report(
         f"{counts['hidden_layer']} of {counts['checkpoint']}.",
     )
     report.section("In short", f"{validation.verdict[0]}.")
-    caption = "Means over perturbations; differences with intervals of 95 % over them."
+    caption = (
+        "Means over perturbations, and differences with intervals of 95 % over them. Like rank: "
+        "genes of like rank edited in place of the perturbed one. Second half: of the measured "
+        "cells, the most that these can show."
+    )
     report.table(_readable(validation.summary), caption, "summary.csv")
     for drawing in drawings:
         report.figure(drawing.figure, drawing.caption)
@@ -115,16 +132,16 @@ def write_report(
 
 
 def _readable(summary: pd.DataFrame) -> pd.DataFrame:
-    """The table with words for columns, and intervals as texts."""
+    """The table with short headings, and differences with their intervals as texts."""
     shown = {"metric": summary["protocol"], "perturbations": summary["perturbations"]}
-    shown |= {NAMES[source]: summary[source] for source in SOURCES}
+    shown |= {_SHORT[source]: summary[source] for source in SOURCES}
     for name in NEGATIVES:
-        shown[f"minus {NAMES[name]}"] = summary[f"minus_{name}"]
-        ends = zip(summary[f"minus_{name}_low"], summary[f"minus_{name}_high"], strict=True)
-        shown[f"interval, minus {NAMES[name]}"] = [
-            "" if pd.isna(low) else f"{low:+.3f} to {high:+.3f}" for low, high in ends
+        ends = (summary[f"minus_{name}{end}"] for end in ("", "_low", "_high"))
+        shown[f"minus {_SHORT[name]}"] = [
+            "" if pd.isna(mean) else f"{mean:+.3f} ({low:+.3f} to {high:+.3f})"
+            for mean, low, high in zip(*ends, strict=True)
         ]
-        shown[f"drf over {NAMES[name]}"] = summary[f"drf_{name}"]
+        shown[f"drf over {_SHORT[name]}"] = summary[f"drf_{name}"]
     return pd.DataFrame(shown)
 
 

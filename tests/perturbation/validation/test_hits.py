@@ -57,6 +57,16 @@ def test_planted_hits_are_found_and_every_number_is_plain_arithmetic():
     assert (rows["pval"] < 0.02).all() and (rows["drf"] > 0.1).all()
 
 
+def test_equal_scores_are_called_together():
+    table = statistic()
+    table["Shift_to_goal_end"] = table["Shift_to_goal_end"].round()
+    hits = hits_of(statistic(), 30, "Shift_to_goal_end")
+    own = gf.validate_hits(table, hits).metrics.set_index("protocol")["prediction"]
+    given = hits["hit"] == "yes", table["Shift_to_goal_end"]
+    assert own["pr_auc"] == pytest.approx(average_precision_score(*given))
+    assert own["roc_auc"] == pytest.approx(roc_auc_score(*given))
+
+
 def test_hits_that_are_a_matter_of_rank_are_not():
     """The statistic finds them, and so does anything else that follows the number of cells."""
     table = statistic()

@@ -115,7 +115,7 @@ def test_the_range_between_the_controls_is_what_a_score_is_a_fraction_of():
 @pytest.mark.parametrize(
     ("prediction", "tech_dup", "words"),
     [
-        (0.8, 0.9, "beat all their controls in 1 of 1"),
+        (0.8, 0.9, "beat all their controls in 1 of the 1 questions"),
         (0.6, 0.9, "Nothing specific"),
         (0.5, 0.9, "Nothing specific"),
         (0.8, 0.5, "Nothing can be told"),

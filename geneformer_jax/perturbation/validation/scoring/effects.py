@@ -20,7 +20,7 @@ class Predicted(NamedTuple):
       tokens: int64 [E] the edited gene of each, ascending.
       cells: int64 [E].
       shifts: float64 [E, D] of the cell's embedding at unit length.
-      gene_shifts: float64 [E, V], 1 - the mean cosine of each other gene before and after; NaN for
+      gene_shifts: float32 [E, V], 1 - the mean cosine of each other gene before and after; NaN for
         genes that are in fewer than `min_cells` of these cells.
     """
 
@@ -69,7 +69,7 @@ def predicted_effects(parts: Iterable[Arrays], size: int, min_cells: int) -> Pre
     ])  # fmt: skip
     known = genes.counts >= min_cells
     edited, affected = np.divmod(genes.keys[known], size)
-    gene_shifts = np.full((len(tokens), size), np.nan)
+    gene_shifts = np.full((len(tokens), size), np.nan, np.float32)
     gene_shifts[np.searchsorted(tokens, edited), affected] = 1 - genes.means[known]
     return Predicted(tokens, cells, sums / cells[:, None], gene_shifts)
 

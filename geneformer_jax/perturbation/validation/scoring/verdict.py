@@ -28,12 +28,20 @@ ASKED = {
     CORRELATION: "predicting how far genes change in held-out perturbations",
 }
 
+_LACKING = (
+    "perturbations with changed and unchanged genes, or of three perturbations, among the genes "
+    "that enough edited cells have in sight"
+)
+
 
 def describe(summary: pd.DataFrame) -> list[str]:
     """Returns the verdict in one sentence, and then a sentence for each question."""
     rows = summary.set_index("protocol")
     asked = rows.loc[[protocol for protocol in ASKED if protocol in rows.index]]
-    return [_verdict(asked), *(_sentence(row) for _, row in asked.iterrows())]
+    lines = [_verdict(asked), *(_sentence(row) for _, row in asked.iterrows())]
+    if missing := [protocol for protocol in ASKED if protocol not in rows.index]:
+        lines.append(f"Not measured, for lack of {_LACKING}: {', '.join(missing)}")
+    return lines
 
 
 def _verdict(asked: pd.DataFrame) -> str:
@@ -48,15 +56,16 @@ def _verdict(asked: pd.DataFrame) -> str:
     both = can.index[np.all(list(beats.values()), axis=0)]
     if len(both):
         return (
-            f"The predictions beat all their controls in {len(both)} of {len(can)} questions: "
-            + "; ".join(ASKED[protocol] for protocol in both)
+            f"The predictions beat all their controls in {len(both)} of the {len(can)} questions "
+            "that the measured cells can answer: " + "; ".join(ASKED[protocol] for protocol in both)
         )
     asked_of = {name: can[f"minus_{name}"].notna() for name in NEGATIVES}
     counts = {name: (beats[name] & asked_of[name]).sum() for name in NEGATIVES}
     times = ", ".join(f"{NAMES[name]} in {count}" for name, count in counts.items())
     return (
-        f"Nothing specific to the perturbed gene is shown: of {len(can)} questions that the "
-        f"measured cells can answer the predictions beat {times}, and in none both"
+        "Nothing specific to the perturbed gene is shown: the measured cells can answer "
+        f"{len(can)} of {len(ASKED)} questions, of which the predictions beat {times}, and in none "
+        "both"
     )
 
 
