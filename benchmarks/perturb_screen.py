@@ -34,7 +34,7 @@ from absl import app, flags
 GENES = flags.DEFINE_list("genes", ["1000", "2048"], "genes of the cell, of each case")
 EDITS = flags.DEFINE_list("edits", ["128", "48"], "exact edits that are timed, of each case")
 REPEATS = flags.DEFINE_integer("repeats", 3, "measurements of each case", lower_bound=1)
-SPLIT_POINTS = flags.DEFINE_list("split_points", ["8"], "of the screen")
+SPLIT_POINTS = flags.DEFINE_list("split_points", ["12"], "of the screen")
 MODEL = flags.DEFINE_string("model", "", "checkpoint, for accuracy")
 CELLS = flags.DEFINE_string("cells", "", "cells, for accuracy")
 STATES = flags.DEFINE_string("states", "", "COLUMN:START:GOAL, for accuracy")
@@ -135,9 +135,9 @@ def worker(pipe, arguments, *case):
 def start(arguments, *case):
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
-    given = (theirs, arguments, *case)
-    context.Process(target=worker, args=given, daemon=True).start()
-    return ours, ours.recv()
+    process = context.Process(target=worker, args=(theirs, arguments, *case), daemon=True)
+    process.start()
+    return process, ours, ours.recv()
 
 
 def speed(arguments):
@@ -145,11 +145,11 @@ def speed(arguments):
         started = {case: start(arguments, case, int(genes), int(edits)) for case in CASES}
         seconds = {case: [] for case in started}
         for _ in range(REPEATS.value):
-            for case, (pipe, _) in started.items():
+            for case, (_, pipe, _) in started.items():
                 pipe.send("run")
                 seconds[case].append(pipe.recv())
-        rates = {case: started[case][1] / statistics.median(seconds[case]) for case in started}
-        for case, (pipe, made) in started.items():
+        rates = {case: started[case][2] / statistics.median(seconds[case]) for case in started}
+        for case, (process, pipe, made) in started.items():
             pipe.send("stop")
             line = {
                 "case": case,
@@ -160,6 +160,8 @@ def speed(arguments):
                 "seconds": [round(each, 2) for each in seconds[case]],
                 "peak_memory_mib": pipe.recv(),
             }
+            # Ended by itself, not by a signal, of which JAX would print a trace.
+            process.join()
             print(json.dumps(line), flush=True)
 
 
@@ -202,7 +204,7 @@ def accuracy():
     use_all_cores()
     model = load_model(MODEL.value)
     column, first, goal = STATES.value.split(":")
-    options = PerturbationOptions(states=CellStates(column, goal, first), max_cells=MAX_CELLS.value)
+    options = PerturbationOptions(states=CellStates(column, goal=goal, start=first), max_cells=MAX_CELLS.value)
     cells, spec = open_cells(CELLS.value, model), prepare.make_spec(model, options)
     options, spec = prepare.name_states(options, spec, cells)
     edits = prepare.resolve_edits(model, options)

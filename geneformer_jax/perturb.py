@@ -74,7 +74,7 @@ flags.DEFINE_multi_string(
 flags.DEFINE_string("state_embeddings", "", "File of embed --states; computed by default.")
 flags.DEFINE_bool("classes", False, "Measure class probabilities (checkpoint of a classifier).")
 flags.DEFINE_bool("screen", False, "Estimate all deletions from a few encodings of each cell.")
-flags.DEFINE_integer("split_points", 8, "Of a screen: encodings with later genes moved up.")
+flags.DEFINE_integer("split_points", 12, "Of a screen: encodings with later genes moved up.")
 flags.DEFINE_string(
     "settle", "", "Of a screen: make the strongest exactly, a number or a fraction of the edits "
     "(1.0: all), and a random sample of 200, on which the screen is judged.",

@@ -4,11 +4,14 @@ At their neutral values the handles change nothing. Derivatives with respect to 
 moving a token, or taking it away, would do, for all tokens of a cell in one backward pass.
 """
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from geneformer_jax.model.attention.dispatch import attend
+from geneformer_jax.model.attention.plain import split_positions
 from geneformer_jax.model.config import EncoderConfig
 from geneformer_jax.model.encoder import Block, Params, module
 from geneformer_jax.model.runtime import REMAT_POLICIES, Runtime
@@ -35,10 +38,17 @@ def embed_moved(
       runtime: how to compute.
     """
     embeddings = module(config, params, runtime.precision).embeddings
-    position_T = jnp.arange(tokens_BT.shape[1])
-    own_TD, above_TD = (embeddings.position(jnp.maximum(position_T - n, 0)) for n in (0, 1))
-    moved_BT1 = moved_BT[..., None].astype(own_TD.dtype)
-    return embeddings.at_places(tokens_BT, (1 - moved_BT1) * own_TD + moved_BT1 * above_TD)
+
+    def embed(tokens_BT: jax.Array, position_BT: jax.Array, moved_BT: jax.Array) -> jax.Array:
+        own_BTD, above_BTD = (
+            embeddings.position(jnp.maximum(position_BT - n, 0)) for n in (0, 1)
+        )
+        moved_BT1 = moved_BT[..., None].astype(own_BTD.dtype)
+        places_BTD = (1 - moved_BT1) * own_BTD + moved_BT1 * above_BTD
+        return embeddings.at_places(tokens_BT, places_BTD)
+
+    position_BT = jnp.broadcast_to(jnp.arange(tokens_BT.shape[1]), tokens_BT.shape)
+    return _in_chunks(embed, tokens_BT, position_BT, moved_BT)
 
 
 def run_gated_blocks(
@@ -65,15 +75,15 @@ def run_gated_blocks(
     """
     graph, states = nnx.split(module(config, params, runtime.precision).blocks)
 
-    def body(x_BTD: jax.Array, state: nnx.State) -> tuple[jax.Array, None]:
-        layer = nnx.merge(graph, state)
+    def body(x_BTD: jax.Array, number: jax.Array) -> tuple[jax.Array, None]:
+        # Picked one by one: slices of the stacked weights would be copies.
+        layer = nnx.merge(graph, jax.tree.map(lambda leaf: leaf[number], states))
         attended_BTNH = _attend_biased(layer, x_BTD, lengths_B, bias_BT, runtime.attention)
-        return layer.finish(x_BTD, attended_BTNH), None
+        return _in_chunks(layer.finish, x_BTD, attended_BTNH), None
 
     if runtime.remat != "none":
         body = jax.checkpoint(body, policy=REMAT_POLICIES[runtime.remat], prevent_cse=False)
-    chosen = jax.tree.map(lambda leaf: leaf[:last], states)
-    return jax.lax.scan(body, hidden_BTD, chosen)[0]
+    return jax.lax.scan(body, hidden_BTD, jnp.arange(last))[0]
 
 
 def _attend_biased(
@@ -93,6 +103,14 @@ def _attend_biased(
         implementation=attention,
     )
     return attended_BTNH[..., :size]
+
+
+def _in_chunks(function: Callable[..., jax.Array], *inputs_BT: jax.Array) -> jax.Array:
+    """Applies a function of single tokens to a chunk of them at a time, forward and backward."""
+    chunks = [split_positions(each) for each in inputs_BT]
+    made_ABT = jax.lax.map(lambda each: jax.checkpoint(function)(*each), chunks)
+    made_BT = jnp.moveaxis(made_ABT, 0, 1).reshape(len(inputs_BT[0]), -1, *made_ABT.shape[3:])
+    return made_BT[:, : inputs_BT[0].shape[1]]
 
 
 def _with_feature(x_BTNH: jax.Array, feature_BTN: jax.Array) -> jax.Array:

@@ -120,8 +120,9 @@ def perturb_cells(
       expressing: genes that a cell must express.
       max_cells: cells to draw at random; None takes all.
       seed: of the draws.
-      screen: estimate what deletions do to the states' cosines, in about `split_points` + 6
-        encodings of each cell instead of one for each of its genes.
+      screen: estimate what deletions do to the states' cosines, at the cost of about
+        `split_points` + 2 encodings of each cell and 4 more for each state, instead of one encoding
+        for each of its genes.
       split_points: of a screen: positions of a cell at which its later genes are moved up exactly.
       settle: of a screen: how many of the edits with the strongest estimates towards the goal are
         then made exactly, a number or (a float) their fraction; and a random sample of 200 edits

@@ -72,7 +72,7 @@ def test_an_interrupted_screen_goes_on_to_identical_tables(
         patch.setattr(kind, name, interrupted)
         assert perturb(*SCREEN)[0] == 130
     status, _, error = perturb(*SCREEN[:-1])
-    assert status == 1 and "split_points = 4, not 8" in error
+    assert status == 1 and "split_points = 4, not 12" in error
     monkeypatch.setattr(kind, name, lambda *a: (calls.append(a), run(*a))[1])
     assert perturb(*SCREEN)[0] == 0
     assert_same_folders(tmp_path / "out", whole)

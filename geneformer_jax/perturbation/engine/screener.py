@@ -19,9 +19,9 @@ from geneformer_jax.perturbation.engine.screening import (
 )
 from geneformer_jax.perturbation.engine.shifts import Shifts
 
-SPLIT_POINTS = 8
-# What derivatives cost, in encodings: two forward passes, and as many that a backward pass repeats;
-# a backward pass of each of both takes two for each state.
+SPLIT_POINTS = 12
+# What both derivatives cost, in encodings: a forward pass each, and one that is made again on the way
+# back; a backward pass takes two for each state.
 _FORWARD, _BACKWARD = 4, 4
 
 
@@ -68,18 +68,26 @@ class Screener(Engine):
         cells = _CellsAtHand(edits, self._together(padded), padded, self.plan)
         splits_CK = cells.splits(self._inner)
         placed = self._put((cells.tokens_CT, cells.lengths_C), BATCH)
-        with self.throughput.starting((self.spec, cells.tokens_CT.shape)):
-            found = differentiate(self.spec, self._params, self._states, *placed)
-        # Fetched before more is started, which would take memory beside.
-        found = jax.device_get(found)
+        moved, whole = (self._differentiate(placed, splits_CK[:, k]) for k in (0, -1))
         inner_CKS = self._evaluate(placed, splits_CK[:, 1:-1])
+        values_CKS = np.concatenate(
+            [moved.values_CS[:, None], inner_CKS, whole.values_CS[:, None]], axis=1
+        )
+        moving_CST = (moved.moving_CST + whole.moving_CST) / 2
         passes = encodings_of_screen(self._inner + 2, len(self.spec.states))
         done, cells_tokens = sum(len(each.numbers) for each in edits), int(cells.lengths_C.sum())
         self.throughput.add(done, passes * cells_tokens, passes * cells.tokens_CT.size)
         return [
-            self._estimate(own, splits_CK[c], inner_CKS[c], Derivatives(*(x[c] for x in found)))
+            self._estimate(own, splits_CK[c], values_CKS[c], moving_CST[c], whole.removal_CST[c])
             for c, own in enumerate(edits)
         ]
+
+    def _differentiate(self, placed: tuple, positions_C: np.ndarray) -> Derivatives:
+        positions_C = self._put(positions_C.astype(np.int32), BATCH)
+        with self.throughput.starting((self.spec, placed[0].shape)):
+            found = differentiate(self.spec, self._params, self._states, *placed, positions_C)
+        # Fetched before more is started, which would take memory beside.
+        return jax.device_get(found)
 
     def _evaluate(self, placed: tuple, positions_CK: np.ndarray) -> np.ndarray:
         """Returns the cosines [C, K, S] of cells whose tokens behind these positions moved."""
@@ -106,14 +114,19 @@ class Screener(Engine):
             return cosines_when_moved(self.spec, self._params, self._states, *placed, *batch)
 
     def _estimate(
-        self, edits: EditBatch, splits_K: np.ndarray, inner_KS: np.ndarray, found: Derivatives
+        self,
+        edits: EditBatch,
+        splits_K: np.ndarray,
+        values_KS: np.ndarray,
+        moving_ST: np.ndarray,
+        removal_ST: np.ndarray,
     ) -> Shifts:
         """Returns the estimates for the edits of one cell."""
-        values_KS = np.stack([found.moved_CS, *inner_KS, found.whole_CS]).astype(np.float64)
         positions = edits.positions[:, 0]
-        moved_ST = bridge(splits_K, values_KS, found.moving_CST)
+        values_KS = values_KS.astype(np.float64)
+        moved_ST = bridge(splits_K, values_KS, moving_ST)
         reranking_ES = (moved_ST[:, positions] - values_KS[-1][:, None]).T
-        shifts_ES = reranking_ES + found.removal_CST[:, positions].T
+        shifts_ES = reranking_ES + removal_ST[:, positions].T
         return self._shifts_of(edits, np.concatenate([shifts_ES, reranking_ES], axis=1))
 
     def _shifts_of(self, edits: EditBatch, values_EM: np.ndarray) -> Shifts:

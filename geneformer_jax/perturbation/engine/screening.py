@@ -31,14 +31,12 @@ class Derivatives(NamedTuple):
     """First-order effects on the cosine of each cell with each state.
 
     Attributes:
-      whole_CS: float32 the cosine of the cell as it is.
-      moved_CS: float32 the same when all tokens behind the first gene have moved.
-      moving_CST: float32 what moving a token by one position adds, the mean of both these cells.
-      removal_CST: float32 what taking a gene out of attention and mean adds, in the cell as it is.
+      values_CS: float32 the cosine of the cell.
+      moving_CST: float32 what moving a token by one position more adds.
+      removal_CST: float32 what taking a gene out of attention and mean adds.
     """
 
-    whole_CS: jax.Array
-    moved_CS: jax.Array
+    values_CS: jax.Array
     moving_CST: jax.Array
     removal_CST: jax.Array
 
@@ -93,28 +91,28 @@ def differentiate(
     states_SD: jax.Array,
     tokens_CT: jax.Array,
     lengths_C: jax.Array,
+    positions_C: jax.Array,
 ) -> Derivatives:
-    """Computes what moving or removing each token of some cells does; see `Derivatives`."""
+    """Computes what moving or removing each token of cells does; see `Derivatives`.
 
-    def on_device(params, states_SD, tokens_CT, lengths_C):
+    All tokens behind a position of each cell, `positions_C`, have moved up by one before.
+    """
+
+    def on_device(params, states_SD, tokens_CT, lengths_C, positions_C):
         cosines = functools.partial(_gated_cosines, spec, params, states_SD, tokens_CT, lengths_C)
-        zero_CT = jnp.zeros(tokens_CT.shape)
-        all_CT = _behind(tokens_CT, jnp.full(len(tokens_CT), spec.special.first))
-        # One after the other, for both at a time take twice the memory.
-        values_2CS, (moving_2CST, bias_2CST, weight_2CST) = jax.lax.map(
-            lambda moved_CT: _by_state(cosines, moved_CT, zero_CT, zero_CT + 1),
-            jnp.stack([zero_CT, all_CT]),
+        moved_CT, zero_CT = _behind(tokens_CT, positions_C), jnp.zeros(tokens_CT.shape)
+        values_CS, (moving_CST, bias_CST, weight_CST) = _by_state(
+            cosines, moved_CT, zero_CT, zero_CT + 1
         )
-        removal_CST = -(bias_2CST[0] + weight_2CST[0])
-        return Derivatives(*values_2CS, moving_2CST.mean(axis=0), removal_CST)
+        return Derivatives(values_CS, moving_CST, -(bias_CST + weight_CST))
 
     return jax.shard_map(
         on_device,
         mesh=spec.mesh,
-        in_specs=(REPLICATED, REPLICATED, BATCH, BATCH),
+        in_specs=(REPLICATED, REPLICATED, *[BATCH] * 3),
         out_specs=BATCH,
         check_vma=False,
-    )(params, states_SD, tokens_CT, lengths_C)
+    )(params, states_SD, tokens_CT, lengths_C, positions_C)
 
 
 def _behind(tokens_RT: jax.Array, positions_R: jax.Array) -> jax.Array:
