@@ -40,9 +40,7 @@ def embed_moved(
     embeddings = module(config, params, runtime.precision).embeddings
 
     def embed(tokens_BT: jax.Array, position_BT: jax.Array, moved_BT: jax.Array) -> jax.Array:
-        own_BTD, above_BTD = (
-            embeddings.position(jnp.maximum(position_BT - n, 0)) for n in (0, 1)
-        )
+        own_BTD, above_BTD = (embeddings.position(jnp.maximum(position_BT - n, 0)) for n in (0, 1))
         moved_BT1 = moved_BT[..., None].astype(own_BTD.dtype)
         places_BTD = (1 - moved_BT1) * own_BTD + moved_BT1 * above_BTD
         return embeddings.at_places(tokens_BT, places_BTD)

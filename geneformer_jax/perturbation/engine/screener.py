@@ -20,8 +20,8 @@ from geneformer_jax.perturbation.engine.screening import (
 from geneformer_jax.perturbation.engine.shifts import Shifts
 
 SPLIT_POINTS = 12
-# What both derivatives cost, in encodings: a forward pass each, and one that is made again on the way
-# back; a backward pass takes two for each state.
+# What both derivatives cost, in encodings: a forward pass each, and one that the way back makes
+# again; a backward pass takes two for each state.
 _FORWARD, _BACKWARD = 4, 4
 
 
