@@ -4,6 +4,7 @@ import contextlib
 import functools
 import hashlib
 import os
+import re
 import shutil
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -12,6 +13,8 @@ from pathlib import Path
 from geneformer_jax.common.errors import InputError
 
 SOMA_PREFIX = "soma://"
+# A Path keeps one slash of two.
+_OBJECT_STORE = re.compile(r"(s3|gs|gcs|azure):/+")
 _EDGE_BYTES = 1 << 20
 _SLUG_LETTERS = 80
 _FLUSHED_AT_ONCE = 8
@@ -78,6 +81,12 @@ def local_path(given: Path | str) -> Path:
     return Path(str(given).removeprefix(SOMA_PREFIX)).expanduser()
 
 
+def object_store_url(path: Path) -> str | None:
+    """Returns the URL that a path stands for, such as s3://bucket/name; None of a local one."""
+    scheme = _OBJECT_STORE.match(str(path))
+    return f"{scheme[1]}://{str(path)[scheme.end() :]}" if scheme else None
+
+
 def count_files(paths: Sequence[Path]) -> str:
     """Returns "1 file" or "3 files"."""
     return f"{len(paths):,} file{'' if len(paths) == 1 else 's'}"
@@ -107,9 +116,11 @@ def fingerprint(path: Path | str) -> dict[str, str | int]:
     """Name, size and a hash of a file's first and last MiB: cheap for files of any size.
 
     A folder is described by its number of files, their total size and a hash of their names and
-    sizes.
+    sizes; what lies in an object store by its URL alone.
     """
     path = local_path(path)
+    if url := object_store_url(path):
+        return {"name": path.name, "url": url}
     if path.is_dir():
         digest = hashlib.sha256()
         files = sorted(each for each in path.rglob("*") if each.is_file())

@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from geneformer_jax.cells.formats.open import open_counts
-from geneformer_jax.cells.formats.paths import expand_paths
+from geneformer_jax.cells.formats.paths import expand_paths, is_counts
 from geneformer_jax.common.errors import InputError
+from geneformer_jax.common.files import fingerprint
 
 
 @pytest.fixture
@@ -81,6 +82,11 @@ def test_paths(paths, expected, folder):
         ("data/*.zip", "matches 0 paths"),
         ("empty", "holds no counts"),
         ("data,nowhere/*", "nowhere/*"),
+        ("soma://data", "data is no TileDB-SOMA; give the folder of an experiment"),
+        ("soma://data/c.h5ad", "data/c.h5ad is no TileDB-SOMA"),
+        ("data,soma://nowhere", "nowhere does not exist; give the folder of an experiment"),
+        ("s3://bucket/c.h5ad", "(soma://s3://bucket/c.h5ad); copy other counts here"),
+        ("https://host/c.zarr,data", "https://host/c.zarr is a URL, but from afar only"),
     ],
 )
 def test_nothing_found_is_told(paths, words, folder):
@@ -128,6 +134,14 @@ def test_a_collection_with_a_hole(collection):
 def test_a_collection_where_one_source_is_needed(collection):
     with pytest.raises(InputError, match=r"11 data sets.* name one, as data/all.zarr/dataset_0"):
         open_counts("data/all.zarr")
+
+
+@pytest.mark.parametrize("url", ["s3://bucket/deep/cells", "gs://bucket/cells", "azure://a/b"])
+def test_urls_of_object_stores(url, folder):
+    (path,) = expand_paths(f"soma://{url}")
+    assert is_counts(path)
+    assert fingerprint(path) == {"name": path.name, "url": url}
+    assert expand_paths(f"data/c.h5ad,soma://{url}") == [Path("data/c.h5ad"), path]
 
 
 def test_links_to_the_same_file_count_once(folder):

@@ -263,6 +263,18 @@ def test_a_dense_layer(experiment, tmp_path):
         read(open_counts(path, CountOptions(counts_layer="dense")))
 
 
+def test_values_of_a_gene_that_is_not_listed(experiment, tmp_path):
+    import tiledbsoma
+
+    path = shutil.copytree(experiment, tmp_path / "experiment")
+    with tiledbsoma.open(f"{path}/ms/RNA/X", "w") as layers:
+        layer = layers.add_new_sparse_ndarray("wide", type=pa.float32(), shape=(60, 99))
+        entry = sparse.coo_matrix(([1.0], ([5], [83])), (60, 99), np.float32)
+        layer.write(pa.SparseCOOTensor.from_scipy(entry))
+    with pytest.raises(InputError, match="values of genes that var lacks"):
+        read(open_counts(path, CountOptions(counts_layer="wide")))
+
+
 def test_a_source_can_be_sent_to_another_process(experiment, adata):
     source = pickle.loads(pickle.dumps(open_counts(experiment)))
     assert np.array_equal(read(source), adata.X.toarray())

@@ -32,6 +32,7 @@ from geneformer_jax.cells.formats.paths import (
 from geneformer_jax.cells.formats.soma.source import SomaSource
 from geneformer_jax.cells.formats.tenx_source import TenxH5Source
 from geneformer_jax.common.errors import InputError
+from geneformer_jax.common.files import object_store_url
 
 __all__ = [
     "AnnDataSource",
@@ -57,7 +58,7 @@ def open_counts(path: Path | str, options: CountOptions = DEFAULT_OPTIONS) -> Co
       InputError: nothing is there, or it cannot be read as counts.
     """
     path = as_path(path)
-    if not path.exists():
+    if not (path.exists() or object_store_url(path)):
         raise InputError(f"{path} does not exist; check the path")
     if datasets := datasets_of(path):
         raise InputError(

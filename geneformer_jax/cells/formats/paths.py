@@ -8,7 +8,7 @@ from pathlib import Path
 
 from geneformer_jax.cells.formats.mtx_layouts import is_matrix, is_matrix_folder
 from geneformer_jax.common.errors import InputError, did_you_mean
-from geneformer_jax.common.files import SOMA_PREFIX, local_path
+from geneformer_jax.common.files import SOMA_PREFIX, local_path, object_store_url
 
 HDF5_SUFFIXES = (".h5ad", ".h5mu", ".loom", ".h5")
 ZARR_MARKS = (".zgroup", "zarr.json")
@@ -17,6 +17,7 @@ _MOST_COMMAS = 5
 # How many folders are looked into, so many levels down, to say where counts are.
 _FOLDERS, _LEVELS, _LISTED = 500, 3, 5
 _TILEDB_GROUP = "__tiledb_group.tdb"
+_URL = re.compile(r"[a-z][a-z0-9+.-]*://", re.IGNORECASE)
 _ZARR_ZIP = ".zarr.zip"
 # What annbatch calls the parts of a collection.
 _DATASET = re.compile(r"dataset_(\d+)")
@@ -38,17 +39,25 @@ def is_zarr(path: Path) -> bool:
 
 
 def is_soma(path: Path) -> bool:
-    """Whether a folder is a group of TileDB, which experiments and collections of them are."""
-    return (path / _TILEDB_GROUP).is_file()
+    """Whether a folder is a group of TileDB, which experiments and collections of them are.
+
+    Nothing else is read from an object store.
+    """
+    return object_store_url(path) is not None or (path / _TILEDB_GROUP).is_file()
 
 
 def as_path(given: Path | str) -> Path:
     """Returns a path with the home folder for "~" and without "soma://" in front.
 
     Raises:
-      InputError: there is no TileDB-SOMA behind "soma://".
+      InputError: there is no TileDB-SOMA behind "soma://", or the path is another URL.
     """
     text, path = str(given), local_path(given)
+    if _URL.match(text) and not text.startswith(SOMA_PREFIX):
+        raise InputError(
+            f"{text} is a URL, but from afar only TileDB-SOMA is read ({SOMA_PREFIX}{text}); copy "
+            "other counts here"
+        )
     if text.startswith(SOMA_PREFIX) and not glob.has_magic(text) and not is_soma(path):
         what = "is no TileDB-SOMA" if path.exists() else "does not exist"
         raise InputError(
@@ -126,7 +135,7 @@ def _parts(paths: str) -> Iterator[str]:
 def _expand(part: str) -> list[Path]:
     path = as_path(part)
     part = str(path)
-    if path.is_file():
+    if path.is_file() or object_store_url(path):
         return [path]
     if path.is_dir():
         return _sources(path) or _search(path) or _nothing(f"folder {part} holds no counts", path)

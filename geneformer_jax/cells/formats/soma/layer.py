@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 # Some 6 million values of droplet data, whose coordinates take 16 bytes each.
 _MOST_CELLS = 2048
+
+Indexer = Callable[[np.ndarray], np.ndarray]
 
 
 class LayerRows(Rows):
@@ -49,20 +51,36 @@ class LayerRows(Rows):
         """
         step = min(cells_per_batch, _MOST_CELLS)
         with self._place.open() as experiment:
-            layer = experiment.ms[self._measurement].X[self._layer]
-            if layer.soma_type != "SOMASparseNDArray":
-                raise InputError(
-                    f"{self._place.path} ({self._layer}) is a {layer.soma_type}, but sparse layers "
-                    "are read; write it as a SparseNDArray, as tiledbsoma.io.from_anndata does"
-                )
+            layer = self._require_sparse(experiment.ms[self._measurement].X[self._layer])
+            place_of_gene = _indexer(self._genes, layer)
             for start in range(0, len(self._cells), step):
-                yield start, self._block(layer, self._cells[start : start + step])
+                cells = self._cells[start : start + step]
+                yield start, self._block(layer, cells, place_of_gene)
 
-    def _block(self, layer: tiledbsoma.SparseNDArray, cells: np.ndarray) -> sparse.csr_matrix:
+    def _require_sparse(self, layer: tiledbsoma.SOMAObject) -> tiledbsoma.SparseNDArray:
+        if layer.soma_type == "SOMASparseNDArray":
+            return layer
+        raise InputError(
+            f"{self._place.path} ({self._layer}) is a {layer.soma_type}, but sparse layers are "
+            "read; write it as a SparseNDArray, as tiledbsoma.io.from_anndata does"
+        )
+
+    def _block(
+        self, layer: tiledbsoma.SparseNDArray, cells: np.ndarray, place_of_gene: Indexer
+    ) -> sparse.csr_matrix:
         table = layer.read(coords=(as_coordinates(cells),)).tables().concat()
-        rows, columns = (table[f"soma_dim_{axis}"].to_numpy() for axis in (0, 1))
-        places = np.searchsorted(cells, rows), np.searchsorted(self._genes, columns)
-        if not np.array_equal(self._genes.take(places[1], mode="clip"), columns):
+        rows = _indexer(cells, layer)(table["soma_dim_0"].to_numpy())
+        columns = place_of_gene(table["soma_dim_1"].to_numpy())
+        if columns.min(initial=0) < 0:
             raise ValueError("it has values of genes that var lacks")
-        shape = len(cells), len(self._genes)
-        return sparse.csr_matrix((table["soma_data"].to_numpy(), places), shape=shape)
+        values = table["soma_data"].to_numpy()
+        return sparse.csr_matrix((values, (rows, columns)), (len(cells), len(self._genes)))
+
+
+def _indexer(ids: np.ndarray, layer: tiledbsoma.SparseNDArray) -> Indexer:
+    """Returns a function from join ids to their places among `ids`, -1 for others."""
+    import tiledbsoma
+
+    # Of an array that came from another process the library does not know the type.
+    ids = ids.astype(np.int64)
+    return tiledbsoma.IntIndexer(ids, context=layer.context).get_indexer

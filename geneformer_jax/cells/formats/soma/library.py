@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from geneformer_jax.common.errors import InputError
+from geneformer_jax.common.files import object_store_url
 
 if TYPE_CHECKING:
     import tiledbsoma
@@ -23,6 +24,11 @@ _FIRST_PYTHON_WITHOUT = (3, 14)
 _BUFFER_BYTES = 1 << 26
 # One pool of threads for each core of a large machine is slower than a few.
 _MOST_THREADS = 16
+_LONGEST = 200
+_CHECK_ACCESS = (
+    "check the address, and for S3 the variables TILEDB_VFS_S3_REGION and AWS_ACCESS_KEY_ID, or "
+    "TILEDB_VFS_S3_NO_SIGN_REQUEST=true where no key is needed"
+)
 
 
 def require_library(path: Path) -> None:
@@ -56,14 +62,19 @@ def open_object(path: Path) -> Iterator[tiledbsoma.SOMAObject]:
 
     Raises:
       OSError: the library cannot read it; its errors are of no common kind.
+      InputError: the same of what lies in an object store.
     """
     import tiledbsoma
 
+    url = object_store_url(path)
     try:
-        with tiledbsoma.open(str(path), context=_context(os.getpid())) as opened:
+        with tiledbsoma.open(url or str(path), context=_context(os.getpid())) as opened:
             yield opened
     except tiledbsoma.SOMAError as error:
-        raise OSError(first_sentence(error)) from error
+        if url is None:
+            raise OSError(first_sentence(error)) from error
+        reason = first_sentence(error)[:_LONGEST]
+        raise InputError(f"{url} cannot be read: {reason}; {_CHECK_ACCESS}") from error
 
 
 def first_sentence(error: Exception) -> str:
