@@ -68,10 +68,10 @@ def as_path(given: Path | str) -> Path:
 
 def is_counts(path: Path) -> bool:
     """Whether one path is a source of its own: a count file or a folder that is a store."""
+    if is_soma(path):
+        return True
     if path.is_dir():
-        if is_zarr(path):
-            return not datasets_of(path)
-        return is_soma(path) or is_matrix_folder(path)
+        return not datasets_of(path) if is_zarr(path) else is_matrix_folder(path)
     return is_hdf5(path) or is_matrix(path) or path.name.lower().endswith(_ZARR_ZIP)
 
 
