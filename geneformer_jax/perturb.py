@@ -85,8 +85,9 @@ flags.DEFINE_string("expressing", "", "Only cells with all these genes, separate
 flags.DEFINE_string("shard", "", "i/n: make only the i-th of n shards of the edits.")
 flags.DEFINE_bool("finish", False, "Put the tables of all shards together.")
 flags.DEFINE_string(
-    "statistics", "", "Of the tables, separated by commas: goal_state_shift, vs_null, "
-    "mixture_model, aggregate, aggregate_gene_shifts, combinations. May be asked for later.",
+    "statistics", "auto", "Of the tables, separated by commas: goal_state_shift, vs_null, "
+    "mixture_model, aggregate, aggregate_gene_shifts, combinations; auto: goal_state_shift where "
+    "there are states; or none. May be asked for later.",
 )  # fmt: skip
 flags.DEFINE_string(
     "controls", "free", "What is set beside goal_state_shift: free, all that need no further "
@@ -101,6 +102,7 @@ flags.DEFINE_string("group", "", "Of controls: obs column of donors, over which 
 flags.DEFINE_string("null", "", "For vs_null: what perturb wrote of other cells.")
 flags.DEFINE_bool("dry_run", False, "Say what would be encoded, for controls too, and stop.")
 command_line.device_flags()
+_AUTO, _NONE = "auto", "none"
 _HOW = ("precision", "attention", "tokens_per_device", "min_cells")
 
 
@@ -123,7 +125,7 @@ def main() -> None:
     from geneformer_jax.perturbation.run import PerturbationRun
     from geneformer_jax.perturbation.statistics.report import perturbation_statistics, require_modes
 
-    modes, given = command_line.split_list(FLAGS.statistics), command_line.configuration()
+    modes, given = _modes(), command_line.configuration()
     require_modes(modes, FLAGS.null)
     output, options = Path(FLAGS.output), read_options(given)
     dear = model_controls.choose_controls(controls, options)
@@ -147,8 +149,23 @@ def main() -> None:
         null = FLAGS.null if mode == "vs_null" else ""
         group = FLAGS.group if mode == "goal_state_shift" else ""
         beside = {"controls": controls, "min_cells": FLAGS.min_cells, "group": group}
-        written = perturbation_statistics(FLAGS.output, mode, null=null, **beside)
-        print(f"{mode}: {', '.join(path.name for path in written)} in {written[0].parent}")
+        try:
+            written = perturbation_statistics(output, mode, null=null, **beside)
+        except InputError as error:
+            if FLAGS.statistics != _AUTO:
+                raise
+            print(command_line.as_flags(f"no {mode}: {error}"))
+        else:
+            print(
+                f"{mode}: {len(written)} files in {written[0].parent}; page: {output}/report.html"
+            )
+
+
+def _modes() -> list[str]:
+    """Returns the statistics to compute."""
+    if FLAGS.statistics == _AUTO:
+        return ["goal_state_shift"] if FLAGS.states else []
+    return [] if FLAGS.statistics == _NONE else command_line.split_list(FLAGS.statistics)
 
 
 def _is_joined(run: PerturbationRun) -> bool:

@@ -21,3 +21,32 @@ MEANS_OF_PARTS = "means"
 ESTIMATES = "estimates"
 # How an edit of a screen was made.
 ESTIMATED, EXACT = METHODS = ("estimated", "exact")
+
+# What the columns of statistics say.
+MEANINGS = {
+    "Gene_name": "symbol of the edited gene, those of a set joined by +",
+    "Ensembl_ID": "its gene id",
+    "N_Detections": "cells in which the edit was made: read nothing from a few",
+    "N_Detections_test": "cells of this perturbation in which the edit was made",
+    "N_Detections_null": "cells of the other one",
+    "Shift_to_goal_end": "mean over cells of what the edit adds to the cosine with the goal; above "
+    "0 towards it",
+    "Goal_end_vs_random_pval": "two-sided rank-sum test of the edit's cells against those of all "
+    "edits",
+    "Goal_end_FDR": "the same, adjusted over edits (Benjamini and Hochberg)",
+    "Goal_end_effect_size": "rank-biserial correlation of that test, from -1 to 1",
+    "Sig": "1 where that FDR is below 0.05",
+    "State": "state that the shift is towards; empty without",
+    "Cosine_sim_mean": "mean over cells of the cosine of before with after (1: nothing moved); "
+    "with a state, of what the edit adds to the cosine with it",
+    "Cosine_sim_stdev": "standard deviation of these over cells",
+    "Test_avg_shift": "mean shift over the cells of this perturbation",
+    "Null_avg_shift": "mean shift over the cells of the other one",
+    "Test_vs_null_avg_shift": "the one minus the other",
+    "Test_vs_null_pval": "two-sided rank-sum test of the one against the other",
+    "Test_vs_null_FDR": "the same, adjusted over edits",
+    "Test_vs_null_effect_size": "rank-biserial correlation of that test, from -1 to 1",
+    "Impact_component": "1 where the mean belongs to the component with the lower mean",
+    "Impact_component_percent": "percent of the edit's cells that belong to it",
+    "Estimated_fraction": "fraction of the edit's cells in which the shift is a screen's estimate",
+}

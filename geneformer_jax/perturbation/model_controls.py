@@ -111,7 +111,7 @@ def describe_costs(planned: Planned, names: Sequence[str]) -> list[str]:
             f"control {SELF_DELETION}: at most {most:,} encodings more, {sampled:,} cells of the "
             f"states without each of {without_genes.GENES} genes"
         )
-    return [*lines, "all other controls: none, they follow from the same tables"]
+    return [*lines, "controls from the same tables: no further encodings"]
 
 
 def _cells_of_states(planned: Planned) -> tuple[int, int]:

@@ -44,6 +44,10 @@ def write_report(folder: Path, summary: pd.DataFrame, provenance: Mapping[str, A
         f"layer {counts['hidden_layer']} of {counts['checkpoint']}.",
     )
     if "screen" in counts:
+        for line in describe_poor(pd.DataFrame(counts["screen"]["accuracy"])):
+            report.paragraph(line)
+    report.slot()
+    if "screen" in counts:
         _add_screen(report, counts["screen"])
     by_rank = {(row["measure"], row["state"]): row for row in counts["variance_by_rank"]}
     for key, rows in summary.groupby(["measure", "state"], sort=False):
@@ -58,7 +62,6 @@ def write_report(folder: Path, summary: pd.DataFrame, provenance: Mapping[str, A
 def _add_screen(report: Report, screen: Mapping[str, Any]) -> None:
     accuracy = pd.DataFrame(screen["accuracy"])
     lines = [
-        *describe_poor(accuracy),
         f"{screen['exact']:,} of these edits are exact and {screen['estimated']:,} are estimates, "
         f"from {screen['split_points']} split points in each cell.",
         *describe_accuracy(accuracy),

@@ -19,6 +19,8 @@ from matplotlib.figure import Figure
 from geneformer_jax.common.files import atomic_write
 
 _DOTS_PER_INCH = 144
+# As in the template.
+_SLOT, _END_OF_SLOT = "<!-- further pages -->", "<!-- end of further pages -->"
 _MAX_ROWS = 1000
 _TEMPLATES = jinja2.Environment(
     loader=jinja2.PackageLoader("geneformer_jax.reporting", "."),
@@ -40,6 +42,10 @@ class Report:
         self._title, self._summary = title, summary
         # (kind, content) as the template names them.
         self._parts: list[tuple[str, Any]] = []
+
+    def slot(self) -> None:
+        """Leaves a place for other pages; see `include_pages`."""
+        self._parts.append(("pages", None))
 
     def section(self, heading: str, text: str = "") -> None:
         """Starts a section, with an introductory paragraph if `text` is given."""
@@ -95,6 +101,30 @@ class Report:
         page = template.render(title=self._title, summary=self._summary, parts=self._parts)
         with atomic_write(path) as aside:
             aside.write_text(page, encoding="utf-8")
+
+
+def include_pages(path: Path, others: Iterable[Path]) -> None:
+    """Puts what other reports hold into the slot of a report, in place of what is there.
+
+    Their titles become headings of sections. A report without a slot stays as it is.
+
+    Args:
+      path: of the report.
+      others: of reports; each begins with its title.
+    """
+    page = path.read_text(encoding="utf-8")
+    before, slot, rest = page.partition(_SLOT)
+    if not slot:
+        return
+    behind = rest.partition(_END_OF_SLOT)[2]
+    bodies = [_as_section(other.read_text(encoding="utf-8")) for other in others]
+    with atomic_write(path) as aside:
+        aside.write_text("".join([before, _SLOT, *bodies, _END_OF_SLOT, behind]), encoding="utf-8")
+
+
+def _as_section(page: str) -> str:
+    body = page.partition("<main>")[2].partition("</main>")[0]
+    return body.replace("h2>", "h3>").replace("h1>", "h2>")
 
 
 def _is_number(values: pd.Series) -> bool:

@@ -59,6 +59,38 @@ def test_costs_are_told_beforehand_and_paid_for_what_is_named_only(
     assert provenance["counts"]["checkpoint"] == "random weights"
 
 
+def test_a_run_answers_first_on_its_own_page(perturb, tmp_path):
+    status, output, error = perturb(*STATES, "--statistics=auto", "--min_cells=2")
+    assert status == 0, error
+    assert "genes differ from genes of like rank" in output
+    page = (tmp_path / "out" / "report.html").read_text()
+    parts = [
+        "In silico perturbation",
+        "genes differ from genes of like rank",
+        "N_Detections",
+        "<img",
+        "Can this be believed?",
+        "What the columns say",
+        "cells in which the edit was made: read nothing from a few",
+        "cell_cosine",
+        "How this came to be",
+    ]
+    places = [page.index(part) for part in parts[:-1]] + [page.rindex(parts[-1])]
+    assert places == sorted(places)
+    first = page.partition("Sig</button>")[2].partition("</tbody>")[0]
+    assert first.count("<tr>") == len(GENES)
+    # Given again, nothing is made, and the page has everything once.
+    assert "nothing to do" in perturb(*STATES, "--statistics=auto", "--min_cells=2")[1]
+    assert (tmp_path / "out" / "report.html").read_text().count("Can this be believed?") == 1
+
+
+def test_what_a_run_cannot_say_by_itself_costs_no_result(perturb, tmp_path):
+    status, output, error = perturb(*STATES, "--statistics=auto", "--max_cells=1")
+    assert status == 0, error
+    assert "no goal_state_shift: too few cells" in output
+    assert (tmp_path / "out" / "shifts").is_dir()
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [

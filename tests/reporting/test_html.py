@@ -12,13 +12,38 @@ import pytest
 from matplotlib.figure import Figure
 
 import geneformer_jax
-from geneformer_jax.reporting.html import Report
+from geneformer_jax.reporting.html import Report, include_pages
 from tests.helpers.pages import Page, read_page
 
 
 def write(report: Report, tmp_path) -> Page:
     report.write(tmp_path / "report.html")
     return read_page(tmp_path / "report.html")
+
+
+def test_other_pages_are_put_into_the_slot_in_place_of_earlier_ones(tmp_path):
+    report = Report("Run", "A run.")
+    report.slot()
+    report.section("Rest")
+    report.write(tmp_path / "run.html")
+    for name in ("first", "second"):
+        other = Report(name, f"About {name}, h2> and <main>.")
+        other.section(f"Of {name}")
+        other.write(tmp_path / f"{name}.html")
+    include_pages(tmp_path / "run.html", [tmp_path / "first.html"])
+    include_pages(tmp_path / "run.html", [tmp_path / "second.html", tmp_path / "first.html"])
+    page = read_page(tmp_path / "run.html")
+    assert page.texts["h1"] == ["Run"]
+    assert page.texts["h2"] == ["second", "first", "Rest"]
+    assert page.texts["h3"] == ["Of second", "Of first"]
+    assert "About first, h2> and <main>." in page.texts["p"]
+
+
+def test_a_page_without_a_slot_stays_as_it_is(tmp_path):
+    Report("Run", "A run.").write(tmp_path / "run.html")
+    before = (tmp_path / "run.html").read_bytes()
+    include_pages(tmp_path / "run.html", [tmp_path / "run.html"])
+    assert (tmp_path / "run.html").read_bytes() == before
 
 
 def test_a_page_holds_all_it_needs_and_asks_for_nothing(tmp_path):

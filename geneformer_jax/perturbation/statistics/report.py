@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.csv
@@ -22,7 +23,7 @@ from geneformer_jax.common.log import logger
 from geneformer_jax.common.provenance import FILE_NAME, describe_run
 from geneformer_jax.perturbation.controls.beside import with_controls
 from geneformer_jax.perturbation.controls.choice import ALL, read_controls
-from geneformer_jax.perturbation.layout import SHIFTS
+from geneformer_jax.perturbation.layout import MEANINGS, REPORT, SHIFTS
 from geneformer_jax.perturbation.statistics.estimated import mark_estimates
 from geneformer_jax.perturbation.statistics.modes import (
     MODES,
@@ -32,7 +33,7 @@ from geneformer_jax.perturbation.statistics.modes import (
 )
 from geneformer_jax.perturbation.statistics.shifts import BACKGROUND, SEED
 from geneformer_jax.reporting.figures import Drawing, save_figure
-from geneformer_jax.reporting.html import Report
+from geneformer_jax.reporting.html import Report, include_pages
 
 STATISTICS = "statistics"
 _ROWS_SHOWN = 1_000
@@ -129,13 +130,19 @@ def perturbation_statistics(
     rows = {name: head[1] for name, head in heads.items()}
     provenance = _provenance(folder, mode, options, result, rows)
     page = Report(_title(mode), f"Statistics of the perturbation {folder.name}.")
-    _add(page, mode, result, drawings, heads)
     if result.controls:
         _log_verdict(mode, result.controls)
+        heads[mode] = _enough_cells_first(target / f"{mode}.parquet", min_cells, heads[mode])
+    _add(page, mode, result, drawings, heads)
+    if result.controls:
         _add_controls(page, result.controls, of_controls)
+    _add_meanings(page, heads[mode][0], result.controls)
     page.provenance(provenance)
     page.write(target / f"{mode}.html")
     _record(target / FILE_NAME, mode, provenance)
+    if (report := folder / REPORT).exists():
+        pages = (target / f"{each}.html" for each in MODES)
+        include_pages(report, [path for path in pages if path.exists()])
     return [*written, target / f"{mode}.html", target / FILE_NAME]
 
 
@@ -227,6 +234,8 @@ def _add(
     head, rows = heads[mode]
     shown = "" if rows == len(head) else f" The first {len(head):,} of {rows:,} rows."
     caption = f"All of the table is in {STATISTICS}/{mode}.csv.{shown}"
+    if result.controls and "Matched_FDR" in head:
+        caption += " Genes in too few cells to be compared come last here."
     report.table(_numbers_first(head), caption)
     for drawing in drawings:
         report.figure(drawing.figure, drawing.caption)
@@ -248,9 +257,29 @@ def _add_controls(report: Report, controls: Controls, drawings: Sequence[Drawing
     report.table(controls.table, "What each control asks of this result, and what it found.")
     for drawing in drawings:
         report.figure(drawing.figure, drawing.caption)
-    report.section("What the columns of controls say")
-    words = pd.DataFrame(controls.headings.items(), columns=["column", "meaning"])
-    report.table(words, "Further columns of the table above.")
+
+
+def _add_meanings(report: Report, table: pd.DataFrame, controls: Controls | None) -> None:
+    """Says what the columns of the main table are."""
+    meanings = MEANINGS | dict(controls.headings if controls else {})
+    known = [(name, meanings[name]) for name in _numbers_first(table) if name in meanings]
+    report.section("What the columns say")
+    report.table(pd.DataFrame(known, columns=["column", "meaning"]), "Columns of the table above.")
+
+
+def _enough_cells_first(
+    path: Path, min_cells: int, head: tuple[pd.DataFrame, int]
+) -> tuple[pd.DataFrame, int]:
+    """Returns the rows to show of a table of edits, those of enough cells first.
+
+    The files keep the original's order, in which edits of single cells come first by chance.
+    """
+    if not {"N_Detections", "Matched_FDR"} <= set(head[0]):
+        return head
+    table = pd.read_parquet(path)
+    few = (table["N_Detections"] < min_cells).to_numpy()
+    order = np.argsort(few, kind="stable")[:_ROWS_SHOWN]
+    return table.iloc[order].reset_index(drop=True), head[1]
 
 
 def _title(mode: str) -> str:

@@ -94,7 +94,7 @@ def test_the_page_answers_first_and_then_says_whether_it_can_be_believed(run, ta
         f"{(table['Coverage'] < 0.25).sum()} of 400 genes are within the model&#39;s sight in ",
         f"fewer than 25% of {CHOSEN} cells",
         "correlate at 1.00",
-        "What the columns of controls say",
+        "What the columns say",
     ]
     assert any(parts[0] in line for line in lines)
     places = [page.index(part) for part in parts]
