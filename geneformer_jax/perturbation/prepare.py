@@ -91,6 +91,12 @@ def _classifier(model: PretrainedModel) -> HeadConfig:
             f"class probabilities need a checkpoint with a cell classifier, but {model.source} has "
             f"{has}; name one that finetune wrote, or leave classes out"
         )
+    if model.head.tasks:
+        names = ", ".join(task.name for task in model.head.tasks)
+        raise InputError(
+            f"class probabilities need one classification, but {model.source} has several tasks or "
+            f"a regression ({names}); name a checkpoint of one classification, or leave classes out"
+        )
     return model.head
 
 

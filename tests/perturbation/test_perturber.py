@@ -1,5 +1,7 @@
 """What the engine measures, beside cells edited in plain Python and encoded one at a time."""
 
+from dataclasses import replace
+
 import jax
 import numpy as np
 import pandas as pd
@@ -8,6 +10,7 @@ import pytest
 from geneformer_jax.cells.tokenization.vocabulary import V2_SPECIAL_TOKENS
 from geneformer_jax.common.errors import InputError
 from geneformer_jax.model.encoder import encode
+from geneformer_jax.model.heads import HeadTask, head_of_tasks
 from geneformer_jax.model.pretrained import PretrainedModel
 from geneformer_jax.perturbation.api import perturb_cells
 from geneformer_jax.perturbation.cell_states import CellStates
@@ -91,6 +94,26 @@ def test_sets_that_reach_the_limit_are_compared_with_a_cell_cut_alike(v2):
         genes = {ids_of(v2, [token]): value for token, value in expected["genes"].items()}
         assert set(own.index) == set(genes)
         np.testing.assert_allclose(own[list(genes)], list(genes.values()), atol=ATOL)
+
+
+def test_a_classifier_that_pools_a_cell_sees_no_padding(v2):
+    model = replace(v2, head=replace(v2.head, pooling="mean"))
+    cells = make_cells(model, [9])
+    genes = cells.tokens[0][1:-1].astype(int)
+    expected = by_hand(model, EditRule("delete"), genes, [genes[2]])["classes"]
+    named = ids_of(model, [genes[2]])
+    found = perturb_cells(model, cells, genes=[named], classes=True)
+    for when, classes in zip(("before", "after"), expected, strict=True):
+        for label, probability in zip(model.head.labels, classes, strict=True):
+            value = value_of(found, "cell0", named, f"class_probability_{when}", label)
+            assert value == pytest.approx(probability, abs=ATOL)
+
+
+def test_a_network_of_several_tasks_has_no_class_probabilities(v2):
+    tasks = HeadTask("type", ("a", "b")), HeadTask("age", ("age",), regression=True)
+    model = replace(v2, head=head_of_tasks("cell_classifier", tasks, 0.0))
+    with pytest.raises(InputError, match=r"several tasks or a regression \(type, age\)"):
+        perturb_cells(model, make_cells(model, [9]), classes=True)
 
 
 @pytest.mark.parametrize("layer", [0, -1, -2, -3])

@@ -119,7 +119,7 @@ def encode_cells(
     if spec.head is not None and spec.depth < spec.config.layers:
         bounds = {"first": spec.depth, "last": spec.config.layers}
         last_RTD = run_blocks(spec.config, params, hidden_RTD, **bounds, **to)
-    classes_RL = _probabilities(spec, params, last_RTD)
+    classes_RL = _probabilities(spec, params, last_RTD, lengths_R)
     if not spec.whole:
         cell_RD = first_token(spec.config, params, hidden_RTD, block=spec.blocks, **to)
         return hidden_RTD, cell_RD.astype(jnp.float32), classes_RL
@@ -143,13 +143,16 @@ def pool_genes(
     return sums_RD / jnp.where(totals_R > 0, totals_R, 1)[:, None]
 
 
-def _probabilities(spec: ForwardSpec, params: Params, last_RTD: jax.Array) -> jax.Array:
+def _probabilities(
+    spec: ForwardSpec, params: Params, last_RTD: jax.Array, lengths_R: jax.Array
+) -> jax.Array:
     """Returns the classifier's float32 probabilities [R, L], of no classes without one."""
     if spec.head is None:
         return jnp.zeros((len(last_RTD), 0), jnp.float32)
     weights = params[spec.head.kind]
     head = head_module(spec.config, spec.head, weights, spec.runtime.precision)
-    return jax.nn.softmax(head(last_RTD), axis=-1)
+    logits_RL = head(last_RTD, lengths_R, attention=spec.runtime.attention)
+    return jax.nn.softmax(logits_RL, axis=-1)
 
 
 def at_unit_length(x_RD: jax.Array) -> jax.Array:
