@@ -7,7 +7,7 @@ import contextlib
 from collections.abc import Collection, Iterable
 from pathlib import Path
 
-from geneformer_jax.cells.formats.open import open_counts
+from geneformer_jax.cells.formats.open import obs_columns_of
 from geneformer_jax.cells.formats.paths import as_path, is_counts
 from geneformer_jax.cells.store.layout import STORE
 from geneformer_jax.cells.store.writer import obs_kinds
@@ -60,5 +60,5 @@ def _columns_of(cells: Path) -> list[str] | None:
         if (cells / STORE).is_file():
             return list(obs_kinds(cells))
         if is_counts(cells):
-            return open_counts(cells).obs_columns()
+            return obs_columns_of(cells)
     return None

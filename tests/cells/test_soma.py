@@ -14,11 +14,13 @@ from scipy import sparse
 
 from geneformer_jax.cells.counts.options import CountOptions, ReadLimits
 from geneformer_jax.cells.formats.anndata_source import AnnDataSource
-from geneformer_jax.cells.formats.open import expand_paths, open_counts
+from geneformer_jax.cells.formats.open import expand_paths, obs_columns_of, open_counts
+from geneformer_jax.cells.formats.soma import library
 from geneformer_jax.cells.tokenization.tokenizer import tokenize_cells
 from geneformer_jax.common.errors import InputError
 from geneformer_jax.interop.original_dictionaries import read_vocabulary
 from tests.helpers.commands import assert_one_line, run_command
+from tests.helpers.object_store import serve_bucket
 from tests.helpers.small_stores import build, cells, same_stores
 from tests.helpers.soma_files import (
     BUILD,
@@ -99,6 +101,11 @@ def test_cells_of_a_census_are_called_by_their_join_ids(census, adata):
     rows = np.flatnonzero(adata.obs["is_primary_data"])
     assert source.cell_ids.tolist() == rows.astype(str).tolist()
     assert np.array_equal(read(source), adata.X.toarray()[rows])
+
+
+def test_columns_are_known_without_the_cells(experiment, census, adata):
+    columns = ["soma_joinid", *adata.obs.columns]
+    assert obs_columns_of(experiment) == obs_columns_of(census) == columns
 
 
 def test_how_many_cells_the_filter_drops_is_told_by_data_set(census, adata):
@@ -273,6 +280,30 @@ def test_values_of_a_gene_that_is_not_listed(experiment, tmp_path):
         layer.write(pa.SparseCOOTensor.from_scipy(entry))
     with pytest.raises(InputError, match="values of genes that var lacks"):
         read(open_counts(path, CountOptions(counts_layer="wide")))
+
+
+@pytest.fixture
+def bucket(census, monkeypatch):
+    """The folder of the Census as a bucket of S3, and where TileDB looks for it."""
+    with serve_bucket(census.parent) as address:
+        options = {"ENDPOINT_OVERRIDE": address, "SCHEME": "http", "REGION": "nowhere",
+                   "USE_VIRTUAL_ADDRESSING": "false", "NO_SIGN_REQUEST": "true"}  # fmt: skip
+        for name, value in options.items():
+            monkeypatch.setenv(f"TILEDB_VFS_S3_{name}", value)
+        # Settings are read once for each process.
+        library.context_of.cache_clear()
+        yield "soma://s3://bucket"
+        library.context_of.cache_clear()
+
+
+@pytest.mark.slow
+def test_a_census_in_an_object_store(bucket, census):
+    source = open_counts(f"{bucket}/census", CountOptions(obs_filter=PRIMARY))
+    local = open_counts(census, CountOptions(obs_filter=PRIMARY))
+    assert np.array_equal(read(source), read(local))
+    assert source.origin == local.origin
+    with pytest.raises(InputError, match=r"s3://bucket/none cannot be read.*TILEDB_VFS_S3_REGION"):
+        open_counts(f"{bucket}/none")
 
 
 def test_a_source_can_be_sent_to_another_process(experiment, adata):

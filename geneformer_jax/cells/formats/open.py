@@ -29,7 +29,7 @@ from geneformer_jax.cells.formats.paths import (
     is_soma,
     is_zarr,
 )
-from geneformer_jax.cells.formats.soma.source import SomaSource
+from geneformer_jax.cells.formats.soma.source import SomaSource, soma_obs_columns
 from geneformer_jax.cells.formats.tenx_source import TenxH5Source
 from geneformer_jax.common.errors import InputError
 from geneformer_jax.common.files import object_store_url
@@ -41,6 +41,7 @@ __all__ = [
     "CountSource",
     "expand_paths",
     "look_ahead",
+    "obs_columns_of",
     "open_counts",
 ]
 
@@ -69,6 +70,15 @@ def open_counts(path: Path | str, options: CountOptions = DEFAULT_OPTIONS) -> Co
         # The one call of the probe: what has been opened is safe to read.
         _require_survivable(path, options.limits)
     return _source_type(path)(path, options)
+
+
+def obs_columns_of(path: Path) -> list[str]:
+    """Names of the per-cell columns of counts; of a large experiment no cell is read for that.
+
+    Raises:
+      InputError: as from `open_counts`.
+    """
+    return soma_obs_columns(path) if is_soma(path) else open_counts(path).obs_columns()
 
 
 class CountFiles:

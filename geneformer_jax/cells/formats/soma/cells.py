@@ -27,6 +27,11 @@ _EXAMPLE = """'is_primary_data == True and tissue == "blood"'"""
 _LISTED = 5
 
 
+def obs_columns(obs: tiledbsoma.DataFrame) -> list[str]:
+    """Names of the per-cell columns; the ids of cells are none."""
+    return [name for name in obs.keys() if name != CELL_ID]  # noqa: SIM118
+
+
 @dataclass(frozen=True, eq=False)
 class ChosenRows:
     """The cells of an experiment that pass a filter.

@@ -68,7 +68,7 @@ def open_object(path: Path) -> Iterator[tiledbsoma.SOMAObject]:
 
     url = object_store_url(path)
     try:
-        with tiledbsoma.open(url or str(path), context=_context(os.getpid())) as opened:
+        with tiledbsoma.open(url or str(path), context=context_of(os.getpid())) as opened:
             yield opened
     except tiledbsoma.SOMAError as error:
         if url is None:
@@ -83,7 +83,7 @@ def first_sentence(error: Exception) -> str:
 
 
 @functools.cache
-def _context(process: int) -> tiledbsoma.SOMATileDBContext:
+def context_of(process: int) -> tiledbsoma.SOMATileDBContext:
     """Settings and threads, which many opened objects share, but a forked process does not have."""
     import tiledbsoma
 

@@ -16,7 +16,13 @@ from geneformer_jax.cells.counts.matrix_choice import sum_of
 from geneformer_jax.cells.counts.options import CountOptions
 from geneformer_jax.cells.counts.texts import as_packed_text
 from geneformer_jax.cells.formats.features import FeatureSource
-from geneformer_jax.cells.formats.soma.cells import CELL_ID, JOIN_ID, choose_rows, read_cells
+from geneformer_jax.cells.formats.soma.cells import (
+    CELL_ID,
+    JOIN_ID,
+    choose_rows,
+    obs_columns,
+    read_cells,
+)
 from geneformer_jax.cells.formats.soma.experiment import choose_measurement, find_experiment
 from geneformer_jax.cells.formats.soma.layer import LayerRows
 from geneformer_jax.cells.formats.soma.library import require_library
@@ -62,9 +68,8 @@ class SomaSource(FeatureSource):
         self.remark = self._describe(build)
 
     def _set_cells(self, obs: tiledbsoma.DataFrame) -> None:
-        known = list(obs.keys())
-        self._has_ids = CELL_ID in known
-        self._cell_columns = [name for name in known if name != CELL_ID]
+        self._has_ids = CELL_ID in obs.keys()  # noqa: SIM118
+        self._cell_columns = obs_columns(obs)
         self._chosen_rows = choose_rows(self.path, obs, self.options.obs_filter)
         self._ids_in_blocks(self._read_ids, len(self._chosen_rows.ids))
 
@@ -127,6 +132,18 @@ class SomaSource(FeatureSource):
         if self.options.obs_filter is not None:
             parts.append(self._chosen_rows.describe())
         return "; ".join(parts)
+
+
+def soma_obs_columns(path: Path) -> list[str]:
+    """Names of the per-cell columns of an experiment, or of a Census of one organism.
+
+    Raises:
+      InputError: as from `SomaSource`.
+    """
+    require_library(path)
+    place, _ = find_experiment(path, None)
+    with place.open() as experiment:
+        return obs_columns(experiment.obs)
 
 
 def _is_text(kind: pa.DataType) -> bool:
