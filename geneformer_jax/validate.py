@@ -47,7 +47,7 @@ flags.DEFINE_string("mode", "", "cell: mean over a cell's genes; cls; default: c
 flags.DEFINE_integer("hidden_layer", -1, "Hidden state to compare, counted back from the last (0).")
 command_line.alias_flag("layer", of="hidden_layer")
 flags.DEFINE_integer(
-    "min_cells", 10, "Cells of a perturbation, and edited cells with its gene.", lower_bound=4
+    "min_cells", 10, "Cells of a perturbation, and edited cells with a gene.", lower_bound=4
 )
 flags.DEFINE_integer("edited_cells", 200, "Control cells to edit, drawn at random.", lower_bound=1)
 flags.DEFINE_integer(
@@ -55,6 +55,7 @@ flags.DEFINE_integer(
 )
 flags.DEFINE_string("hits", "", "Hits of a screen, in place of cells: a table, or a list of genes.")
 flags.DEFINE_string("statistics", "", "For --hits: a table of statistics, or what perturb wrote.")
+flags.DEFINE_string("score", "", "For --hits: column to order genes by; default: the shift.")
 command_line.device_flags()
 _NEEDED = ("checkpoint", "cells", "output", "perturbation", "control")
 _OPTIONS = ("perturbation", "control", "edit", "hidden_layer", "min_cells", "edited_cells",
@@ -107,8 +108,9 @@ def _compare_hits() -> None:
         )
     from geneformer_jax.perturbation.validation.hits.report import write_hits
 
-    inputs = FLAGS.statistics, FLAGS.hits, FLAGS.seed
-    write_hits(Path(FLAGS.output), *inputs, command_line.configuration())
+    how = {name: FLAGS[name].value for name in ("score", "min_cells", "seed")}
+    inputs = FLAGS.statistics, FLAGS.hits
+    write_hits(Path(FLAGS.output), *inputs, command_line.configuration(), **how)
 
 
 if __name__ == "__main__":

@@ -26,6 +26,7 @@ from geneformer_jax.model.pretrained import PretrainedModel
 from geneformer_jax.model.runtime import Runtime
 from geneformer_jax.perturbation.config import FULL, PerturbationOptions
 from geneformer_jax.perturbation.engine.edits import DELETE, SpecialTokens
+from geneformer_jax.perturbation.engine.encoding import ForwardSpec
 from geneformer_jax.perturbation.engine.perturber import Perturber
 from geneformer_jax.perturbation.prepare import make_plan, make_spec, resolve_edits
 from geneformer_jax.perturbation.validation.config import ValidationOptions
@@ -145,44 +146,44 @@ def make_validator(
     _check_cells(cells)
     opened = open_cells(cells, model, **reading)
     chosen = select_cells(opened, options.filters, options.max_cells, options.seed)
-    asked = PerturbationOptions(
-        edit=options.edit,
-        mode=options.mode,
-        hidden_layer=options.hidden_layer,
-        gene_shifts=FULL,
-    )
+    how = {"mode": options.mode, "hidden_layer": options.hidden_layer, "gene_shifts": FULL}
+    asked = PerturbationOptions(edit=options.edit, **how)
     spec = replace(make_spec(model, asked, devices), cell_vectors=True)
-    screen = read_screen(
-        chosen.obs,
-        options.perturbation,
-        options.control,
-        functools.partial(find_tokens, model.vocabulary),
-        options.min_cells,
-    )
+    screen = _read_screen(chosen, options)
     edited = _draw_controls(chosen, screen, options)
     seen = _visibility(edited, spec.special)
     screen = _in_sight(screen, seen, options)
-    like_rank = genes_of_like_rank(
-        seen, np.array(screen.genes), options.min_cells, options.like_rank
-    )
-    tokens = np.unique(np.append(like_rank, screen.genes))
-    genes = [model.vocabulary.gene_id_of(int(token)) for token in tokens]
-    asked = replace(asked, genes=genes)
+    given = np.array(screen.genes), options.min_cells, options.like_rank
+    like_rank = genes_of_like_rank(seen, *given)
+    tokens = np.unique(np.append(like_rank, screen.genes)).tolist()
+    asked = replace(asked, genes=list(map(model.vocabulary.gene_id_of, tokens)))
     plan = make_plan(edited, asked, spec, *resolve_edits(model, asked))
     longest = max(int(plan.longest.max()), int(chosen.lengths.max()))
     spec = replace(spec, runtime=choose_runtime(longest))
-    sizes = {"tokens_per_device": tokens_per_device}
-    embedder = Embedder(
+    embedder = _make_embedder(model, chosen, spec, tokens_per_device)
+    perturber = Perturber(model, plan, spec, tokens_per_device=tokens_per_device)
+    return Validator(options, screen, chosen, like_rank, seen, embedder, perturber)
+
+
+def _read_screen(cells: ChosenCells, options: ValidationOptions) -> Screen:
+    """Reads the labels; genes are tokens."""
+    find = functools.partial(find_tokens, cells.vocabulary)
+    named = options.perturbation, options.control
+    return read_screen(cells.obs, *named, find, options.min_cells)
+
+
+def _make_embedder(
+    model: PretrainedModel, cells: ChosenCells, spec: ForwardSpec, tokens_per_device: int | None
+) -> Embedder:
+    """Readies the embedding of all cells, as the edited ones are embedded."""
+    return Embedder(
         model,
-        chosen,
+        cells,
         spec.mode,
         spec.hidden_layer,
         spec.runtime,
         devices=list(spec.mesh.devices.flat),
-        **sizes,
-    )
-    return Validator(
-        options, screen, chosen, like_rank, seen, embedder, Perturber(model, plan, spec, **sizes)
+        tokens_per_device=tokens_per_device,
     )
 
 

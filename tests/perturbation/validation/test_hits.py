@@ -101,6 +101,17 @@ def test_without_a_call_only_the_order_is_judged():
     assert "no gene is called" in found.verdict[-1] and "ppv" not in found.verdict[0]
 
 
+def test_another_column_may_order_the_genes_and_rare_ones_are_left_out():
+    table = statistic().assign(Like_rank_shift=lambda t: -t["Shift_to_goal_end"])
+    hits = hits_of(table, 30, "Shift_to_goal_end")
+    found = gf.validate_hits(table, hits, score="Like_rank_shift", min_cells=50)
+    assert found.metrics.set_index("protocol").loc["roc_auc", "prediction"] < 0.1
+    rare = int((table["N_Detections"] < 50).sum())
+    assert found.left_out["edited in fewer than 50 cells"] == rare
+    with pytest.raises(gf.InputError, match='did you mean "Like_rank_shift"'):
+        gf.validate_hits(table, hits, score="like_rank_shift")
+
+
 def test_sets_and_tables_of_other_statistics():
     table = statistic().rename(columns={"N_Detections": "N_Detections_test"})
     table["Test_vs_null_avg_shift"] = -table.pop("Shift_to_goal_end")

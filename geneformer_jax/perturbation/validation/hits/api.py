@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from geneformer_jax.common.arguments import require_whole
+from geneformer_jax.common.arguments import require_type, require_whole
 from geneformer_jax.perturbation.statistics.shifts import SIGNIFICANT
 from geneformer_jax.perturbation.validation.config import SEED
 from geneformer_jax.perturbation.validation.hits.lists import Compared, compare_lists
@@ -40,6 +40,8 @@ def validate_hits(
     statistics: pd.DataFrame | Path | str,
     hits: pd.DataFrame | Path | str,
     *,
+    score: str = "",
+    min_cells: int = 10,
     seed: int = SEED,
 ) -> HitValidation:
     """Compares a statistic of perturbations with the hits of a screen.
@@ -53,6 +55,9 @@ def validate_hits(
       hits: a table with a column of genes (symbols or Ensembl ids), and `hit` (yes or no) or
         `score` (the highest tenth are taken for hits); genes that it does not list take no part.
         Or genes alone, which are the hits, all others being none. Or the path of either.
+      score: column by which genes are ordered for areas, the higher the likelier a hit; by default
+        the shift of the statistic. Controls add some, such as Like_rank_shift.
+      min_cells: genes edited in fewer cells are left out.
       seed: of the control's draws.
 
     Returns:
@@ -63,7 +68,9 @@ def validate_hits(
         among the genes that the two share.
     """
     require_whole("seed", seed, 0)
-    compared = compare_lists(statistics, hits)
+    require_whole("min_cells", min_cells, 1)
+    require_type("score", score, str, "give the name of a column")
+    compared = compare_lists(statistics, hits, score, min_cells)
     metrics = score_hits(compared.genes, seed)
     verdict = describe_hits(compared, metrics)
     return HitValidation(verdict, metrics, *compared)

@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from geneformer_jax.cells.tokenization.gene_ids import strip_version
 from geneformer_jax.common.arguments import describe, require_type
-from geneformer_jax.common.errors import InputError
+from geneformer_jax.common.errors import InputError, did_you_mean
 from geneformer_jax.common.tables import GENE_COLUMNS, named_column, read_id_table
 from geneformer_jax.perturbation.layout import JOINT
 
@@ -76,34 +76,50 @@ class Compared(NamedTuple):
 
 
 def compare_lists(
-    statistics: pd.DataFrame | Path | str, hits: pd.DataFrame | Path | str
+    statistics: pd.DataFrame | Path | str,
+    hits: pd.DataFrame | Path | str,
+    score: str,
+    min_cells: int,
 ) -> Compared:
-    """Puts a statistic and a list of hits side by side.
+    """Puts a statistic and a list of hits side by side; see `validate_hits`.
 
     Raises:
       InputError: a table cannot be read or has another form; or they share no hit, or no gene that
         is none.
     """
-    name, predicted, sets = _read_statistics(statistics)
+    name, predicted, sets = _read_statistics(statistics, score)
     listed = _read_hits(hits)
-    names = predicted[list(_IDS)].apply(lambda column: column.map(_plain))
-    place = pd.Series(listed.index, listed["gene"])
-    found = names[_IDS[0]].map(place).fillna(names[_IDS[1]].map(place))
-    is_list_of_hits = listed["hit"].isna().all()
-    kept = np.ones(len(found), bool) if is_list_of_hits else found.notna().to_numpy()
-    own = listed.reindex(found[kept]).reset_index(drop=True)
-    genes = predicted[kept].reset_index(drop=True).drop(columns=_IDS[1])
-    genes = genes.rename(columns={_IDS[0]: "gene_id"})
-    genes.insert(1, "symbol", predicted.loc[kept, _IDS[1]].to_numpy())
-    genes["hit"] = own["gene"].notna() if is_list_of_hits else own["hit"].astype(bool)
-    genes["measured"] = own["measured"]
+    row = _rows_of(predicted, listed)
+    is_common = predicted["cells"].to_numpy() >= min_cells
+    # Of a list of hits alone all other genes are none.
+    is_screened = row.notna().to_numpy() | listed["hit"].isna().all()
     left_out = {
         "sets of several genes": sets,
-        "perturbed, but not in the screen": int((~kept).sum()),
-        "in the screen, but not perturbed": int((~listed.index.isin(found)).sum()),
+        f"edited in fewer than {min_cells:,} cells": int((~is_common).sum()),
+        "perturbed, but not in the screen": int((is_common & ~is_screened).sum()),
+        "in the screen, but not perturbed": int((~listed.index.isin(row)).sum()),
     }
+    kept = is_common & is_screened
+    genes = _side_by_side(predicted[kept], listed.reindex(row[kept]))
     _require_both(genes["hit"], listed["name"])
     return Compared(genes, name, {reason: n for reason, n in left_out.items() if n})
+
+
+def _rows_of(predicted: pd.DataFrame, listed: pd.DataFrame) -> pd.Series:
+    """Returns the row of each predicted gene in the list, by id or symbol; NaN for none."""
+    place = pd.Series(listed.index, listed["gene"])
+    by_id, by_symbol = (predicted[name].map(_plain).map(place) for name in _IDS)
+    return by_id.fillna(by_symbol)
+
+
+def _side_by_side(predicted: pd.DataFrame, listed: pd.DataFrame) -> pd.DataFrame:
+    """Returns the genes of `Compared`; rows of the two are of the same genes."""
+    names = dict(zip(_IDS, ("gene_id", "symbol"), strict=True))
+    genes = predicted.rename(columns=names).reset_index(drop=True)
+    listed = listed.reset_index(drop=True)
+    is_list_of_hits = listed["hit"].isna().all()
+    genes["hit"] = listed["gene"].notna() if is_list_of_hits else listed["hit"].astype(bool)
+    return genes.assign(measured=listed["measured"])
 
 
 def _require_both(is_hit: pd.Series, names: pd.Series) -> None:
@@ -116,7 +132,7 @@ def _require_both(is_hit: pd.Series, names: pd.Series) -> None:
         )
 
 
-def _read_statistics(given: pd.DataFrame | Path | str) -> tuple[str, pd.DataFrame, int]:
+def _read_statistics(given: pd.DataFrame | Path | str, score: str) -> tuple[str, pd.DataFrame, int]:
     """Returns (name, table of single genes, number of sets of several)."""
     what = "give a table that `perturbation_statistics` wrote, or its path"
     require_type("statistics", given, (pd.DataFrame, Path, str), what)
@@ -128,11 +144,17 @@ def _read_statistics(given: pd.DataFrame | Path | str) -> tuple[str, pd.DataFram
             f"{', '.join(READINGS)} call genes; {what}"
         )
     is_set = table[_IDS[0]].astype(str).str.contains(JOINT, regex=False)
+    if score and not (score in table and pd.api.types.is_numeric_dtype(table[score])):
+        numbers = table.select_dtypes("number").columns
+        raise InputError(
+            f'`statistics` has no column of numbers "{score}"{did_you_mean(score, numbers)}; name '
+            f"one of {', '.join(numbers)} by `score`"
+        )
     table, reading = table[~is_set], READINGS[name]
     rows = pd.DataFrame(
         {
             **{each: table[each].astype(str) for each in _IDS},
-            "score": reading.score(table).astype(np.float64),
+            "score": (table[score] if score else reading.score(table)).astype(np.float64),
             "called": reading.called(table),
             "cells": table[reading.cells],
             "mean_rank": table.get("Mean_rank", np.nan),

@@ -41,14 +41,14 @@ def write_hits(
     output: Path,
     statistics: str,
     hits: str,
-    seed: int,
     configuration: Mapping[str, Any],
+    **how: Any,
 ) -> None:
     """Compares, and writes a folder; nothing is done if this command wrote it already.
 
     Args:
       output: folder to write.
-      statistics, hits, seed: see `validate_hits`.
+      statistics, hits, how: see `validate_hits`.
       configuration: the command, for the provenance.
 
     Raises:
@@ -58,7 +58,7 @@ def write_hits(
     if is_finished(output, command):
         logger.info(f"{output} is complete and was written by this command: nothing to do")
         return
-    found = validate_hits(statistics, hits, seed=seed)
+    found = validate_hits(statistics, hits, **how)
     counts = {
         "statistic": found.statistic,
         "genes": len(found.genes),
@@ -125,7 +125,8 @@ def curves_figure(genes: pd.DataFrame) -> Figure:
         left.plot(false, true, color=PALETTE[11])
         left.plot([0, 1], [0, 1], color="#222222", lw=0.8, ls="--")
         left.set(xlabel="1 - specificity", ylabel="sensitivity")
-        right.plot(recall, precision, color=PALETTE[11])
+        # The last point is of no gene at all.
+        right.plot(recall[:-1], precision[:-1], color=PALETTE[11])
         right.axhline(chance, color="#222222", lw=0.8, ls="--")
         right.set(xlabel="sensitivity", ylabel="PPV", ylim=(0, 1.02))
         if called.any():
