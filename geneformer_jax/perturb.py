@@ -86,11 +86,11 @@ flags.DEFINE_string("shard", "", "i/n: make only the i-th of n shards of the edi
 flags.DEFINE_bool("finish", False, "Put the tables of all shards together.")
 flags.DEFINE_string(
     "statistics", "auto", "Of the tables, separated by commas: goal_state_shift, vs_null, "
-    "mixture_model, aggregate, aggregate_gene_shifts, combinations; auto: goal_state_shift where "
-    "there are states; or none. May be asked for later.",
+    "mixture_model, aggregate, aggregate_gene_shifts, combinations; auto: goal_state_shift with "
+    "states, else aggregate (of at most a million edits); or none. May be asked for later.",
 )  # fmt: skip
 flags.DEFINE_string(
-    "controls", "free", "What is set beside goal_state_shift: free, all that need no further "
+    "controls", "free", "What is set beside statistics of edits: free, all that need no further "
     "encodings; all; none; or like_rank, cells, coverage, start, reranking, "
     "differential_expression, covariance, donors, and with further encodings random_weights, "
     "self_deletion, separated by commas. For aggregate_gene_shifts: responsiveness.",
@@ -103,6 +103,7 @@ flags.DEFINE_string("null", "", "For vs_null: what perturb wrote of other cells.
 flags.DEFINE_bool("dry_run", False, "Say what would be encoded, for controls too, and stop.")
 command_line.device_flags()
 _AUTO, _NONE = "auto", "none"
+_MOST_ROWS = 1_000_000
 _HOW = ("precision", "attention", "tokens_per_device", "min_cells")
 
 
@@ -125,8 +126,8 @@ def main() -> None:
     from geneformer_jax.perturbation.run import PerturbationRun
     from geneformer_jax.perturbation.statistics.report import perturbation_statistics, require_modes
 
-    modes, given = _modes(), command_line.configuration()
-    require_modes(modes, FLAGS.null)
+    modes, given = command_line.split_list(FLAGS.statistics), command_line.configuration()
+    require_modes([] if FLAGS.statistics in (_AUTO, _NONE) else modes, FLAGS.null)
     output, options = Path(FLAGS.output), read_options(given)
     dear = model_controls.choose_controls(controls, options)
     run = PerturbationRun(output, options, given, command_line.parse_shard(FLAGS.shard))
@@ -145,7 +146,7 @@ def main() -> None:
             return
         for name in missing:
             model_controls.make_control(name, output, run.planned, given, how)
-    for mode in modes:
+    for mode in _modes(output):
         null = FLAGS.null if mode == "vs_null" else ""
         group = FLAGS.group if mode == "goal_state_shift" else ""
         beside = {"controls": controls, "min_cells": FLAGS.min_cells, "group": group}
@@ -161,11 +162,16 @@ def main() -> None:
             )
 
 
-def _modes() -> list[str]:
-    """Returns the statistics to compute."""
-    if FLAGS.statistics == _AUTO:
-        return ["goal_state_shift"] if FLAGS.states else []
-    return [] if FLAGS.statistics == _NONE else command_line.split_list(FLAGS.statistics)
+def _modes(output: Path) -> list[str]:
+    """Returns the statistics to compute of a finished run."""
+    if FLAGS.statistics != _AUTO:
+        return [] if FLAGS.statistics == _NONE else command_line.split_list(FLAGS.statistics)
+    from geneformer_jax.perturbation.statistics.tables import edits_in
+
+    if FLAGS.states:
+        return ["goal_state_shift"]
+    # It holds a row for each edit in each cell, also as text.
+    return ["aggregate"] if edits_in(output) <= _MOST_ROWS else []
 
 
 def _is_joined(run: PerturbationRun) -> bool:

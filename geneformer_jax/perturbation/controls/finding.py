@@ -10,6 +10,7 @@ import pandas as pd
 
 from geneformer_jax.perturbation.controls.within_cells import WithinCells, within_cells
 from geneformer_jax.perturbation.layout import SHIFTS
+from geneformer_jax.perturbation.statistics.modes import vs_null
 from geneformer_jax.perturbation.statistics.moments import RunningMoments
 from geneformer_jax.perturbation.statistics.tables import ShiftRows
 from geneformer_jax.reporting.figures import Drawing
@@ -17,21 +18,37 @@ from geneformer_jax.reporting.figures import Drawing
 ROWS = ("cell", "perturbed", "perturbed_symbol", "rank", "value")
 
 
+VERSUS_NULL = vs_null.__name__
+# By mode, the column that edits are ranked by, and what Sig compares with.
+_SHIFTS = {
+    "goal_state_shift": "Shift_to_goal_end",
+    "aggregate": "Cosine_sim_mean",
+    "mixture_model": "Test_avg_shift",
+    VERSUS_NULL: "Test_vs_null_avg_shift",
+}
+_COMPARED_WITH = {
+    "goal_state_shift": "the pool of all edits",
+    VERSUS_NULL: "the same edits of the null cells",
+}
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Asked:
-    """A statistic of shifts towards a goal, of which controls ask what it is worth.
+    """A statistic of edits, of which controls ask what it is worth.
 
     Attributes:
       folder: of the perturbation.
-      measure, goal: what the statistic is of.
+      mode: of the statistic.
+      measure, goal: what it is of; the goal is "" where the measure has no states.
       start: state of the perturbed cells; "" where there is none.
       chosen_cells: cells that were chosen to be perturbed; 0 where it is not known.
       min_cells: genes in fewer cells are not compared.
-      table: of `goal_state_shift`.
+      table: of the statistic.
       donors: donor by id of the cell; None where no column names them.
     """
 
     folder: Path
+    mode: str
     measure: str
     goal: str
     start: str
@@ -60,7 +77,7 @@ class Asked:
 
     @functools.cached_property
     def within(self) -> WithinCells:
-        """Shifts towards the goal, within cells."""
+        """Shifts within cells."""
         return within_cells(self.rows(self.goal))
 
     @property
@@ -69,9 +86,14 @@ class Asked:
         return self.within.centred.counts >= self.min_cells
 
     @property
+    def compared_with(self) -> str:
+        """What the statistic itself tests edits against; "" where it tests nothing."""
+        return _COMPARED_WITH.get(self.mode, "")
+
+    @property
     def shifts(self) -> np.ndarray:
-        """float64 [edits of `within`], mean shift towards the goal; NaN where not compared."""
-        column = self.table.set_index("Ensembl_ID")["Shift_to_goal_end"]
+        """float64 [edits of `within`], what edits are ranked by; NaN where not compared."""
+        column = self.table.set_index("Ensembl_ID")[_SHIFTS[self.mode]]
         means = column.reindex(self.within.edits.names).to_numpy(float)
         return np.where(self.is_compared, means, np.nan)
 

@@ -19,7 +19,7 @@ from geneformer_jax.perturbation.controls.figures import (
     rank_figure,
     states_figure,
 )
-from geneformer_jax.perturbation.controls.finding import Asked, Finding
+from geneformer_jax.perturbation.controls.finding import VERSUS_NULL, Asked, Finding
 from geneformer_jax.perturbation.controls.matched_null import (
     MAX_DISTANCE,
     MIN_NEIGHBOURS,
@@ -33,12 +33,18 @@ from geneformer_jax.perturbation.statistics.shifts import SIGNIFICANT
 from geneformer_jax.reporting.figures import Drawing
 
 MIN_COVERAGE = 0.25
+_OF_SHIFTS = (
+    "Shift of each gene against its rank. Above: minus the mean of all edits of the same cell. "
+    "Below: minus genes of like rank in the same cell, which is what is tested."
+)
+_OF_DIFFERENCE = "Difference of the two cell sets by the rank of the gene, which is what is tested."
 
 
 def like_rank(asked: Asked) -> Finding:
     """Asks whether a gene shifts cells otherwise than genes of like rank and detection do."""
-    within = asked.within
+    within, is_difference = asked.within, asked.mode == VERSUS_NULL
     shifts = np.where(asked.is_compared, within.like_rank.means, np.nan)
+    shifts = asked.shifts if is_difference else shifts
     table = matched_null(shifts, within.ranks.means, asked.coverage())
     differs = table["Matched_FDR"].to_numpy() < SIGNIFICANT
     compared = int(table["Matched_FDR"].notna().sum())
@@ -50,16 +56,15 @@ def like_rank(asked: Asked) -> Finding:
         result += f"; {left:,} have too few cells or neighbours to tell"
     if "Sig" in asked.table:
         pooled = (asked.table["Sig"] == 1).sum()
-        result += f"; from the pool of all edits {pooled:,} of {len(asked.table):,} differ"
+        result += f"; from {asked.compared_with} {pooled:,} of {len(asked.table):,} differ"
 
     def drawings() -> Iterator[Drawing]:
         centred = np.where(asked.is_compared, within.centred.means, np.nan)
         panels = (("shift minus the cell's mean", centred), ("minus genes of like rank", shifts))
-        caption = (
-            "Shift of each gene against its rank. Above: minus the mean of all edits of the same "
-            "cell. Below: minus genes of like rank in the same cell, which is what is tested."
-        )
-        yield Drawing("like_rank", rank_figure(within.ranks.means, panels, differs), caption)
+        if is_difference:
+            panels = (("test minus null", shifts),)
+        figure = rank_figure(within.ranks.means, panels, differs)
+        yield Drawing("like_rank", figure, _OF_DIFFERENCE if is_difference else _OF_SHIFTS)
         percentiles = table["Matched_percentile"].dropna().to_numpy()
         if not len(percentiles):
             return
@@ -69,11 +74,12 @@ def like_rank(asked: Asked) -> Finding:
         )
         yield Drawing("percentiles", percentile_figure(percentiles), caption)
 
+    what = "the difference" if is_difference else "Like_rank_shift"
     headings = {
         "Matched_genes": f"genes compared with: the {NEIGHBOURS} nearest in mean rank and "
         f"coverage, none further than {MAX_DISTANCE} standard deviations; fewer than "
         f"{MIN_NEIGHBOURS} are too few",
-        "Matched_percentile": "fraction of them whose shift (Like_rank_shift) is lower",
+        "Matched_percentile": f"fraction of them whose shift ({what}) is lower",
         "Matched_empirical_pval": "two-sided, from that place; cannot be below 2 / (genes + 1)",
         "Matched_z": "distance from their median, in robust standard deviations of theirs",
         "Matched_FDR": "of Matched_z by Student's distribution, over all genes",

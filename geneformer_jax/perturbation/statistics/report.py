@@ -94,7 +94,8 @@ def perturbation_statistics(
       controls: what is set beside it, from what the folder holds: "all" that it allows, "none", or
         names: like_rank, cells, coverage, start, reranking (of a screen), differential_expression,
         covariance, donors, random_weights and self_deletion (which `perturb` makes on request) for
-        goal_state_shift, responsiveness for aggregate_gene_shifts. See `perturbation.controls`.
+        goal_state_shift; those that fit for aggregate, mixture_model and vs_null, which say why
+        others do not; responsiveness for aggregate_gene_shifts. See `perturbation.controls`.
       min_cells: genes edited in fewer cells are not compared by controls.
       group: for the control donors: obs column of the cells that names them.
 
@@ -274,10 +275,11 @@ def _enough_cells_first(
 
     The files keep the original's order, in which edits of single cells come first by chance.
     """
-    if not {"N_Detections", "Matched_FDR"} <= set(head[0]):
+    cells = next((name for name in head[0] if name.startswith("N_Detections")), None)
+    if cells is None or "Matched_FDR" not in head[0]:
         return head
     table = pd.read_parquet(path)
-    few = (table["N_Detections"] < min_cells).to_numpy()
+    few = (table[cells] < min_cells).to_numpy()
     order = np.argsort(few, kind="stable")[:_ROWS_SHOWN]
     return table.iloc[order].reset_index(drop=True), head[1]
 

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 
 from geneformer_jax.common.errors import InputError, did_you_mean
 from geneformer_jax.common.provenance import FILE_NAME
-from geneformer_jax.perturbation.layout import GENE_MEANS, GENE_SHIFTS, JOINT, SHIFTS
+from geneformer_jax.perturbation.layout import EDITS, GENE_MEANS, GENE_SHIFTS, JOINT, SHIFTS
 
 STATE_SHIFT = "state_shift"
 # The original's "cell_emb" is the first that a run has of these.
@@ -130,6 +130,11 @@ def edit_kind(folder: Path) -> str:
         return str(pq.ParquetFile(part).read_row_group(0, columns=["edit"])["edit"][0])
     except (*_DAMAGED, IndexError) as error:
         raise _damaged(part) from error
+
+
+def edits_in(folder: Path) -> int:
+    """Returns how many edits a finished perturbation made, in all its cells."""
+    return sum(pq.read_table(folder / EDITS, columns=["cells"])["cells"].to_pylist())
 
 
 def states_of(provenance: dict[str, Any]) -> tuple[str, tuple[str, ...]]:

@@ -229,6 +229,50 @@ def test_random_weights_and_states_without_the_gene_are_set_beside(tmp_path, fra
     assert table["Self_deleted_fraction"].dropna().to_dict() == {"G3": 0.1, "G4": 0.25, "G5": 0.9}
 
 
+def write_cosines(folder: Path, frame: pd.DataFrame) -> Path:
+    (folder / "shifts").mkdir(parents=True)
+    named = {"edit": "delete", "measure": "cell_cosine", "state": ""}
+    frame = frame.assign(value=1 - frame["value"].astype(np.float32) / 1e4, **named)
+    frame.to_parquet(folder / "shifts" / "part-000000.parquet")
+    (folder / "provenance.json").write_text(json.dumps({"counts": {"chosen_cells": CHOSEN}}))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def cosines(tmp_path_factory, frame) -> Path:
+    return write_cosines(tmp_path_factory.mktemp("cosines") / "run", frame)
+
+
+@pytest.fixture(scope="module")
+def null(tmp_path_factory, frame) -> Path:
+    """The same edits in other cells, of which none has an effect of its own."""
+    noise = 0.3 * np.random.default_rng(1).normal(size=len(frame))
+    planted = frame["perturbed"].map(PLANTED).fillna(0)
+    frame = frame.assign(value=frame["value"] - planted + noise, cell="null " + frame["cell"])
+    return write_cosines(tmp_path_factory.mktemp("null") / "run", frame)
+
+
+@pytest.mark.parametrize("mode", ["aggregate", "mixture_model", "vs_null"])
+def test_shifts_without_states_are_compared_with_genes_of_like_rank_too(cosines, null, mode):
+    perturbation_statistics(cosines, mode, null=null if mode == "vs_null" else "", min_cells=5)
+    table = pd.read_parquet(cosines / "statistics" / f"{mode}.parquet")
+    assert set(table["Ensembl_ID"][table["Matched_FDR"] < 0.05]) == set(PLANTED)
+    page = (cosines / "statistics" / f"{mode}.html").read_text()
+    assert f"2 of {table['Matched_FDR'].notna().sum()} genes differ from genes of like" in page
+    assert page.count("not made: it needs shifts towards a goal: ask for goal_state_shift") == 5
+    alone = "not made: it needs shifts of one set of cells, not their difference"
+    assert page.count(alone) == (3 if mode == "vs_null" else 0)
+    assert ("Within_cell_shift" in table) == (mode != "vs_null")
+
+
+def test_of_several_states_one_must_be_named_for_controls(run):
+    perturbation_statistics(run, "aggregate")
+    page = (run / "statistics" / "aggregate.html").read_text()
+    assert "not made: it needs shifts towards one state: name it by `state`" in page
+    perturbation_statistics(run, "aggregate", state="goal", controls="like_rank")
+    assert "Matched_FDR" in pd.read_parquet(run / "statistics" / "aggregate.parquet")
+
+
 @pytest.mark.parametrize("genes", [1, 2, 400])
 def test_too_few_cells_or_genes_are_told_and_cost_no_result(tmp_path, frame, genes):
     few = frame[frame["perturbed"].isin([f"G{i}" for i in range(genes)])]
