@@ -13,8 +13,10 @@ from tests.helpers.readme_inputs import (
     commands_in,
     made_up_cells,
     real_cells,
+    write_census_of,
     write_inputs,
 )
+from tests.helpers.soma_files import require_tiledbsoma
 
 PROJECT = Path(__file__).resolve().parents[1]
 DOCUMENTS = [PROJECT / "README.md", *sorted((PROJECT / "docs").glob("*.md"))]
@@ -53,6 +55,9 @@ def check_keys(flags: dict[str, str]) -> None:
 @pytest.mark.parametrize("document", WITH_COMMANDS, ids=named)
 def test_commands_run_as_they_are_written(document, tmp_path, monkeypatch, capsys):
     write_inputs(tmp_path, *made_up_cells())
+    if "soma://" in document.read_text():
+        require_tiledbsoma()
+        write_census_of(tmp_path, *made_up_cells())
     run_all(commands_in(document), tmp_path, monkeypatch, capsys)
 
 

@@ -103,6 +103,13 @@ def test_cells_of_a_census_are_called_by_their_join_ids(census, adata):
     assert np.array_equal(read(source), adata.X.toarray()[rows])
 
 
+def test_relative_paths_follow_the_working_folder(experiment, adata, tmp_path, monkeypatch):
+    open_counts(experiment)
+    for folder in (tmp_path, experiment.parent):
+        monkeypatch.chdir(folder)
+    assert open_counts(f"soma://{experiment.name}").n_cells == adata.n_obs
+
+
 def test_columns_are_known_without_the_cells(experiment, census, adata):
     columns = ["soma_joinid", *adata.obs.columns]
     assert obs_columns_of(experiment) == obs_columns_of(census) == columns

@@ -14,6 +14,7 @@ import pandas as pd
 from geneformer_jax.interop.huggingface import export_model
 from geneformer_jax.interop.original_dictionaries import read_original_vocabulary
 from geneformer_jax.model.pretrained import save_model
+from tests.helpers.soma_files import as_census_cells, write_census
 from tests.helpers.toy import GENES, toy_cells, toy_model
 
 PROJECT = Path(__file__).resolve().parents[2]
@@ -118,6 +119,14 @@ def with_targets(cells: ad.AnnData, targets: list[str]) -> ad.AnnData:
     cells = cells.copy()
     cells.obs["target_gene"] = [labels[n % len(labels)] for n in range(cells.n_obs)]
     return cells
+
+
+def write_census_of(folder: Path, cells: ad.AnnData, genes: pd.Series) -> None:
+    """Writes a Census of two organisms, for documents that read one."""
+    human = cells.copy()
+    human.var = pd.DataFrame({"ensembl_id": genes[cells.var_names].to_numpy()}, cells.var_names)
+    human = as_census_cells(human)
+    write_census(folder / "census", {"homo_sapiens": human, "mus_musculus": human[:9].copy()})
 
 
 def write_original(folder: Path, genes: pd.Series) -> None:

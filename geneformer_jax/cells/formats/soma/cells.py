@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -68,35 +68,45 @@ def choose_rows(path: Path, obs: tiledbsoma.DataFrame, value_filter: str | None)
     Raises:
       InputError: the filter names no column, cannot be understood, or keeps no cell.
     """
+    parts = [np.empty(0, np.int64)]
+    chosen, kept = _tally(_tables(path, obs, value_filter), parts)
+    ids = np.concatenate(parts)
+    ids.sort()
     if value_filter is None:
-        ids, _ = _ids_and_data_sets(obs, None)
-        return ChosenRows(ids, len(ids), {})
+        return ChosenRows(ids, chosen, {})
+    total, every = _tally(_tables(path, obs, None))
+    if not chosen:
+        raise InputError(
+            f"{path}: none of its {total:,} cells passes `obs_filter` {value_filter}; check its "
+            "values, or leave it out"
+        )
+    lost = {name: (n - kept[name], n) for name, n in every.items() if n > kept[name]}
+    return ChosenRows(ids, total, lost)
+
+
+def _tally(
+    tables: Iterable[pa.Table], parts: list[np.ndarray] | None = None
+) -> tuple[int, Counter[str]]:
+    """Counts cells, and those of each data set; appends their join ids to `parts` if given."""
+    total, by_data_set = 0, Counter()
+    for table in tables:
+        total += len(table)
+        if parts is not None:
+            parts.append(table[JOIN_ID].to_numpy())
+        for each in pc.value_counts(table[_DATA_SET]) if _DATA_SET in table.column_names else ():
+            by_data_set[str(each["values"])] += each["counts"].as_py()
+    return total, by_data_set
+
+
+def _tables(path: Path, obs: tiledbsoma.DataFrame, value_filter: str | None) -> Iterable[pa.Table]:
+    columns = [JOIN_ID, *([_DATA_SET] if _DATA_SET in obs.keys() else [])]  # noqa: SIM118
+    if value_filter is None:
+        return obs.read(column_names=columns)
     try:
-        ids, kept = _ids_and_data_sets(obs, value_filter)
+        return obs.read(column_names=columns, value_filter=value_filter)
     except Exception as error:
         # The library's errors on a filter are of many kinds, syntax errors of Python among them.
         raise _wrong_filter(path, obs, value_filter, first_sentence(error)) from error
-    every, known = _ids_and_data_sets(obs, None)
-    if not len(ids):
-        raise InputError(
-            f"{path}: none of its {len(every):,} cells passes `obs_filter` {value_filter}; check "
-            "its values, or leave it out"
-        )
-    lost = {name: (n - kept[name], n) for name, n in known.items() if n > kept[name]}
-    return ChosenRows(ids, len(every), lost)
-
-
-def _ids_and_data_sets(
-    obs: tiledbsoma.DataFrame, value_filter: str | None
-) -> tuple[np.ndarray, Counter[str]]:
-    """Join ids, ascending, and the number of cells of each data set."""
-    columns = [JOIN_ID, *([_DATA_SET] if _DATA_SET in obs.keys() else [])]  # noqa: SIM118
-    parts, counts = [np.empty(0, np.int64)], Counter()
-    for table in obs.read(column_names=columns, value_filter=value_filter):
-        parts.append(table[JOIN_ID].to_numpy())
-        for each in pc.value_counts(table[_DATA_SET]) if len(columns) > 1 else ():
-            counts[str(each["values"])] += each["counts"].as_py()
-    return np.sort(np.concatenate(parts)), counts
 
 
 def _wrong_filter(

@@ -67,8 +67,10 @@ def open_object(path: Path) -> Iterator[tiledbsoma.SOMAObject]:
     import tiledbsoma
 
     url = object_store_url(path)
+    # The library takes a relative path from the folder that it was first used in.
+    place = url or str(path.absolute())
     try:
-        with tiledbsoma.open(url or str(path), context=context_of(os.getpid())) as opened:
+        with tiledbsoma.open(place, context=context_of(os.getpid())) as opened:
             yield opened
     except tiledbsoma.SOMAError as error:
         if url is None:
