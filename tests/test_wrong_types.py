@@ -23,7 +23,9 @@ def cells(model):
     return gf.tokenize_cells(toy_cells(6), model.vocabulary)
 
 
-@pytest.mark.parametrize("function", ["embed_cells", "perturb_cells", "attend_cells"])
+@pytest.mark.parametrize(
+    "function", ["embed_cells", "perturb_cells", "attend_cells", "validate_perturbations"]
+)
 @pytest.mark.parametrize(
     ("wrong", "words"),
     [
@@ -48,6 +50,8 @@ def test_what_they_share(model, cells, function, wrong, words):
     given = {"model": model, "cells": cells}
     if function == "attend_cells":
         given["genes"] = [f"ENSG{i:011d}" for i in range(9)]
+    if function == "validate_perturbations":
+        given |= {"cells": toy_cells(6), "perturbation": "kind", "control": "a"}
     assert_told(getattr(gf, function), given | wrong, words)
 
 

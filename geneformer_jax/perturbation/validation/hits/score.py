@@ -6,6 +6,8 @@ import numpy as np
 import pandas as pd
 from scipy.stats import rankdata
 
+from geneformer_jax.perturbation.validation.areas import areas
+
 SAMPLES = 1_000
 LEVEL = 0.95
 # Genes among which hits are dealt out anew: those that stand together by rank.
@@ -34,10 +36,10 @@ def score_hits(genes: pd.DataFrame, seed: int) -> pd.DataFrame:
     order_SG = np.stack([np.arange(len(genes)), *_draws(len(genes), seed)])
     hits_SG = genes["hit"].to_numpy(bool)[order_SG]
     called, scores = genes["called"].to_numpy(bool), genes["score"].to_numpy()
-    values = _calls(hits_SG, called) | _areas(hits_SG, scores)
+    values = _calls(hits_SG, called) | areas(hits_SG, scores)
     if genes["measured"].notna().any():
         values["spearman"] = _correlations(genes["measured"].to_numpy()[order_SG], scores)
-    by_cells = _areas(hits_SG[:1], genes["cells"].to_numpy(np.float64))
+    by_cells = areas(hits_SG[:1], genes["cells"].to_numpy(np.float64))
     rows = [_row(name, each, by_cells.get(name, [np.nan])[0]) for name, each in values.items()]
     return pd.DataFrame(rows)
 
@@ -68,19 +70,6 @@ def _calls(hits_SG: np.ndarray, called: np.ndarray) -> dict[str, np.ndarray]:
             "sensitivity": true / hits,
             "specificity": neither / (len(called) - hits),
         }
-
-
-def _areas(hits_SG: np.ndarray, scores: np.ndarray) -> dict[str, np.ndarray]:
-    """Returns areas under the ROC curve and average precision, as scikit-learn defines them."""
-    hits, total = hits_SG.sum(axis=1), len(scores)
-    pairs = hits * (total - hits)
-    auc = (hits_SG @ rankdata(scores) - hits * (hits + 1) / 2) / pairs
-    order = np.argsort(-scores, kind="stable")
-    # Genes of equal scores are called together.
-    last = np.flatnonzero(np.append(np.diff(scores[order]) != 0, True))
-    found = np.cumsum(hits_SG[:, order], axis=1)[:, last]
-    gains = np.diff(found, axis=1, prepend=0) / hits[:, None]
-    return {"roc_auc": auc, "pr_auc": (gains * found / (last + 1)).sum(axis=1)}
 
 
 def _correlations(measured_SG: np.ndarray, scores: np.ndarray) -> np.ndarray:

@@ -5,8 +5,9 @@ Named as cell-eval 0.8.2 (`discrimination_score_cosine`, `roc_auc`, `pr_auc`) an
 """
 
 import numpy as np
-from sklearn.metrics import average_precision_score, roc_auc_score
 from sklearn.metrics.pairwise import cosine_similarity
+
+from geneformer_jax.perturbation.validation.areas import areas
 
 RECALLS = (1, 5)
 FOLDS = 5
@@ -64,10 +65,7 @@ def gene_areas(scores_V: np.ndarray, is_changed_V: np.ndarray) -> dict[str, floa
     scores_V, is_changed_V = scores_V[known], is_changed_V[known]
     if is_changed_V.all() or not is_changed_V.any():
         return {"roc_auc": np.nan, "pr_auc": np.nan}
-    return {
-        "roc_auc": float(roc_auc_score(is_changed_V, scores_V)),
-        "pr_auc": float(average_precision_score(is_changed_V, scores_V)),
-    }
+    return {name: float(each[0]) for name, each in areas(is_changed_V[None], scores_V).items()}
 
 
 def held_out_correlations(
