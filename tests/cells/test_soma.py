@@ -16,6 +16,7 @@ from geneformer_jax.cells.counts.options import CountOptions, ReadLimits
 from geneformer_jax.cells.formats.anndata_source import AnnDataSource
 from geneformer_jax.cells.formats.open import expand_paths, obs_columns_of, open_counts
 from geneformer_jax.cells.formats.soma import library
+from geneformer_jax.cells.formats.soma.cells import ChosenRows
 from geneformer_jax.cells.tokenization.tokenizer import tokenize_cells
 from geneformer_jax.common.errors import InputError
 from geneformer_jax.interop.original_dictionaries import read_vocabulary
@@ -131,6 +132,13 @@ def test_how_many_cells_the_filter_drops_is_told_by_data_set(census, adata):
     of_blood = f"(dataset_id: {len(dropped)} of 20 of blood)"
     assert source.remark.endswith(f"`obs_filter` drops {len(dropped)} of 60 cells {of_blood}")
     assert "census_build_date 2025-11-08; census_schema_version 2.4.0" in source.remark
+
+
+def test_of_many_data_sets_those_that_lose_most_are_named():
+    dropped = {f"d{n}": (n, 10 * n) for n in range(1, 9)}
+    told = ChosenRows(np.arange(1_000), 1_036, dropped).describe()
+    assert "drops 36 of 1,036 cells (dataset_id: 8 of 80 of d8, 7 of 70 of d7, 6 of 60" in told
+    assert told.endswith("4 of 40 of d4, and 3 more data sets)")
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ import sys
 
 import pytest
 
+from geneformer_jax.cells.counts.options import CountOptions
 from geneformer_jax.cells.formats.open import open_counts
 from geneformer_jax.common.errors import InputError
 
@@ -37,3 +38,10 @@ def test_the_remedy_is_named(prefix, installed, python, words, experiment, monke
     monkeypatch.setattr(sys, "version_info", python)
     with pytest.raises(InputError, match=f"takes tiledbsoma 2.3 or newer, and {words}"):
         open_counts(f"{prefix}{experiment}")
+
+
+def test_work_that_was_begun_without_experiments_goes_on():
+    """Stores and shards compare what is kept of the options with what it was."""
+    of_all = {"counts_layer", "gene_column", "symbols", "compute_totals", "fractional"}
+    assert CountOptions().identity().keys() == of_all
+    assert CountOptions(organism="homo_sapiens").identity().keys() == of_all | {"organism"}

@@ -52,7 +52,7 @@ class ChosenRows:
         lost = self.total - len(self.ids)
         most = sorted(self.dropped.items(), key=lambda item: (-item[1][0], item[0]))
         named = [f"{lost:,} of {all_:,} of {name}" for name, (lost, all_) in most[:_LISTED]]
-        more = [f"the rest of {len(most) - _LISTED:,} more"] if len(most) > _LISTED else []
+        more = [f"and {len(most) - _LISTED:,} more data sets"] if len(most) > _LISTED else []
         by_data_set = f" ({_DATA_SET}: {', '.join([*named, *more])})" if named else ""
         return f"`obs_filter` drops {lost:,} of {self.total:,} cells{by_data_set}"
 
