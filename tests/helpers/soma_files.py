@@ -39,6 +39,8 @@ def write_experiment(path, adata, layer="raw", **more_layers):
     import tiledbsoma
     import tiledbsoma.io
 
+    if None in adata.layers:
+        pytest.skip("from anndata 0.13 on X is the layer None, which tiledbsoma 2.3 cannot write")
     tiledbsoma.io.from_anndata(str(path), adata, measurement_name="RNA", X_layer_name=layer)
     for name, matrix in more_layers.items():
         with tiledbsoma.open(str(path), "w") as experiment:
