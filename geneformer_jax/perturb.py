@@ -23,7 +23,8 @@ the estimates are. Its tables have each shift in two parts: all later genes move
 
 --controls sets beside the shifts what they must beat. Most follow from the same tables;
 random_weights makes the same edits with a model that has learned nothing, and self_deletion embeds
-the states without each of the strongest genes. --dry_run says what all that has to encode.
+the states without each of the strongest genes; both once the tables are put together, or later if
+the same command asks for them. --dry_run says what all that has to encode.
 """
 
 from __future__ import annotations

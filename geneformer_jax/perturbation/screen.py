@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
+from geneformer_jax.common.errors import InputError
 from geneformer_jax.common.log import logger
 from geneformer_jax.common.progress import Progress
 from geneformer_jax.inference.pipeline import Throughput
@@ -35,7 +36,16 @@ from geneformer_jax.perturbation.tables import screened_table
 
 
 def plan_screen(plan: EditPlan, options: PerturbationOptions) -> EditPlan:
-    """Returns the plan of a screen: parts of whole cells, sized by what a screen encodes."""
+    """Returns the plan of a screen: parts of whole cells, sized by what a screen encodes.
+
+    Raises:
+      InputError: no cell has as many tokens as split points are asked for.
+    """
+    if options.split_points > (longest := int(plan.longest.max())):
+        raise InputError(
+            f"`split_points` is {options.split_points:,}, but the longest cell has {longest:,} "
+            "tokens: exact shifts take less; leave `screen` out, or give fewer"
+        )
     settled = number_to_settle(options.settle, plan.edits) / plan.edits
     screened = encodings_of_screen(options.split_points, len(options.states.names))
     return plan.in_whole_cells(screened + settled * plan.counts)

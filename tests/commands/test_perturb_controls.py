@@ -7,6 +7,7 @@ import pytest
 
 from geneformer_jax.inference.random_control import random_model
 from geneformer_jax.model import pretrained
+from geneformer_jax.perturbation import model_controls
 from geneformer_jax.perturbation.api import perturb_cells
 from geneformer_jax.perturbation.statistics import report
 from tests.helpers.commands import assert_one_line
@@ -26,8 +27,12 @@ def perturb(model, toy_store, tmp_path, monkeypatch, capsys):
     return command_on_five_cells(model, toy_store.folder, tmp_path, monkeypatch, capsys)
 
 
+def interrupted(*_):
+    raise KeyboardInterrupt
+
+
 def test_costs_are_told_beforehand_and_paid_for_what_is_named_only(
-    perturb, model, toy_store, tmp_path
+    perturb, model, toy_store, tmp_path, monkeypatch
 ):
     status, output, error = perturb(*STATES, "--controls=all", "--dry_run")
     assert status == 0, error
@@ -41,8 +46,12 @@ def test_costs_are_told_beforehand_and_paid_for_what_is_named_only(
     assert not (out / "random_weights").exists() and not (out / "self_deletion.parquet").exists()
     # Asked for later, of the same run.
     more = ["--controls=all", "--min_cells=2", "--statistics=goal_state_shift"]
+    with monkeypatch.context() as patch:
+        patch.setattr(model_controls.without_genes, "self_deletion", interrupted)
+        assert perturb(*STATES, *more)[0] == 130
     status, output, error = perturb(*STATES, *more)
     assert status == 0, error
+    assert "control self_deletion" in output and "model random weights" not in output
     random = perturb_cells(
         random_model(model), toy_store, genes=GENES, max_cells=5,
         states={"column": "kind", "start": "a", "goal": "b"},

@@ -102,6 +102,12 @@ def test_shards_settle_when_all_have_screened(perturb, tmp_path):
         (["--screen", *STATES, "--settle=0"], "--settle is 0"),
         (["--screen", *STATES, "--settle=some"], "--settle is 'some'"),
         (["--screen", *STATES, "--split_points=1"], "--split_points is 1"),
+        (["--screen", *STATES, "--genes=all", "--split_points=150"], "exact shifts take less"),
+        (
+            ["--screen", *STATES, "--edit=delte"],
+            "--edit is 'delte', but a screen knows only 'delete'",
+        ),
+        (["--screen", "--states=kind", "--goal=c"], 'has no value "c"'),
         ([*STATES, "--settle=5"], "--settle is 5, but nothing is screened; add --screen"),
     ],
 )

@@ -16,6 +16,7 @@ from geneformer_jax.perturbation.controls.choice import (
     DONORS,
     EXPRESSION,
     LIKE_RANK,
+    QUESTIONS,
     RANDOM_WEIGHTS,
     RERANKING,
     RESPONSIVENESS,
@@ -151,7 +152,7 @@ def _with_responsiveness(
         table = _described({}, {RESPONSIVENESS: why})
         return result._replace(controls=Controls(table, "", {}, lambda: iter(())))
     pieces = without_responsiveness(result.tables[OF_GENE_SHIFTS], found.means)
-    row = (RESPONSIVENESS, "Does an edit affect genes that other edits do not?", *describe(found))
+    row = (RESPONSIVENESS, QUESTIONS[RESPONSIVENESS], *describe(found))
     controls = Controls(
         table=pd.DataFrame([row], columns=_COLUMNS),
         verdict="",
@@ -174,8 +175,10 @@ def _joined(table: pd.DataFrame, findings: Iterable[Finding]) -> pd.DataFrame:
 
 
 def _described(findings: dict[str, Finding], lacking: dict[str, str]) -> pd.DataFrame:
-    rows = [(name, each.asks, each.result, each.verdict) for name, each in findings.items()]
-    rows += [(name, "", f"not made: it needs {why}", "") for name, why in lacking.items()]
+    rows = [(name, QUESTIONS[name], each.result, each.verdict) for name, each in findings.items()]
+    rows += [
+        (name, QUESTIONS[name], f"not made: it needs {why}", "") for name, why in lacking.items()
+    ]
     return pd.DataFrame(rows, columns=_COLUMNS)
 
 

@@ -17,6 +17,19 @@ DEAR = (RANDOM_WEIGHTS, SELF_DELETION)
 CHEAP = (LIKE_RANK, CELLS, COVERAGE, START, RERANKING, EXPRESSION, COVARIANCE, DONORS,
          RESPONSIVENESS)  # fmt: skip
 CONTROLS = (*CHEAP, *DEAR)
+QUESTIONS = {
+    LIKE_RANK: "Does any gene shift cells otherwise than genes of like rank and detection?",
+    CELLS: "How much of the shifts is a matter of the cell, and how much of the gene?",
+    COVERAGE: "In how many cells could the gene be edited?",
+    START: "Is towards the goal also away from the start?",
+    RERANKING: "Is it the gene, or only its rank?",
+    EXPRESSION: "Would differential expression, without a model, give the same list?",
+    COVARIANCE: "Would the covariance of genes, without a model, give the same list?",
+    DONORS: "Does it hold in other donors?",
+    RESPONSIVENESS: "Does an edit affect genes that other edits do not?",
+    RANDOM_WEIGHTS: "Would a model that has learned nothing give the same list?",
+    SELF_DELETION: "What stays of a shift if the states are embedded without the deleted gene?",
+}
 NEEDS_START = "a start state that is not the goal: perturb with `start`"
 NEEDS_GROUP = "an obs column of donors: name it by `group`"
 

@@ -44,8 +44,7 @@ def reranking(asked: Asked) -> Finding:
     headings = {"Reranking_shift": "mean shift if the gene stays and later genes move up by one"}
     verdict = "the order is that of ranks" if found[0] > ALIKE else "the order is not that of ranks"
     verdict = TOO_FEW if np.isnan(found[0]) else verdict
-    asks = "Is it the gene, or only its rank?"
-    return Finding(asks, result, verdict, columns, headings, iter(()))
+    return Finding(result, verdict, columns, headings, iter(()))
 
 
 def differential_expression(asked: Asked) -> Finding:
@@ -60,8 +59,7 @@ def differential_expression(asked: Asked) -> Finding:
         "counts are needed",
         "DE_FDR": "the same, adjusted over genes",
     }
-    asks = "Would differential expression, without a model, give the same list?"
-    return Finding(asks, *result, columns, headings, iter(()))
+    return Finding(*result, columns, headings, iter(()))
 
 
 def covariance(asked: Asked) -> Finding:
@@ -74,8 +72,7 @@ def covariance(asked: Asked) -> Finding:
         "model: minus the covariance of the gene with the difference of the states, in cells of "
         f"{_reference(asked)}"
     }
-    asks = "Would the covariance of genes, without a model, give the same list?"
-    return Finding(asks, *result, columns, headings, iter(()))
+    return Finding(*result, columns, headings, iter(()))
 
 
 def random_weights(asked: Asked) -> Finding:
@@ -99,7 +96,6 @@ def random_weights(asked: Asked) -> Finding:
         for name, (ours, theirs) in pairs.items()
     }
     return Finding(
-        "Would a model that has learned nothing give the same list?",
         "; ".join(say_correlation(name, each) for name, each in found.items()),
         _verdict(found.values(), "training adds nothing there", "training changes the list"),
         pd.DataFrame(columns, asked.within.edits.names),
@@ -135,9 +131,8 @@ def self_deletion(asked: Asked) -> Finding:
         "much of these shifts is the gene's own absence" if kept.median() < 0.5
         else "these shifts are more than the gene's own absence"
     )  # fmt: skip
-    asks = "What stays of a shift if the states are embedded without the deleted gene?"
     columns = table.reindex(asked.within.edits.names)[list(headings)]
-    return Finding(asks, result, verdict, columns, headings, iter(()))
+    return Finding(result, verdict, columns, headings, iter(()))
 
 
 def _baselines(asked: Asked, columns: list[str]) -> pd.DataFrame:

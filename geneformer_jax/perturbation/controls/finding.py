@@ -116,7 +116,6 @@ class Finding:
     """What one control found.
 
     Attributes:
-      asks: the question it answers.
       result: numbers, in a sentence.
       verdict: what they mean, in a few words.
       columns: float [edits], by the columns' names and (index) gene ids.
@@ -124,7 +123,6 @@ class Finding:
       drawings: figures.
     """
 
-    asks: str
     result: str
     verdict: str
     columns: pd.DataFrame

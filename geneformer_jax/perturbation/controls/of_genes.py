@@ -86,9 +86,8 @@ def like_rank(asked: Asked) -> Finding:
     }
     verdict = "specific genes are found" if differs.any() else "nothing specific to a gene is seen"
     verdict = verdict if compared else "too few cells or genes to tell"
-    asks = "Does any gene shift cells otherwise than genes of like rank and detection?"
     columns = table.set_axis(within.edits.names)
-    return Finding(asks, result, verdict, columns, headings, drawings())
+    return Finding(result, verdict, columns, headings, drawings())
 
 
 def cells(asked: Asked) -> Finding:
@@ -123,8 +122,7 @@ def cells(asked: Asked) -> Finding:
     verdict = (
         "compare genes within cells" if within.between > 0.5 else "cells differ less than genes"
     )
-    asks = "How much of the shifts is a matter of the cell, and how much of the gene?"
-    return Finding(asks, result, verdict, columns, headings, iter(()))
+    return Finding(result, verdict, columns, headings, iter(()))
 
 
 def coverage(asked: Asked) -> Finding:
@@ -149,8 +147,7 @@ def coverage(asked: Asked) -> Finding:
         yield Drawing("coverage", coverage_figure(fractions, MIN_COVERAGE), caption)
 
     verdict = "look at Coverage before you name a gene" if low.any() else "genes are in most cells"
-    asks = "In how many cells could the gene be edited?"
-    return Finding(asks, result, verdict, columns, headings, drawings())
+    return Finding(result, verdict, columns, headings, drawings())
 
 
 def start(asked: Asked) -> Finding:
@@ -183,8 +180,7 @@ def start(asked: Asked) -> Finding:
         yield Drawing("start_and_goal", figure, "Only what lies above the dotted line goes to "
                       f"{asked.goal} more than to {asked.start}.")  # fmt: skip
 
-    asks = "Is towards the goal also away from the start?"
-    return Finding(asks, result, verdict, columns, headings, drawings())
+    return Finding(result, verdict, columns, headings, drawings())
 
 
 def donors(asked: Asked) -> Finding:
@@ -204,7 +200,7 @@ def donors(asked: Asked) -> Finding:
         "Shift_high": "its upper end",
     }
     verdict = "name genes whose interval does not hold 0"
-    return Finding("Does it hold in other donors?", result, verdict, table, headings, iter(()))
+    return Finding(result, verdict, table, headings, iter(()))
 
 
 def _sizes(asked: Asked) -> str:
