@@ -132,6 +132,8 @@ def _show_cells(report: Report, show: Show, summary: CorpusSummary) -> None:
     show("cells_per_file", corpus_figures.bar_figure(counts), "Cells of each file.")
     headings = {"cells_in_file": "cells in file", "cells": "cells kept", "dropped": "left out"}
     report.table(sources.rename(columns=headings), "Cells of each file, in numbers.")
+    for remark in summary.remarks:
+        report.paragraph(f"{remark.replace('`', '')}.")
     for name, values in summary.groups.items():
         caption = f"Cells by {name}."
         show(f"cells_per_{slug(name)}", corpus_figures.bar_figure(values), caption)

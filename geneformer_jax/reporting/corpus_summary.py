@@ -29,6 +29,8 @@ class CorpusSummary:
       cells_in_files: number of cells in the files it was made of.
       dropped: reason -> number of cells that were left out.
       sources: one row per file: path, cells_in_file, cells, dropped.
+      remarks: what else is to be said of single sources, such as which cells of an experiment were
+        read.
       length_counts: int64 [max_length + 1], number of cells of each number of tokens.
       covered_cells: number of cells all of whose genes fit into the context.
       covered_exactly: False where the store does not know how many genes were cut off; then only
@@ -43,6 +45,7 @@ class CorpusSummary:
     cells_in_files: int
     dropped: dict[str, int]
     sources: pd.DataFrame
+    remarks: Sequence[str]
     length_counts: np.ndarray
     covered_cells: int
     covered_exactly: bool
@@ -94,6 +97,7 @@ def summarise_corpus(folder: Path | str, groupby: Sequence[str] = ()) -> CorpusS
         cells_in_files=counts["cells_in_files"],
         dropped=counts["dropped"],
         sources=pd.DataFrame(sources, columns=["path", "cells_in_file", "cells", "dropped"]),
+        remarks=[f"{s['path']}: {s['remark']}" for s in counts["sources"] if "remark" in s],
         length_counts=length_counts,
         covered_cells=covered,
         covered_exactly=store.n_genes is not None,

@@ -20,6 +20,7 @@ from geneformer_jax.cells.formats.soma.cells import ChosenRows
 from geneformer_jax.cells.tokenization.tokenizer import tokenize_cells
 from geneformer_jax.common.errors import InputError
 from geneformer_jax.interop.original_dictionaries import read_vocabulary
+from geneformer_jax.reporting.corpus_summary import summarise_corpus
 from tests.helpers.commands import assert_one_line, run_command
 from tests.helpers.object_store import serve_bucket
 from tests.helpers.small_stores import build, cells, same_stores
@@ -356,3 +357,6 @@ def test_the_command(census, vocabulary, tmp_path, monkeypatch, capsys):
     )  # fmt: skip
     assert status == 0
     assert "--obs_filter drops 10 of 60 cells (dataset_id: 10 of 20 of blood)" in output
+    (remark,) = summarise_corpus(tmp_path / "b").remarks
+    assert remark.startswith(f"{census}: organism homo_sapiens; census_build_date 2025-11-08")
+    assert remark.endswith("drops 10 of 60 cells (dataset_id: 10 of 20 of blood)")

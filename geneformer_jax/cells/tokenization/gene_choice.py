@@ -71,6 +71,7 @@ class GeneChoice:
             "gene_column": self.column,
             "genes_of_other_species": self.foreign,
             **self.origin,
+            **({"remark": self.remark} if self.remark else {}),
         }
 
 
