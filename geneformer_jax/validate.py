@@ -5,7 +5,7 @@ Examples:
       --perturbation=target_gene --control=non-targeting
   python -m geneformer_jax.validate --checkpoint=RUN --cells=activation.h5ad --output=validation \\
       --perturbation=gene --control="NT1|NT2" --edit=overexpress
-  python -m geneformer_jax.validate --statistics=shifts/statistics/goal_state_shift.parquet \
+  python -m geneformer_jax.validate --statistics=shifts/statistics/goal_state_shift.parquet \\
       --hits=hits.csv --output=hits_found
 
 --cells holds raw counts of control cells and of cells in each of which one gene was perturbed;
@@ -114,5 +114,5 @@ def _compare_hits() -> None:
 
 
 if __name__ == "__main__":
-    spared = {"hits": [name for name in _NEEDED if name != "output"]}
-    command_line.run(main, needed=_NEEDED, spared=spared)
+    of_cells = [name for name in _NEEDED if name != "output"]
+    command_line.run(main, _NEEDED, spared={"hits": of_cells, "statistics": of_cells})

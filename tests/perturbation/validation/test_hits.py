@@ -169,6 +169,7 @@ def test_the_command_writes_a_folder_and_says_what_does_not_go_together(
     for wrong, words in (
         ([*arguments, "--cells=x.h5ad"], "--cells has no meaning"),
         (arguments[1:], "--statistics must be given"),
+        ([arguments[0], arguments[2]], "name it by --hits"),
         ([*arguments, "--seed=1"], "was not written by this command"),
     ):
         status, _, error = run_command("validate", wrong, monkeypatch, capsys)
