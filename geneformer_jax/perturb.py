@@ -16,8 +16,8 @@ holds parquet tables, one row for each cell, edit and measure, with a report. In
 command goes on where it stopped. Several processes split the work with --shard=i/n, each writing
 its own tables; the same command with --finish puts them together.
 
---screen estimates what every deletion does to the cosine with the states, from some 20 encodings of
-a cell in place of one for each gene. --settle then makes the strongest exactly, and tells how good
+--screen estimates what every deletion does to the cosine with the states (and, with --classes, to
+the probabilities), from some 20 encodings of a cell in place of one for each gene. --settle then makes the strongest exactly, and tells how good
 the estimates are. Its tables have each shift in two parts: all later genes move up by one position
 (reranking), and the gene is gone (removal).
 

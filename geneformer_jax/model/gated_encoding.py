@@ -56,19 +56,20 @@ def run_gated_blocks(
     lengths_B: jax.Array,
     bias_BT: jax.Array,
     *,
+    first: int = 0,
     last: int,
     runtime: Runtime,
 ) -> jax.Array:
-    """Runs the first blocks with a bias on each token's attention; returns [B, T, D].
+    """Runs blocks `first` to before `last` with a bias on each token's attention; [B, T, D].
 
     Args:
       config: shape of the model.
       params: its weights.
-      hidden_BTD: embeddings.
+      hidden_BTD: hidden states that block `first` takes.
       lengths_B: tokens of each row.
       bias_BT: float32, added to all attention scores of the token as a key; 0 changes nothing, and
         at minus infinity no other token would see it.
-      last: number of blocks to run.
+      first, last: which blocks to run.
       runtime: how to compute. A backward pass keeps what its `remat` says.
     """
     graph, states = nnx.split(module(config, params, runtime.precision).blocks)
@@ -81,7 +82,7 @@ def run_gated_blocks(
 
     if runtime.remat != "none":
         body = jax.checkpoint(body, policy=REMAT_POLICIES[runtime.remat], prevent_cse=False)
-    return jax.lax.scan(body, hidden_BTD, jnp.arange(last))[0]
+    return jax.lax.scan(body, hidden_BTD, jnp.arange(first, last))[0]
 
 
 def _attend_biased(

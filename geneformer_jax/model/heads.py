@@ -136,7 +136,9 @@ class Head(nnx.Module):
     def _build(self, config: EncoderConfig, dtype: Any, rngs: nnx.Rngs) -> None:
         """Builds what only this kind has."""
 
-    def select(self, hidden_BTD: jax.Array, lengths_B: jax.Array) -> jax.Array:
+    def select(
+        self, hidden_BTD: jax.Array, lengths_B: jax.Array, bias_BT: jax.Array | None
+    ) -> jax.Array:
         """Returns what the linear layer is to see: every hidden state [B, T, D]."""
         return hidden_BTD
 
@@ -147,6 +149,7 @@ class Head(nnx.Module):
         *,
         dropout_key: jax.Array | None = None,
         attention: str = "xla",
+        bias_BT: jax.Array | None = None,
     ) -> jax.Array:
         """Returns float32 logits [B, C], or [B, T, C] for genes.
 
@@ -155,13 +158,15 @@ class Head(nnx.Module):
           lengths_B: real tokens of each row; None: all of them.
           dropout_key: a key switches dropout on.
           attention: implementation of the extra layer's attention.
+          bias_BT: float32, how much more each token counts where a cell is pooled, as the logarithm
+            of a weight; 0, for all, by default.
         """
         if lengths_B is None:
             lengths_B = jnp.full(len(hidden_BTD), hidden_BTD.shape[1], jnp.int32)
         keys = (None, None) if dropout_key is None else jax.random.split(dropout_key)
         if hasattr(self, "extra_layer"):
             hidden_BTD = self.extra_layer(hidden_BTD, lengths_B, None, attention, keys[1])
-        selected = self.select(hidden_BTD, lengths_B)
+        selected = self.select(hidden_BTD, lengths_B, bias_BT)
         if keys[0] is not None:
             selected = self.dropout(selected, deterministic=False, rngs=keys[0])
         return self.classifier(selected)
@@ -179,23 +184,34 @@ class CellHead(Head):
             float32 = {"use_bias": False, "preferred_element_type": jnp.float32}
             self.scores = _linear(config, 1, dtype, rngs, **float32)
 
-    def select(self, hidden_BTD: jax.Array, lengths_B: jax.Array) -> jax.Array:
+    def select(
+        self, hidden_BTD: jax.Array, lengths_B: jax.Array, bias_BT: jax.Array | None
+    ) -> jax.Array:
         """Returns what stands for each cell [B, D]."""
-        return jnp.tanh(self.pooler(self._pool(hidden_BTD, lengths_B)))
+        return jnp.tanh(self.pooler(self._pool(hidden_BTD, lengths_B, bias_BT)))
 
-    def _pool(self, hidden_BTD: jax.Array, lengths_B: jax.Array) -> jax.Array:
+    def _pool(
+        self, hidden_BTD: jax.Array, lengths_B: jax.Array, bias_BT: jax.Array | None
+    ) -> jax.Array:
         if self.pooling == "first":
-            return hidden_BTD[:, 0]
+            return _first(hidden_BTD, bias_BT)
+        scores_BT = jnp.zeros(hidden_BTD.shape[:2]) if bias_BT is None else bias_BT
+        if self.pooling == "attention":
+            scores_BT = scores_BT + self.scores(hidden_BTD)[..., 0]
         real_BT = jnp.arange(hidden_BTD.shape[1]) < lengths_B[:, None]
-        if self.pooling == "mean":
-            weights_BT = real_BT / jnp.maximum(lengths_B, 1)[:, None]
-        else:
-            scores_BT = self.scores(hidden_BTD)[..., 0]
-            weights_BT = jax.nn.softmax(jnp.where(real_BT, scores_BT, _MASKED), axis=-1)
+        weights_BT = jax.nn.softmax(jnp.where(real_BT, scores_BT, _MASKED), axis=-1)
         pooled_BD = jnp.einsum(
             "bt,btd->bd", weights_BT, hidden_BTD, preferred_element_type=jnp.float32
         )
         return pooled_BD.astype(hidden_BTD.dtype)
+
+
+def _first(hidden_BTD: jax.Array, bias_BT: jax.Array | None) -> jax.Array:
+    """Returns the first hidden state; what it lacks in weight comes from the second."""
+    if bias_BT is None:
+        return hidden_BTD[:, 0]
+    first_BD, second_BD = hidden_BTD[:, 0], hidden_BTD[:, 1]
+    return first_BD + bias_BT[:, :1].astype(first_BD.dtype) * (first_BD - second_BD)
 
 
 class GeneHead(Head):

@@ -121,8 +121,8 @@ def perturb_cells(
       max_cells: cells to draw at random; None takes all.
       seed: of the draws.
       screen: estimate what deletions do to the states' cosines, at the cost of about
-        `split_points` + 2 encodings of each cell and 4 more for each state, instead of one encoding
-        for each of its genes.
+        `split_points` + 2 encodings of each cell and 4 more for each state and class, instead of
+        one encoding for each of its genes.
       split_points: of a screen: positions of a cell at which its later genes are moved up exactly.
       settle: of a screen: how many of the edits with the strongest estimates towards the goal are
         then made exactly, a number or (a float) their fraction; and a random sample of 200 edits
@@ -140,11 +140,12 @@ def perturb_cells(
       of each before and after; "cell_cosine", of the cell's mean embedding; "cls_cosine";
       "state_shift", what the edit adds to the cosine with a state; "class_probability_before" and
       "class_probability_after". With `gene_shifts`: `affected`, `affected_symbol` and `value`, or
-      `mean`, `sd` and `n` (cells), in place of the measures. A screen has "state_shift" alone, with
-      its two parts `reranking` (all later genes move up by one position; exact in the random
-      sample and where all edits are, else interpolated between split points) and `removal` (the
-      rest: the gene is missing), the screen's own `estimate`, `method` ("exact" or "estimated"),
-      and whether the edit is of the random sample, `sampled`.
+      `mean`, `sd` and `n` (cells), in place of the measures. A screen has "state_shift" and,
+      with `classes`, "class_probability_shift" (after less before) alone, each with its two parts
+      `reranking` (all later genes move up by one position; exact in the random sample and where all
+      edits are, else interpolated between split points) and `removal` (the rest: the gene is
+      missing), the screen's own `estimate`, `method` ("exact" or "estimated"), and whether the edit
+      is of the random sample, `sampled`.
 
     Raises:
       InputError: a gene, state, hidden layer or option is unknown or contradicts another; the cells
@@ -212,7 +213,7 @@ def _screen(
     options: PerturbationOptions,
     tokens_per_device: int | None,
 ) -> pd.DataFrame:
-    plan, sizes = plan_screen(plan, options), {"tokens_per_device": tokens_per_device}
+    plan, sizes = plan_screen(plan, spec, options), {"tokens_per_device": tokens_per_device}
     screen = Screen(model, plan, spec, states_SD, options, **sizes)
     with screen.screener.progress(plan.edits) as progress:
         parts = [screen.screener.shifts(*part, progress) for part in plan.parts]

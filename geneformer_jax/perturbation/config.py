@@ -53,7 +53,6 @@ _SCREENED = {
     "combinations": None,
     "truncation": ORIGINAL,
     "positions": RENUMBER,
-    "classes": False,
     "gene_shifts": NONE,
 }
 _STATES = ("states", "start", "goal", "alternatives")

@@ -67,7 +67,7 @@ def make_spec(
         special=SpecialTokens.of(model.vocabulary, model.config.positions),
         mode=mode,
         hidden_layer=options.hidden_layer,
-        head=_classifier(model) if options.classes else None,
+        head=_classifier(model, options.screen) if options.classes else None,
         gene_rows=options.gene_rows,
         states=tuple(options.states.names) if options.states else (),
         keep_positions=options.keep_positions,
@@ -84,7 +84,7 @@ def name_states(
     return replace(options, states=states), replace(spec, states=tuple(states.names))
 
 
-def _classifier(model: PretrainedModel) -> HeadConfig:
+def _classifier(model: PretrainedModel, screen: bool) -> HeadConfig:
     if model.head is None or model.head.kind != "cell_classifier":
         has = "none" if model.head is None else f"a {model.head.kind}"
         raise InputError(
@@ -96,6 +96,11 @@ def _classifier(model: PretrainedModel) -> HeadConfig:
         raise InputError(
             f"class probabilities need one classification, but {model.source} has several tasks or "
             f"a regression ({names}); name a checkpoint of one classification, or leave classes out"
+        )
+    if screen and model.head.extra_layer:
+        raise InputError(
+            f"the classifier of {model.source} has one more transformer layer, which a screen does "
+            "not know; leave `classes` or `screen` out"
         )
     return model.head
 

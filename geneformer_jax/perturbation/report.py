@@ -22,6 +22,7 @@ _MEASURES = {
     "cell_cosine": "cosine of the cell's embedding before and after the edit",
     "cls_cosine": "cosine of <cls> before and after the edit",
     "state_shift": "what the edit adds to the cosine of the cell with the state",
+    "class_probability_shift": "what the edit adds to the probability of the class",
     "class_probability_before": "probability of the class before the edit",
     "class_probability_after": "probability of the class after the edit",
 }

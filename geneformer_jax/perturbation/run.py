@@ -50,7 +50,6 @@ from geneformer_jax.perturbation.prepare import (
 )
 from geneformer_jax.perturbation.report import write_report
 from geneformer_jax.perturbation.screen import Screen, describe_screen, plan_screen
-from geneformer_jax.perturbation.statistics.tables import STATE_SHIFT
 from geneformer_jax.perturbation.tables import (
     gene_means_table,
     gene_shifts_table,
@@ -140,7 +139,7 @@ class PerturbationRun:
         options, spec = name_states(options, spec, opened)
         self._options = options
         plan = make_plan(opened, options, spec, rule, sets, self._tokens_per_part)
-        plan = plan_screen(plan, options) if options.screen else plan
+        plan = plan_screen(plan, spec, options) if options.screen else plan
         # Attention is chosen for what is encoded, which may be shorter than the cells.
         longest = int(plan.longest.max())
         runtime, line = inference_runtime(model.config, longest, precision, attention)
@@ -283,7 +282,7 @@ class PerturbationRun:
         """Logs the size of the work, and raises InputError if its tables would not fit."""
         options = self._options
         means = options.gene_shifts == MEANS
-        columns = 4 * len(spec.states) if options.screen else len(spec.measures)
+        columns = 4 * len(spec.screened) if options.screen else len(spec.measures)
         size = plan.table_bytes(columns, spec.gene_rows, means)
         logger.info(
             f"{plan.edits:,} edits ({options.edit}) in {plan.edited_cells:,} of "
@@ -301,7 +300,7 @@ class PerturbationRun:
         states = self._options.states
         measures = sorted({measure for measure, _ in spec.measures})
         if self._options.screen:
-            measures = [STATE_SHIFT]
+            measures = sorted({measure for measure, _ in spec.screened})
         return {
             "edit": plan.rule.kind,
             "edits": plan.edits,

@@ -31,11 +31,11 @@ from geneformer_jax.perturbation.statistics.screen_accuracy import (
     describe_poor,
     screen_accuracy,
 )
-from geneformer_jax.perturbation.statistics.tables import ShiftRows
+from geneformer_jax.perturbation.statistics.tables import STATE_SHIFT, ShiftRows
 from geneformer_jax.perturbation.tables import screened_table
 
 
-def plan_screen(plan: EditPlan, options: PerturbationOptions) -> EditPlan:
+def plan_screen(plan: EditPlan, spec: ForwardSpec, options: PerturbationOptions) -> EditPlan:
     """Returns the plan of a screen: parts of whole cells, sized by what a screen encodes.
 
     Raises:
@@ -47,7 +47,7 @@ def plan_screen(plan: EditPlan, options: PerturbationOptions) -> EditPlan:
             "tokens: exact shifts take less; leave `screen` out, or give fewer"
         )
     settled = number_to_settle(options.settle, plan.edits) / plan.edits
-    screened = encodings_of_screen(options.split_points, len(options.states.names))
+    screened = encodings_of_screen(options.split_points, len(spec.screened))
     return plan.in_whole_cells(screened + settled * plan.counts)
 
 
@@ -97,8 +97,8 @@ class Screen:
         """Settles a range of the edits, and returns their table."""
         cells = self.screener.plan.cells
         settled = self._settler.settle(estimates, progress)
-        states = self.screener.spec.states
-        return screened_table(settled, states, cells.obs.index.to_numpy(), cells.vocabulary)
+        names = self.screener.spec.screened
+        return screened_table(settled, names, cells.obs.index.to_numpy(), cells.vocabulary)
 
 
 def log_accuracy(accuracy: pd.DataFrame) -> None:
@@ -112,9 +112,11 @@ def log_accuracy(accuracy: pd.DataFrame) -> None:
 def describe_screen(shifts: Path, options: PerturbationOptions) -> dict[str, Any]:
     """Returns the facts of a screen, given the folder of its tables; logs its accuracy."""
     methods = Counter[str]()
-    for piece in ShiftRows(shifts, ("method",), {"state": options.states.goal}):
+    towards_goal = {"measure": STATE_SHIFT, "state": options.states.goal}
+    for piece in ShiftRows(shifts, ("method",), towards_goal):
         methods.update(piece["method"].astype(str))
-    sampled = list(ShiftRows(shifts, ("state", "value", "estimate"), {"sampled": "true"}))
+    columns = "measure", "state", "value", "estimate"
+    sampled = list(ShiftRows(shifts, columns, {"sampled": "true"}))
     accuracy = pd.DataFrame()
     if sampled:
         accuracy = screen_accuracy(pd.concat(sampled), options.seed)

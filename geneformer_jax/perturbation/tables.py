@@ -19,7 +19,6 @@ from geneformer_jax.perturbation.statistics.moments import (
     moments_of,
     pooled,
 )
-from geneformer_jax.perturbation.statistics.tables import STATE_SHIFT
 
 _TEXT = pa.dictionary(pa.int32(), pa.string())
 
@@ -70,14 +69,13 @@ def shifts_table(
 
 def screened_table(
     settled: Settled,
-    states: Sequence[str],
+    names: Sequence[tuple[str, str]],
     cell_ids: np.ndarray,
     vocabulary: GeneVocabulary,
 ) -> pa.Table:
-    """Returns one row for each edit and state of a screen; see the columns of `perturb_cells`."""
+    """Returns one row for each edit and value of a screen; see the columns of `perturb_cells`."""
     shifts_EM = settled.shifts.values_EM
     shifts_ES, reranking_ES = np.split(shifts_EM, 2, axis=1)
-    names = [(STATE_SHIFT, state) for state in states]
     shifts = settled.shifts._replace(values_EM=shifts_ES)
     table = shifts_table(shifts, names, DELETE, cell_ids, vocabulary)
     for name, values_ES in (
@@ -87,7 +85,7 @@ def screened_table(
     ):
         table = table.append_column(name, pa.array(values_ES.reshape(-1), pa.float32()))
     exact_R, sampled_R = (
-        np.repeat(each, len(states)) for each in (settled.is_exact_E, settled.is_sampled_E)
+        np.repeat(each, len(names)) for each in (settled.is_exact_E, settled.is_sampled_E)
     )
     table = table.append_column("method", _dictionary(exact_R.astype(np.int32), METHODS))
     return table.append_column("sampled", pa.array(sampled_R))

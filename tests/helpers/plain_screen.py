@@ -31,8 +31,8 @@ def _block(weights, x, bias):
     return _norm(x + down, weights["output_norm"])
 
 
-def plain_cosine(model: PretrainedModel, layer, mode, state, tokens, moved, bias, weights):
-    """Cosine of a cell with a state; its genes have moved up, attract attention, and weigh."""
+def _hidden(model: PretrainedModel, layer, tokens, moved, bias):
+    """Hidden states of a cell whose genes have moved up and attract attention."""
     table = model.params["embeddings"]
     here = np.arange(len(tokens))
     place = table["position"]["embedding"]
@@ -45,31 +45,51 @@ def plain_cosine(model: PretrainedModel, layer, mode, state, tokens, moved, bias
     ]
     for block in blocks:
         x = _block(block, x, bias)
+    return x
+
+
+def plain_cosine(model: PretrainedModel, layer, mode, state, tokens, moved, bias, weights):
+    """Cosine of a cell with a state; its genes have moved up, attract attention, and weigh."""
+    x = _hidden(model, layer, tokens, moved, bias)
     weights = weights * (tokens >= model.vocabulary.first_gene_token)
     vector = x[0] if mode == "cls" else (weights[:, None] * x).sum(0) / weights.sum()
     return vector @ state / jnp.linalg.norm(vector) / np.linalg.norm(state)
 
 
-def plain_screen(model: PretrainedModel, layer, mode, state, tokens, splits):
+def plain_probability(model: PretrainedModel, label: int, tokens, moved, bias, weights):
+    """Probability of a class of such a cell; without its first token the second stands for it."""
+    x = _hidden(model, 0, tokens, moved, bias)
+    pooled = weights[0] * x[0] + (1 - weights[0]) * x[1]
+    if model.head.pooling == "mean":
+        pooled = (weights[:, None] * x).sum(0) / weights.sum()
+    head = model.params["cell_classifier"]
+    dense = jnp.tanh(pooled @ head["pooler"]["kernel"] + head["pooler"]["bias"])
+    logits = dense @ head["classifier"]["kernel"] + head["classifier"]["bias"]
+    return jax.nn.softmax(logits)[label]
+
+
+def plain_screen(model: PretrainedModel, value, tokens, splits):
     """Estimated shift and re-ranking of the deletion at each position of a gene: {position: both}.
 
     Args:
-      splits: positions at which the cosine of the cell with its later tokens moved is exact.
+      value: function of tokens, and of how each moves, attracts attention and weighs, such as
+        `plain_cosine` of a model.
+      splits: positions at which the value of the cell with its later tokens moved is exact.
     """
     with jax.default_matmul_precision("highest"):
-        cosine = functools.partial(plain_cosine, model, layer, mode, np.asarray(state), tokens)
+        valued = functools.partial(value, tokens)
         none, one = np.zeros(len(tokens)), np.ones(len(tokens))
         first = int(tokens[0] < model.vocabulary.first_gene_token)
-        gradient = jax.jit(jax.grad(cosine, (0, 1, 2)))
-        value = jax.jit(cosine)
+        gradient = jax.jit(jax.grad(valued, (0, 1, 2)))
+        evaluate = jax.jit(valued)
 
         def behind(position):
             return (np.arange(len(tokens)) > position).astype(float)
 
         own, by_bias, by_weight = (np.asarray(x, float) for x in gradient(none, none, one))
         moving = (own + np.asarray(gradient(behind(first), none, one)[0], float)) / 2
-        exact = {split: float(value(behind(split), none, one)) for split in splits}
-        whole = float(value(none, none, one))
+        exact = {split: float(evaluate(behind(split), none, one)) for split in splits}
+        whole = float(evaluate(none, none, one))
     genes = np.flatnonzero(tokens >= model.vocabulary.first_gene_token)
     found = {}
     for position in genes:
@@ -81,8 +101,8 @@ def plain_screen(model: PretrainedModel, layer, mode, state, tokens, splits):
             return whole + moving[place + 1 :].sum()
 
         error = [exact[split] - by_gradients(split) for split in (left, right)]
-        cosine_then = by_gradients(position) + (1 - along) * error[0] + along * error[1]
-        reranking = cosine_then - whole
+        then = by_gradients(position) + (1 - along) * error[0] + along * error[1]
+        reranking = then - whole
         removal = -(by_bias[position] + by_weight[position])
         found[int(position)] = (reranking + removal, reranking)
     return found

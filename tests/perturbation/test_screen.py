@@ -1,5 +1,7 @@
 """Screens from Python: estimates, the edits that are settled, and how a screen is judged."""
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -97,8 +99,32 @@ def test_named_genes_alone_are_screened(model, cells, estimated):
     np.testing.assert_array_equal(found["rank"], own["rank"])
 
 
+@pytest.mark.slow
+def test_a_screen_has_changes_of_class_probabilities_settled_too(cells):
+    model = make_model(classifier=True)
+    asked = {"states": STATES, "classes": True}
+    exact = perturb_cells(model, cells, **asked).set_index(
+        ["measure", "cell", "perturbed", "state"]
+    )
+    found = perturb_cells(model, cells, **asked, screen=True, settle=1.0)
+    found = found[found["measure"] == "class_probability_shift"].set_index(KEYS)
+    after, before = (
+        exact.loc[f"class_probability_{when}"]["value"].loc[found.index]
+        for when in ("after", "before")
+    )
+    np.testing.assert_allclose(found["value"], after - before, atol=1e-6)
+
+
+def test_a_classifier_with_one_more_layer_is_not_screened(cells):
+    model = make_model(classifier=True)
+    model = replace(model, head=replace(model.head, extra_layer=True))
+    with pytest.raises(InputError, match="has one more transformer layer"):
+        perturb_cells(model, cells, states=STATES, classes=True, screen=True)
+
+
 def rows(exact: np.ndarray, estimate: np.ndarray) -> pd.DataFrame:
-    return pd.DataFrame({"state": "goal", "value": exact, "estimate": estimate})
+    named = {"measure": "state_shift", "state": "goal"}
+    return pd.DataFrame({**named, "value": exact, "estimate": estimate})
 
 
 def test_accuracy_is_that_of_scipy_and_its_interval_holds_the_truth():
@@ -122,7 +148,8 @@ def test_a_poor_screen_says_so_and_names_the_remedy():
     (line,) = describe_poor(table)
     assert "the screen is poor" in line and "`split_points`" in line and "`screen`" in line
     (line, *_) = describe_accuracy(table)
-    assert "200 exact shifts towards goal" in line and line.endswith("; by chance 0.15)")
+    assert "of the shift towards goal against 200 exact ones" in line
+    assert line.endswith("; by chance 0.15)")
     # Without any spread nothing can be said for it.
     assert describe_poor(screen_accuracy(rows(np.zeros(5), np.zeros(5))))
 
@@ -135,7 +162,6 @@ def test_a_poor_screen_says_so_and_names_the_remedy():
         ({"combine": "pairs"}, "`combine` is 'pairs'"),
         ({"truncation": "refill"}, "`truncation` is 'refill'"),
         ({"positions": "keep"}, "`positions` is 'keep'"),
-        ({"classes": True}, "`classes` is True"),
         ({"gene_shifts": "full"}, "`gene_shifts` is 'full'"),
         ({"split_points": 1}, "`split_points` is 1; give a whole number of at least 2"),
         ({"split_points": 8.0}, "`split_points` is 8.0; give a whole number"),

@@ -1,6 +1,7 @@
 """Estimates of deletions from a few passes, beside the same in plain JAX and exact encodings."""
 
 from dataclasses import replace
+from functools import partial
 
 import jax
 import numpy as np
@@ -11,7 +12,7 @@ from geneformer_jax.model.encoder import encode
 from geneformer_jax.perturbation.config import PerturbationOptions
 from geneformer_jax.perturbation.engine.screener import Screener, bridge
 from geneformer_jax.perturbation.prepare import make_plan, make_spec, resolve_edits
-from tests.helpers.plain_screen import plain_screen
+from tests.helpers.plain_screen import plain_cosine, plain_probability, plain_screen
 from tests.helpers.slow_perturbation import LIMIT, cosine, make_cells, make_model
 
 RAGGED = [LIMIT, 20, 9, 3, 2, 17]
@@ -65,10 +66,32 @@ def test_estimates_are_those_of_a_plain_computation(request, version, mode, laye
     values_GM = found.values_EM[found.cells == 1]
     splits = splits_of(first, len(tokens) - 1, 4)
     for state, vector in enumerate(vectors()):
-        expected = plain_screen(model, layer, mode, vector, tokens, splits)
+        cosine = partial(plain_cosine, model, layer, mode, vector)
+        expected = plain_screen(model, cosine, tokens, splits)
         wanted = np.array([expected[first + rank] for rank in range(8)])
         np.testing.assert_allclose(values_GM[:, [state, 2 + state]], wanted, atol=2e-6)
     np.testing.assert_array_equal(found.sets_EK[found.cells == 1, 0], tokens[first : first + 8])
+
+
+@pytest.mark.parametrize(
+    ("special", "pooling"),
+    [
+        (V2_SPECIAL_TOKENS, "mean"),
+        slow(V2_SPECIAL_TOKENS, "first"),
+        slow(("<pad>", "<mask>"), "first"),
+    ],
+)
+def test_changes_of_class_probabilities_are_those_of_a_plain_computation(special, pooling):
+    model = make_model(special, classifier=True)
+    model = replace(model, head=replace(model.head, pooling=pooling))
+    screener, found = screen(model, [10], 4, classes=True)
+    tokens = screener.plan.cells.read([0])[0].astype(int)
+    first = screener.plan.special.first
+    for label in range(2):
+        probability = partial(plain_probability, model, label)
+        expected = plain_screen(model, probability, tokens, splits_of(first, len(tokens) - 1, 4))
+        wanted = np.array([expected[first + rank] for rank in range(10)])
+        np.testing.assert_allclose(found.values_EM[:, [2 + label, 6 + label]], wanted, atol=2e-6)
 
 
 @pytest.mark.parametrize("version", ["v1", "v2"])

@@ -73,6 +73,13 @@ class ForwardSpec:
         return names
 
     @property
+    def screened(self) -> list[tuple[str, str]]:
+        """(measure, state) of each value that a screen estimates of an edit."""
+        labels = self.head.labels if self.head else ()
+        shifts = [("state_shift", state) for state in self.states]
+        return shifts + [("class_probability_shift", str(label)) for label in labels]
+
+    @property
     def depth(self) -> int:
         """Blocks below the hidden state that is compared."""
         return self.config.layers + self.hidden_layer
@@ -119,7 +126,7 @@ def encode_cells(
     if spec.head is not None and spec.depth < spec.config.layers:
         bounds = {"first": spec.depth, "last": spec.config.layers}
         last_RTD = run_blocks(spec.config, params, hidden_RTD, **bounds, **to)
-    classes_RL = _probabilities(spec, params, last_RTD, lengths_R)
+    classes_RL = class_probabilities(spec, params, last_RTD, lengths_R)
     if not spec.whole:
         cell_RD = first_token(spec.config, params, hidden_RTD, block=spec.blocks, **to)
         return hidden_RTD, cell_RD.astype(jnp.float32), classes_RL
@@ -143,15 +150,22 @@ def pool_genes(
     return sums_RD / jnp.where(totals_R > 0, totals_R, 1)[:, None]
 
 
-def _probabilities(
-    spec: ForwardSpec, params: Params, last_RTD: jax.Array, lengths_R: jax.Array
+def class_probabilities(
+    spec: ForwardSpec,
+    params: Params,
+    last_RTD: jax.Array,
+    lengths_R: jax.Array,
+    bias_RT: jax.Array | None = None,
 ) -> jax.Array:
-    """Returns the classifier's float32 probabilities [R, L], of no classes without one."""
+    """Returns the classifier's float32 probabilities [R, L], of no classes without one.
+
+    With `bias_RT` tokens count more or less where the cell is pooled, see `Head`.
+    """
     if spec.head is None:
         return jnp.zeros((len(last_RTD), 0), jnp.float32)
     weights = params[spec.head.kind]
     head = head_module(spec.config, spec.head, weights, spec.runtime.precision)
-    logits_RL = head(last_RTD, lengths_R, attention=spec.runtime.attention)
+    logits_RL = head(last_RTD, lengths_R, attention=spec.runtime.attention, bias_BT=bias_RT)
     return jax.nn.softmax(logits_RL, axis=-1)
 
 

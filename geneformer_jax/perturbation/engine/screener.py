@@ -14,27 +14,33 @@ from geneformer_jax.perturbation.engine.engine import Engine
 from geneformer_jax.perturbation.engine.plan import EditPlan
 from geneformer_jax.perturbation.engine.screening import (
     Derivatives,
-    cosines_when_moved,
     differentiate,
+    values_when_moved,
 )
 from geneformer_jax.perturbation.engine.shifts import Shifts
 
 SPLIT_POINTS = 12
 # What both derivatives cost, in encodings: a forward pass each, and one that the way back makes
-# again; a backward pass takes two for each state.
+# again; a backward pass takes two for each value.
 _FORWARD, _BACKWARD = 4, 4
 
 
-def encodings_of_screen(split_points: int, states: int) -> int:
-    """Returns what screening a cell takes, in encodings of a cell."""
-    return split_points - 2 + _FORWARD + _BACKWARD * states
+def encodings_of_screen(split_points: int, values: int) -> int:
+    """Returns what screening a cell takes, in encodings of a cell.
+
+    Args:
+      split_points: of the cell.
+      values: that are estimated of each edit, see `ForwardSpec.screened`.
+    """
+    return split_points - 2 + _FORWARD + _BACKWARD * values
 
 
 class Screener(Engine):
     """Estimates ranges of the edits of a plan, which are deletions of one gene each.
 
-    Values are the estimated shifts towards each state, and then for each state the part of it that
-    comes from the later tokens, which move up.
+    Values are the estimated shifts towards each state and in the probability of each class (see
+    `ForwardSpec.screened`), and then of each the part that comes from the later tokens, which move
+    up.
     """
 
     def __init__(
@@ -74,7 +80,7 @@ class Screener(Engine):
             [moved.values_CS[:, None], inner_CKS, whole.values_CS[:, None]], axis=1
         )
         moving_CST = (moved.moving_CST + whole.moving_CST) / 2
-        passes = encodings_of_screen(self._inner + 2, len(self.spec.states))
+        passes = encodings_of_screen(self._inner + 2, len(self.spec.screened))
         done, cells_tokens = sum(len(each.numbers) for each in edits), int(cells.lengths_C.sum())
         self.throughput.add(done, passes * cells_tokens, passes * cells.tokens_CT.size)
         return [
@@ -90,7 +96,7 @@ class Screener(Engine):
         return jax.device_get(found)
 
     def _evaluate(self, placed: tuple, positions_CK: np.ndarray) -> np.ndarray:
-        """Returns the cosines [C, K, S] of cells whose tokens behind these positions moved."""
+        """Returns the values [C, K, S] of cells whose tokens behind these positions moved."""
         own = len(positions_CK) // self.spec.mesh.size
         rows = max(self._rows[placed[0].shape[1]] // own, 1)
         slots_C = np.tile(np.arange(own, dtype=np.int32), self.spec.mesh.size)
@@ -102,7 +108,7 @@ class Screener(Engine):
             values.reshape(len(positions_CK), rows, -1)[:, : chosen.shape[1]]
             for chosen, values in run_ahead(columns, start)
         ]
-        empty = np.zeros((len(positions_CK), 0, len(self.spec.states)), np.float32)
+        empty = np.zeros((len(positions_CK), 0, len(self.spec.screened)), np.float32)
         return np.concatenate([empty, *found], axis=1)
 
     def _start_evaluation(
@@ -111,7 +117,7 @@ class Screener(Engine):
         filled = np.pad(positions_CK, ((0, 0), (0, rows - positions_CK.shape[1])), mode="edge")
         batch = self._put((np.repeat(slots_C, rows), filled.reshape(-1).astype(np.int32)), BATCH)
         with self.throughput.starting((self.spec, placed[0].shape, rows)):
-            return cosines_when_moved(self.spec, self._params, self._states, *placed, *batch)
+            return values_when_moved(self.spec, self._params, self._states, *placed, *batch)
 
     def _estimate(
         self,

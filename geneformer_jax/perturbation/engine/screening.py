@@ -4,7 +4,8 @@ Deleting the gene at position p does two things. All later tokens move up by one
 cosine of the whole cell with a state is S(p) when the tokens behind p have moved. And the gene
 itself is missing from the attention of all others and from the mean of the cell. S is evaluated at
 a few positions; what moving each token adds to S, and what taking each gene away adds, come from
-backward passes.
+backward passes. The same holds for the probability of a class. Values are in the order of
+`ForwardSpec.screened`.
 """
 
 import functools
@@ -22,16 +23,17 @@ from geneformer_jax.perturbation.engine.encoding import (
     REPLICATED,
     ForwardSpec,
     at_unit_length,
+    class_probabilities,
     encode_cells,
     pool_genes,
 )
 
 
 class Derivatives(NamedTuple):
-    """First-order effects on the cosine of each cell with each state.
+    """First-order effects on the values of each cell: cosines with states, and probabilities.
 
     Attributes:
-      values_CS: float32 the cosine of the cell.
+      values_CS: float32 the values of the cell.
       moving_CST: float32 what moving a token by one position more adds.
       removal_CST: float32 what taking a gene out of attention and mean adds.
     """
@@ -42,7 +44,7 @@ class Derivatives(NamedTuple):
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def cosines_when_moved(
+def values_when_moved(
     spec: ForwardSpec,
     params: Params,
     states_SD: jax.Array,
@@ -64,7 +66,7 @@ def cosines_when_moved(
       positions_R: of each row the position behind which all tokens move.
 
     Returns:
-      float32 cosines [R, S] with the states.
+      float32 values [R, S].
     """
 
     def on_device(params, states_SD, tokens_CT, lengths_C, slots_R, positions_R):
@@ -72,8 +74,8 @@ def cosines_when_moved(
         embedded_RTD = embed_moved(
             spec.config, params, tokens_RT, _behind(tokens_RT, positions_R), spec.runtime
         )
-        _, cell_RD, _ = encode_cells(spec, params, tokens_RT, lengths_R, embedded_RTD, 0)
-        return at_unit_length(cell_RD) @ states_SD.T
+        _, cell_RD, classes_RL = encode_cells(spec, params, tokens_RT, lengths_R, embedded_RTD, 0)
+        return jnp.concatenate([at_unit_length(cell_RD) @ states_SD.T, classes_RL], axis=1)
 
     return jax.shard_map(
         on_device,
@@ -99,10 +101,10 @@ def differentiate(
     """
 
     def on_device(params, states_SD, tokens_CT, lengths_C, positions_C):
-        cosines = functools.partial(_gated_cosines, spec, params, states_SD, tokens_CT, lengths_C)
+        values = functools.partial(_gated_values, spec, params, states_SD, tokens_CT, lengths_C)
         moved_CT, zero_CT = _behind(tokens_CT, positions_C), jnp.zeros(tokens_CT.shape)
-        values_CS, (moving_CST, bias_CST, weight_CST) = _by_state(
-            cosines, moved_CT, zero_CT, zero_CT + 1
+        values_CS, (moving_CST, bias_CST, weight_CST) = _by_value(
+            values, moved_CT, zero_CT, zero_CT + 1
         )
         return Derivatives(values_CS, moving_CST, -(bias_CST + weight_CST))
 
@@ -121,7 +123,7 @@ def _behind(tokens_RT: jax.Array, positions_R: jax.Array) -> jax.Array:
     return (position_T > positions_R[:, None]).astype(jnp.float32)
 
 
-def _gated_cosines(
+def _gated_values(
     spec: ForwardSpec,
     params: Params,
     states_SD: jax.Array,
@@ -131,24 +133,28 @@ def _gated_cosines(
     bias_CT: jax.Array,
     weights_CT: jax.Array,
 ) -> jax.Array:
-    """Returns cosines [C, S]; tokens have moved, attract attention, and weigh in the mean."""
+    """Returns values [C, S]; tokens have moved, attract attention, and weigh in the mean."""
     # Kept whole, the hidden states of all blocks would take more memory than an exact run.
     runtime = replace(spec.runtime, remat="full")
     hidden_CTD = embed_moved(spec.config, params, tokens_CT, moved_CT, runtime)
-    hidden_CTD = run_gated_blocks(
-        spec.config, params, hidden_CTD, lengths_C, bias_CT, last=spec.depth, runtime=runtime
-    )
-    hidden_CTD = hidden_CTD.astype(jnp.float32)
-    cell_CD = pool_genes(spec, tokens_CT, hidden_CTD, weights_CT)
-    return at_unit_length(cell_CD) @ states_SD.T
+    gated = functools.partial(run_gated_blocks, spec.config, params, runtime=runtime)
+    hidden_CTD = gated(hidden_CTD, lengths_C, bias_CT, last=spec.depth)
+    cell_CD = pool_genes(spec, tokens_CT, hidden_CTD.astype(jnp.float32), weights_CT)
+    cosines_CS = at_unit_length(cell_CD) @ states_SD.T
+    if spec.head is None:
+        return cosines_CS
+    bounds = {"first": spec.depth, "last": spec.config.layers}
+    last_CTD = gated(hidden_CTD, lengths_C, bias_CT, **bounds)
+    classes_CL = class_probabilities(spec, params, last_CTD, lengths_C, weights_CT - 1)
+    return jnp.concatenate([cosines_CS, classes_CL], axis=1)
 
 
-def _by_state(
-    cosines: Callable[..., jax.Array], *inputs_CT: jax.Array
+def _by_value(
+    values: Callable[..., jax.Array], *inputs_CT: jax.Array
 ) -> tuple[jax.Array, tuple[jax.Array, ...]]:
-    """Returns cosines [C, S], and their derivatives with respect to each input, [C, S, T]."""
-    values_CS, pull = jax.vjp(cosines, *inputs_CT)
-    cells, states = values_CS.shape
-    one_SCS = jnp.broadcast_to(jnp.eye(states)[:, None], (states, cells, states))
+    """Returns values [C, S], and their derivatives with respect to each input, [C, S, T]."""
+    values_CS, pull = jax.vjp(values, *inputs_CT)
+    cells, number = values_CS.shape
+    one_SCS = jnp.broadcast_to(jnp.eye(number)[:, None], (number, cells, number))
     gradients = jax.lax.map(pull, one_SCS)
     return values_CS, tuple(each.swapaxes(0, 1) for each in gradients)

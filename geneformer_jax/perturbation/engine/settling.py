@@ -95,12 +95,20 @@ class Settler:
         given, sizes = (spec, states_SD), {"tokens_per_device": tokens_per_device}
         self._perturber = Perturber(model, plan.choose(chosen.all), *given, **sizes)
         self._reranker = Reranker(model, plan.choose(self._reranked), *given, **sizes)
-        self._towards_states = [measure == "state_shift" for measure, _ in spec.measures]
+        self._measures = np.array([measure for measure, _ in spec.measures])
 
     @property
     def throughput(self) -> Throughput:
         """Of the exact shifts."""
         return self._perturber.throughput
+
+    def _screened(self, values_EM: np.ndarray) -> np.ndarray:
+        """Returns the exact values of what a screen estimates, see `ForwardSpec.screened`."""
+        shifts, before, after = (
+            values_EM[:, self._measures == name]
+            for name in ("state_shift", "class_probability_before", "class_probability_after")
+        )
+        return np.concatenate([shifts, after - before], axis=1)
 
     def settle(self, estimates: Shifts, progress: Progress | None = None) -> Settled:
         """Settles what a screen found of a range of edits."""
@@ -111,7 +119,7 @@ class Settler:
         bounds = int(estimates.numbers[0]), int(estimates.numbers[-1]) + 1
         if is_exact_E.any():
             exact = self._perturber.shifts(*bounds, progress)
-            values_EM[is_exact_E, :states] = exact.values_EM[:, self._towards_states]
+            values_EM[is_exact_E, :states] = self._screened(exact.values_EM)
         if is_reranked_E.any():
             values_EM[is_reranked_E, states:] = self._reranker.shifts(*bounds).values_EM
         return Settled(

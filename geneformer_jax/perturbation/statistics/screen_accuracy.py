@@ -1,10 +1,13 @@
 """How well a screen estimates: its random sample of exact shifts beside their estimates."""
 
+from typing import Any
+
 import numpy as np
 import pandas as pd
 from scipy.stats import rankdata
 
 from geneformer_jax.perturbation.statistics.shifts import SEED
+from geneformer_jax.perturbation.statistics.tables import STATE_SHIFT
 
 # Below it the order of the estimates is not to be relied on.
 MIN_SPEARMAN = 0.8
@@ -41,17 +44,18 @@ def screen_accuracy(rows: pd.DataFrame, seed: int = SEED) -> pd.DataFrame:
     """Measures a screen on its random sample.
 
     Args:
-      rows: sampled edits, one row for each edit and state: `state`, `value` (exact), `estimate`.
+      rows: sampled edits, one row for each edit, measure and state: `measure`, `state`, `value`
+        (exact), `estimate`.
       seed: of the bootstrap over edits.
 
     Returns:
-      One row for each state: state, edits, and of each of MEASURES its value and a 95 % interval in
-      columns with `_low` and `_high`.
+      One row for each measure and state: measure, state, edits, and of each of MEASURES its value
+      and a 95 % interval in columns with `_low` and `_high`.
     """
     table = []
-    for state, own in rows.groupby("state", sort=False, observed=True):
+    for (shift, state), own in rows.groupby(["measure", "state"], sort=False, observed=True):
         pairs = own["value"].to_numpy(np.float64), own["estimate"].to_numpy(np.float64)
-        row = {"state": state, "edits": len(own)}
+        row = {"measure": shift, "state": state, "edits": len(own)}
         for name, measure in MEASURES.items():
             low, high = _interval(measure, *pairs, seed)
             row |= {name: measure(*pairs), f"{name}_low": low, f"{name}_high": high}
@@ -66,10 +70,15 @@ def _interval(measure, exact_N: np.ndarray, estimate_N: np.ndarray, seed: int) -
     return np.nanpercentile(found, _INTERVAL) if np.isfinite(found).any() else np.full(2, np.nan)
 
 
+def _named(row: Any) -> str:
+    towards = row.measure == STATE_SHIFT
+    return f"shift towards {row.state}" if towards else f"change in probability of {row.state}"
+
+
 def describe_poor(table: pd.DataFrame) -> list[str]:
     """Returns a line for each state whose estimates are not to be relied on."""
     return [
-        f"the screen is poor: its estimates of the shift towards {row.state} correlate at "
+        f"the screen is poor: its estimates of the {_named(row)} correlate at "
         f"{row.spearman:.2f} (Spearman) with the exact shifts of {row.edits:,} edits; use more "
         "`split_points`, or leave `screen` out"
         for row in table.itertuples()
@@ -80,7 +89,7 @@ def describe_poor(table: pd.DataFrame) -> list[str]:
 def describe_accuracy(table: pd.DataFrame) -> list[str]:
     """Returns a line for each state: what was measured on the sample."""
     return [
-        f"estimates against {row.edits:,} exact shifts towards {row.state} drawn at random: "
+        f"estimates of the {_named(row)} against {row.edits:,} exact ones drawn at random: "
         f"Spearman {row.spearman:.3f} ({row.spearman_low:.3f} to {row.spearman_high:.3f}), "
         f"slope {row.slope:.2f} ({row.slope_low:.2f} to {row.slope_high:.2f}), recall of the "
         f"strongest 5 % in the estimates' strongest 15 % {row.recall:.2f} ({row.recall_low:.2f} to "
