@@ -102,7 +102,9 @@ def test_what_is_asked_for_is_taken():
     adata = cells(IDS, symbol=NAMES)
     assert column_of(adata, WITH_ALIASES, gene_column="symbol") == "symbol"
     assert tokens(adata, BY_ID, gene_column="symbol", symbols="names") == EXPECTED
-    with pytest.raises(InputError, match=r"0 of 60 gene ids.*looked for in symbol\).*gene_column"):
+    with pytest.raises(
+        InputError, match=r"0 of 60 .*looked for in symbol\).*name a column of gene"
+    ):
         tokens(adata, BY_ID, gene_column="symbol")
     with pytest.raises(InputError, match="`symbols` is 'all'"):
         tokens(adata, BY_ID, symbols="all")
