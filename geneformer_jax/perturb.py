@@ -115,22 +115,23 @@ def main() -> None:
     # JAX takes seconds to import, which --help, a mistyped flag and a wrong column should not have
     # to wait for.
     from geneformer_jax.inference.columns import require_columns
+    from geneformer_jax.perturbation.config import choose_controls, read_options
     from geneformer_jax.perturbation.controls.choice import require_controls
+    from geneformer_jax.perturbation.statistics.modes import require_modes
 
     controls = command_line.split_list(FLAGS.controls)
     require_controls(controls, FLAGS.start, FLAGS.goal, FLAGS.group)
+    modes, given = command_line.split_list(FLAGS.statistics), command_line.configuration()
+    require_modes([] if FLAGS.statistics in (_AUTO, _NONE) else modes, FLAGS.null)
+    output, options = Path(FLAGS.output), read_options(given)
+    dear = choose_controls(controls, options)
     require_columns(FLAGS.cells, [FLAGS.states, FLAGS.group], FLAGS.filter)
     from geneformer_jax.interop.load import load_model
     from geneformer_jax.model.sharding import use_all_cores
     from geneformer_jax.perturbation import model_controls
-    from geneformer_jax.perturbation.config import read_options
     from geneformer_jax.perturbation.run import PerturbationRun
-    from geneformer_jax.perturbation.statistics.report import perturbation_statistics, require_modes
+    from geneformer_jax.perturbation.statistics.report import perturbation_statistics
 
-    modes, given = command_line.split_list(FLAGS.statistics), command_line.configuration()
-    require_modes([] if FLAGS.statistics in (_AUTO, _NONE) else modes, FLAGS.null)
-    output, options = Path(FLAGS.output), read_options(given)
-    dear = model_controls.choose_controls(controls, options)
     run = PerturbationRun(output, options, given, command_line.parse_shard(FLAGS.shard))
     is_complete = run.is_complete()
     missing = model_controls.missing_controls(output, dear)

@@ -33,8 +33,9 @@ from geneformer_jax.common.arguments import require_text, require_whole
 from geneformer_jax.common.errors import InputError
 from geneformer_jax.common.log import logger
 from geneformer_jax.common.progress import Progress
-from geneformer_jax.inference.arguments import check_draw, check_model, check_runtime
-from geneformer_jax.inference.cells import ORIGINAL_SEED, open_cells, select_cells
+from geneformer_jax.inference.arguments import check_model, check_runtime
+from geneformer_jax.inference.cells import open_cells, select_cells
+from geneformer_jax.inference.draw import ORIGINAL_SEED, check_draw
 from geneformer_jax.inference.filters import Filters
 from geneformer_jax.inference.random_control import MODEL, RANDOM, random_model
 from geneformer_jax.model.pretrained import PretrainedModel

@@ -29,13 +29,13 @@ from geneformer_jax.common.progress import Progress
 from geneformer_jax.common.provenance import describe_run
 from geneformer_jax.common.workdir import as_json, is_finished
 from geneformer_jax.inference.cells import (
-    ORIGINAL_SEED,
     describe_chosen,
     left_out_of,
     open_cells,
     reading_facts,
     select_cells,
 )
+from geneformer_jax.inference.draw import ORIGINAL_SEED
 from geneformer_jax.inference.filters import Filters
 from geneformer_jax.inference.random_control import MODEL
 from geneformer_jax.inference.resume import (

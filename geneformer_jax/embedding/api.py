@@ -24,14 +24,14 @@ from geneformer_jax.embedding.embedder import (
     check_all_cells,
     check_options,
 )
-from geneformer_jax.inference.arguments import check_draw, check_model, check_runtime
+from geneformer_jax.inference.arguments import check_model, check_runtime
 from geneformer_jax.inference.cells import (
-    ORIGINAL_SEED,
     ChosenCells,
     open_cells,
     places_in_input,
     select_cells,
 )
+from geneformer_jax.inference.draw import ORIGINAL_SEED, check_draw
 from geneformer_jax.inference.filters import Filters
 from geneformer_jax.model.pretrained import PretrainedModel
 from geneformer_jax.model.runtime import Runtime

@@ -33,13 +33,13 @@ from geneformer_jax.embedding.output import (
 from geneformer_jax.embedding.parts import EmbeddingParts, embedding_identity
 from geneformer_jax.embedding.report import EmbeddingReport, EmbeddingReportConfig
 from geneformer_jax.inference.cells import (
-    ORIGINAL_SEED,
     describe_chosen,
     fill_rows,
     open_cells,
     places_in_input,
     select_cells,
 )
+from geneformer_jax.inference.draw import ORIGINAL_SEED
 from geneformer_jax.inference.filters import Filters
 from geneformer_jax.inference.pipeline import Throughput
 from geneformer_jax.inference.resume import parts_folder, sha256

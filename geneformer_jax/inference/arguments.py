@@ -1,6 +1,6 @@
 """What functions that use a model check of their arguments, before anything else."""
 
-from geneformer_jax.common.arguments import describe, require_type, require_whole
+from geneformer_jax.common.arguments import describe, require_type
 from geneformer_jax.common.errors import InputError
 from geneformer_jax.model.pretrained import PretrainedModel
 from geneformer_jax.model.runtime import Runtime
@@ -11,13 +11,6 @@ def check_model(model: object) -> None:
     require_type(
         "model", model, PretrainedModel, "load one first: model = geneformer_jax.load_model(path)"
     )
-
-
-def check_draw(max_cells: object, seed: object) -> None:
-    """Raises InputError unless a number of cells, or None, and a seed are given."""
-    if max_cells is not None:
-        require_whole("max_cells", max_cells, least=1)
-    require_whole("seed", seed)
 
 
 def check_runtime(runtime: object, devices: object = None) -> None:

@@ -28,13 +28,12 @@ from geneformer_jax.cells.tokenization.vocabulary import GeneVocabulary
 from geneformer_jax.common.arguments import describe
 from geneformer_jax.common.errors import InputError
 from geneformer_jax.common.log import logger
-from geneformer_jax.inference.arguments import check_draw, check_model
+from geneformer_jax.inference.arguments import check_model
+from geneformer_jax.inference.draw import ORIGINAL_SEED, check_draw
 from geneformer_jax.inference.filters import Filters, passing
 from geneformer_jax.interop.tokenized_datasets import is_tokenized_dataset, read_tokenized
 from geneformer_jax.model.pretrained import PretrainedModel
 
-# The original shuffles with this seed before it takes its first `max_ncells`.
-ORIGINAL_SEED = 42
 FILTERED_OUT, NOT_DRAWN = "filtered out", "not drawn"
 
 

@@ -16,7 +16,8 @@ from geneformer_jax.cells.counts.options import CountArguments
 from geneformer_jax.cells.store.cell_store import EncodedCells
 from geneformer_jax.common.log import logger
 from geneformer_jax.inference.arguments import check_model, check_runtime
-from geneformer_jax.inference.cells import ORIGINAL_SEED, open_cells
+from geneformer_jax.inference.cells import open_cells
+from geneformer_jax.inference.draw import ORIGINAL_SEED
 from geneformer_jax.inference.filters import Filters
 from geneformer_jax.inference.listed_genes import describe_missing
 from geneformer_jax.model.pretrained import PretrainedModel
@@ -33,8 +34,8 @@ from geneformer_jax.perturbation.engine.encoding import ForwardSpec
 from geneformer_jax.perturbation.engine.gene_sets import ALL, EACH
 from geneformer_jax.perturbation.engine.perturber import Perturber
 from geneformer_jax.perturbation.engine.plan import EditPlan
-from geneformer_jax.perturbation.engine.screener import SPLIT_POINTS
 from geneformer_jax.perturbation.engine.shifts import Shifts
+from geneformer_jax.perturbation.layout import SPLIT_POINTS
 from geneformer_jax.perturbation.prepare import (
     choose_runtime,
     make_plan,

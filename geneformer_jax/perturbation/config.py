@@ -13,14 +13,21 @@ from geneformer_jax.common.arguments import (
     require_whole,
 )
 from geneformer_jax.common.errors import InputError, did_you_mean
-from geneformer_jax.inference.arguments import check_draw
-from geneformer_jax.inference.cells import ORIGINAL_SEED
+from geneformer_jax.common.log import logger
+from geneformer_jax.inference.draw import ORIGINAL_SEED, check_draw
 from geneformer_jax.inference.filters import Filters, parse_filters
 from geneformer_jax.inference.listed_genes import read_gene_lines, read_genes
 from geneformer_jax.perturbation.cell_states import CellStates, read_state_names
-from geneformer_jax.perturbation.engine.encoding import MODES
+from geneformer_jax.perturbation.controls.choice import (
+    NEEDS_START,
+    SELF_DELETION,
+    dear_controls,
+    is_all,
+    refuse,
+)
+from geneformer_jax.perturbation.engine.edits import DELETE
 from geneformer_jax.perturbation.engine.gene_sets import ALL, EACH
-from geneformer_jax.perturbation.engine.screener import SPLIT_POINTS
+from geneformer_jax.perturbation.layout import MODES, SPLIT_POINTS
 
 ORIGINAL, REFILL = "original", "refill"
 TRUNCATIONS = (ORIGINAL, REFILL)
@@ -181,6 +188,38 @@ def read_options(given: Mapping[str, Any]) -> PerturbationOptions:
         expressing=read_genes(given["expressing"]),
         settle=_read_settle(given["settle"]),
     )
+
+
+def choose_controls(controls: str | Sequence[str], options: PerturbationOptions) -> list[str]:
+    """Returns the controls to make that take further encodings.
+
+    Args:
+      controls: names, see `dear_controls`; of "all" those are left out that the run does not allow.
+      options: of the run.
+
+    Raises:
+      InputError: the run does not allow a control that was named.
+    """
+    chosen = []
+    for name in dear_controls(controls):
+        why = _lacks_for_self_deletion(options) if name == SELF_DELETION else ""
+        if why and not is_all(controls):
+            raise refuse(name, why)
+        if why:
+            logger.info(f"the control {name} is left out: it needs {why}")
+        else:
+            chosen.append(name)
+    return chosen
+
+
+def _lacks_for_self_deletion(options: PerturbationOptions) -> str:
+    if options.states is None or options.states.start in ("", options.states.goal):
+        return NEEDS_START
+    each = options.combine == EACH and options.anchor is None and options.combinations is None
+    usual = options.truncation == ORIGINAL and options.positions == RENUMBER
+    if options.edit != DELETE or not each or not usual:
+        return "deletions of one gene at a time, where later genes move up and none slides in"
+    return ""
 
 
 def _read_settle(text: str) -> int | float | str | None:

@@ -19,6 +19,10 @@ JOINT = "+"
 MEANS_OF_PARTS = "means"
 # What a screen estimated, of each part, until it is settled.
 ESTIMATES = "estimates"
+# Positions of a cell at which a screen moves later genes up exactly, by default.
+SPLIT_POINTS = 12
+# What stands for a cell: the mean of its genes, or `<cls>`.
+CELL, CLS = MODES = ("cell", "cls")
 # How an edit of a screen was made.
 ESTIMATED, EXACT = METHODS = ("estimated", "exact")
 

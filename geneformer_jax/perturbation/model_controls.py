@@ -13,18 +13,9 @@ from geneformer_jax.embedding.embedder import Embedder
 from geneformer_jax.inference.cells import ChosenCells, select_cells
 from geneformer_jax.inference.filters import label_texts
 from geneformer_jax.inference.random_control import random_model
-from geneformer_jax.perturbation.config import NONE, ORIGINAL, RENUMBER, PerturbationOptions
+from geneformer_jax.perturbation.config import NONE
 from geneformer_jax.perturbation.controls import self_deletion as without_genes
-from geneformer_jax.perturbation.controls.choice import (
-    NEEDS_START,
-    RANDOM_WEIGHTS,
-    SELF_DELETION,
-    dear_controls,
-    is_all,
-    refuse,
-)
-from geneformer_jax.perturbation.engine.edits import DELETE
-from geneformer_jax.perturbation.engine.gene_sets import EACH
+from geneformer_jax.perturbation.controls.choice import RANDOM_WEIGHTS, SELF_DELETION
 from geneformer_jax.perturbation.layout import RANDOM_RUN, SHIFTS, WITHOUT_OWN
 from geneformer_jax.perturbation.run import PerturbationRun, Planned
 from geneformer_jax.perturbation.statistics.moments import GeneIndex, RunningMoments
@@ -51,38 +42,6 @@ class HowToRun:
     def plan(self, run: PerturbationRun, model: Any) -> None:
         """Plans a run."""
         run.plan(model, self.cells, self.precision, self.attention, **self.reading)
-
-
-def choose_controls(controls: str | Sequence[str], options: PerturbationOptions) -> list[str]:
-    """Returns the controls to make that take further encodings.
-
-    Args:
-      controls: names, see `dear_controls`; of "all" those are left out that the run does not allow.
-      options: of the run.
-
-    Raises:
-      InputError: the run does not allow a control that was named.
-    """
-    chosen = []
-    for name in dear_controls(controls):
-        why = _lacks_for_self_deletion(options) if name == SELF_DELETION else ""
-        if why and not is_all(controls):
-            raise refuse(name, why)
-        if why:
-            logger.info(f"the control {name} is left out: it needs {why}")
-        else:
-            chosen.append(name)
-    return chosen
-
-
-def _lacks_for_self_deletion(options: PerturbationOptions) -> str:
-    if options.states is None or options.states.start in ("", options.states.goal):
-        return NEEDS_START
-    each = options.combine == EACH and options.anchor is None and options.combinations is None
-    usual = options.truncation == ORIGINAL and options.positions == RENUMBER
-    if options.edit != DELETE or not each or not usual:
-        return "deletions of one gene at a time, where later genes move up and none slides in"
-    return ""
 
 
 def missing_controls(output: Path, names: Sequence[str]) -> list[str]:

@@ -22,10 +22,9 @@ from geneformer_jax.model.heads import HeadConfig
 from geneformer_jax.model.pretrained import PretrainedModel
 from geneformer_jax.model.runtime import Runtime, inference_runtime
 from geneformer_jax.model.sharding import inference_mesh
-from geneformer_jax.perturbation.cell_states import compute_states, read_states, unit_vectors
 from geneformer_jax.perturbation.config import PerturbationOptions
 from geneformer_jax.perturbation.engine.edits import EditRule, SpecialTokens
-from geneformer_jax.perturbation.engine.encoding import CELL, CLS, ForwardSpec
+from geneformer_jax.perturbation.engine.encoding import ForwardSpec
 from geneformer_jax.perturbation.engine.gene_sets import (
     TOGETHER,
     GeneSets,
@@ -34,6 +33,14 @@ from geneformer_jax.perturbation.engine.gene_sets import (
 )
 from geneformer_jax.perturbation.engine.perturber import Perturber
 from geneformer_jax.perturbation.engine.plan import TOKENS_PER_PART, EditPlan, plan_edits
+from geneformer_jax.perturbation.layout import CELL, CLS
+from geneformer_jax.perturbation.state_vectors import (
+    check_states,
+    compute_states,
+    read_states,
+    start_cells,
+    unit_vectors,
+)
 
 NOT_EXPRESSING = "not expressing the genes"
 _READ_AT_ONCE = 4_096
@@ -160,8 +167,8 @@ def _choose_cells(
     """
     chosen = select_cells(cells, options.filters)
     if options.states is not None:
-        options.states.check(chosen)
-        chosen = options.states.start_cells(chosen)
+        check_states(options.states, chosen)
+        chosen = start_cells(options.states, chosen)
     named = options.expressing
     named = read_genes(named) if isinstance(named, str) else named
     needed = list(gene_tokens(cells.vocabulary, named)) if len(named) else []

@@ -23,10 +23,22 @@ OPTIONS = [
     ("attend", ["--genes=genes.txt", "--groupby=kimd"]),
     ("attend", ["--genes=genes.txt", "--filter=kimd:a"]),
     ("perturb", ["--states=kimd", "--start=a", "--goal=b"]),
+    ("perturb", ["--states=kind", "--start=a", "--goal=b", "--group=kimd"]),
     ("perturb", ["--filter=kimd:a"]),
     ("predict", ["--labels_key=kimd"]),
     ("validate", ["--perturbation=kimd", "--control=a"]),
     ("validate", ["--perturbation=kind", "--control=a", "--filter=kimd:a"]),
+]
+_STATES = ["--states=kind", "--start=a", "--goal=b"]
+# What else of perturb is wrong whatever the cells and the model are.
+CONTRADICTORY = [
+    (["--screen"], "--states are missing"),
+    (["--screen", *_STATES, "--edit=inhibit", "--ranks=3"], "a screen knows only 'delete'"),
+    (["--screen", *_STATES, "--settle=1.5"], "--settle is 1.5"),
+    (["--controls=doners"], 'did you mean "donors"'),
+    (["--controls=donors"], "name it by --group"),
+    ([*_STATES, "--controls=self_deletion", "--positions=keep"], "needs deletions of one gene"),
+    (["--statistics=agregate"], 'did you mean "aggregate"'),
 ]
 _LABEL = "--config.task.label=kind"
 CONFIGURED = [
@@ -57,7 +69,7 @@ print(json.dumps(told))
 """
 
 
-def test_columns_are_missed_before_jax_is_loaded_and_counts_are_read(toy_store, tmp_path):
+def test_bad_input_is_refused_before_jax_is_loaded_and_counts_are_read(toy_store, tmp_path):
     logged = toy_cells(20)
     logged.X = logged.X.astype(np.float32).log1p()
     logged.write_h5ad(tmp_path / "logged.h5ad")
@@ -71,16 +83,20 @@ def test_columns_are_missed_before_jax_is_loaded_and_counts_are_read(toy_store, 
         for name, given in OPTIONS
         for cells in (toy_store.folder, tmp_path / "logged.h5ad")
     ]
+    words = ['no obs column "kimd" (did you mean "kind"?); they carry kind'] * len(runs)
+    given = ["--checkpoint=none", f"--cells={toy_store.folder}", f"--output={tmp_path}/out"]
+    runs += [["perturb", [*given, *arguments]] for arguments, _ in CONTRADICTORY]
+    words += [each for _, each in CONTRADICTORY]
     done = subprocess.run(
         [sys.executable, "-c", _SCRIPT, json.dumps(runs)], capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
     told = json.loads(done.stdout.splitlines()[-1])
     assert len(told) == len(runs)
-    for (name, arguments), (status, error, has_jax) in zip(runs, told, strict=True):
-        assert (status, has_jax) == (1, False), (name, arguments, error)
+    for run, (status, error, has_jax), expected in zip(runs, told, words, strict=True):
+        assert (status, has_jax) == (1, False), (run, error)
         assert_one_line(error)
-        assert 'no obs column "kimd" (did you mean "kind"?); they carry kind' in error
+        assert expected in error
 
 
 def test_a_name_with_colons_in_a_filter_is_the_longest_that_is_there(tmp_path):

@@ -8,8 +8,9 @@ from geneformer_jax.common.errors import InputError
 from geneformer_jax.embedding.embedder import Embedded
 from geneformer_jax.embedding.states import state_embeddings
 from geneformer_jax.inference.listed_genes import read_gene_lines, read_genes
-from geneformer_jax.perturbation.cell_states import CellStates, read_state_names, unit_vectors
+from geneformer_jax.perturbation.cell_states import CellStates, read_state_names
 from geneformer_jax.perturbation.engine.gene_sets import read_gene_sets
+from geneformer_jax.perturbation.state_vectors import unit_vectors
 from tests.helpers.toy import toy_vocabulary
 
 GENES = [f"ENSG{i:011d}" for i in (0, 3, 5)]

@@ -13,7 +13,8 @@ from geneformer_jax.cells.store.cell_store import EncodedCells
 from geneformer_jax.common.errors import InputError
 from geneformer_jax.finetuning.classification.config import CELL, GENE, SplitRule
 from geneformer_jax.finetuning.classification.splits import Split, make_split
-from geneformer_jax.inference.cells import ORIGINAL_SEED, ChosenCells
+from geneformer_jax.inference.cells import ChosenCells
+from geneformer_jax.inference.draw import ORIGINAL_SEED
 from geneformer_jax.model.heads import HeadTask
 
 _CELLS_AT_A_TIME = 4_096

@@ -12,10 +12,9 @@ from geneformer_jax.model.heads import HeadConfig, head_module
 from geneformer_jax.model.partial_encoding import first_token, run_blocks
 from geneformer_jax.model.runtime import Runtime
 from geneformer_jax.perturbation.engine.edits import SpecialTokens
+from geneformer_jax.perturbation.layout import CELL, CLS
 
 REPLICATED = PartitionSpec()
-CELL, CLS = "cell", "cls"
-MODES = (CELL, CLS)
 # As in torch's cosine_similarity, against division by zero.
 SMALLEST_NORM = 1e-8
 

@@ -15,7 +15,6 @@ from geneformer_jax.model.encoder import Params
 from geneformer_jax.model.sharding import BATCH
 from geneformer_jax.perturbation.engine.edits import DELETE, EditBatch, SpecialTokens
 from geneformer_jax.perturbation.engine.encoding import (
-    CELL,
     REPLICATED,
     SMALLEST_NORM,
     ForwardSpec,
@@ -27,6 +26,7 @@ from geneformer_jax.perturbation.engine.shared_first_block import (
     finish_first_block,
     share_first_block,
 )
+from geneformer_jax.perturbation.layout import CELL
 
 # The key of `<eos>`, which stands behind all genes; those have keys below the model's positions.
 _LAST = 1e9

@@ -18,8 +18,8 @@ from geneformer_jax.perturbation.engine.screening import (
     values_when_moved,
 )
 from geneformer_jax.perturbation.engine.shifts import Shifts
+from geneformer_jax.perturbation.layout import SPLIT_POINTS
 
-SPLIT_POINTS = 12
 # What both derivatives cost, in encodings: a forward pass each, and one that the way back makes
 # again; a backward pass takes two for each value.
 _FORWARD, _BACKWARD = 4, 4

@@ -1,7 +1,7 @@
 """What each statistic of a perturbation reads, computes and draws."""
 
 import dataclasses
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -316,6 +316,20 @@ MODES: dict[str, Callable[[Path, StatisticOptions], StatisticResult]] = {
     "aggregate_gene_shifts": aggregate_gene_shifts,
     "combinations": combination_effects,
 }
+
+
+def require_modes(modes: Sequence[str], null: Path | str = "") -> None:
+    """Raises InputError for an unknown mode, or for vs_null without a perturbation to compare."""
+    for mode in modes:
+        if mode not in MODES:
+            raise InputError(
+                f'there is no statistic "{mode}"{did_you_mean(mode, MODES)}; choose from '
+                f"{', '.join(MODES)}"
+            )
+    if "vs_null" in modes and not str(null):
+        raise InputError(
+            "vs_null compares with the same edits of other cells; name their perturbation in `null`"
+        )
 
 
 def _measure_and_state(folder: Path, options: StatisticOptions) -> tuple[str, str]:

@@ -17,7 +17,7 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 
 from geneformer_jax.common.arguments import require_path, require_type
-from geneformer_jax.common.errors import InputError, did_you_mean
+from geneformer_jax.common.errors import InputError
 from geneformer_jax.common.files import atomic_write
 from geneformer_jax.common.log import logger
 from geneformer_jax.common.provenance import FILE_NAME, describe_run
@@ -30,6 +30,7 @@ from geneformer_jax.perturbation.statistics.modes import (
     Controls,
     StatisticOptions,
     StatisticResult,
+    require_modes,
 )
 from geneformer_jax.perturbation.statistics.shifts import BACKGROUND, SEED
 from geneformer_jax.reporting.figures import Drawing, save_figure
@@ -145,20 +146,6 @@ def perturbation_statistics(
         pages = (target / f"{each}.html" for each in MODES)
         include_pages(report, [path for path in pages if path.exists()])
     return [*written, target / f"{mode}.html", target / FILE_NAME]
-
-
-def require_modes(modes: Sequence[str], null: Path | str = "") -> None:
-    """Raises InputError for an unknown mode, or for vs_null without a perturbation to compare."""
-    for mode in modes:
-        if mode not in MODES:
-            raise InputError(
-                f'there is no statistic "{mode}"{did_you_mean(mode, MODES)}; choose from '
-                f"{', '.join(MODES)}"
-            )
-    if "vs_null" in modes and not str(null):
-        raise InputError(
-            "vs_null compares with the same edits of other cells; name their perturbation in `null`"
-        )
 
 
 def _check(mode: str, options: StatisticOptions) -> None:

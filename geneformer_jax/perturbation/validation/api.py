@@ -11,7 +11,8 @@ import pandas as pd
 
 from geneformer_jax.cells.counts.options import CountArguments
 from geneformer_jax.common.log import logger
-from geneformer_jax.inference.arguments import check_draw, check_model, check_runtime
+from geneformer_jax.inference.arguments import check_model, check_runtime
+from geneformer_jax.inference.draw import check_draw
 from geneformer_jax.inference.filters import Filters
 from geneformer_jax.model.pretrained import PretrainedModel
 from geneformer_jax.model.runtime import Runtime, inference_runtime
