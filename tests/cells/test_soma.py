@@ -276,6 +276,23 @@ def test_options_of_experiments_are_refused_for_others(option, adata, tmp_path):
             opened()
 
 
+def test_an_experiment_that_is_not_complete(tmp_path):
+    import tiledbsoma
+
+    path = tmp_path / "experiment"
+    tiledbsoma.Experiment.create(str(path)).close()
+    for opens in (open_counts, obs_columns_of):
+        with pytest.raises(InputError, match=r"Experiment in it has no obs \(it holds nothing\)"):
+            opens(path)
+    with tiledbsoma.open(str(path), "w") as opened:
+        schema = pa.schema([("soma_joinid", pa.int64()), ("a", pa.int32())])
+        opened.add_new_dataframe("obs", schema=schema, domain=[(0, 2)])
+        measurements = opened.add_new_collection("ms", tiledbsoma.Collection)
+        measurements.add_new_collection("RNA", tiledbsoma.Measurement)
+    with pytest.raises(InputError, match=r"SOMAMeasurement in it has no var \(it holds nothing\)"):
+        open_counts(path)
+
+
 def test_a_dense_layer(experiment, tmp_path):
     import tiledbsoma
 

@@ -33,9 +33,15 @@ class ExperimentPlace(NamedTuple):
 
     @contextlib.contextmanager
     def open(self) -> Iterator[tiledbsoma.Experiment]:
-        """Opens it for reading."""
+        """Opens it for reading.
+
+        Raises:
+          InputError: it is not complete.
+        """
         with open_object(self.path) as root:
-            yield root if self.organism is None else root[_CENSUS][self.organism]
+            experiment = root if self.organism is None else root[_CENSUS][self.organism]
+            _require_parts(self.path, experiment, ("obs", "ms"))
+            yield experiment
 
 
 def find_experiment(path: Path, organism: str | None) -> tuple[ExperimentPlace, dict[str, str]]:
@@ -60,11 +66,23 @@ def choose_measurement(path: Path, experiment: tiledbsoma.Experiment, asked: str
     """Returns the measurement that is asked for, or else RNA or the only one.
 
     Raises:
-      InputError: it is not there, or it must be said which.
+      InputError: it is not there, or it must be said which, or it is not complete.
     """
     names = sorted(experiment.ms)
     usual = [_USUAL_MEASUREMENT] if _USUAL_MEASUREMENT in names else _only(names)
-    return _choose(path, "measurement", asked, names, usual)
+    chosen = _choose(path, "measurement", asked, names, usual)
+    _require_parts(path, experiment.ms[chosen], ("var", "X"))
+    return chosen
+
+
+def _require_parts(path: Path, whole: tiledbsoma.Collection, names: Sequence[str]) -> None:
+    for name in names:
+        if name not in whole:
+            holds = ", ".join(sorted(whole)) or "nothing"
+            raise InputError(
+                f"{path}: a {whole.soma_type} in it has no {name} (it holds {holds}); it is not "
+                "complete: copy or write it again"
+            )
 
 
 def _choose(

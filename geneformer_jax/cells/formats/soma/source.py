@@ -141,9 +141,10 @@ def soma_obs_columns(path: Path) -> list[str]:
       InputError: as from `SomaSource`.
     """
     require_library(path)
-    place, _ = find_experiment(path, None)
-    with place.open() as experiment:
-        return obs_columns(experiment.obs)
+    with explain_damage(path, SomaSource.kind):
+        place, _ = find_experiment(path, None)
+        with place.open() as experiment:
+            return obs_columns(experiment.obs)
 
 
 def _is_text(kind: pa.DataType) -> bool:
