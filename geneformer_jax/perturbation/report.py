@@ -14,6 +14,7 @@ from geneformer_jax.perturbation.statistics.screen_accuracy import (
     describe_accuracy,
     describe_poor,
 )
+from geneformer_jax.perturbation.statistics.tables import STATE_SHIFT
 from geneformer_jax.reporting.html import Report
 from geneformer_jax.reporting.left_out import add_left_out
 
@@ -87,7 +88,7 @@ def _add_measure(
         report.paragraph(f"{problem[0].upper()}{problem[1:]}.")
     if by_rank is not None and by_rank["explained"] is not None:
         report.paragraph(describe_by_rank(by_rank))
-    ranked = rows.sort_values("mean", ascending=measure != "state_shift", ignore_index=True)
+    ranked = rows.sort_values("mean", ascending=not measure.endswith("_shift"), ignore_index=True)
     caption = "Every edit by its rank; mean over the cells it was made in."
     named = ranked.assign(Gene_name=ranked["perturbed_symbol"].astype(str))
     labels = f"{name}, mean over cells", "one cell only"
@@ -109,7 +110,8 @@ def _add_measure(
 
 def describe_by_rank(by_rank: Mapping[str, Any]) -> str:
     """Returns the sentence on a row of `variance_by_rank`."""
-    of = f" towards {by_rank['state']}" if by_rank["state"] else f" ({by_rank['measure']})"
+    measure, state = by_rank["measure"], by_rank["state"]
+    of = f" towards {state}" if measure == STATE_SHIFT else f" ({f'{measure} {state}'.strip()})"
     return (
         f"{by_rank['explained']:.0%} of the variance of the shifts{of} within cells is explained "
         "by rank alone: by where the gene stands in its cell, whichever gene it is."

@@ -4,6 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from geneformer_jax.perturbation.report import describe_by_rank
 from geneformer_jax.perturbation.statistics.rank_effect import variance_by_rank
 from tests.helpers.shift_pieces import cut
 
@@ -39,3 +40,10 @@ def test_what_cannot_be_told_is_not_told():
     some = pd.concat([frame, absent, frame.assign(measure="cell_cosine", value=np.nan)])
     whole = variance_by_rank([frame])
     pd.testing.assert_frame_equal(variance_by_rank([some]), whole)
+
+
+def test_the_sentence_names_a_class_as_such():
+    row = {"state": "B", "explained": 0.5}
+    assert "shifts towards B within" in describe_by_rank({"measure": "state_shift", **row})
+    found = describe_by_rank({"measure": "class_probability_shift", **row})
+    assert "shifts (class_probability_shift B) within" in found
