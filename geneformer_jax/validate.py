@@ -13,7 +13,7 @@ Examples:
 edited in silico for each of these genes. Where the cell's embedding moves is compared with where
 the measured cells lie, and how far each other gene moves with which genes are expressed
 differently. Beside every score stand genes of like rank edited in place of the perturbed one, the
-mean over the other perturbations, and a second half of the measured cells. The output folder holds
+mean over perturbations, and a second half of the measured cells. The output folder holds
 tables, named as cell-eval and scPertEval name theirs, figures and a report. Interrupted, the same
 command goes on where it stopped.
 

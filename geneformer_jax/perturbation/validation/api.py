@@ -81,7 +81,7 @@ def validate_perturbations(
     where the cell's embedding moves (compared with the mean embedding of the perturbed cells less
     that of the controls), and how far each other gene moves (compared with which genes are
     expressed differently). Beside each prediction stand genes of like rank edited in its place,
-    the mean over the other perturbations, and a second half of the measured cells.
+    the mean over perturbations, and a second half of the measured cells.
 
     Args:
       model: a pretrained encoder with its vocabulary.

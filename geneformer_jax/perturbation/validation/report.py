@@ -34,11 +34,11 @@ _MEANINGS = {
     "pr_auc": "Average precision of the same; by chance the fraction of changed genes.",
     CORRELATION: "Pearson's r over genes of the measured |log2 fold change| (pseudobulks with size "
     "factors) and what a linear model of the gene's mean change in the other perturbations and of "
-    "its predicted shift says, in perturbations that the model was not fitted to. The mean over "
-    "the other perturbations is the same without the predicted shift: what gene identity alone "
-    "says. The difference is what the prediction adds to it.",
-    "..._pert": "The same, less the mean over perturbations: what is specific to one. The mean of "
-    "the others has no such part.",
+    "its predicted shift says, in perturbations that the model was not fitted to. The mean is the "
+    "same without the predicted shift: what gene identity alone says. The difference is what the "
+    "prediction adds to it.",
+    "..._pert": "The same, less the mean over perturbations: what is specific to one. The mean "
+    "itself has no such part.",
     "drf": "Dynamic range fraction: (prediction - negative control) / (second half - negative "
     "control). Empty where the second half is not for sure above the negative control. Above 1, a "
     "prediction without noise beats half of the cells.",
@@ -46,7 +46,7 @@ _MEANINGS = {
 _SHORT = {
     PREDICTION: "prediction",
     LIKE_RANK: "like rank",
-    MEAN: "mean of others",
+    MEAN: "mean",
     SPLIT_HALF: "second half",
 }
 _COLUMNS = {
@@ -110,7 +110,8 @@ def write_report(
     report.section("In short", f"{validation.verdict[0]}.")
     caption = (
         "Means over perturbations, and differences with intervals of 95 % over them. Like rank: "
-        "genes of like rank edited in place of the perturbed one. Second half: of the measured "
+        "genes of like rank edited in place of the perturbed one. Mean: of the measured "
+        "perturbations, for genes without the one at hand. Second half: of the measured "
         "cells, the most that these can show."
     )
     report.table(_readable(validation.summary), caption, "summary.csv")

@@ -55,6 +55,10 @@ def test_a_screen_of_noise_is_not(model):
     rows = found.summary.set_index("protocol")
     assert rows.loc["discrimination_score_cosine", "minus_like_rank_low"] < 0
     assert np.isnan(rows.loc["discrimination_score_cosine", "drf_like_rank"])
+    # One shift for all is at chance: each rank comes once.
+    chance = np.mean([1 - rank / len(TARGETS) for rank in range(len(TARGETS))])
+    mean = rows.loc["discrimination_score_cosine", "all_perturbed_mean"]
+    assert mean == pytest.approx(chance)
     assert (found.perturbations["changed_genes"] < 3).all()
 
 

@@ -21,7 +21,8 @@ from geneformer_jax.perturbation.validation.scoring.metrics import (
 from geneformer_jax.perturbation.validation.screen.expression import HALVES, Differential
 
 PREDICTION, LIKE_RANK = "prediction", "like_rank"
-# scPertEval's names of a mean over all perturbations but the one at hand, and of a second half.
+# scPertEval's names of a mean over perturbations (of genes: without the one at hand), and of a
+# second half.
 MEAN, SPLIT_HALF = "all_perturbed_mean", "tech_dup"
 SOURCES = (PREDICTION, LIKE_RANK, MEAN, SPLIT_HALF)
 _SPECIFIC = "_pert"
@@ -86,8 +87,10 @@ def _rows(
 
 def _of_embeddings(effects: Effects, half: int, seed: int) -> Iterator[Row]:
     truth, other = effects.measured[half], effects.measured[1 - half]
+    # The same for all, which is at chance; without the one at hand it would be below.
+    mean = np.broadcast_to(other.mean(axis=0), other.shape)
     candidates = effects.of_edits(effects.predicted.shifts)
-    candidates |= {MEAN: [mean_of_others(other)], SPLIT_HALF: [other]}
+    candidates |= {MEAN: [mean], SPLIT_HALF: [other]}
     for source, each in candidates.items():
         for values in each:
             yield from _rows(effects, source, retrieval(values, truth))

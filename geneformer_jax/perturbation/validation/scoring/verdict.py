@@ -16,7 +16,7 @@ from geneformer_jax.perturbation.validation.scoring.compare import (
 NAMES = {
     PREDICTION: "the prediction",
     LIKE_RANK: "genes of like rank",
-    MEAN: "the mean over the other perturbations",
+    MEAN: "the mean over perturbations",
     SPLIT_HALF: "a second half of the measured cells",
 }
 # What each of them asks, and how the answer reads.
