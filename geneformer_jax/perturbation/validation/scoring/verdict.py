@@ -22,9 +22,10 @@ NAMES = {
 # What each of them asks, and how the answer reads.
 ASKED = {
     "discrimination_score_cosine": "finding the right perturbation by its embedding shift",
-    "discrimination_score_cosine_pert": "finding it by what its shift has beyond the mean shift",
+    "discrimination_score_cosine_pert": "finding the right perturbation by what its shift has "
+    "beyond the mean shift",
     "roc_auc": "telling changed genes by how far they shift",
-    "roc_auc_pert": "telling them by how much further they shift than in other edits",
+    "roc_auc_pert": "telling changed genes by how much further they shift than in other edits",
     CORRELATION: "predicting how far genes change in held-out perturbations",
 }
 
