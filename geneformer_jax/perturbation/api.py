@@ -127,7 +127,8 @@ def perturb_cells(
       split_points: of a screen: positions of a cell at which its later genes are moved up exactly.
       settle: of a screen: how many of the edits with the strongest estimates towards the goal are
         then made exactly, a number or (a float) their fraction; and a random sample of 200 edits
-        besides, on which the screen is measured (`.attrs["screen_accuracy"]`). 1.0 makes all.
+        besides, on which the screen is measured (rows in `.attrs["screen_accuracy"]`). 1.0 makes
+        all.
       runtime: how to compute; float32, and the attention that suits the device, by default.
       devices: which share the work; all of this process by default.
       tokens_per_device: padded tokens at a time on each; by default sized from its memory.
@@ -223,8 +224,9 @@ def _screen(
         tables = [screen.settle(part, progress).to_pandas() for part in parts]
     table = _joined(tables)
     if len(chosen.all):
-        table.attrs["screen_accuracy"] = accuracy = screen_accuracy(table[table["sampled"]])
-        log_accuracy(accuracy)
+        log_accuracy(accuracy := screen_accuracy(table[table["sampled"]]))
+        # Rows, as pandas neither joins nor writes tables whose attributes are tables.
+        table.attrs["screen_accuracy"] = accuracy.to_dict("records")
     return table
 
 

@@ -57,7 +57,7 @@ def test_a_screen_alone_is_all_estimates(estimated, exact):
 
 
 def test_the_strongest_and_a_random_sample_are_made_exactly(
-    model, cells, estimated, exact, monkeypatch
+    model, cells, estimated, exact, monkeypatch, tmp_path
 ):
     monkeypatch.setattr(settling, "SAMPLE", 10)
     found = perturb_cells(model, cells, states=STATES, screen=True, settle=6)
@@ -75,11 +75,13 @@ def test_the_strongest_and_a_random_sample_are_made_exactly(
         np.testing.assert_allclose(found[rows]["reranking"], expected[rows]["reranking"], atol=1e-6)
     numbers = ["value", "reranking", "removal", "rank"]
     pd.testing.assert_frame_equal(found[~is_exact][numbers], estimated[~is_exact][numbers])
-    accuracy = found.attrs["screen_accuracy"].set_index("state").loc["b"]
+    accuracy = pd.DataFrame(found.attrs["screen_accuracy"]).set_index("state").loc["b"]
     sample = found[goal & found["sampled"]]
     correlation = stats.spearmanr(sample["value"], sample["estimate"]).statistic
     assert accuracy["spearman"] == pytest.approx(correlation)
     assert accuracy["edits"] == 10
+    found.to_parquet(tmp_path / "found.parquet")
+    assert len(pd.concat([found, found])) == 2 * len(found)
 
 
 def test_all_edits_can_be_settled_and_their_parts_are_exact(model, cells, exact):
