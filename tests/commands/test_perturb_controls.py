@@ -71,11 +71,11 @@ def test_costs_are_told_beforehand_and_paid_for_what_is_named_only(
 def test_a_run_answers_first_on_its_own_page(perturb, tmp_path):
     status, output, error = perturb(*STATES, "--statistics=auto", "--min_cells=2")
     assert status == 0, error
-    assert "genes differ from genes of like rank" in output
+    assert "no gene can be compared with genes of like rank" in output
     page = (tmp_path / "out" / "report.html").read_text()
     parts = [
         "In silico perturbation",
-        "genes differ from genes of like rank",
+        "no gene can be compared with genes of like rank",
         "N_Detections",
         "<img",
         "Can this be believed?",

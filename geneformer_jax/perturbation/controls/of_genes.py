@@ -54,6 +54,11 @@ def like_rank(asked: Asked) -> Finding:
     )
     if left := len(table) - compared:
         result += f"; {left:,} have too few cells or neighbours to tell"
+    if not compared:
+        result = (
+            f"no gene can be compared with genes of like rank: too few cells or neighbours for "
+            f"all {len(table):,}"
+        )
     if "Sig" in asked.table:
         pooled = (asked.table["Sig"] == 1).sum()
         result += f"; from {asked.compared_with} {pooled:,} of {len(asked.table):,} differ"
