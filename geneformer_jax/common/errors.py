@@ -12,9 +12,9 @@ class InputError(ValueError):
     """
 
 
-def did_you_mean(name: str, known: Iterable[str]) -> str:
+def did_you_mean(name: object, known: Iterable[str]) -> str:
     """Returns ' (did you mean "a" or "b"?)' for the known names nearest to `name`, or ''."""
-    near = difflib.get_close_matches(name, list(known), n=3)
+    near = difflib.get_close_matches(str(name), list(known), n=3)
     if not near:
         return ""
     return " (did you mean " + " or ".join(f'"{candidate}"' for candidate in near) + "?)"

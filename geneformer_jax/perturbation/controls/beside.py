@@ -4,7 +4,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import pandas as pd
-import pyarrow.parquet as pq
 
 from geneformer_jax.common.errors import InputError
 from geneformer_jax.inference.columns import check_columns
@@ -45,7 +44,7 @@ from geneformer_jax.perturbation.statistics.modes import (
     StatisticResult,
     aggregate_gene_shifts,
 )
-from geneformer_jax.perturbation.statistics.tables import read_provenance
+from geneformer_jax.perturbation.statistics.tables import read_provenance, read_table, schema_of
 from geneformer_jax.reporting.figures import Drawing
 
 _ASK: dict[str, Callable[[Asked], Finding]] = {
@@ -131,9 +130,9 @@ def _donors(folder: Path, column: str) -> pd.Series:
     path = folder / CELLS
     if not path.exists():
         raise InputError(f"{path} is missing, in which the cells' donors would be; perturb again")
-    names = pq.read_schema(path).names
+    names = schema_of(path).names
     check_columns([name.removeprefix(OBS) for name in names if name.startswith(OBS)], [column])
-    table = pd.read_parquet(path, columns=["cell", f"{OBS}{column}"])
+    table = read_table(path, ["cell", f"{OBS}{column}"])
     return table.set_index("cell")[f"{OBS}{column}"].dropna()
 
 

@@ -3,8 +3,9 @@
 Imports no JAX: a command checks names before it loads it.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
+from geneformer_jax.common.arguments import require_type
 from geneformer_jax.common.errors import InputError, did_you_mean
 
 FREE, ALL, NONE = "free", "all", "none"
@@ -41,8 +42,9 @@ def read_controls(controls: str | Sequence[str]) -> tuple[str, ...] | None:
       controls: "free" or "all", "none", or names.
 
     Raises:
-      InputError: a name is unknown.
+      InputError: a name is unknown, or no text.
     """
+    require_type("controls", controls, Iterable, 'give "all", "none", or names of controls')
     names = (controls,) if isinstance(controls, str) else tuple(controls)
     if names in ((FREE,), (ALL,), (NONE,)):
         return () if names == (NONE,) else None

@@ -4,12 +4,11 @@ from collections.abc import Iterable
 
 import numpy as np
 import pandas as pd
-import pyarrow.parquet as pq
 
 from geneformer_jax.perturbation.controls.finding import Asked, Finding
 from geneformer_jax.perturbation.layout import BASELINES, RANDOM_RUN, SHIFTS, WITHOUT_OWN
 from geneformer_jax.perturbation.statistics.screen_accuracy import spearman
-from geneformer_jax.perturbation.statistics.tables import column_names
+from geneformer_jax.perturbation.statistics.tables import column_names, read_table
 
 ALIKE, SAME = 0.7, 0.9
 TOO_FEW = "too few genes to tell"
@@ -112,7 +111,7 @@ _OF_RANDOM_WEIGHTS = {
 
 def self_deletion(asked: Asked) -> Finding:
     """Asks how much of the strongest shifts is nothing but the gene's own absence."""
-    table = pd.read_parquet(asked.folder / WITHOUT_OWN).set_index("perturbed")
+    table = read_table(asked.folder / WITHOUT_OWN).set_index("perturbed")
     kept = table["Self_deleted_fraction"]
     result = (
         f"of the {len(table):,} genes with the strongest goal minus start, the median keeps "
@@ -136,7 +135,7 @@ def self_deletion(asked: Asked) -> Finding:
 
 
 def _baselines(asked: Asked, columns: list[str]) -> pd.DataFrame:
-    table = pq.read_table(asked.folder / BASELINES, columns=["perturbed", *columns]).to_pandas()
+    table = read_table(asked.folder / BASELINES, ["perturbed", *columns])
     return table.set_index("perturbed").reindex(asked.within.edits.names)
 
 

@@ -53,7 +53,7 @@ class ShiftRows:
     ):
         self._parts = parts_of(folder)
         for part in self._parts:
-            missing = sorted({*columns, *(where or {})} - set(_schema(part).names))
+            missing = sorted({*columns, *(where or {})} - set(schema_of(part).names))
             if missing:
                 raise InputError(
                     f"{part} has no column {', '.join(missing)}; name a folder that perturb wrote"
@@ -134,7 +134,20 @@ def edit_kind(folder: Path) -> str:
 
 def edits_in(folder: Path) -> int:
     """Returns how many edits a finished perturbation made, in all its cells."""
-    return sum(pq.read_table(folder / EDITS, columns=["cells"])["cells"].to_pylist())
+    return int(read_table(folder / EDITS, ["cells"])["cells"].sum())
+
+
+def read_table(path: Path, columns: Sequence[str] | None = None) -> pd.DataFrame:
+    """Reads a table that a run wrote beside its shifts.
+
+    Raises:
+      InputError: it is missing or damaged, or has no such column.
+    """
+    try:
+        columns = None if columns is None else list(columns)
+        return pq.read_table(path, columns=columns, page_checksum_verification=True).to_pandas()
+    except _DAMAGED as error:
+        raise InputError(f"{path} is missing or damaged; run the perturbation again") from error
 
 
 def states_of(provenance: dict[str, Any]) -> tuple[str, tuple[str, ...]]:
@@ -182,10 +195,11 @@ def _edit_sizes(perturbed: pd.Series) -> np.ndarray:
 
 def column_names(folder: Path) -> list[str]:
     """Returns the columns of a folder of tables; raises InputError if it has none."""
-    return _schema(parts_of(folder)[0]).names
+    return schema_of(parts_of(folder)[0]).names
 
 
-def _schema(part: Path) -> pa.Schema:
+def schema_of(part: Path) -> pa.Schema:
+    """Returns the columns of a file; raises InputError if it is damaged."""
     try:
         return pq.read_schema(part)
     except _DAMAGED as error:

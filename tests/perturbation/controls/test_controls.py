@@ -142,6 +142,8 @@ def test_names_of_controls_are_checked_before_anything_else():
             require_controls(name, "", "", "donor")
     with pytest.raises(InputError, match="name it by `group`"):
         require_controls("donors", "start", "goal", "")
+    with pytest.raises(InputError, match="`controls` is None; give"):
+        require_controls(None, "start", "goal", "")
     require_controls(CONTROLS, "start", "goal", "donor")
     require_controls("all", "", "", "")
 
@@ -203,6 +205,22 @@ def test_lists_that_need_no_model_are_set_beside_and_equal_ones_are_told(tmp_pat
     rows = pd.read_parquet(folder / "statistics" / "goal_state_shift.parquet")
     beside = rows.set_index("Ensembl_ID")["Covariance_shift"]
     np.testing.assert_array_equal(beside.reindex(means.index), noise)
+
+
+@pytest.mark.parametrize(
+    ("file", "control"),
+    [
+        ("baselines.parquet", "covariance"),
+        ("self_deletion.parquet", "self_deletion"),
+        ("cells.parquet", "donors"),
+    ],
+)
+def test_a_damaged_table_of_a_control_is_told_in_one_line(tmp_path, frame, file, control):
+    folder = write(tmp_path / "run", frame, {"goal": "goal", "start": "start"})
+    (folder / file).write_bytes(b"PAR1 and no more")
+    named = {"controls": control, "group": "donor" if control == "donors" else ""}
+    message = message_of(folder, "goal_state_shift", **named)
+    assert file in message and "damaged" in message
 
 
 def test_random_weights_and_states_without_the_gene_are_set_beside(tmp_path, frame):
