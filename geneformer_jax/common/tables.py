@@ -90,7 +90,8 @@ def named_column(table: pd.DataFrame, names: tuple[str, ...], what: str, path: o
             return found[name]
     have = ", ".join(map(str, table.columns))
     raise InputError(
-        f"{path} has no column with {what}: it has {have}; call it one of {', '.join(names)}"
+        f"{path} has no column with {what}: the first line has {have}; call it one of "
+        f"{', '.join(names)} there"
     )
 
 

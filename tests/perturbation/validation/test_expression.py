@@ -36,11 +36,25 @@ def test_means_and_tests_are_those_of_the_cells():
             own = (groups == group) & (halves == half)
             assert found.cells[group, half] == own.sum()
             np.testing.assert_allclose(found.sums[group, half], genes[own].sum(axis=0))
-            expected = stats.ttest_ind(logged[own], controls, equal_var=False)
+            expected = stats.ttest_ind(logged[own], controls)
             np.testing.assert_allclose(differential.statistics[group][:5], expected.statistic[:5])
             rates = stats.false_discovery_control(expected.pvalue[:5])
             np.testing.assert_allclose(differential.rates[group][:5], rates)
             assert np.isnan(differential.rates[group][5])
+
+
+def test_random_groups_of_a_few_cells_differ_in_no_gene():
+    """Most genes are rare, as in real cells: none of 5 cells has them, and a variance of 0."""
+    rng = np.random.default_rng(2)
+    counts = rng.poisson(rng.lognormal(-2, 1.5, 2_000), (410, 2_000))
+    groups = np.append(np.repeat([0], 10), np.repeat([1], 400))
+    parts = [(np.arange(410), sparse.csr_matrix(counts), counts.sum(axis=1))]
+    found = measure_expression(parts, np.arange(2_000), groups, split_halves(groups, 0), (2, 2_000))
+    for half in (0, 1):
+        rates = found.differential(half).rates[0]
+        is_tested = np.isfinite(rates)
+        assert 20 < is_tested.sum() < 1_000
+        assert (rates[is_tested] < 0.05).sum() <= 1
 
 
 def test_halves_are_even_in_each_group_and_drawn():

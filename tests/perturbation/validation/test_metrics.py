@@ -91,7 +91,7 @@ def scores_of(sources: dict[str, list[float]], protocol: str = "roc_auc") -> pd.
 
 
 def test_the_range_between_the_controls_is_what_a_score_is_a_fraction_of():
-    values = ([0.7, 0.8], [0.5, 0.6], [0.6, 0.9], [0.9, 1.0])
+    values = ([0.7, 0.8], [0.5, 0.6], [0.6, 0.9], [0.9, 1.01])
     scores = scores_of(dict(zip(SOURCES, values, strict=True)))
     row = calibration.summarise(scores).iloc[0]
     assert row["minus_like_rank"] == pytest.approx(0.2)
@@ -100,11 +100,11 @@ def test_the_range_between_the_controls_is_what_a_score_is_a_fraction_of():
     interval = test.confidence_interval()
     assert row["minus_all_perturbed_mean_low"] == pytest.approx(interval.low)
     assert row["minus_all_perturbed_mean_high"] == pytest.approx(interval.high)
-    assert row["drf_like_rank"] == pytest.approx(0.2 / 0.4)
+    assert row["drf_like_rank"] == pytest.approx(0.2 / 0.405)
     # Two perturbations do not say for sure that the ceiling is above this control.
     assert np.isnan(row["drf_all_perturbed_mean"])
     rows = calibration.drf(scores)
-    assert rows["drf"].tolist() == pytest.approx([0.5, 0.1 / 0.3, 0.5, -1.0])
+    assert rows["drf"].tolist() == pytest.approx([0.5, 0.1 / 0.3, 0.2 / 0.41, -0.1 / 0.11])
     assert rows["negative"].tolist() == ["like_rank", "all_perturbed_mean"] * 2
     wide = calibration.results(scores)
     assert wide.to_dict("list") == {"perturbation": ["p0", "p1"], "roc_auc": [0.7, 0.8]}
@@ -127,6 +127,22 @@ def test_the_verdict_says_what_is_beaten(prediction, tech_dup, words):
     values = dict(zip(SOURCES, (means + noise).tolist(), strict=True))
     lines = verdict.describe(calibration.summarise(scores_of(values)))
     assert words in lines[0] and "roc_auc" in lines[1]
+
+
+def test_equal_differences_of_a_few_perturbations_prove_nothing():
+    values = pd.Series([0.5, 0.6, 0.7]), pd.Series([0.3, 0.4, 0.5])
+    found = calibration.mean_difference(*values)
+    assert found.mean == pytest.approx(0.2) and np.isnan([found.low, found.high]).all()
+    # Three of three: a quarter of the ways to deal out signs.
+    assert found.pval == 0.25
+    assert calibration.mean_difference(values[0], values[0]).pval == 1
+    many = pd.Series(np.arange(12.0))
+    assert calibration.mean_difference(many + 0.2, many).pval == pytest.approx(2 / 2**12)
+    scores = scores_of(
+        dict(zip(SOURCES, ([0.7] * 3, [0.5] * 3, [0.6] * 3, [0.9] * 3), strict=True))
+    )
+    lines = verdict.describe(calibration.summarise(scores))
+    assert lines[0].startswith("Nothing can be told") and "+0.200, in each, p 0.25" in lines[1]
 
 
 def test_of_noise_hardly_ever_anything_is_said():

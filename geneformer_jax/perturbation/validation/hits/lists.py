@@ -191,7 +191,22 @@ def _read_hits(given: pd.DataFrame | Path | str) -> pd.DataFrame:
         values = table[named_column(table, _HIT_COLUMNS, "hits", path)].str.strip().str.lower()
         rows["hit"], rows["measured"] = _hits_of(values, path)
         rows = rows[rows["hit"].notna()]
+    if rows.empty:
+        raise InputError(f"{path} names no gene of which it says a hit or a score; fill it in")
+    _require_one_say(rows, path)
     return rows.drop_duplicates("gene").reset_index(drop=True)
+
+
+def _require_one_say(rows: pd.DataFrame, path: object) -> None:
+    """Refuses a gene that is listed several times, with different hits or scores."""
+    own = rows.groupby("gene")[["hit", "measured"]].nunique()
+    several = own.index[(own > 1).any(axis=1)]
+    if len(several):
+        name = rows.loc[rows["gene"] == several[0], "name"].iloc[0]
+        raise InputError(
+            f"{path} lists {len(several):,} genes several times with different values, such as "
+            f"{name}; list each gene once, as by the mean of its guides"
+        )
 
 
 def _hits_of(values: pd.Series, path: object) -> tuple[pd.Series, pd.Series | float]:
@@ -206,6 +221,11 @@ def _hits_of(values: pd.Series, path: object) -> tuple[pd.Series, pd.Series | fl
         wrong = (known[odd & ~known.isin(_YES | _NO)].tolist() or known[odd].tolist())[0]
         raise InputError(
             f"{path} says {describe(wrong)} of a gene; give yes or no (1 or 0), or a score"
+        )
+    if numbers.nunique() == 1:
+        raise InputError(
+            f"{path} has the score {known.iloc[0]} for every gene, which tells no hits from others"
+            "; give scores that differ, or yes and no (1 or 0)"
         )
     is_hit = numbers >= numbers.quantile(1 - HIT_FRACTION)
     return is_hit.astype(object).where(numbers.notna()), numbers

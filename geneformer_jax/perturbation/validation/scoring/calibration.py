@@ -23,6 +23,8 @@ from geneformer_jax.perturbation.validation.scoring.compare import (
 NEGATIVES = (LIKE_RANK, MEAN)
 LEVEL = 0.95
 _MIN_PERTURBATIONS = 2
+# Differences that are equal are so to rounding; their spread of nearly 0 would prove anything.
+_ROUNDING = 1e-9
 
 
 def results(scores: pd.DataFrame) -> pd.DataFrame:
@@ -107,12 +109,16 @@ def _against(own: pd.DataFrame, negative: str) -> dict[str, float]:
     gain, room = (mean_difference(own[name], own[negative]) for name in (PREDICTION, SPLIT_HALF))
     columns = dict(zip(("", "_low", "_high", "_pval"), gain, strict=True))
     columns = {f"minus_{negative}{ending}": value for ending, value in columns.items()}
-    fraction = gain.mean / room.mean if room.low > 0 else np.nan
+    is_above = room.mean > 0 and room.pval < 1 - LEVEL
+    fraction = gain.mean / room.mean if is_above else np.nan
     return columns | {f"drf_{negative}": fraction}
 
 
 class Difference(NamedTuple):
-    """A mean paired difference, its interval of 95 %, and the p-value of its being 0."""
+    """A mean paired difference, its interval of 95 %, and the p-value of its being 0.
+
+    Where all differences are equal there is no interval (NaN), and the p-value is of a sign test.
+    """
 
     mean: float
     low: float
@@ -129,8 +135,9 @@ def mean_difference(values: pd.Series, others: pd.Series) -> Difference:
     if len(apart) < _MIN_PERTURBATIONS:
         return Difference(*[np.nan] * 4)
     mean, error = apart.mean(), apart.std(ddof=1) / np.sqrt(len(apart))
-    if error == 0:
-        return Difference(mean, mean, mean, float(mean == 0))
+    if np.ptp(apart) < _ROUNDING:
+        is_zero = abs(mean) < _ROUNDING
+        return Difference(mean, np.nan, np.nan, 1.0 if is_zero else 0.5 ** (len(apart) - 1))
     student = t(len(apart) - 1)
     away = student.ppf((1 + LEVEL) / 2) * error
     return Difference(mean, mean - away, mean + away, 2 * student.sf(abs(mean) / error))

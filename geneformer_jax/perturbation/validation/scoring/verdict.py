@@ -81,12 +81,18 @@ def _beats(can: pd.DataFrame, negative: str, questions: int) -> np.ndarray:
 
 def _sentence(row: pd.Series) -> str:
     parts = [
-        f"{NAMES[name]} {row[name]:.3f} (difference {row[f'minus_{name}']:+.3f}, "
-        f"{row[f'minus_{name}_low']:+.3f} to {row[f'minus_{name}_high']:+.3f}, "
-        f"p {row[f'minus_{name}_pval']:.2g})"
+        f"{NAMES[name]} {row[name]:.3f} (difference {_difference(row, name)})"
         for name in NEGATIVES
         if np.isfinite(row[f"minus_{name}"])
     ]
     parts.append(f"{NAMES[SPLIT_HALF]} {row[SPLIT_HALF]:.3f}")
     head = f"{ASKED[row.name]} ({row.name}): {NAMES[PREDICTION]} {row[PREDICTION]:.3f}"
     return f"{head[0].upper()}{head[1:]}, {', '.join(parts)}"
+
+
+def _difference(row: pd.Series, negative: str) -> str:
+    mean, low, high, p_value = (
+        row[f"minus_{negative}{ending}"] for ending in ("", "_low", "_high", "_pval")
+    )
+    interval = "in each" if np.isnan(low) else f"{low:+.3f} to {high:+.3f}"
+    return f"{mean:+.3f}, {interval}, p {p_value:.2g}"

@@ -17,6 +17,9 @@ HALVES = 2
 # Size factors rest on genes of which at least so many counts are expected, or else on totals.
 _MIN_COUNT, _MIN_GENES = 10, 20
 _PRIOR_COUNT = 1.0
+# Cells of a group that must be expected to express a gene for it to be tested. In random groups of
+# 5 to 50 real cells, rarer genes make up most of what a t-test calls (benchmarks/LOG.md).
+MIN_EXPECTED = 3
 
 
 class Expression(NamedTuple):
@@ -24,26 +27,32 @@ class Expression(NamedTuple):
 
     Attributes:
       cells: int64 [G, 2].
+      expressing: int64 [G, 2, V] how many of them have a count of the gene.
       sums: float64 [G, 2, V] raw counts, the pseudobulks.
       means: float64 [G, 2, V] of log(1 + counts per 10,000).
       squares: float64 [G, 2, V] sum of its squared deviations from the mean.
     """
 
     cells: np.ndarray
+    expressing: np.ndarray
     sums: np.ndarray
     means: np.ndarray
     squares: np.ndarray
 
     def differential(self, half: int) -> "Differential":
-        """Compares the cells of each perturbation in one half with the controls of that half."""
-        cells, means, squares = (each[:, half] for each in self[:1] + self[2:])
+        """Compares the cells of each perturbation in one half with the controls of that half.
+
+        By Student's t-test: with one variance for both, a gene that no cell of a small group
+        happens to express is not taken for one without variance.
+        """
+        cells, means, squares = self.cells[:, half], self.means[:, half], self.squares[:, half]
         deviations = np.sqrt(squares / np.maximum(cells - 1, 1)[:, None])
         of_controls = means[-1:], deviations[-1:], cells[-1:, None]
         with np.errstate(divide="ignore", invalid="ignore"):
             test = ttest_ind_from_stats(
-                means[:-1], deviations[:-1], cells[:-1, None], *of_controls, equal_var=False
+                means[:-1], deviations[:-1], cells[:-1, None], *of_controls, equal_var=True
             )
-        tested = self.sums[:-1, half] + self.sums[-1:, half] > 0
+        tested = self._expected(half) >= MIN_EXPECTED
         p_values = np.where(tested, test.pvalue, np.nan)
         return Differential(
             statistics=np.where(tested, test.statistic, np.nan),
@@ -51,12 +60,19 @@ class Expression(NamedTuple):
             fold_changes=fold_changes(self.sums[:-1, half], self.sums[-1, half]),
         )
 
+    def _expected(self, half: int) -> np.ndarray:
+        """Cells of each perturbation that would express a gene, were it as in the controls."""
+        cells, expressing = self.cells[:, half, None], self.expressing[:, half]
+        fraction = (expressing[:-1] + expressing[-1:]) / (cells[:-1] + cells[-1:])
+        return fraction * cells[:-1]
+
 
 class Differential(NamedTuple):
     """How P perturbations differ from the controls.
 
     Attributes:
-      statistics: float64 [P, V] Welch's t of log(1 + counts per 10,000); NaN without counts.
+      statistics: float64 [P, V] Student's t of log(1 + counts per 10,000); NaN where the gene is
+        too rare to be tested.
       rates: float64 [P, V] its false discovery rates, within each perturbation.
       fold_changes: float64 [P, V] log2, of pseudobulks.
     """
@@ -97,20 +113,22 @@ def measure_expression(
         (np.ones(len(columns)), (columns, tokens[columns])), (len(tokens), shape[1])
     )
     cells = np.zeros(HALVES * shape[0], np.int64)
-    raw, logged, squared = np.zeros((3, HALVES * shape[0], shape[1]))
+    expressing, raw, logged, squared = np.zeros((4, HALVES * shape[0], shape[1]))
     for positions, counts, totals in batches:
         group = np.where(groups[positions] < 0, -1, groups[positions] * HALVES + halves[positions])
         of_group = _indicator(group, len(cells))
         own = counts.astype(np.float64) @ genes
         log = counts_per_10k(sparse.csr_matrix(own), totals).log1p()
         cells += np.bincount(group[group >= 0], minlength=len(cells))
-        for total, values in ((raw, own), (logged, log), (squared, log.multiply(log))):
+        parts = (expressing, own > 0), (raw, own), (logged, log), (squared, log.multiply(log))
+        for total, values in parts:
             total += (of_group @ values).toarray()
     means = logged / np.maximum(cells, 1)[:, None]
     squares = np.maximum(squared - logged * means, 0)
     split = shape[0], HALVES
     return Expression(
-        cells.reshape(split), *(each.reshape(*split, -1) for each in (raw, means, squares))
+        cells.reshape(split),
+        *(each.reshape(*split, -1) for each in (expressing.astype(np.int64), raw, means, squares)),
     )
 
 

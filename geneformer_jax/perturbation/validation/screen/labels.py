@@ -220,7 +220,10 @@ def _nothing_left(screen: Screen, column: str, most: int) -> InputError:
     reasons = Counter(str(each["reason"]) for each in screen.left_out)
     head = f'validation needs 2 perturbations, but column "{column}" has {len(screen.names)}'
     if not reasons:
-        return InputError(f"{head}; name the column of perturbed genes by `perturbation`")
+        return InputError(
+            f"{head}; give cells of more perturbations, or name the column of perturbed genes by "
+            "`perturbation`"
+        )
     reason, number = reasons.most_common(1)[0]
     example = next(each for each in screen.left_out if each["reason"] == reason)["perturbation"]
     remedy = {
