@@ -28,9 +28,9 @@ _MEANINGS = {
     "predicted one: 1 - (rank of the right one, from 0) / their number. About 0.5 by chance.",
     "reciprocal_rank": "1 / (that rank, from 1); its mean is the mean reciprocal rank.",
     "recall_at_K": "Whether the right one is among the first K.",
-    "roc_auc": "Area under the ROC curve of telling genes that are expressed differently (t-test of "
-    "log counts per 10,000, FDR below 5 %) by 1 - the mean cosine of the gene before and after the "
-    "edit. 0.5 by chance.",
+    "roc_auc": "Area under the ROC curve of telling genes that are expressed differently (t-test "
+    "of log counts per 10,000, FDR below 5 %) by 1 - the mean cosine of the gene before and after "
+    "the edit. 0.5 by chance.",
     "pr_auc": "Average precision of the same; by chance the fraction of changed genes.",
     CORRELATION: "Pearson's r over genes of the measured |log2 fold change| (pseudobulks with size "
     "factors) and what a linear model of the gene's mean change in the other perturbations and of "
