@@ -17,10 +17,11 @@ command goes on where it stopped. Several processes split the work with --shard=
 its own tables; the same command with --finish puts them together.
 
 --screen estimates what every deletion does to the cosine with the states (and, with --classes, to
-the probabilities), from some 20 encodings of a cell in place of one for each gene. --settle then
-makes the strongest exactly, and tells how good the estimates are. Its tables have each shift in two
-parts: all later genes move up by one position (reranking), and the gene is gone (removal); with
---settle=1.0 both are exact for every deletion, in about twice the time of a run without --screen.
+the probabilities), from some 20 encodings of a cell in place of one for each gene; cells with no
+more edits than that are made exactly. --settle then makes the strongest of the others exactly too,
+and tells how good the estimates are. Its tables have each shift in two parts: all later genes move
+up by one position (reranking), and the gene is gone (removal); with --settle=1.0 both are exact for
+every deletion, in about twice the time of a run without --screen.
 
 --controls sets beside the shifts what they must beat. Most follow from the same tables;
 random_weights makes the same edits with a model that has learned nothing, and self_deletion embeds

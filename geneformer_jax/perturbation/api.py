@@ -123,7 +123,7 @@ def perturb_cells(
       seed: of the draws.
       screen: estimate what deletions do to the states' cosines, at the cost of about
         `split_points` + 2 encodings of each cell and 4 more for each state and class, instead of
-        one encoding for each of its genes.
+        one encoding for each of its genes. Cells with no more edits than that are made exactly.
       split_points: of a screen: positions of a cell at which its later genes are moved up exactly.
       settle: of a screen: how many of the edits with the strongest estimates towards the goal are
         then made exactly, a number or (a float) their fraction; and a random sample of 200 edits
@@ -223,7 +223,7 @@ def _screen(
     with screen.screener.progress(len(chosen.all)) as progress:
         tables = [screen.settle(part, progress).to_pandas() for part in parts]
     table = _joined(tables)
-    if len(chosen.all):
+    if len(chosen.sampled):
         log_accuracy(accuracy := screen_accuracy(table[table["sampled"]]))
         # Rows, as pandas neither joins nor writes tables whose attributes are tables.
         table.attrs["screen_accuracy"] = accuracy.to_dict("records")

@@ -68,7 +68,7 @@ def _add_screen(report: Report, screen: Mapping[str, Any]) -> None:
         f"from {screen['split_points']} split points in each cell.",
         *describe_accuracy(accuracy),
     ]
-    if accuracy.empty:
+    if accuracy.empty and screen["estimated"]:
         lines.append("How good the estimates are was not measured; `settle` does that.")
     report.section("A screen", lines[0])
     for line in lines[1:]:

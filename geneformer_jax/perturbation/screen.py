@@ -1,4 +1,4 @@
-"""A screen: all deletions estimated, and then the strongest of them made exactly."""
+"""A screen: all deletions estimated, and then those made exactly that are worth it."""
 
 from collections import Counter
 from collections.abc import Iterable
@@ -48,7 +48,20 @@ def plan_screen(plan: EditPlan, spec: ForwardSpec, options: PerturbationOptions)
         )
     settled = number_to_settle(options.settle, plan.edits) / plan.edits
     screened = encodings_of_screen(options.split_points, len(spec.screened))
-    return plan.in_whole_cells(screened + settled * plan.counts)
+    is_cheap = _are_cheap(plan, spec, options)
+    if cells := int((is_cheap & (plan.counts > 0)).sum()):
+        logger.info(
+            f"{cells:,} cells have at most {screened} edits, as many as a screen encodes: these are "
+            "all made exactly"
+        )
+    if is_cheap.all():
+        logger.warning("exact shifts alone would take less: leave `screen` out")
+    return plan.in_whole_cells(screened + np.where(is_cheap, 1, settled) * plan.counts)
+
+
+def _are_cheap(plan: EditPlan, spec: ForwardSpec, options: PerturbationOptions) -> np.ndarray:
+    """bool [cells], where exact edits take no more encodings than estimates."""
+    return plan.counts <= encodings_of_screen(options.split_points, len(spec.screened))
 
 
 class Screen:
@@ -84,7 +97,10 @@ class Screen:
         """Chooses what to settle, given the estimates of all parts, and readies the devices."""
         goal = self.screener.spec.states.index(self._options.states.goal)
         estimates_E = np.concatenate([part.values_EM[:, goal] for part in parts])
-        chosen = choose_edits(estimates_E, self._options.settle, self._options.seed)
+        plan, spec = self.screener.plan, self.screener.spec
+        # Edits are numbered cell after cell.
+        cheap = np.flatnonzero(np.repeat(_are_cheap(plan, spec, self._options), plan.counts))
+        chosen = choose_edits(estimates_E, self._options.settle, self._options.seed, cheap)
         self._settler = Settler(*self._given, chosen, **self._sizes)
         return chosen
 

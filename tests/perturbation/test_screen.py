@@ -8,6 +8,7 @@ import pytest
 from scipy import stats
 
 from geneformer_jax.common.errors import InputError
+from geneformer_jax.perturbation import screen
 from geneformer_jax.perturbation.api import perturb_cells
 from geneformer_jax.perturbation.cell_states import CellStates
 from geneformer_jax.perturbation.engine import settling
@@ -16,7 +17,7 @@ from geneformer_jax.perturbation.statistics.screen_accuracy import (
     describe_poor,
     screen_accuracy,
 )
-from tests.helpers.slow_perturbation import make_cells, make_model
+from tests.helpers.slow_perturbation import LIMIT, make_cells, make_model
 
 KEYS = ["cell", "perturbed", "state"]
 STATES = CellStates("kind", goal="b", start="a")
@@ -29,7 +30,7 @@ def model():
 
 @pytest.fixture(scope="module")
 def cells(model):
-    return make_cells(model, [16, 8, 8, 12, 8, 8, 9])
+    return make_cells(model, [23, 8, 8, 24, 8, 8, 23])
 
 
 @pytest.fixture(scope="module")
@@ -43,21 +44,29 @@ def estimated(model, cells) -> pd.DataFrame:
     return perturb_cells(model, cells, states=STATES, screen=True)
 
 
+@pytest.fixture(scope="module")
+def everywhere(model, cells) -> pd.DataFrame:
+    """Estimates with a split point at every position, where reranking is exact."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(screen, "encodings_of_screen", lambda *_: 0)
+        return perturb_cells(model, cells, states=STATES, screen=True, split_points=LIMIT)
+
+
 def test_a_screen_alone_is_all_estimates(estimated, exact):
     assert set(estimated["method"]) == {"estimated"} and not estimated["sampled"].any()
     np.testing.assert_array_equal(estimated["value"], estimated["estimate"])
     parts = estimated["reranking"] + estimated["removal"]
     np.testing.assert_allclose(parts, estimated["value"], atol=1e-6)
     expected = exact.loc[pd.MultiIndex.from_frame(estimated[KEYS])]
-    assert len(exact) == len(estimated) == 2 * (16 + 12 + 9)
+    assert len(exact) == len(estimated) == 2 * (23 + 24 + 23)
     assert stats.spearmanr(expected, estimated["value"]).statistic > 0.9
     assert estimated[estimated["state"] == "a"]["rank"].tolist() == [
-        rank + 1 for genes in (16, 12, 9) for rank in range(genes)
+        rank + 1 for genes in (23, 24, 23) for rank in range(genes)
     ]
 
 
 def test_the_strongest_and_a_random_sample_are_made_exactly(
-    model, cells, estimated, exact, monkeypatch, tmp_path
+    model, cells, estimated, exact, everywhere, monkeypatch, tmp_path
 ):
     monkeypatch.setattr(settling, "SAMPLE", 10)
     found = perturb_cells(model, cells, states=STATES, screen=True, settle=6)
@@ -69,7 +78,6 @@ def test_the_strongest_and_a_random_sample_are_made_exactly(
     assert set(found[goal & is_exact].index) == {*strongest, *found[goal & found["sampled"]].index}
     expected = exact.loc[pd.MultiIndex.from_frame(found[is_exact][KEYS])]
     np.testing.assert_allclose(found[is_exact]["value"], expected, atol=1e-6)
-    everywhere = perturb_cells(model, cells, states=STATES, screen=True, split_points=16)
     sampled = found["sampled"]
     for rows, expected in ((sampled, everywhere), (~sampled, estimated)):
         np.testing.assert_allclose(found[rows]["reranking"], expected[rows]["reranking"], atol=1e-6)
@@ -84,21 +92,41 @@ def test_the_strongest_and_a_random_sample_are_made_exactly(
     assert len(pd.concat([found, found])) == 2 * len(found)
 
 
-def test_all_edits_can_be_settled_and_their_parts_are_exact(model, cells, exact):
+def test_all_edits_can_be_settled_and_their_parts_are_exact(model, cells, exact, everywhere):
     found = perturb_cells(model, cells, states=STATES, screen=True, settle=1.0, split_points=2)
     assert set(found["method"]) == {"exact"} and found["sampled"].all()
     expected = exact.loc[pd.MultiIndex.from_frame(found[KEYS])]
     np.testing.assert_allclose(found["value"], expected, atol=1e-6)
-    everywhere = perturb_cells(model, cells, states=STATES, screen=True, split_points=16)
     np.testing.assert_allclose(found["reranking"], everywhere["reranking"], atol=1e-6)
+
+
+def test_cells_that_cost_no_more_exactly_are_exact(model):
+    # With 12 split points and two states a screen encodes a cell 22 times.
+    cells = make_cells(model, [23, 8, 8, 2, 8, 8, 22])
+    exact = perturb_cells(model, cells, states=STATES)
+    exact = exact[exact["measure"] == "state_shift"].set_index(KEYS)["value"]
+    found = perturb_cells(model, cells, states=STATES, screen=True)
+    is_exact = found["method"] == "exact"
+    assert set(found["cell"][is_exact]) == {"cell3", "cell6"}
+    assert set(found["cell"][~is_exact]) == {"cell0"} and not found["sampled"].any()
+    expected = exact.loc[pd.MultiIndex.from_frame(found[is_exact][KEYS])]
+    np.testing.assert_allclose(found[is_exact]["value"], expected, atol=1e-6)
+
+
+def test_small_cells_take_nothing_of_what_is_settled():
+    estimates = np.array([9.0, 1.0, -3.0, 2.0, 8.0])
+    chosen = settling.choose_edits(estimates, 0.4, 0, cheap=np.array([0, 4]))
+    assert chosen.strongest.tolist() == [2, 3] and chosen.sampled.tolist() == [1, 2, 3]
+    assert chosen.all.tolist() == [0, 1, 2, 3, 4]
 
 
 def test_named_genes_alone_are_screened(model, cells, estimated):
     gene = estimated["perturbed"][20]
     found = perturb_cells(model, cells, states=STATES, screen=True, genes=[gene])
     own = estimated[estimated["perturbed"] == gene]
-    np.testing.assert_allclose(found["value"], own["value"], atol=1e-6)
+    np.testing.assert_allclose(found["estimate"], own["estimate"], atol=1e-6)
     np.testing.assert_array_equal(found["rank"], own["rank"])
+    assert set(found["method"]) == {"exact"}
 
 
 @pytest.mark.slow

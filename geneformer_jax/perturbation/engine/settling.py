@@ -1,4 +1,4 @@
-"""A screen settled: the strongest of its edits, and a random sample of all, made exactly."""
+"""A screen settled: edits made exactly, the strongest, a random sample, and all of small cells."""
 
 from typing import NamedTuple
 
@@ -23,15 +23,17 @@ class Chosen(NamedTuple):
     Attributes:
       strongest: int64 ascending numbers of those with the strongest estimates.
       sampled: int64 ascending numbers of the random sample.
+      cheap: int64 ascending numbers of those that cost no more exactly than to estimate.
     """
 
     strongest: np.ndarray
     sampled: np.ndarray
+    cheap: np.ndarray
 
     @property
     def all(self) -> np.ndarray:
         """All of them, each once."""
-        return np.union1d(self.strongest, self.sampled)
+        return np.unique(np.concatenate(self))
 
 
 class Settled(NamedTuple):
@@ -58,19 +60,26 @@ def number_to_settle(settle: int | float | None, edits: int) -> int:
     return min(int(np.ceil(settle * edits)) if isinstance(settle, float) else settle, edits)
 
 
-def choose_edits(estimates_E: np.ndarray, settle: int | float | None, seed: int) -> Chosen:
+def choose_edits(
+    estimates_E: np.ndarray,
+    settle: int | float | None,
+    seed: int,
+    cheap: np.ndarray = np.zeros(0, np.int64),
+) -> Chosen:
     """Chooses the edits to settle.
 
     Args:
       estimates_E: of all edits of a plan; the strongest are those farthest from 0.
       settle: their number, or as a float their fraction; None settles nothing.
       seed: of the random sample.
+      cheap: ascending numbers of edits that are always settled; the others are drawn from the rest.
     """
-    edits = len(estimates_E)
-    strongest = np.argsort(-np.abs(estimates_E), kind="stable")
-    sampled = np.random.default_rng(seed).permutation(edits)
+    rest = np.setdiff1d(np.arange(len(estimates_E)), cheap)
+    strongest = rest[np.argsort(-np.abs(estimates_E[rest]), kind="stable")]
+    sampled = np.random.default_rng(seed).permutation(rest)
     sample = 0 if settle is None else SAMPLE
-    return Chosen(np.sort(strongest[: number_to_settle(settle, edits)]), np.sort(sampled[:sample]))
+    number = number_to_settle(settle, len(estimates_E))
+    return Chosen(np.sort(strongest[:number]), np.sort(sampled[:sample]), cheap)
 
 
 class Settler:
@@ -90,8 +99,8 @@ class Settler:
         self._chosen = chosen
         # An encoding of each for the later genes alone would take as long as the exact shifts: the
         # strongest of a screen keep the interpolated part.
-        is_whole = len(chosen.strongest) == plan.edits
-        self._reranked = chosen.strongest if is_whole else chosen.sampled
+        is_whole = len(chosen.strongest) + len(chosen.cheap) == plan.edits
+        self._reranked = chosen.all if is_whole else chosen.sampled
         given, sizes = (spec, states_SD), {"tokens_per_device": tokens_per_device}
         self._perturber = Perturber(model, plan.choose(chosen.all), *given, **sizes)
         self._reranker = Reranker(model, plan.choose(self._reranked), *given, **sizes)
