@@ -51,12 +51,16 @@ def plan_screen(plan: EditPlan, spec: ForwardSpec, options: PerturbationOptions)
     is_cheap = _are_cheap(plan, spec, options)
     if cells := int((is_cheap & (plan.counts > 0)).sum()):
         logger.info(
-            f"{cells:,} cells have at most {screened} edits, as many as a screen encodes: these are "
-            "all made exactly"
+            f"{cells:,} cells have at most {screened} edits, as many as a screen encodes of a "
+            "cell: these are all made exactly"
         )
-    if is_cheap.all():
-        logger.warning("exact shifts alone would take less: leave `screen` out")
-    return plan.in_whole_cells(screened + np.where(is_cheap, 1, settled) * plan.counts)
+    plan = plan.in_whole_cells(screened + np.where(is_cheap, 1, settled) * plan.counts)
+    if (total := int(plan.passes.sum())) >= plan.edits:
+        logger.warning(
+            f"the screen takes {total:,} encodings, and exact shifts of all its edits "
+            f"{plan.edits:,}: leave `screen` out, or give fewer split points"
+        )
+    return plan
 
 
 def _are_cheap(plan: EditPlan, spec: ForwardSpec, options: PerturbationOptions) -> np.ndarray:

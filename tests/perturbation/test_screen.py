@@ -120,13 +120,17 @@ def test_small_cells_take_nothing_of_what_is_settled():
     assert chosen.all.tolist() == [0, 1, 2, 3, 4]
 
 
-def test_named_genes_alone_are_screened(model, cells, estimated):
+def test_named_genes_alone_are_screened(model, cells, estimated, caplog):
     gene = estimated["perturbed"][20]
     found = perturb_cells(model, cells, states=STATES, screen=True, genes=[gene])
     own = estimated[estimated["perturbed"] == gene]
     np.testing.assert_allclose(found["estimate"], own["estimate"], atol=1e-6)
     np.testing.assert_array_equal(found["rank"], own["rank"])
     assert set(found["method"]) == {"exact"}
+    # A screen encodes each cell 22 times, and then its one edit.
+    edits = len(own) // 2
+    expected = f"takes {23 * edits} encodings, and exact shifts of all its edits {edits}: leave"
+    assert expected in caplog.text
 
 
 @pytest.mark.slow

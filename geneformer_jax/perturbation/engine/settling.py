@@ -1,5 +1,6 @@
 """A screen settled: edits made exactly, the strongest, a random sample, and all of small cells."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -64,7 +65,7 @@ def choose_edits(
     estimates_E: np.ndarray,
     settle: int | float | None,
     seed: int,
-    cheap: np.ndarray = np.zeros(0, np.int64),
+    cheap: Sequence[int] | np.ndarray = (),
 ) -> Chosen:
     """Chooses the edits to settle.
 
@@ -74,6 +75,7 @@ def choose_edits(
       seed: of the random sample.
       cheap: ascending numbers of edits that are always settled; the others are drawn from the rest.
     """
+    cheap = np.asarray(cheap, np.int64)
     rest = np.setdiff1d(np.arange(len(estimates_E)), cheap)
     strongest = rest[np.argsort(-np.abs(estimates_E[rest]), kind="stable")]
     sampled = np.random.default_rng(seed).permutation(rest)
