@@ -131,6 +131,7 @@ def main() -> None:
     from geneformer_jax.interop.load import load_model
     from geneformer_jax.model.sharding import use_all_cores
     from geneformer_jax.perturbation import model_controls
+    from geneformer_jax.perturbation.controls.donors import require_donors
     from geneformer_jax.perturbation.run import PerturbationRun
     from geneformer_jax.perturbation.statistics.report import perturbation_statistics
 
@@ -145,6 +146,7 @@ def main() -> None:
             FLAGS.cells, reading=reading_arguments(), **{name: FLAGS[name].value for name in _HOW}
         )
         how.plan(run, load_model(FLAGS.checkpoint, FLAGS.vocabulary or None))
+        require_donors(controls, FLAGS.group, run.planned.plan.cells.obs)
         command_line.show(model_controls.describe_costs(run.planned, dear))
         if FLAGS.dry_run or not (is_complete or _is_joined(run)):
             return

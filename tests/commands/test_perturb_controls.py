@@ -109,6 +109,10 @@ def test_what_a_run_cannot_say_by_itself_costs_no_result(perturb, tmp_path):
         ([*STATES, "--controls=self_deletion", "--positions=keep"], "needs deletions of one"),
         (["--controls=covariance"], "needs cell states to compare: name their column by --states"),
         ([*STATES, "--controls=donors"], "needs an obs column of donors: name it by --group"),
+        (
+            [*STATES, "--controls=donors", "--group=kind", "--dry_run"],
+            'at least 3 donors, but column "kind" has 1 among the chosen cells: name another',
+        ),
     ],
 )
 def test_controls_that_the_run_does_not_allow_are_refused(perturb, tmp_path, arguments, words):

@@ -116,6 +116,7 @@ def _asked(folder: Path, mode: str, options: StatisticOptions, result: Statistic
         chosen_cells=provenance.get("counts", {}).get("chosen_cells", 0),
         min_cells=options.min_cells,
         table=table,
+        group=options.group,
         donors=_donors(folder, options.group) if options.group else None,
     )
 

@@ -1,8 +1,12 @@
 """Intervals of mean shifts by drawing whole donors, whose cells are no independent samples."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import pandas as pd
 
+from geneformer_jax.inference.columns import check_columns
+from geneformer_jax.perturbation.controls.choice import DONORS, read_controls, refuse
 from geneformer_jax.perturbation.statistics.moments import GeneIndex, RunningMoments
 from geneformer_jax.perturbation.statistics.shifts import SEED, Pieces
 
@@ -39,6 +43,35 @@ def donor_intervals(pieces: Pieces, donors: pd.Series, edits: GeneIndex) -> pd.D
     few = table["Donors"] < MIN_DONORS
     table.loc[few, ["Shift_low", "Shift_high"]] = np.nan
     return table.set_axis(edits.names)
+
+
+def describe_few(column: str, donors: pd.Series) -> str:
+    """Says what is lacking if cells are of too few donors; "" where they are enough.
+
+    Args:
+      column: obs column that names donors.
+      donors: its values in the perturbed cells; missing ones do not count.
+    """
+    if (number := donors.nunique()) >= MIN_DONORS:
+        return ""
+    return (
+        f'at least {MIN_DONORS} donors, but column "{column}" has {number} among the chosen cells: '
+        "name another by `group`"
+    )
+
+
+def require_donors(controls: str | Sequence[str], group: str, obs: pd.DataFrame) -> None:
+    """Raises InputError if the control `donors` was named, but cells are of too few, or of none.
+
+    Args:
+      controls: see `read_controls`.
+      group: obs column of donors.
+      obs: of the cells to perturb.
+    """
+    if DONORS in (read_controls(controls) or ()):
+        check_columns(obs.columns, [group])
+        if why := describe_few(group, obs[group]):
+            raise refuse(DONORS, why)
 
 
 def _intervals(sums_ED: np.ndarray, counts_ED: np.ndarray) -> np.ndarray:

@@ -44,7 +44,8 @@ class Asked:
       chosen_cells: cells that were chosen to be perturbed; 0 where it is not known.
       min_cells: genes in fewer cells are not compared.
       table: of the statistic.
-      donors: donor by id of the cell; None where no column names them.
+      group: obs column of donors; "" where none is named.
+      donors: donor by id of the cell; None without a column of them.
     """
 
     folder: Path
@@ -55,6 +56,7 @@ class Asked:
     chosen_cells: int
     min_cells: int
     table: pd.DataFrame
+    group: str
     donors: pd.Series | None
 
     def rows(self, state: str, *further: str, folder: Path | None = None) -> ShiftRows:

@@ -16,7 +16,7 @@ from geneformer_jax.perturbation.controls.choice import (
     SELF_DELETION,
     START,
 )
-from geneformer_jax.perturbation.controls.donors import MIN_DONORS
+from geneformer_jax.perturbation.controls.donors import describe_few
 from geneformer_jax.perturbation.controls.finding import VERSUS_NULL, Asked
 from geneformer_jax.perturbation.layout import BASELINES, RANDOM_RUN, SHIFTS, WITHOUT_OWN
 from geneformer_jax.perturbation.statistics.modes import (
@@ -74,6 +74,6 @@ def _lacks_of_run(name: str, asked: Asked) -> str:
         return "the part `reranking` of shifts: perturb with `screen`"
     if name in _FILES and not (asked.folder / _FILES[name]).exists():
         return _NOT_MADE[name]
-    if name == DONORS and (asked.donors is None or asked.donors.nunique() < MIN_DONORS):
-        return f"{NEEDS_GROUP}, of which at least {MIN_DONORS} have cells"
+    if name == DONORS:
+        return NEEDS_GROUP if asked.donors is None else describe_few(asked.group, asked.donors)
     return ""

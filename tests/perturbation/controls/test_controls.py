@@ -168,7 +168,8 @@ def test_donors_are_those_of_the_cells_and_named_wrongly_are_told(run, frame):
     wrong = named | {"group": "doner"}
     assert 'did you mean "donor"' in message_of(run, "goal_state_shift", **wrong)
     donors.assign(**{"obs:donor": "d0"}).to_parquet(run / "cells.parquet")
-    assert "at least 3" in message_of(run, "goal_state_shift", **named)
+    expected = 'at least 3 donors, but column "donor" has 1 among the chosen cells'
+    assert expected in message_of(run, "goal_state_shift", **named)
 
 
 def test_a_screen_says_what_reranking_alone_would_do(tmp_path, frame):
