@@ -85,7 +85,7 @@ flags.DEFINE_string(
 flags.DEFINE_string("gene_shifts", "none", "Shifts of single genes: none, full, top or means.")
 flags.DEFINE_integer("top", 100, "Genes of each edit for --gene_shifts=top.", lower_bound=1)
 flags.DEFINE_string("expressing", "", "Only cells with all these genes, separated by commas.")
-flags.DEFINE_string("shard", "", "i/n: make only the i-th of n shards of the edits.")
+flags.DEFINE_string("shard", "", "i/n: make only shard i of n, from 0/n to (n-1)/n.")
 flags.DEFINE_bool("finish", False, "Put the tables of all shards together.")
 flags.DEFINE_string(
     "statistics", "auto", "Of the tables, separated by commas: goal_state_shift, vs_null, "

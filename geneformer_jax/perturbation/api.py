@@ -14,6 +14,7 @@ import pandas as pd
 
 from geneformer_jax.cells.counts.options import CountArguments
 from geneformer_jax.cells.store.cell_store import EncodedCells
+from geneformer_jax.cells.tokenization.quality_control import describe_left_out
 from geneformer_jax.common.log import logger
 from geneformer_jax.inference.arguments import check_model, check_runtime
 from geneformer_jax.inference.cells import open_cells
@@ -37,6 +38,7 @@ from geneformer_jax.perturbation.engine.plan import EditPlan
 from geneformer_jax.perturbation.engine.shifts import Shifts
 from geneformer_jax.perturbation.layout import SPLIT_POINTS
 from geneformer_jax.perturbation.prepare import (
+    all_left_out,
     choose_runtime,
     make_plan,
     make_spec,
@@ -96,7 +98,9 @@ def perturb_cells(
       edit: "delete", "overexpress" (to the front), "inhibit" or "activate" (down or up by `ranks`).
       genes: "all", every gene of a cell in turn, or gene ids or symbols, or a file of them. A gene
         that a cell does not express is left out there, unless it is overexpressed; genes that are
-        not in the vocabulary, or in no cell, are logged and listed in `.attrs["genes_left_out"]`.
+        not in the vocabulary, or in no cell, are logged and listed in `.attrs["genes_left_out"]`;
+        how many cells and edits are left out, and why, in `.attrs["left_out"]` (a gene that is
+        alone in its cell cannot be deleted, for nothing is left to compare).
       combine: "each" gene in turn, all "together" as one set (what the original does with a list),
         or all "pairs".
       anchor: a gene that is perturbed together with each of the others.
@@ -184,12 +188,15 @@ def perturb_cells(
     opened = open_cells(cells, model, whole=options.refill, **reading)
     options, spec = name_states(options, spec, opened)
     plan = make_plan(opened, options, spec, rule, sets)
+    for line in describe_left_out(plan.left_out):
+        logger.info(line)
     for line in describe_missing(plan.missing_genes):
         logger.warning(line)
     given = choose_runtime(model, opened, options, spec, plan, runtime)
     make = _screen if options.screen else _perturb
     table = make(model, plan, *given, options, tokens_per_device)
     table.attrs["genes_left_out"] = plan.missing_genes
+    table.attrs["left_out"] = all_left_out(plan)
     return table
 
 

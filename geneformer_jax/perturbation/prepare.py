@@ -153,6 +153,11 @@ def make_plan(
     return plan_edits(chosen, rule, spec.special, sets, tokens_per_part)
 
 
+def all_left_out(plan: EditPlan) -> dict[str, int]:
+    """Returns reason -> number of cells, or edits, that were left out by choice or by the plan."""
+    return {**left_out_of(plan.cells), **plan.left_out}
+
+
 def _choose_cells(
     cells: EncodedCells,
     options: PerturbationOptions,

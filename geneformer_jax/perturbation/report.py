@@ -114,7 +114,8 @@ def describe_by_rank(by_rank: Mapping[str, Any]) -> str:
     of = f" towards {state}" if measure == STATE_SHIFT else f" ({f'{measure} {state}'.strip()})"
     return (
         f"{by_rank['explained']:.0%} of the variance of the shifts{of} within cells is explained "
-        "by rank alone: by where the gene stands in its cell, whichever gene it is."
+        "by rank alone, in each cell by a curve of its own: by where the gene stands in the cell, "
+        "whichever gene it is."
     )
 
 

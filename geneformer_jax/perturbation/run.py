@@ -17,7 +17,6 @@ from geneformer_jax.common.provenance import describe_run
 from geneformer_jax.common.workdir import as_json
 from geneformer_jax.embedding.states import StateEmbeddings
 from geneformer_jax.inference.cells import (
-    left_out_of,
     open_cells,
     reading_facts,
     select_cells,
@@ -41,6 +40,7 @@ from geneformer_jax.perturbation.layout import (
 )
 from geneformer_jax.perturbation.output import PerturbationFolder, check_space, estimates_of
 from geneformer_jax.perturbation.prepare import (
+    all_left_out,
     find_states,
     make_plan,
     make_spec,
@@ -101,7 +101,7 @@ class PerturbationRun:
           output: folder to write.
           options: of the run.
           configuration: the command, for the provenance.
-          shard: (i, n), this process makes the i-th of n shards.
+          shard: (i, n), this process makes shard i, from 0, of n.
           tokens_per_part: tokens to encode in each part, which is written at one go.
         """
         self._options, self._tokens_per_part = options, tokens_per_part
@@ -289,7 +289,7 @@ class PerturbationRun:
             f"{len(plan.counts):,} cells, {plan.tokens:,} tokens to encode; tables of about "
             f"{size / 1e6:,.1f} MB"
         )
-        for line in describe_left_out(_left_out(plan)):
+        for line in describe_left_out(all_left_out(plan)):
             logger.info(line)
         for line in describe_missing(plan.missing_genes):
             logger.warning(line)
@@ -306,7 +306,7 @@ class PerturbationRun:
             "edits": plan.edits,
             "cells": plan.edited_cells,
             "chosen_cells": len(plan.counts),
-            "left_out": _left_out(plan),
+            "left_out": all_left_out(plan),
             **reading_facts(plan.cells),
             "genes_left_out": plan.missing_genes,
             "measures": measures,
@@ -320,10 +320,6 @@ class PerturbationRun:
             "precision": spec.runtime.precision.name,
             "attention": spec.runtime.attention,
         }
-
-
-def _left_out(plan: EditPlan) -> dict[str, int]:
-    return {**left_out_of(plan.cells), **plan.left_out}
 
 
 def _log_time(done: Throughput, parts: int) -> None:

@@ -340,3 +340,24 @@ def test_cells_that_were_cut_cannot_be_refilled(v1):
 def test_a_model_of_another_vocabulary_is_refused(v1, v2):
     with pytest.raises(InputError, match="a token would mean another gene"):
         perturb_cells(v1, make_cells(v2, [9]))
+
+
+def test_a_cell_of_one_gene_is_counted_among_what_is_left_out(v1):
+    # The first gene of all is in every cell, and in the small ones alone.
+    first = v1.vocabulary.gene_id_of(v1.vocabulary.first_gene_token)
+    found = perturb_cells(v1, make_cells(v1, [1, 5, 1]), genes=[first])
+    assert set(found["cell"]) == {"cell1"}
+    left_out = {"edits that leave no other gene": 2, "cells without an edit": 2}
+    assert found.attrs["left_out"] == left_out
+    with pytest.raises(InputError, match="none of the 2 chosen cells keeps another gene"):
+        perturb_cells(v1, make_cells(v1, [1, 1]))
+
+
+def test_a_gene_is_named_once_where_its_symbol_is_its_id(v1):
+    cells = make_cells(v1, [5])
+    vocabulary, tokens = v1.vocabulary, cells.read([0])[0]
+    absent = next(t for t in range(vocabulary.first_gene_token, 60) if t not in tokens)
+    gene = vocabulary.gene_id_of(absent)
+    with pytest.raises(InputError) as refused:
+        perturb_cells(v1, cells, genes=[gene])
+    assert str(refused.value).startswith(f"gene {gene} is expressed in none of the 1 chosen cells")

@@ -230,9 +230,13 @@ def plan_edits(
     _require_some(cells, sets, missing)
     left_out["cells without an edit"] = int((counts == 0).sum())
     if not counts.any():
+        lacks = (
+            "keeps another gene when one is perturbed"
+            if left_out[NO_GENE_LEFT]
+            else "expresses the genes that are to be perturbed together"
+        )
         raise InputError(
-            f"none of the {total:,} chosen cells expresses the genes that are to be perturbed "
-            "together; name other genes or choose other cells"
+            f"none of the {total:,} chosen cells {lacks}; name other genes or choose other cells"
         )
     unexpressed = tuple(token for token in sets.named if token in missing)
     left_out = {reason: number for reason, number in left_out.items() if number}
@@ -304,8 +308,9 @@ def _require_some(cells: EncodedCells, sets: GeneSets, missing: set[int]) -> Non
         return
     token = sets.named[0]
     gene, symbol = cells.vocabulary.gene_id_of(token), cells.vocabulary.names_of([token])[0]
+    name = gene if gene == symbol else f"{gene} {symbol}"
     more = f" (and {len(missing) - 1} others)" if len(missing) > 1 else ""
     raise InputError(
-        f"gene {gene} {symbol}{more} is expressed in none of the {len(cells.lengths):,} chosen "
+        f"gene {name}{more} is expressed in none of the {len(cells.lengths):,} chosen "
         "cells; leave it out, choose other cells, or use edit overexpress"
     )
