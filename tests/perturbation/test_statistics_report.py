@@ -16,7 +16,7 @@ from geneformer_jax.perturbation.statistics import report
 from geneformer_jax.perturbation.statistics import shifts as statistics_shifts
 from geneformer_jax.perturbation.statistics.combinations import combinations
 from geneformer_jax.perturbation.statistics.mixture import fit_mixture
-from geneformer_jax.perturbation.statistics.modes import MODES
+from geneformer_jax.perturbation.statistics.modes import MODES, StatisticOptions, vs_null
 from geneformer_jax.perturbation.statistics.report import perturbation_statistics
 from geneformer_jax.reporting.html import Report
 
@@ -238,6 +238,20 @@ def test_tables_that_do_not_fit_are_reported_in_one_line(null_run, tmp_path):
     unfinished = tmp_path / "unfinished.parts"
     unfinished.mkdir()
     assert "not finished" in message_of(tmp_path / "unfinished", "aggregate")
+
+
+def test_a_null_of_the_same_cells_is_remarked(tmp_path, caplog):
+    frame = shifts()[lambda rows: rows["measure"] == "mean_gene_cosine"]
+    first, null = (write_run(tmp_path / name, frame, with_genes=False) for name in ("run", "null"))
+    cells = pd.DataFrame({"cell": frame["cell"].unique()})
+    for folder, own in ((first, cells), (null, "other " + cells)):
+        own.to_parquet(folder / "cells.parquet")
+    options = StatisticOptions(null=str(null))
+    vs_null(first, options)
+    assert "same cells" not in caplog.text
+    cells.to_parquet(null / "cells.parquet")
+    vs_null(first, options)
+    assert f"{null} is of the same cells as {first}" in caplog.text
 
 
 @pytest.mark.parametrize("cut", [0, 100, 0.6, 0.98])

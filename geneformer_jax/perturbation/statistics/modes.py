@@ -9,6 +9,7 @@ import pandas as pd
 
 from geneformer_jax.common.errors import InputError, did_you_mean
 from geneformer_jax.common.files import slug
+from geneformer_jax.common.log import logger
 from geneformer_jax.perturbation.layout import GENE_MEANS, GENE_SHIFTS, SHIFTS
 from geneformer_jax.perturbation.statistics import aggregate as statistics_aggregate
 from geneformer_jax.perturbation.statistics import figures as draw
@@ -19,6 +20,7 @@ from geneformer_jax.perturbation.statistics.tables import (
     COSINES,
     STATE_SHIFT,
     ShiftRows,
+    are_same_cells,
     choose_measure,
     edit_kind,
     read_gene_means,
@@ -140,6 +142,8 @@ def vs_null(folder: Path, options: StatisticOptions) -> StatisticResult:
                          "both must be the same")  # fmt: skip
     measure, state = _measure_and_state(folder, options)
     choose_measure(null, measure, ())
+    if are_same_cells(folder, null):
+        logger.warning(f"{null} is of the same cells as {folder}: a null is of other cells")
     test_rows = _cell_rows(folder, measure, state, options)
     null_rows = _cell_rows(null, measure, state, options)
     table = statistics.versus_null(test_rows, null_rows)

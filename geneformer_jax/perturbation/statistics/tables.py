@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 
 from geneformer_jax.common.errors import InputError, did_you_mean
 from geneformer_jax.common.provenance import FILE_NAME
-from geneformer_jax.perturbation.layout import EDITS, GENE_MEANS, GENE_SHIFTS, JOINT, SHIFTS
+from geneformer_jax.perturbation.layout import CELLS, EDITS, GENE_MEANS, GENE_SHIFTS, JOINT, SHIFTS
 
 STATE_SHIFT = "state_shift"
 # The original's "cell_emb" is the first that a run has of these.
@@ -118,9 +118,18 @@ def choose_measure(folder: Path, wanted: str, usual: Sequence[str]) -> str:
         asked = wanted or " or ".join(usual)
         raise InputError(
             f"the tables in {folder} hold no {asked}{did_you_mean(asked, held)}; they hold "
-            f"{', '.join(sorted(held))}"
+            f"{', '.join(sorted(held))}; name one that is there by `measure`"
         )
     return chosen[0]
+
+
+def are_same_cells(folder: Path, other: Path) -> bool:
+    """Whether two runs perturbed the same cells; False where one does not list them."""
+    paths = [each / CELLS for each in (folder, other)]
+    if not all(path.exists() for path in paths):
+        return False
+    first, second = (set(read_table(path, ["cell"])["cell"]) for path in paths)
+    return first == second
 
 
 def edit_kind(folder: Path) -> str:
