@@ -137,7 +137,7 @@ class Head(nnx.Module):
         """Builds what only this kind has."""
 
     def select(
-        self, hidden_BTD: jax.Array, lengths_B: jax.Array, bias_BT: jax.Array | None
+        self, hidden_BTD: jax.Array, lengths_B: jax.Array, bias_BT: jax.Array | None = None
     ) -> jax.Array:
         """Returns what the linear layer is to see: every hidden state [B, T, D]."""
         return hidden_BTD
@@ -185,7 +185,7 @@ class CellHead(Head):
             self.scores = _linear(config, 1, dtype, rngs, **float32)
 
     def select(
-        self, hidden_BTD: jax.Array, lengths_B: jax.Array, bias_BT: jax.Array | None
+        self, hidden_BTD: jax.Array, lengths_B: jax.Array, bias_BT: jax.Array | None = None
     ) -> jax.Array:
         """Returns what stands for each cell [B, D]."""
         return jnp.tanh(self.pooler(self._pool(hidden_BTD, lengths_B, bias_BT)))
