@@ -107,6 +107,7 @@ def check_verdict(output: str, results: pd.DataFrame) -> None:
     assert shown == pytest.approx(measures.tolist(), abs=1e-5)
 
 
+@pytest.mark.slow
 def test_several_targets_are_learned_and_their_head_is_refused_for_other_labels(
     rich_store, gene_table, tmp_path, monkeypatch, capsys
 ):

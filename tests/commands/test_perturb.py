@@ -85,6 +85,7 @@ def test_the_estimated_size_is_about_the_size_written(perturb, tmp_path):
     assert 0.5 < estimated / written < 2
 
 
+@pytest.mark.slow
 def test_statistics_are_computed_now_or_later(perturb, tmp_path):
     status, output, error = perturb("--genes=all", "--statistics=aggregate")
     assert status == 0, error

@@ -211,6 +211,7 @@ def compilations():
     jax.monitoring.unregister_event_duration_listener(listen)
 
 
+@pytest.mark.slow
 def test_folds_and_other_rates_share_their_programs(toy_store, base, tmp_path, compilations):
     """Folds have other cells, so other numbers of steps."""
     task = ToyTask("gene", toy_store, folds=5)

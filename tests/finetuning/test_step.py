@@ -291,7 +291,7 @@ def assert_close(found, wanted, **tolerance) -> None:
 MESHES = [
     (RICH, TuningConfig(freeze_layers=1), (2, 2, 2)),
     pytest.param(GENES, TuningConfig(), (1, 4, 2), marks=pytest.mark.slow),
-    (PLAIN, TUNINGS["lora"], (2, 2, 2)),
+    pytest.param(PLAIN, TUNINGS["lora"], (2, 2, 2), marks=pytest.mark.slow),
 ]
 
 
@@ -307,6 +307,7 @@ def test_every_mesh_gives_what_one_device_gives(head, tuning, shape):
         np.testing.assert_allclose(one, other, atol=2e-5)
 
 
+@pytest.mark.slow
 def test_twelve_cells_on_eight_devices_learn_what_they_do_on_one():
     _, _, expected, expected_metrics = steps_of(spec_of(), cells=12)
     _, _, state, metrics = steps_of(spec_of(mesh=MeshConfig(8)), cells=12)

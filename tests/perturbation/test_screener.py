@@ -94,7 +94,7 @@ def test_changes_of_class_probabilities_are_those_of_a_plain_computation(special
         np.testing.assert_allclose(found.values_EM[:, [2 + label, 6 + label]], wanted, atol=2e-6)
 
 
-@pytest.mark.parametrize("version", ["v1", "v2"])
+@pytest.mark.parametrize("version", [pytest.param("v1", marks=pytest.mark.slow), "v2"])
 def test_with_a_split_at_every_position_the_reranking_is_exact(request, version):
     model = request.getfixturevalue(version)
     screener, found = screen(model, [11], LIMIT)

@@ -73,6 +73,7 @@ def compile_step(run):
         return run.train_step.lower(run.abstract_state, batch).compile()
 
 
+@pytest.mark.slow
 @pytest.mark.aot_tpu
 def test_the_step_compiles_for_a_slice_with_its_kernel_and_offload(libtpu):
     changes = {"mesh.fsdp": 2, "runtime.precision": "bfloat16", "runtime.optimizer_on_host": True}

@@ -60,6 +60,7 @@ def test_a_packed_run_that_is_cut_short_goes_on_to_the_same_weights(finished, to
     jax.tree.map(np.testing.assert_array_equal, parameters(workdir), parameters(tmp_path / "run"))
 
 
+@pytest.mark.slow
 def test_a_run_may_go_on_with_masks_drawn_elsewhere(finished, toy_store, tmp_path):
     workdir, result = finished
     shutil.copytree(workdir, tmp_path / "run")

@@ -139,6 +139,7 @@ def test_a_run_goes_on_with_other_devices(finished, toy_store):
     np.testing.assert_array_equal(kernel, result.state.params["blocks"]["up"]["kernel"])
 
 
+@pytest.mark.slow
 def test_a_run_may_begin_with_the_weights_of_another(finished, toy_store, tmp_path):
     workdir, result = finished
     # A learning rate this small leaves the weights where they began.
