@@ -14,7 +14,12 @@ from geneformer_jax.model import pretrained
 from geneformer_jax.perturbation import output as perturbation_output
 from geneformer_jax.perturbation.engine.perturber import Perturber
 from tests.helpers.commands import assert_one_line
-from tests.helpers.perturb_runs import assert_same_folders, command_on_five_cells, make_model
+from tests.helpers.perturb_runs import (
+    assert_same_folders,
+    command_on_five_cells,
+    killed_at_the_second_part,
+    make_model,
+)
 
 
 @pytest.fixture(scope="module")
@@ -42,16 +47,7 @@ def test_the_same_command_again_does_nothing_and_another_is_refused(perturb, tmp
 def test_an_interrupted_run_goes_on_to_the_same_tables(perturb, tmp_path, monkeypatch):
     whole = tmp_path / "whole"
     assert perturb(f"--output={whole}", "--gene_shifts=means")[0] == 0
-    shifts, calls = Perturber.shifts, []
-
-    def dying(self, start, stop, progress):
-        calls.append(start)
-        if len(calls) == 2:
-            raise KeyboardInterrupt
-        return shifts(self, start, stop, progress)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Perturber, "shifts", dying)
+    with killed_at_the_second_part() as calls:
         status, _, error = perturb("--gene_shifts=means")
     assert status == 130
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out.parts", "whole"]
@@ -60,6 +56,7 @@ def test_an_interrupted_run_goes_on_to_the_same_tables(perturb, tmp_path, monkey
     assert status == 1
     assert_one_line(error)
     assert "hidden_layer = -1, not 0" in error and "remove it" in error
+    shifts = Perturber.shifts
     monkeypatch.setattr(Perturber, "shifts", lambda *a: (calls.append(a[1]), shifts(*a))[1])
     assert perturb("--gene_shifts=means", "--tokens_per_device=500")[0] == 0
     # The first part is not made again.

@@ -10,11 +10,11 @@ import pandas as pd
 import pytest
 
 from geneformer_jax.model import pretrained
-from geneformer_jax.perturbation.engine.perturber import Perturber
 from geneformer_jax.perturbation.validation import output as output_files
 from geneformer_jax.perturbation.validation import prepare, run
 from tests.helpers.commands import assert_one_line, run_command
 from tests.helpers.pages import assert_files_are_linked, read_page
+from tests.helpers.perturb_runs import killed_at_the_second_part
 from tests.helpers.toy import toy_model
 from tests.helpers.toy_screens import CONTROL, TARGETS, gene_id, toy_screen
 
@@ -57,16 +57,7 @@ def validate(model, screen, tmp_path, monkeypatch, capsys):
 
 
 def test_a_killed_run_goes_on_to_the_tables_of_a_whole_one(validate, tmp_path, monkeypatch):
-    shifts, calls = Perturber.shifts, []
-
-    def dying(self, start, stop, progress):
-        calls.append(start)
-        if len(calls) == 2:
-            raise KeyboardInterrupt
-        return shifts(self, start, stop, progress)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Perturber, "shifts", dying)
+    with killed_at_the_second_part():
         assert validate()[0] == 130
     assert [path.name for path in tmp_path.iterdir()] == ["out.parts"]
     status, _, error = validate("--edited_cells=30")

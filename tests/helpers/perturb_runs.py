@@ -1,11 +1,13 @@
 """What tests of the perturb command share: a small model, the command, and folders compared."""
 
+import contextlib
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import jax
 import pandas as pd
+import pytest
 
 from geneformer_jax.cells.store.cell_store import EncodedCells
 from geneformer_jax.model import pretrained
@@ -77,3 +79,19 @@ def assert_same_folders(found: Path, expected: Path, exactly: bool = True) -> No
         else:
             tables = [pd.read_parquet(folder / name) for folder in (found, expected)]
             pd.testing.assert_frame_equal(*tables, rtol=0, atol=1e-5)
+
+
+@contextlib.contextmanager
+def killed_at_the_second_part() -> Iterator[list[int]]:
+    """Edits end as by Ctrl-C when their second part is begun; yields where parts began."""
+    shifts, calls = Perturber.shifts, []
+
+    def dying(self, start, stop, progress):
+        calls.append(start)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return shifts(self, start, stop, progress)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Perturber, "shifts", dying)
+        yield calls

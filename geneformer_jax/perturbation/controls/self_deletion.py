@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from geneformer_jax.cells.store.cell_store import EncodedCells
-from geneformer_jax.cells.tokenization.vocabulary import GeneVocabulary
+from geneformer_jax.inference.cells import ChosenCells
 
 # Genes that are left out in turn, and the most cells of either state.
 GENES, MAX_CELLS = 20, 500
@@ -16,17 +16,13 @@ _NOTHING = -1
 
 
 @dataclass(frozen=True, eq=False)
-class CellsWithoutGenes:
-    """Cells of others, each without one of its genes or as it is; reads like a CellStore.
+class CellsWithoutGenes(ChosenCells):
+    """Cells of others, each without one of its genes or as it is; a cell may be there often.
 
     Attributes:
-      source: the whole cells.
-      rows: int64 [cells] numbers of them in `source`.
       gone: int64 [cells] token that each is without, -1 for none.
     """
 
-    source: EncodedCells
-    rows: np.ndarray
     gone: np.ndarray
 
     @cached_property
@@ -34,19 +30,9 @@ class CellsWithoutGenes:
         """Number of tokens of each cell; int32 [cells]."""
         return (np.asarray(self.source.lengths)[self.rows] - (self.gone >= 0)).astype(np.int32)
 
-    @property
-    def obs(self) -> pd.DataFrame:
-        """Their per-cell columns."""
-        return self.source.obs.iloc[self.rows]
-
-    @property
-    def vocabulary(self) -> GeneVocabulary:
-        """Of the tokens."""
-        return self.source.vocabulary
-
     def read(self, indices: np.ndarray) -> list[np.ndarray]:
         """Returns the tokens of cells, in the order of `indices`."""
-        whole = self.source.read(self.rows[indices])
+        whole = super().read(indices)
         return [own[own != gone] for own, gone in zip(whole, self.gone[indices], strict=True)]
 
 
@@ -61,7 +47,7 @@ def without_each(cells: EncodedCells, tokens: Sequence[int]) -> CellsWithoutGene
     has_CG = np.array([np.isin(tokens, own) & ((own >= first).sum() > 1) for own in whole])
     genes, rows = np.nonzero(has_CG.T)
     gone = np.r_[np.full(total, _NOTHING), np.asarray(tokens)[genes]]
-    return CellsWithoutGenes(cells, np.r_[np.arange(total), rows], gone)
+    return CellsWithoutGenes(cells, np.r_[np.arange(total), rows], {}, gone)
 
 
 def self_deletion(
