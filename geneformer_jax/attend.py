@@ -21,6 +21,7 @@ from geneformer_jax.common import command_line
 from geneformer_jax.common.command_line import configuration
 
 FLAGS = flags.FLAGS
+NEEDED = ("checkpoint", "cells", "output", "genes")
 
 command_line.model_flags()
 command_line.cell_flags()
@@ -82,4 +83,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    command_line.run(main, needed=("checkpoint", "cells", "output", "genes"))
+    command_line.run(main, needed=NEEDED)

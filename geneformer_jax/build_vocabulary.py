@@ -23,6 +23,7 @@ from geneformer_jax.common.command_line import configuration, parse_shard, shard
 from geneformer_jax.common.errors import InputError
 
 FLAGS = flags.FLAGS
+NEEDED = ("counts", "output")
 
 define_count_flags()
 flags.DEFINE_string("output", "", "Folder of the new vocabulary.")
@@ -98,4 +99,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    command_line.run(main, needed=("counts", "output"))
+    command_line.run(main, needed=NEEDED)

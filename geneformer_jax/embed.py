@@ -25,6 +25,7 @@ from geneformer_jax.common import command_line
 from geneformer_jax.common.command_line import configuration, split_list
 
 FLAGS = flags.FLAGS
+NEEDED = ("checkpoint", "cells", "output")
 
 command_line.model_flags()
 command_line.cell_flags()
@@ -108,4 +109,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    command_line.run(main, needed=("checkpoint", "cells", "output"))
+    command_line.run(main, needed=NEEDED)

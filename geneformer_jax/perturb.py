@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from geneformer_jax.perturbation.run import PerturbationRun
 
 FLAGS = flags.FLAGS
+NEEDED = ("checkpoint", "cells", "output")
 
 command_line.model_flags()
 command_line.cell_flags()
@@ -194,4 +195,4 @@ def _is_joined(run: PerturbationRun) -> bool:
 
 
 if __name__ == "__main__":
-    command_line.run(main, needed=("checkpoint", "cells", "output"))
+    command_line.run(main, needed=NEEDED)

@@ -24,6 +24,7 @@ from geneformer_jax.common.errors import InputError
 from geneformer_jax.common.provenance import describe_run, require_own_provenance
 
 FLAGS = flags.FLAGS
+NEEDED = ("checkpoint", "cells", "output")
 
 command_line.model_flags()
 flags.DEFINE_string("base", "", "For an adapter: the model it was trained on, if that has moved.")
@@ -86,4 +87,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    command_line.run(main, needed=("checkpoint", "cells", "output"))
+    command_line.run(main, needed=NEEDED)

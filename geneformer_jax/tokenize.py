@@ -22,6 +22,7 @@ from geneformer_jax.common import command_line
 from geneformer_jax.common.command_line import configuration, parse_shard
 
 FLAGS = flags.FLAGS
+NEEDED = ("counts", "vocabulary", "output")
 
 define_count_flags()
 flags.DEFINE_string("vocabulary", "", "Vocabulary folder, or the original's dictionaries.")
@@ -94,6 +95,6 @@ def main() -> None:
 if __name__ == "__main__":
     command_line.run(
         main,
-        needed=("counts", "vocabulary", "output"),
+        needed=NEEDED,
         spared={"verify": ("counts", "vocabulary")},
     )

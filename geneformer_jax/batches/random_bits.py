@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from numba.extending import register_jitable
 
-from geneformer_jax.common.numba_jit import compiled
+from geneformer_jax.common.threads import compiled
 
 _WORD = np.uint32(0xFFFFFFFF)
 _PARITY = np.uint32(0x1BD11BDA)

@@ -4,7 +4,7 @@ from typing import Protocol
 
 from absl import flags
 
-from geneformer_jax.common.command_line import parse_shard
+from geneformer_jax.common.command_line import parse_shard, show
 from geneformer_jax.common.errors import InputError
 
 FLAGS = flags.FLAGS
@@ -68,7 +68,7 @@ def share_flags() -> None:
 def run_shared(run: SharedRun) -> None:
     """Makes all of a run, or what --shard or --finish ask for, and says what is left to do."""
     if FLAGS.shard and FLAGS.finish:
-        raise InputError("--shard makes a share and --finish joins all of them; give one of them")
+        raise InputError("`shard` makes a share and `finish` joins all of them; give one of them")
     shard = parse_shard(FLAGS.shard)
     if run.is_complete():
         print(f"{FLAGS.output} is complete and was written by this command: nothing to do")
@@ -83,8 +83,8 @@ def run_shared(run: SharedRun) -> None:
 
 
 def _make_share(run: SharedRun, shard: tuple[int, int]) -> None:
-    name = f"shard {FLAGS.shard}"
     if run.make(shard):
-        print(f"{name} is done; when all are, run the same command with --finish")
+        todo = "is done; when all are, run the same command with `finish`"
     else:
-        print(f"{name} waits for the others; when all have got as far, run the same command again")
+        todo = "waits for the others; when all have got as far, run the same command again"
+    show([f"shard {FLAGS.shard} {todo}"])

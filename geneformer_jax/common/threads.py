@@ -12,6 +12,17 @@ T = TypeVar("T")
 _END = object()
 
 
+def compiled(function: Callable) -> Callable:
+    """Compiles a kernel that holds no lock; cached on disk where a folder is writable."""
+    # Half a second to import, for those who only count cores.
+    import numba
+
+    try:
+        return numba.njit(nogil=True, cache=True)(function)
+    except RuntimeError:  # no writable folder for the compiled code
+        return numba.njit(nogil=True)(function)
+
+
 def cores() -> int:
     """Number of cores that this process may use."""
     return len(os.sched_getaffinity(0))

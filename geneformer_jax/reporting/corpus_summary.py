@@ -13,9 +13,9 @@ from geneformer_jax.cells.store.label_counts import LabelCounts, add_values
 from geneformer_jax.cells.store.obs_columns import stored_name
 from geneformer_jax.cells.store.writer import obs_kinds
 from geneformer_jax.common.errors import InputError, did_you_mean
-from geneformer_jax.common.numba_jit import compiled
 from geneformer_jax.common.progress import Progress
 from geneformer_jax.common.provenance import read_provenance
+from geneformer_jax.common.threads import compiled
 
 _CELLS_PER_BATCH = 4096
 

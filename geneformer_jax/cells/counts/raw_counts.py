@@ -12,7 +12,7 @@ from scipy import sparse
 
 from geneformer_jax.cells.counts.options import KEEP, ROUND
 from geneformer_jax.common.errors import InputError
-from geneformer_jax.common.numba_jit import compiled
+from geneformer_jax.common.threads import compiled
 
 # No cell has that many molecules, and above it float32 holds no longer every whole number: larger
 # values are bytes read as another type (a float32 of 1, read as int32, is 1,065,353,216).

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from geneformer_jax.common.numba_jit import compiled
+from geneformer_jax.common.threads import compiled
 
 _LENGTH_DELIMITED_FIELD_1 = b"\x0a"
 _LENGTH_DELIMITED_FIELD_2 = b"\x12"

@@ -14,7 +14,7 @@ import numpy as np
 from scipy import sparse
 
 from geneformer_jax.cells.tokenization.rank_encoding import TARGET_SUM
-from geneformer_jax.common.numba_jit import compiled
+from geneformer_jax.common.threads import compiled
 
 RELATIVE_ERROR = 0.0025
 DEFAULT_BYTES_FOR_EXACT = 1 << 31

@@ -12,8 +12,7 @@ import numpy as np
 from scipy import sparse
 
 from geneformer_jax.cells.tokenization.vocabulary import LARGEST_TOKEN, GeneVocabulary
-from geneformer_jax.common.numba_jit import compiled
-from geneformer_jax.common.threads import for_each, spans
+from geneformer_jax.common.threads import compiled, for_each, spans
 
 TARGET_SUM = 10_000.0
 # An entry of the sort: the key above, the index of the value below.
