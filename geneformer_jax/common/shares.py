@@ -2,6 +2,7 @@
 
 from typing import Protocol
 
+import numpy as np
 from absl import flags
 
 from geneformer_jax.common.command_line import parse_shard, show
@@ -11,6 +12,9 @@ FLAGS = flags.FLAGS
 
 # Flags defined here belong to the command that asks for them, and appear in its --help.
 flags.disclaim_key_flags()
+
+# The one share of a process that makes all.
+WHOLE = (0, 1)
 
 
 class SharedRun(Protocol):
@@ -57,6 +61,37 @@ class SharedRun(Protocol):
           InputError: some are missing; it names them.
         """
         ...
+
+
+def shares_of(costs: np.ndarray, shares: int) -> np.ndarray:
+    """Returns which share each piece of the work is of, int64 [pieces] ascending from 0.
+
+    A share is a run of pieces. A piece is of the share in whose equal part of all the cost its
+    middle lies, so pieces of a share i/n and of a share k/m that cover nothing in common differ.
+
+    Args:
+      costs: of each piece, at least 0.
+      shares: n.
+    """
+    costs = np.asarray(costs, np.float64)
+    middles = (np.cumsum(costs) - costs / 2) / max(costs.sum(), np.finfo(np.float64).tiny)
+    return np.minimum((middles * shares).astype(np.int64), shares - 1)
+
+
+def own_share(costs: np.ndarray, shard: tuple[int, int]) -> range:
+    """Returns the numbers of the pieces of share i of n, see `shares_of`."""
+    first, last = np.searchsorted(shares_of(costs, shard[1]), [shard[0], shard[0] + 1])
+    return range(int(first), int(last))
+
+
+def require_shares(shard: tuple[int, int], units: int, unit: str) -> None:
+    """Raises InputError if there are more shares than `units` cells, or whatever `unit` says."""
+    index, shares = shard
+    if shares > max(units, 1):
+        raise InputError(
+            f"`shard` is {index}/{shares}, but there are only {units:,} {unit}; give at most as "
+            "many shares"
+        )
 
 
 def share_flags() -> None:
