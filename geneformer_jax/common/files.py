@@ -13,8 +13,9 @@ from pathlib import Path
 from geneformer_jax.common.errors import InputError
 
 SOMA_PREFIX = "soma://"
-# A Path keeps one slash of two.
-_OBJECT_STORE = re.compile(r"(s3|gs|gcs|azure):/+")
+_LOCAL_PREFIX = "file://"
+# A Path keeps one slash of two. Names of one letter are drives.
+_URL = re.compile(r"(?:soma:/+)?([a-z][a-z0-9+.-]+):/+", re.IGNORECASE)
 _EDGE_BYTES = 1 << 20
 _SLUG_LETTERS = 80
 _FLUSHED_AT_ONCE = 8
@@ -77,13 +78,20 @@ def _flush(path: Path) -> None:
 
 
 def local_path(given: Path | str) -> Path:
-    """Returns a path with the home folder for "~", and without "soma://" in front."""
-    return Path(str(given).removeprefix(SOMA_PREFIX)).expanduser()
+    """Returns a path with the home folder for "~", and without "soma://" and "file://" in front.
+
+    What lies behind another URL keeps all of it, since it says how it is read: see `url_of`.
+    """
+    text = str(given)
+    inner = text.removeprefix(SOMA_PREFIX)
+    if inner.startswith(_LOCAL_PREFIX):
+        inner = inner.removeprefix(_LOCAL_PREFIX)
+    return Path(text if _URL.match(inner) else inner).expanduser()
 
 
-def object_store_url(path: Path) -> str | None:
+def url_of(path: Path | str) -> str | None:
     """Returns the URL that a path stands for, such as s3://bucket/name; None of a local one."""
-    scheme = _OBJECT_STORE.match(str(path))
+    scheme = _URL.match(str(path))
     return f"{scheme[1]}://{str(path)[scheme.end() :]}" if scheme else None
 
 
@@ -116,10 +124,10 @@ def fingerprint(path: Path | str) -> dict[str, str | int]:
     """Name, size and a hash of a file's first and last MiB: cheap for files of any size.
 
     A folder is described by its number of files, their total size and a hash of their names and
-    sizes; what lies in an object store by its URL alone.
+    sizes; what lies behind a URL by that alone.
     """
     path = local_path(path)
-    if url := object_store_url(path):
+    if url := url_of(path):
         return {"name": path.name, "url": url}
     if path.is_dir():
         digest = hashlib.sha256()

@@ -85,8 +85,9 @@ def test_paths(paths, expected, folder):
         ("soma://data", "data is no TileDB-SOMA; give the folder of an experiment"),
         ("soma://data/c.h5ad", "data/c.h5ad is no TileDB-SOMA"),
         ("data,soma://nowhere", "nowhere does not exist; give the folder of an experiment"),
-        ("s3://bucket/c.h5ad", "(soma://s3://bucket/c.h5ad); copy other counts here"),
-        ("https://host/c.zarr,data", "https://host/c.zarr is a URL, but from afar only"),
+        ("s3://bucket/c.h5ad", "is no zarr store: from afar only those are read"),
+        ("data,memory://c.zarr", "memory://c.zarr is no zarr store"),
+        ("nowhere://c.zarr", "nowhere://c.zarr cannot be read: Protocol not known"),
     ],
 )
 def test_nothing_found_is_told(paths, words, folder):

@@ -22,7 +22,7 @@ from geneformer_jax.common.errors import InputError
 from geneformer_jax.interop.original_dictionaries import read_vocabulary
 from geneformer_jax.reporting.corpus_summary import summarise_corpus
 from tests.helpers.commands import assert_one_line, run_command
-from tests.helpers.object_store import serve_bucket
+from tests.helpers.object_store import KEY, serve_bucket
 from tests.helpers.small_stores import build, cells, same_stores
 from tests.helpers.soma_files import (
     BUILD,
@@ -320,8 +320,9 @@ def test_values_of_a_gene_that_is_not_listed(experiment, tmp_path):
 def bucket(census, monkeypatch):
     """The folder of the Census as a bucket of S3, and where TileDB looks for it."""
     with serve_bucket(census.parent) as address:
-        options = {"ENDPOINT_OVERRIDE": address, "SCHEME": "http", "REGION": "nowhere",
-                   "USE_VIRTUAL_ADDRESSING": "false", "NO_SIGN_REQUEST": "true"}  # fmt: skip
+        options = {"ENDPOINT_OVERRIDE": address, "SCHEME": "http", "REGION": "us-east-1",
+                   "AWS_ACCESS_KEY_ID": KEY, "AWS_SECRET_ACCESS_KEY": KEY,
+                   "USE_VIRTUAL_ADDRESSING": "false"}  # fmt: skip
         for name, value in options.items():
             monkeypatch.setenv(f"TILEDB_VFS_S3_{name}", value)
         # Settings are read once for each process.

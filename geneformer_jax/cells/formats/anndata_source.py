@@ -25,7 +25,6 @@ from geneformer_jax.cells.counts.matrix_choice import MAIN, SAMPLE_LIMITS, sum_o
 from geneformer_jax.cells.counts.options import DEFAULT_OPTIONS, CountOptions, ReadLimits
 from geneformer_jax.cells.counts.texts import as_packed_text, has_texts
 from geneformer_jax.cells.formats.containers import (
-    is_zip,
     open_store,
     place_of_anndata,
     shown_place,
@@ -44,6 +43,7 @@ from geneformer_jax.cells.formats.dataframes import (
 )
 from geneformer_jax.cells.formats.features import TypedFeatures
 from geneformer_jax.cells.formats.hdf5_filters import require_filters
+from geneformer_jax.cells.formats.paths import is_hdf5
 from geneformer_jax.common.errors import InputError
 
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ class AnnDataFileSource(TypedFeatures):
             meant.
         """
         super().__init__(path, options)
-        self._is_zarr = path.is_dir() or is_zip(path)
+        self._is_zarr = not is_hdf5(path)
         self.kind = "zarr AnnData" if self._is_zarr else "h5ad"
         with explain_damage(self.path, self.kind):
             self._place = place_of_anndata(path)

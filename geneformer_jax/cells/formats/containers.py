@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING
 
 import h5py
 
-from geneformer_jax.cells.formats.paths import ZARR_MARKS, is_zarr
+from geneformer_jax.cells.formats.paths import DATASET, ZARR_MARKS, is_hdf5, is_zarr, names_below
+from geneformer_jax.cells.formats.remote import explain_access, store_of
 from geneformer_jax.common.errors import InputError
+from geneformer_jax.common.files import url_of
 
 if TYPE_CHECKING:
     import zarr
@@ -28,13 +30,13 @@ _CONTAINERS = (("mod", _RNA_NAMES, "MuData"), ("tables", ("table",), "SpatialDat
 
 @contextlib.contextmanager
 def open_store(path: Path, place: str = "") -> Iterator[Group]:
-    """Opens an HDF5 file, a zarr folder or a zipped one for reading, or what lies in it at a place.
+    """Opens an HDF5 file or a zarr store for reading, or what lies in it at a place.
 
     A zarr store keeps a copy of all metadata at its root, which may be older than its arrays: then
     values of a matrix that was written anew are read as another type, without an error. So it is
     not used.
     """
-    if not (path.is_dir() or is_zip(path)):
+    if is_hdf5(path):
         with h5py.File(path, "r") as root:
             yield root[place] if place else root
         return
@@ -42,12 +44,14 @@ def open_store(path: Path, place: str = "") -> Iterator[Group]:
     import zarr
 
     options = {"mode": "r", "use_consolidated": False}
-    if path.is_dir():
-        # What lies in a store may be of another version of the format.
-        yield zarr.open_group(path / place, **options)
+    if is_zip(path):
+        with zarr.storage.ZipStore(path, mode="r") as store:
+            yield zarr.open_group(store, path=place, **options)
         return
-    with zarr.storage.ZipStore(path, mode="r") as store:
-        yield zarr.open_group(store, path=place, **options)
+    # What lies in a store may be of another version of the format.
+    inner = path / place
+    with explain_access(inner) if url_of(inner) else contextlib.nullcontext():
+        yield zarr.open_group(store_of(inner) if url_of(inner) else inner, **options)
 
 
 def is_zip(path: Path) -> bool:
@@ -97,12 +101,14 @@ def _place_in(root: Group, path: Path) -> str:
     for folder, usual, kind in _CONTAINERS:
         if folder in root:
             return f"{folder}/{_pick(_members(path, root, folder), folder, usual, kind, path)}"
+    if any(map(DATASET.fullmatch, root)):
+        raise InputError(f"{path} is a zipped collection of annbatch; unzip it and give the folder")
     return ""
 
 
 def _members(path: Path, root: Group, folder: str) -> list[str]:
-    if path.is_dir():
-        return sorted(inner.name for inner in (path / folder).iterdir() if is_zarr(inner))
+    if is_zarr(path):
+        return [name for name in names_below(path / folder) if is_zarr(path / folder / name)]
     return sorted(root[folder])
 
 
@@ -114,7 +120,7 @@ def _pick(names: list[str], folder: str, usual: tuple[str, ...], kind: str, path
     if not names:
         raise InputError(f"{path} is {kind} that holds nothing; give one with counts of genes")
     listed = ", ".join(f'"{name}"' for name in names)
-    way = f"give {path}/{folder}/NAME" if path.is_dir() else "write the right one as an .h5ad"
+    way = f"give {path}/{folder}/NAME" if is_zarr(path) else "write the right one as an .h5ad"
     raise InputError(
         f"{path} is {kind} of {listed}; which has the counts of genes is not said: {way}"
     )

@@ -27,12 +27,12 @@ from geneformer_jax.cells.formats.paths import (
     expand_paths,
     is_hdf5,
     is_soma,
+    is_there,
     is_zarr,
 )
 from geneformer_jax.cells.formats.soma.source import SomaSource, soma_obs_columns
 from geneformer_jax.cells.formats.tenx_source import TenxH5Source
 from geneformer_jax.common.errors import InputError
-from geneformer_jax.common.files import object_store_url
 
 __all__ = [
     "AnnDataSource",
@@ -50,16 +50,16 @@ def open_counts(path: Path | str, options: CountOptions = DEFAULT_OPTIONS) -> Co
     """Opens a file or folder of raw counts; reads its ids and totals, not its matrix.
 
     Args:
-      path: an .h5ad, .h5mu, .loom or 10x .h5 file, a zarr store (folder or zipped) of AnnData,
-        MuData or SpatialData, a TileDB-SOMA experiment ("soma://" may stand in front), or a folder
-        with Matrix Market files.
+      path: an .h5ad, .h5mu, .loom or 10x .h5 file, a zarr store (folder, URL or zipped) of
+        AnnData, MuData or SpatialData, a TileDB-SOMA experiment ("soma://" may stand in front), or
+        a folder with Matrix Market files.
       options: which matrix and gene ids.
 
     Raises:
       InputError: nothing is there, or it cannot be read as counts.
     """
     path = as_path(path)
-    if not (path.exists() or object_store_url(path)):
+    if not is_there(path):
         raise InputError(f"{path} does not exist; check the path")
     if datasets := datasets_of(path):
         raise InputError(

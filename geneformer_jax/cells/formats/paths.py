@@ -7,8 +7,9 @@ from itertools import islice
 from pathlib import Path
 
 from geneformer_jax.cells.formats.mtx_layouts import is_matrix, is_matrix_folder
+from geneformer_jax.cells.formats.remote import names_in
 from geneformer_jax.common.errors import InputError, did_you_mean
-from geneformer_jax.common.files import SOMA_PREFIX, local_path, object_store_url
+from geneformer_jax.common.files import SOMA_PREFIX, local_path, url_of
 
 HDF5_SUFFIXES = (".h5ad", ".h5mu", ".loom", ".h5")
 ZARR_MARKS = (".zgroup", "zarr.json")
@@ -17,10 +18,10 @@ _MOST_COMMAS = 5
 # How many folders are looked into, so many levels down, to say where counts are.
 _FOLDERS, _LEVELS, _LISTED = 500, 3, 5
 _TILEDB_GROUP = "__tiledb_group.tdb"
-_URL = re.compile(r"[a-z][a-z0-9+.-]*://", re.IGNORECASE)
+_REMOTE_SOMA = re.compile(r"soma:/", re.IGNORECASE)
 _ZARR_ZIP = ".zarr.zip"
 # What annbatch calls the parts of a collection.
-_DATASET = re.compile(r"dataset_(\d+)")
+DATASET = re.compile(r"dataset_(\d+)")
 KINDS = (
     "counts are .h5ad, .h5mu, .loom and .h5 (10x) files, zarr stores of AnnData, MuData or "
     "SpatialData (folders or .zarr.zip), collections of annbatch, TileDB-SOMA experiments, and "
@@ -34,31 +35,43 @@ def is_hdf5(path: Path) -> bool:
 
 
 def is_zarr(path: Path) -> bool:
-    """Whether a folder is a zarr store of format 2 or 3."""
+    """Whether a folder, here or behind a URL, is a zarr store of format 2 or 3.
+
+    Raises:
+      InputError: it is behind a URL that cannot be reached.
+    """
+    if url_of(path):
+        return not is_soma(path) and not set(ZARR_MARKS).isdisjoint(names_in(path))
     return path.is_dir() and any((path / mark).is_file() for mark in ZARR_MARKS)
 
 
 def is_soma(path: Path) -> bool:
-    """Whether a folder is a group of TileDB, which experiments and collections of them are.
+    """Whether a path is a group of TileDB, which experiments and collections of them are."""
+    return _REMOTE_SOMA.match(str(path)) is not None or (path / _TILEDB_GROUP).is_file()
 
-    Nothing else is read from an object store.
-    """
-    return object_store_url(path) is not None or (path / _TILEDB_GROUP).is_file()
+
+def is_there(path: Path) -> bool:
+    """Whether something lies at a path; of a TileDB-SOMA behind a URL only reading it says so."""
+    return is_soma(path) or (is_zarr(path) if url_of(path) else path.exists())
+
+
+def names_below(folder: Path) -> list[str]:
+    """Returns the sorted names of what lies in a folder, here or behind a URL."""
+    if url_of(folder):
+        return names_in(folder)
+    return sorted(each.name for each in folder.iterdir())
 
 
 def as_path(given: Path | str) -> Path:
-    """Returns a path with the home folder for "~" and without "soma://" in front.
+    """Returns a path with the home folder for "~", without "file://" and local "soma://" in front.
 
     Raises:
-      InputError: there is no TileDB-SOMA behind "soma://", or the path is another URL.
+      InputError: there is no TileDB-SOMA behind "soma://", or no zarr store behind another URL.
     """
     text, path = str(given), local_path(given)
-    if _URL.match(text) and not text.startswith(SOMA_PREFIX):
-        raise InputError(
-            f"{text} is a URL, but from afar only TileDB-SOMA is read ({SOMA_PREFIX}{text}); copy "
-            "other counts here"
-        )
-    if text.startswith(SOMA_PREFIX) and not glob.has_magic(text) and not is_soma(path):
+    if url_of(path):
+        _require_zarr_or_soma(path)
+    elif text.startswith(SOMA_PREFIX) and not glob.has_magic(text) and not is_soma(path):
         what = "is no TileDB-SOMA" if path.exists() else "does not exist"
         raise InputError(
             f"{path} {what}; give the folder of an experiment, or of a Census, behind {SOMA_PREFIX}"
@@ -66,12 +79,26 @@ def as_path(given: Path | str) -> Path:
     return path
 
 
+def _require_zarr_or_soma(path: Path) -> None:
+    """Raises InputError for other counts behind a URL, without a look where the name says it."""
+    url = url_of(path)
+    # Of a file nobody is asked.
+    is_file = path.suffix.lower() in (*HDF5_SUFFIXES, ".gz", ".zip")
+    if is_file or not (is_soma(path) or is_zarr(path)):
+        raise InputError(
+            f"{url} is no zarr store: from afar only those are read, and TileDB-SOMA as "
+            f"{SOMA_PREFIX}{url}; copy other counts here, or write them as zarr"
+        )
+
+
 def is_counts(path: Path) -> bool:
     """Whether one path is a source of its own: a count file or a folder that is a store."""
     if is_soma(path):
         return True
+    if is_zarr(path):
+        return not datasets_of(path)
     if path.is_dir():
-        return not datasets_of(path) if is_zarr(path) else is_matrix_folder(path)
+        return is_matrix_folder(path)
     return is_hdf5(path) or is_matrix(path) or path.name.lower().endswith(_ZARR_ZIP)
 
 
@@ -81,10 +108,10 @@ def datasets_of(collection: Path) -> list[Path]:
     Raises:
       InputError: one is missing.
     """
-    if not is_zarr(collection) or (collection / "obs").exists():
+    if not is_zarr(collection) or "obs" in (names := names_below(collection)):
         return []
-    named = ((_DATASET.fullmatch(path.name), path) for path in collection.iterdir())
-    by_number = {int(name[1]): path for name, path in named if name and is_zarr(path)}
+    numbered = {name: int(found[1]) for name in names if (found := DATASET.fullmatch(name))}
+    by_number = {n: collection / name for name, n in numbered.items() if is_zarr(collection / name)}
     missing = set(range(len(by_number))) - by_number.keys()
     if missing:
         raise InputError(
@@ -135,9 +162,9 @@ def _parts(paths: str) -> Iterator[str]:
 def _expand(part: str) -> list[Path]:
     path = as_path(part)
     part = str(path)
-    if path.is_file() or object_store_url(path):
+    if path.is_file():
         return [path]
-    if path.is_dir():
+    if url_of(path) or path.is_dir():
         return _sources(path) or _search(path) or _nothing(f"folder {part} holds no counts", path)
     if not glob.has_magic(part):
         raise InputError(f"{part} does not exist{_near(path)}; check the path")

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from geneformer_jax.common.errors import InputError
-from geneformer_jax.common.files import object_store_url
+from geneformer_jax.common.files import url_of
 
 if TYPE_CHECKING:
     import tiledbsoma
@@ -35,19 +35,30 @@ def require_library(path: Path) -> None:
     """Checks that tiledbsoma can be imported.
 
     Raises:
-      InputError: it is not installed, or too old.
+      InputError: it is not installed, too old, or does not fit what is installed beside it.
     """
     try:
         version = importlib.metadata.version("tiledbsoma")
     except importlib.metadata.PackageNotFoundError:
         version = "none"
     if version != "none" and tuple(map(int, version.split(".")[:2])) >= _OLDEST:
+        _try_import(path, version)
         return
     oldest = ".".join(map(str, _OLDEST))
     raise InputError(
         f"{path} is TileDB-SOMA, to read which takes tiledbsoma {oldest} or newer, and installed "
         f"is {version}: {_remedy()}"
     )
+
+
+def _try_import(path: Path, version: str) -> None:
+    try:
+        import tiledbsoma  # noqa: F401
+    except ImportError as error:
+        raise InputError(
+            f"{path} is TileDB-SOMA, but tiledbsoma {version} cannot be imported "
+            f"({first_sentence(error)}): {_remedy()}"
+        ) from error
 
 
 def _remedy() -> str:
@@ -66,13 +77,14 @@ def open_object(path: Path) -> Iterator[tiledbsoma.SOMAObject]:
     """
     import tiledbsoma
 
-    url = object_store_url(path)
+    url = url_of(path)
     # The library takes a relative path from the folder that it was first used in.
     place = url or str(path.absolute())
     try:
         with tiledbsoma.open(place, context=context_of(os.getpid())) as opened:
             yield opened
-    except tiledbsoma.SOMAError as error:
+    # Of TileDB below it some errors are none of its own.
+    except (tiledbsoma.SOMAError, RuntimeError) as error:
         if url is None:
             raise OSError(first_sentence(error)) from error
         reason = first_sentence(error)[:_LONGEST]
