@@ -13,8 +13,9 @@ Examples:
 Edits: delete a gene; overexpress it (to the front of the ranking); inhibit or activate it (down or
 up by --ranks or --quantile). --genes=all takes every gene of each cell in turn. The output folder
 holds parquet tables, one row for each cell, edit and measure, with a report. Interrupted, the same
-command goes on where it stopped. Several processes split the work with --shard=i/n, each writing
-its own tables; the same command with --finish puts them together.
+command goes on where it stopped. Several processes share the work with --shard=i/n, each writing
+its own tables; the same command with --finish puts them together. Of a screen that settles, each
+share is run twice: what is settled follows from the estimates of all.
 
 --screen estimates what every deletion does to the cosine with the states (and, with --classes, to
 the probabilities), from some 20 encodings of a cell in place of one for each gene; cells with no
@@ -29,19 +30,14 @@ the states without each of the strongest genes; both once the tables are put tog
 the same command asks for them. --dry_run says what all that has to encode.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from absl import flags
 
 from geneformer_jax.cells.tokenization.flags import define_reading_flags, reading_arguments
 from geneformer_jax.common import command_line
 from geneformer_jax.common.errors import InputError
-
-if TYPE_CHECKING:
-    from geneformer_jax.perturbation.run import PerturbationRun
+from geneformer_jax.common.shares import SharedRun, run_shared, share_flags
 
 FLAGS = flags.FLAGS
 NEEDED = ("checkpoint", "cells", "output")
@@ -86,8 +82,7 @@ flags.DEFINE_string(
 flags.DEFINE_string("gene_shifts", "none", "Shifts of single genes: none, full, top or means.")
 flags.DEFINE_integer("top", 100, "Genes of each edit for --gene_shifts=top.", lower_bound=1)
 flags.DEFINE_string("expressing", "", "Only cells with all these genes, separated by commas.")
-flags.DEFINE_string("shard", "", "i/n: make only shard i of n, from 0/n to (n-1)/n.")
-flags.DEFINE_bool("finish", False, "Put the tables of all shards together.")
+share_flags()
 flags.DEFINE_string(
     "statistics", "auto", "Of the tables, separated by commas: goal_state_shift, vs_null, "
     "mixture_model, aggregate, aggregate_gene_shifts, combinations; auto: goal_state_shift with "
@@ -113,59 +108,101 @@ _HOW = ("precision", "attention", "tokens_per_device", "min_cells")
 
 def main() -> None:
     """Perturbs, writes, and computes statistics."""
-    if FLAGS.shard and FLAGS.finish:
-        raise InputError("--shard makes a shard and --finish joins all of them; give one of them")
-    # JAX takes seconds to import, which --help, a mistyped flag and a wrong column should not have
-    # to wait for.
-    from geneformer_jax.inference.columns import require_columns
-    from geneformer_jax.perturbation.config import choose_controls, read_options
-    from geneformer_jax.perturbation.controls.choice import require_controls
-    from geneformer_jax.perturbation.statistics.modes import require_modes
-
-    controls = command_line.split_list(FLAGS.controls)
-    require_controls(controls, FLAGS.start, FLAGS.goal, FLAGS.group)
-    modes, given = command_line.split_list(FLAGS.statistics), command_line.configuration()
-    require_modes([] if FLAGS.statistics in (_AUTO, _NONE) else modes, FLAGS.null)
-    output, options = Path(FLAGS.output), read_options(given)
-    dear = choose_controls(controls, options)
-    require_columns(FLAGS.cells, [FLAGS.states, FLAGS.group], FLAGS.filter)
-    from geneformer_jax.interop.load import load_model
-    from geneformer_jax.model.sharding import use_all_cores
-    from geneformer_jax.perturbation import model_controls
-    from geneformer_jax.perturbation.controls.donors import require_donors
-    from geneformer_jax.perturbation.run import PerturbationRun
-    from geneformer_jax.perturbation.statistics.report import perturbation_statistics
-
-    run = PerturbationRun(output, options, given, command_line.parse_shard(FLAGS.shard))
-    is_complete = run.is_complete()
-    missing = model_controls.missing_controls(output, dear)
-    if is_complete and not missing and not FLAGS.dry_run:
-        print(f"{FLAGS.output} is complete and was written by this command: nothing to do")
+    run = shared_run()
+    if FLAGS.dry_run:
+        run.prepare()
     else:
+        run_shared(run)
+
+
+def shared_run() -> SharedRun:
+    """Returns the run that the flags ask for."""
+    return _Perturbation()
+
+
+class _Perturbation:
+    """The edits, and what is made of their tables: controls and statistics."""
+
+    def __init__(self) -> None:
+        # JAX takes seconds to import, which --help, a mistyped flag and a wrong column should not
+        # have to wait for.
+        from geneformer_jax.inference.columns import require_columns
+        from geneformer_jax.perturbation.config import choose_controls, read_options
+        from geneformer_jax.perturbation.controls.choice import require_controls
+        from geneformer_jax.perturbation.statistics.modes import require_modes
+
+        self._controls = command_line.split_list(FLAGS.controls)
+        require_controls(self._controls, FLAGS.start, FLAGS.goal, FLAGS.group)
+        modes, self._given = command_line.split_list(FLAGS.statistics), command_line.configuration()
+        require_modes([] if FLAGS.statistics in (_AUTO, _NONE) else modes, FLAGS.null)
+        self._output, options = Path(FLAGS.output), read_options(self._given)
+        self._dear = choose_controls(self._controls, options)
+        require_columns(FLAGS.cells, [FLAGS.states, FLAGS.group], FLAGS.filter)
+        from geneformer_jax.perturbation.run import PerturbationRun
+
+        self._run = PerturbationRun(self._output, options, self._given)
+
+    def is_complete(self) -> bool:
+        """Whether all is there; statistics are made anew, as their controls may be others."""
+        return self._run.is_complete() and not (self._missing() or _modes(self._output))
+
+    def prepare(self) -> None:
+        """Plans the edits, and tells what they and the controls cost."""
+        from geneformer_jax.interop.load import load_model
+        from geneformer_jax.model.sharding import use_all_cores
+        from geneformer_jax.perturbation import model_controls
+        from geneformer_jax.perturbation.controls.donors import require_donors
+
+        if self._run.is_complete() and not self._missing() and not FLAGS.dry_run:
+            print(f"{FLAGS.output} is complete and was written by this command: nothing to do")
+            return
         use_all_cores()
-        how = model_controls.HowToRun(
+        self._how = model_controls.HowToRun(
             FLAGS.cells, reading=reading_arguments(), **{name: FLAGS[name].value for name in _HOW}
         )
-        how.plan(run, load_model(FLAGS.checkpoint, FLAGS.vocabulary or None))
-        require_donors(controls, FLAGS.group, run.planned.plan.cells.obs)
-        command_line.show(model_controls.describe_costs(run.planned, dear))
-        if FLAGS.dry_run or not (is_complete or _is_joined(run)):
-            return
-        for name in missing:
-            model_controls.make_control(name, output, run.planned, given, how)
-    for mode in _modes(output):
+        self._how.plan(self._run, load_model(FLAGS.checkpoint, FLAGS.vocabulary or None))
+        planned = self._run.planned
+        require_donors(self._controls, FLAGS.group, planned.plan.cells.obs)
+        command_line.show(model_controls.describe_costs(planned, self._dear))
+
+    def make(self, shard: tuple[int, int]) -> bool:
+        """Makes the edits of a share."""
+        return self._run.is_complete() or self._run.make(shard)
+
+    def finish(self) -> None:
+        """Puts the tables together, and makes what is missing of controls and statistics."""
+        from geneformer_jax.perturbation import model_controls
+
+        if not self._run.is_complete():
+            self._run.finish()
+        for name in self._missing():
+            model_controls.make_control(
+                name, self._output, self._run.planned, self._given, self._how
+            )
+        for mode in _modes(self._output):
+            self._make_statistic(mode)
+
+    def _missing(self) -> list[str]:
+        from geneformer_jax.perturbation import model_controls
+
+        return model_controls.missing_controls(self._output, self._dear)
+
+    def _make_statistic(self, mode: str) -> None:
+        from geneformer_jax.perturbation.statistics.report import perturbation_statistics
+
         null = FLAGS.null if mode == "vs_null" else ""
         group = FLAGS.group if mode == "goal_state_shift" else ""
-        beside = {"controls": controls, "min_cells": FLAGS.min_cells, "group": group}
+        beside = {"controls": self._controls, "min_cells": FLAGS.min_cells, "group": group}
         try:
-            written = perturbation_statistics(output, mode, null=null, **beside)
+            written = perturbation_statistics(self._output, mode, null=null, **beside)
         except InputError as error:
             if FLAGS.statistics != _AUTO:
                 raise
             print(command_line.as_flags(f"no {mode}: {error}"))
         else:
             print(
-                f"{mode}: {len(written)} files in {written[0].parent}; page: {output}/report.html"
+                f"{mode}: {len(written)} files in {written[0].parent}; page: {FLAGS.output}/"
+                "report.html"
             )
 
 
@@ -179,19 +216,6 @@ def _modes(output: Path) -> list[str]:
         return ["goal_state_shift"]
     # It holds a row for each edit in each cell, also as text.
     return ["aggregate"] if edits_in(output) <= _MOST_ROWS else []
-
-
-def _is_joined(run: PerturbationRun) -> bool:
-    """Makes the edits, or those of a shard, and returns whether all are put together."""
-    run.ready(FLAGS.tokens_per_device)
-    if not FLAGS.finish and not run.make():
-        print(f"shard {FLAGS.shard} is screened; when all are, run the same command again")
-        return False
-    if FLAGS.shard:
-        print(f"shard {FLAGS.shard} is done; when all are, run the same command with --finish")
-        return False
-    run.finish()
-    return True
 
 
 if __name__ == "__main__":

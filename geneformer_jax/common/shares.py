@@ -1,8 +1,10 @@
 """Work of a command that any number of processes may share out, and the flags that say which."""
 
+import itertools
+from bisect import bisect_left
+from collections.abc import Sequence
 from typing import Protocol
 
-import numpy as np
 from absl import flags
 
 from geneformer_jax.common.command_line import parse_shard, show
@@ -63,8 +65,8 @@ class SharedRun(Protocol):
         ...
 
 
-def shares_of(costs: np.ndarray, shares: int) -> np.ndarray:
-    """Returns which share each piece of the work is of, int64 [pieces] ascending from 0.
+def shares_of(costs: Sequence[float], shares: int) -> list[int]:
+    """Returns which share each piece of the work is of, ascending from 0.
 
     A share is a run of pieces. A piece is of the share in whose equal part of all the cost its
     middle lies, so pieces of a share i/n and of a share k/m that cover nothing in common differ.
@@ -73,15 +75,17 @@ def shares_of(costs: np.ndarray, shares: int) -> np.ndarray:
       costs: of each piece, at least 0.
       shares: n.
     """
-    costs = np.asarray(costs, np.float64)
-    middles = (np.cumsum(costs) - costs / 2) / max(costs.sum(), np.finfo(np.float64).tiny)
-    return np.minimum((middles * shares).astype(np.int64), shares - 1)
+    ends = list(itertools.accumulate(map(float, costs)))
+    scale = shares / ((ends and ends[-1]) or 1.0)
+    middles = (end - float(cost) / 2 for end, cost in zip(ends, costs, strict=True))
+    return [min(int(middle * scale), shares - 1) for middle in middles]
 
 
-def own_share(costs: np.ndarray, shard: tuple[int, int]) -> range:
+def own_share(costs: Sequence[float], shard: tuple[int, int]) -> range:
     """Returns the numbers of the pieces of share i of n, see `shares_of`."""
-    first, last = np.searchsorted(shares_of(costs, shard[1]), [shard[0], shard[0] + 1])
-    return range(int(first), int(last))
+    index, shares = shard
+    of_pieces = shares_of(costs, shares)
+    return range(bisect_left(of_pieces, index), bisect_left(of_pieces, index + 1))
 
 
 def require_shares(shard: tuple[int, int], units: int, unit: str) -> None:

@@ -14,6 +14,7 @@ from geneformer_jax.common.provenance import FILE_NAME, write_provenance
 CONFIG = "config.json"
 _NEW_WORKDIR = "name a new `workdir`"
 _SHOWN_LETTERS = 100
+_STRETCH = 1 << 30
 
 
 def claim_workdir(
@@ -94,13 +95,14 @@ def lock_folder(path: Path, shard: tuple[int, int] = (0, 1)) -> int:
 
     Args:
       path: of the lock file.
-      shard: (i, n); processes of different shards work side by side, one without shards alone.
+      shard: (i, n), the i-th of n equal stretches of the work; processes whose stretches have
+        nothing in common work side by side.
 
     Returns:
       Descriptor of the open file, which holds the lock until it is closed.
 
     Raises:
-      InputError: another process is at work on the same shard, or on all of it.
+      InputError: another process is at work on some of it.
     """
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
     try:
@@ -108,19 +110,16 @@ def lock_folder(path: Path, shard: tuple[int, int] = (0, 1)) -> int:
         import fcntl
     except ModuleNotFoundError:
         return descriptor
-    alone = shard[1] == 1
-    # The first byte is everybody's; each shard has one of its own behind it.
-    wanted = [(fcntl.LOCK_EX if alone else fcntl.LOCK_SH, 0)]
-    wanted += [] if alone else [(fcntl.LOCK_EX, 1 + shard[0])]
+    # Bytes of a file stand for the work, so that shares of different n get in each other's way.
+    start, stop = (_STRETCH * each // shard[1] for each in (shard[0], shard[0] + 1))
     try:
-        for kind, place in wanted:
-            fcntl.lockf(descriptor, kind | fcntl.LOCK_NB, 1, place)
+        fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB, stop - start, start)
     except OSError as error:
         if error.errno not in (errno.EACCES, errno.EAGAIN):
             # Some file systems of clusters know no locks.
             return descriptor
         os.close(descriptor)
-        what = "" if alone else f"shard {shard[0]}/{shard[1]} of "
+        what = "" if shard[1] == 1 else f"shard {shard[0]}/{shard[1]} of "
         raise InputError(
             f"another process is at work on {what}{path.parent}; wait for it and run the same "
             "command again, or share the work with `shard`"

@@ -96,12 +96,16 @@ def _worthwhile_buckets(lengths: np.ndarray, config: EncoderConfig, platform: st
     With K buckets about 1/K of the tokens is padding and each takes about a second to compile; the
     sum of both is least where K is the square root of the seconds of work.
     """
-    D, F = config.width, config.feed_forward
-    lengths = lengths.astype(np.float64)
-    weights = 2 * config.layers * (4 * D * D + 2 * D * F) * lengths.sum()
-    attention = 4 * config.layers * D * (lengths**2).sum()
-    seconds = (weights + attention) / SPEED.get(platform, ACCELERATOR_SPEED)
+    seconds = encoding_flops(config, lengths).sum() / SPEED.get(platform, ACCELERATOR_SPEED)
     return int(np.clip(np.ceil(np.sqrt(seconds)), 1, _MAX_BUCKETS))
+
+
+def encoding_flops(config: EncoderConfig, lengths: np.ndarray) -> np.ndarray:
+    """Returns the floating point operations of encoding each cell, float64 shaped as `lengths`."""
+    D, F = config.width, config.feed_forward
+    lengths = np.asarray(lengths, np.float64)
+    weights = 2 * config.layers * (4 * D * D + 2 * D * F) * lengths
+    return weights + 4 * config.layers * D * lengths**2
 
 
 def _even_size(cells: int, max_cells: int) -> int:

@@ -4,6 +4,7 @@ Until an output is whole, its parts lie in the folder OUTPUT.parts:
 
   plan.json        which run this is; no other run goes on here
   records/NAME     for each finished part, the checksums of what belongs to it
+  shares/N         empty; it says that the work was shared out into N
   totals.npz       sums over the first parts, of runs that keep sums
   lock             held by the processes that are at work here
 
@@ -12,12 +13,13 @@ moment. A part that differs from its record is made again. Any number of process
 different parts.
 """
 
+import contextlib
 import hashlib
 import json
 import os
 import weakref
 import zipfile
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,10 +31,13 @@ from geneformer_jax.cells.store.cell_store import EncodedCells
 from geneformer_jax.common.errors import InputError
 from geneformer_jax.common.files import atomic_write, checksum, fsync_tree_entry, remove
 from geneformer_jax.common.log import logger
+from geneformer_jax.common.shares import WHOLE, own_share, shares_of
 from geneformer_jax.common.workdir import claim_folder, lock_folder
 from geneformer_jax.model.pretrained import PretrainedModel
 
-PLAN, RECORDS, TOTALS, LOCK = "plan.json", "records", "totals.npz", "lock"
+PLAN, RECORDS, SHARES, TOTALS, LOCK = "plan.json", "records", "shares", "totals.npz", "lock"
+# Parts, and shares, that a message names.
+_NAMED = 5
 _ELSEWHERE = "remove it to begin anew, or name another output"
 
 Part = int | str
@@ -45,30 +50,33 @@ class PartsFolder:
       folder: where they lie.
     """
 
-    def __init__(self, folder: Path, shard: tuple[int, int] = (0, 1)):
-        """Names the folder; nothing is written yet.
-
-        Args:
-          folder: of the parts, see `parts_folder`.
-          shard: (i, n), this process makes every n-th part from the i-th.
-        """
-        self.folder, self.shard = folder, shard
-        self._owner = f"shard{shard[0]}" if shard[1] > 1 else ""
+    def __init__(self, folder: Path):
+        """Names the folder, see `parts_folder`; nothing is written yet."""
+        self.folder, self._shard = folder, WHOLE
         self._whole: set[Part] = set()
         self._unlock: Callable[[], object] = lambda: None
+
+    @property
+    def _owner(self) -> str:
+        index, shares = self._shard
+        return f"shard{index}of{shares}" if shares > 1 else ""
 
     def begin(
         self,
         identity: Mapping[str, Any],
         settings: Mapping[str, Any] | None = None,
         prepare: Callable[[Path], None] | None = None,
+        shard: tuple[int, int] = WHOLE,
     ) -> dict[str, Any]:
         """Begins the folder, or goes on in that of the same run; see `claim_folder`.
+
+        It is locked until `let_go`, or the end of the process.
 
         Args:
           identity: everything that results depend on.
           settings: of the beginning, such as the size of the parts, which do not change later.
           prepare: writes what else a new folder must hold.
+          shard: (i, n), the share that is going to be made, of n.
 
         Returns:
           The settings that the parts were begun with.
@@ -77,6 +85,7 @@ class PartsFolder:
           InputError: the folder holds parts of another run, or something else; or another process
             is making the same parts.
         """
+        self._shard = shard
         settings = claim_folder(
             self.folder,
             identity,
@@ -87,17 +96,63 @@ class PartsFolder:
             owner=self._owner,
         )
         self._unlock()
-        lock = lock_folder(self.folder / LOCK, self.shard)
+        lock = lock_folder(self.folder / LOCK, shard)
         self._unlock = weakref.finalize(self, os.close, lock)
+        if shard != WHOLE:
+            note = self.folder / SHARES / str(shard[1])
+            note.parent.mkdir(exist_ok=True)
+            note.touch()
         return settings
 
-    def own(self, parts: int) -> range:
-        """Returns the numbers of the parts that this process makes."""
-        return range(parts)[self.shard[0] :: self.shard[1]]
+    @contextlib.contextmanager
+    def at_work(self, *identity: Any, **given: Any) -> Iterator[dict[str, Any]]:
+        """Begins the folder and yields its settings; lets it go afterwards; see `begin`."""
+        try:
+            yield self.begin(*identity, **given)
+        finally:
+            self.let_go()
+
+    def let_go(self) -> None:
+        """Gives the lock back, so that other processes may go on."""
+        self._unlock()
+
+    def own(self, costs: Sequence[float]) -> range:
+        """Returns the numbers of the parts of this share, given what each part costs."""
+        own = own_share(costs, self._shard)
+        if not own:
+            index, shares = self._shard
+            logger.info(f"shard {index}/{shares} has nothing to do: all is {len(costs):,} parts")
+        return own
 
     def missing(self, parts: Iterable[Part]) -> list[Part]:
         """Returns those of `parts` that are not made yet, or damaged (which is logged)."""
         return [part for part in parts if not self.is_done(part)]
+
+    def require_whole(self, costs: Sequence[float]) -> None:
+        """Raises InputError if parts are missing, which names them, and the shares that lack.
+
+        Args:
+          costs: of each part.
+        """
+        if not (missing := self.missing(range(len(costs)))):
+            return
+        listed = ", ".join(map(str, missing[:_NAMED])) + (", ..." if missing[_NAMED:] else "")
+        raise InputError(
+            f"{len(missing):,} of {len(costs):,} parts are missing ({listed}): run the same "
+            f"command with {self._remedy(costs, missing)}"
+        )
+
+    def _remedy(self, costs: Sequence[float], missing: Sequence[int]) -> str:
+        """Names the shares of the missing parts, of as many as were begun last."""
+        notes = sorted((self.folder / SHARES).glob("*"), key=lambda note: note.stat().st_mtime_ns)
+        if not notes:
+            return "neither `shard` nor `finish`"
+        shares = int(notes[-1].name)
+        of_parts = shares_of(costs, shares)
+        lacking = sorted({of_parts[part] for part in missing})
+        named = [f"`shard`={each}/{shares}" for each in lacking[:_NAMED]]
+        more = f" and {len(lacking) - _NAMED:,} more" if lacking[_NAMED:] else ""
+        return f"{', '.join(named)}{more}, and then with `finish`"
 
     def is_done(self, part: Part) -> bool:
         """Whether a part is there and its files are as recorded."""
@@ -217,7 +272,9 @@ def parts_folder(output: Path) -> Path:
 
 def tidy(output: Path, *others: str) -> None:
     """Removes from a finished folder what served the resumption, and `others`."""
-    for name in (PLAN, RECORDS, TOTALS, LOCK, *others):
+    # What killed processes wrote aside may have other names than the next ones remove.
+    aside = [path.name for path in output.glob("*.partial")]
+    for name in (PLAN, RECORDS, SHARES, TOTALS, LOCK, *others, *aside):
         remove(output / name)
 
 

@@ -26,7 +26,7 @@ _TABLES = {RANDOM_WEIGHTS: RANDOM_RUN, SELF_DELETION: WITHOUT_OWN}
 
 @dataclass(frozen=True)
 class HowToRun:
-    """What a run is given beside its options; see `PerturbationRun.plan` and `ready`.
+    """What a run is given beside its options; see `PerturbationRun.plan`.
 
     Attributes:
       min_cells: genes in fewer cells are not among the strongest.
@@ -41,7 +41,8 @@ class HowToRun:
 
     def plan(self, run: PerturbationRun, model: Any) -> None:
         """Plans a run."""
-        run.plan(model, self.cells, self.precision, self.attention, **self.reading)
+        named = self.cells, self.precision, self.attention, self.tokens_per_device
+        run.plan(model, *named, **self.reading)
 
 
 def missing_controls(output: Path, names: Sequence[str]) -> list[str]:
@@ -110,7 +111,6 @@ def _make_random_weights(
     options = replace(planned.options, classes=False, gene_shifts=NONE, state_embeddings=None)
     run = PerturbationRun(output / RANDOM_RUN, options, configuration)
     how.plan(run, random_model(planned.model))
-    run.ready(how.tokens_per_device)
     run.make()
     run.finish()
 

@@ -56,14 +56,9 @@ class PerturbationFolder:
       parts: the unfinished ones.
     """
 
-    def __init__(self, output: Path, shard: tuple[int, int] = (0, 1)):
-        """Names the folder; nothing is written yet.
-
-        Args:
-          output: folder of the finished run.
-          shard: (i, n), this process writes every n-th part from the i-th.
-        """
-        self.output, self.parts = output, PartsFolder(parts_folder(output), shard)
+    def __init__(self, output: Path):
+        """Names the folder of the finished run; nothing is written yet."""
+        self.output, self.parts = output, PartsFolder(parts_folder(output))
 
     def is_complete(self, configuration: Mapping[str, Any]) -> bool:
         """Whether the output is there already, written with this configuration.
@@ -107,14 +102,6 @@ class PerturbationFolder:
     def read_estimates(self, part: int) -> Shifts:
         """Returns what a screen estimated of a part."""
         return Shifts(**self.parts.load(f"{ESTIMATES}/part-{part:06d}.npz"))
-
-    def require_whole(self, parts: int) -> None:
-        """Raises InputError if parts are missing."""
-        if missing := self.parts.missing(range(parts)):
-            raise InputError(
-                f"{len(missing):,} of {parts:,} parts are not done yet; run all shards to their "
-                "end first, and then `finish`"
-            )
 
     def variance_by_rank(self) -> list[dict[str, Any]]:
         """Returns `variance_by_rank` of all parts as records, None for NaN."""

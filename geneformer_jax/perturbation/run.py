@@ -1,5 +1,6 @@
 """A perturbation run in files, from its options to its report."""
 
+import functools
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -14,6 +15,7 @@ from geneformer_jax.cells.tokenization.quality_control import describe_left_out
 from geneformer_jax.common.log import logger
 from geneformer_jax.common.progress import Progress
 from geneformer_jax.common.provenance import describe_run
+from geneformer_jax.common.shares import WHOLE, require_shares
 from geneformer_jax.common.workdir import as_json
 from geneformer_jax.embedding.states import StateEmbeddings
 from geneformer_jax.inference.cells import (
@@ -30,6 +32,7 @@ from geneformer_jax.perturbation.cell_states import CellStates
 from geneformer_jax.perturbation.config import MEANS, PerturbationOptions
 from geneformer_jax.perturbation.controls.baselines import compare_states
 from geneformer_jax.perturbation.engine.encoding import ForwardSpec
+from geneformer_jax.perturbation.engine.engine import Engine
 from geneformer_jax.perturbation.engine.perturber import Perturber
 from geneformer_jax.perturbation.engine.plan import TOKENS_PER_PART, EditPlan
 from geneformer_jax.perturbation.engine.shifts import Shifts
@@ -80,7 +83,7 @@ class Planned(NamedTuple):
 
 
 class PerturbationRun:
-    """One run, or this process's shard of it.
+    """One run, of which any number of processes may make shares.
 
     Attributes:
       planned: what it does, once `plan` was called.
@@ -91,7 +94,6 @@ class PerturbationRun:
         output: Path,
         options: PerturbationOptions,
         configuration: Mapping[str, Any],
-        shard: tuple[int, int] = (0, 1),
         *,
         tokens_per_part: int = TOKENS_PER_PART,
     ):
@@ -101,14 +103,14 @@ class PerturbationRun:
           output: folder to write.
           options: of the run.
           configuration: the command, for the provenance.
-          shard: (i, n), this process makes shard i, from 0, of n.
-          tokens_per_part: tokens to encode in each part, which is written at one go.
+          tokens_per_part: tokens to encode at most in a part, which is written at one go.
         """
         self._options, self._tokens_per_part = options, tokens_per_part
         self._command = as_json(
             {name: value for name, value in configuration.items() if name not in _NOT_IN_PLAN}
         )
-        self._folder = PerturbationFolder(output, shard)
+        self._folder = PerturbationFolder(output)
+        self._engine: Engine | None = None
 
     def is_complete(self) -> bool:
         """Whether the output is there; raises InputError if it is another run's."""
@@ -120,6 +122,7 @@ class PerturbationRun:
         cells: str,
         precision: str,
         attention: str,
+        tokens_per_device: int | None,
         **reading: Unpack[CountArguments],
     ) -> None:
         """Plans the edits, and logs their size; nothing is computed or written yet.
@@ -128,12 +131,14 @@ class PerturbationRun:
           model: that perturbs.
           cells: path of a store or of counts.
           precision, attention: how to compute, by name.
+          tokens_per_device: padded tokens at a time, or None.
           reading: of counts, see `CountOptions`.
 
         Raises:
           InputError: see `perturb_cells`; the tables do not fit on the disk.
         """
         options, self._model, self._inputs = self._options, model, [cells]
+        self._sizes = {"tokens_per_device": tokens_per_device}
         spec, (rule, sets) = make_spec(model, options), resolve_edits(model, options)
         opened = open_cells(cells, model, whole=options.refill, **reading)
         options, spec = name_states(options, spec, opened)
@@ -146,36 +151,61 @@ class PerturbationRun:
         logger.info(f"model {model.source}\n{line}")
         self.planned = Planned(model, options, replace(spec, runtime=runtime), plan, opened)
         self._check_size(plan, spec)
+        self._costs = plan.part_costs(model.config)
+        # A wrong file of state embeddings is refused before anything is computed.
+        given = bool(options.state_embeddings)
+        self._given_states = find_states(model, opened, options, spec) if given else None
 
-    def ready(self, tokens_per_device: int | None) -> None:
-        """Readies the devices, and finds the embeddings of the states.
-
-        Args:
-          tokens_per_device: padded tokens at a time, or None.
-
-        Raises:
-          InputError: the output is of another run, or damaged.
-        """
-        model, options, spec, plan, opened = self.planned
+    @functools.cached_property
+    def _identity(self) -> dict[str, Any]:
+        """What the tables depend on; shares of other ones are refused."""
+        model, options, _, plan, _ = self.planned
         identity = identity_of(model, plan.cells)
         if options.classes:
             identity["head"] = weights_sha256(model, [model.head.kind])
-        # A wrong file of state embeddings is refused before anything is written.
-        given = find_states(model, opened, options, spec) if options.state_embeddings else None
         edits = {"command": self._command, "edits": sha256(np.array(plan.parts, np.int64))}
-        self._folder.parts.begin({**identity, **edits})
-        vectors = state_vectors(given or self._states(opened, spec), options)
-        self._ready(model, plan, spec, vectors, tokens_per_device=tokens_per_device)
+        return {**identity, **edits}
 
-    def _ready(self, *given: Any, **sizes: int | None) -> None:
-        if self._options.screen:
-            self._screen = Screen(*given, self._options, **sizes)
+    def make(self, shard: tuple[int, int] = WHOLE) -> bool:
+        """Makes the edits of a share that are not made yet, and writes them part by part.
+
+        Args:
+          shard: (i, n), share i, from 0, of n.
+
+        Returns:
+          Whether they are made; a screen is settled only when all shares have estimated theirs.
+
+        Raises:
+          InputError: more shares than edits; the output is of another run, or damaged; another
+            process is making this share.
+        """
+        require_shares(shard, self.planned.plan.edits, "edits")
+        parts = self._folder.parts
+        with parts.at_work(self._identity, shard=shard):
+            own = parts.own(self._costs)
+            if not parts.missing(own):
+                return True
+            self._ready_engine()
+            if not self._options.screen:
+                self._each_part(own, self._make_part, self._engine.throughput)
+                return True
+            return self._screen_parts(own)
+
+    def _ready_engine(self) -> None:
+        """Readies the devices, once for all shares, and finds the embeddings of the states."""
+        if self._engine is not None:
+            return
+        model, options, spec, plan, opened = self.planned
+        vectors = state_vectors(self._given_states or self._states(opened, spec), options)
+        given = model, plan, spec, vectors
+        if options.screen:
+            self._screen = Screen(*given, options, **self._sizes)
             self._engine = self._screen.screener
         else:
-            self._engine = Perturber(*given, **sizes)
+            self._engine = Perturber(*given, **self._sizes)
 
     def _states(self, cells: EncodedCells, spec: ForwardSpec) -> StateEmbeddings | None:
-        """Finds the state embeddings, which all shards and beginnings take from one file."""
+        """Finds the state embeddings, which all shares and beginnings take from one file."""
         if (kept := self._folder.states()) is not None:
             return kept
         states = find_states(self._model, cells, self._options, spec)
@@ -183,35 +213,33 @@ class PerturbationRun:
             self._folder.save_states(states)
         return states
 
-    def make(self) -> bool:
-        """Makes the edits of this shard that are not made yet, and writes them part by part.
-
-        Returns:
-          Whether they are made; a screen is settled only when all shards have estimated theirs.
-        """
-        if not self._options.screen:
-            self._each_part(self._make_part, self._engine.throughput)
-            return True
-        parts = range(len(self._engine.plan.parts))
-        self._each_part(self._estimate_part, self._engine.throughput, name=estimates_of)
-        if self._folder.parts.missing(map(estimates_of, parts)):
+    def _screen_parts(self, own: range) -> bool:
+        self._each_part(own, self._estimate_part, self._engine.throughput, name=estimates_of)
+        if self._folder.parts.missing(map(estimates_of, range(len(self._costs)))):
             return False
-        chosen = self._screen.choose(map(self._folder.read_estimates, parts)).all
-        bounds = np.array(self._engine.plan.parts)
-        sizes = np.diff(np.searchsorted(chosen, bounds))[:, 0]
-        self._each_part(self._settle_part, self._screen.settling, sizes)
+        sizes = self._settled_sizes
+        self._each_part(own, self._settle_part, self._screen.settling, sizes)
         return True
+
+    @functools.cached_property
+    def _settled_sizes(self) -> np.ndarray:
+        """Edits to settle in each part, once all are estimated."""
+        estimates = map(self._folder.read_estimates, range(len(self._costs)))
+        chosen = self._screen.choose(estimates).all
+        return np.diff(np.searchsorted(chosen, np.array(self._engine.plan.parts)))[:, 0]
 
     def _each_part(
         self,
+        own: range,
         make: Callable[[int, Progress], None],
         throughput: Throughput,
         sizes: np.ndarray | None = None,
         name: Callable[[int], Part] = int,
     ) -> None:
-        """Makes each part of this shard that is not recorded yet.
+        """Makes each part of a share that is not recorded yet.
 
         Args:
+          own: parts of the share.
           make: makes and writes a part.
           throughput: of what is made.
           sizes: edits to make in each part; all by default.
@@ -219,7 +247,6 @@ class PerturbationRun:
         """
         parts = self._folder.parts
         sizes = np.diff(np.array(self._engine.plan.parts))[:, 0] if sizes is None else sizes
-        own = parts.own(len(sizes))
         todo = [part for part in own if not parts.is_done(name(part))]
         with self._engine.progress(int(sizes[own].sum())) as progress:
             progress.advance(int(sum(sizes[part] for part in own if part not in todo)))
@@ -255,9 +282,20 @@ class PerturbationRun:
         return tables
 
     def finish(self) -> None:
-        """Joins all tables, and writes their provenance and a report."""
-        plan = self._engine.plan
-        self._folder.require_whole(len(plan.parts))
+        """Joins all tables, and writes their provenance and a report.
+
+        Raises:
+          InputError: parts are missing, or were made by another run; a process is at work on them.
+        """
+        plan, parts = self.planned.plan, self._folder.parts
+        with parts.at_work(self._identity):
+            parts.require_whole(self._costs)
+            if not self._given_states:
+                # Made again where they are damaged.
+                self._states(self.planned.all_cells, self.planned.spec)
+            self._join(plan)
+
+    def _join(self, plan: EditPlan) -> None:
         counts = self._counts() | {"variance_by_rank": self._folder.variance_by_rank()}
         if states := self._options.states:
             counts["cells_compared"] = self._compare_states(states)
@@ -296,7 +334,7 @@ class PerturbationRun:
         check_space(self._folder.output, size)
 
     def _counts(self) -> dict[str, Any]:
-        plan, spec = self._engine.plan, self._engine.spec
+        spec, plan = self.planned.spec, self.planned.plan
         states = self._options.states
         measures = sorted({measure for measure, _ in spec.measures})
         if self._options.screen:

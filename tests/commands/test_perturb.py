@@ -280,11 +280,12 @@ def test_states_may_hold_commas(tmp_path, perturb):
         (["--truncation=refil"], 'did you mean "refill"'),
         (["--shard=2/2"], "must be i/n"),
         (["--shard=0/2", "--finish"], "give one of them"),
+        (["--shard=0/99"], "--shard is 0/99, but there are only 2"),
         (["--filter=kind:c"], 'has no value "c"'),
         (["--cells=nowhere"], "nowhere"),
         (["--vocabulary=nowhere"], "nowhere"),
         (["--precision=float31"], 'did you mean "float32"'),
-        (["--finish"], "parts are not done yet"),
+        (["--finish"], "parts are missing (0, 1, 2, 3, 4): run the same command with neither"),
     ],
 )
 def test_bad_input_ends_with_one_line_and_no_output(perturb, tmp_path, arguments, words):

@@ -10,11 +10,15 @@ from pathlib import Path
 import pytest
 
 import geneformer_jax as gf
+from geneformer_jax.common.errors import InputError
 from geneformer_jax.model import pretrained
 from geneformer_jax.perturbation import output as perturbation_output
+from geneformer_jax.perturbation.config import PerturbationOptions
 from geneformer_jax.perturbation.engine.perturber import Perturber
+from geneformer_jax.perturbation.run import PerturbationRun
 from tests.helpers.commands import assert_one_line
 from tests.helpers.perturb_runs import (
+    GENES,
     assert_same_folders,
     command_on_five_cells,
     killed_at_the_second_part,
@@ -91,19 +95,63 @@ def test_damaged_state_embeddings_are_made_again(perturb, tmp_path):
     assert_same_folders(tmp_path / "out", whole)
 
 
-def test_shards_of_several_processes_join(perturb, tmp_path):
+def test_shares_of_several_processes_join(perturb, tmp_path):
     whole = tmp_path / "whole"
     assert perturb(f"--output={whole}")[0] == 0
+    with killed_at_the_second_part():
+        assert perturb("--shard=1/2")[0] == 130
+    status, _, error = perturb("--shard=1/2", "--hidden_layer=0")
+    assert status == 1 and "hidden_layer = -1, not 0" in error
     assert perturb("--shard=1/2")[0] == 0
     status, _, error = perturb("--finish")
     assert status == 1
     assert_one_line(error)
-    assert "parts are not done yet" in error
+    assert "parts are missing (0, 1" in error
+    assert "run the same command with --shard=0/2, and then with --finish" in error
     assert perturb("--shard=0/2")[0] == 0
     assert not (tmp_path / "out").exists()
     status, _, error = perturb("--finish")
     assert status == 0, error
     assert_same_folders(tmp_path / "out", whole)
+
+
+def planned(folder: Path, model, store, **options) -> PerturbationRun:
+    chosen = PerturbationOptions(max_cells=2, **options)
+    run = PerturbationRun(folder, chosen, {}, tokens_per_part=1_000)
+    run.plan(model, str(store.folder), "float32", "auto", tokens_per_device=None)
+    return run
+
+
+def test_one_process_makes_many_shares_and_few_edits_are_shared(model, toy_store, tmp_path):
+    genes = {"genes": GENES[:3]}
+    whole, run = (planned(tmp_path / name, model, toy_store, **genes) for name in ("whole", "out"))
+    assert whole.make()
+    whole.finish()
+    parts = tmp_path / "out.parts" / "shifts"
+    assert run.planned.plan.edits == 4
+    for shard, made in (((1, 2), 2), ((1, 2), 2), ((0, 4), 3), ((0, 2), 4)):
+        assert run.make(shard)
+        assert len(list(parts.iterdir())) == made
+    run.finish()
+    assert_same_folders(tmp_path / "out", tmp_path / "whole")
+
+
+@pytest.mark.slow
+def test_one_process_makes_all_shares_of_a_screen_in_two_rounds(model, toy_store, tmp_path):
+    states = {"column": "kind", "start": "a", "goal": "b"}
+    options = {"states": states, "screen": True, "settle": 5, "split_points": 4}
+    run, whole = (
+        planned(tmp_path / name, model, toy_store, **options) for name in ("out", "whole")
+    )
+    shards = [(1, 2), (0, 2)]
+    assert [run.make(shard) for shard in shards] == [False, True]
+    with pytest.raises(InputError, match="with `shard`=1/2, and"):
+        run.finish()
+    assert run.make((1, 2))
+    run.finish()
+    assert whole.make()
+    whole.finish()
+    assert_same_folders(tmp_path / "out", tmp_path / "whole")
 
 
 def test_a_command_killed_while_it_joins_can_be_given_again(perturb, tmp_path, monkeypatch):

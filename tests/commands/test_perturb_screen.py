@@ -87,7 +87,7 @@ def test_shards_settle_when_all_have_screened(perturb, tmp_path):
     status, output, _ = perturb(*SCREEN, "--shard=1/2")
     assert status == 0 and "shard 1/2 is done" in output
     status, _, error = perturb(*SCREEN, "--finish")
-    assert status == 1 and "parts are not done yet" in error
+    assert status == 1 and "parts are missing" in error and "with --shard=0/2, and" in error
     assert perturb(*SCREEN, "--shard=0/2")[0] == 0
     assert perturb(*SCREEN, "--finish")[0] == 0
     assert_same_folders(tmp_path / "out", whole)

@@ -40,13 +40,13 @@ def test_a_part_is_done_once_it_is_recorded_and_as_recorded(folder):
 
 
 def test_a_shared_file_counts_only_as_it_was_saved(folder):
-    parts = PartsFolder(folder, (0, 2))
-    parts.begin({"seed": 1})
+    parts = PartsFolder(folder)
+    parts.begin({"seed": 1}, shard=(0, 2))
     assert not parts.is_done("states.txt")
     path = parts.save("states.txt", lambda path: path.write_text("content"))
-    assert PartsFolder(folder, (1, 2)).is_done("states.txt")
+    assert PartsFolder(folder).is_done("states.txt")
     path.write_text("contenT")
-    assert not PartsFolder(folder, (1, 2)).is_done("states.txt")
+    assert not PartsFolder(folder).is_done("states.txt")
 
 
 def test_a_kill_before_the_record_leaves_no_part(folder):
@@ -89,22 +89,43 @@ def test_files_of_someone_else_are_kept(folder):
 
 
 def test_processes_begin_one_folder_and_share_its_parts(folder):
-    first, second = PartsFolder(folder, (0, 2)), PartsFolder(folder, (1, 2))
+    first, second = PartsFolder(folder), PartsFolder(folder)
 
     def begun_meanwhile(path):
-        first.begin({"seed": 1})
+        first.begin({"seed": 1}, shard=(0, 2))
         (path / "prepared").write_text("")
 
-    second.begin({"seed": 1}, prepare=begun_meanwhile)
-    assert list(first.own(5)) == [0, 2, 4]
-    assert list(second.own(5)) == [1, 3]
+    second.begin({"seed": 1}, prepare=begun_meanwhile, shard=(1, 2))
+    costs = np.array([3.0, 1, 1, 1, 1])
+    assert list(first.own(costs)) == [0]
+    assert list(second.own(costs)) == [1, 2, 3, 4]
     for parts in (first, second):
-        for part in parts.own(5):
+        for part in parts.own(costs):
             write(parts, part)
     assert PartsFolder(folder).missing(range(5)) == []
     assert [path.name for path in folder.parent.iterdir()] == ["out.parts"]
     with pytest.raises(InputError, match="seed = 1, not 2"):
-        PartsFolder(folder, (1, 2)).begin({"seed": 2})
+        PartsFolder(folder).begin({"seed": 2}, shard=(1, 2))
+
+
+def test_missing_parts_are_named_with_the_shares_that_lack(folder):
+    parts, costs = PartsFolder(folder), np.ones(12)
+    with parts.at_work({}):
+        write(parts, 0)
+        with pytest.raises(InputError, match=r"11 of 12 parts .*\(1, 2, 3, 4, 5, \.\.\.\): run the "
+                           "same command with neither `shard` nor `finish`"):  # fmt: skip
+            parts.require_whole(costs)
+    with parts.at_work({}, shard=(2, 4)):
+        for part in [0, 1, 2, *parts.own(costs), 11]:
+            write(parts, part)
+    with parts.at_work({}), pytest.raises(
+        InputError, match=r"5 of 12 .*\(3, 4, 5, 9, 10\).*with `shard`=1/4, `shard`=3/4, and then"
+    ):  # fmt: skip
+        parts.require_whole(costs)
+    with parts.at_work({}, shard=(0, 1)):
+        for part in (3, 4, 5, 9, 10):
+            write(parts, part)
+        parts.require_whole(costs)
 
 
 _AT_WORK = """
@@ -120,7 +141,8 @@ sys.stdin.read()
 @pytest.mark.parametrize(
     ("other", "own", "together"),
     [((0, 1), (0, 1), False), ((0, 2), (1, 2), True), ((1, 2), (1, 2), False),
-     ((0, 2), (0, 1), False), ((0, 1), (1, 2), False)],
+     ((0, 2), (0, 1), False), ((0, 1), (1, 2), False), ((0, 2), (1, 3), False),
+     ((0, 3), (1, 2), True)],
 )  # fmt: skip
 def test_no_two_processes_make_the_same_parts(folder, other, own, together):
     PartsFolder(folder).begin({"run": 1})
@@ -128,12 +150,12 @@ def test_no_two_processes_make_the_same_parts(folder, other, own, together):
     with subprocess.Popen(arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         assert process.stdout.readline() == b"locked\n"
         if together:
-            PartsFolder(folder, own).begin({"run": 1})
+            PartsFolder(folder).begin({"run": 1}, shard=own)
         else:
             with pytest.raises(InputError, match=r"another process is at work on .*wait for it"):
-                PartsFolder(folder, own).begin({"run": 1})
+                PartsFolder(folder).begin({"run": 1}, shard=own)
         process.stdin.close()
-    PartsFolder(folder, own).begin({"run": 1})
+    PartsFolder(folder).begin({"run": 1}, shard=own)
 
 
 def test_totals_come_back_and_damaged_ones_are_named(folder):
@@ -160,6 +182,7 @@ def test_a_finished_folder_keeps_its_tables_alone(folder, tmp_path):
     parts.begin({})
     write(parts, 0)
     parts.save("states", lambda path: path.write_text("states"))
+    (folder / "states.shard0of2.partial").write_text("of a process that was killed")
     parts.become(tmp_path / "out")
     tidy(tmp_path / "out", "states")
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["tables"]

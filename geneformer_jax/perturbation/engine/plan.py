@@ -15,7 +15,9 @@ import numpy as np
 
 from geneformer_jax.cells.store.cell_store import EncodedCells
 from geneformer_jax.common.errors import InputError
+from geneformer_jax.inference.batches import encoding_flops
 from geneformer_jax.inference.listed_genes import name_missing
+from geneformer_jax.model.config import EncoderConfig
 from geneformer_jax.perturbation.engine.edits import (
     DELETE,
     OVEREXPRESS,
@@ -31,6 +33,9 @@ from geneformer_jax.perturbation.engine.gene_sets import GeneSets
 NO_GENE_LEFT = "edits that leave no other gene"
 # Minutes of work on a CPU, a second on an accelerator.
 TOKENS_PER_PART = 4_194_304
+# A small run has so many parts that it can be shared, of so many tokens at least as hide what a
+# part costs: cells that it cuts are encoded twice. A tiny one has some parts all the same.
+_PARTS_TO_SHARE, _TOKENS_TO_SHARE, _FEWEST_PARTS = 32, 262_144, 4
 _CELLS_AT_ONCE = 1_024
 # Bytes in the tables for one value, for one value of a gene, for one mean of these, and for the
 # metadata of a file; found by measuring.
@@ -51,7 +56,7 @@ class EditPlan:
       compared: int64 [cells] genes in sight.
       left_out: reason -> number of edits, or cells, that are left out.
       unexpressed: named genes that no cell expresses, where only those are perturbed.
-      tokens_per_part: tokens to encode in each part, about.
+      tokens_per_part: tokens to encode in each part, at most and about.
       encodings: float64 [cells], of each cell, where these do not go with its edits; parts are then
         of whole cells.
       chosen: int64 ascending numbers of the edits to make, where these are not all.
@@ -122,20 +127,35 @@ class EditPlan:
         in_turn = in_turn and not (self.rule.refill or self.rule.keep_positions)
         return self.rule.kind if in_turn and self.rule.kind in (DELETE, OVEREXPRESS) else ""
 
+    @property
+    def _part_tokens(self) -> int:
+        """Tokens of a part, which follow from the plan alone."""
+        shareable = min(_TOKENS_TO_SHARE, -(-self.tokens // _FEWEST_PARTS))
+        return min(self.tokens_per_part, max(shareable, self.tokens // _PARTS_TO_SHARE))
+
+    def part_costs(self, config: EncoderConfig) -> np.ndarray:
+        """Returns about what each part takes, in floating point operations; float64 [parts]."""
+        of_cell = encoding_flops(config, self.longest) * self.passes / np.maximum(self.made, 1)
+        before = np.concatenate([[0.0], np.cumsum(of_cell * self.counts)])
+        bounds = np.array(self.parts)
+        cells = self.cell_of(np.minimum(bounds, self.edits - 1))
+        return np.diff(before[cells] + (bounds - self.offsets[cells]) * of_cell[cells])[:, 0]
+
     @functools.cached_property
     def parts(self) -> list[tuple[int, int]]:
         """First edit, and the one after the last, of each part."""
         if self.encodings is not None:
             return self._parts_of_whole_cells()
+        size = self._part_tokens
         parts, begin, tokens = [], 0, 0
         for cell in np.flatnonzero(self.counts):
             here, stop = int(self.offsets[cell]), int(self.offsets[cell + 1])
             length = int(self.longest[cell])
             while here < stop:
-                fitting = max((self.tokens_per_part - tokens) // length, int(tokens == 0))
+                fitting = max((size - tokens) // length, int(tokens == 0))
                 taken = min(fitting, stop - here)
                 here, tokens = here + taken, tokens + taken * length
-                if here < stop or tokens >= self.tokens_per_part:
+                if here < stop or tokens >= size:
                     parts.append((begin, here))
                     begin, tokens = here, 0
         if begin < self.edits:
@@ -144,7 +164,7 @@ class EditPlan:
 
     def _parts_of_whole_cells(self) -> list[tuple[int, int]]:
         tokens = self.passes * self.longest
-        part_of_cell = (np.cumsum(tokens) - tokens) // self.tokens_per_part
+        part_of_cell = (np.cumsum(tokens) - tokens) // self._part_tokens
         first = np.flatnonzero(np.diff(part_of_cell)) + 1
         bounds = self.offsets[[0, *first, len(self.counts)]]
         return [(int(a), int(b)) for a, b in itertools.pairwise(bounds) if a < b]
