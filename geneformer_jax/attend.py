@@ -11,7 +11,8 @@ beside genes of like rank; attention by rank; how diverse and how broad the head
 and per group of cells the genes attended beyond what rank explains. --genes names files, separated
 by commas: ids or symbols, one on each line, or a table with a column of classes, each of which is a
 list. The output is a folder of tables with one report.html. Interrupted, the same command goes on
-where it stopped.
+where it stopped. Several processes share the work with --shard=i/n; the same command with --finish
+joins and reports.
 """
 
 from absl import flags
@@ -19,6 +20,7 @@ from absl import flags
 from geneformer_jax.cells.tokenization.flags import define_reading_flags, reading_arguments
 from geneformer_jax.common import command_line
 from geneformer_jax.common.command_line import configuration
+from geneformer_jax.common.shares import SharedRun, run_shared, share_flags
 
 FLAGS = flags.FLAGS
 NEEDED = ("checkpoint", "cells", "output", "genes")
@@ -36,50 +38,70 @@ flags.DEFINE_string("heads", "", "Limit the tables of genes and pairs to these, 
 flags.DEFINE_integer(
     "min_cells", 10, "Cells that a group must have, and a gene that is compared.", lower_bound=2
 )
+share_flags()
 command_line.device_flags()
 _SAME_NAME = ("max_cells", "seed", "precision", "attention", "tokens_per_device")
 
 
 def main() -> None:
     """Extracts attention, tests and reports."""
-    # JAX takes seconds to import, which --help, a mistyped flag and a wrong column should not have
-    # to wait for.
-    from geneformer_jax.inference.columns import require_columns
+    run_shared(shared_run())
 
-    require_columns(FLAGS.cells, [FLAGS.groupby], FLAGS.filter)
-    from geneformer_jax.attention_analysis import api, report
-    from geneformer_jax.attention_analysis.run import AttentionRun
-    from geneformer_jax.attention_analysis.summary import answers, preferring
-    from geneformer_jax.inference.filters import parse_filters
-    from geneformer_jax.interop.load import load_model
-    from geneformer_jax.model.sharding import use_all_cores
 
-    query = api.AttentionQuery(
-        lists=api.read_gene_lists(FLAGS.genes),
-        groupby=FLAGS.groupby,
-        pairs=api.read_pairs(FLAGS.pairs),
-        control=FLAGS.control == "random",
-        min_cells=FLAGS.min_cells,
-    )
-    limits = {name: command_line.parse_numbers(name, int) for name in ("layers", "heads")}
-    run = AttentionRun(FLAGS.output, query, configuration(), **limits)
-    if run.is_complete():
-        print(f"{FLAGS.output} is complete and was written by this command: nothing to do")
-        return
-    filters = parse_filters(FLAGS.filter)
-    use_all_cores()
-    run.prepare(
-        load_model(FLAGS.checkpoint, FLAGS.vocabulary or None),
-        FLAGS.cells,
-        filters=filters,
-        **{name: FLAGS[name].value for name in _SAME_NAME},
-        **reading_arguments(),
-    )
-    found = run.finish(run.make())
-    print(preferring(found).to_string(index=False))
-    print(found.statements.to_string(index=False))
-    command_line.show(answers(found))
-    print(f"report: {FLAGS.output}/{report.REPORT}")
+def shared_run() -> SharedRun:
+    """Returns the run that the flags ask for."""
+    return _Attention()
+
+
+class _Attention:
+    """The attention, and what is printed of it."""
+
+    def __init__(self) -> None:
+        # JAX takes seconds to import, which --help, a mistyped flag and a wrong column should not
+        # have to wait for.
+        from geneformer_jax.inference.columns import require_columns
+
+        require_columns(FLAGS.cells, [FLAGS.groupby], FLAGS.filter)
+        from geneformer_jax.attention_analysis import api
+        from geneformer_jax.attention_analysis.run import AttentionRun
+
+        query = api.AttentionQuery(
+            lists=api.read_gene_lists(FLAGS.genes),
+            groupby=FLAGS.groupby,
+            pairs=api.read_pairs(FLAGS.pairs),
+            control=FLAGS.control == "random",
+            min_cells=FLAGS.min_cells,
+        )
+        limits = {name: command_line.parse_numbers(name, int) for name in ("layers", "heads")}
+        self._run = AttentionRun(FLAGS.output, query, configuration(), **limits)
+        self.is_complete, self.make = self._run.is_complete, self._run.make
+
+    def prepare(self) -> None:
+        """Readies the model and the cells."""
+        from geneformer_jax.inference.filters import parse_filters
+        from geneformer_jax.interop.load import load_model
+        from geneformer_jax.model.sharding import use_all_cores
+
+        filters = parse_filters(FLAGS.filter)
+        use_all_cores()
+        self._run.prepare(
+            load_model(FLAGS.checkpoint, FLAGS.vocabulary or None),
+            FLAGS.cells,
+            filters=filters,
+            **{name: FLAGS[name].value for name in _SAME_NAME},
+            **reading_arguments(),
+        )
+
+    def finish(self) -> None:
+        """Writes tables and report, and prints the answers."""
+        from geneformer_jax.attention_analysis import report
+        from geneformer_jax.attention_analysis.summary import answers, preferring
+
+        found = self._run.finish()
+        print(preferring(found).to_string(index=False))
+        print(found.statements.to_string(index=False))
+        command_line.show(answers(found))
+        print(f"report: {FLAGS.output}/{report.REPORT}")
 
 
 if __name__ == "__main__":

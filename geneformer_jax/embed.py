@@ -10,19 +10,25 @@ Examples:
 --cells is a store written by `tokenize`, or a file of raw counts, which is tokenised with the
 model's vocabulary. The output is AnnData with `.obsm["X_geneformer"]`, cells in input order under
 their ids, with all their obs columns; or, for more cells than fit in memory, a .parquet table or a
-.npy array. Interrupted, the same command goes on where it stopped. For each column of labels in
+.npy array. Interrupted, the same command goes on where it stopped. Several processes share the work
+with --shard=i/n; the same command with --finish joins and reports. For each column of labels in
 --color the accuracy of nearest neighbours is printed, beside that of principal components of the
 counts and beside chance; --quality measures more, beside a model with random weights too. All of
 that, with figures and provenance, is in NAME.report.html, which needs no network.
 """
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from absl import flags
 
 from geneformer_jax.cells.tokenization.flags import define_reading_flags, reading_arguments
 from geneformer_jax.common import command_line
 from geneformer_jax.common.command_line import configuration, split_list
+from geneformer_jax.common.shares import PreparedByFlags, SharedRun, run_shared, share_flags
+
+if TYPE_CHECKING:
+    from geneformer_jax.embedding.run import EmbeddingRun
 
 FLAGS = flags.FLAGS
 NEEDED = ("checkpoint", "cells", "output")
@@ -58,12 +64,18 @@ flags.DEFINE_string("counts", "", "Raw counts of a store's cells, to compare wit
 flags.DEFINE_bool(
     "all_cells", False, "A row for every cell of the input, with NaN in those that are left out."
 )
+share_flags()
 command_line.device_flags()
 _SAME_NAME = ("max_cells", "seed", "precision", "attention", "tokens_per_device")
 
 
 def main() -> None:
     """Embeds, reports and writes."""
+    run_shared(shared_run())
+
+
+def shared_run() -> SharedRun:
+    """Returns the run that the flags ask for."""
     # JAX takes seconds to import, which --help, a mistyped flag and a wrong column should not have
     # to wait for.
     from geneformer_jax.inference.columns import require_columns
@@ -73,10 +85,7 @@ def main() -> None:
     require_columns(FLAGS.cells, named, FLAGS.filter)
     from geneformer_jax.embedding.report import EmbeddingReportConfig
     from geneformer_jax.embedding.run import EmbeddingRun
-    from geneformer_jax.inference.filters import parse_filters
     from geneformer_jax.inference.listed_genes import read_genes
-    from geneformer_jax.interop.load import load_model
-    from geneformer_jax.model.sharding import use_all_cores
 
     report = EmbeddingReportConfig(
         states=FLAGS.states,
@@ -92,9 +101,14 @@ def main() -> None:
         Path(FLAGS.output), configuration(), report, mode=FLAGS.mode, hidden_layer=layers,
         all_cells=FLAGS.all_cells,
     )  # fmt: skip
-    if run.is_complete():
-        print(f"{FLAGS.output} is complete and was written by this command: nothing to do")
-        return
+    return PreparedByFlags(run, _prepare)
+
+
+def _prepare(run: "EmbeddingRun") -> None:
+    from geneformer_jax.inference.filters import parse_filters
+    from geneformer_jax.interop.load import load_model
+    from geneformer_jax.model.sharding import use_all_cores
+
     filters = parse_filters(FLAGS.filter)
     use_all_cores()
     run.prepare(
@@ -105,7 +119,6 @@ def main() -> None:
         **{name: FLAGS[name].value for name in _SAME_NAME},
         **reading_arguments(),
     )
-    run.finish(run.make())
 
 
 if __name__ == "__main__":

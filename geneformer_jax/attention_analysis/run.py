@@ -17,7 +17,6 @@ from geneformer_jax.attention_analysis.api import (
 from geneformer_jax.attention_analysis.extractor import (
     AttentionExtractor,
     AttentionSums,
-    sum_devices,
 )
 from geneformer_jax.attention_analysis.report import write_report
 from geneformer_jax.attention_analysis.sums import AttentionTotals, CellMeasures
@@ -27,7 +26,9 @@ from geneformer_jax.common.files import remove, slug
 from geneformer_jax.common.log import logger
 from geneformer_jax.common.progress import Progress
 from geneformer_jax.common.provenance import describe_run
+from geneformer_jax.common.shares import WHOLE
 from geneformer_jax.common.workdir import as_json, is_finished
+from geneformer_jax.inference.batches import encoding_flops
 from geneformer_jax.inference.cells import (
     describe_chosen,
     left_out_of,
@@ -38,21 +39,16 @@ from geneformer_jax.inference.cells import (
 from geneformer_jax.inference.draw import ORIGINAL_SEED
 from geneformer_jax.inference.filters import Filters
 from geneformer_jax.inference.random_control import MODEL
-from geneformer_jax.inference.resume import (
-    PartsFolder,
-    cells_per_part,
-    identity_of,
-    part_ranges,
-    parts_folder,
-    save_arrays,
-)
+from geneformer_jax.inference.resume.cell_parts import CellParts, cells_per_part
+from geneformer_jax.inference.resume.folder import PartsFolder, parts_folder, save_arrays
+from geneformer_jax.inference.resume.identity import identity_of
+from geneformer_jax.inference.resume.totals import PartTotals
 from geneformer_jax.model.pretrained import PretrainedModel
 from geneformer_jax.model.runtime import profiled_runtime
 
 # Sums are float32 on the devices, and float64 on the host between parts.
 CELLS_PER_PART = {"cpu": 1_024}
 CELLS_PER_ACCELERATOR_PART = 16_384
-_PART_SIZE = "cells in a part"
 
 
 class AttentionRun:
@@ -105,7 +101,7 @@ class AttentionRun:
         tokens_per_device: int | None = None,
         **reading: Unpack[CountArguments],
     ) -> None:
-        """Checks the query, readies the devices, and begins the parts or finds those to go on with.
+        """Checks the query and readies the devices; nothing is computed or written yet.
 
         Args:
           model: a pretrained encoder with its vocabulary.
@@ -116,8 +112,7 @@ class AttentionRun:
           reading: of counts, see `CountOptions`.
 
         Raises:
-          InputError: see `attend_cells`; a layer or head that the model has not; the parts are of
-            another run.
+          InputError: see `attend_cells`; a layer or head that the model has not.
         """
         _check_numbers("layers", self._only["layer"], model.config.layers)
         _check_numbers("heads", self._only["head"], model.config.heads)
@@ -136,16 +131,25 @@ class AttentionRun:
             for name, extractor in self._extractors.items()
         }
 
-    def make(self) -> dict[str, AttentionSums]:
-        """Extracts what is missing; returns the sums of each model over all cells."""
-        sums = {}
-        for name, parts in self._parts.items():
-            sums[name] = parts.extract(name)
-            logger.info(f"{name}: {self._extractors[name].throughput.describe()}")
-        return sums
+    def make(self, shard: tuple[int, int] = WHOLE) -> bool:
+        """Extracts what is missing of share i of n; returns True.
 
-    def finish(self, sums: Mapping[str, AttentionSums]) -> HeadAttention:
-        """Computes the tables, writes the output and removes the parts."""
+        Raises:
+          InputError: more shares than cells; the parts are of another run; another process is
+            making them.
+        """
+        for name, parts in self._parts.items():
+            parts.extract(name, shard)
+            logger.info(f"{name}: {self._extractors[name].throughput.describe()}")
+        return True
+
+    def finish(self) -> HeadAttention:
+        """Computes the tables, writes the output and removes the parts.
+
+        Raises:
+          InputError: parts are missing, which it names.
+        """
+        sums = {name: parts.joined() for name, parts in self._parts.items()}
         extractor = self._extractors[MODEL]
         found = tabulate(self._query, extractor, sums)
         cells = extractor.cells
@@ -165,11 +169,7 @@ class AttentionRun:
 
 
 class AttentionParts:
-    """The unfinished attention of one model: totals so far, and the measures of each part's cells.
-
-    Attributes:
-      ranges: (first cell, cell behind the last) of each part.
-    """
+    """The unfinished attention of one model: totals of parts, and the measures of their cells."""
 
     def __init__(
         self,
@@ -178,52 +178,74 @@ class AttentionParts:
         identity: Mapping[str, Any],
         max_cells: int | None = None,
     ):
-        """Opens the parts of an interrupted run, or begins new ones.
+        """Describes the parts; nothing is written yet.
 
         Args:
           folder: of the parts.
           extractor: of the attention.
           identity: everything that the sums depend on.
           max_cells: of a new run's parts; None chooses for the devices.
-
-        Raises:
-          InputError: the folder holds parts of other cells, of another model or command.
         """
-        self._extractor, self._parts = extractor, PartsFolder(folder)
-        default = cells_per_part(extractor.spec.mesh, CELLS_PER_PART, CELLS_PER_ACCELERATOR_PART)
-        size = {_PART_SIZE: max_cells or default}
-        kept = self._parts.begin(identity, size)
-        cells = len(extractor.cells.lengths)
-        self.ranges = part_ranges(np.arange(cells + 1), kept[_PART_SIZE])
+        self._extractor, self._folder = extractor, PartsFolder(folder)
+        usual = cells_per_part(extractor.spec.mesh, CELLS_PER_PART, CELLS_PER_ACCELERATOR_PART)
+        costs = encoding_flops(extractor.model.config, extractor.cells.lengths)
+        self._parts = CellParts(self._folder, identity, costs, max_cells or usual)
 
-    def extract(self, name: str) -> AttentionSums:
-        """Extracts what is missing; returns the sums over all cells.
+    def extract(self, name: str, shard: tuple[int, int] = WHOLE) -> None:
+        """Extracts what is missing of a share.
 
         Args:
           name: of the model, for the progress.
-        """
-        totals, done = self._totals()
-        cells, kept = self.ranges[-1][1], self.ranges[done - 1][1] if done else 0
-        with Progress(cells, f"attend: {name}", "cells", initial=kept) as progress:
-            for part, (start, stop) in enumerate(self.ranges[done:], done):
-                sums = self._extractor.run(start, stop, progress)
-                totals = jax.tree.map(np.add, totals, sums.totals)
-                save = functools.partial(save_arrays, arrays=sums.cells._asdict())
-                self._parts.write(part, {_measures_file(part): save})
-                self._parts.save_totals(totals._asdict(), part + 1)
-        return AttentionSums(totals, self._measures())
+          shard: (i, n), share i of n.
 
-    def _totals(self) -> tuple[AttentionTotals, int]:
-        kept, done = self._parts.load_totals()
-        if done:
-            return AttentionTotals(**kept), done
-        return jax.tree.map(lambda leaf: sum_devices(leaf[None]), self._extractor.empty()), 0
+        Raises:
+          InputError: see `CellParts.at_work`.
+        """
+        with self._parts.at_work(shard) as own:
+            todo = [part for part in own if not self._has(part)]
+            with Progress(self._parts.cells_of(own), f"attend: {name}", "cells") as progress:
+                progress.advance(sum(self._cells(part) for part in own if part not in todo))
+                for part in todo:
+                    self._make(part, progress, own)
+
+    def joined(self) -> AttentionSums:
+        """Returns the sums over all cells.
+
+        Raises:
+          InputError: parts are missing, which it names.
+        """
+        with self._parts.at_work() as parts:
+            self._parts.require_whole([part for part in parts if not self._has(part)])
+            return AttentionSums(self._totals.joined(), self._measures())
+
+    @property
+    def _totals(self) -> PartTotals[AttentionTotals]:
+        return PartTotals(self._folder, len(self._parts.ranges), AttentionTotals, _added)
+
+    def _has(self, part: int) -> bool:
+        return self._folder.is_done(part) and self._totals.has(part)
+
+    def _cells(self, part: int) -> int:
+        start, stop = self._parts.ranges[part]
+        return stop - start
+
+    def _make(self, part: int, progress: Progress, own: range) -> None:
+        sums = self._extractor.run(*self._parts.ranges[part], progress)
+        save = functools.partial(save_arrays, arrays=sums.cells._asdict())
+        self._folder.write(part, {_measures_file(part): save})
+        if not self._totals.has(part):
+            self._totals.put(part, sums.totals, own)
 
     def _measures(self) -> CellMeasures:
-        kept = [self._parts.load(_measures_file(part)) for part in range(len(self.ranges))]
+        parts = range(len(self._parts.ranges))
+        kept = [self._folder.load(_measures_file(part)) for part in parts]
         return CellMeasures(
             *(np.concatenate([each[name] for each in kept]) for name in CellMeasures._fields)
         )
+
+
+def _added(one: AttentionTotals, other: AttentionTotals) -> AttentionTotals:
+    return jax.tree.map(np.add, one, other)
 
 
 def _measures_file(part: int) -> str:

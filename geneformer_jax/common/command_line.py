@@ -29,7 +29,8 @@ _NEAR_MATCH = re.compile(r'Did you mean "([^"]+)" instead of "([^"]+)"')
 _ARGUMENT = re.compile(r"`([a-z_]\w*(?:\.[a-z_]\w*)*)`")
 _HELP = re.compile(r"--?(h|help|helpfull|helpshort)")
 _LAYER = re.compile(r"--?layer(=|$)")
-_ALIASES: set[str] = set()
+# Flags that say nothing of what a command makes: other names, and who makes it.
+_NOT_KEPT: set[str] = set()
 
 T = TypeVar("T")
 N = TypeVar("N", int, float)
@@ -248,13 +249,18 @@ def device_flags() -> None:
 def alias_flag(name: str, of: str) -> None:
     """Defines another name of a flag, such as an older one."""
     flags.DEFINE_alias(name, of)
-    _ALIASES.add(name)
+    keep_out_of_configuration(name)
+
+
+def keep_out_of_configuration(*names: str) -> None:
+    """Leaves flags out of `configuration`, on which no output depends."""
+    _NOT_KEPT.update(names)
 
 
 def configuration() -> dict[str, object]:
-    """The values of all flags of the running command, for its provenance."""
+    """The values of the running command's flags that its output depends on, for the provenance."""
     own = flags.FLAGS.get_key_flags_for_module(sys.argv[0])
-    return {flag.name: flag.value for flag in own if flag.name not in _ALIASES}
+    return {flag.name: flag.value for flag in own if flag.name not in _NOT_KEPT}
 
 
 def parse_shard(text: str) -> tuple[int, int]:

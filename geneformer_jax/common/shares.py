@@ -2,12 +2,13 @@
 
 import itertools
 from bisect import bisect_left
-from collections.abc import Sequence
-from typing import Protocol
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 from absl import flags
 
-from geneformer_jax.common.command_line import parse_shard, show
+from geneformer_jax.common.command_line import keep_out_of_configuration, parse_shard, show
 from geneformer_jax.common.errors import InputError
 
 FLAGS = flags.FLAGS
@@ -65,6 +66,35 @@ class SharedRun(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class PreparedByFlags:
+    """A run whose `prepare` takes arguments, as a run that takes them from the command's flags.
+
+    Attributes:
+      run: that does the work.
+      prepare_run: prepares it.
+    """
+
+    run: Any
+    prepare_run: Callable[[Any], None]
+
+    def is_complete(self) -> bool:
+        """Whether the output is there."""
+        return self.run.is_complete()
+
+    def prepare(self) -> None:
+        """Prepares the run."""
+        self.prepare_run(self.run)
+
+    def make(self, shard: tuple[int, int]) -> bool:
+        """Makes a share."""
+        return self.run.make(shard)
+
+    def finish(self) -> None:
+        """Joins the shares."""
+        self.run.finish()
+
+
 def shares_of(costs: Sequence[float], shares: int) -> list[int]:
     """Returns which share each piece of the work is of, ascending from 0.
 
@@ -102,6 +132,7 @@ def share_flags() -> None:
     """Defines the flags of a command whose work several processes may share out."""
     flags.DEFINE_string("shard", "", "i/n: make only share i of n, from 0/n to (n-1)/n.")
     flags.DEFINE_bool("finish", False, "Join the shares, when all are made.")
+    keep_out_of_configuration("shard", "finish")
 
 
 def run_shared(run: SharedRun) -> None:

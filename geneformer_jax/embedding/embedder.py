@@ -131,9 +131,9 @@ class Embedder:
         encoder = {name: model.params[name] for name in ("embeddings", "blocks")}
         self._params = jax.device_put(encoder, NamedSharding(mesh, REPLICATED))
 
-    def progress(self, description: str = "embed") -> Progress:
-        """Returns a progress bar over all cells."""
-        return Progress(len(self.cells.lengths), description, "cells")
+    def progress(self, description: str = "embed", cells: int | None = None) -> Progress:
+        """Returns a progress bar over all cells, or this number of them."""
+        return Progress(len(self.cells.lengths) if cells is None else cells, description, "cells")
 
     def rows(self, start: int, stop: int, progress: Progress) -> np.ndarray:
         """Returns the embeddings of cells `start` to before `stop`, float32 [rows, K, D]."""

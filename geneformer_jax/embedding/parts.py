@@ -2,26 +2,26 @@
 
 Rows lie in one array on disk that the parts fill, each recorded with the checksum of its rows. A
 run that is given again computes what is missing in the same batches as if it had never been
-stopped, so the result is the same.
+stopped, or had never been shared, so the result is the same.
 """
 
-from collections.abc import Mapping
+import contextlib
+import os
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from geneformer_jax.common.progress import Progress
+from geneformer_jax.common.shares import WHOLE
 from geneformer_jax.embedding.embedder import Embedded, Embedder
 from geneformer_jax.embedding.gene_means import GeneTotals
-from geneformer_jax.inference.resume import (
-    PartsFolder,
-    cells_per_part,
-    identity_of,
-    log_damaged,
-    part_ranges,
-    parts_folder,
-    sha256,
-)
+from geneformer_jax.inference.batches import encoding_flops
+from geneformer_jax.inference.resume.cell_parts import CellParts, cells_per_part, shareable_size
+from geneformer_jax.inference.resume.folder import PartsFolder, log_damaged, parts_folder
+from geneformer_jax.inference.resume.identity import identity_of, sha256
+from geneformer_jax.inference.resume.totals import PartTotals
 
 # A part ends with batches that are not full, so it holds many more cells than a batch: some minutes
 # of work on a CPU, half a minute on an accelerator.
@@ -30,7 +30,6 @@ CELLS_PER_ACCELERATOR_PART = 131_072
 # Every occurrence of a gene is a row: some hundred megabytes in a part.
 ROWS_PER_PART = 262_144
 ROWS = "rows.npy"
-_PART_SIZE = "cells in a part"
 
 
 def embedding_identity(embedder: Embedder, command: Mapping[str, Any]) -> dict[str, Any]:
@@ -51,11 +50,7 @@ def embedding_identity(embedder: Embedder, command: Mapping[str, Any]) -> dict[s
 
 
 class EmbeddingParts:
-    """The unfinished embeddings of one output.
-
-    Attributes:
-      ranges: (first cell, cell behind the last) of each part.
-    """
+    """The unfinished embeddings of one output."""
 
     def __init__(
         self,
@@ -66,7 +61,7 @@ class EmbeddingParts:
         max_cells: int | None = None,
         max_rows: int = ROWS_PER_PART,
     ):
-        """Opens the parts of an interrupted run, or begins new ones.
+        """Describes the parts; nothing is written yet.
 
         Args:
           output: the file that will be written at last.
@@ -74,72 +69,131 @@ class EmbeddingParts:
           identity: everything that the embeddings depend on, see `embedding_identity`.
           max_cells: of a new run's parts; None chooses for the devices.
           max_rows: of a part of several cells.
-
-        Raises:
-          InputError: the folder holds parts of other cells, of another model or of other options.
         """
         self._embedder = embedder
-        self._parts = PartsFolder(parts_folder(output))
-        # The parts stay as they were begun, whatever devices go on with them.
-        default = cells_per_part(embedder.pass_.mesh, CELLS_PER_PART, CELLS_PER_ACCELERATOR_PART)
-        size = {_PART_SIZE: max_cells or default}
-        kept = self._parts.begin(identity, size, self._make_rows)
-        self.ranges = part_ranges(embedder.offsets, kept[_PART_SIZE], max_rows)
+        costs = encoding_flops(embedder.model.config, embedder.cells.lengths)
+        usual = cells_per_part(embedder.pass_.mesh, CELLS_PER_PART, CELLS_PER_ACCELERATOR_PART)
+        kind = _GenesOfParts if embedder.pass_.mode == "gene" else _RowsOfParts
+        self._kept = kind(PartsFolder(parts_folder(output)), embedder)
+        self._parts = CellParts(
+            self._kept.folder,
+            identity,
+            costs,
+            max_cells or shareable_size(usual, len(costs)),
+            offsets=embedder.offsets,
+            max_rows=max_rows,
+            prepare=self._kept.prepare,
+        )
 
-    def embed(self) -> Embedded:
-        """Embeds what is missing; returns all rows, those of modes other than "gene" on disk."""
-        embedder = self._embedder
-        if embedder.pass_.mode == "gene":
-            return embedder.gene_table(self._gene_totals())
-        rows = self._rows()
-        with embedder.progress() as progress:
-            for part, (start, stop) in enumerate(self.ranges):
-                own = slice(*embedder.offsets[[start, stop]])
-                kept = self._parts.checksums(part)
-                if kept == {ROWS: sha256(rows[own])}:
-                    progress.advance(stop - start)
-                    continue
-                if kept is not None:
-                    log_damaged(self._parts.folder / ROWS)
-                rows[own] = embedder.rows(start, stop, progress)
-                rows.flush()
-                self._parts.record(part, {ROWS: sha256(rows[own])})
-        return Embedded(rows, embedder.table(), embedder.layers, embedder.facts())
+    def make(self, shard: tuple[int, int] = WHOLE) -> None:
+        """Embeds what is missing of a share.
 
-    def remove(self) -> None:
-        """Removes them, once the output is written."""
-        self._parts.remove()
+        Raises:
+          InputError: see `CellParts.at_work`; what is kept of all parts is damaged.
+        """
+        with self._parts.at_work(shard) as own:
+            ranges = self._parts.ranges
+            self._kept.open(len(ranges))
+            with self._embedder.progress(cells=self._parts.cells_of(own)) as progress:
+                for part in own:
+                    start, stop = ranges[part]
+                    if self._kept.has(part, start, stop):
+                        progress.advance(stop - start)
+                    else:
+                        self._kept.make(part, start, stop, progress, own)
 
-    def _make_rows(self, folder: Path) -> None:
-        if self._embedder.pass_.mode != "gene":
-            shape = self._shape()
-            np.lib.format.open_memmap(folder / ROWS, "w+", np.float32, shape).flush()
+    @contextlib.contextmanager
+    def joined(self) -> Iterator[Embedded]:
+        """Yields all embeddings, with rows on disk; no other process works on them meanwhile.
 
-    def _rows(self) -> np.ndarray:
+        Raises:
+          InputError: parts are missing, which it names.
+        """
+        with self._parts.at_work() as parts:
+            ranges = self._parts.ranges
+            self._kept.open(len(ranges))
+            missing = [part for part in parts if not self._kept.has(part, *ranges[part])]
+            self._parts.require_whole(missing)
+            yield self._kept.embedded()
+
+
+class _RowsOfParts:
+    """Rows of cells, or of occurrences of genes, in one array on disk."""
+
+    def __init__(self, folder: PartsFolder, embedder: Embedder):
+        self.folder, self._embedder = folder, embedder
+        self._whole: set[int] = set()
+
+    def prepare(self, folder: Path) -> None:
+        """Makes the array, of zeros, in a new folder."""
+        np.lib.format.open_memmap(folder / ROWS, "w+", np.float32, self._shape()).flush()
+
+    def open(self, _parts: int) -> None:
+        """Opens the array that is there."""
         try:
-            rows = np.load(self._parts.folder / ROWS, mmap_mode="r+")
+            self._rows = np.load(self.folder.folder / ROWS, mmap_mode="r")
         except (OSError, ValueError, EOFError):
-            raise self._parts.damaged(ROWS) from None
-        if rows.shape != self._shape() or rows.dtype != np.float32:
-            raise self._parts.damaged(ROWS)
-        return rows
+            raise self.folder.damaged(ROWS) from None
+        if self._rows.shape != self._shape() or self._rows.dtype != np.float32:
+            raise self.folder.damaged(ROWS)
+
+    def has(self, part: int, start: int, stop: int) -> bool:
+        """Whether a part is there and as it was written."""
+        if part in self._whole:
+            return True
+        kept = self.folder.checksums(part)
+        if kept is None:
+            return False
+        own = slice(*self._embedder.offsets[[start, stop]])
+        if kept == {ROWS: sha256(self._rows[own])}:
+            self._whole.add(part)
+            return True
+        log_damaged(self.folder.folder / ROWS)
+        return False
+
+    def make(self, part: int, start: int, stop: int, progress: Progress, _own: range) -> None:
+        """Embeds a part, writes its rows and then records them."""
+        rows = self._embedder.rows(start, stop, progress)
+        first = int(self._embedder.offsets[start]) * self._rows[:1].nbytes
+        # Not through the map: several machines would write whole pages of it over each other.
+        with open(self.folder.folder / ROWS, "r+b") as file:
+            file.seek(self._rows.offset + first)
+            file.write(rows.data)
+            file.flush()
+            os.fsync(file.fileno())
+        self.folder.record(part, {ROWS: sha256(rows)})
+        self._whole.add(part)
+
+    def embedded(self) -> Embedded:
+        """Returns all rows, on disk."""
+        embedder = self._embedder
+        return Embedded(self._rows, embedder.table(), embedder.layers, embedder.facts())
 
     def _shape(self) -> tuple[int, int, int]:
         embedder = self._embedder
         return int(embedder.offsets[-1]), len(embedder.layers), embedder.model.config.width
 
-    def _gene_totals(self) -> GeneTotals:
-        """Gathers the genes part by part, keeping the totals so far."""
-        embedder, config = self._embedder, self._embedder.model.config
-        kept, done = self._parts.load_totals()
-        totals = (
-            GeneTotals(**kept)
-            if done
-            else GeneTotals.empty(len(embedder.layers), config.vocabulary_size, config.width)
-        )
-        with embedder.progress() as progress:
-            progress.advance(self.ranges[done - 1][1] if done else 0)
-            for part, (start, stop) in enumerate(self.ranges[done:], done):
-                totals = totals.merged(embedder.genes(start, stop, progress))
-                self._parts.save_totals(totals._asdict(), part + 1)
-        return totals
+
+class _GenesOfParts:
+    """Means of genes, as totals of parts."""
+
+    prepare = None
+
+    def __init__(self, folder: PartsFolder, embedder: Embedder):
+        self.folder, self._embedder = folder, embedder
+
+    def open(self, parts: int) -> None:
+        """Takes the number of parts."""
+        self._totals = PartTotals(self.folder, parts, GeneTotals, GeneTotals.merged)
+
+    def has(self, part: int, _start: int, _stop: int) -> bool:
+        """Whether a part is in totals that are there."""
+        return self._totals.has(part)
+
+    def make(self, part: int, start: int, stop: int, progress: Progress, own: range) -> None:
+        """Gathers the genes of a part."""
+        self._totals.put(part, self._embedder.genes(start, stop, progress), own)
+
+    def embedded(self) -> Embedded:
+        """Returns the means over all parts."""
+        return self._embedder.gene_table(self._totals.joined())

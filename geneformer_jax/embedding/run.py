@@ -13,6 +13,7 @@ from geneformer_jax.common.errors import InputError
 from geneformer_jax.common.files import atomic_write, remove
 from geneformer_jax.common.log import logger
 from geneformer_jax.common.provenance import describe_run, provenance_beside
+from geneformer_jax.common.shares import WHOLE
 from geneformer_jax.common.workdir import as_json
 from geneformer_jax.embedding.embedder import (
     Embedded,
@@ -42,7 +43,8 @@ from geneformer_jax.inference.cells import (
 from geneformer_jax.inference.draw import ORIGINAL_SEED
 from geneformer_jax.inference.filters import Filters
 from geneformer_jax.inference.pipeline import Throughput
-from geneformer_jax.inference.resume import parts_folder, sha256
+from geneformer_jax.inference.resume.folder import parts_folder
+from geneformer_jax.inference.resume.identity import sha256
 from geneformer_jax.model.pretrained import PretrainedModel
 from geneformer_jax.model.runtime import inference_runtime
 
@@ -112,7 +114,7 @@ class EmbeddingRun:
         tokens_per_device: int | None = None,
         **reading: Unpack[CountArguments],
     ) -> None:
-        """Checks the options, readies the devices, and begins the parts or finds those to go on.
+        """Checks the options and readies the devices; nothing is computed or written yet.
 
         Args:
           model: a pretrained encoder with its vocabulary.
@@ -124,8 +126,7 @@ class EmbeddingRun:
           reading: of counts, those to compare with if they are given apart; see `CountOptions`.
 
         Raises:
-          InputError: see `embed_cells`; the cells or counts lack what is to be measured; the parts
-            are of another run.
+          InputError: see `embed_cells`; the cells or counts lack what is to be measured.
         """
         check_options(model, self._mode, self._hidden_layer)
         # Of a store that is compared with its counts, only the counts are read anew.
@@ -172,14 +173,30 @@ class EmbeddingRun:
             )
         self._embedder.throughput = Throughput("cells", *counts["throughput"].values())
 
-    def make(self) -> Embedded:
-        """Embeds what is not embedded yet; takes the embeddings of an output that is there."""
+    def make(self, shard: tuple[int, int] = WHOLE) -> bool:
+        """Embeds what is missing of share i of n; returns True.
+
+        Raises:
+          InputError: more shares than cells; the parts are of another run; another process is
+            making them.
+        """
+        if self._parts is not None:
+            self._parts.make(shard)
+            logger.info(self._embedder.throughput.describe())
+        return True
+
+    def finish(self) -> None:
+        """Measures, draws and writes everything, and removes the parts.
+
+        Raises:
+          InputError: parts are missing, which it names.
+        """
         if self._parts is None:
             logger.info("%s: embeddings are there, only the report is new", self._output)
-            return self._kept()
-        embedded = self._parts.embed()
-        logger.info(self._embedder.throughput.describe())
-        return embedded
+            self._write(self._kept())
+            return
+        with self._parts.joined() as embedded:
+            self._write(embedded)
 
     def _kept(self) -> Embedded:
         """Returns the embeddings of the output."""
@@ -192,7 +209,7 @@ class EmbeddingRun:
             table = embedder.table()
         return Embedded(rows, table, embedder.layers, embedder.facts())
 
-    def finish(self, embedded: Embedded) -> None:
+    def _write(self, embedded: Embedded) -> None:
         """Measures, draws and writes everything, and removes the parts."""
         report = EmbeddingReport(self._config, self._embedder, embedded, self._counts, self._output)
         measures = report.make()

@@ -32,7 +32,7 @@ from geneformer_jax.finetuning.evaluation import compute_outputs, score
 from geneformer_jax.finetuning.prepare import FinetuneSetup, Task, prepare_finetuning
 from geneformer_jax.finetuning.step import Constants, traced_hyperparams
 from geneformer_jax.finetuning.stopping import EarlyStopping
-from geneformer_jax.inference.resume import PartsFolder
+from geneformer_jax.inference.resume.folder import PartsFolder
 from geneformer_jax.model.config import EncoderConfig
 from geneformer_jax.model.encoder import Params
 from geneformer_jax.model.pretrained import (

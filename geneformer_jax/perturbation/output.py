@@ -23,7 +23,7 @@ from geneformer_jax.common.provenance import write_provenance
 from geneformer_jax.common.workdir import is_finished
 from geneformer_jax.embedding.states import StateEmbeddings
 from geneformer_jax.inference.filters import label_texts
-from geneformer_jax.inference.resume import PartsFolder, parts_folder, save_arrays, tidy
+from geneformer_jax.inference.resume.folder import PartsFolder, parts_folder, save_arrays, tidy
 from geneformer_jax.perturbation.engine.shifts import Shifts
 from geneformer_jax.perturbation.layout import (
     BASELINES,

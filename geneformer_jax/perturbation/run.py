@@ -25,7 +25,8 @@ from geneformer_jax.inference.cells import (
 )
 from geneformer_jax.inference.listed_genes import describe_missing
 from geneformer_jax.inference.pipeline import Throughput
-from geneformer_jax.inference.resume import Part, identity_of, sha256, weights_sha256
+from geneformer_jax.inference.resume.folder import Part
+from geneformer_jax.inference.resume.identity import identity_of, sha256, weights_sha256
 from geneformer_jax.model.pretrained import PretrainedModel
 from geneformer_jax.model.runtime import inference_runtime
 from geneformer_jax.perturbation.cell_states import CellStates
@@ -60,7 +61,7 @@ from geneformer_jax.perturbation.tables import (
 )
 
 # What does not change the tables; statistics may be asked of tables that are there.
-_NOT_IN_PLAN = ("output", "shard", "finish", "tokens_per_device", "statistics", "null", "controls",
+_NOT_IN_PLAN = ("output", "tokens_per_device", "statistics", "null", "controls",
                 "min_cells", "group", "dry_run")  # fmt: skip
 
 
@@ -289,7 +290,7 @@ class PerturbationRun:
         """
         plan, parts = self.planned.plan, self._folder.parts
         with parts.at_work(self._identity):
-            parts.require_whole(self._costs)
+            parts.require_whole(parts.missing(range(len(self._costs))), self._costs)
             if not self._given_states:
                 # Made again where they are damaged.
                 self._states(self.planned.all_cells, self.planned.spec)

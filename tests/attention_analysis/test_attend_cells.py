@@ -213,16 +213,35 @@ def test_a_run_in_parts_goes_on_after_a_kill_to_the_same_tables(
     with pytest.raises(KeyboardInterrupt):
         open_parts().extract(MODEL)
     monkeypatch.setattr(type(extractor), "run", extract)
-    sums = open_parts().extract(MODEL)
+    open_parts().extract(MODEL)
     assert calls == [0, 7]
+    sums = open_parts().joined()
     got = tabulate(query, extractor, {MODEL: sums})
     wanted = found.heads[found.heads["model"] == MODEL].reset_index(drop=True)
     pd.testing.assert_frame_equal(got.heads, wanted, rtol=1e-4)
     with pytest.raises(InputError, match="command = 'of this run', not 'of another'"):
-        open_parts("of another")
-    (tmp_path / "parts" / "totals.npz").write_bytes(b"PK\x03\x04 damaged")
-    with pytest.raises(InputError, match=r"totals\.npz is damaged; remove .* to begin anew"):
-        open_parts().extract(MODEL)
+        open_parts("of another").extract(MODEL)
+    # Damaged totals are made again of the same cells.
+    next((tmp_path / "parts" / "totals").iterdir()).write_bytes(b"PK\x03\x04 damaged")
+    with pytest.raises(InputError, match="parts are missing"):
+        open_parts().joined()
+    open_parts().extract(MODEL)
+    jax.tree.map(np.testing.assert_array_equal, open_parts().joined(), sums)
+
+
+def test_shares_in_any_order_give_the_same_sums(model, cells, tmp_path):
+    query = AttentionQuery({"listed genes": GENES}, "kind", GENES[:3])
+    extractor = prepare(model, cells, query, devices=jax.devices()[:1])[MODEL]
+    whole, shared = (
+        run.AttentionParts(tmp_path / name, extractor, {}, 7) for name in ("whole", "shared")
+    )
+    whole.extract(MODEL)
+    for shard in ((1, 2), (0, 4)):
+        shared.extract(MODEL, shard)
+    with pytest.raises(InputError, match="run the same command with `shard`=1/4, and then"):
+        shared.joined()
+    shared.extract(MODEL, (0, 2))
+    jax.tree.map(np.testing.assert_array_equal, shared.joined(), whole.joined())
 
 
 def test_control_is_another_model_over_the_same_cells(found):

@@ -282,8 +282,7 @@ def test_filtered_states_go_to_a_table_for_perturb(embed, model, toy_store, tmp_
 
 
 def test_a_killed_command_goes_on_and_leaves_nothing_behind(embed, tmp_path, monkeypatch):
-    # The parts are for eight devices.
-    monkeypatch.setitem(parts.CELLS_PER_PART, "cpu", 13)
+    monkeypatch.setattr(parts, "shareable_size", lambda *_: 104)
     assert embed(f"--output={tmp_path / 'whole.npy'}")[0] == 0
     rows, calls = Embedder.rows, []
 

@@ -1,19 +1,17 @@
 """Parts of an unfinished output: whole or not at all, and of one run alone."""
 
+import itertools
 import subprocess
 import sys
+from typing import NamedTuple
 
 import numpy as np
 import pytest
 
 from geneformer_jax.common.errors import InputError
-from geneformer_jax.inference.resume import (
-    PartsFolder,
-    part_ranges,
-    parts_folder,
-    save_arrays,
-    tidy,
-)
+from geneformer_jax.inference.resume.cell_parts import part_ranges, shareable_size
+from geneformer_jax.inference.resume.folder import PartsFolder, parts_folder, tidy
+from geneformer_jax.inference.resume.totals import PartTotals
 
 
 @pytest.fixture
@@ -114,18 +112,18 @@ def test_missing_parts_are_named_with_the_shares_that_lack(folder):
         write(parts, 0)
         with pytest.raises(InputError, match=r"11 of 12 parts .*\(1, 2, 3, 4, 5, \.\.\.\): run the "
                            "same command with neither `shard` nor `finish`"):  # fmt: skip
-            parts.require_whole(costs)
+            parts.require_whole(parts.missing(range(12)), costs)
     with parts.at_work({}, shard=(2, 4)):
         for part in [0, 1, 2, *parts.own(costs), 11]:
             write(parts, part)
     with parts.at_work({}), pytest.raises(
         InputError, match=r"5 of 12 .*\(3, 4, 5, 9, 10\).*with `shard`=1/4, `shard`=3/4, and then"
     ):  # fmt: skip
-        parts.require_whole(costs)
+        parts.require_whole(parts.missing(range(12)), costs)
     with parts.at_work({}, shard=(0, 1)):
         for part in (3, 4, 5, 9, 10):
             write(parts, part)
-        parts.require_whole(costs)
+        parts.require_whole(parts.missing(range(12)), costs)
 
 
 _AT_WORK = """
@@ -158,25 +156,6 @@ def test_no_two_processes_make_the_same_parts(folder, other, own, together):
     PartsFolder(folder).begin({"run": 1}, shard=own)
 
 
-def test_totals_come_back_and_damaged_ones_are_named(folder):
-    parts = PartsFolder(folder)
-    parts.begin({})
-    assert parts.load_totals() == ({}, 0)
-    parts.save_totals({"sums": np.arange(3.0)}, 2)
-    totals, done = PartsFolder(folder).load_totals()
-    assert done == 2
-    np.testing.assert_array_equal(totals.pop("sums"), np.arange(3.0))
-    assert totals == {}
-    whole = (folder / "totals.npz").read_bytes()
-    for damaged in (b"", whole[:50], b"?" * len(whole), whole.replace(b"\x40", b"\x41")):
-        (folder / "totals.npz").write_bytes(damaged)
-        with pytest.raises(InputError, match=f"totals.npz is damaged; remove {folder}"):
-            parts.load_totals()
-    save_arrays(folder / "totals.npz", {"sums": np.arange(3.0)})
-    with pytest.raises(InputError, match="damaged"):
-        parts.load_totals()
-
-
 def test_a_finished_folder_keeps_its_tables_alone(folder, tmp_path):
     parts = PartsFolder(folder)
     parts.begin({})
@@ -194,3 +173,60 @@ def test_parts_hold_as_many_cells_as_fit_and_at_least_one():
     assert part_ranges(offsets, 3) == [(0, 3), (3, 6), (6, 7)]
     assert part_ranges(offsets, 3, max_rows=8) == [(0, 2), (2, 3), (3, 6), (6, 7)]
     assert part_ranges(np.array([0]), 3) == []
+
+
+def test_few_cells_are_in_parts_that_can_be_shared():
+    cells = [10, 1_000, 7_999, 8_001, 63_999, 64_001, 10**8]
+    assert [shareable_size(8_000, each) for each in cells] == [
+        1_000, 1_000, 1_000, 1_001, 8_000, 8_000, 8_000
+    ]  # fmt: skip
+
+
+class Sums(NamedTuple):
+    values: np.ndarray
+
+    def plus(self, other: "Sums") -> "Sums":
+        return Sums(self.values + other.values)
+
+
+def tree_sum(values: np.ndarray) -> np.ndarray:
+    """The sum of halves of the next power of two, written down plainly."""
+    if len(values) == 1:
+        return values[0]
+    half = 1 << (len(values) - 1).bit_length() - 1
+    return tree_sum(values[:half]) + tree_sum(values[half:])
+
+
+@pytest.mark.parametrize("parts", [1, 2, 3, 5, 8, 13])
+def test_totals_are_the_same_whoever_adds_which_part(folder, parts):
+    rng = np.random.default_rng(parts)
+    values = rng.lognormal(0, 9, (parts, 4))
+    cuts = np.sort(rng.integers(0, parts + 1, 2)).tolist()
+    kept = PartsFolder(folder)
+    kept.begin({})
+    for start, stop in itertools.pairwise([0, *cuts, parts]):
+        totals = PartTotals(PartsFolder(folder), parts, Sums, Sums.plus)
+        for part in rng.permutation(np.arange(start, stop)).tolist():
+            assert not totals.has(part)
+            totals.put(part, Sums(values[part]), range(start, stop))
+    totals = PartTotals(PartsFolder(folder), parts, Sums, Sums.plus)
+    assert all(totals.has(part) for part in range(parts))
+    np.testing.assert_array_equal(totals.joined().values, tree_sum(values))
+
+
+def test_one_process_keeps_few_totals_and_makes_damaged_ones_again(folder):
+    values = np.random.default_rng(0).lognormal(0, 9, (21, 4))
+    kept = PartsFolder(folder)
+    kept.begin({})
+    totals = PartTotals(kept, 21, Sums, Sums.plus)
+    for part in range(20):
+        totals.put(part, Sums(values[part]), range(21))
+        assert len(list((folder / "totals").iterdir())) == (part + 1).bit_count()
+    (folder / "totals" / "04-000000.npz").write_bytes(b"?")
+    totals = PartTotals(PartsFolder(folder), 21, Sums, Sums.plus)
+    missing = [part for part in range(21) if not totals.has(part)]
+    assert missing == [*range(16), 20]
+    for part in missing:
+        totals.put(part, Sums(values[part]), range(21))
+    assert len(list((folder / "totals").iterdir())) == 1
+    np.testing.assert_array_equal(totals.joined().values, tree_sum(values))

@@ -13,7 +13,7 @@ from geneformer_jax.common.provenance import FILE_NAME
 from geneformer_jax.finetuning.classification.config import TaskConfig
 from geneformer_jax.finetuning.classification.predictions import read_predictions, write_predictions
 from geneformer_jax.finetuning.classification.task import ClassificationTask
-from geneformer_jax.inference.resume import PartsFolder
+from geneformer_jax.inference.resume.folder import PartsFolder
 from geneformer_jax.model.pretrained import FOLD, NETWORKS
 
 SPLIT, LABELS = "split.parquet", "labels.csv"

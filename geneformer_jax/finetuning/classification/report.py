@@ -33,7 +33,7 @@ from geneformer_jax.finetuning.classification.metrics import (
 )
 from geneformer_jax.finetuning.classification.predictions import average_by_gene
 from geneformer_jax.finetuning.classification.task import ClassificationTask
-from geneformer_jax.inference.resume import LOCK
+from geneformer_jax.inference.resume.folder import LOCK
 from geneformer_jax.reporting.figures import save_figure
 from geneformer_jax.reporting.html import Report
 from geneformer_jax.training.telemetry import read_metrics

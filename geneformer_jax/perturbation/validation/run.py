@@ -14,16 +14,9 @@ from geneformer_jax.common.provenance import describe_run
 from geneformer_jax.common.workdir import as_json, is_finished
 from geneformer_jax.embedding.parts import CELLS_PER_ACCELERATOR_PART, CELLS_PER_PART
 from geneformer_jax.inference.cells import left_out_of, reading_facts
-from geneformer_jax.inference.resume import (
-    PartsFolder,
-    cells_per_part,
-    identity_of,
-    part_ranges,
-    parts_folder,
-    save_arrays,
-    sha256,
-    tidy,
-)
+from geneformer_jax.inference.resume.cell_parts import cells_per_part, part_ranges
+from geneformer_jax.inference.resume.folder import PartsFolder, parts_folder, save_arrays, tidy
+from geneformer_jax.inference.resume.identity import identity_of, sha256
 from geneformer_jax.model.pretrained import PretrainedModel
 from geneformer_jax.model.runtime import Runtime, inference_runtime
 from geneformer_jax.perturbation.validation.api import validation_of

@@ -5,7 +5,6 @@ Until an output is whole, its parts lie in the folder OUTPUT.parts:
   plan.json        which run this is; no other run goes on here
   records/NAME     for each finished part, the checksums of what belongs to it
   shares/N         empty; it says that the work was shared out into N
-  totals.npz       sums over the first parts, of runs that keep sums
   lock             held by the processes that are at work here
 
 A part is written first and recorded last, each whole or not at all, so a run may be killed at any
@@ -14,7 +13,6 @@ different parts.
 """
 
 import contextlib
-import hashlib
 import json
 import os
 import weakref
@@ -23,19 +21,15 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
-from jax.sharding import Mesh
 
-from geneformer_jax.cells.store.cell_store import EncodedCells
 from geneformer_jax.common.errors import InputError
 from geneformer_jax.common.files import atomic_write, checksum, fsync_tree_entry, remove
 from geneformer_jax.common.log import logger
 from geneformer_jax.common.shares import WHOLE, own_share, shares_of
 from geneformer_jax.common.workdir import claim_folder, lock_folder
-from geneformer_jax.model.pretrained import PretrainedModel
 
-PLAN, RECORDS, SHARES, TOTALS, LOCK = "plan.json", "records", "shares", "totals.npz", "lock"
+PLAN, RECORDS, SHARES, LOCK = "plan.json", "records", "shares", "lock"
 # Parts, and shares, that a message names.
 _NAMED = 5
 _ELSEWHERE = "remove it to begin anew, or name another output"
@@ -128,13 +122,14 @@ class PartsFolder:
         """Returns those of `parts` that are not made yet, or damaged (which is logged)."""
         return [part for part in parts if not self.is_done(part)]
 
-    def require_whole(self, costs: Sequence[float]) -> None:
+    def require_whole(self, missing: Sequence[int], costs: Sequence[float]) -> None:
         """Raises InputError if parts are missing, which names them, and the shares that lack.
 
         Args:
+          missing: their numbers.
           costs: of each part.
         """
-        if not (missing := self.missing(range(len(costs)))):
+        if not missing:
             return
         listed = ", ".join(map(str, missing[:_NAMED])) + (", ..." if missing[_NAMED:] else "")
         raise InputError(
@@ -181,6 +176,15 @@ class PartsFolder:
         self.record(part, {name: checksum(self.folder / name) for name in files})
         self._whole.add(part)
 
+    def discard(self, part: Part) -> None:
+        """Removes a part and its record, where they are."""
+        kept = self.checksums(part) or {}
+        # Never a record without its files, which would be told as damage.
+        self._record_of(part).unlink(missing_ok=True)
+        self._whole.discard(part)
+        for name in kept:
+            remove(self.folder / name)
+
     def record(self, part: Part, checksums: Mapping[str, str]) -> None:
         """Records a part as done; `write` does so by itself."""
         with atomic_write(self._record_of(part), self._owner) as aside:
@@ -206,24 +210,6 @@ class PartsFolder:
             save(aside)
         self.record(name, {name: checksum(self.folder / name)})
         return self.folder / name
-
-    def save_totals(self, totals: Mapping[str, np.ndarray], done: int) -> None:
-        """Keeps sums over parts 0 to before `done`."""
-        with atomic_write(self.folder / TOTALS) as aside:
-            save_arrays(aside, {**totals, "done": np.int64(done)})
-
-    def load_totals(self) -> tuple[dict[str, np.ndarray], int]:
-        """Returns (sums over the first parts, number of those parts); ({}, 0) if there are none.
-
-        Raises:
-          InputError: they are damaged.
-        """
-        if not (self.folder / TOTALS).is_file():
-            return {}, 0
-        totals = self.load(TOTALS)
-        if "done" not in totals:
-            raise self.damaged(TOTALS)
-        return totals, int(totals.pop("done"))
 
     def load(self, name: str) -> dict[str, np.ndarray]:
         """Returns the arrays of a file that `save_arrays` wrote.
@@ -274,76 +260,14 @@ def tidy(output: Path, *others: str) -> None:
     """Removes from a finished folder what served the resumption, and `others`."""
     # What killed processes wrote aside may have other names than the next ones remove.
     aside = [path.name for path in output.glob("*.partial")]
-    for name in (PLAN, RECORDS, SHARES, TOTALS, LOCK, *others, *aside):
+    for name in (PLAN, RECORDS, SHARES, LOCK, *others, *aside):
         remove(output / name)
-
-
-def cells_per_part(mesh: Mesh, by_platform: Mapping[str, int], accelerator: int) -> int:
-    """Returns the cells of a part on the devices of a mesh.
-
-    Args:
-      mesh: devices.
-      by_platform: cells for each device of a platform, such as {"cpu": 8_192}.
-      accelerator: cells for each device of another platform.
-    """
-    return mesh.size * by_platform.get(mesh.devices.flat[0].platform, accelerator)
-
-
-def part_ranges(
-    offsets: np.ndarray, max_cells: int, max_rows: int | None = None
-) -> list[tuple[int, int]]:
-    """Cuts cells into parts: as many as fit, at least one.
-
-    Args:
-      offsets: int64 [cells + 1] first row of each cell, and the number of rows.
-      max_cells: of a part.
-      max_rows: of a part of several cells; None for no such limit.
-
-    Returns:
-      (first cell, cell behind the last) of each part.
-    """
-    ranges, start, cells = [], 0, len(offsets) - 1
-    while start < cells:
-        stop = min(start + max_cells, cells)
-        if max_rows is not None:
-            fitting = int(np.searchsorted(offsets, offsets[start] + max_rows, "right")) - 1
-            stop = min(max(fitting, start + 1), stop)
-        ranges.append((start, stop))
-        start = stop
-    return ranges
 
 
 def save_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
     """Writes arrays as one .npz, whatever the ending of the path."""
     with path.open("wb") as file:
         np.savez(file, **arrays)
-
-
-def identity_of(model: PretrainedModel, cells: EncodedCells) -> dict[str, Any]:
-    """Returns what results depend on: weights, vocabulary and cells, as short texts and numbers."""
-    lengths = np.asarray(cells.lengths, np.int64)
-    return {
-        "vocabulary": cells.vocabulary.hash,
-        "weights": weights_sha256(model, ("embeddings", "blocks")),
-        "cells": len(lengths),
-        "lengths": sha256(lengths),
-        "cell ids": sha256("\0".join(map(str, cells.obs.index)).encode()),
-    }
-
-
-def sha256(data: np.ndarray | bytes) -> str:
-    """Returns the hash of bytes or of an array's values."""
-    return hashlib.sha256(
-        data if isinstance(data, bytes) else np.ascontiguousarray(data)
-    ).hexdigest()
-
-
-def weights_sha256(model: PretrainedModel, names: Iterable[str]) -> str:
-    """Returns the hash of the weights of parts of a model, by their names in `params`."""
-    digest = hashlib.sha256()
-    for leaf in jax.tree.leaves({name: model.params[name] for name in names}):
-        digest.update(np.ascontiguousarray(jax.device_get(leaf)))
-    return digest.hexdigest()
 
 
 def log_damaged(path: Path) -> None:

@@ -1,0 +1,1 @@
+"""Parts of unfinished outputs: how the same command goes on, alone or shared."""
