@@ -130,7 +130,7 @@ class EditPlan:
     @property
     def _part_tokens(self) -> int:
         """Tokens of a part, which follow from the plan alone."""
-        shareable = min(_TOKENS_TO_SHARE, -(-self.tokens // _FEWEST_PARTS))
+        shareable = min(_TOKENS_TO_SHARE, self.tokens // _FEWEST_PARTS + 1)
         return min(self.tokens_per_part, max(shareable, self.tokens // _PARTS_TO_SHARE))
 
     def part_costs(self, config: EncoderConfig) -> np.ndarray:
