@@ -63,10 +63,7 @@ def run(
         if any(_HELP.fullmatch(argument) for argument in sys.argv[1:]):
             print("\n".join([*_help(needed, spared), *more_help()]))
         else:
-            _parse(sys.argv)
-            given = [flag for flag in spared if flags.FLAGS[flag].value]
-            freed = {name for flag in given for name in spared[flag]}
-            require(*(name for name in needed if name not in freed))
+            parse(needed, spared)
             main()
         # Here rather than as Python ends, where nothing could answer that nobody reads.
         sys.stdout.flush()
@@ -78,7 +75,7 @@ def run(
         _print_error(as_flags(str(error)))
         sys.exit(BAD_INPUT)
     except OSError as error:
-        _print_error(_explain(error))
+        _print_error(explain(error))
         sys.exit(BAD_INPUT)
     except KeyboardInterrupt:
         _print_error("interrupted; run the same command again to go on")
@@ -132,7 +129,7 @@ def _print_error(message: str) -> None:
     print("error: " + " ".join(message.split()), file=sys.stderr, flush=True)
 
 
-def _explain(error: OSError) -> str:
+def explain(error: OSError) -> str:
     """One line for what the operating system refused; re-raises what is not the user's to mend."""
     where = error.filename or "the output folder"
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
@@ -146,6 +143,20 @@ def _explain(error: OSError) -> str:
     if error.errno in (errno.ENOTDIR, errno.EISDIR, errno.EEXIST):
         return f"{where}: {os.strerror(error.errno).lower()}; name another path"
     raise error
+
+
+def parse(
+    needed: Sequence[str] = (), spared: Mapping[str, Sequence[str]] = MappingProxyType({})
+) -> None:
+    """Reads the flags in `sys.argv`; see `run`.
+
+    Raises:
+      InputError: a flag is mistyped, or missing.
+    """
+    _parse(sys.argv)
+    given = [flag for flag in spared if flags.FLAGS[flag].value]
+    freed = {name for flag in given for name in spared[flag]}
+    require(*(name for name in needed if name not in freed))
 
 
 def _parse(argv: Sequence[str]) -> None:

@@ -1,0 +1,132 @@
+"""A Ray cluster for the time of a run: one that is there, or one of our own on this machine."""
+
+import contextlib
+import os
+import secrets
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Iterator
+from types import ModuleType
+from typing import Any
+
+from geneformer_jax.common.errors import InputError
+from geneformer_jax.common.threads import cores
+
+# Ray's own programs take a while; a cluster that is there answers in three.
+_SECONDS_TO_ANSWER = 25
+# The least that Ray takes: answers are short and never lie in it.
+_STORE_BYTES = 80_000_000
+# Longer, and the names of Ray's sockets do not fit.
+_LONGEST_FOLDER = 40
+# Ray reads some of these as it is imported. The second keeps all its ports to the loopback.
+_OF_OUR_OWN = {"RAY_AUTH_MODE": "token", "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
+_ALWAYS = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
+
+
+@contextlib.contextmanager
+def connected(address: str, workers: int | None) -> Iterator[ModuleType]:
+    """Gives Ray, connected; begins a cluster on this machine without an address, and ends it.
+
+    Args:
+      address: of a cluster, such as "10.0.0.1:6379" or "auto"; "" for one of our own, or for that
+        to which this process is connected.
+      workers: to make room for on this machine; None for one a core.
+
+    Raises:
+      InputError: Ray is not installed; the cluster does not answer.
+    """
+    os.environ.update(_ALWAYS if address else _ALWAYS | _OF_OUR_OWN)
+    ray = _import_ray()
+    if ray.is_initialized():
+        yield ray
+        return
+    with _joined(ray, address) if address else _begun(ray, workers):
+        yield ray
+
+
+def _import_ray() -> ModuleType:
+    try:
+        import ray
+    except ModuleNotFoundError:
+        raise InputError(
+            'sharing work out needs Ray: pip install "geneformer_jax[ray]"; without it, start each '
+            "share of the command yourself, as launch/slurm_array.sh does"
+        ) from None
+    return ray
+
+
+@contextlib.contextmanager
+def _joined(ray: ModuleType, address: str) -> Iterator[None]:
+    _require_answer(address)
+    try:
+        _init(ray, address=address)
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        raise _no_answer(address, str(error)) from None
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+@contextlib.contextmanager
+def _begun(ray: ModuleType, workers: int | None) -> Iterator[None]:
+    folder = tempfile.mkdtemp(prefix="ray-")
+    # Others on this machine know the ports, not this word.
+    os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+    try:
+        _init(
+            ray,
+            address="local",
+            num_cpus=max(cores(), workers or 1),
+            include_dashboard=False,
+            object_store_memory=_STORE_BYTES,
+            _temp_dir=folder if len(folder) <= _LONGEST_FOLDER else None,
+        )
+        yield
+    finally:
+        ray.shutdown()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _require_answer(address: str) -> None:
+    """Asks in a process of its own, as Ray itself tries for minutes and says so again and again."""
+    asking = [sys.executable, "-m", "ray.scripts.scripts", "health-check", "--address", address]
+    try:
+        done = subprocess.run(asking, capture_output=True, text=True, timeout=_SECONDS_TO_ANSWER)
+    except subprocess.TimeoutExpired:
+        raise _no_answer(address, f"nothing came in {_SECONDS_TO_ANSWER} seconds") from None
+    if done.returncode:
+        raise _no_answer(address, (done.stderr.strip() or "no cluster is there").splitlines()[-1])
+
+
+def _no_answer(address: str, why: str) -> InputError:
+    return InputError(
+        f"`address`={address} does not answer as a Ray cluster ({why}); give the host and port of "
+        "its head, as in 10.0.0.1:6379, or leave it out to begin one on this machine"
+    )
+
+
+def _init(ray: ModuleType, **how: Any) -> None:
+    """Connects, and leaves signals as they are: what SIGTERM does here, and Ctrl-C to us alone."""
+    before = signal.getsignal(signal.SIGTERM)
+    with _withheld(signal.SIGINT):
+        ray.init(log_to_driver=False, logging_level="ERROR", **how)
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, before)
+
+
+@contextlib.contextmanager
+def _withheld(number: signal.Signals) -> Iterator[None]:
+    """Puts a signal off for this process, and keeps it from all processes that are begun here.
+
+    A terminal sends Ctrl-C to them too, and without their heads Ray's other processes stay.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {number})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
