@@ -13,6 +13,7 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from geneformer_jax import cluster
     from geneformer_jax.attention_analysis.api import attend_cells
     from geneformer_jax.cells.store.cell_store import CellStore
     from geneformer_jax.cells.tokenization.tokenizer import TokenizedCells, tokenize_cells
@@ -43,6 +44,7 @@ __all__ = [
     "TokenizedCells",
     "__version__",
     "attend_cells",
+    "cluster",
     "embed_cells",
     "finetune_cells",
     "load_model",
@@ -81,6 +83,8 @@ _HOME = {
 
 
 def __getattr__(name: str) -> object:
+    if name == "cluster":
+        return importlib.import_module(f"{__name__}.cluster")
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     home = importlib.import_module(f"{__name__}.{_HOME[name]}")

@@ -10,6 +10,7 @@ _HERE = Path(__file__).parent
 def main() -> int:
     """Prints the list; returns the exit status."""
     commands = {path.stem: path for path in _HERE.glob("[a-z]*.py")}
+    commands |= {path.parent.name: path for path in _HERE.glob("*/__main__.py")}
     given = next((argument for argument in sys.argv[1:] if not argument.startswith("-")), "")
     if given in commands:
         print(f"error: the name follows a dot: python -m geneformer_jax.{given}", file=sys.stderr)

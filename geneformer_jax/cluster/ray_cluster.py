@@ -94,18 +94,20 @@ def _begun(ray: ModuleType, workers: int | None) -> Iterator[None]:
 
 def _require_answer(address: str) -> None:
     """Asks in a process of its own, as Ray itself tries for minutes and says so again and again."""
-    asking = [sys.executable, "-m", "ray.scripts.scripts", "health-check", "--address", address]
+    asking = [sys.executable, "-m", "ray.scripts.scripts", "health-check"]
+    how = {"env": {**os.environ, "RAY_ADDRESS": address}, "timeout": _SECONDS_TO_ANSWER}
     try:
-        done = subprocess.run(asking, capture_output=True, text=True, timeout=_SECONDS_TO_ANSWER)
+        done = subprocess.run(asking, capture_output=True, text=True, **how)
     except subprocess.TimeoutExpired:
         raise _no_answer(address, f"nothing came in {_SECONDS_TO_ANSWER} seconds") from None
     if done.returncode:
-        raise _no_answer(address, (done.stderr.strip() or "no cluster is there").splitlines()[-1])
+        raise _no_answer(address, done.stderr.strip() or "there is none")
 
 
 def _no_answer(address: str, why: str) -> InputError:
+    said = why.splitlines()[-1].rpartition("Error: ")[2].partition(". ")[0]
     return InputError(
-        f"`address`={address} does not answer as a Ray cluster ({why}); give the host and port of "
+        f"`address`={address} does not answer as a Ray cluster ({said}); give the host and port of "
         "its head, as in 10.0.0.1:6379, or leave it out to begin one on this machine"
     )
 

@@ -13,12 +13,10 @@ from geneformer_jax.common.command_help import keys_of
 from geneformer_jax.finetuning.classification.config import TaskConfig
 from geneformer_jax.finetuning.config import FinetuneConfig, MultitaskConfig
 from geneformer_jax.training.config import PretrainConfig
-from tests.helpers.commands import assert_one_line, run_command
+from tests.helpers.commands import COMMAND_FILES, assert_one_line, run_command
 
 PROJECT = Path(__file__).resolve().parents[2]
-COMMANDS = sorted(
-    path.stem for path in (PROJECT / "geneformer_jax").glob("*.py") if "__" not in path.name
-)
+COMMANDS = sorted(COMMAND_FILES)
 # What the groups of command_line define.
 GROUPS = {
     "model_flags()": ("checkpoint", "vocabulary"),
@@ -28,6 +26,7 @@ GROUPS = {
 NEEDED = {
     "attend": ["checkpoint", "cells", "output", "genes"],
     "build_vocabulary": ["counts", "output"],
+    "cluster": ["shares"],
     "convert": ["source", "target"],
     "embed": ["checkpoint", "cells", "output"],
     "finetune": ["config", "workdir"],
@@ -45,7 +44,7 @@ def test_help_describes_the_command_and_each_flag(name, monkeypatch, capsys):
     status, output, _ = run_command(name, ["--help"], monkeypatch, capsys)
     assert status == 0
     assert f"python -m geneformer_jax.{name} " in output, "no example command"
-    source = (PROJECT / "geneformer_jax" / f"{name}.py").read_text()
+    source = COMMAND_FILES[name].read_text()
     defined = [
         line.split('"')[1]
         for line in source.replace("(\n    ", "(").splitlines()
@@ -126,7 +125,7 @@ def test_all_commands_are_listed(monkeypatch, capsys):
     listed = dict(re.findall(r"^  (\w+) +(\S.*)$", capsys.readouterr().out, re.M))
     assert sorted(listed) == COMMANDS
     for name, about in listed.items():
-        source = (PROJECT / "geneformer_jax" / f"{name}.py").read_text()
+        source = COMMAND_FILES[name].read_text()
         assert source.startswith(f'"""{about}')
 
 

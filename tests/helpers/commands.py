@@ -2,9 +2,15 @@
 
 import runpy
 import sys
+from pathlib import Path
 
 import pytest
 from absl import flags
+
+_PACKAGE = Path(__file__).resolve().parents[2] / "geneformer_jax"
+# Name of each command -> where it is.
+COMMAND_FILES = {path.stem: path for path in _PACKAGE.glob("[a-z]*.py")}
+COMMAND_FILES |= {path.parent.name: path for path in _PACKAGE.glob("*/__main__.py")}
 
 
 def run_command(name: str, arguments: list[str], monkeypatch, capsys) -> tuple[int, str, str]:
