@@ -3,6 +3,8 @@
 import os
 import socket
 
+# Of the cores of a machine, for all workers on it, whatever they work on.
+NAME = "geneformer_jax-core"
 # What was taken is this process's until it ends, however it ends.
 _TAKEN: list[socket.socket] = []
 
@@ -26,7 +28,7 @@ def _take(core: int) -> socket.socket | None:
     """Takes a name that the kernel gives to one process of a machine, and frees as it ends."""
     name = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
     try:
-        name.bind(f"\0geneformer_jax-core-{core}")
+        name.bind(f"\0{NAME}-{core}")
     except OSError:
         name.close()
         return None
