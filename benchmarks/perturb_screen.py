@@ -103,8 +103,8 @@ def prepared(genes):
 def speed_case(case, genes, edits):
     """Returns what runs a case, and how many edits that makes."""
     from geneformer_jax.perturbation.engine.perturber import Perturber
-    from geneformer_jax.perturbation.engine.screener import Screener
-    from geneformer_jax.perturbation.engine.settling import Settler, choose_edits
+    from geneformer_jax.perturbation.engine.screening.screener import Screener
+    from geneformer_jax.perturbation.engine.screening.settling import Settler, choose_edits
 
     given, all_edits = prepared(genes), genes * CORES
     if case == "exact":
@@ -198,8 +198,8 @@ def accuracy():
     from geneformer_jax.perturbation import prepare
     from geneformer_jax.perturbation.cell_states import CellStates
     from geneformer_jax.perturbation.config import PerturbationOptions
-    from geneformer_jax.perturbation.engine import screener
     from geneformer_jax.perturbation.engine.perturber import Perturber
+    from geneformer_jax.perturbation.engine.screening import screener
 
     use_all_cores()
     model = load_model(MODEL.value)

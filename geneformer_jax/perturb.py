@@ -21,10 +21,11 @@ share is run twice: what is settled follows from the estimates of all.
 the probabilities), from some 20 encodings of a cell in place of one for each gene; cells with no
 more edits than that are made exactly. --settle then makes the strongest of the others exactly too,
 and tells how good the estimates are. Its tables have each shift in two parts: all later genes move
-up by one position (reranking), and the gene is gone (removal); with --settle=1.0 both are exact for
-every deletion, in about twice the time of a run without --screen.
+up by one position (reranking), and the gene is gone (removal).
 
---controls sets beside the shifts what they must beat. Most follow from the same tables;
+--controls sets beside the shifts what they must beat. Most follow from the same tables. reranking
+gives exact shifts these two parts too, interpolated in cells with more edits than a screen takes
+encodings; it is made with the edits, unasked where it takes at most a tenth of their encodings.
 random_weights makes the same edits with a model that has learned nothing, and self_deletion embeds
 the states without each of the strongest genes; both once the tables are put together, or later if
 the same command asks for them. --dry_run says what all that has to encode.
@@ -90,9 +91,10 @@ flags.DEFINE_string(
 )  # fmt: skip
 flags.DEFINE_string(
     "controls", "free", "What is set beside statistics of edits: free, all that need no further "
-    "encodings; all; none; or like_rank, cells, coverage, start, reranking, "
-    "differential_expression, covariance, donors, and with further encodings random_weights, "
-    "self_deletion, separated by commas. For aggregate_gene_shifts: responsiveness.",
+    "encodings, or few beside the run's own; all; none; or like_rank, cells, coverage, start, "
+    "differential_expression, covariance, donors, and with further encodings reranking, "
+    "random_weights, self_deletion, separated by commas. For aggregate_gene_shifts: "
+    "responsiveness.",
 )  # fmt: skip
 flags.DEFINE_integer(
     "min_cells", 10, "Of controls: genes edited in fewer cells are not compared.", lower_bound=2
@@ -135,8 +137,8 @@ class _Perturbation:
         require_controls(self._controls, FLAGS.start, FLAGS.goal, FLAGS.group)
         modes, self._given = command_line.split_list(FLAGS.statistics), command_line.configuration()
         require_modes([] if FLAGS.statistics in (_AUTO, _NONE) else modes, FLAGS.null)
-        self._output, options = Path(FLAGS.output), read_options(self._given)
-        self._dear = choose_controls(self._controls, options)
+        self._output = Path(FLAGS.output)
+        options, self._dear = choose_controls(self._controls, read_options(self._given))
         require_columns(FLAGS.cells, [FLAGS.states, FLAGS.group], FLAGS.filter)
         from geneformer_jax.perturbation.run import PerturbationRun
 

@@ -30,11 +30,14 @@ from geneformer_jax.perturbation.config import (
     ORIGINAL,
     RENUMBER,
     PerturbationOptions,
+    choose_controls,
 )
+from geneformer_jax.perturbation.controls.choice import NONE as NO_CONTROLS
 from geneformer_jax.perturbation.engine.encoding import ForwardSpec
 from geneformer_jax.perturbation.engine.gene_sets import ALL, EACH
 from geneformer_jax.perturbation.engine.perturber import Perturber
 from geneformer_jax.perturbation.engine.plan import EditPlan
+from geneformer_jax.perturbation.engine.screening.reranking import RerankingPerturber
 from geneformer_jax.perturbation.engine.shifts import Shifts
 from geneformer_jax.perturbation.layout import SPLIT_POINTS
 from geneformer_jax.perturbation.prepare import (
@@ -44,6 +47,7 @@ from geneformer_jax.perturbation.prepare import (
     make_spec,
     name_states,
     resolve_edits,
+    with_reranking,
 )
 from geneformer_jax.perturbation.screen import Screen, log_accuracy, plan_screen
 from geneformer_jax.perturbation.statistics.screen_accuracy import screen_accuracy
@@ -84,6 +88,7 @@ def perturb_cells(
     screen: bool = False,
     split_points: int = SPLIT_POINTS,
     settle: int | float | None = None,
+    controls: str | Sequence[str] = NO_CONTROLS,
     runtime: Runtime | None = None,
     devices: Sequence[jax.Device] | None = None,
     tokens_per_device: int | None = None,
@@ -133,6 +138,8 @@ def perturb_cells(
         then made exactly, a number or (a float) their fraction; and a random sample of 200 edits
         besides, on which the screen is measured (rows in `.attrs["screen_accuracy"]`). 1.0 makes
         all.
+      controls: "none", or "reranking": exact deletions too get the two parts of a screen's shifts,
+        at the cost of one more encoding of each edit, or as a screen does where that is less.
       runtime: how to compute; float32, and the attention that suits the device, by default.
       devices: which share the work; all of this process by default.
       tokens_per_device: padded tokens at a time on each; by default sized from its memory.
@@ -146,7 +153,8 @@ def perturb_cells(
       of each before and after; "cell_cosine", of the cell's mean embedding; "cls_cosine";
       "state_shift", what the edit adds to the cosine with a state; "class_probability_before" and
       "class_probability_after". With `gene_shifts`: `affected`, `affected_symbol` and `value`, or
-      `mean`, `sd` and `n` (cells), in place of the measures. A screen has "state_shift" and,
+      `mean`, `sd` and `n` (cells), in place of the measures. With the control "reranking" shifts
+      towards states have two parts, as those of a screen. A screen has "state_shift" and,
       with `classes`, "class_probability_shift" (after less before) alone, each with its two parts
       `reranking` (all later genes move up by one position; exact in the random sample and where all
       edits are, else interpolated between split points) and `removal` (the rest: the gene is
@@ -184,10 +192,12 @@ def perturb_cells(
         split_points=split_points,
         settle=settle,
     )
+    options, _ = choose_controls(controls, options)
     spec, (rule, sets) = make_spec(model, options, devices), resolve_edits(model, options)
     opened = open_cells(cells, model, whole=options.refill, **reading)
     options, spec = name_states(options, spec, opened)
     plan = make_plan(opened, options, spec, rule, sets)
+    options = with_reranking(options, plan)
     for line in describe_left_out(plan.left_out):
         logger.info(line)
     for line in describe_missing(plan.missing_genes):
@@ -208,7 +218,8 @@ def _perturb(
     options: PerturbationOptions,
     tokens_per_device: int | None,
 ) -> pd.DataFrame:
-    perturber = Perturber(model, plan, spec, states_SD, tokens_per_device=tokens_per_device)
+    kind = RerankingPerturber if options.reranking else Perturber
+    perturber = kind(model, plan, spec, states_SD, tokens_per_device=tokens_per_device)
     with perturber.progress(plan.edits) as progress:
         parts = [perturber.shifts(*part, progress) for part in plan.parts]
     return _table(parts, perturber, options)

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +19,14 @@ from geneformer_jax.inference.filters import Filters, parse_filters
 from geneformer_jax.inference.listed_genes import read_gene_lines, read_genes
 from geneformer_jax.perturbation.cell_states import CellStates, read_state_names
 from geneformer_jax.perturbation.controls.choice import (
+    NEEDS_DELETIONS,
     NEEDS_START,
+    NEEDS_STATES,
+    RERANKING,
     SELF_DELETION,
     dear_controls,
     is_all,
+    is_free,
     refuse,
 )
 from geneformer_jax.perturbation.engine.edits import DELETE
@@ -92,6 +96,8 @@ class PerturbationOptions:
     screen: bool = False
     split_points: int = SPLIT_POINTS
     settle: int | float | None = None
+    # None: where it costs little beside the edits.
+    reranking: bool | None = False
 
     def __post_init__(self):
         if self.states is not None:
@@ -190,36 +196,57 @@ def read_options(given: Mapping[str, Any]) -> PerturbationOptions:
     )
 
 
-def choose_controls(controls: str | Sequence[str], options: PerturbationOptions) -> list[str]:
-    """Returns the controls to make that take further encodings.
+def choose_controls(
+    controls: str | Sequence[str], options: PerturbationOptions
+) -> tuple[PerturbationOptions, list[str]]:
+    """Chooses the controls that take further encodings.
 
     Args:
       controls: names, see `dear_controls`; of "all" those are left out that the run does not allow.
       options: of the run.
+
+    Returns:
+      (The options, with the parts of shifts if the control `reranking` is to be made; the controls
+      to make of the finished run).
 
     Raises:
       InputError: the run does not allow a control that was named.
     """
     chosen = []
     for name in dear_controls(controls):
-        why = _lacks_for_self_deletion(options) if name == SELF_DELETION else ""
+        why = _LACKS[name](options) if name in _LACKS else ""
         if why and not is_all(controls):
             raise refuse(name, why)
         if why:
             logger.info(f"the control {name} is left out: it needs {why}")
         else:
             chosen.append(name)
-    return chosen
+    parts = RERANKING in chosen
+    if is_free(controls) and not lacks_for_reranking(options):
+        parts = None
+    # The tables of a screen have the parts anyway.
+    options = replace(options, reranking=False if options.screen else parts)
+    return options, [name for name in chosen if name != RERANKING]
+
+
+def lacks_for_reranking(options: PerturbationOptions) -> str:
+    """Says what a run lacks for the control `reranking`; "" where nothing."""
+    return _lacks_deletions(options) if options.states else NEEDS_STATES
 
 
 def _lacks_for_self_deletion(options: PerturbationOptions) -> str:
     if options.states is None or options.states.start in ("", options.states.goal):
         return NEEDS_START
+    return _lacks_deletions(options)
+
+
+def _lacks_deletions(options: PerturbationOptions) -> str:
     each = options.combine == EACH and options.anchor is None and options.combinations is None
     usual = options.truncation == ORIGINAL and options.positions == RENUMBER
-    if options.edit != DELETE or not each or not usual:
-        return "deletions of one gene at a time, where later genes move up and none slides in"
-    return ""
+    return "" if options.edit == DELETE and each and usual else NEEDS_DELETIONS
+
+
+_LACKS = {RERANKING: lacks_for_reranking, SELF_DELETION: _lacks_for_self_deletion}
 
 
 def _read_settle(text: str) -> int | float | str | None:

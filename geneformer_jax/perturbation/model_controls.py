@@ -13,9 +13,10 @@ from geneformer_jax.embedding.embedder import Embedder
 from geneformer_jax.inference.cells import ChosenCells, select_cells
 from geneformer_jax.inference.filters import label_texts
 from geneformer_jax.inference.random_control import random_model
-from geneformer_jax.perturbation.config import NONE
+from geneformer_jax.perturbation.config import NONE, lacks_for_reranking
 from geneformer_jax.perturbation.controls import self_deletion as without_genes
-from geneformer_jax.perturbation.controls.choice import RANDOM_WEIGHTS, SELF_DELETION
+from geneformer_jax.perturbation.controls.choice import RANDOM_WEIGHTS, RERANKING, SELF_DELETION
+from geneformer_jax.perturbation.engine.screening.reranking import encodings_of_reranking
 from geneformer_jax.perturbation.layout import RANDOM_RUN, SHIFTS, WITHOUT_OWN
 from geneformer_jax.perturbation.run import PerturbationRun, Planned
 from geneformer_jax.perturbation.statistics.moments import GeneIndex, RunningMoments
@@ -63,6 +64,11 @@ def describe_costs(planned: Planned, names: Sequence[str]) -> list[str]:
     own = f"{edits:,} encodings for the edits"
     own += f", {computed:,} for the states" if computed else ""
     lines = [own]
+    if (parts := _encodings_of_parts(planned)) is not None:
+        line = f"control {RERANKING}: {parts:,} encodings more ({parts / edits:.1%} of the edits')"
+        is_made = planned.options.reranking
+        lines.append(line if is_made else f"{line}, left out unless `controls` name it")
+        edits += parts if is_made else 0
     if RANDOM_WEIGHTS in names:
         lines.append(f"control {RANDOM_WEIGHTS}: {edits + states:,} encodings more")
     if SELF_DELETION in names:
@@ -72,6 +78,14 @@ def describe_costs(planned: Planned, names: Sequence[str]) -> list[str]:
             f"states without each of {without_genes.GENES} genes"
         )
     return [*lines, "controls from the same tables: no further encodings"]
+
+
+def _encodings_of_parts(planned: Planned) -> int | None:
+    """Returns what the part of re-ranking takes; None where a run has it anyway or cannot."""
+    options = planned.options
+    if options.screen or lacks_for_reranking(options):
+        return None
+    return encodings_of_reranking(planned.plan, len(options.states.names))
 
 
 def _cells_of_states(planned: Planned) -> tuple[int, int]:

@@ -39,13 +39,13 @@ from geneformer_jax.perturbation.layout import (
 )
 from geneformer_jax.perturbation.statistics.aggregate import summarise, with_parts
 from geneformer_jax.perturbation.statistics.rank_effect import variance_by_rank
-from geneformer_jax.perturbation.statistics.tables import ShiftRows
+from geneformer_jax.perturbation.statistics.tables import ShiftRows, column_names
 from geneformer_jax.perturbation.tables import merge_gene_means, parquet_options, write_table
 
 _PAIRS_AT_ONCE = 4_194_304
 _SUMMARISED = ("perturbed", "perturbed_symbol", "measure", "state", "value")
 _BY_RANK = ("cell", "rank", "measure", "state", "value")
-_SUMMARISED_SCREEN = (*_SUMMARISED, "reranking", "removal", "method")
+_PARTS = ("reranking", "removal", "method")
 
 
 class PerturbationFolder:
@@ -70,6 +70,10 @@ class PerturbationFolder:
             return False
         tidy(self.output, MEANS_OF_PARTS, ESTIMATES)
         return True
+
+    def has_parts(self) -> bool:
+        """Whether the tables of the finished run have the parts of shifts."""
+        return _PARTS[0] in column_names(self.output / SHIFTS)
 
     def states(self) -> StateEmbeddings | None:
         """Returns the state embeddings of an earlier beginning, if they are as they were saved."""
@@ -131,8 +135,10 @@ class PerturbationFolder:
         summary = summarise(ShiftRows(folder / SHIFTS, _SUMMARISED))
         _write_edits(folder, summary, vocabulary)
         _write_cells(folder, obs)
-        if "screen" in provenance["counts"]:
-            summary = with_parts(summary, ShiftRows(folder / SHIFTS, _SUMMARISED_SCREEN))
+        held = column_names(folder / SHIFTS)
+        if parts := [name for name in _PARTS if name in held]:
+            rows = ShiftRows(folder / SHIFTS, (*_SUMMARISED, *parts))
+            summary = with_parts(summary, rows, parts)
         if (folder / MEANS_OF_PARTS).is_dir():
             _join_means(folder, edit)
         write_provenance(folder, provenance)

@@ -33,6 +33,7 @@ from geneformer_jax.perturbation.engine.gene_sets import (
 )
 from geneformer_jax.perturbation.engine.perturber import Perturber
 from geneformer_jax.perturbation.engine.plan import TOKENS_PER_PART, EditPlan, plan_edits
+from geneformer_jax.perturbation.engine.screening.reranking import encodings_of_reranking
 from geneformer_jax.perturbation.layout import CELL, CLS
 from geneformer_jax.perturbation.state_vectors import (
     check_states,
@@ -43,6 +44,8 @@ from geneformer_jax.perturbation.state_vectors import (
 )
 
 NOT_EXPRESSING = "not expressing the genes"
+# As a fraction of a run's encodings: what is made beside the edits without being asked for.
+LITTLE = 0.1
 _READ_AT_ONCE = 4_096
 
 
@@ -151,6 +154,14 @@ def make_plan(
     """
     chosen = _choose_cells(cells, options, rule, spec.special, sets)
     return plan_edits(chosen, rule, spec.special, sets, tokens_per_part)
+
+
+def with_reranking(options: PerturbationOptions, plan: EditPlan) -> PerturbationOptions:
+    """Returns the options with whether the part `reranking` is made, where the plan decides it."""
+    if options.reranking is not None:
+        return options
+    further = encodings_of_reranking(plan, len(options.states.names))
+    return replace(options, reranking=bool(further <= LITTLE * plan.passes.sum()))
 
 
 def all_left_out(plan: EditPlan) -> dict[str, int]:

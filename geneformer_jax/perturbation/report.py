@@ -95,16 +95,17 @@ def _add_measure(
     report.figure(ranked_figure(named, "mean", ranked["n"] == 1, labels), caption)
     # One cell has no deviation; 0 would look like a very certain one.
     ranked["sd"] = ranked["sd"].where(ranked["n"] > 1)
-    parts = [part for part in _PARTS if part in ranked]
+    parts = [part for part in _PARTS if part in ranked and ranked[part].notna().any()]
     columns = ["perturbed_symbol", "perturbed", "mean", "sd", "n", *parts]
     shown = ranked[columns].rename(columns={"n": "cells"})
     caption = "Mean and standard deviation over cells."
     if parts:
         caption += (
             " reranking and removal add up to the mean: what comes from all later genes moving up "
-            "by one position, and what from the gene itself being gone. exact: fraction of the "
-            "cells in which the shift is exact, not estimated."
+            "by one position, and what from the gene itself being gone."
         )
+    if "exact" in parts:
+        caption += " exact: fraction of the cells in which the shift is exact, not estimated."
     report.table(shown, caption, f"{SHIFTS}/")
 
 

@@ -36,6 +36,7 @@ from geneformer_jax.perturbation.engine.encoding import ForwardSpec
 from geneformer_jax.perturbation.engine.engine import Engine
 from geneformer_jax.perturbation.engine.perturber import Perturber
 from geneformer_jax.perturbation.engine.plan import TOKENS_PER_PART, EditPlan
+from geneformer_jax.perturbation.engine.screening.reranking import RerankingPerturber
 from geneformer_jax.perturbation.engine.shifts import Shifts
 from geneformer_jax.perturbation.layout import (
     GENE_SHIFTS,
@@ -51,6 +52,7 @@ from geneformer_jax.perturbation.prepare import (
     name_states,
     resolve_edits,
     state_vectors,
+    with_reranking,
 )
 from geneformer_jax.perturbation.report import write_report
 from geneformer_jax.perturbation.screen import Screen, describe_screen, plan_screen
@@ -115,7 +117,11 @@ class PerturbationRun:
 
     def is_complete(self) -> bool:
         """Whether the output is there; raises InputError if it is another run's."""
-        return self._folder.is_complete(self._command)
+        if not self._folder.is_complete(self._command):
+            return False
+        has_parts = self._folder.has_parts() and not self._options.screen
+        self._options = replace(self._options, reranking=has_parts)
+        return True
 
     def plan(
         self,
@@ -143,9 +149,9 @@ class PerturbationRun:
         spec, (rule, sets) = make_spec(model, options), resolve_edits(model, options)
         opened = open_cells(cells, model, whole=options.refill, **reading)
         options, spec = name_states(options, spec, opened)
-        self._options = options
         plan = make_plan(opened, options, spec, rule, sets, self._tokens_per_part)
         plan = plan_screen(plan, spec, options) if options.screen else plan
+        self._options = options = with_reranking(options, plan)
         # Attention is chosen for what is encoded, which may be shorter than the cells.
         longest = int(plan.longest.max())
         runtime, line = inference_runtime(model.config, longest, precision, attention)
@@ -165,7 +171,7 @@ class PerturbationRun:
         if options.classes:
             identity["head"] = weights_sha256(model, [model.head.kind])
         edits = {"command": self._command, "edits": sha256(np.array(plan.parts, np.int64))}
-        return {**identity, **edits}
+        return {**identity, **edits, "reranking": options.reranking}
 
     def make(self, shard: tuple[int, int] = WHOLE) -> bool:
         """Makes the edits of a share that are not made yet, and writes them part by part.
@@ -203,7 +209,8 @@ class PerturbationRun:
             self._screen = Screen(*given, options, **self._sizes)
             self._engine = self._screen.screener
         else:
-            self._engine = Perturber(*given, **self._sizes)
+            kind = RerankingPerturber if options.reranking else Perturber
+            self._engine = kind(*given, **self._sizes)
 
     def _states(self, cells: EncodedCells, spec: ForwardSpec) -> StateEmbeddings | None:
         """Finds the state embeddings, which all shares and beginnings take from one file."""
@@ -322,6 +329,7 @@ class PerturbationRun:
         options = self._options
         means = options.gene_shifts == MEANS
         columns = 4 * len(spec.screened) if options.screen else len(spec.measures)
+        columns *= 3 if options.reranking else 1
         size = plan.table_bytes(columns, spec.gene_rows, means)
         logger.info(
             f"{plan.edits:,} edits ({options.edit}) in {plan.edited_cells:,} of "

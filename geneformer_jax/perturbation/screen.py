@@ -17,8 +17,8 @@ from geneformer_jax.model.pretrained import PretrainedModel
 from geneformer_jax.perturbation.config import PerturbationOptions
 from geneformer_jax.perturbation.engine.encoding import ForwardSpec
 from geneformer_jax.perturbation.engine.plan import EditPlan
-from geneformer_jax.perturbation.engine.screener import Screener, encodings_of_screen
-from geneformer_jax.perturbation.engine.settling import (
+from geneformer_jax.perturbation.engine.screening.screener import Screener, encodings_of_screen
+from geneformer_jax.perturbation.engine.screening.settling import (
     Chosen,
     Settler,
     choose_edits,

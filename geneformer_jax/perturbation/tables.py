@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 
 from geneformer_jax.cells.tokenization.vocabulary import GeneVocabulary
 from geneformer_jax.perturbation.engine.edits import DELETE
-from geneformer_jax.perturbation.engine.settling import Settled
+from geneformer_jax.perturbation.engine.screening.settling import Settled
 from geneformer_jax.perturbation.engine.shifts import Shifts
 from geneformer_jax.perturbation.layout import JOINT, METHODS
 from geneformer_jax.perturbation.statistics.moments import (
@@ -19,6 +19,7 @@ from geneformer_jax.perturbation.statistics.moments import (
     moments_of,
     pooled,
 )
+from geneformer_jax.perturbation.statistics.tables import STATE_SHIFT
 
 _TEXT = pa.dictionary(pa.int32(), pa.string())
 
@@ -49,7 +50,8 @@ def shifts_table(
 
     Args:
       part: what some edits did.
-      names: (measure, state) of each value.
+      names: (measure, state) of each value; behind these values may stand, for each state, the part
+        of its shift that is re-ranking.
       edit: kind of the edits.
       cell_ids: ids of all cells.
       vocabulary: of the tokens.
@@ -58,13 +60,25 @@ def shifts_table(
     edits = len(part.cells)
     rows = np.repeat(np.arange(edits), len(names))
     columns = _edit_columns(part, rows, edit, cell_ids, vocabulary)
+    values_EM, reranking_ES = np.split(part.values_EM, [len(names)], axis=1)
     columns |= {
         "rank": pa.array(part.ranks_E[rows], pa.int32()),
         "measure": _repeated(measures, edits),
         "state": _repeated(states, edits),
-        "value": pa.array(part.values_EM.reshape(-1), pa.float32()),
+        "value": pa.array(values_EM.reshape(-1), pa.float32()),
     }
+    if reranking_ES.shape[1]:
+        is_towards_state = np.array(measures) == STATE_SHIFT
+        reranking_EM = np.full_like(values_EM, np.nan)
+        reranking_EM[:, is_towards_state] = reranking_ES
+        columns |= _parts_of(values_EM, reranking_EM)
     return pa.table(columns)
+
+
+def _parts_of(values_EM: np.ndarray, reranking_EM: np.ndarray) -> dict[str, pa.Array]:
+    """Returns the two columns that add up to `value`."""
+    parts = {"reranking": reranking_EM, "removal": values_EM - reranking_EM}
+    return {name: pa.array(each.reshape(-1), pa.float32()) for name, each in parts.items()}
 
 
 def screened_table(
@@ -78,12 +92,9 @@ def screened_table(
     shifts_ES, reranking_ES = np.split(shifts_EM, 2, axis=1)
     shifts = settled.shifts._replace(values_EM=shifts_ES)
     table = shifts_table(shifts, names, DELETE, cell_ids, vocabulary)
-    for name, values_ES in (
-        ("reranking", reranking_ES),
-        ("removal", shifts_ES - reranking_ES),
-        ("estimate", settled.estimates_ES),
-    ):
-        table = table.append_column(name, pa.array(values_ES.reshape(-1), pa.float32()))
+    estimates = pa.array(settled.estimates_ES.reshape(-1), pa.float32())
+    for name, column in (*_parts_of(shifts_ES, reranking_ES).items(), ("estimate", estimates)):
+        table = table.append_column(name, column)
     exact_R, sampled_R = (
         np.repeat(each, len(names)) for each in (settled.is_exact_E, settled.is_sampled_E)
     )

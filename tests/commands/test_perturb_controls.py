@@ -7,11 +7,18 @@ import pytest
 
 from geneformer_jax.inference.random_control import random_model
 from geneformer_jax.model import pretrained
-from geneformer_jax.perturbation import model_controls
+from geneformer_jax.perturbation import model_controls, prepare
 from geneformer_jax.perturbation.api import perturb_cells
 from geneformer_jax.perturbation.statistics import report
 from tests.helpers.commands import assert_one_line
-from tests.helpers.perturb_runs import GENES, command_on_five_cells, make_model
+from tests.helpers.pages import read_page
+from tests.helpers.perturb_runs import (
+    GENES,
+    assert_same_folders,
+    command_on_five_cells,
+    killed_at_the_second_part,
+    make_model,
+)
 
 STATES = ["--states=kind", "--start=a", "--goal=b"]
 
@@ -38,7 +45,8 @@ def test_costs_are_told_beforehand_and_paid_for_what_is_named_only(
     assert status == 0, error
     edits = int(output.partition(" edits (delete)")[0].split()[-1])
     assert f"{edits} encodings for the edits, 240 for the states" in output
-    assert f"control random_weights: {edits + 240} encodings more" in output
+    assert f"control reranking: {edits} encodings more (100.0% of the edits')" in output
+    assert f"control random_weights: {2 * edits + 240} encodings more" in output
     assert "self_deletion: at most 5,040 encodings more, 240 cells of the states" in output
     assert list(tmp_path.iterdir()) == []
     out = tmp_path / "out"
@@ -107,6 +115,7 @@ def test_what_a_run_cannot_say_by_itself_costs_no_result(perturb, tmp_path):
         (["--controls=self_deletion"], "needs a start state"),
         ([*STATES, "--controls=self_deletion", "--edit=overexpress"], "needs deletions of one"),
         ([*STATES, "--controls=self_deletion", "--positions=keep"], "needs deletions of one"),
+        ([*STATES, "--controls=reranking", "--positions=keep"], "needs deletions of one"),
         (["--controls=covariance"], "needs cell states to compare: name their column by --states"),
         ([*STATES, "--controls=donors"], "needs an obs column of donors: name it by --group"),
         (
@@ -120,3 +129,39 @@ def test_controls_that_the_run_does_not_allow_are_refused(perturb, tmp_path, arg
     assert status == 1
     assert_one_line(error)
     assert words in error and list(tmp_path.iterdir()) == []
+
+
+def test_the_parts_of_exact_shifts_are_made_where_asked_and_after_a_kill(perturb, tmp_path):
+    named, whole = [*STATES, "--controls=reranking"], tmp_path / "whole"
+    assert perturb(*named, f"--output={whole}")[0] == 0
+    with killed_at_the_second_part():
+        assert perturb(*named)[0] == 130
+    # Parts without them would not fit.
+    assert "reranking = True, not False" in perturb(*STATES)[2]
+    assert perturb(*named)[0] == 0
+    assert_same_folders(tmp_path / "out", whole)
+    status, _, error = perturb(*named, "--statistics=goal_state_shift", "--min_cells=2")
+    assert status == 0, error
+    shifts = pd.concat(map(pd.read_parquet, sorted((tmp_path / "out" / "shifts").iterdir())))
+    towards = shifts[shifts["measure"] == "state_shift"]
+    means = towards[towards["state"] == "b"].groupby("perturbed", observed=True).mean(True)
+    table = pd.read_parquet(tmp_path / "out" / "statistics" / "goal_state_shift.parquet")
+    table = table.set_index("Ensembl_ID")
+    for column, part in (("Reranking_shift", "reranking"), ("Removal_shift", "removal")):
+        expected = means[part].reindex(table.index)
+        assert table[column].tolist() == pytest.approx(expected.tolist(), abs=1e-7)
+    header = {name for row in read_page(tmp_path / "out" / "report.html").rows for name in row}
+    assert {"reranking", "removal"} <= header and "exact" not in header
+
+
+def test_parts_are_made_unasked_where_they_cost_little_only(perturb, tmp_path, monkeypatch):
+    status, output, error = perturb(*STATES)
+    assert status == 0, error
+    assert "(100.0% of the edits'), left out unless --controls name it" in output
+    later = [*STATES, "--controls=reranking", "--statistics=goal_state_shift"]
+    status, _, error = perturb(*later)
+    assert status == 1 and "perturb with --controls=reranking into another output" in error
+    monkeypatch.setattr(prepare, "LITTLE", 1.0)
+    assert perturb(*STATES, f"--output={tmp_path / 'dear'}")[0] == 0
+    columns = [pd.read_parquet(tmp_path / each / "shifts").columns for each in ("out", "dear")]
+    assert ["removal" in each for each in columns] == [False, True]

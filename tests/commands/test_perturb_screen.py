@@ -7,9 +7,9 @@ import pandas as pd
 import pytest
 
 from geneformer_jax.model import pretrained
-from geneformer_jax.perturbation.engine import settling
-from geneformer_jax.perturbation.engine.screener import Screener
-from geneformer_jax.perturbation.engine.settling import Settler
+from geneformer_jax.perturbation.engine.screening import settling
+from geneformer_jax.perturbation.engine.screening.screener import Screener
+from geneformer_jax.perturbation.engine.screening.settling import Settler
 from tests.helpers.commands import assert_one_line
 from tests.helpers.pages import read_page
 from tests.helpers.perturb_runs import assert_same_folders, command_on_five_cells, make_model

@@ -10,7 +10,7 @@ import pytest
 from geneformer_jax.cells.tokenization.vocabulary import V2_SPECIAL_TOKENS
 from geneformer_jax.model.encoder import encode
 from geneformer_jax.perturbation.config import PerturbationOptions
-from geneformer_jax.perturbation.engine.screener import Screener, bridge
+from geneformer_jax.perturbation.engine.screening.screener import Screener, bridge
 from geneformer_jax.perturbation.prepare import make_plan, make_spec, resolve_edits
 from tests.helpers.plain_screen import plain_cosine, plain_probability, plain_screen
 from tests.helpers.slow_perturbation import LIMIT, cosine, make_cells, make_model

@@ -14,9 +14,8 @@ RERANKING, DONORS, RESPONSIVENESS = "reranking", "donors", "responsiveness"
 EXPRESSION, COVARIANCE = "differential_expression", "covariance"
 RANDOM_WEIGHTS, SELF_DELETION = "random_weights", "self_deletion"
 # These take further encodings; all others follow from what a run has anyway.
-DEAR = (RANDOM_WEIGHTS, SELF_DELETION)
-CHEAP = (LIKE_RANK, CELLS, COVERAGE, START, RERANKING, EXPRESSION, COVARIANCE, DONORS,
-         RESPONSIVENESS)  # fmt: skip
+DEAR = (RERANKING, RANDOM_WEIGHTS, SELF_DELETION)
+CHEAP = (LIKE_RANK, CELLS, COVERAGE, START, EXPRESSION, COVARIANCE, DONORS, RESPONSIVENESS)
 CONTROLS = (*CHEAP, *DEAR)
 QUESTIONS = {
     LIKE_RANK: "Does any gene shift cells otherwise than genes of like rank and detection?",
@@ -32,6 +31,8 @@ QUESTIONS = {
     SELF_DELETION: "What stays of a shift if the states are embedded without the deleted gene?",
 }
 NEEDS_START = "a start state that is not the goal: perturb with `start`"
+NEEDS_STATES = "cell states to compare: name their column by `states` and a `goal`"
+NEEDS_DELETIONS = "deletions of one gene at a time, where later genes move up and none slides in"
 NEEDS_GROUP = "an obs column of donors: name it by `group`"
 
 
@@ -68,6 +69,11 @@ def is_all(controls: str | Sequence[str]) -> bool:
     return controls == ALL or tuple(controls) == (ALL,)
 
 
+def is_free(controls: str | Sequence[str]) -> bool:
+    """Whether those are asked for that cost nothing, or little beside the run."""
+    return controls == FREE or tuple(controls) == (FREE,)
+
+
 def refuse(name: str, why: str) -> InputError:
     """Returns the error on a control that was named but cannot be had."""
     return InputError(f'the control "{name}" needs {why}; or leave it out of `controls`')
@@ -85,14 +91,12 @@ def require_controls(controls: str | Sequence[str], start: str, goal: str, group
     needs = {
         START: (has_start, NEEDS_START),
         SELF_DELETION: (has_start, NEEDS_START),
-        EXPRESSION: (goal, _NEEDS_STATES),
-        COVARIANCE: (goal, _NEEDS_STATES),
+        RERANKING: (goal, NEEDS_STATES),
+        EXPRESSION: (goal, NEEDS_STATES),
+        COVARIANCE: (goal, NEEDS_STATES),
         DONORS: (group, NEEDS_GROUP),
     }
     for name in read_controls(controls) or ():
         is_there, why = needs.get(name, (True, ""))
         if not is_there:
             raise refuse(name, why)
-
-
-_NEEDS_STATES = "cell states to compare: name their column by `states` and a `goal`"

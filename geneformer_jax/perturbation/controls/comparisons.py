@@ -6,9 +6,10 @@ import numpy as np
 import pandas as pd
 
 from geneformer_jax.perturbation.controls.finding import Asked, Finding
-from geneformer_jax.perturbation.layout import BASELINES, RANDOM_RUN, SHIFTS, WITHOUT_OWN
+from geneformer_jax.perturbation.layout import BASELINES, RANDOM_RUN, WITHOUT_OWN
+from geneformer_jax.perturbation.statistics.rank_effect import variance_by_rank
 from geneformer_jax.perturbation.statistics.screen_accuracy import spearman
-from geneformer_jax.perturbation.statistics.tables import column_names, read_table
+from geneformer_jax.perturbation.statistics.tables import read_table
 
 ALIKE, SAME = 0.7, 0.9
 TOO_FEW = "too few genes to tell"
@@ -34,13 +35,20 @@ def say_correlation(what: str, found: tuple[float, int]) -> str:
 
 def reranking(asked: Asked) -> Finding:
     """Asks how much of the order of genes is that of later genes moving up by one position."""
-    alone = asked.means(asked.goal, "reranking")
+    alone, rest = (asked.means(asked.goal, part) for part in ("reranking", "removal"))
     found = correlate(asked.shifts, alone)
     result = say_correlation(
         "shifts and what they are with nothing removed, only later genes moved up,", found
     )
-    columns = pd.DataFrame({"Reranking_shift": alone}, asked.within.edits.names)
-    headings = {"Reranking_shift": "mean shift if the gene stays and later genes move up by one"}
+    by_rank = variance_by_rank(asked.rows(asked.goal, "measure", "state"))["explained"].iloc[0]
+    if np.isfinite(by_rank):
+        result += f"; {by_rank:.0%} of the variance within cells is explained by rank alone"
+    parts = {"Reranking_shift": alone, "Removal_shift": rest}
+    columns = pd.DataFrame(parts, asked.within.edits.names)
+    headings = {
+        "Reranking_shift": "mean shift if the gene stays and later genes move up by one",
+        "Removal_shift": "the rest of the mean shift: the gene is gone",
+    }
     verdict = "the order is that of ranks" if found[0] > ALIKE else "the order is not that of ranks"
     verdict = TOO_FEW if np.isnan(found[0]) else verdict
     return Finding(result, verdict, columns, headings, iter(()))
@@ -87,7 +95,7 @@ def random_weights(asked: Asked) -> Finding:
         columns["Random_weights_goal_minus_start"] = theirs
         pairs["shifts towards goal minus start"] = ours, theirs
     for part in ("reranking", "removal"):
-        if all(part in column_names(each / SHIFTS) for each in (asked.folder, random)):
+        if asked.has_parts() and asked.has_parts(random):
             both = [asked.means(asked.goal, part, each) for each in (asked.folder, random)]
             pairs[f"the parts {part} of shifts"] = tuple(both)
     found = {

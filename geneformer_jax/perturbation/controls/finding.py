@@ -12,7 +12,7 @@ from geneformer_jax.perturbation.controls.within_cells import WithinCells, withi
 from geneformer_jax.perturbation.layout import SHIFTS
 from geneformer_jax.perturbation.statistics.modes import vs_null
 from geneformer_jax.perturbation.statistics.moments import RunningMoments
-from geneformer_jax.perturbation.statistics.tables import ShiftRows
+from geneformer_jax.perturbation.statistics.tables import STATE_SHIFT, ShiftRows, column_names
 from geneformer_jax.reporting.figures import Drawing
 
 ROWS = ("cell", "perturbed", "perturbed_symbol", "rank", "value")
@@ -76,6 +76,11 @@ class Asked:
     def has_start(self) -> bool:
         """Whether the perturbed cells are of one state, which is not the goal."""
         return self.start not in ("", self.goal)
+
+    def has_parts(self, folder: Path | None = None) -> bool:
+        """Whether the shifts of this run, or of another, are there in their two parts."""
+        is_there = "reranking" in column_names((folder or self.folder) / SHIFTS)
+        return is_there and self.measure == STATE_SHIFT
 
     @functools.cached_property
     def within(self) -> WithinCells:

@@ -8,6 +8,7 @@ from geneformer_jax.perturbation.controls.choice import (
     DONORS,
     EXPRESSION,
     LIKE_RANK,
+    NEEDS_DELETIONS,
     NEEDS_GROUP,
     NEEDS_START,
     RANDOM_WEIGHTS,
@@ -70,8 +71,11 @@ def what_is_lacking(name: str, asked: Asked) -> str:
 def _lacks_of_run(name: str, asked: Asked) -> str:
     if name == START and not asked.has_start:
         return NEEDS_START
-    if name == RERANKING and name not in column_names(asked.folder / SHIFTS):
-        return "the part `reranking` of shifts: perturb with `screen`"
+    if name == RERANKING and not asked.has_parts():
+        return (
+            f"the two parts of each shift towards a state: perturb with `controls`={name} into "
+            f"another output, {NEEDS_DELETIONS}"
+        )
     if name in _FILES and not (asked.folder / _FILES[name]).exists():
         return _NOT_MADE[name]
     if name == DONORS:

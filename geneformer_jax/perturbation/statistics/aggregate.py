@@ -1,6 +1,6 @@
 """Means of shifts over cells, for each edit and for each pair of genes."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import pandas as pd
@@ -77,28 +77,31 @@ def summarise(pieces: Pieces) -> pd.DataFrame:
     return pd.concat(tables).sort_values(keys, ignore_index=True)
 
 
-def with_parts(summary: pd.DataFrame, pieces: Pieces) -> pd.DataFrame:
-    """Adds to the summary of a screen what its shifts consist of.
+def with_parts(summary: pd.DataFrame, pieces: Pieces, parts: Sequence[str]) -> pd.DataFrame:
+    """Adds what shifts consist of to a summary.
 
     Args:
       summary: see `summarise`.
-      pieces: rows of the screen, as often as wanted, with its own columns.
+      pieces: rows as often as wanted, with the columns `parts`.
+      parts: of `reranking`, `removal` and `method`.
 
     Returns:
-      The summary with the means over cells of `reranking` and `removal`, and `exact`, the fraction
-      of the cells in which the edit was made exactly.
+      The summary with the means over cells of `reranking` and `removal`, NaN for measures without
+      these, and from `method` of a screen `exact`, the fraction of the cells in which the edit was
+      made exactly.
     """
     keys = ["perturbed", "perturbed_symbol", "measure", "state"]
-    for name in ("reranking", "removal", "exact"):
+    for name in parts:
         means = summarise(_as_values(pieces, name))[[*keys, "mean"]]
-        summary = summary.merge(means.rename(columns={"mean": name}), on=keys)
+        column = "exact" if name == "method" else name
+        summary = summary.merge(means.rename(columns={"mean": column}), on=keys)
     return summary
 
 
 def _as_values(pieces: Pieces, name: str) -> Iterator[pd.DataFrame]:
     for piece in pieces:
-        is_exact = (piece["method"] == EXACT).astype(float)
-        yield piece.assign(value=is_exact if name == "exact" else piece[name])
+        values = piece[name] if name != "method" else (piece[name] == EXACT).astype(float)
+        yield piece.assign(value=values)
 
 
 def _moments_by(

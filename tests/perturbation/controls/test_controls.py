@@ -17,6 +17,7 @@ from geneformer_jax.perturbation.statistics import report
 from geneformer_jax.perturbation.statistics.report import perturbation_statistics
 from tests.helpers.shift_pieces import made_up_shifts
 
+PARTS = ("reranking", "removal")
 PLANTED = {"G3": 1.5, "G4": -1.5}
 CELLS, GENES, CHOSEN = 30, 400, 90
 
@@ -137,7 +138,7 @@ def test_names_of_controls_are_checked_before_anything_else():
     for name in ("start", "self_deletion"):
         with pytest.raises(InputError, match="needs a start state"):
             require_controls(name, "goal", "goal", "donor")
-    for name in ("covariance", "differential_expression"):
+    for name in ("covariance", "differential_expression", "reranking"):
         with pytest.raises(InputError, match="needs cell states to compare"):
             require_controls(name, "", "", "donor")
     with pytest.raises(InputError, match="name it by `group`"):
@@ -151,7 +152,15 @@ def test_names_of_controls_are_checked_before_anything_else():
 def test_only_what_is_named_takes_further_encodings():
     assert dear_controls(["free"]) == dear_controls("none") == dear_controls(["cells"]) == ()
     assert dear_controls(["cells", "self_deletion"]) == ("self_deletion",)
-    assert dear_controls("all") == dear_controls(["all"]) == ("random_weights", "self_deletion")
+    assert (
+        dear_controls("all")
+        == dear_controls(["all"])
+        == (
+            "reranking",
+            "random_weights",
+            "self_deletion",
+        )
+    )
 
 
 def test_donors_are_those_of_the_cells_and_named_wrongly_are_told(run, frame):
@@ -173,7 +182,7 @@ def test_donors_are_those_of_the_cells_and_named_wrongly_are_told(run, frame):
 
 
 def test_a_screen_says_what_reranking_alone_would_do(tmp_path, frame):
-    half = frame.assign(reranking=(frame["value"] / 2).astype(np.float32))
+    half = frame.assign(**dict.fromkeys(PARTS, (frame["value"] / 2).astype(np.float32)))
     folder = write(tmp_path / "screen", half, {"goal": "goal"})
     perturbation_statistics(folder, "goal_state_shift", controls="reranking")
     table = pd.read_parquet(folder / "statistics" / "goal_state_shift.parquet")

@@ -11,7 +11,7 @@ from geneformer_jax.model.pretrained import PretrainedModel
 from geneformer_jax.perturbation.engine.encoding import ForwardSpec
 from geneformer_jax.perturbation.engine.perturber import Perturber
 from geneformer_jax.perturbation.engine.plan import EditPlan
-from geneformer_jax.perturbation.engine.screener import Reranker
+from geneformer_jax.perturbation.engine.screening.screener import Reranker
 from geneformer_jax.perturbation.engine.shifts import Shifts
 
 # Edits of the random sample by which a screen is judged; all where there are fewer.

@@ -1,4 +1,4 @@
-"""Estimates what deleting each gene does, from a few passes of each cell; see `screening`."""
+"""Estimates what deleting each gene does, from a few passes of each cell; see `passes`."""
 
 from functools import partial
 
@@ -12,7 +12,7 @@ from geneformer_jax.perturbation.engine.edits import EditBatch, ranks_at
 from geneformer_jax.perturbation.engine.encoding import ForwardSpec
 from geneformer_jax.perturbation.engine.engine import Engine
 from geneformer_jax.perturbation.engine.plan import EditPlan
-from geneformer_jax.perturbation.engine.screening import (
+from geneformer_jax.perturbation.engine.screening.passes import (
     Derivatives,
     differentiate,
     values_when_moved,
