@@ -19,7 +19,8 @@ from geneformer_jax.cells.tokenization.flags import (
     reading_options,
 )
 from geneformer_jax.common import command_line
-from geneformer_jax.common.command_line import configuration, parse_shard
+from geneformer_jax.common.command_line import configuration
+from geneformer_jax.common.shares import SharedRun, run_shared, share_flags
 
 FLAGS = flags.FLAGS
 NEEDED = ("counts", "vocabulary", "output")
@@ -35,60 +36,56 @@ flags.DEFINE_string("orthologs", "", "Table (TSV or CSV) of gene id and gene id 
 define_symbols_flag()
 flags.DEFINE_bool("prefix_cell_ids", False, 'Put "<file name>|" in front of each cell id.')
 flags.DEFINE_bool("skip_bad_files", False, "Go on without files that cannot be used.")
-flags.DEFINE_string("shard", "", "i/n: take only every n-th file, starting from i (0 .. n-1).")
-flags.DEFINE_bool("finish", False, "Join what --shard processes have written.")
+share_flags()
 flags.DEFINE_string("report", "", "New folder for a report on the store.")
 flags.DEFINE_bool("verify", False, "Only check the checksums of the store in --output.")
 
 
-def main() -> None:
-    """Builds, continues, joins or verifies a cell store."""
+def shared_run() -> SharedRun:
+    """The work that the flags ask for."""
     # Reading counts imports half of SciPy, which --help and a mistyped flag should not wait for.
     from geneformer_jax.cells.formats.open import look_ahead
     from geneformer_jax.cells.formats.paths import expand_paths
     from geneformer_jax.cells.store.builder import StoreBuild
-    from geneformer_jax.cells.store.cell_store import verify_store
+    from geneformer_jax.cells.store.building.run import TokenizeRun
     from geneformer_jax.cells.tokenization.gene_ids import read_orthologs
     from geneformer_jax.cells.tokenization.tokenizer import TokenizerOptions, default_max_length
-    from geneformer_jax.common.files import count_files, require_new_folder
     from geneformer_jax.interop.original_dictionaries import read_vocabulary
 
-    if FLAGS.verify:
-        verify_store(FLAGS.output)
-        return
     paths = expand_paths(FLAGS.counts)
     look_ahead(paths[0])
     vocabulary = read_vocabulary(FLAGS.vocabulary)
-    obs = command_line.split_list(FLAGS.obs)
-    if FLAGS.report:
-        require_new_folder(FLAGS.report)
-    shard = parse_shard(FLAGS.shard)
     options = TokenizerOptions(
         max_length=FLAGS.max_length or default_max_length(vocabulary),
         orthologs=read_orthologs(FLAGS.orthologs) if FLAGS.orthologs else None,
         quality=quality_rules(),
     )
     build = StoreBuild(
-        Path(FLAGS.output), vocabulary, options, reading_options(), obs,
-        prefix_cell_ids=FLAGS.prefix_cell_ids,
+        Path(FLAGS.output), vocabulary, options, reading_options(),
+        command_line.split_list(FLAGS.obs), prefix_cell_ids=FLAGS.prefix_cell_ids,
     )  # fmt: skip
-    print(f"{count_files(paths)} -> {FLAGS.output}; vocabulary {FLAGS.vocabulary}:")
-    print(f"  {len(vocabulary.gene_ids):,} genes of {vocabulary.species}, {vocabulary.hash[:12]}")
-    build.survey(paths, FLAGS.skip_bad_files)
-    if build.is_complete():
-        print(f"{FLAGS.output} is complete and holds all of these files: nothing to do")
-    else:
-        if not FLAGS.finish:
-            build.write(shard, FLAGS.skip_bad_files)
-        if FLAGS.shard and not FLAGS.finish:
-            print(f"shard {FLAGS.shard} is done; when all are, run the same command with --finish")
-            return
-        build.finish(configuration(), FLAGS.skip_bad_files)
+    known = f"{len(vocabulary.gene_ids):,} genes of {vocabulary.species}, {vocabulary.hash[:12]}"
+    print(f"vocabulary {FLAGS.vocabulary}: {known}")
+    return TokenizeRun(build, paths, configuration(), FLAGS.skip_bad_files)
+
+
+def main() -> None:
+    """Builds, continues, joins or verifies a cell store."""
+    from geneformer_jax.cells.store.cell_store import verify_store
+    from geneformer_jax.common.files import require_new_folder
+
+    if FLAGS.verify:
+        verify_store(FLAGS.output)
+        return
     if FLAGS.report:
+        require_new_folder(FLAGS.report)
+    run_shared(shared_run())
+    if FLAGS.report and not FLAGS.shard:
         # matplotlib takes a second to import, which only a report should have to wait for.
         from geneformer_jax.reporting.corpus_report import write_corpus_report
 
-        write_corpus_report(FLAGS.output, FLAGS.report, [name.removesuffix("?") for name in obs])
+        columns = [name.removesuffix("?") for name in command_line.split_list(FLAGS.obs)]
+        write_corpus_report(FLAGS.output, FLAGS.report, columns)
         print(f"{FLAGS.report}: report on the store, in report.html")
 
 

@@ -157,6 +157,25 @@ def _hash_of_edges(path: str, size: int, _changed: int) -> str:
     return digest.hexdigest()
 
 
+def state_of(path: Path | str) -> str:
+    """Size and time of change of a file, of a folder those of all files in it, as a short text.
+
+    Nothing is read; what lies in an object store is described by its URL alone.
+    """
+    path = local_path(path)
+    if url := object_store_url(path):
+        return url
+    if not path.is_dir():
+        state = path.stat()
+        return f"{state.st_size}-{state.st_mtime_ns}"
+    digest = hashlib.sha256()
+    for each in sorted(each for each in path.rglob("*") if each.is_file()):
+        state = each.stat()
+        name = each.relative_to(path)
+        digest.update(f"{name}\0{state.st_size}-{state.st_mtime_ns}\n".encode())
+    return digest.hexdigest()
+
+
 def slug(text: object) -> str:
     """Returns a text as part of a file name: words joined by underscores, at most 80 letters."""
     kept = (letter if letter.isalnum() or letter in "-_." else " " for letter in str(text))

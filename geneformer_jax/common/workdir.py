@@ -1,5 +1,6 @@
 """The folder of a run: it records which run it is of, and no other run goes on in it."""
 
+import contextlib
 import errno
 import json
 import os
@@ -125,6 +126,25 @@ def lock_folder(path: Path, shard: tuple[int, int] = (0, 1)) -> int:
             "command again, or share the work with `shard`"
         ) from error
     return descriptor
+
+
+@contextlib.contextmanager
+def one_at_a_time(lock: Path) -> Iterator[None]:
+    """Waits until no other process is within such a block; removes the lock file at its end.
+
+    Where files cannot be locked nobody waits.
+    """
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(lock, os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        with contextlib.suppress(ModuleNotFoundError, OSError):
+            import fcntl
+
+            fcntl.lockf(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        lock.unlink(missing_ok=True)
+        os.close(descriptor)
 
 
 def is_finished(output: Path, configuration: Mapping[str, Any]) -> bool:

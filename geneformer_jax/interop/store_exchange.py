@@ -10,7 +10,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from geneformer_jax.cells.store import writer as store_writer
-from geneformer_jax.cells.store.builder import source_key, summarise
+from geneformer_jax.cells.store.building.summary import summarise
+from geneformer_jax.cells.store.building.survey import source_key
 from geneformer_jax.cells.store.cell_store import CellStore
 from geneformer_jax.cells.store.obs_columns import CELL_ID, original_name, stored_name
 from geneformer_jax.cells.tokenization.tokenizer import (

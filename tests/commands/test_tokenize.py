@@ -187,7 +187,7 @@ def test_shards_of_the_files_join_to_the_same_store(tmp_path, files, vocabulary)
     whole, _ = build(tmp_path / "whole", files, vocabulary, ["cell_type"])
     parts = tmp_path / "parts"
     build(parts, files, vocabulary, ["cell_type"], shard=(1, 2), finish=False)
-    with pytest.raises(InputError, match=r"2 of 3 files are not tokenised yet.*a\.h5ad"):
+    with pytest.raises(InputError, match=r"2 of 3 pieces are not tokenised yet.*a\.h5ad"):
         build(parts, files, vocabulary, ["cell_type"], shard=(1, 2))
     with pytest.raises(InputError, match="not complete"):
         CellStore.open(parts)

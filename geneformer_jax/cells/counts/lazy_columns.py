@@ -57,6 +57,15 @@ class RowBlocks(Generic[T]):
             parts.append(self._block(number)[max(start - first, 0) : stop - first])
         return parts[0] if len(parts) == 1 else self._join(parts)
 
+    def part(self, first: int, stop: int) -> "RowBlocks[T]":
+        """Returns some of the rows, which are read by way of the blocks of all."""
+        return RowBlocks(
+            lambda start, end: self[first + start : first + end],
+            stop - first,
+            join=self._join,
+            rows=self.rows_per_block,
+        )
+
     def _block(self, number: int) -> T:
         kept, block = self._kept
         if kept != number:
@@ -64,6 +73,11 @@ class RowBlocks(Generic[T]):
             block = self._read(first, min(first + self.rows_per_block, self._length))
             self._kept = number, block
         return block
+
+
+def rows_of(values: Sequence[T], first: int, stop: int) -> Sequence[T]:
+    """Returns some rows of an array or of `RowBlocks`."""
+    return values.part(first, stop) if isinstance(values, RowBlocks) else values[first:stop]
 
 
 def iter_blocks(values: Sequence[T]) -> Iterator[T]:

@@ -44,13 +44,25 @@ class Piece(NamedTuple):
 
 
 class Rows(abc.ABC):
-    """A matrix [cells, genes] that can be read from the first cell to the last."""
+    """A matrix [cells, genes] that can be read cell by cell, from any cell on.
+
+    Attributes:
+      shape: (cells, genes).
+      together: cells that are stored as one: reading a part of them unpacks all.
+    """
 
     shape: tuple[int, int]
+    together: int = 1
 
     @abc.abstractmethod
-    def rows(self, cells_per_batch: int) -> Iterator[tuple[int, sparse.csr_matrix]]:
-        """Yields (first row, rows) in order, with values as stored."""
+    def rows(
+        self, cells_per_batch: int, first: int = 0, stop: int | None = None
+    ) -> Iterator[tuple[int, sparse.csr_matrix]]:
+        """Yields (first row, rows) of the rows from `first` to `stop`, with values as stored."""
+
+    @abc.abstractmethod
+    def sizes(self, first: int, stop: int) -> np.ndarray:
+        """Returns [stop - first] about how many values each of these rows holds; reads none."""
 
 
 class Pieces(abc.ABC):
@@ -84,17 +96,25 @@ class CompressedRows(Rows):
         """
         self.shape, self._name, self._limits = shape, name, limits
         self._data, self._indices = _unpacking(data), _unpacking(indices)
-        self._indptr = _checked_pointers(data, indices, indptr, shape[0], name, limits.rows)
+        self._indptr = _checked_pointers(data, indices, indptr, shape[0], name, limits)
 
-    def rows(self, cells_per_batch: int) -> Iterator[tuple[int, sparse.csr_matrix]]:
-        """Yields (first row, rows) in order, with values as stored."""
-        for start, pointers in _spans(self._indptr, cells_per_batch, self._limits.entries):
-            first, last = int(pointers[0]), int(pointers[-1])
-            indices = checked_indices(self._indices[first:last], self.shape[1], self._name)
-            pointers = (pointers - first).astype(np.int32)
+    def rows(
+        self, cells_per_batch: int, first: int = 0, stop: int | None = None
+    ) -> Iterator[tuple[int, sparse.csr_matrix]]:
+        """Yields (first row, rows) of the rows from `first` to `stop`, with values as stored."""
+        stop = self.shape[0] if stop is None else stop
+        most = self._limits.entries
+        for start, pointers in _spans(self._indptr, cells_per_batch, most, first, stop):
+            low, high = int(pointers[0]), int(pointers[-1])
+            indices = checked_indices(self._indices[low:high], self.shape[1], self._name)
+            pointers = (pointers - low).astype(np.int32)
             shape = (len(pointers) - 1, self.shape[1])
-            data = _native(self._data[first:last])
+            data = _native(self._data[low:high])
             yield start, sparse.csr_matrix((data, indices, pointers), shape=shape)
+
+    def sizes(self, first: int, stop: int) -> np.ndarray:
+        """Returns [stop - first] how many values each of these rows holds; reads none."""
+        return np.diff(self._indptr[first : stop + 1])
 
 
 class CompressedColumns(Pieces):
@@ -117,7 +137,7 @@ class CompressedColumns(Pieces):
         self.shape, self._name, self._step = shape, name, limits.piece_entries
         self.entries, self.dtype = data.shape[0], _native_type(data.dtype)
         self._data, self._indices = _unpacking(data), _unpacking(indices)
-        self._indptr = _checked_pointers(data, indices, indptr, shape[1], name, limits.rows)[:]
+        self._indptr = _checked_pointers(data, indices, indptr, shape[1], name, limits)[:]
 
     def pieces(self) -> Iterator[Piece]:
         """Yields every stored entry once, gene after gene."""
@@ -133,20 +153,26 @@ class CompressedColumns(Pieces):
 class Dense(Rows):
     """A dense matrix, [cells, genes] or (genes_first) [genes, cells]."""
 
-    def __init__(self, array, block: int, *, genes_first: bool = False):
-        """Takes any array with slicing, and how many cells to read at once."""
+    def __init__(self, array, block: int, *, genes_first: bool = False, together: int = 1):
+        """Takes any array with slicing, how many cells to read at once, and `Rows.together`."""
         self._array, self._block, self._genes_first = array, block, genes_first
-        self.shape = _cells_and_genes(array, genes_first)
+        self.shape, self.together = _cells_and_genes(array, genes_first), together
 
-    def rows(self, cells_per_batch: int) -> Iterator[tuple[int, sparse.csr_matrix]]:
-        """Yields (first row, rows) in order, with values as stored."""
-        for first in range(0, self.shape[0], self._block):
-            stop = min(first + self._block, self.shape[0])
-            cells = slice(first, stop)
+    def rows(
+        self, cells_per_batch: int, first: int = 0, stop: int | None = None
+    ) -> Iterator[tuple[int, sparse.csr_matrix]]:
+        """Yields (first row, rows) of the rows from `first` to `stop`, with values as stored."""
+        end = self.shape[0] if stop is None else stop
+        for begin in range(first, end, self._block):
+            cells = slice(begin, min(begin + self._block, end))
             dense = self._array[:, cells].T if self._genes_first else self._array[cells]
             rows = sparse.csr_matrix(_native(dense))
-            for start in range(0, stop - first, cells_per_batch):
-                yield first + start, rows[start : start + cells_per_batch]
+            for start in range(0, rows.shape[0], cells_per_batch):
+                yield begin + start, rows[start : start + cells_per_batch]
+
+    def sizes(self, first: int, stop: int) -> np.ndarray:
+        """Returns [stop - first] how many values each row holds in usual data; reads none."""
+        return np.full(stop - first, max(int(self.shape[1] * _USUAL_DENSITY), 1))
 
 
 class DenseTiles(Pieces):
@@ -188,7 +214,7 @@ def dense_matrix(
     cells_per_chunk, genes_per_chunk = array.chunks[::-1] if genes_first else array.chunks
     block = max(fitting // cells_per_chunk, 1) * cells_per_chunk
     if block * genes <= limits.max_dense_values:
-        return Dense(array, block, genes_first=genes_first)
+        return Dense(array, block, genes_first=genes_first, together=cells_per_chunk)
     chunk = cells_per_chunk * genes_per_chunk
     tile = (cells_per_chunk, max(limits.dense_values // chunk, 1) * genes_per_chunk)
     return DenseTiles(array, tile, genes_first=genes_first)
@@ -214,15 +240,14 @@ def _unpacking(array):
 
 
 def _spans(
-    indptr: RowBlocks[np.ndarray], max_rows: int, max_entries: int
+    indptr: RowBlocks[np.ndarray], max_rows: int, max_entries: int, start: int, stop: int
 ) -> Iterator[tuple[int, np.ndarray]]:
-    """Yields the first row and the pointers of at most `max_rows` rows.
+    """Yields the first row and the pointers of at most `max_rows` rows, from `start` to `stop`.
 
     They have at most `max_entries` entries, or are one row.
     """
-    start, n_rows = 0, len(indptr) - 1
-    while start < n_rows:
-        pointers = indptr[start : start + max_rows + 1]
+    while start < stop:
+        pointers = indptr[start : min(start + max_rows, stop) + 1]
         fitting = np.searchsorted(pointers, pointers[0] + max_entries, side="right") - 1
         rows = max(int(fitting), 1)
         yield start, pointers[: rows + 1]
@@ -230,9 +255,12 @@ def _spans(
 
 
 def _checked_pointers(
-    data, indices, indptr, rows: int, name: str, rows_per_block: int
+    data, indices, indptr, rows: int, name: str, limits: ReadLimits
 ) -> RowBlocks[np.ndarray]:
-    """The row pointers as int64, read in blocks; no slice of them can leave the arrays."""
+    """The row pointers as int64, read in blocks; no slice of them can leave the arrays.
+
+    Those of a file that is known to be sound are looked at where they are read.
+    """
     if any(array.ndim != 1 for array in (data, indices, indptr)):
         raise InputError(f"{name}: data, indices and indptr must have one dimension each")
     if indptr.shape[0] != rows + 1:
@@ -242,18 +270,28 @@ def _checked_pointers(
         )
     if indptr.dtype.kind not in "iu" or indices.dtype.kind not in "iu":
         raise InputError(f"{name}: indptr and indices must be whole numbers; write the file again")
-    pointers = RowBlocks(
-        lambda start, stop: np.asarray(indptr[start:stop], np.int64), rows + 1, rows=rows_per_block
-    )
-    stored, last, sound = data.shape[0], 0, pointers[0] == 0
+    stored = data.shape[0]
+
+    def refuse_unless(sound: bool) -> None:
+        if not sound:
+            raise InputError(
+                f"{name}: indptr does not run upwards from 0 to the {stored} values and "
+                f"{indices.shape[0]} indices stored; the matrix is damaged: write the file again"
+            )
+
+    def read(start: int, stop: int) -> np.ndarray:
+        block = np.asarray(indptr[start:stop], np.int64)
+        refuse_unless(not np.any(np.diff(block, prepend=0) < 0) and block.max(initial=0) <= stored)
+        return block
+
+    pointers, last = RowBlocks(read, rows + 1, rows=limits.rows), 0
+    if limits.known_sound:
+        return pointers
+    refuse_unless(pointers[0] == 0)
     for block in iter_blocks(pointers):
-        sound = sound and block[0] >= last and not np.any(np.diff(block) < 0)
+        refuse_unless(block[0] >= last)
         last = int(block[-1])
-    if not sound or not last == stored == indices.shape[0]:
-        raise InputError(
-            f"{name}: indptr does not run upwards from 0 to the {stored} values and "
-            f"{indices.shape[0]} indices stored; the matrix is damaged: write the file again"
-        )
+    refuse_unless(last == stored == indices.shape[0])
     return pointers
 
 

@@ -4,6 +4,7 @@ A matrix is judged by a sample of its first cells. A wrong guess cannot give wro
 matrix is chosen is checked whole while it is read.
 """
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from itertools import islice
@@ -142,12 +143,20 @@ class SummedRows(Rows):
     def __init__(self, parts: Sequence[Rows]):
         """Takes matrices of one shape."""
         self._parts, self.shape = parts, parts[0].shape
+        self.together = math.lcm(*(part.together for part in parts))
 
-    def rows(self, cells_per_batch: int) -> Iterator[tuple[int, sparse.csr_matrix]]:
-        """Yields (first row, rows) in order, an entry of several parts several times."""
-        blocks = [_Blocks(part.rows(cells_per_batch)) for part in self._parts]
-        start, genes = 0, self.shape[1]
-        while start < self.shape[0]:
+    def sizes(self, first: int, stop: int) -> np.ndarray:
+        """Returns [stop - first] about how many values each of these rows holds; reads none."""
+        return np.sum([part.sizes(first, stop) for part in self._parts], axis=0)
+
+    def rows(
+        self, cells_per_batch: int, first: int = 0, stop: int | None = None
+    ) -> Iterator[tuple[int, sparse.csr_matrix]]:
+        """Yields (first row, rows) as asked for, an entry of several parts several times."""
+        stop = self.shape[0] if stop is None else stop
+        blocks = [_Blocks(part.rows(cells_per_batch, first, stop)) for part in self._parts]
+        start, genes = first, self.shape[1]
+        while start < stop:
             length = min(block.available() for block in blocks)
             rows = sparse.hstack([block.take(length) for block in blocks], format="csr")
             indices = rows.indices % genes

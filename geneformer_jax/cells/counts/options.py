@@ -26,6 +26,8 @@ class ReadLimits:
       bucket_entries: entries that are sorted at once where a matrix is not stored by cell.
       scratch_bytes: of such a matrix that stay in memory; a larger one goes through a file.
       probe_seconds: processor time, beside that for the file's size; see `hdf5_probe`.
+      known_sound: another process has read all pointers and totals of the file, and its texts:
+        now they are only checked where they are read.
     """
 
     rows: int = 1 << 16
@@ -36,6 +38,7 @@ class ReadLimits:
     bucket_entries: int = 1 << 22
     scratch_bytes: int = 1 << 26
     probe_seconds: int = 10
+    known_sound: bool = False
 
 
 DEFAULT_LIMITS = ReadLimits()

@@ -2,6 +2,7 @@
 
 import abc
 import contextlib
+import copy
 import dataclasses
 import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -15,11 +16,12 @@ from scipy import sparse
 
 from geneformer_jax.cells.counts.file_errors import explain_damage
 from geneformer_jax.cells.counts.gene_table import GeneTable, no_column
-from geneformer_jax.cells.counts.lazy_columns import RowBlocks, iter_blocks
+from geneformer_jax.cells.counts.lazy_columns import RowBlocks, iter_blocks, rows_of
 from geneformer_jax.cells.counts.matrix import Pieces, Rows
 from geneformer_jax.cells.counts.matrix_choice import OpenMatrix, choose_matrices, remedy_of
 from geneformer_jax.cells.counts.options import ROUND, SOMA_OPTIONS, CountOptions, ReadLimits
 from geneformer_jax.cells.counts.raw_counts import MatrixLocation, as_raw_counts
+from geneformer_jax.cells.counts.row_pieces import RowPieces, cut_rows
 from geneformer_jax.cells.counts.transpose import RowScratch
 from geneformer_jax.common.errors import InputError
 
@@ -101,6 +103,12 @@ class CountSource(Protocol):
     def batches(self, cells_per_batch: int = 4096) -> Iterator[CountBatch]:
         """Yields all cells in order; raises InputError on counts that are not raw counts."""
 
+    def cut(self, values: int) -> RowPieces:
+        """Cuts the cells into pieces of about so many values; reads no counts."""
+
+    def part(self, first: int, stop: int) -> "CountSource":
+        """Returns a source of the cells of one of these pieces, which reads no others."""
+
 
 class MatrixSource(GeneTable):
     """A CountSource over one matrix; each format locates its matrix and its columns.
@@ -122,6 +130,8 @@ class MatrixSource(GeneTable):
     # Rows that are stored together; see `RowBlocks`.
     _obs_chunk: int = 1
     _scratch: RowScratch | None = None
+    # Of a source of some cells of another, where they begin in it.
+    _first_row: int = 0
 
     def __init__(self, path: Path, options: CountOptions):
         """Takes what is to be read, and how.
@@ -225,17 +235,18 @@ class MatrixSource(GeneTable):
             if column not in known:
                 raise no_column(self.path, "obs", column, known)
             shape = self._obs_shape(column)
-            if shape != (self.n_cells,):
+            if shape != (self._rows_in_all,):
                 raise InputError(
                     f'{self.path}: obs column "{column}" has shape {shape} for '
-                    f"{self.n_cells} cells; write the file again"
+                    f"{self._rows_in_all} cells; write the file again"
                 )
 
     def _read_table(self, columns: list[str], start: int, stop: int) -> pd.DataFrame:
         values = {}
         if columns:
             with explain_damage(self.path, self.kind):
-                values = self._read_obs(columns, slice(start, stop))
+                rows = slice(self._first_row + start, self._first_row + stop)
+                values = self._read_obs(columns, rows)
         return pd.DataFrame(values, index=pd.RangeIndex(start, stop), columns=columns)
 
     def batches(self, cells_per_batch: int = 4096) -> Iterator[CountBatch]:
@@ -258,7 +269,7 @@ class MatrixSource(GeneTable):
                 counts, sums = as_raw_counts(rows, location, self.options.fractional)
                 found = found or counts.nnz > 0
                 yield CountBatch(counts, self._batch_totals(counts, sums, start), start)
-        if not found:
+        if not found and self.n_cells == self._rows_in_all:
             raise InputError(
                 f"{self.path} ({self.matrix_name}): no cell has a count above 0; {self.remedy}"
             )
@@ -267,10 +278,40 @@ class MatrixSource(GeneTable):
         if self._scratch is None:
             with self._matrix() as matrix:
                 if isinstance(matrix, Rows):
-                    yield from matrix.rows(cells_per_batch)
+                    first = self._first_row
+                    for start, rows in matrix.rows(cells_per_batch, first, first + self.n_cells):
+                        yield start - first, rows
                     return
                 self._scratch = RowScratch.filled(matrix, self.limits)
         yield from self._scratch.rows(cells_per_batch)
+
+    def cut(self, values: int) -> RowPieces:
+        """Cuts the cells into pieces; reads no counts.
+
+        A matrix that cannot be read from any cell on is one piece.
+
+        Args:
+          values: of the matrix, about as many as are in a piece.
+        """
+        with explain_damage(self.path, self.kind), self._matrix() as matrix:
+            if isinstance(matrix, Rows):
+                sizes = functools.partial(self._sizes, matrix)
+                return cut_rows(sizes, self.n_cells, values, matrix.together, self.limits.rows)
+            return RowPieces(np.array([0, self.n_cells]), np.array([matrix.entries]))
+
+    def _sizes(self, matrix: Rows, first: int, stop: int) -> np.ndarray:
+        """About how many values each of some rows holds."""
+        return matrix.sizes(first, stop)
+
+    def part(self, first: int, stop: int) -> "MatrixSource":
+        """Returns a source of the cells from `first` to `stop` alone, see `cut`."""
+        if (first, stop) == (0, self.n_cells):
+            return self
+        part = copy.copy(self)
+        part._first_row, part.n_cells = self._first_row + first, stop - first
+        part.packed_ids = rows_of(self.packed_ids, first, stop)
+        part._totals = None if self._totals is None else self._totals.part(first, stop)
+        return part
 
     def _batch_totals(
         self, counts: sparse.csr_matrix, summed: np.ndarray, start: int
@@ -314,7 +355,7 @@ class MatrixSource(GeneTable):
                 f"genes, but {len(self.packed_ids)} cells and {len(self.gene_ids)} genes are "
                 f"named; {self._sizes_remedy}"
             )
-        self.n_cells = shape[0]
+        self.n_cells = self._rows_in_all = shape[0]
         if not self.options.compute_totals and TOTAL_COLUMN in self._obs_columns():
             self._set_totals()
 
@@ -326,8 +367,9 @@ class MatrixSource(GeneTable):
                 f"{_TOTALS_REMEDY}"
             )
         self._totals = RowBlocks(self._valid_totals, self.n_cells, **self._blocks)
-        for _ in iter_blocks(self._totals):
-            pass
+        if not self.limits.known_sound:
+            for _ in iter_blocks(self._totals):
+                pass
 
     def _valid_totals(self, start: int, stop: int) -> np.ndarray:
         values = self._read_obs([TOTAL_COLUMN], slice(start, stop))[TOTAL_COLUMN]

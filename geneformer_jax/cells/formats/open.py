@@ -66,7 +66,7 @@ def open_counts(path: Path | str, options: CountOptions = DEFAULT_OPTIONS) -> Co
             f"{path} is a collection of {len(datasets)} data sets, but one source of counts is "
             f"needed: name one, as {datasets[0]}, or tokenize the collection and name the store"
         )
-    if is_hdf5(path):
+    if is_hdf5(path) and not options.limits.known_sound:
         # The one call of the probe: what has been opened is safe to read.
         _require_survivable(path, options.limits)
     return _source_type(path)(path, options)

@@ -1,5 +1,9 @@
 """Names of the files in a cell store."""
 
+import re
+
+# A source's own name ends with a hash.
+_OF_PIECE = re.compile(r"\.rows\d+-\d+$")
 # Written last: a folder without it is no store yet.
 DATASET_INFO = "dataset_info.json"
 STORE, LENGTHS, N_GENES, OBS, VOCABULARY = (
@@ -14,7 +18,19 @@ CHECKSUMS = "checksums.json"
 # Sources keep a folder each, and the order in which they joined.
 SOURCES, SOURCE, ORDER = "sources", "source.json", "order.json"
 DATASET, SPLIT = "cells", "train"
+# What processes that build a store tell each other, until it is complete.
+SHARES, LOCK = "shares", "lock"
 FILE_NAMES = "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_INDEX}"
+
+
+def piece_key(source: str, first: int, stop: int, cells: int) -> str:
+    """Name of the folder of some rows of a source; of all of them that of the source itself."""
+    return source if (first, stop) == (0, cells) else f"{source}.rows{first}-{stop}"
+
+
+def source_of(piece: str) -> str:
+    """The name of the source that a piece is of."""
+    return _OF_PIECE.sub("", piece)
 
 
 def shard_name(index: int) -> str:

@@ -248,6 +248,11 @@ def drop_if_nothing_in_it(folder: Path) -> None:
         remove(folder)
 
 
+def is_finished(folder: Path, key: str) -> bool:
+    """Whether a source, or a piece of one, is whole in a growing or complete store."""
+    return (folder / layout.SOURCES / key / layout.SOURCE).is_file()
+
+
 def finished_sources(folder: Path) -> set[str]:
     """Keys of the sources of a growing or complete store that are whole."""
     folders = {path.parent for path in (folder / layout.SOURCES).glob(f"*/{layout.SOURCE}")}
@@ -339,6 +344,8 @@ def _put_in_place(folder: Path, order: list[str], aside: Path) -> None:
         if path.name != layout.DATASET_INFO:
             os.replace(path, folder / path.name)
     fsync_tree_entry(folder)
+    (folder / layout.LOCK).unlink(missing_ok=True)
+    remove(folder / layout.SHARES)
     os.replace(aside / layout.DATASET_INFO, folder / layout.DATASET_INFO)
     fsync_tree_entry(folder)
 

@@ -73,11 +73,71 @@ class QualityRules:
         return list(dict.fromkeys([*named, *self.exclude]))
 
     @property
+    def compare_cells(self) -> bool:
+        """Whether any rule compares a cell with all of its dataset."""
+        return self.total_sd is not None or self.mitochondrial_sd is not None
+
+    @property
     def need_counts(self) -> bool:
         """Whether any rule looks at counts, so that the source must be read for it."""
-        return any(
-            rule is not None for rule in (self.total_sd, self.mitochondrial_sd, self.min_genes)
-        )
+        return self.compare_cells or self.min_genes is not None
+
+
+class Spread(NamedTuple):
+    """Of a number of each cell.
+
+    Attributes:
+      cells: how many.
+      mean: of them; 0 of none.
+      variance: of the population.
+    """
+
+    cells: int
+    mean: float
+    variance: float
+
+    @classmethod
+    def of(cls, values: np.ndarray) -> "Spread":
+        """That of some values."""
+        if not len(values):
+            return cls(0, 0.0, 0.0)
+        return cls(len(values), float(values.mean()), float(values.var()))
+
+    @classmethod
+    def joined(cls, parts: Sequence["Spread"]) -> "Spread":
+        """That of the values of several parts, which depends on their order in the last digit."""
+        if len(parts) == 1:
+            return parts[0]
+        cells, means, variances = (np.array(each) for each in zip(*parts, strict=True))
+        total = int(cells.sum())
+        mean = float(cells @ means) / max(total, 1)
+        variance = float(cells @ (variances + (means - mean) ** 2)) / max(total, 1)
+        return cls(total, mean, variance)
+
+    def outliers(self, values: np.ndarray, max_sd: float) -> np.ndarray:
+        """Bool [values], further than `max_sd` standard deviations from the mean."""
+        if not self.cells:
+            return np.zeros(len(values), dtype=bool)
+        return np.abs(values - self.mean) > max_sd * np.sqrt(self.variance)
+
+
+class Spreads(NamedTuple):
+    """Of what rules compare, over the cells that the filter column and exclusions leave.
+
+    Attributes:
+      totals: see `QualityMeasures`.
+      mitochondrial: the same; None where it is not known.
+    """
+
+    totals: Spread
+    mitochondrial: Spread | None
+
+    @classmethod
+    def joined(cls, parts: Sequence["Spreads"]) -> "Spreads":
+        """Those of the cells of several pieces of a dataset."""
+        known = parts[0].mitochondrial is not None
+        mitochondrial = Spread.joined([each.mitochondrial for each in parts]) if known else None
+        return cls(Spread.joined([each.totals for each in parts]), mitochondrial)
 
 
 class QualityMeasures(NamedTuple):
@@ -174,6 +234,7 @@ def judge(
     rules: QualityRules,
     obs: pd.DataFrame | RowBlocks[pd.DataFrame],
     measures: QualityMeasures | None = None,
+    spreads: Spreads | None = None,
 ) -> Verdict:
     """Applies the rules to the cells of one dataset.
 
@@ -184,12 +245,31 @@ def judge(
       rules: to apply.
       obs: [cells], at least the rules' `obs_columns`; gone through in blocks.
       measures: of the same cells; may be None if no rule needs counts.
+      spreads: of the dataset that the cells are a part of; None if they are all of it.
 
     Raises:
       InputError: the filter column is not made of numbers.
     """
-    parts = [_judge_columns(rules, block) for block in iter_blocks(obs)]
-    return _judge_counts(rules, Verdict.joined(parts), measures)
+    verdict = _judge_table(rules, obs)
+    if not rules.need_counts:
+        return verdict
+    return _judge_counts(rules, verdict, measures, spreads or _spreads(verdict, measures))
+
+
+def spreads_of(
+    rules: QualityRules, obs: pd.DataFrame | RowBlocks[pd.DataFrame], measures: QualityMeasures
+) -> Spreads:
+    """Returns the means and spreads of some cells, see `judge`."""
+    return _spreads(_judge_table(rules, obs), measures)
+
+
+def _spreads(verdict: Verdict, measures: QualityMeasures) -> Spreads:
+    values = measures.totals, measures.mitochondrial
+    return Spreads(*(None if each is None else Spread.of(each[verdict.keep]) for each in values))
+
+
+def _judge_table(rules: QualityRules, obs: pd.DataFrame | RowBlocks[pd.DataFrame]) -> Verdict:
+    return Verdict.joined([_judge_columns(rules, block) for block in iter_blocks(obs)])
 
 
 def _judge_columns(rules: QualityRules, obs: pd.DataFrame) -> Verdict:
@@ -204,22 +284,20 @@ def _judge_columns(rules: QualityRules, obs: pd.DataFrame) -> Verdict:
 
 
 def _judge_counts(
-    rules: QualityRules, verdict: Verdict, measures: QualityMeasures | None
+    rules: QualityRules, verdict: Verdict, measures: QualityMeasures, spreads: Spreads
 ) -> Verdict:
-    """Adds to the verdict of `_judge_columns` the rules that compare a cell with its dataset."""
-    if not rules.need_counts:
-        return verdict
-    keep, drop, skipped = verdict.keep, verdict.drop, []
-    candidates = keep.copy()
+    """Adds to the verdict of `_judge_columns` the rules that look at counts."""
+    drop, skipped = verdict.drop, []
     if rules.total_sd is not None:
         reason = f"total is beyond {rules.total_sd:g} s.d. of the mean"
-        drop(reason, _outliers(measures.totals, candidates, rules.total_sd))
+        drop(reason, spreads.totals.outliers(measures.totals, rules.total_sd))
     if rules.mitochondrial_sd is not None:
         reason = f"mitochondrial fraction is beyond {rules.mitochondrial_sd:g} s.d. of the mean"
         if measures.mitochondrial is None:
             skipped.append(f"{reason}: {NO_MITOCHONDRIAL_GENES}")
         else:
-            drop(reason, _outliers(measures.mitochondrial, candidates, rules.mitochondrial_sd))
+            outliers = spreads.mitochondrial.outliers
+            drop(reason, outliers(measures.mitochondrial, rules.mitochondrial_sd))
     if rules.min_genes is not None:
         reason = f"fewer than {rules.min_genes} genes of the vocabulary"
         drop(reason, measures.detected < rules.min_genes)
@@ -236,14 +314,6 @@ def _distinct_genes(counts: sparse.csr_matrix, columns_to_genes: sparse.csr_matr
         (np.ones(counts.nnz, np.int32), counts.indices, counts.indptr), shape=counts.shape
     )
     return np.diff((present @ columns_to_genes).indptr).astype(np.int32)
-
-
-def _outliers(values: np.ndarray, candidates: np.ndarray, max_sd: float) -> np.ndarray:
-    """Bool [cells], further than `max_sd` standard deviations from the mean of the candidates."""
-    if not candidates.any():
-        return np.zeros(len(values), dtype=bool)
-    center, spread = values[candidates].mean(), values[candidates].std()
-    return np.abs(values - center) > max_sd * spread
 
 
 def _passes(column: pd.Series) -> np.ndarray:

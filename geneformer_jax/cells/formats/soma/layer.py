@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
@@ -42,19 +43,32 @@ class LayerRows(Rows):
         self._cells, self._genes = cells, genes
         self.shape = len(cells), len(genes)
 
-    def rows(self, cells_per_batch: int) -> Iterator[tuple[int, sparse.csr_matrix]]:
-        """Yields (first row, rows) in order, with values as stored.
+    def sizes(self, first: int, stop: int) -> np.ndarray:
+        """Returns [stop - first] how many values a row of the whole layer holds on average."""
+        return np.full(stop - first, self._values_per_cell)
+
+    @functools.cached_property
+    def _values_per_cell(self) -> float:
+        with self._place.open() as experiment:
+            layer = self._require_sparse(experiment.ms[self._measurement].X[self._layer])
+            return layer.nnz / max(experiment.obs.count, 1)
+
+    def rows(
+        self, cells_per_batch: int, first: int = 0, stop: int | None = None
+    ) -> Iterator[tuple[int, sparse.csr_matrix]]:
+        """Yields (first row, rows) of the rows from `first` to `stop`, with values as stored.
 
         Raises:
           InputError: the layer is not sparse.
           ValueError: it has a value of a gene that the table of genes lacks.
         """
         step = min(cells_per_batch, _MOST_CELLS)
+        stop = len(self._cells) if stop is None else stop
         with self._place.open() as experiment:
             layer = self._require_sparse(experiment.ms[self._measurement].X[self._layer])
             place_of_gene = _indexer(self._genes, layer)
-            for start in range(0, len(self._cells), step):
-                cells = self._cells[start : start + step]
+            for start in range(first, stop, step):
+                cells = self._cells[start : min(start + step, stop)]
                 yield start, self._block(layer, cells, place_of_gene)
 
     def _require_sparse(self, layer: tiledbsoma.SOMAObject) -> tiledbsoma.SparseNDArray:

@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 
 # Census has symbols too, but several genes may share one there.
 _FEATURE_ID = "feature_id"
+# Where Census says how many values each cell has.
+_VALUES = "nnz"
 
 
 class SomaSource(FeatureSource):
@@ -98,6 +100,11 @@ class SomaSource(FeatureSource):
     def _matrix(self) -> Iterator[Rows | Pieces]:
         layers = [self._layer(name) for name in self._chosen]
         yield sum_of(layers, f"{self.path} ({self.matrix_name})")
+
+    def _sizes(self, matrix: Rows, first: int, stop: int) -> np.ndarray:
+        if _VALUES not in self._cell_columns:
+            return super()._sizes(matrix, first, stop)
+        return np.asarray(self._read([_VALUES], slice(first, stop))[_VALUES])
 
     def _read_ids(self, start: int, stop: int) -> np.ndarray:
         if not self._has_ids:
