@@ -160,10 +160,10 @@ def _hash_of_edges(path: str, size: int, _changed: int) -> str:
 def state_of(path: Path | str) -> str:
     """Size and time of change of a file, of a folder those of all files in it, as a short text.
 
-    Nothing is read; what lies in an object store is described by its URL alone.
+    Nothing is read; what lies behind a URL is described by it alone.
     """
     path = local_path(path)
-    if url := object_store_url(path):
+    if url := url_of(path):
         return url
     if not path.is_dir():
         state = path.stat()
