@@ -21,11 +21,12 @@ def build(folder, paths, vocabulary, obs=(), shard=(0, 1), skip=False, finish=Tr
     names = options.keys() & CountArguments.__annotations__.keys()
     reading = {name: options.pop(name) for name in names}
     counts = CountOptions(limits=options.pop("limits", DEFAULT_LIMITS), **reading)
-    prefix = options.pop("prefix_cell_ids", False)
+    how = {name: options.pop(name) for name in ("prefix_cell_ids", "piece_values") & options.keys()}
     options = TokenizerOptions(max_length=options.pop("max_length", 2048), **options)
-    run = StoreBuild(folder, vocabulary, options, counts, list(obs), prefix_cell_ids=prefix)
+    run = StoreBuild(folder, vocabulary, options, counts, list(obs), **how)
     run.survey(paths, skip)
-    run.write(shard, skip)
+    while shard and not run.write(shard, skip):
+        pass
     counts = run.finish({}, skip) if finish else {}
     return CellStore.open(folder) if finish else None, counts
 
