@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 
 from ml_collections import ConfigDict
 
-from geneformer_jax.cells.counts.options import CountOptions
+from geneformer_jax.cells.counts.options import SOMA_OPTIONS, CountOptions
 from geneformer_jax.common.config import fill, one_of, require
 from geneformer_jax.common.errors import InputError
 
@@ -80,8 +80,8 @@ class TaskConfig(SplitRule):
       split: a given split: a table of ids, folds and sides, or "train=FILE,test=FILE"; the rule
         is not used then.
       counts: files of raw counts of the cells, for baselines on counts; none if empty.
-      counts_layer, gene_column, compute_totals, fractional: how they are read, see `CountOptions`;
-        empty for its defaults.
+      counts_layer, gene_column, compute_totals, fractional, measurement, obs_filter, organism: how
+        they are read, see `CountOptions`; empty for its defaults.
       baselines: whether SVM, random forest and logistic regression run beside the network.
       controls: "shuffled" and "matched" run the baselines with permuted labels, "network" the
         first network too (once each, as it takes long).
@@ -109,6 +109,9 @@ class TaskConfig(SplitRule):
     gene_column: str = ""
     compute_totals: bool = False
     fractional: str = ""
+    measurement: str = ""
+    obs_filter: str = ""
+    organism: str = ""
     baselines: bool = True
     controls: tuple[str, ...] = ("shuffled", "matched")
     permutations: int = 20
@@ -133,7 +136,7 @@ class TaskConfig(SplitRule):
 
     def reading(self) -> CountOptions:
         """How the counts are read."""
-        names = ("counts_layer", "gene_column", "fractional")
+        names = ("counts_layer", "gene_column", "fractional", *SOMA_OPTIONS)
         given = {name: getattr(self, name) or None for name in names}
         return CountOptions(**given, compute_totals=self.compute_totals)
 

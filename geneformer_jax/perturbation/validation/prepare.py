@@ -193,7 +193,7 @@ def _check_cells(cells: object) -> None:
         "cells", cells, (ad.AnnData, Path, str), "give an AnnData of raw counts, or their file"
     )
     if not isinstance(cells, ad.AnnData):
-        require_counts(Path(cells).expanduser())
+        require_counts(cells)
 
 
 def open_source(cells: ad.AnnData | Path | str, reading: CountArguments) -> CountSource:

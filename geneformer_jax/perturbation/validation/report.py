@@ -40,8 +40,8 @@ _MEANINGS = {
     "..._pert": "The same, less the mean over perturbations: what is specific to one. The mean "
     "itself has no such part.",
     "drf": "Dynamic range fraction: (prediction - negative control) / (second half - negative "
-    "control). Empty where the second half is not for sure above the negative control. Above 1, a "
-    "prediction without noise beats half of the cells.",
+    "control). Undefined where the second half is not for sure above the negative control. Above "
+    "1, a prediction without noise beats half of the cells.",
 }
 _SHORT = {
     PREDICTION: "prediction",
@@ -142,7 +142,9 @@ def _readable(summary: pd.DataFrame) -> pd.DataFrame:
             "" if pd.isna(mean) else f"{mean:+.3f} ({low:+.3f} to {high:+.3f})"
             for mean, low, high in zip(*ends, strict=True)
         ]
-        shown[f"drf over {_SHORT[name]}"] = summary[f"drf_{name}"]
+        shown[f"drf over {_SHORT[name]}"] = [
+            "undefined" if pd.isna(value) else f"{value:.3f}" for value in summary[f"drf_{name}"]
+        ]
     return pd.DataFrame(shown)
 
 

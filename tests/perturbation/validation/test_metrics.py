@@ -159,3 +159,17 @@ def test_of_noise_hardly_ever_anything_is_said():
         summary = calibration.summarise(scores_of(values, name))
         told += "beat all" in verdict.describe(summary)[0]
     assert told <= 3
+
+
+def test_a_range_that_is_nothing_but_rounding_has_no_fractions():
+    noise = 1e-16 * np.arange(1, 4)
+
+    def fractions(*values) -> list[str]:
+        """Against genes of like rank, which are below the second half by rounding, and the mean."""
+        scores = scores_of(dict(zip(SOURCES, values, strict=True)))
+        return [f"{value:.3f}" for value in calibration.drf(scores)["drf"]]
+
+    half, like_rank, mean = [0.7] * 3, 0.7 - noise, [0.3] * 3
+    assert fractions(0.7 - 2 * noise, like_rank, mean, half) == ["nan", "1.000"] * 3
+    # As good as the negative control is 0, not -0.
+    assert fractions(0.3 - noise, like_rank, mean, half) == ["nan", "0.000"] * 3

@@ -23,8 +23,9 @@ from geneformer_jax.perturbation.validation.scoring.compare import (
 NEGATIVES = (LIKE_RANK, MEAN)
 LEVEL = 0.95
 _MIN_PERTURBATIONS = 2
-# Differences that are equal are so to rounding; their spread of nearly 0 would prove anything.
-_ROUNDING = 1e-9
+# Differences that are equal are so to rounding; their spread of nearly 0 would prove anything, and
+# fractions of it would be noise.
+_ROUNDING, _DECIMALS = 1e-9, 9
 
 
 def results(scores: pd.DataFrame) -> pd.DataFrame:
@@ -48,8 +49,8 @@ def drf(scores: pd.DataFrame) -> pd.DataFrame:
 
     Columns `protocol`, `perturbation`, `prediction`, `positive` and `negative` (what stands for
     each), their values `raw_prediction`, `raw_positive` and `raw_negative`, and `drf`, clipped to
-    -1..1, NaN where the positive control is not above the negative one. A row for each negative
-    control.
+    -1..1, NaN (undefined) where the positive control is not above the negative one by more than
+    rounding. A row for each negative control.
     """
     wide = _wide(scores).reset_index()
     tables = [_drf_against(wide, negative) for negative in NEGATIVES]
@@ -59,7 +60,7 @@ def drf(scores: pd.DataFrame) -> pd.DataFrame:
 def _drf_against(wide: pd.DataFrame, negative: str) -> pd.DataFrame:
     known = wide[wide[[PREDICTION, SPLIT_HALF, negative]].notna().all(axis=1)]
     value, positive, zero = (known[name] for name in (PREDICTION, SPLIT_HALF, negative))
-    room = (positive - zero).where(positive > zero)
+    room = positive - zero
     return pd.DataFrame(
         {
             "protocol": known["protocol"],
@@ -70,9 +71,14 @@ def _drf_against(wide: pd.DataFrame, negative: str) -> pd.DataFrame:
             "raw_prediction": value,
             "raw_positive": positive,
             "raw_negative": zero,
-            "drf": ((value - zero) / room).clip(-1, 1),
+            "drf": _fraction(value - zero, room.where(room > _ROUNDING)).clip(-1, 1),
         }
     )
+
+
+def _fraction(gain, room):
+    """Divides numbers or series without the noise of rounding, and without a minus before 0."""
+    return np.round(np.round(gain, _DECIMALS) / room, _DECIMALS) + 0.0
 
 
 def summarise(scores: pd.DataFrame) -> pd.DataFrame:
@@ -109,8 +115,8 @@ def _against(own: pd.DataFrame, negative: str) -> dict[str, float]:
     gain, room = (mean_difference(own[name], own[negative]) for name in (PREDICTION, SPLIT_HALF))
     columns = dict(zip(("", "_low", "_high", "_pval"), gain, strict=True))
     columns = {f"minus_{negative}{ending}": value for ending, value in columns.items()}
-    is_above = room.mean > 0 and room.pval < 1 - LEVEL
-    fraction = gain.mean / room.mean if is_above else np.nan
+    is_above = room.mean > _ROUNDING and room.pval < 1 - LEVEL
+    fraction = _fraction(gain.mean, room.mean) if is_above else np.nan
     return columns | {f"drf_{negative}": fraction}
 
 

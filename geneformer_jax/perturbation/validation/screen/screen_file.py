@@ -8,7 +8,7 @@ import pyarrow as pa
 from geneformer_jax.cells.counts.options import CountOptions
 from geneformer_jax.cells.counts.source import CountSource
 from geneformer_jax.cells.formats.open import open_counts
-from geneformer_jax.cells.formats.paths import is_counts
+from geneformer_jax.cells.formats.paths import as_path, is_counts
 from geneformer_jax.cells.tokenization.gene_ids import are_ensembl_ids, strip_version
 from geneformer_jax.common.errors import InputError
 from geneformer_jax.inference.filters import label_texts, passing
@@ -30,9 +30,9 @@ def require_screen(cells: Path | str, options: ValidationOptions, reading: Count
     Raises:
       InputError: see `read_screen`; or there are no counts.
     """
-    path, column, control = Path(cells).expanduser(), options.perturbation, options.control
-    require_counts(path)
-    source = open_counts(path, reading)
+    column, control = options.perturbation, options.control
+    require_counts(cells)
+    source = open_counts(cells, reading)
     obs = source.obs(None if options.filters else [column])
     if options.filters:
         obs = obs[passing(obs, options.filters)]
@@ -47,8 +47,9 @@ def require_screen(cells: Path | str, options: ValidationOptions, reading: Count
     read_screen(obs, column, control, find, options.min_cells, lenient=is_any_known)
 
 
-def require_counts(path: Path) -> None:
+def require_counts(cells: Path | str) -> None:
     """Raises InputError for cells that are tokenised already, which have no counts."""
+    path = as_path(cells)
     if path.is_dir() and not is_counts(path):
         raise InputError(
             f"`cells` {path} has no raw counts, from which measured expression is read; give the "
