@@ -186,10 +186,11 @@ class AttentionParts:
           identity: everything that the sums depend on.
           max_cells: of a new run's parts; None chooses for the devices.
         """
-        self._extractor, self._folder = extractor, PartsFolder(folder)
+        parts = PartsFolder(folder)
+        self._keeper = _SumsOfParts(parts, extractor)
         usual = cells_per_part(extractor.spec.mesh, CELLS_PER_PART, CELLS_PER_ACCELERATOR_PART)
         costs = encoding_flops(extractor.model.config, extractor.cells.lengths)
-        self._parts = CellParts(self._folder, identity, costs, max_cells or usual)
+        self._parts = CellParts(parts, identity, costs, max_cells or usual)
 
     def extract(self, name: str, shard: tuple[int, int] = WHOLE) -> None:
         """Extracts what is missing of a share.
@@ -199,14 +200,10 @@ class AttentionParts:
           shard: (i, n), share i of n.
 
         Raises:
-          InputError: see `CellParts.at_work`.
+          InputError: see `CellParts.make`.
         """
-        with self._parts.at_work(shard) as own:
-            todo = [part for part in own if not self._has(part)]
-            with Progress(self._parts.cells_of(own), f"attend: {name}", "cells") as progress:
-                progress.advance(sum(self._cells(part) for part in own if part not in todo))
-                for part in todo:
-                    self._make(part, progress, own)
+        progress = functools.partial(Progress, description=f"attend: {name}", unit="cells")
+        self._parts.make(self._keeper, shard, progress)
 
     def joined(self) -> AttentionSums:
         """Returns the sums over all cells.
@@ -214,34 +211,40 @@ class AttentionParts:
         Raises:
           InputError: parts are missing, which it names.
         """
-        with self._parts.at_work() as parts:
-            self._parts.require_whole([part for part in parts if not self._has(part)])
-            return AttentionSums(self._totals.joined(), self._measures())
+        with self._parts.whole(self._keeper):
+            return self._keeper.joined()
 
-    @property
-    def _totals(self) -> PartTotals[AttentionTotals]:
-        return PartTotals(self._folder, len(self._parts.ranges), AttentionTotals, _added)
 
-    def _has(self, part: int) -> bool:
+class _SumsOfParts:
+    """Totals of parts, and measures of their cells."""
+
+    def __init__(self, folder: PartsFolder, extractor: AttentionExtractor):
+        self._folder, self._extractor = folder, extractor
+
+    def open(self, parts: int) -> None:
+        """Takes the number of parts."""
+        self._parts = parts
+        self._totals = PartTotals(self._folder, parts, AttentionTotals, _added)
+
+    def has(self, part: int, _start: int, _stop: int) -> bool:
+        """Whether measures and totals of a part are there."""
         return self._folder.is_done(part) and self._totals.has(part)
 
-    def _cells(self, part: int) -> int:
-        start, stop = self._parts.ranges[part]
-        return stop - start
-
-    def _make(self, part: int, progress: Progress, own: range) -> None:
-        sums = self._extractor.run(*self._parts.ranges[part], progress)
+    def make(self, part: int, start: int, stop: int, progress: Progress, own: range) -> None:
+        """Extracts a part."""
+        sums = self._extractor.run(start, stop, progress)
         save = functools.partial(save_arrays, arrays=sums.cells._asdict())
         self._folder.write(part, {_measures_file(part): save})
         if not self._totals.has(part):
             self._totals.put(part, sums.totals, own)
 
-    def _measures(self) -> CellMeasures:
-        parts = range(len(self._parts.ranges))
-        kept = [self._folder.load(_measures_file(part)) for part in parts]
-        return CellMeasures(
+    def joined(self) -> AttentionSums:
+        """Returns the sums over all parts."""
+        kept = [self._folder.load(_measures_file(part)) for part in range(self._parts)]
+        measures = CellMeasures(
             *(np.concatenate([each[name] for each in kept]) for name in CellMeasures._fields)
         )
+        return AttentionSums(self._totals.joined(), measures)
 
 
 def _added(one: AttentionTotals, other: AttentionTotals) -> AttentionTotals:

@@ -6,6 +6,7 @@ stopped, or had never been shared, so the result is the same.
 """
 
 import contextlib
+import functools
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -73,34 +74,27 @@ class EmbeddingParts:
         self._embedder = embedder
         costs = encoding_flops(embedder.model.config, embedder.cells.lengths)
         usual = cells_per_part(embedder.pass_.mesh, CELLS_PER_PART, CELLS_PER_ACCELERATOR_PART)
+        folder = PartsFolder(parts_folder(output))
         kind = _GenesOfParts if embedder.pass_.mode == "gene" else _RowsOfParts
-        self._kept = kind(PartsFolder(parts_folder(output)), embedder)
+        self._keeper = kind(folder, embedder)
         self._parts = CellParts(
-            self._kept.folder,
+            folder,
             identity,
             costs,
             max_cells or shareable_size(usual, len(costs)),
             offsets=embedder.offsets,
             max_rows=max_rows,
-            prepare=self._kept.prepare,
+            prepare=self._keeper.prepare,
         )
 
     def make(self, shard: tuple[int, int] = WHOLE) -> None:
         """Embeds what is missing of a share.
 
         Raises:
-          InputError: see `CellParts.at_work`; what is kept of all parts is damaged.
+          InputError: see `CellParts.make`; what is kept of all parts is damaged.
         """
-        with self._parts.at_work(shard) as own:
-            ranges = self._parts.ranges
-            self._kept.open(len(ranges))
-            with self._embedder.progress(cells=self._parts.cells_of(own)) as progress:
-                for part in own:
-                    start, stop = ranges[part]
-                    if self._kept.has(part, start, stop):
-                        progress.advance(stop - start)
-                    else:
-                        self._kept.make(part, start, stop, progress, own)
+        progress = functools.partial(self._embedder.progress, "embed")
+        self._parts.make(self._keeper, shard, progress)
 
     @contextlib.contextmanager
     def joined(self) -> Iterator[Embedded]:
@@ -109,19 +103,15 @@ class EmbeddingParts:
         Raises:
           InputError: parts are missing, which it names.
         """
-        with self._parts.at_work() as parts:
-            ranges = self._parts.ranges
-            self._kept.open(len(ranges))
-            missing = [part for part in parts if not self._kept.has(part, *ranges[part])]
-            self._parts.require_whole(missing)
-            yield self._kept.embedded()
+        with self._parts.whole(self._keeper):
+            yield self._keeper.embedded()
 
 
 class _RowsOfParts:
     """Rows of cells, or of occurrences of genes, in one array on disk."""
 
     def __init__(self, folder: PartsFolder, embedder: Embedder):
-        self.folder, self._embedder = folder, embedder
+        self._folder, self._embedder = folder, embedder
         self._whole: set[int] = set()
 
     def prepare(self, folder: Path) -> None:
@@ -131,24 +121,24 @@ class _RowsOfParts:
     def open(self, _parts: int) -> None:
         """Opens the array that is there."""
         try:
-            self._rows = np.load(self.folder.folder / ROWS, mmap_mode="r")
+            self._rows = np.load(self._folder.folder / ROWS, mmap_mode="r")
         except (OSError, ValueError, EOFError):
-            raise self.folder.damaged(ROWS) from None
+            raise self._folder.damaged(ROWS) from None
         if self._rows.shape != self._shape() or self._rows.dtype != np.float32:
-            raise self.folder.damaged(ROWS)
+            raise self._folder.damaged(ROWS)
 
     def has(self, part: int, start: int, stop: int) -> bool:
         """Whether a part is there and as it was written."""
         if part in self._whole:
             return True
-        kept = self.folder.checksums(part)
+        kept = self._folder.checksums(part)
         if kept is None:
             return False
         own = slice(*self._embedder.offsets[[start, stop]])
         if kept == {ROWS: sha256(self._rows[own])}:
             self._whole.add(part)
             return True
-        log_damaged(self.folder.folder / ROWS)
+        log_damaged(self._folder.folder / ROWS)
         return False
 
     def make(self, part: int, start: int, stop: int, progress: Progress, _own: range) -> None:
@@ -156,12 +146,12 @@ class _RowsOfParts:
         rows = self._embedder.rows(start, stop, progress)
         first = int(self._embedder.offsets[start]) * self._rows[:1].nbytes
         # Not through the map: several machines would write whole pages of it over each other.
-        with open(self.folder.folder / ROWS, "r+b") as file:
+        with open(self._folder.folder / ROWS, "r+b") as file:
             file.seek(self._rows.offset + first)
             file.write(rows.data)
             file.flush()
             os.fsync(file.fileno())
-        self.folder.record(part, {ROWS: sha256(rows)})
+        self._folder.record(part, {ROWS: sha256(rows)})
         self._whole.add(part)
 
     def embedded(self) -> Embedded:
@@ -180,11 +170,11 @@ class _GenesOfParts:
     prepare = None
 
     def __init__(self, folder: PartsFolder, embedder: Embedder):
-        self.folder, self._embedder = folder, embedder
+        self._folder, self._embedder = folder, embedder
 
     def open(self, parts: int) -> None:
         """Takes the number of parts."""
-        self._totals = PartTotals(self.folder, parts, GeneTotals, GeneTotals.merged)
+        self._totals = PartTotals(self._folder, parts, GeneTotals, GeneTotals.merged)
 
     def has(self, part: int, _start: int, _stop: int) -> bool:
         """Whether a part is in totals that are there."""

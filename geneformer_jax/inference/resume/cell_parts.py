@@ -3,11 +3,12 @@
 import contextlib
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from jax.sharding import Mesh
 
+from geneformer_jax.common.progress import Progress
 from geneformer_jax.common.shares import WHOLE, require_shares
 from geneformer_jax.inference.resume.folder import PartsFolder
 
@@ -17,13 +18,28 @@ _PARTS_TO_SHARE = 8
 _PART_SIZE = "cells in a part"
 
 
+class PartKeeper(Protocol):
+    """What makes and keeps parts; each is the cells from `start` to before `stop`."""
+
+    def open(self, parts: int) -> None:
+        """Readies what is kept of so many parts."""
+        ...
+
+    def has(self, part: int, start: int, stop: int) -> bool:
+        """Whether a part is there, as it was written."""
+        ...
+
+    def make(self, part: int, start: int, stop: int, progress: Progress, own: range) -> None:
+        """Makes and keeps a part; `own` are those that no other process makes at this time."""
+        ...
+
+
 class CellParts:
     """A folder of parts that are ranges of cells.
 
     The parts stay as they were begun, whatever devices go on with them.
 
     Attributes:
-      folder: of the parts.
       ranges: (first cell, cell behind the last) of each part, once at work.
     """
 
@@ -49,31 +65,55 @@ class CellParts:
           max_rows: of a part of several cells; None for no such limit.
           prepare: writes what else a new folder must hold.
         """
-        self.folder, self._identity, self._costs = folder, identity, costs
+        self._folder, self._identity, self._costs = folder, identity, costs
         self._offsets = np.arange(len(costs) + 1) if offsets is None else offsets
         self._max_cells, self._max_rows, self._prepare = max_cells, max_rows, prepare
 
-    @contextlib.contextmanager
-    def at_work(self, shard: tuple[int, int] = WHOLE) -> Iterator[range]:
-        """Locks a share of the parts, begins them if need be, and yields their numbers.
+    def make(
+        self, keeper: PartKeeper, shard: tuple[int, int], progress: Callable[[int], Progress]
+    ) -> None:
+        """Makes what is missing of a share.
+
+        Args:
+          keeper: makes and keeps the parts.
+          shard: (i, n), share i of n.
+          progress: returns the progress of a number of cells.
 
         Raises:
           InputError: more shares than cells; the folder holds parts of other cells, of another
             model or of other options; another process is at work on some of them.
         """
+        with self._at_work(keeper, shard) as own, progress(self._cells_of(own)) as progress:
+            for part in own:
+                start, stop = self.ranges[part]
+                if keeper.has(part, start, stop):
+                    progress.advance(stop - start)
+                else:
+                    keeper.make(part, start, stop, progress, own)
+
+    @contextlib.contextmanager
+    def whole(self, keeper: PartKeeper) -> Iterator[None]:
+        """Keeps other processes from the parts, which are all there.
+
+        Raises:
+          InputError: parts are missing, which it names; or see `make`.
+        """
+        with self._at_work(keeper, WHOLE) as parts:
+            missing = [part for part in parts if not keeper.has(part, *self.ranges[part])]
+            self._folder.require_whole(missing, self._part_costs())
+            yield
+
+    @contextlib.contextmanager
+    def _at_work(self, keeper: PartKeeper, shard: tuple[int, int]) -> Iterator[range]:
         require_shares(shard, len(self._costs), "cells")
         settings = {_PART_SIZE: self._max_cells}
-        with self.folder.at_work(self._identity, settings, self._prepare, shard=shard) as kept:
+        with self._folder.at_work(self._identity, settings, self._prepare, shard=shard) as kept:
             self.ranges = part_ranges(self._offsets, kept[_PART_SIZE], self._max_rows)
-            yield self.folder.own(self._part_costs())
+            keeper.open(len(self.ranges))
+            yield self._folder.own(self._part_costs())
 
-    def cells_of(self, parts: range) -> int:
-        """Returns the number of cells of parts that follow each other."""
+    def _cells_of(self, parts: range) -> int:
         return self.ranges[parts[-1]][1] - self.ranges[parts[0]][0] if parts else 0
-
-    def require_whole(self, missing: list[int]) -> None:
-        """Raises InputError if parts are missing; see `PartsFolder.require_whole`."""
-        self.folder.require_whole(missing, self._part_costs())
 
     def _part_costs(self) -> np.ndarray:
         before = np.concatenate([[0.0], np.cumsum(self._costs)])
