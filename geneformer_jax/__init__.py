@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from geneformer_jax.cells.tokenization.vocabulary import GeneVocabulary
     from geneformer_jax.common.errors import InputError
     from geneformer_jax.embedding.api import embed_cells
-    from geneformer_jax.finetuning.predict import predict_cells, predict_genes
+    from geneformer_jax.finetuning.prediction.api import predict_cells, predict_genes
     from geneformer_jax.finetuning.run import finetune_cells
     from geneformer_jax.interop.load import load_model
     from geneformer_jax.model.pretrained import PretrainedModel
@@ -72,8 +72,8 @@ _HOME = {
     "load_model": "interop.load",
     "perturb_cells": "perturbation.api",
     "perturbation_statistics": "perturbation.statistics.report",
-    "predict_cells": "finetuning.predict",
-    "predict_genes": "finetuning.predict",
+    "predict_cells": "finetuning.prediction.api",
+    "predict_genes": "finetuning.prediction.api",
     "pretrain_config": "training.config",
     "pretrain_model": "training.api",
     "tokenize_cells": "cells.tokenization.tokenizer",

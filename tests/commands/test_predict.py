@@ -11,7 +11,9 @@ from scipy import sparse
 
 from geneformer_jax.common.errors import InputError
 from geneformer_jax.finetuning.loop import finetune_folds
-from geneformer_jax.finetuning.predict import predict_cells, predict_genes
+from geneformer_jax.finetuning.prediction import run
+from geneformer_jax.finetuning.prediction.api import predict_cells, predict_genes
+from geneformer_jax.finetuning.prediction.predictor import Predictor
 from geneformer_jax.inference.cells import ChosenCells
 from geneformer_jax.interop.huggingface import read_model
 from geneformer_jax.interop.load import load_model
@@ -70,6 +72,47 @@ def test_cells_are_predicted_as_in_the_fold(toy_store, cell_fold, tmp_path, monk
     assert right > 0.8
     status, _, error = run_command("predict", arguments, monkeypatch, capsys)
     assert (status, "nothing is overwritten" in error) == (1, True)
+    again = run_command("predict", [*arguments, "--labels_key=kind"], monkeypatch, capsys)
+    assert again[0] == 0 and "nothing to do" in again[1]
+
+
+@pytest.mark.parametrize("kind", ["cell", "gene"])
+def test_shares_and_a_killed_run_come_to_the_same_predictions(
+    kind, toy_store, cell_fold, gene_fold, tmp_path, monkeypatch
+):
+    model = load_model((cell_fold if kind == "cell" else gene_fold)[0])
+    monkeypatch.setattr(run, "shareable_size", lambda *_: 50)
+
+    def planned(name: str) -> run.PredictionRun:
+        made = run.PredictionRun(tmp_path / name, {"output": name})
+        made.prepare(model, toy_store.folder)
+        return made
+
+    whole = planned("whole.csv")
+    whole.make()
+    whole.finish()
+    outputs, calls = Predictor.outputs, []
+
+    def dying(self, start, *arguments):
+        calls.append(start)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return outputs(self, start, *arguments)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Predictor, "outputs", dying)
+        planned("out.csv").make((1, 2))
+    shared = planned("out.csv")
+    with monkeypatch.context() as patch:
+        patch.setattr(Predictor, "outputs", lambda *a: (calls.append(a[1]), outputs(*a))[1])
+        shared.make((1, 2))
+    assert calls[2:] == calls[1:2] + list(range(calls[1] + 50, 240, 50))
+    with pytest.raises(InputError, match="run the same command with `shard`=0/2, and"):
+        shared.finish()
+    shared.make((0, 2))
+    shared.finish()
+    assert (tmp_path / "out.csv").read_bytes() == (tmp_path / "whole.csv").read_bytes()
+    assert not list(tmp_path.glob("*.parts"))
 
 
 def test_predictions_do_not_replace_columns_of_the_cells(cell_fold, tmp_path, monkeypatch, capsys):
@@ -259,8 +302,8 @@ def test_the_folder_of_a_fine_tuning_run_is_its_one_network_or_names_them(
     toy_store, cell_fold, gene_fold, tmp_path, monkeypatch, capsys
 ):
     """As `finetune` lays them out; one is an adapter, the other a whole model."""
-    for run, folds in (("one", [gene_fold]), ("two", [cell_fold, gene_fold])):
-        inside = tmp_path / run / "networks" / "Geneformer"
+    for name, folds in (("one", [gene_fold]), ("two", [cell_fold, gene_fold])):
+        inside = tmp_path / name / "networks" / "Geneformer"
         inside.mkdir(parents=True)
         for number, fold in enumerate(folds):
             (inside / f"fold_{number}").symlink_to(fold[0])

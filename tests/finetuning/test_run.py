@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from geneformer_jax.common.errors import InputError
-from geneformer_jax.finetuning.predict import predict_cells
+from geneformer_jax.finetuning.prediction.api import predict_cells
 from geneformer_jax.finetuning.run import finetune_cells
 from geneformer_jax.model.pretrained import load_model
 from tests.helpers.labelled_tasks import quick_config, save_base

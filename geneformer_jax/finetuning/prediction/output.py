@@ -1,0 +1,57 @@
+"""Predictions in files of several formats."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import anndata as ad
+import pandas as pd
+
+from geneformer_jax.common.files import atomic_write
+from geneformer_jax.common.provenance import provenance_beside
+from geneformer_jax.finetuning.classification.predictions import PROBABILITY
+from geneformer_jax.finetuning.prediction.tables import CLASSES, PROBABILITIES
+from geneformer_jax.inference.written_anndata import write_anndata
+
+SUFFIXES = (".h5ad", ".parquet", ".csv")
+
+
+def configuration_of(output: Path) -> dict[str, Any] | None:
+    """Returns the command that wrote an output, or None if that cannot be told."""
+    try:
+        return json.loads(provenance_beside(output).read_text())["configuration"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def write_predicted(
+    predicted: ad.AnnData | pd.DataFrame, output: Path, provenance: Mapping[str, Any]
+) -> None:
+    """Writes predictions with their provenance beside them.
+
+    Args:
+      predicted: from `predict_cells` or `predict_genes`.
+      output: file: .h5ad (of cells), .parquet or .csv.
+      provenance: of the run.
+    """
+    text = json.dumps(provenance, indent=2, default=str) + "\n"
+    with atomic_write(provenance_beside(output)) as aside:
+        aside.write_text(text)
+    with atomic_write(output) as aside:
+        if output.suffix == ".h5ad":
+            predicted.uns["provenance"] = text
+            write_anndata(predicted, aside)
+            return
+        table = _side_by_side(predicted) if isinstance(predicted, ad.AnnData) else predicted
+        table.to_parquet(aside) if output.suffix == ".parquet" else table.to_csv(aside)
+
+
+def _side_by_side(predicted: ad.AnnData) -> pd.DataFrame:
+    """Returns obs and all probabilities as one table."""
+    parts = [predicted.obs]
+    for name, probabilities in predicted.obsm.items():
+        output = name.removeprefix(PROBABILITIES)
+        columns = [f"{PROBABILITY}{output}_{label}" for label in predicted.uns[CLASSES + output]]
+        parts.append(pd.DataFrame(probabilities, predicted.obs_names, columns))
+    return pd.concat(parts, axis=1)

@@ -1,0 +1,235 @@
+"""A run of `predict` in files: from its options, part by part, to its output."""
+
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any, Unpack
+
+import anndata as ad
+import numpy as np
+import pandas as pd
+
+from geneformer_jax.cells.counts.options import CountArguments
+from geneformer_jax.cells.tokenization.quality_control import describe_left_out
+from geneformer_jax.common.errors import InputError
+from geneformer_jax.common.files import remove
+from geneformer_jax.common.log import logger
+from geneformer_jax.common.progress import Progress
+from geneformer_jax.common.provenance import (
+    describe_run,
+    require_own_provenance,
+)
+from geneformer_jax.common.shares import WHOLE
+from geneformer_jax.common.workdir import as_json
+from geneformer_jax.finetuning.prediction.api import open_cells_for
+from geneformer_jax.finetuning.prediction.labels import (
+    check_labels,
+    compare_with_labels,
+    find_output,
+)
+from geneformer_jax.finetuning.prediction.output import SUFFIXES, configuration_of, write_predicted
+from geneformer_jax.finetuning.prediction.predictor import Predictor
+from geneformer_jax.finetuning.prediction.tables import GeneVotes, cell_table
+from geneformer_jax.inference.batches import encoding_flops
+from geneformer_jax.inference.cells import left_out_of, reading_facts
+from geneformer_jax.inference.resume.cell_parts import CellParts, cells_per_part, shareable_size
+from geneformer_jax.inference.resume.folder import PartsFolder, parts_folder, save_arrays
+from geneformer_jax.inference.resume.identity import identity_of, weights_sha256
+from geneformer_jax.inference.resume.totals import PartTotals
+from geneformer_jax.model.config import RuntimeConfig
+from geneformer_jax.model.heads import CELLS, GENES
+from geneformer_jax.model.pretrained import PretrainedModel
+
+# A part ends with batches that are not full: a minute of work or more on a CPU.
+CELLS_PER_PART = {"cpu": 4_096}
+CELLS_PER_ACCELERATOR_PART = 65_536
+# Options that predictions do not depend on.
+_NOT_IN_PLAN = ("output", "tokens_per_device", "labels_key", "target", "all_cells")
+
+
+class PredictionRun:
+    """One run, which goes on where an interrupted one of the same command stopped."""
+
+    def __init__(
+        self,
+        output: Path,
+        configuration: Mapping[str, Any],
+        *,
+        labels_key: str = "",
+        target: str = "",
+        all_cells: bool = False,
+    ):
+        """Takes what the run is asked to do.
+
+        Args:
+          output: file to write: .h5ad (of cells), .parquet or .csv.
+          configuration: the command, for the provenance.
+          labels_key: obs column of known labels, to compare predictions with.
+          target: output that they are of.
+          all_cells: keep a row for every cell of the input.
+
+        Raises:
+          InputError: the output has another ending, or would take another's provenance.
+        """
+        if output.suffix not in SUFFIXES:
+            raise InputError(f"`output`={output} must end in one of {', '.join(SUFFIXES)}")
+        require_own_provenance(output)
+        self._output, self._command = output, as_json(configuration)
+        self._labels_key, self._target, self._all_cells = labels_key, target, all_cells
+
+    def is_complete(self) -> bool:
+        """Whether the output is there already, written by this command.
+
+        Raises:
+          InputError: the output is something else.
+        """
+        if not self._output.exists():
+            return False
+        if configuration_of(self._output) != self._command:
+            raise InputError(
+                f"`output`={self._output} exists and was not written by this command; nothing is "
+                "overwritten; name another file"
+            )
+        # A run that was killed at its very end may have left them.
+        remove(parts_folder(self._output))
+        return True
+
+    def prepare(
+        self,
+        model: PretrainedModel,
+        cells: Path | str,
+        *,
+        runtime: RuntimeConfig | None = None,
+        tokens_per_device: int | None = None,
+        **reading: Unpack[CountArguments],
+    ) -> None:
+        """Checks model and cells, and readies the devices; nothing is computed or written yet.
+
+        Args:
+          model: that `finetune` made.
+          cells: a store, or a file of counts.
+          runtime: how to compute.
+          tokens_per_device: padded tokens of a batch, or None.
+          reading: of counts, see `CountOptions`.
+
+        Raises:
+          InputError: the model has no classification head, or is not for such an output; the cells
+            do not fit it, or lack known labels.
+        """
+        is_of_genes = model.head is not None and model.head.kind == GENES
+        if is_of_genes and (self._output.suffix == ".h5ad" or self._labels_key):
+            raise InputError(
+                f"the model of {model.source} classifies genes; write a .parquet or .csv table, "
+                "without `labels_key`"
+            )
+        opened = open_cells_for(model, cells, GENES if is_of_genes else CELLS, **reading)
+        self._inputs, self._known = [cells], None
+        if self._labels_key:
+            self._task = find_output(model, self._target)
+            self._known = check_labels(opened.obs, self._labels_key, self._task)
+        self._predictor = Predictor(model, opened, runtime, tokens_per_device)
+        command = {name: each for name, each in self._command.items() if name not in _NOT_IN_PLAN}
+        identity = {
+            **identity_of(model, opened),
+            "head": weights_sha256(model, [model.head.kind]),
+            "command": command,
+        }
+        costs = encoding_flops(model.config, opened.lengths)
+        usual = cells_per_part(self._predictor.mesh, CELLS_PER_PART, CELLS_PER_ACCELERATOR_PART)
+        folder = PartsFolder(parts_folder(self._output))
+        kind = _VotesOfParts if is_of_genes else _LogitsOfParts
+        self._keeper = kind(folder, self._predictor)
+        self._parts = CellParts(folder, identity, costs, shareable_size(usual, len(costs)))
+
+    def make(self, shard: tuple[int, int] = WHOLE) -> bool:
+        """Predicts what is missing of share i of n; returns True.
+
+        Raises:
+          InputError: more shares than cells; the parts are of another run; another process is
+            making them.
+        """
+        self._parts.make(
+            self._keeper, shard, partial(Progress, description="predict", unit="cells")
+        )
+        return True
+
+    def finish(self) -> None:
+        """Compares with known labels, writes the output, and removes the parts.
+
+        Raises:
+          InputError: parts are missing, which it names.
+        """
+        with self._parts.whole(self._keeper):
+            predicted = self._keeper.table(self._all_cells)
+            if self._known is not None:
+                for line in compare_with_labels(predicted, self._known, self._task):
+                    logger.info(line)
+            cells, unit = self._predictor.cells, self._keeper.unit
+            left_out = left_out_of(cells)
+            for line in describe_left_out(left_out):
+                logger.info(line)
+            counts = {unit: len(predicted), "left_out": left_out, **reading_facts(cells)}
+            provenance = describe_run("predict", self._command, self._inputs, counts)
+            write_predicted(predicted, self._output, provenance)
+            remove(parts_folder(self._output))
+        logger.info(f"predictions: {self._output} ({len(predicted):,} {unit})")
+
+
+class _LogitsOfParts:
+    """Outputs of cells, a file for each part."""
+
+    unit = "cells"
+
+    def __init__(self, folder: PartsFolder, predictor: Predictor):
+        self._folder, self._predictor = folder, predictor
+
+    def open(self, parts: int) -> None:
+        """Takes the number of parts."""
+        self._parts = parts
+
+    def has(self, part: int, _start: int, _stop: int) -> bool:
+        """Whether the outputs of a part are there."""
+        return self._folder.is_done(part)
+
+    def make(self, part: int, start: int, stop: int, progress: Progress, _own: range) -> None:
+        """Predicts the cells of a part."""
+        outputs = self._predictor.outputs(start, stop, progress)
+        save = partial(save_arrays, arrays={"logits": outputs.logits})
+        self._folder.write(part, {_file(part): save})
+
+    def table(self, all_cells: bool) -> ad.AnnData:
+        """Returns the predictions of all cells."""
+        logits = [self._folder.load(_file(part))["logits"] for part in range(self._parts)]
+        predictor = self._predictor
+        return cell_table(predictor.cells, predictor.model.head, np.concatenate(logits), all_cells)
+
+
+class _VotesOfParts:
+    """Votes of cells on genes, as totals of parts."""
+
+    unit = "genes"
+
+    def __init__(self, folder: PartsFolder, predictor: Predictor):
+        self._folder, self._predictor = folder, predictor
+        self._given = predictor.model.head, predictor.cells.vocabulary
+
+    def open(self, parts: int) -> None:
+        """Takes the number of parts."""
+        self._totals = PartTotals(self._folder, parts, GeneVotes, GeneVotes.plus)
+
+    def has(self, part: int, _start: int, _stop: int) -> bool:
+        """Whether a part is in totals that are there."""
+        return self._totals.has(part)
+
+    def make(self, part: int, start: int, stop: int, progress: Progress, own: range) -> None:
+        """Predicts the genes in the cells of a part."""
+        outputs = self._predictor.outputs(start, stop, progress)
+        self._totals.put(part, GeneVotes.of(*self._given, outputs), own)
+
+    def table(self, _all_cells: bool) -> pd.DataFrame:
+        """Returns the mean of each gene over all cells."""
+        return self._totals.joined().table(*self._given)
+
+
+def _file(part: int) -> str:
+    return f"logits/part-{part:06d}.npz"
