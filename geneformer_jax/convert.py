@@ -6,7 +6,7 @@ tokenised cells (.dataset folder or .parquet)      ->  cell store, with --vocabu
 cell store                                         ->  NAME.dataset folder or NAME.parquet
 a model saved by transformers (a directory)        ->  checkpoint, with --vocabulary
 checkpoint, or the workdir of a training run       ->  a directory that transformers loads
-a fine-tuned adapter                               ->  checkpoint, merged into its base
+an adapter of finetune or PEFT, with --base        ->  checkpoint, merged into its base
 
 Examples:
   python -m geneformer_jax.convert --source=dictionaries/v1_gc30M --target=vocabulary

@@ -33,6 +33,7 @@ from geneformer_jax.finetuning.prepare import FinetuneSetup, Task, prepare_finet
 from geneformer_jax.finetuning.step import Constants, traced_hyperparams
 from geneformer_jax.finetuning.stopping import EarlyStopping
 from geneformer_jax.inference.resume.folder import PartsFolder
+from geneformer_jax.interop.adapters import save_adapter
 from geneformer_jax.model.config import EncoderConfig
 from geneformer_jax.model.encoder import Params
 from geneformer_jax.model.pretrained import (
@@ -40,7 +41,6 @@ from geneformer_jax.model.pretrained import (
     RESULT,
     PretrainedModel,
     describe_model,
-    save_adapter,
     save_model,
 )
 from geneformer_jax.training.checkpoint import Checkpoints

@@ -6,13 +6,12 @@ from pathlib import Path
 from geneformer_jax.cells.tokenization.vocabulary import GeneVocabulary
 from geneformer_jax.common.arguments import require_path, require_type
 from geneformer_jax.common.errors import InputError
-from geneformer_jax.interop import huggingface
+from geneformer_jax.interop import adapters, huggingface
 from geneformer_jax.interop.original_dictionaries import read_vocabulary
 from geneformer_jax.interop.weights.files import (
     CONFIG,
     WEIGHT_FILES,
     is_huggingface_model,
-    refuse_peft_adapter,
 )
 from geneformer_jax.model import pretrained
 from geneformer_jax.model.pretrained import PretrainedModel, with_vocabulary
@@ -58,14 +57,16 @@ def load_model(
         kinds = (GeneVocabulary, str, Path)
         require_type("vocabulary", vocabulary, kinds, "give a GeneVocabulary or its folder")
     folder = Path(path).expanduser()
-    if (adapter := pretrained.find_adapter(folder)) is not None:
-        base = base or pretrained.adapter_base(adapter)
+    if (adapter := adapters.find_adapter(folder)) is not None:
+        base = base or adapters.adapter_base(adapter)
+        if base is None:
+            raise InputError(f"the adapter {adapter} does not say what it goes on; name `base`")
         if not Path(base).exists() and not _HUB_NAME.fullmatch(str(base)):
             raise InputError(
                 f"the adapter {adapter} goes on top of {base}, which is not there; name it by "
                 "`base`"
             )
-        return pretrained.apply_adapter(adapter, load_model(base, vocabulary))
+        return adapters.apply_adapter(adapter, load_model(base, vocabulary))
     if base is not None:
         raise InputError(f"a base is given, but {folder} is no adapter; leave it out")
     if not folder.exists() and _HUB_NAME.fullmatch(str(path)):
@@ -73,7 +74,6 @@ def load_model(
     if is_huggingface_model(folder):
         model = huggingface.read_model(folder).model
     else:
-        refuse_peft_adapter(folder)
         model = pretrained.load_model(folder)
     if vocabulary is None:
         return model

@@ -10,7 +10,7 @@ from geneformer_jax.common.log import logger
 from geneformer_jax.common.provenance import describe_run
 from geneformer_jax.interop import gene_classes, original_dictionaries, store_exchange
 from geneformer_jax.interop.tokenized_datasets import is_tokenized_dataset
-from geneformer_jax.interop.weights.files import is_huggingface_model, refuse_peft_adapter
+from geneformer_jax.interop.weights.files import is_huggingface_model
 
 _VOCABULARY_FILE = "vocabulary.json"
 
@@ -132,9 +132,9 @@ class Conversion:
 
     def _convert_checkpoint(self) -> None:
         from geneformer_jax.interop import huggingface
-        from geneformer_jax.model.pretrained import find_adapter, holds_checkpoint
+        from geneformer_jax.interop.adapters import find_adapter
+        from geneformer_jax.model.pretrained import holds_checkpoint
 
-        refuse_peft_adapter(self.source)
         if find_adapter(self.source):
             self._merge_adapter()
             return

@@ -12,7 +12,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import traverse_util
 from jax.sharding import SingleDeviceSharding
 from orbax.checkpoint import v1 as ocp
 
@@ -20,10 +19,9 @@ from geneformer_jax.cells.tokenization.vocabulary import GeneVocabulary
 from geneformer_jax.common.errors import InputError
 from geneformer_jax.common.files import atomic_write, require_new_folder
 from geneformer_jax.common.provenance import write_provenance
-from geneformer_jax.model.config import EncoderConfig, LoraConfig
+from geneformer_jax.model.config import EncoderConfig
 from geneformer_jax.model.encoder import Params, abstract_params
 from geneformer_jax.model.heads import HeadConfig, init_head
-from geneformer_jax.model.lora import LORA, merge_lora
 
 CHECKPOINTS = "checkpoints"
 MASKED_GENE_HEAD = "masked_gene_head"
@@ -31,7 +29,6 @@ MASKED_GENE_HEAD = "masked_gene_head"
 NETWORKS, FOLD, RESULT = "networks", "fold_", "model"
 _STEP_FILE = "_CHECKPOINT_METADATA"
 _REMEDY = "name a checkpoint, or the workdir of a pretraining run"
-_ADAPTER, _FACTORS = "adapter.json", "adapter.npz"
 _BARE = "bare"
 _LISTED = 6
 _KNOWN_SIZES = {25_426: " (V1)", 20_275: " (V2)"}
@@ -232,7 +229,7 @@ def find_checkpoint(path: Path) -> Path:
     path = path.resolve()
     if (path / _STEP_FILE).is_file():
         return path
-    for folder in (path, path / CHECKPOINTS, _fold_in(path) / RESULT / CHECKPOINTS):
+    for folder in (path, path / CHECKPOINTS, result_in(path) / CHECKPOINTS):
         steps = [each for each in folder.glob("[0-9]*") if (each / _STEP_FILE).is_file()]
         if steps:
             return max(steps, key=lambda each: int(each.name))
@@ -243,6 +240,15 @@ def folds_in(path: Path) -> list[Path]:
     """Returns the fine-tuned networks in the workdir of a run, or in a folder inside it."""
     inside = (f"{NETWORKS}/*/{FOLD}*", f"*/{FOLD}*", f"{FOLD}*")
     return sorted(each.parent for names in inside for each in path.glob(f"{names}/{RESULT}"))
+
+
+def result_in(path: Path) -> Path:
+    """Returns where the one network of a fine-tuning run, or a fold of it, has its model.
+
+    Raises:
+      InputError: there are several networks.
+    """
+    return _fold_in(path) / RESULT
 
 
 def _fold_in(path: Path) -> Path:
@@ -267,99 +273,3 @@ def weights_hash(params: Params) -> str:
         digest.update(f"{jax.tree_util.keystr(path)} {leaf.shape}".encode())
         digest.update(np.ascontiguousarray(leaf, np.float32).data)
     return digest.hexdigest()
-
-
-def save_adapter(
-    factors: Params,
-    lora: LoraConfig,
-    model: PretrainedModel,
-    base_hash: str,
-    target: Path | str,
-    provenance: Mapping[str, Any],
-) -> Path:
-    """Writes low-rank factors and a head, which go on top of the weights they were trained with.
-
-    Args:
-      factors: what was trained: `lora` and the head's weights.
-      lora: of what rank and where.
-      model: the base with the new head; its encoder weights are not written.
-      base_hash: `weights_hash` of the base.
-      target: a new folder: adapter.json, adapter.npz, provenance.json.
-      provenance: for provenance.json.
-
-    Raises:
-      InputError: the target holds other files.
-    """
-    target = require_new_folder(target)
-    # Not as it was named from the folder of that time.
-    source = str(Path(model.source).resolve()) if Path(model.source).exists() else model.source
-    adapter = {
-        "base": {"source": source, "weights": base_hash, "vocabulary": model.vocabulary.hash},
-        "lora": dataclasses.asdict(lora),
-        "head": dataclasses.asdict(model.head),
-        "step": model.step,
-    }
-    with atomic_write(target) as partial:
-        partial.mkdir()
-        flat = traverse_util.flatten_dict(jax.device_get(factors), sep="/")
-        np.savez(partial / _FACTORS, **flat)
-        (partial / _ADAPTER).write_text(json.dumps(adapter, indent=2) + "\n")
-        write_provenance(partial, provenance)
-    return target
-
-
-def find_adapter(path: Path) -> Path | None:
-    """Returns the adapter that `path` names, itself or that of a fine-tuned fold; None if none.
-
-    Raises:
-      InputError: there are several fine-tuned networks.
-    """
-    for folder in (path, _fold_in(path) / RESULT):
-        if (folder / _ADAPTER).is_file():
-            return folder
-    return None
-
-
-def adapter_base(folder: Path) -> str:
-    """Returns where the base of an adapter was read from when it was trained."""
-    return _read_adapter(folder)["base"]["source"]
-
-
-def apply_adapter(folder: Path, base: PretrainedModel) -> PretrainedModel:
-    """Returns the base with an adapter merged into its weights, and the adapter's head.
-
-    Raises:
-      InputError: the adapter was trained on other weights, or cannot be read.
-    """
-    adapter = _read_adapter(folder)
-    if (found := weights_hash(base.params)) != adapter["base"]["weights"]:
-        raise InputError(
-            f"the adapter {folder} goes on top of weights {adapter['base']['weights'][:12]} (once "
-            f"{adapter['base']['source']}), but {base.source} has {found[:12]}; give its own base"
-        )
-    lora, head = LoraConfig(**adapter["lora"]), HeadConfig(**adapter["head"])
-    try:
-        with np.load(folder / _FACTORS) as file:
-            flat = {name: jnp.asarray(file[name]) for name in file.files}
-    except (OSError, ValueError) as error:
-        raise InputError(
-            f"{folder / _FACTORS} cannot be read ({_shortened(error)}); restore it from a copy"
-        ) from error
-    factors = traverse_util.unflatten_dict(flat, sep="/")
-    params = {
-        "embeddings": base.params["embeddings"],
-        "blocks": merge_lora(base.params["blocks"], factors[LORA], lora),
-        head.kind: factors[head.kind],
-    }
-    return dataclasses.replace(
-        base, params=params, head=head, source=str(folder), step=int(adapter["step"])
-    )
-
-
-def _read_adapter(folder: Path) -> dict[str, Any]:
-    try:
-        return json.loads((folder / _ADAPTER).read_text())
-    except (OSError, ValueError) as error:
-        raise InputError(
-            f"{folder / _ADAPTER} cannot be read ({_shortened(error)}); restore it from a copy"
-        ) from error

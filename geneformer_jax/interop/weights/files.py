@@ -16,7 +16,6 @@ WEIGHT_FILES = (
     "pytorch_model.bin",
     "pytorch_model.bin.index.json",
 )
-_PEFT_CONFIG = "adapter_config.json"
 _LFS_POINTER = b"version https://git-lfs.github.com/spec"
 
 
@@ -25,15 +24,6 @@ class WeightFiles(NamedTuple):
 
     tensors: dict[str, StoredTensor]
     files: list[Path]
-
-
-def refuse_peft_adapter(folder: Path | str) -> None:
-    """Raises InputError for a folder that holds an adapter of the library peft and no model."""
-    if (Path(folder) / _PEFT_CONFIG).is_file():
-        raise InputError(
-            f"{folder} is an adapter of peft without its base; merge it there "
-            "(merge_and_unload) and save the whole model"
-        )
 
 
 def is_huggingface_model(folder: Path | str) -> bool:
