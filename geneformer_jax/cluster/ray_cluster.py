@@ -9,7 +9,7 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from types import ModuleType
 from typing import Any
 
@@ -22,9 +22,9 @@ _SECONDS_TO_ANSWER = 25
 _STORE_BYTES = 80_000_000
 # Longer, and the names of Ray's sockets do not fit.
 _LONGEST_FOLDER = 40
-# Ray reads some of these as it is imported. The second keeps all its ports to the loopback.
-_OF_OUR_OWN = {"RAY_AUTH_MODE": "token", "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
 _ALWAYS = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
+# Keeps all of Ray's ports to the loopback; read as Ray is imported.
+_LOOPBACK = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
 
 
 @contextlib.contextmanager
@@ -39,13 +39,25 @@ def connected(address: str, workers: int | None) -> Iterator[ModuleType]:
     Raises:
       InputError: Ray is not installed; the cluster does not answer.
     """
-    os.environ.update(_ALWAYS if address else _ALWAYS | _OF_OUR_OWN)
-    ray = _import_ray()
-    if ray.is_initialized():
-        yield ray
-        return
-    with _joined(ray, address) if address else _begun(ray, workers):
-        yield ray
+    with _environment(_ALWAYS if address else _ALWAYS | _LOOPBACK):
+        ray = _import_ray()
+        if ray.is_initialized():
+            yield ray
+            return
+        with _joined(ray, address) if address else _begun(ray, workers):
+            yield ray
+
+
+@contextlib.contextmanager
+def _environment(variables: Mapping[str, str]) -> Iterator[None]:
+    """Sets variables for this process and those that it begins, and puts them back."""
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name) if value is None else os.environ.update({name: value})
 
 
 def _import_ray() -> ModuleType:
@@ -75,18 +87,17 @@ def _joined(ray: ModuleType, address: str) -> Iterator[None]:
 @contextlib.contextmanager
 def _begun(ray: ModuleType, workers: int | None) -> Iterator[None]:
     folder = tempfile.mkdtemp(prefix="ray-")
-    # Others on this machine know the ports, not this word.
-    os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+    how = {
+        "num_cpus": max(cores(), workers or 1),
+        "include_dashboard": False,
+        "object_store_memory": _STORE_BYTES,
+        "_temp_dir": folder if len(folder) <= _LONGEST_FOLDER else None,
+    }
     try:
-        _init(
-            ray,
-            address="local",
-            num_cpus=max(cores(), workers or 1),
-            include_dashboard=False,
-            object_store_memory=_STORE_BYTES,
-            _temp_dir=folder if len(folder) <= _LONGEST_FOLDER else None,
-        )
-        yield
+        # Others on this machine may find the ports, but not this word.
+        with _environment({"RAY_AUTH_TOKEN": secrets.token_hex(32)}):
+            _init(ray, address="local", **how)
+            yield
     finally:
         ray.shutdown()
         shutil.rmtree(folder, ignore_errors=True)
