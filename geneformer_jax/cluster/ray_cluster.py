@@ -10,6 +10,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager
 from types import ModuleType
 from typing import Any
 
@@ -23,8 +24,6 @@ _STORE_BYTES = 80_000_000
 # Longer, and the names of Ray's sockets do not fit.
 _LONGEST_FOLDER = 40
 _ALWAYS = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
-# Keeps all of Ray's ports to the loopback; read as Ray is imported.
-_LOOPBACK = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
 
 
 @contextlib.contextmanager
@@ -39,12 +38,12 @@ def connected(address: str, workers: int | None) -> Iterator[ModuleType]:
     Raises:
       InputError: Ray is not installed; the cluster does not answer.
     """
-    with _environment(_ALWAYS if address else _ALWAYS | _LOOPBACK):
+    with _environment(_ALWAYS):
         ray = _import_ray()
         if ray.is_initialized():
             yield ray
             return
-        with _joined(ray, address) if address else _begun(ray, workers):
+        with _quiet(ray), _joined(ray, address) if address else _begun(ray, workers):
             yield ray
 
 
@@ -95,12 +94,36 @@ def _begun(ray: ModuleType, workers: int | None) -> Iterator[None]:
     }
     try:
         # Others on this machine may find the ports, but not this word.
-        with _environment({"RAY_AUTH_TOKEN": secrets.token_hex(32)}):
+        with _environment({"RAY_AUTH_TOKEN": secrets.token_hex(32)}), _kept_to_loopback(ray):
             _init(ray, address="local", **how)
             yield
     finally:
         ray.shutdown()
         shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _replaced(owner: ModuleType, name: str, value: Any) -> Iterator[None]:
+    """Gives something of a module another value for a while."""
+    before = getattr(owner, name, None)
+    setattr(owner, name, value)
+    try:
+        yield
+    finally:
+        setattr(owner, name, before)
+
+
+def _kept_to_loopback(ray: ModuleType) -> AbstractContextManager[None]:
+    """Has Ray listen to this machine alone, as it does by itself on other systems than Linux.
+
+    It has a variable for that, but reads it as it is imported, which may have been long before.
+    """
+    return _replaced(ray._private.ray_constants, "ENABLE_RAY_CLUSTER", False)
+
+
+def _quiet(ray: ModuleType) -> AbstractContextManager[None]:
+    """Keeps from the screen what Ray says of lost workers, which no level of its log does."""
+    return _replaced(ray._private.worker, "print_to_stdstream", lambda *_, **__: None)
 
 
 def _require_answer(address: str) -> None:
