@@ -3,8 +3,10 @@
 Examples:
   python -m geneformer_jax.tokenize --counts=data/*.h5ad --vocabulary=vocabulary --output=store
 
-Many files may be split among processes or machines that see the same output folder: give each
---shard=0/4 .. --shard=3/4, then join them with --finish. A killed run goes on where it was when the
+The cells of all files may be shared by processes or machines that see the same output folder,
+whatever the sizes of the files: give each --shard=0/4 .. --shard=3/4, then join them with --finish.
+Where --quality compares a cell with all of its file, a share of a large file says that it waits for
+the others: then run it again. A killed run goes on where it was when the
 same command is given again, and more files may be added to a complete store.
 """
 

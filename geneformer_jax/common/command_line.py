@@ -286,9 +286,3 @@ def parse_shard(text: str) -> tuple[int, int]:
     if not (first.isdecimal() and second.isdecimal() and int(first) < int(second)):
         raise InputError(f'--shard="{text}" must be i/n with i from 0 to n-1, such as 0/4')
     return int(first), int(second)
-
-
-def shard_of(items: Sequence[T], shard: tuple[int, int]) -> list[T]:
-    """Returns every n-th item, starting from the i-th."""
-    index, count = shard
-    return list(items[index::count])

@@ -229,15 +229,16 @@ def test_a_vocabulary_is_made_of_ids_where_a_column_has_them(tmp_path):
     medians = [np.median(each[each > 0]) for each in expected.T]
     assert corpus.gene_ids.tolist() == IDS
     np.testing.assert_allclose(corpus.medians.medians(), medians)
-    assert [each.column for each in corpus.choices.values()] == ["gene_ids", "index"]
+    chosen = [source.facts["choice"]["gene_column"] for source in corpus.index.sources]
+    assert chosen == ["gene_ids", "index"]
     assert corpus.symbols["ENSG00000000004"] == "SYM4"
 
 
-def test_a_vocabulary_of_symbols_is_told(tmp_path, caplog):
-    with caplog.at_level("INFO", "geneformer_jax"):
-        corpus = corpus_of(tmp_path, cells(NAMES, extra=NUMBERS))
+def test_a_vocabulary_of_symbols_is_told(tmp_path):
+    corpus = corpus_of(tmp_path, cells(NAMES, extra=NUMBERS))
     assert corpus.gene_ids.tolist() == sorted(NAMES)
-    assert "gene ids in index (symbols" in caplog.text
+    (source,) = corpus.index.sources
+    assert "gene ids in index (symbols" in source.facts["description"]
 
 
 def test_files_of_ids_and_of_symbols_make_no_vocabulary(tmp_path):

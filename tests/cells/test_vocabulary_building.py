@@ -1,9 +1,13 @@
 """Vocabularies out of a corpus, by one process or several."""
 
+import dataclasses
+import json
+
 import anndata
 import numpy as np
 import pytest
 
+from geneformer_jax.cells.counts.options import CountOptions
 from geneformer_jax.cells.formats.open import open_counts
 from geneformer_jax.cells.tokenization.quality_control import QualityRules
 from geneformer_jax.cells.tokenization.tokenizer import NO_RULES
@@ -13,8 +17,9 @@ from geneformer_jax.cells.tokenization.vocabulary_building import (
     build_vocabulary,
     measure_corpus,
 )
+from geneformer_jax.cells.tokenization.vocabulary_shards import VocabularyRecipe, VocabularyRun
 from geneformer_jax.common.errors import InputError
-from tests.helpers.small_stores import build, slow_tokens, with_ids, write
+from tests.helpers.small_stores import build, cells, slow_tokens, with_ids, write
 
 
 def test_vocabulary_of_a_corpus(files, tmp_path):
@@ -81,3 +86,75 @@ def test_quality_rules_choose_the_cells_of_the_medians(files):
     assert corpus.counts["cells: filter_pass is not 1"] == 87 - kept
     expected = sum((a.X[(a.obs["filter_pass"] == 1).to_numpy()] > 0).sum() for a in adatas)
     assert corpus.medians.detected.sum() == expected
+
+
+def start(output, paths, **changes):
+    """A process of its own that measures small pieces of files."""
+    rules = QualityRules(total_sd=1.5, mitochondrial_sd=None, min_genes=12)
+    recipe = VocabularyRecipe(CountOptions(), rules, "human", V2_SPECIAL_TOKENS, piece_values=150)
+    run = VocabularyRun(output, paths, dataclasses.replace(recipe, **changes), {"counts": "x"})
+    if run.is_complete():
+        return None
+    run.prepare()
+    return run
+
+
+def files_of(folder):
+    """Content of a vocabulary, without the time in its provenance."""
+    files = {path.name: path.read_bytes() for path in folder.iterdir()}
+    provenance = json.loads(files.pop("provenance.json"))
+    del provenance["written_at"]
+    return files, provenance
+
+
+@pytest.mark.parametrize("bytes_for_exact", [1 << 20, 9000, 1000])
+def test_shares_of_rows_measure_the_same_vocabulary(files, tmp_path, bytes_for_exact):
+    """Exact, beyond what is kept, and far beyond it."""
+    alone = start(tmp_path / "whole", files, bytes_for_exact=bytes_for_exact)
+    assert alone.make((0, 1)) and alone.make((0, 1))
+    alone.finish()
+    expected = files_of(tmp_path / "whole")
+    assert expected[1]["counts"]["medians"] == ("exact" if bytes_for_exact > 9000 else "sketch")
+    assert 0 < sum(n for name, n in expected[1]["counts"].items() if "s.d." in name) < 60
+    for shares, order in ((3, (2, 0, 1)), (5, (0, 4, 1, 3, 2))):
+        output = tmp_path / str(shares)
+        todo = list(order)
+        while todo:
+            run = start(output, files, bytes_for_exact=bytes_for_exact)
+            todo = [i for i in todo if not run.make((i, shares))]
+        start(output, files, bytes_for_exact=bytes_for_exact).finish()
+        assert files_of(output) == expected
+        assert not (tmp_path / f"{shares}.shards").exists()
+        assert start(output, files) is None
+        with pytest.raises(InputError, match="already holds"):
+            start(output, files[:1])
+
+
+def test_what_is_measured_of_a_cut_corpus_is_that_of_the_whole(files):
+    one, cut = (
+        measure_corpus(files, open_counts, None, NO_RULES, piece_values=values)
+        for values in (1 << 20, 100)
+    )
+    assert len(cut.index.pieces) > len(one.index.pieces) == 3
+    np.testing.assert_array_equal(cut.medians.medians(), one.medians.medians())
+    np.testing.assert_array_equal(cut.medians.detected, one.medians.detected)
+    assert cut.counts == one.counts
+
+
+def test_a_share_of_other_files_or_options_is_told(files, tmp_path):
+    no_rules = {"rules": NO_RULES}
+    first = start(tmp_path / "v", files, **no_rules)
+    with pytest.raises(InputError, match="there are only 87 cells"):
+        first.make((0, 88))
+    assert first.make((0, 2)) and first.make((0, 2))
+    with pytest.raises(InputError, match="1 of 2 shards are not measured yet; run `shard`=1/2"):
+        first.finish()
+    cells(9, "a", n_cells=25).write_h5ad(files[0])
+    with pytest.raises(InputError, match=r"a\.h5ad has changed since it was looked at"):
+        first.make((0, 3))
+    again = start(tmp_path / "v", files, **no_rules)
+    assert again.make((1, 2))
+    with pytest.raises(InputError, match="was measured on other files or with other options"):
+        again.finish()
+    assert again.make((0, 2))
+    again.finish()

@@ -19,7 +19,7 @@ from geneformer_jax.cells.store.cell_store import CellStore
 from geneformer_jax.cells.tokenization.flags import parse_exclusions
 from geneformer_jax.cells.tokenization.tokenizer import NO_GENE, TokenizerOptions
 from geneformer_jax.cells.tokenization.vocabulary import GeneVocabulary
-from geneformer_jax.common.command_line import parse_shard, shard_of
+from geneformer_jax.common.command_line import parse_shard
 from geneformer_jax.common.errors import InputError
 from tests.helpers.commands import run_command
 from tests.helpers.small_stores import build, cells, same_stores, slow_tokens, write
@@ -321,7 +321,6 @@ def test_columns_of_other_types_are_kept_in_a_common_one(tmp_path, files, vocabu
 
 def test_shard_flags():
     assert parse_shard("") == (0, 1) and parse_shard("2/3") == (2, 3)
-    assert shard_of("abcdefg", (1, 3)) == ["b", "e"]
     for text in ("3/3", "1", "a/b", "1/0", "-1/3", "1/2/3"):
         with pytest.raises(InputError, match="must be i/n"):
             parse_shard(text)

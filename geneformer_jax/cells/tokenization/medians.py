@@ -21,7 +21,7 @@ DEFAULT_BYTES_FOR_EXACT = 1 << 31
 _LOG_WIDTH = math.log((1 + RELATIVE_ERROR) / (1 - RELATIVE_ERROR))
 # A bin's answer that is off by the same fraction at both of its ends.
 _BIN_VALUE = 2 / (1 + (1 + RELATIVE_ERROR) / (1 - RELATIVE_ERROR))
-_BYTES_PER_VALUE = 12
+BYTES_PER_VALUE = 12
 _SPARE_BINS = 64
 _MAX_CELLS = np.iinfo(np.uint32).max
 
@@ -81,19 +81,32 @@ class MedianAccumulator:
         for genes, values in zip(other._kept_genes, other._kept_values, strict=True):
             self._take(genes, values)
         if other._bins is not None:
-            self._merge_bins(other._bins, other._first_bin)
+            self.merge_arrays(other.to_arrays())
+
+    def count_in_bins(self) -> None:
+        """Turns from kept values to the histogram; later calls change nothing."""
+        if self._bins is not None:
+            return
+        self._bins = np.zeros((self.n_genes, 0), dtype=np.uint32)
+        for genes, values in zip(self._kept_genes, self._kept_values, strict=True):
+            self._count_in_bins(genes, values)
+        self._kept_genes, self._kept_values, self._kept = [], [], 0
 
     def to_arrays(self) -> dict[str, np.ndarray]:
         """Everything collected so far, to be kept in a file; see `merge_arrays`."""
         if self._bins is not None:
-            return {"bins": self._bins, "first_bin": np.array(self._first_bin)}
+            # Few of the bins of a share are filled.
+            genes, bins = np.nonzero(self._bins)
+            numbers = (bins + self._first_bin).astype(np.int32)
+            cells = self._bins[genes, bins]
+            return {"genes": genes.astype(np.int32), "bins": numbers, "cells": cells}
         genes = [np.empty(0, np.int32), *self._kept_genes]
         return {"genes": np.concatenate(genes), "values": np.concatenate([[], *self._kept_values])}
 
     def merge_arrays(self, arrays: Mapping[str, np.ndarray]) -> None:
         """Takes over what `to_arrays` of another accumulator of the same genes returned."""
         if "bins" in arrays:
-            self._merge_bins(arrays["bins"], int(arrays["first_bin"]))
+            self._add_to_bins(arrays["genes"], arrays["bins"], arrays["cells"])
         else:
             self._take(arrays["genes"], arrays["values"])
 
@@ -101,12 +114,13 @@ class MedianAccumulator:
         """Returns [genes] float64, NaN for genes that no cell expresses."""
         return self._exact_medians() if self._bins is None else self._histogram_medians()
 
-    def _merge_bins(self, bins: np.ndarray, first_bin: int) -> None:
-        self._fold()
-        self._cover(first_bin, first_bin + bins.shape[1] - 1)
-        self._count_detected(bins.sum(axis=1, dtype=np.int64))
-        start = first_bin - self._first_bin
-        self._bins[:, start : start + bins.shape[1]] += bins
+    def _add_to_bins(self, genes: np.ndarray, bins: np.ndarray, cells: np.ndarray) -> None:
+        """Adds numbers of cells to bins of genes, each of which is named once."""
+        self.count_in_bins()
+        if len(bins):
+            self._cover(int(bins.min()), int(bins.max()))
+            self._count_detected(np.bincount(genes, cells, self.n_genes).astype(np.int64))
+            self._bins[genes, bins - self._first_bin] += cells
 
     def _take(self, genes: np.ndarray, values: np.ndarray) -> None:
         self._count_detected(np.bincount(genes, minlength=self.n_genes))
@@ -116,22 +130,13 @@ class MedianAccumulator:
         self._kept_genes.append(genes)
         self._kept_values.append(values)
         self._kept += len(values)
-        if self._kept * _BYTES_PER_VALUE > self._bytes_for_exact:
-            self._fold()
+        if self._kept * BYTES_PER_VALUE > self._bytes_for_exact:
+            self.count_in_bins()
 
     def _count_detected(self, cells: np.ndarray) -> None:
         self.detected += cells
         if self.detected.max(initial=0) > _MAX_CELLS:
             raise OverflowError(f"more than {_MAX_CELLS:,} cells express one gene")
-
-    def _fold(self) -> None:
-        """Turns from kept values to the histogram; later calls change nothing."""
-        if self._bins is not None:
-            return
-        self._bins = np.zeros((self.n_genes, 0), dtype=np.uint32)
-        for genes, values in zip(self._kept_genes, self._kept_values, strict=True):
-            self._count_in_bins(genes, values)
-        self._kept_genes, self._kept_values, self._kept = [], [], 0
 
     def _count_in_bins(self, genes: np.ndarray, values: np.ndarray) -> None:
         if not len(values):

@@ -91,6 +91,11 @@ class PieceIndex:
         bounds = self.sources[source].pieces.bounds.tolist()
         return [Piece(source, *ends) for ends in itertools.pairwise(bounds)]
 
+    @property
+    def values(self) -> int:
+        """About how many values all pieces hold."""
+        return sum(int(source.pieces.sizes.sum()) for source in self.sources)
+
     @cached_property
     def _costs(self) -> np.ndarray:
         # No piece is free, and an estimate may be 0.
