@@ -131,7 +131,7 @@ class _Perturbation:
         from geneformer_jax.inference.columns import require_columns
         from geneformer_jax.perturbation.config import choose_controls, read_options
         from geneformer_jax.perturbation.controls.choice import require_controls
-        from geneformer_jax.perturbation.statistics.modes import require_modes
+        from geneformer_jax.perturbation.statistics.modes.choice import require_modes
 
         self._controls = command_line.split_list(FLAGS.controls)
         require_controls(self._controls, FLAGS.start, FLAGS.goal, FLAGS.group)
@@ -178,9 +178,7 @@ class _Perturbation:
         if not self._run.is_complete():
             self._run.finish()
         for name in self._missing():
-            model_controls.make_control(
-                name, self._output, self._run.planned, self._given, self._how
-            )
+            model_controls.make_control(name, self._output, self._run, self._given, self._how)
         for mode in _modes(self._output):
             self._make_statistic(mode)
 

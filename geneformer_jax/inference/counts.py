@@ -1,14 +1,19 @@
 """Raw counts of the cells of an analysis, found by their ids and scaled to one total."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 from scipy import sparse
 
+from geneformer_jax.cells.counts.options import CountArguments, CountOptions
 from geneformer_jax.cells.counts.source import CountSource
+from geneformer_jax.cells.formats.open import open_counts
 from geneformer_jax.cells.tokenization.rank_encoding import TARGET_SUM
+from geneformer_jax.cells.tokenization.tokenizer import TokenizedCells
 from geneformer_jax.common.errors import InputError
+from geneformer_jax.inference.cells import ChosenCells
 
 
 def rows_of(source: CountSource, cell_ids: pd.Index) -> np.ndarray:
@@ -59,6 +64,54 @@ def read_counts(
         positions = order[slice(*np.searchsorted(rows[order], bounds))]
         here = rows[positions] - batch.start
         yield positions, batch.counts[here], batch.totals[here]
+
+
+def token_columns(tokens: np.ndarray, size: int) -> sparse.csr_matrix:
+    """Returns float64 [columns, size] that sums the columns of counts of each token.
+
+    Args:
+      tokens: int [columns] gene of each column, -1 for none.
+      size: of the vocabulary.
+    """
+    known = np.flatnonzero(tokens >= 0)
+    return sparse.csr_matrix(
+        (np.ones(len(known)), (known, tokens[known])), shape=(len(tokens), size)
+    )
+
+
+def log_expression(
+    source: CountSource, rows: np.ndarray, tokens: np.ndarray, size: int
+) -> sparse.csr_matrix:
+    """Returns float64 [cells, size]: log(1 + counts per 10,000) of each token in some cells.
+
+    Args:
+      source: of counts.
+      rows: int64 [cells] their rows there.
+      tokens, size: see `token_columns`.
+    """
+    to_token, positions, parts = token_columns(tokens, size), [], []
+    for position, counts, totals in read_counts(source, rows):
+        positions.append(position)
+        parts.append(counts_per_10k(counts @ to_token, totals).log1p())
+    return sparse.vstack(parts, format="csr")[np.argsort(np.concatenate(positions))]
+
+
+def expression_reader(
+    cells: ChosenCells, path: Path | str, reading: CountArguments
+) -> Callable[[np.ndarray], sparse.csr_matrix] | None:
+    """Returns what gives the `log_expression` of cells by their numbers; None without counts.
+
+    Args:
+      cells: of those that were opened from `path`.
+      path, reading: see `open_cells`.
+    """
+    tokenized = cells.source
+    if not isinstance(tokenized, TokenizedCells) or tokenized.match is None:
+        return None
+    source = open_counts(path, CountOptions.from_arguments(reading))
+    tokenized.match.choice.apply(source)
+    named = tokenized.match.tokens, tokenized.vocabulary.size
+    return lambda numbers: log_expression(source, tokenized.rows[cells.rows[numbers]], *named)
 
 
 def counts_per_10k(counts: sparse.csr_matrix, totals: np.ndarray) -> sparse.csr_matrix:

@@ -9,6 +9,8 @@ GENES_LEFT_OUT = "genes_left_out.tsv"
 CELLS, OBS = "cells.parquet", "obs:"
 # What a comparison of two states says of genes without a model.
 BASELINES = "baselines.parquet"
+# What its differential expression is of.
+COUNTS, RANKS = "counts", "ranks"
 # Of controls: the same run with random weights; shifts along states without the deleted gene.
 RANDOM_RUN, WITHOUT_OWN = "random_weights", "self_deletion.parquet"
 # All else in the folder of a run is gone when it is finished.

@@ -58,26 +58,36 @@ def describe_costs(planned: Planned, names: Sequence[str]) -> list[str]:
       planned: the run.
       names: of controls to be made that take further encodings.
     """
-    states, sampled = _cells_of_states(planned)
-    computed = 0 if planned.options.state_embeddings else states
-    edits = int(planned.plan.passes.sum())
+    options, edits = planned.options, int(planned.plan.passes.sum())
+    computed = 0 if options.state_embeddings else _cells_of_states(planned)[0]
     own = f"{edits:,} encodings for the edits"
-    own += f", {computed:,} for the states" if computed else ""
-    lines = [own]
+    lines = [own + (f", {computed:,} for the states" if computed else "")]
     if (parts := _encodings_of_parts(planned)) is not None:
-        line = f"control {RERANKING}: {parts:,} encodings more ({parts / edits:.1%} of the edits')"
-        is_made = planned.options.reranking
-        lines.append(line if is_made else f"{line}, left out unless `controls` name it")
-        edits += parts if is_made else 0
+        line = f"control {RERANKING}: {_more(parts, edits)}"
+        lines.append(line if options.reranking else f"{line}, left out unless `controls` name it")
     if RANDOM_WEIGHTS in names:
-        lines.append(f"control {RANDOM_WEIGHTS}: {edits + states:,} encodings more")
+        further = _encodings_of(RANDOM_WEIGHTS, planned)
+        lines.append(f"control {RANDOM_WEIGHTS}: {_more(further, edits)}")
     if SELF_DELETION in names:
-        most = sampled * (without_genes.GENES + 1)
+        further = _encodings_of(SELF_DELETION, planned)
         lines.append(
-            f"control {SELF_DELETION}: at most {most:,} encodings more, {sampled:,} cells of the "
-            f"states without each of {without_genes.GENES} genes"
+            f"control {SELF_DELETION}: at most {_more(further, edits)}, cells of the states "
+            f"without each of {without_genes.GENES} genes"
         )
     return [*lines, "controls from the same tables: no further encodings"]
+
+
+def _more(encodings: int, edits: int) -> str:
+    return f"{encodings:,} encodings more ({encodings / edits:.1%} of the edits')"
+
+
+def _encodings_of(name: str, planned: Planned) -> int:
+    """Returns how many encodings a control of the finished run takes at most."""
+    states, sampled = _cells_of_states(planned)
+    if name == SELF_DELETION:
+        return sampled * (without_genes.GENES + 1)
+    parts = _encodings_of_parts(planned) if planned.options.reranking else 0
+    return int(planned.plan.passes.sum()) + parts + states
 
 
 def _encodings_of_parts(planned: Planned) -> int | None:
@@ -100,18 +110,25 @@ def _cells_of_states(planned: Planned) -> tuple[int, int]:
 
 
 def make_control(
-    name: str, output: Path, planned: Planned, configuration: Mapping[str, Any], how: HowToRun
+    name: str,
+    output: Path,
+    run: PerturbationRun,
+    configuration: Mapping[str, Any],
+    how: HowToRun,
 ) -> None:
     """Makes one control into the folder of a finished run.
 
     Args:
       name: of the control.
       output: the folder.
-      planned: the run.
+      run: that made it, planned.
       configuration: its command, for the provenance.
       how: what it was given beside.
     """
-    logger.info(f"control {name}")
+    planned, encodings = run.planned, _encodings_of(name, run.planned)
+    minutes = run.minutes(encodings)
+    time = "" if minutes is None else f", about {minutes:,.1f} minutes"
+    logger.info(f"control {name}: at most {encodings:,} encodings{time}")
     if name == RANDOM_WEIGHTS:
         _make_random_weights(output, planned, configuration, how)
     else:

@@ -10,6 +10,7 @@ from geneformer_jax.common.log import logger
 from geneformer_jax.perturbation.layout import GENES_LEFT_OUT, OUTPUTS, REPORT, SHIFTS
 from geneformer_jax.perturbation.resolution import describe_resolution
 from geneformer_jax.perturbation.statistics.figures import ranked_figure
+from geneformer_jax.perturbation.statistics.modes.result import MIN_CELLS
 from geneformer_jax.perturbation.statistics.screen_accuracy import (
     describe_accuracy,
     describe_poor,
@@ -96,13 +97,15 @@ def _add_measure(
     # One cell has no deviation; 0 would look like a very certain one.
     ranked["sd"] = ranked["sd"].where(ranked["n"] > 1)
     parts = [part for part in _PARTS if part in ranked and ranked[part].notna().any()]
+    # An edit of a few cells has an extreme mean by chance.
+    ranked = ranked.sort_values("n", key=lambda cells: cells < MIN_CELLS, kind="stable")
     columns = ["perturbed_symbol", "perturbed", "mean", "sd", "n", *parts]
     shown = ranked[columns].rename(columns={"n": "cells"})
-    caption = "Mean and standard deviation over cells."
+    caption = f"Mean and standard deviation over cells; edits in fewer than {MIN_CELLS} come last."
     if parts:
         caption += (
             " reranking and removal add up to the mean: what comes from all later genes moving up "
-            "by one position, and what from the gene itself being gone."
+            "by one position (interpolated in large cells), and what from the gene itself being gone."
         )
     if "exact" in parts:
         caption += " exact: fraction of the cells in which the shift is exact, not estimated."

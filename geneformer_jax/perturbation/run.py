@@ -23,6 +23,7 @@ from geneformer_jax.inference.cells import (
     reading_facts,
     select_cells,
 )
+from geneformer_jax.inference.counts import expression_reader
 from geneformer_jax.inference.listed_genes import describe_missing
 from geneformer_jax.inference.pipeline import Throughput
 from geneformer_jax.inference.resume.folder import Part
@@ -39,8 +40,10 @@ from geneformer_jax.perturbation.engine.plan import TOKENS_PER_PART, EditPlan
 from geneformer_jax.perturbation.engine.screening.reranking import RerankingPerturber
 from geneformer_jax.perturbation.engine.shifts import Shifts
 from geneformer_jax.perturbation.layout import (
+    COUNTS,
     GENE_SHIFTS,
     MEANS_OF_PARTS,
+    RANKS,
     SHIFTS,
 )
 from geneformer_jax.perturbation.output import PerturbationFolder, check_space, estimates_of
@@ -145,7 +148,7 @@ class PerturbationRun:
           InputError: see `perturb_cells`; the tables do not fit on the disk.
         """
         options, self._model, self._inputs = self._options, model, [cells]
-        self._sizes = {"tokens_per_device": tokens_per_device}
+        self._sizes, self._reading = {"tokens_per_device": tokens_per_device}, reading
         spec, (rule, sets) = make_spec(model, options), resolve_edits(model, options)
         opened = open_cells(cells, model, whole=options.refill, **reading)
         options, spec = name_states(options, spec, opened)
@@ -211,6 +214,13 @@ class PerturbationRun:
         else:
             kind = RerankingPerturber if options.reranking else Perturber
             self._engine = kind(*given, **self._sizes)
+
+    def minutes(self, encodings: int) -> float | None:
+        """Returns about how long more encodings take, None if this process has made no edits."""
+        if self._engine is None or not (done := self._engine.throughput).done:
+            return None
+        plan = self.planned.plan
+        return encodings * plan.tokens / plan.passes.sum() * done.seconds / done.tokens / 60
 
     def _states(self, cells: EncodedCells, spec: ForwardSpec) -> StateEmbeddings | None:
         """Finds the state embeddings, which all shares and beginnings take from one file."""
@@ -306,7 +316,7 @@ class PerturbationRun:
     def _join(self, plan: EditPlan) -> None:
         counts = self._counts() | {"variance_by_rank": self._folder.variance_by_rank()}
         if states := self._options.states:
-            counts["cells_compared"] = self._compare_states(states)
+            counts |= self._compare_states(states)
         if self._options.screen:
             counts["screen"] = describe_screen(self._folder.parts.folder / SHIFTS, self._options)
         provenance = describe_run("perturb", self._command, self._inputs, counts)
@@ -315,14 +325,15 @@ class PerturbationRun:
         self._folder.finish(*named, provenance, write_report)
         logger.info(f"tables and report: {self._folder.output}")
 
-    def _compare_states(self, states: CellStates) -> dict[str, int]:
-        """Writes what can be said of genes without a model; returns the numbers of cells."""
+    def _compare_states(self, states: CellStates) -> dict[str, Any]:
+        """Writes what can be said of genes without a model; returns what that rests on."""
         cells = select_cells(self.planned.all_cells, self._options.filters)
         named = states.column, states.goal, states.start
-        table, sizes = compare_states(cells, *named, self._options.seed)
+        expression = expression_reader(cells, self._inputs[0], self._reading)
+        table, sizes = compare_states(cells, *named, self._options.seed, expression)
         if len(table):
             self._folder.save_baselines(table)
-        return sizes
+        return {"cells_compared": sizes, "expression_of": COUNTS if expression else RANKS}
 
     def _check_size(self, plan: EditPlan, spec: ForwardSpec) -> None:
         """Logs the size of the work, and raises InputError if its tables would not fit."""

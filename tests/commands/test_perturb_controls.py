@@ -46,8 +46,9 @@ def test_costs_are_told_beforehand_and_paid_for_what_is_named_only(
     edits = int(output.partition(" edits (delete)")[0].split()[-1])
     assert f"{edits} encodings for the edits, 240 for the states" in output
     assert f"control reranking: {edits} encodings more (100.0% of the edits')" in output
-    assert f"control random_weights: {2 * edits + 240} encodings more" in output
-    assert "self_deletion: at most 5,040 encodings more, 240 cells of the states" in output
+    share = f"{(2 * edits + 240) / edits:.1%} of the edits'"
+    assert f"control random_weights: {2 * edits + 240} encodings more ({share})" in output
+    assert "control self_deletion: at most 5,040 encodings more" in output
     assert list(tmp_path.iterdir()) == []
     out = tmp_path / "out"
     assert perturb(*STATES)[0] == 0
@@ -59,7 +60,8 @@ def test_costs_are_told_beforehand_and_paid_for_what_is_named_only(
         assert perturb(*STATES, *more)[0] == 130
     status, output, error = perturb(*STATES, *more)
     assert status == 0, error
-    assert "control self_deletion" in output and "model random weights" not in output
+    assert "control self_deletion: at most 5,040 encodings" in output
+    assert "model random weights" not in output
     random = perturb_cells(
         random_model(model), toy_store, genes=GENES, max_cells=5,
         states={"column": "kind", "start": "a", "goal": "b"},

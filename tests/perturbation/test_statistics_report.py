@@ -16,7 +16,9 @@ from geneformer_jax.perturbation.statistics import report
 from geneformer_jax.perturbation.statistics import shifts as statistics_shifts
 from geneformer_jax.perturbation.statistics.combinations import combinations
 from geneformer_jax.perturbation.statistics.mixture import fit_mixture
-from geneformer_jax.perturbation.statistics.modes import MODES, StatisticOptions, vs_null
+from geneformer_jax.perturbation.statistics.modes.choice import MODES
+from geneformer_jax.perturbation.statistics.modes.result import StatisticOptions
+from geneformer_jax.perturbation.statistics.modes.states import vs_null
 from geneformer_jax.perturbation.statistics.report import perturbation_statistics
 from geneformer_jax.reporting.html import Report
 
@@ -250,8 +252,8 @@ def test_a_null_of_the_same_cells_is_remarked(tmp_path, caplog):
     vs_null(first, options)
     assert "same cells" not in caplog.text
     cells.to_parquet(null / "cells.parquet")
-    vs_null(first, options)
-    assert f"{null} is of the same cells as {first}" in caplog.text
+    remark = f"{null} is of the same cells as {first}"
+    assert remark in vs_null(first, options).text and remark in caplog.text
 
 
 @pytest.mark.parametrize("cut", [0, 100, 0.6, 0.98])

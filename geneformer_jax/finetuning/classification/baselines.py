@@ -31,7 +31,7 @@ from geneformer_jax.common.errors import InputError
 from geneformer_jax.finetuning.classification.config import GENE
 from geneformer_jax.finetuning.classification.predictions import make_predictions
 from geneformer_jax.finetuning.classification.task import ClassificationTask
-from geneformer_jax.inference.counts import counts_per_10k, read_counts
+from geneformer_jax.inference.counts import counts_per_10k, read_counts, token_columns
 
 RANKS, COUNTS = "ranks", "counts"
 SVM, FOREST, REGRESSION = "SVM", "random forest", "logistic regression"
@@ -114,10 +114,7 @@ def _rows_of(source: CountSource, ids: pd.Index) -> tuple[np.ndarray, np.ndarray
 def _gene_to_token(source: CountSource, vocabulary: GeneVocabulary) -> sparse.csr_matrix:
     """Returns float64 [genes of the source, V]: 1 at the token of each gene that has one."""
     tokens = match_genes(source, vocabulary, TokenizerOptions(max_length=1)).tokens
-    known = np.flatnonzero(tokens >= 0)
-    return sparse.csr_matrix(
-        (np.ones(len(known)), (known, tokens[known])), shape=(len(tokens), vocabulary.size)
-    )
+    return token_columns(tokens, vocabulary.size)
 
 
 def rank_features(task: ClassificationTask) -> sparse.csr_matrix | np.ndarray:

@@ -1,6 +1,6 @@
-"""What can be said of genes and two states without a model: of the ranks that the model reads."""
+"""What can be said of genes and two states without a model: of counts, or of the model's ranks."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import pandas as pd
@@ -81,7 +81,12 @@ def covariance_shifts(values: sparse.csr_matrix, is_goal: np.ndarray) -> np.ndar
 
 
 def compare_states(
-    cells: EncodedCells, column: str, goal: str, start: str = "", seed: int = 0
+    cells: EncodedCells,
+    column: str,
+    goal: str,
+    start: str = "",
+    seed: int = 0,
+    expression: Callable[[np.ndarray], sparse.csr_matrix] | None = None,
 ) -> tuple[pd.DataFrame, dict[str, int]]:
     """Compares the genes of two states without a model.
 
@@ -91,6 +96,8 @@ def compare_states(
       goal: the one state.
       start: the other one; "" takes all other cells.
       seed: of the draw, where either has more than MAX_CELLS.
+      expression: returns what Wilcoxon's test compares, float64 [cells, vocabulary size], given the
+        numbers of cells; None compares the ranks that the model reads.
 
     Returns:
       (One row for each gene that any of the drawn cells has: perturbed (gene id), DE_effect_size,
@@ -103,7 +110,8 @@ def compare_states(
         return pd.DataFrame(columns=_COLUMNS), sizes
     values = rank_values(cells.read(rows), cells.vocabulary)
     tokens = np.flatnonzero(values.getnnz(axis=0))
-    effects, p_values = (each[tokens] for each in differential_expression(values, is_goal))
+    compared = values if expression is None else expression(rows)
+    effects, p_values = (each[tokens] for each in differential_expression(compared, is_goal))
     columns = (
         [cells.vocabulary.gene_id_of(int(token)) for token in tokens],
         effects,

@@ -6,6 +6,7 @@ from pathlib import Path
 import pandas as pd
 
 from geneformer_jax.common.errors import InputError
+from geneformer_jax.common.log import logger
 from geneformer_jax.inference.columns import check_columns
 from geneformer_jax.perturbation.controls import comparisons, of_genes
 from geneformer_jax.perturbation.controls.choice import CELLS as WITHIN_CELLS
@@ -26,10 +27,10 @@ from geneformer_jax.perturbation.controls.choice import (
 from geneformer_jax.perturbation.controls.finding import Asked, Finding
 from geneformer_jax.perturbation.controls.requirements import (
     GOAL,
-    MIXTURE,
     OF_GENE_SHIFTS,
     OF_MODE,
     what_is_lacking,
+    why_none,
 )
 from geneformer_jax.perturbation.controls.responsiveness import (
     MIN_EDITS,
@@ -37,12 +38,12 @@ from geneformer_jax.perturbation.controls.responsiveness import (
     responsiveness,
     without_responsiveness,
 )
-from geneformer_jax.perturbation.layout import CELLS, OBS
-from geneformer_jax.perturbation.statistics.modes import (
+from geneformer_jax.perturbation.layout import CELLS, COUNTS, OBS
+from geneformer_jax.perturbation.statistics.modes.edits import aggregate_gene_shifts
+from geneformer_jax.perturbation.statistics.modes.result import (
     Controls,
     StatisticOptions,
     StatisticResult,
-    aggregate_gene_shifts,
 )
 from geneformer_jax.perturbation.statistics.tables import read_provenance, read_table, schema_of
 from geneformer_jax.reporting.figures import Drawing
@@ -80,8 +81,11 @@ def with_controls(
       InputError: a control that was named cannot be made.
     """
     of_mode = OF_MODE.get(mode, ())
+    if names != () and (why := why_none(mode, options.anchor)):
+        logger.info(f"{mode}: {why}")
+        return result._replace(text=f"{result.text} {why[0].upper()}{why[1:]}.")
     names = None if names is None else [name for name in names if name in of_mode]
-    if not of_mode or names == [] or (options.anchor and mode == MIXTURE):
+    if names == []:
         return result
     if mode == OF_GENE_SHIFTS:
         return _with_responsiveness(folder, options, result, names is not None)
@@ -116,6 +120,7 @@ def _asked(folder: Path, mode: str, options: StatisticOptions, result: Statistic
         chosen_cells=provenance.get("counts", {}).get("chosen_cells", 0),
         min_cells=options.min_cells,
         table=table,
+        has_counts=provenance.get("counts", {}).get("expression_of") == COUNTS,
         group=options.group,
         donors=_donors(folder, options.group) if options.group else None,
     )

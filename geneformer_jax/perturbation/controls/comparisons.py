@@ -46,7 +46,8 @@ def reranking(asked: Asked) -> Finding:
     parts = {"Reranking_shift": alone, "Removal_shift": rest}
     columns = pd.DataFrame(parts, asked.within.edits.names)
     headings = {
-        "Reranking_shift": "mean shift if the gene stays and later genes move up by one",
+        "Reranking_shift": "mean shift if the gene stays and later genes move up by one; "
+        "interpolated in large cells",
         "Removal_shift": "the rest of the mean shift: the gene is gone",
     }
     verdict = "the order is that of ranks" if found[0] > ALIKE else "the order is not that of ranks"
@@ -57,16 +58,21 @@ def reranking(asked: Asked) -> Finding:
 def differential_expression(asked: Asked) -> Finding:
     """Asks whether the list is that of genes which differ between the states anyway."""
     columns = _baselines(asked, ["DE_effect_size", "DE_pval", "DE_FDR"])
-    what = f"the difference in expression between {asked.goal} and {_reference(asked)}"
+    of = "counts" if asked.has_counts else "ranks"
+    what = f"the difference in expression ({of}) between {asked.goal} and {_reference(asked)}"
     result = _beside(asked, what, columns["DE_effect_size"].to_numpy(float))
+    values = _OF_COUNTS if asked.has_counts else _OF_RANKS
     headings = {
-        "DE_effect_size": f"rank-biserial correlation of the gene's rank in cells of {asked.goal} "
-        f"and of {_reference(asked)}, from -1 to 1; above 0 it stands higher in {asked.goal}",
-        "DE_pval": "Wilcoxon's rank-sum test of that; from the ranks that the model reads, so no "
-        "counts are needed",
+        "DE_effect_size": f"rank-biserial correlation of {values} in cells of {asked.goal} and of "
+        f"{_reference(asked)}, from -1 to 1; above 0 it is higher in {asked.goal}",
+        "DE_pval": "Wilcoxon's rank-sum test of that",
         "DE_FDR": "the same, adjusted over genes",
     }
     return Finding(*result, columns, headings, iter(()))
+
+
+_OF_COUNTS = "log(1 + counts per 10,000) of the gene"
+_OF_RANKS = "the gene's place among the ranks that the model reads (the cells came without counts)"
 
 
 def covariance(asked: Asked) -> Finding:

@@ -10,7 +10,7 @@ import pandas as pd
 
 from geneformer_jax.perturbation.controls.within_cells import WithinCells, within_cells
 from geneformer_jax.perturbation.layout import SHIFTS
-from geneformer_jax.perturbation.statistics.modes import vs_null
+from geneformer_jax.perturbation.statistics.modes.states import vs_null
 from geneformer_jax.perturbation.statistics.moments import RunningMoments
 from geneformer_jax.perturbation.statistics.tables import STATE_SHIFT, ShiftRows, column_names
 from geneformer_jax.reporting.figures import Drawing
@@ -44,6 +44,7 @@ class Asked:
       chosen_cells: cells that were chosen to be perturbed; 0 where it is not known.
       min_cells: genes in fewer cells are not compared.
       table: of the statistic.
+      has_counts: whether differential expression is that of counts, not of ranks.
       group: obs column of donors; "" where none is named.
       donors: donor by id of the cell; None without a column of them.
     """
@@ -56,6 +57,7 @@ class Asked:
     chosen_cells: int
     min_cells: int
     table: pd.DataFrame
+    has_counts: bool
     group: str
     donors: pd.Series | None
 

@@ -20,17 +20,14 @@ from geneformer_jax.perturbation.controls.choice import (
 from geneformer_jax.perturbation.controls.donors import describe_few
 from geneformer_jax.perturbation.controls.finding import VERSUS_NULL, Asked
 from geneformer_jax.perturbation.layout import BASELINES, RANDOM_RUN, SHIFTS, WITHOUT_OWN
-from geneformer_jax.perturbation.statistics.modes import (
-    aggregate,
-    aggregate_gene_shifts,
-    goal_state_shift,
-)
+from geneformer_jax.perturbation.statistics.modes.edits import aggregate, aggregate_gene_shifts
+from geneformer_jax.perturbation.statistics.modes.states import goal_state_shift
 from geneformer_jax.perturbation.statistics.tables import column_names
 
 OF_GENES = (LIKE_RANK, CELLS, COVERAGE, START, RERANKING, EXPRESSION, COVARIANCE, DONORS,
             RANDOM_WEIGHTS, SELF_DELETION)  # fmt: skip
 GOAL, AGGREGATE = goal_state_shift.__name__, aggregate.__name__
-OF_GENE_SHIFTS, MIXTURE = aggregate_gene_shifts.__name__, "mixture_model"
+OF_GENE_SHIFTS, MIXTURE, SETS = aggregate_gene_shifts.__name__, "mixture_model", "combinations"
 OF_MODE = {
     GOAL: OF_GENES,
     AGGREGATE: OF_GENES,
@@ -51,6 +48,21 @@ _NOT_MADE = {
     **{name: f"further encodings: perturb with `controls`={name}" for name in DEAR},
 }
 _TOWARDS_A_GOAL = (START, EXPRESSION, COVARIANCE, DONORS, SELF_DELETION)
+
+
+def why_none(mode: str, anchor: str) -> str:
+    """Says why no controls stand beside a statistic; "" where some do."""
+    if mode == SETS:
+        return (
+            "no controls stand beside it: they compare genes that are edited one at a time, and "
+            "these are sets, each compared with its own genes alone"
+        )
+    if mode == MIXTURE and anchor:
+        return (
+            "no controls stand beside it: they compare edits, and these are genes that one edit "
+            f"affects; what any edit does to them is taken off in {OF_GENE_SHIFTS}"
+        )
+    return ""
 
 
 def what_is_lacking(name: str, asked: Asked) -> str:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pandas as pd
 
 from geneformer_jax.perturbation.layout import ESTIMATED, SHIFTS
-from geneformer_jax.perturbation.statistics.modes import StatisticResult
+from geneformer_jax.perturbation.statistics.modes.result import StatisticResult
 from geneformer_jax.perturbation.statistics.tables import ShiftRows, read_provenance
 
 COLUMN = "Estimated_fraction"

@@ -25,12 +25,11 @@ from geneformer_jax.perturbation.controls.beside import with_controls
 from geneformer_jax.perturbation.controls.choice import ALL, read_controls
 from geneformer_jax.perturbation.layout import MEANINGS, REPORT, SHIFTS
 from geneformer_jax.perturbation.statistics.estimated import mark_estimates
-from geneformer_jax.perturbation.statistics.modes import (
-    MODES,
+from geneformer_jax.perturbation.statistics.modes.choice import MODES, require_modes
+from geneformer_jax.perturbation.statistics.modes.result import (
     Controls,
     StatisticOptions,
     StatisticResult,
-    require_modes,
 )
 from geneformer_jax.perturbation.statistics.shifts import BACKGROUND, SEED
 from geneformer_jax.reporting.figures import Drawing, save_figure

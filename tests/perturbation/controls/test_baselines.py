@@ -8,6 +8,8 @@ from scipy import sparse
 from scipy.stats import ranksums, spearmanr
 
 from geneformer_jax.cells.tokenization.tokenizer import tokenize_cells
+from geneformer_jax.inference.cells import open_cells, select_cells
+from geneformer_jax.inference.counts import expression_reader
 from geneformer_jax.interop.original_dictionaries import read_original_vocabulary
 from geneformer_jax.perturbation.controls import baselines
 from geneformer_jax.perturbation.controls.baselines import (
@@ -16,7 +18,8 @@ from geneformer_jax.perturbation.controls.baselines import (
     differential_expression,
     rank_values,
 )
-from tests.helpers.toy import toy_vocabulary
+from tests.helpers.toy import toy_model, toy_vocabulary
+from tests.helpers.toy_screens import CONTROL, gene_id, toy_screen
 
 CELLS, GENES = 40, 30
 
@@ -93,6 +96,32 @@ def test_without_a_start_all_others_are_compared_and_nothing_without_them():
     assert compare_states(cells, "kind", "b")[1] == {"b": 6, "all others": 12}
     table, sizes = compare_states(Cells(["b"] * 6), "kind", "b")
     assert table.empty and sizes["all others"] == 0
+
+
+def test_counts_are_compared_as_scanpy_does(tmp_path):
+    scanpy = pytest.importorskip("scanpy")
+    cells = toy_screen()
+    path = tmp_path / "cells.h5ad"
+    cells.write_h5ad(path)
+    model, column, goal = toy_model(), "target", gene_id(5)
+    filters = {column: [goal, CONTROL]}
+    chosen = select_cells(open_cells(path, model), filters)
+    expression = expression_reader(chosen, path, {})
+    table, _ = compare_states(chosen, column, goal, CONTROL, expression=expression)
+    cells.X = cells.X.astype(np.float64)
+    scanpy.pp.normalize_total(cells, target_sum=1e4)
+    scanpy.pp.log1p(cells)
+    named = {"groups": [goal], "reference": CONTROL, "method": "wilcoxon"}
+    scanpy.tl.rank_genes_groups(cells, column, **named)
+    expected = scanpy.get.rank_genes_groups_df(cells, goal).set_index("names")
+    found = table.set_index("perturbed").reindex(expected.index)
+    np.testing.assert_allclose(found["DE_pval"], expected["pvals"], rtol=1e-4)
+    assert (np.sign(found["DE_effect_size"]) == np.sign(expected["scores"])).all()
+
+
+def test_cells_without_counts_have_none_to_compare(toy_store):
+    chosen = select_cells(toy_store)
+    assert expression_reader(chosen, toy_store.folder, {}) is None
 
 
 @pytest.mark.slow

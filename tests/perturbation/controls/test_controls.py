@@ -1,6 +1,7 @@
 """Controls beside the statistic of a folder: columns, page, and what they need."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from geneformer_jax.perturbation.controls.choice import (
     dear_controls,
     require_controls,
 )
+from geneformer_jax.perturbation.controls.requirements import why_none
 from geneformer_jax.perturbation.statistics import report
 from geneformer_jax.perturbation.statistics.report import perturbation_statistics
 from tests.helpers.shift_pieces import made_up_shifts
@@ -205,7 +207,7 @@ def test_lists_that_need_no_model_are_set_beside_and_equal_ones_are_told(tmp_pat
     places = [
         page.index(words)
         for words in (
-            "expression between goal and start correlate at -1.00",
+            "expression (ranks) between goal and start correlate at -1.00",
             "the model adds nothing there",
             "predicts correlate at",
             "the list is another one",
@@ -291,6 +293,22 @@ def test_shifts_without_states_are_compared_with_genes_of_like_rank_too(cosines,
     alone = "not made: it needs shifts of one set of cells, not their difference"
     assert page.count(alone) == (3 if mode == "vs_null" else 0)
     assert ("Within_cell_shift" in table) == (mode != "vs_null")
+
+
+def test_where_no_control_stands_beside_it_is_said_why(tmp_path, cosines, caplog):
+    caplog.set_level("INFO", logger="geneformer_jax")
+    assert "are sets" in why_none("combinations", "") and not why_none("mixture_model", "")
+    folder = shutil.copytree(cosines, tmp_path / "run")
+    (folder / "gene_shifts").mkdir()
+    rows = pd.read_parquet(folder / "shifts" / "part-000000.parquet")
+    affected = rows.assign(affected=rows["perturbed"], affected_symbol=rows["perturbed_symbol"])
+    affected.assign(perturbed="G1").to_parquet(folder / "gene_shifts" / "part-000000.parquet")
+    perturbation_statistics(folder, "mixture_model", anchor="G1")
+    why = "controls stand beside it: they compare edits"
+    assert why in (folder / "statistics" / "mixture_model.html").read_text()
+    assert why in caplog.text
+    perturbation_statistics(folder, "mixture_model", anchor="G1", controls="none")
+    assert why not in (folder / "statistics" / "mixture_model.html").read_text()
 
 
 def test_of_several_states_one_must_be_named_for_controls(run):

@@ -10,7 +10,7 @@ import numpy as np
 from scipy import sparse
 from scipy.stats import ttest_ind_from_stats
 
-from geneformer_jax.inference.counts import counts_per_10k
+from geneformer_jax.inference.counts import counts_per_10k, token_columns
 from geneformer_jax.perturbation.statistics.rank_sums import false_discovery_rates
 
 HALVES = 2
@@ -108,10 +108,7 @@ def measure_expression(
       halves: int64 [cells].
       shape: (G, V).
     """
-    columns = np.flatnonzero(tokens >= 0)
-    genes = sparse.csr_array(
-        (np.ones(len(columns)), (columns, tokens[columns])), (len(tokens), shape[1])
-    )
+    genes = token_columns(tokens, shape[1])
     cells = np.zeros(HALVES * shape[0], np.int64)
     expressing, raw, logged, squared = np.zeros((4, HALVES * shape[0], shape[1]))
     for positions, counts, totals in batches:

@@ -1,0 +1,1 @@
+"""What each statistic of a perturbation reads, computes and draws."""
