@@ -105,7 +105,7 @@ def _add_measure(
     if parts:
         caption += (
             " reranking and removal add up to the mean: what comes from all later genes moving up "
-            "by one position (interpolated in large cells), and what from the gene itself being gone."
+            "by one position (interpolated in large cells), and what from the gene being gone."
         )
     if "exact" in parts:
         caption += " exact: fraction of the cells in which the shift is exact, not estimated."
