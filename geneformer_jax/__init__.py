@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from geneformer_jax.embedding.api import embed_cells
     from geneformer_jax.finetuning.prediction.api import predict_cells, predict_genes
     from geneformer_jax.finetuning.run import finetune_cells
+    from geneformer_jax.interop.hub.upload import push_to_hub
     from geneformer_jax.interop.load import load_model
     from geneformer_jax.model.pretrained import PretrainedModel
     from geneformer_jax.model.runtime import Runtime
@@ -54,6 +55,7 @@ __all__ = [
     "predict_genes",
     "pretrain_config",
     "pretrain_model",
+    "push_to_hub",
     "tokenize_cells",
     "validate_hits",
     "validate_perturbations",
@@ -76,6 +78,7 @@ _HOME = {
     "predict_genes": "finetuning.prediction.api",
     "pretrain_config": "training.config",
     "pretrain_model": "training.api",
+    "push_to_hub": "interop.hub.upload",
     "tokenize_cells": "cells.tokenization.tokenizer",
     "validate_hits": "perturbation.validation.hits.api",
     "validate_perturbations": "perturbation.validation.api",

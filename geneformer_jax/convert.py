@@ -7,6 +7,7 @@ cell store                                         ->  NAME.dataset folder or NA
 a model saved by transformers (a directory)        ->  checkpoint, with --vocabulary
 checkpoint, or the workdir of a training run       ->  a directory that transformers loads
 an adapter of finetune or PEFT, with --base        ->  checkpoint, merged into its base
+any model                                          ->  hf://org/name, the Hugging Face hub
 
 Examples:
   python -m geneformer_jax.convert --source=dictionaries/v1_gc30M --target=vocabulary
@@ -20,6 +21,7 @@ from pathlib import Path
 from absl import flags
 
 from geneformer_jax.common import command_line
+from geneformer_jax.common.errors import InputError
 
 _SOURCE = flags.DEFINE_string("source", None, "What to convert: a folder or file.")
 _TARGET = flags.DEFINE_string("target", None, "Where to write it; nothing is overwritten.")
@@ -32,6 +34,10 @@ _VOCABULARY = flags.DEFINE_string(
 _BASE = flags.DEFINE_string(
     "base", None, "For an adapter: the model it was trained on, if that has moved."
 )
+_LICENSE = flags.DEFINE_string(
+    "license", "", "For hf://org/name: of the weights, by the hub's names, as cc-by-4.0."
+)
+_PRIVATE = flags.DEFINE_bool("private", False, "For hf://org/name: seen by its owners alone.")
 _SPECIES = flags.DEFINE_string("species", "human", "What the original's dictionaries are of.")
 _MAX_LENGTH = flags.DEFINE_integer(
     "max_length",
@@ -45,6 +51,11 @@ _MAX_LENGTH = flags.DEFINE_integer(
 def main() -> None:
     """Converts the source."""
     # Its libraries take a second to import, which --help should not wait for.
+    if _TARGET.value.startswith("hf:"):
+        _push()
+        return
+    if _LICENSE.value or _PRIVATE.value:
+        raise InputError("--license and --private are for --target=hf://org/name; leave them out")
     from geneformer_jax.interop.run import Conversion
 
     Conversion(
@@ -55,6 +66,15 @@ def main() -> None:
         species=_SPECIES.value,
         max_length=_MAX_LENGTH.value,
     ).run()
+
+
+def _push() -> None:
+    from geneformer_jax.interop.hub.upload import push_to_hub
+    from geneformer_jax.interop.load import load_model
+
+    model = load_model(_SOURCE.value, _VOCABULARY.value, _BASE.value)
+    how = {"license": _LICENSE.value, "private": _PRIVATE.value}
+    print(push_to_hub(model, _TARGET.value, **how))
 
 
 if __name__ == "__main__":

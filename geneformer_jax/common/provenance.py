@@ -14,6 +14,8 @@ from geneformer_jax.common.errors import InputError
 from geneformer_jax.common.files import fingerprint
 
 FILE_NAME = "provenance.json"
+# Beside it, where a model was trained: its held-out figures and those of baselines, a row each.
+HELD_OUT_TABLE, RESULTS_TABLE = "held_out.csv", "results.csv"
 _PACKAGES = (
     "geneformer_jax",
     "jax",

@@ -13,7 +13,7 @@ from geneformer_jax.batches.labelled import LabelledCells
 from geneformer_jax.cells.store.cell_store import EncodedCells
 from geneformer_jax.common.errors import InputError, did_you_mean
 from geneformer_jax.common.files import atomic_write
-from geneformer_jax.common.provenance import describe_run, write_provenance
+from geneformer_jax.common.provenance import RESULTS_TABLE, describe_run, write_provenance
 from geneformer_jax.finetuning.classification.config import CELL
 from geneformer_jax.finetuning.classification.splits import Split, make_split
 from geneformer_jax.finetuning.classification.task import FoldData
@@ -171,7 +171,7 @@ def write_multitask_results(
     task.split.write(workdir / "split.parquet")
     with atomic_write(workdir / "predictions.parquet") as aside:
         predictions.to_parquet(aside)
-    with atomic_write(workdir / "results.csv") as aside:
+    with atomic_write(workdir / RESULTS_TABLE) as aside:
         results.to_csv(aside)
     facts = describe_run("finetune", configuration, [], {"left_out": task.dropped})
     write_provenance(workdir, facts)

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -116,11 +117,29 @@ def export_model(source: Path | str, target: Path | str) -> dict[str, Any]:
     Raises:
       InputError: there is no checkpoint, or the target holds files.
     """
+    return write_model(load_model(source), target, {"source": source, "target": target})
+
+
+def write_model(
+    model: PretrainedModel, target: Path | str, configuration: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Writes a model as `export_model` does.
+
+    Args:
+      model: to write.
+      target: a new folder.
+      configuration: of the command, for the provenance.
+
+    Returns:
+      Counts for a report.
+
+    Raises:
+      InputError: BERT has no class for the model's head, or the target holds files.
+    """
     target = require_new_folder(target)
-    model = load_model(source)
     wanted = places(model.config, model.head, model.is_bare)
     counts = _count(model) | {"tensors": len(wanted)}
-    configuration = {"source": source, "target": target}
+    inputs = [Path(model.source)] if Path(model.source).exists() else []
     with atomic_write(target) as aside:
         aside.mkdir()
         settings = write_settings(model.config, model.head, model.is_bare)
@@ -131,8 +150,7 @@ def export_model(source: Path | str, target: Path | str) -> dict[str, Any]:
         write_tensors(aside / WEIGHT_FILES[0], values)
         if model.vocabulary is not None:
             model.vocabulary.write_into(aside / VOCABULARY)
-        provenance = describe_run("convert", configuration, [Path(model.source)], counts)
-        write_provenance(aside, provenance)
+        write_provenance(aside, describe_run("convert", configuration, inputs, counts))
     return counts
 
 

@@ -1,31 +1,16 @@
 """A model from wherever it is: a checkpoint, a Hugging Face directory, or the hub."""
 
-import re
 from pathlib import Path
 
 from geneformer_jax.cells.tokenization.vocabulary import GeneVocabulary
 from geneformer_jax.common.arguments import require_path, require_type
 from geneformer_jax.common.errors import InputError
 from geneformer_jax.interop import adapters, huggingface
+from geneformer_jax.interop.hub import download
 from geneformer_jax.interop.original_dictionaries import read_vocabulary
-from geneformer_jax.interop.weights.files import (
-    CONFIG,
-    WEIGHT_FILES,
-    is_huggingface_model,
-)
+from geneformer_jax.interop.weights.files import is_huggingface_model
 from geneformer_jax.model import pretrained
 from geneformer_jax.model.pretrained import PretrainedModel, with_vocabulary
-
-_HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*){1,2}", re.ASCII)
-# The weights, their index and the parts of a model in several files: the first format there is.
-_FORMATS = (
-    (*WEIGHT_FILES[:2], "model-*.safetensors"),
-    (*WEIGHT_FILES[2:], "pytorch_model-*.bin"),
-)
-_REMEDY = (
-    "a local directory works without a network: gf.load_model(DIRECTORY), or "
-    "python -m geneformer_jax.convert --source=DIRECTORY --target=CHECKPOINT"
-)
 
 
 def load_model(
@@ -61,7 +46,7 @@ def load_model(
         base = base or adapters.adapter_base(adapter)
         if base is None:
             raise InputError(f"the adapter {adapter} does not say what it goes on; name `base`")
-        if not Path(base).exists() and not _HUB_NAME.fullmatch(str(base)):
+        if not Path(base).exists() and not download.NAME.fullmatch(str(base)):
             raise InputError(
                 f"the adapter {adapter} goes on top of {base}, which is not there; name it by "
                 "`base`"
@@ -69,8 +54,8 @@ def load_model(
         return adapters.apply_adapter(adapter, load_model(base, vocabulary))
     if base is not None:
         raise InputError(f"a base is given, but {folder} is no adapter; leave it out")
-    if not folder.exists() and _HUB_NAME.fullmatch(str(path)):
-        folder = _fetch(str(path))
+    if not folder.exists() and download.NAME.fullmatch(str(path)):
+        folder = download.fetch(str(path))
     if is_huggingface_model(folder):
         model = huggingface.read_model(folder).model
     else:
@@ -80,44 +65,3 @@ def load_model(
     if not isinstance(vocabulary, GeneVocabulary):
         vocabulary = read_vocabulary(vocabulary)
     return with_vocabulary(model, vocabulary)
-
-
-def _fetch(name: str) -> Path:
-    """Downloads a model into the hub client's cache, or finds it there; returns its folder."""
-    try:
-        import huggingface_hub
-        from huggingface_hub import errors
-    except ModuleNotFoundError as error:
-        raise InputError(
-            f'there is no folder {name}, and to look for "{name}" on the Hugging Face hub its '
-            f'client is needed: pip install "geneformer_jax[huggingface]"; {_REMEDY}'
-        ) from error
-    # Its errors stand on those of the library it talks through, another one in each version.
-    troubles = (OSError, ValueError, *errors.HfHubHTTPError.__bases__)
-    org, model, *inside = name.split("/")
-    prefix = "".join(f"{part}/" for part in inside)
-    for files in _FORMATS:
-        patterns = [prefix + each for each in (CONFIG, *files)]
-        try:
-            fetched = huggingface_hub.snapshot_download(f"{org}/{model}", allow_patterns=patterns)
-        except troubles as error:
-            raise InputError(_why_not(name, error)) from error
-        folder = Path(fetched, *inside)
-        if any((folder / each).exists() for each in WEIGHT_FILES):
-            return folder
-    raise InputError(
-        f'"{name}" on the Hugging Face hub holds no weights of a model there; name a folder in it '
-        "that does, as org/name/folder"
-    )
-
-
-def _why_not(name: str, error: Exception) -> str:
-    from huggingface_hub import errors
-
-    answered = (errors.HfHubHTTPError, errors.HFValidationError)
-    reason = next(iter(str(error).strip().splitlines()), type(error).__name__)[:120]
-    if isinstance(error, answered):
-        trouble = f'the Hugging Face hub does not give "{name}" ({reason}); check the name'
-    else:
-        trouble = f"the Hugging Face hub cannot be reached, is there no network? ({reason})"
-    return f"there is no folder {name}, and {trouble}; {_REMEDY}"

@@ -7,13 +7,15 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import pandas as pd
 from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
 from geneformer_jax.cells.store.cell_store import CellStore
 from geneformer_jax.common.arguments import require_path, require_type
+from geneformer_jax.common.files import atomic_write
 from geneformer_jax.common.log import logger
-from geneformer_jax.common.provenance import describe_run
+from geneformer_jax.common.provenance import HELD_OUT_TABLE, describe_run
 from geneformer_jax.common.workdir import claim_workdir
 from geneformer_jax.model.encoder import Params
 from geneformer_jax.model.pretrained import (
@@ -46,20 +48,30 @@ class PretrainResult(NamedTuple):
     baselines: dict[str, BaselineScore]
     checkpoint: Path
 
+    def table(self) -> pd.DataFrame:
+        """Returns the held-out scores of the model and of the baselines, a row each."""
+        scores = {"model": self.held_out} | self.baselines
+        return pd.DataFrame(
+            {
+                "method": [name.replace("_", " ") for name in scores],
+                "loss": [score.loss for score in scores.values()],
+                "accuracy": [score.accuracy for score in scores.values()],
+                "perplexity": [math.exp(score.loss) for score in scores.values()],
+                "masked_genes": self.held_out.masked_genes,
+            }
+        )
+
     def report(self) -> list[str]:
         """Returns lines that compare the held-out scores with those of the baselines."""
         if self.held_out is None:
             return ["no cells were held out, so nothing was evaluated"]
-        scores = {"model": self.held_out} | {
-            name.replace("_", " "): score for name, score in self.baselines.items()
-        }
         lines = [
             f"held-out cells, {self.held_out.masked_genes:,} masked genes:",
             f"  {'':<16}{'loss':>8}{'accuracy':>10}{'perplexity':>12}",
         ]
-        for name, score in scores.items():
-            perplexity = f"{math.exp(score.loss):>12.1f}"
-            lines.append(f"  {name:<16}{score.loss:>8.4f}{score.accuracy:>10.2%}{perplexity}")
+        for row in self.table().itertuples():
+            figures = f"{row.loss:>8.4f}{row.accuracy:>10.2%}{row.perplexity:>12.1f}"
+            lines.append(f"  {row.method:<16}{figures}")
         for name, score in self.baselines.items():
             loss = self.held_out.loss - score.loss
             accuracy = 100 * (self.held_out.accuracy - score.accuracy)
@@ -95,8 +107,8 @@ def pretrain_model(
       store: cells tokenised by `python -m geneformer_jax.tokenize`, or the folder they are in; it
         takes the place of `config.data.store`.
       workdir: folder of the run: a new one, or that of an interrupted call with the same
-        configuration. Gets checkpoints/, metrics.jsonl (losses in nats), tensorboard/,
-        config.json and provenance.json.
+        configuration. Gets checkpoints/, metrics.jsonl (losses in nats), held_out.csv (the last
+        of them beside baselines), tensorboard/, config.json and provenance.json.
       config: `pretrain_config(...)`, changed.
 
     Returns:
@@ -124,12 +136,12 @@ def pretrain_model(
 def pretrain(config: PretrainConfig, workdir: Path) -> PretrainResult:
     """Pretrains a model, going on from the newest checkpoint in `workdir` if there is one.
 
-    Writes config.json, provenance.json, metrics.jsonl, tensorboard/, checkpoints/ and, if asked
-    for, profile/ into `workdir`. A run that is killed and started again with the same arguments
-    ends with the same weights. It begins with the newest checkpoint in `workdir` that can be read;
-    without any, with the weights of `config.initial`; without that, with weights drawn from the
-    seed. Another mesh, other numbers of devices and processes, another precision or attention and
-    other times of saving may be given when it goes on; anything else is refused.
+    Writes config.json, provenance.json, metrics.jsonl, held_out.csv, tensorboard/, checkpoints/
+    and, if asked for, profile/ into `workdir`. A run that is killed and started again with the same
+    arguments ends with the same weights. It begins with the newest checkpoint in `workdir` that can
+    be read; without any, with the weights of `config.initial`; without that, with weights drawn
+    from the seed. Another mesh, other numbers of devices and processes, another precision or
+    attention and other times of saving may be given when it goes on; anything else is refused.
 
     Args:
       config: the whole run.
@@ -167,7 +179,11 @@ def pretrain(config: PretrainConfig, workdir: Path) -> PretrainResult:
         )
         held_out = evaluator(state.params) if evaluator else None
         state = run.stored(state)
-    return PretrainResult(state, held_out, baselines, workdir / CHECKPOINTS / str(run.steps))
+    result = PretrainResult(state, held_out, baselines, workdir / CHECKPOINTS / str(run.steps))
+    if held_out and jax.process_index() == 0:
+        with atomic_write(workdir / HELD_OUT_TABLE) as aside:
+            result.table().to_csv(aside, index=False)
+    return result
 
 
 def _first_state(run: Run, checkpoints: Checkpoints) -> TrainState:

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from geneformer_jax.common.files import atomic_write
-from geneformer_jax.common.provenance import describe_run, write_provenance
+from geneformer_jax.common.provenance import RESULTS_TABLE, describe_run, write_provenance
 from geneformer_jax.finetuning.classification.baselines import COMMONEST, SVM
 from geneformer_jax.finetuning.classification.config import GENE
 from geneformer_jax.finetuning.classification.figures import (
@@ -42,7 +42,7 @@ PER_GENE, PER_OCCURRENCE, PER_CELL = "gene", "occurrence", "cell"
 LEARN_LONGER = (
     "raise `config.optimizer.learning_rate` or `config.epochs`, or search them with `trials`"
 )
-RESULTS, REPORT, LOSS = "results.csv", "report.html", "loss"
+REPORT, LOSS = "report.html", "loss"
 PUBLISHED = "published (not ours)"
 _MEASURES = (
     "auc",
@@ -153,7 +153,7 @@ def write_results(
     folds = pd.concat(
         [fold_table(each).assign(method=method) for method, each in predictions.items()]
     )
-    tables = {RESULTS: results, "folds.csv": folds, "controls.csv": controls}
+    tables = {RESULTS_TABLE: results, "folds.csv": folds, "controls.csv": controls}
     for name, table in tables.items():
         with atomic_write(folder.path / name) as aside:
             table.to_csv(aside, index=False)
@@ -178,7 +178,7 @@ def write_results(
 def read_results(folder: TaskFolder) -> pd.DataFrame:
     """Reads the table of results that `write_results` wrote."""
     # A column without any text would be read as numbers.
-    return pd.read_csv(folder.path / RESULTS, dtype={PUBLISHED: str}).fillna({PUBLISHED: ""})
+    return pd.read_csv(folder.path / RESULTS_TABLE, dtype={PUBLISHED: str}).fillna({PUBLISHED: ""})
 
 
 def _row(
@@ -235,7 +235,7 @@ def _add_tables(report: Report, answer: str, results: pd.DataFrame, controls: pd
         f"bootstrap over genes, donors or cells. The column '{PUBLISHED}' repeats what was "
         "published with the paper's weights and cells; it was not measured here.",
     )
-    report.table(results, "Every method on the same folds.", RESULTS)
+    report.table(results, "Every method on the same folds.", RESULTS_TABLE)
     if len(controls):
         report.section(
             "Controls",

@@ -1,0 +1,1 @@
+"""The Hugging Face hub: models fetched from it by name, and put there with a card."""
