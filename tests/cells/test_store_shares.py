@@ -3,6 +3,9 @@
 import itertools
 import json
 import os
+import subprocess
+import sys
+from pathlib import Path
 
 import anndata
 import numpy as np
@@ -19,6 +22,7 @@ from tests.helpers.count_files import WRITERS
 from tests.helpers.small_stores import build, cells, same_stores, write
 from tests.helpers.soma_files import require_tiledbsoma, write_experiment
 
+PROJECT = Path(__file__).resolve().parents[2]
 VALUES = 150
 PAPER = QualityRules(total_sd=1.5, mitochondrial_sd=1.5, min_genes=12)
 FORMATS = [
@@ -200,6 +204,42 @@ def test_shares_that_nobody_can_make_are_refused(tmp_path, files, vocabulary):
         run.write((0, 88))
     with pytest.raises(InputError, match="made with max_length=2048, but now it is 64"):
         start(tmp_path / "store", files, vocabulary, max_length=64)
+
+
+def test_shares_are_of_equal_values_and_may_be_empty(tmp_path, files, vocabulary, caplog):
+    run = start(tmp_path / "store", files, vocabulary)
+    sizes = np.concatenate([anndata.read_h5ad(path).X.getnnz(1) for path in files])
+    shares = [run.index.share((i, 4)) for i in range(4)]
+    assert [piece for share in shares for piece in share] == run.index.pieces
+    ends = np.cumsum([sum(piece.cells for piece in share) for share in shares])
+    values = np.add.reduceat(sizes, [0, *ends[:-1]])
+    # Cuts lie at most half a piece from where they should.
+    assert np.abs(values - sizes.sum() / 4).max() < 1.5 * VALUES
+    with caplog.at_level("INFO", "geneformer_jax"):
+        for i in range(80):
+            run.write((i, 80))
+    pieces = len(run.index.pieces)
+    assert f"shard 1/80 is empty: there are only {pieces} pieces" in caplog.text
+    assert f": 1 of {pieces} pieces, " in caplog.text
+
+
+def test_the_same_share_is_made_by_one_process_at_a_time(tmp_path, files, vocabulary):
+    run = start(tmp_path / "store", files, vocabulary)
+    hold = (
+        "import sys; from pathlib import Path; from geneformer_jax.common import workdir;"
+        "held = workdir.lock_folder(Path(sys.argv[1]), (1, 3)); print(1, flush=True); input()"
+    )
+    program = [sys.executable, "-c", hold, str(tmp_path / "store" / "lock")]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "cwd": PROJECT}
+    with subprocess.Popen(program, **pipes) as other:
+        other.stdout.readline()
+        run.write((0, 3))
+        with pytest.raises(InputError, match=r"another process is at work on shard 1/3 of"):
+            run.write((1, 3))
+        with pytest.raises(InputError, match=r"another process is at work on"):
+            run.finish({})
+        other.communicate(b"done")
+    run.write((1, 3))
 
 
 def test_a_source_that_turns_bad_in_one_piece_is_left_out_whole(tmp_path, files, vocabulary):

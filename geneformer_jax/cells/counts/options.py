@@ -1,7 +1,7 @@
 """How raw counts are read, whatever file or object they come from."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypedDict
 
 from geneformer_jax.common.arguments import MEANT_BY_LAYER
@@ -26,7 +26,7 @@ class ReadLimits:
       bucket_entries: entries that are sorted at once where a matrix is not stored by cell.
       scratch_bytes: of such a matrix that stay in memory; a larger one goes through a file.
       probe_seconds: processor time, beside that for the file's size; see `hdf5_probe`.
-      known_sound: another process has read all pointers and totals of the file, and its texts:
+      known_sound: all pointers and totals of the file, and its texts, have been looked at before:
         now they are only checked where they are read.
     """
 
@@ -119,6 +119,10 @@ class CountOptions:
                     f"{', '.join(known)}"
                 )
         return cls(**arguments)
+
+    def of_sound_files(self) -> "CountOptions":
+        """The same for files that have been read before; see `ReadLimits.known_sound`."""
+        return replace(self, limits=replace(self.limits, known_sound=True))
 
     def identity(self) -> dict[str, object]:
         """All that changes what is read, for work that is continued later."""

@@ -308,6 +308,8 @@ class MatrixSource(GeneTable):
         if (first, stop) == (0, self.n_cells):
             return self
         part = copy.copy(self)
+        # The whole has been looked at when it was opened.
+        part.options = self.options.of_sound_files()
         part._first_row, part.n_cells = self._first_row + first, stop - first
         part.packed_ids = rows_of(self.packed_ids, first, stop)
         part._totals = None if self._totals is None else self._totals.part(first, stop)

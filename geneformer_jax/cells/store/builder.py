@@ -131,8 +131,7 @@ class StoreBuild:
         )
         self.index, self.bad_files = kept.index, dict(kept.index.facts["bad_files"])
         if not kept.is_new:
-            limits = dataclasses.replace(self._counts.limits, known_sound=True)
-            self._pieces.files = CountFiles(dataclasses.replace(self._counts, limits=limits))
+            self._pieces.files = CountFiles(self._counts.of_sound_files())
         for line in self.describe():
             logger.info(line)
 
@@ -177,6 +176,8 @@ class StoreBuild:
           InputError: counts cannot be used (unless `skip_bad_files`); another process is at work
             on this shard; there are more shards than cells.
         """
+        if shard != WHOLE:
+            logger.info(self.index.describe_share(shard))
         runs = self._missing_runs(shard)
         if not runs:
             return True

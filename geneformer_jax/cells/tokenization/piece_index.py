@@ -112,6 +112,15 @@ class PieceIndex:
         own = own_share(self._costs, shard)
         return self.pieces[own.start : own.stop]
 
+    def describe_share(self, shard: tuple[int, int]) -> str:
+        """What a share is made of, for a line of the log."""
+        own, pieces = self.share(shard), f"{len(self.pieces):,} pieces"
+        name = f"shard {shard[0]}/{shard[1]}"
+        if not own:
+            return f"{name} is empty: there are only {pieces}"
+        cells = sum(piece.cells for piece in own)
+        return f"{name}: {len(own):,} of {pieces}, {cells:,} cells"
+
     def share_with(self, piece: Piece, shares: int) -> int:
         """Returns which of so many shares has a piece."""
         return int(shares_of(self._costs, shares)[self.pieces.index(piece)])

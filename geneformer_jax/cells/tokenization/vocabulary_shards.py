@@ -131,8 +131,7 @@ class VocabularyRun:
         kept = keep_index(self._shards, lock, self._paths, decides, self._survey)
         self._index = kept.index
         if not kept.is_new:
-            limits = dataclasses.replace(recipe.reading.limits, known_sound=True)
-            self._files = CountFiles(dataclasses.replace(recipe.reading, limits=limits))
+            self._files = CountFiles(recipe.reading.of_sound_files())
         self._key = _work_key(kept.index, recipe)
         quality = PieceQuality(self._shards / f"measured-{self._key}", recipe.rules)
         self._pieces = CorpusPieces(kept.index, self._files.open, recipe.species, quality)
@@ -155,6 +154,8 @@ class VocabularyRun:
             more shares than cells.
         """
         pieces = self._index.share(shard)
+        if shard != WHOLE:
+            logger.info(self._index.describe_share(shard))
         if (shard == WHOLE and self._measured) or self._is_saved(shard):
             return True
         with self._at_work(shard):
