@@ -3,12 +3,14 @@
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import anndata as ad
 import numpy as np
 import pandas as pd
 from scipy import sparse
 
 from geneformer_jax.cells.counts.options import CountArguments, CountOptions
 from geneformer_jax.cells.counts.source import CountSource
+from geneformer_jax.cells.formats.anndata_source import AnnDataSource
 from geneformer_jax.cells.formats.open import open_counts
 from geneformer_jax.cells.tokenization.rank_encoding import TARGET_SUM
 from geneformer_jax.cells.tokenization.tokenizer import TokenizedCells
@@ -96,19 +98,28 @@ def log_expression(
     return sparse.vstack(parts, format="csr")[np.argsort(np.concatenate(positions))]
 
 
+def open_source(cells: ad.AnnData | Path | str, reading: CountArguments) -> CountSource:
+    """Opens raw counts, an AnnData or what `open_counts` takes."""
+    options = CountOptions.from_arguments(reading)
+    if isinstance(cells, ad.AnnData):
+        return AnnDataSource(cells, options)
+    return open_counts(cells, options)
+
+
 def expression_reader(
-    cells: ChosenCells, path: Path | str, reading: CountArguments
+    cells: ChosenCells, given: object, reading: CountArguments
 ) -> Callable[[np.ndarray], sparse.csr_matrix] | None:
     """Returns what gives the `log_expression` of cells by their numbers; None without counts.
 
     Args:
-      cells: of those that were opened from `path`.
-      path, reading: see `open_cells`.
+      cells: of those that were opened from what was given.
+      given, reading: see `open_cells`.
     """
     tokenized = cells.source
-    if not isinstance(tokenized, TokenizedCells) or tokenized.match is None:
+    is_source = isinstance(given, ad.AnnData | Path | str)
+    if not (is_source and isinstance(tokenized, TokenizedCells) and tokenized.match):
         return None
-    source = open_counts(path, CountOptions.from_arguments(reading))
+    source = open_source(given, reading)
     tokenized.match.choice.apply(source)
     named = tokenized.match.tokens, tokenized.vocabulary.size
     return lambda numbers: log_expression(source, tokenized.rows[cells.rows[numbers]], *named)

@@ -15,6 +15,8 @@ import pandas as pd
 from geneformer_jax.cells.counts.options import CountArguments
 from geneformer_jax.cells.store.cell_store import EncodedCells
 from geneformer_jax.cells.tokenization.quality_control import describe_left_out
+from geneformer_jax.common.arguments import require_path
+from geneformer_jax.common.errors import InputError
 from geneformer_jax.common.log import logger
 from geneformer_jax.inference.arguments import check_model, check_runtime
 from geneformer_jax.inference.cells import open_cells
@@ -33,12 +35,14 @@ from geneformer_jax.perturbation.config import (
     choose_controls,
 )
 from geneformer_jax.perturbation.controls.choice import NONE as NO_CONTROLS
+from geneformer_jax.perturbation.controls.choice import read_controls, refuse
 from geneformer_jax.perturbation.engine.encoding import ForwardSpec
 from geneformer_jax.perturbation.engine.gene_sets import ALL, EACH
 from geneformer_jax.perturbation.engine.perturber import Perturber
 from geneformer_jax.perturbation.engine.plan import EditPlan
 from geneformer_jax.perturbation.engine.screening.reranking import RerankingPerturber
 from geneformer_jax.perturbation.engine.shifts import Shifts
+from geneformer_jax.perturbation.in_folder import join_tables, perturb_into
 from geneformer_jax.perturbation.layout import SPLIT_POINTS
 from geneformer_jax.perturbation.prepare import (
     all_left_out,
@@ -88,6 +92,7 @@ def perturb_cells(
     screen: bool = False,
     split_points: int = SPLIT_POINTS,
     settle: int | float | None = None,
+    output: Path | str | None = None,
     controls: str | Sequence[str] = NO_CONTROLS,
     runtime: Runtime | None = None,
     devices: Sequence[jax.Device] | None = None,
@@ -138,8 +143,13 @@ def perturb_cells(
         then made exactly, a number or (a float) their fraction; and a random sample of 200 edits
         besides, on which the screen is measured (rows in `.attrs["screen_accuracy"]`). 1.0 makes
         all.
+      output: folder to write all into that the command perturb writes, part by part: the same call
+        goes on there after a kill. `perturbation_statistics` can then be asked about it.
       controls: "none", or "reranking": exact deletions too get the two parts of a screen's shifts,
-        at the cost of one more encoding of each edit, or as a screen does where that is less.
+        at the cost of one more encoding of each edit, or as a screen does where that is less. Into
+        `output` also "random_weights", the same edits with a model that has learned nothing, and
+        "self_deletion", the states without each of the strongest genes; "all" makes what the run
+        allows.
       runtime: how to compute; float32, and the attention that suits the device, by default.
       devices: which share the work; all of this process by default.
       tokens_per_device: padded tokens at a time on each; by default sized from its memory.
@@ -192,7 +202,15 @@ def perturb_cells(
         split_points=split_points,
         settle=settle,
     )
-    options, _ = choose_controls(controls, options)
+    read_controls(controls)
+    options, dear = choose_controls(controls, options)
+    if output is not None:
+        require_path("output", output, "the folder to write")
+        _require_all_devices(devices)
+        how = runtime, tokens_per_device, reading
+        return perturb_into(Path(output).expanduser(), model, cells, options, dear, *how)
+    if dear:
+        raise refuse(dear[0], "a folder to be written into: name it by `output`")
     spec, (rule, sets) = make_spec(model, options, devices), resolve_edits(model, options)
     opened = open_cells(cells, model, whole=options.refill, **reading)
     options, spec = name_states(options, spec, opened)
@@ -208,6 +226,13 @@ def perturb_cells(
     table.attrs["genes_left_out"] = plan.missing_genes
     table.attrs["left_out"] = all_left_out(plan)
     return table
+
+
+def _require_all_devices(devices: Sequence[jax.Device] | None) -> None:
+    if devices is not None:
+        raise InputError(
+            "`devices` are given, but a run that is written to `output` takes all; leave one out"
+        )
 
 
 def _perturb(
@@ -240,7 +265,7 @@ def _screen(
     chosen = screen.choose(parts)
     with screen.screener.progress(len(chosen.all)) as progress:
         tables = [screen.settle(part, progress).to_pandas() for part in parts]
-    table = _joined(tables)
+    table = join_tables(tables)
     if len(chosen.sampled):
         log_accuracy(accuracy := screen_accuracy(table[table["sampled"]]))
         # Rows, as pandas neither joins nor writes tables whose attributes are tables.
@@ -261,12 +286,4 @@ def _table(
     else:
         measures = perturber.spec.measures
         tables = [shifts_table(part, measures, *named).to_pandas() for part in parts]
-    return _joined(tables)
-
-
-def _joined(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
-    """Puts tables together, whose texts are categories of their own each."""
-    texts = list(tables[0].select_dtypes("category"))
-    as_text = dict.fromkeys(texts, "object")
-    joined = pd.concat([table.astype(as_text) for table in tables], ignore_index=True)
-    return joined.astype(dict.fromkeys(texts, "category"))
+    return join_tables(tables)

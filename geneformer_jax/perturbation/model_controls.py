@@ -5,8 +5,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import anndata as ad
 import numpy as np
 
+from geneformer_jax.cells.store.cell_store import EncodedCells
 from geneformer_jax.common.files import atomic_write
 from geneformer_jax.common.log import logger
 from geneformer_jax.embedding.embedder import Embedder
@@ -33,7 +35,7 @@ class HowToRun:
       min_cells: genes in fewer cells are not among the strongest.
     """
 
-    cells: str
+    cells: EncodedCells | ad.AnnData | Path | str
     precision: str
     attention: str
     tokens_per_device: int | None

@@ -6,6 +6,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, NamedTuple, Unpack
 
+import anndata as ad
 import numpy as np
 import pyarrow as pa
 
@@ -129,7 +130,7 @@ class PerturbationRun:
     def plan(
         self,
         model: PretrainedModel,
-        cells: str,
+        cells: EncodedCells | ad.AnnData | Path | str,
         precision: str,
         attention: str,
         tokens_per_device: int | None,
@@ -139,7 +140,7 @@ class PerturbationRun:
 
         Args:
           model: that perturbs.
-          cells: path of a store or of counts.
+          cells: see `perturb_cells`.
           precision, attention: how to compute, by name.
           tokens_per_device: padded tokens at a time, or None.
           reading: of counts, see `CountOptions`.
@@ -147,7 +148,7 @@ class PerturbationRun:
         Raises:
           InputError: see `perturb_cells`; the tables do not fit on the disk.
         """
-        options, self._model, self._inputs = self._options, model, [cells]
+        options, self._model, self._given = self._options, model, cells
         self._sizes, self._reading = {"tokens_per_device": tokens_per_device}, reading
         spec, (rule, sets) = make_spec(model, options), resolve_edits(model, options)
         opened = open_cells(cells, model, whole=options.refill, **reading)
@@ -319,7 +320,8 @@ class PerturbationRun:
             counts |= self._compare_states(states)
         if self._options.screen:
             counts["screen"] = describe_screen(self._folder.parts.folder / SHIFTS, self._options)
-        provenance = describe_run("perturb", self._command, self._inputs, counts)
+        inputs = [self._given] if isinstance(self._given, Path | str) else []
+        provenance = describe_run("perturb", self._command, inputs, counts)
         cells = plan.cells
         named = self._options.edit, cells.vocabulary, cells.obs
         self._folder.finish(*named, provenance, write_report)
@@ -329,7 +331,7 @@ class PerturbationRun:
         """Writes what can be said of genes without a model; returns what that rests on."""
         cells = select_cells(self.planned.all_cells, self._options.filters)
         named = states.column, states.goal, states.start
-        expression = expression_reader(cells, self._inputs[0], self._reading)
+        expression = expression_reader(cells, self._given, self._reading)
         table, sizes = compare_states(cells, *named, self._options.seed, expression)
         if len(table):
             self._folder.save_baselines(table)

@@ -74,7 +74,7 @@ def perturbation_statistics(
     of an earlier call with the same mode are replaced.
 
     Args:
-      folder: what `perturb` wrote.
+      folder: what `perturb`, or `perturb_cells` with an `output`, wrote.
       mode: goal_state_shift, vs_null, mixture_model, aggregate, aggregate_gene_shifts or
         combinations; see the functions of these names in `shifts`, `mixture`, `aggregate` and
         `combinations`.
@@ -92,8 +92,8 @@ def perturbation_statistics(
       set_size: only edits of this many genes; 0 takes all, and so compares pairs with single genes
         where a perturbation has both.
       controls: what is set beside it, from what the folder holds: "all" that it allows, "none", or
-        names: like_rank, cells, coverage, start, reranking (of a screen), differential_expression,
-        covariance, donors, random_weights and self_deletion (which `perturb` makes on request) for
+        names: like_rank, cells, coverage, start, differential_expression, covariance, donors, and
+        what the run makes on request, reranking, random_weights and self_deletion, for
         goal_state_shift; those that fit for aggregate, mixture_model and vs_null, which say why
         others do not; responsiveness for aggregate_gene_shifts. See `perturbation.controls`.
       min_cells: genes edited in fewer cells are not compared by controls.

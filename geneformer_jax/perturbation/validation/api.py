@@ -12,6 +12,7 @@ import pandas as pd
 from geneformer_jax.cells.counts.options import CountArguments
 from geneformer_jax.common.log import logger
 from geneformer_jax.inference.arguments import check_model, check_runtime
+from geneformer_jax.inference.counts import open_source
 from geneformer_jax.inference.draw import check_draw
 from geneformer_jax.inference.filters import Filters
 from geneformer_jax.model.pretrained import PretrainedModel
@@ -21,7 +22,6 @@ from geneformer_jax.perturbation.validation.perturbations import perturbation_ta
 from geneformer_jax.perturbation.validation.prepare import (
     Validator,
     make_validator,
-    open_source,
 )
 from geneformer_jax.perturbation.validation.scoring import calibration, verdict
 from geneformer_jax.perturbation.validation.scoring.compare import Effects, score

@@ -10,10 +10,8 @@ import anndata as ad
 import jax
 import numpy as np
 
-from geneformer_jax.cells.counts.options import CountArguments, CountOptions
+from geneformer_jax.cells.counts.options import CountArguments
 from geneformer_jax.cells.counts.source import CountSource
-from geneformer_jax.cells.formats.anndata_source import AnnDataSource
-from geneformer_jax.cells.formats.open import open_counts
 from geneformer_jax.cells.tokenization.tokenizer import TokenizedCells
 from geneformer_jax.cells.tokenization.vocabulary import GeneVocabulary
 from geneformer_jax.common.arguments import require_type
@@ -194,14 +192,6 @@ def _check_cells(cells: object) -> None:
     )
     if not isinstance(cells, ad.AnnData):
         require_counts(cells)
-
-
-def open_source(cells: ad.AnnData | Path | str, reading: CountArguments) -> CountSource:
-    """Opens the raw counts."""
-    options = CountOptions.from_arguments(reading)
-    if isinstance(cells, ad.AnnData):
-        return AnnDataSource(cells, options)
-    return open_counts(cells, options)
 
 
 def find_tokens(vocabulary: GeneVocabulary, names: Sequence[str]) -> list[int | None]:

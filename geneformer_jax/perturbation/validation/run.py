@@ -14,6 +14,7 @@ from geneformer_jax.common.provenance import describe_run
 from geneformer_jax.common.workdir import as_json, is_finished
 from geneformer_jax.embedding.parts import CELLS_PER_ACCELERATOR_PART, CELLS_PER_PART
 from geneformer_jax.inference.cells import left_out_of, reading_facts
+from geneformer_jax.inference.counts import open_source
 from geneformer_jax.inference.resume.cell_parts import cells_per_part, part_ranges
 from geneformer_jax.inference.resume.folder import PartsFolder, parts_folder, save_arrays, tidy
 from geneformer_jax.inference.resume.identity import identity_of, sha256
@@ -22,7 +23,7 @@ from geneformer_jax.model.runtime import Runtime, inference_runtime
 from geneformer_jax.perturbation.validation.api import validation_of
 from geneformer_jax.perturbation.validation.config import ValidationOptions
 from geneformer_jax.perturbation.validation.output import write_validation
-from geneformer_jax.perturbation.validation.prepare import make_validator, open_source
+from geneformer_jax.perturbation.validation.prepare import make_validator
 from geneformer_jax.perturbation.validation.scoring.effects import Arrays
 from geneformer_jax.perturbation.validation.screen.labels import describe_screen
 

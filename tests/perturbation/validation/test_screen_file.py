@@ -4,8 +4,8 @@ import pytest
 
 from geneformer_jax.cells.counts.options import CountOptions
 from geneformer_jax.common.errors import InputError
+from geneformer_jax.inference.counts import open_source
 from geneformer_jax.perturbation.validation.config import ValidationOptions
-from geneformer_jax.perturbation.validation.prepare import open_source
 from geneformer_jax.perturbation.validation.screen.screen_file import require_screen
 from tests.helpers.soma_files import require_tiledbsoma, write_experiment
 from tests.helpers.toy_screens import CONTROL, toy_screen
