@@ -2,7 +2,7 @@
 
 from typing import Literal, NamedTuple
 
-Step = Literal["begin", "make", "finish"]
+Step = Literal["start", "begin", "make", "finish"]
 Share = tuple[int, int]
 
 

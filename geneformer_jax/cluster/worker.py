@@ -20,8 +20,8 @@ from geneformer_jax.common.errors import InputError
 from geneformer_jax.common.log import show_log
 from geneformer_jax.common.shares import SharedRun
 
-# Of commands: what names a share, and what does no work that could be shared.
-_NOT_SHARED = ("shard", "finish", "dry_run", "verify")
+# Of commands: what names a share, and what is no work that could be shared.
+_NOT_SHARED = ("shard", "finish", "dry_run", "report", "verify")
 
 
 def perform(command: Command, step: Step, *given: Share) -> Answer:
@@ -29,7 +29,8 @@ def perform(command: Command, step: Step, *given: Share) -> Answer:
 
     Args:
       command: of which this process may have made other shares; it does so of no other command.
-      step: "begin" (check and prepare), "make" (the share that follows) or "finish".
+      step: "start" (import and read flags), "begin" (check and prepare), "make" (the share that
+        follows) or "finish".
       *given: (i, n) of the share.
     """
     printed = io.StringIO()
@@ -77,6 +78,10 @@ class _Work:
         show_log(written=command_line.as_flags)
         self._run: SharedRun = module.shared_run()
         self._is_prepared = False
+
+    def start(self) -> bool:
+        """Has been done by now; a worker may do so while another begins."""
+        return True
 
     def begin(self) -> bool:
         """Prepares, unless the output is there; returns whether it is."""

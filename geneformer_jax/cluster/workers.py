@@ -108,6 +108,9 @@ class TaskPool(_Pool):
         super().__init__(ray, command, size)
         self._task = ray.remote(perform).options(max_retries=0, **self._options)
         self._running: dict[Any, int] = {}
+        # So that all processes are there when there are shares; who begins tells of bad input.
+        for _ in range(size.count):
+            self._task.remote(command, "start")
 
     def has_room(self) -> bool:
         """Whether fewer tasks are under way than there are workers."""
@@ -166,7 +169,7 @@ class ActorPool(_Pool):
 
     def _start(self) -> None:
         actor = self._new.remote()
-        self._starting[actor.started.remote()] = actor
+        self._starting[actor.perform.remote(self._command, "start")] = actor
 
     def _take_start(self, actor: Any, answer: Answer) -> None:
         if not answer.failed:
@@ -187,10 +190,6 @@ class _Keeper:
         # JAX must not see the others'. Ray has done so, but where a batch system is in its way.
         if devices := ray.get_gpu_ids():
             os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, devices))
-
-    def started(self) -> Answer:
-        """Answers as soon as the process is there."""
-        return Answer()
 
     def perform(self, *given: Any) -> Answer:
         """Does a step; see `worker.perform`."""

@@ -50,16 +50,14 @@ def test_python_asks_for_a_list():
 
 
 @pytest.mark.multiprocess
-def test_an_address_where_no_cluster_is(monkeypatch, capsys):
-    pytest.importorskip("ray")
+def test_an_address_where_no_cluster_is(needs_ray, monkeypatch, capsys):
     arguments = ["--shares=2", "--address=nonsense", "--", "tokenize"]
     error = refused(arguments, monkeypatch, capsys)
     assert "--address=nonsense does not answer as a Ray cluster (Invalid address format" in error
 
 
 @pytest.mark.multiprocess
-def test_an_address_that_does_not_answer(monkeypatch, capsys):
-    pytest.importorskip("ray")
+def test_an_address_that_does_not_answer(needs_ray, monkeypatch, capsys):
     monkeypatch.setattr(ray_cluster, "_SECONDS_TO_ANSWER", 1)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         address = f"127.0.0.1:{silent.getsockname()[1]}"

@@ -19,12 +19,11 @@ from tests.helpers.commands import run_command
 from tests.helpers.perturb_runs import make_model
 from tests.helpers.toy import toy_cells, toy_vocabulary
 
-pytest.importorskip("ray")
 pytestmark = pytest.mark.multiprocess
 
 
 @pytest.fixture(scope="module")
-def two_workers():
+def two_workers(needs_ray):
     with connected("", 2) as ray:
         yield ray
 
@@ -159,8 +158,6 @@ def test_workers_that_die_again_and_again(many, one_process, tokenizing, killer,
     [
         ("--counts=nowhere.h5ad", "nowhere.h5ad"),
         ("--shard=0/2", "--shard is of one process"),
-        ("--no_such_flag=1", "no_such_flag"),
-        ("--output=", "--output must be given"),
     ],
 )
 def test_bad_input_is_told_as_the_command_does(flag, told, many, tokenizing):
