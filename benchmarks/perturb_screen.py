@@ -173,7 +173,7 @@ def linear_bridge(splits_K, values_KS, moving_ST):
 
 def describe(exact_ES, estimate_ES, offsets):
     """Spearman and recall: means over cells and states, the lowest cell's, and over all edits."""
-    from geneformer_jax.perturbation.statistics.screen_accuracy import recall, spearman
+    from geneformer_jax.perturbation.statistics.accuracy.screen_accuracy import recall, spearman
 
     pairs = list(zip(exact_ES.T, estimate_ES.T, strict=True))
     cells = [

@@ -4,8 +4,9 @@
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import Unpack
+from typing import Any, Unpack
 
 import anndata as ad
 import jax
@@ -43,7 +44,7 @@ from geneformer_jax.perturbation.engine.plan import EditPlan
 from geneformer_jax.perturbation.engine.screening.reranking import RerankingPerturber
 from geneformer_jax.perturbation.engine.shifts import Shifts
 from geneformer_jax.perturbation.in_folder import join_tables, perturb_into
-from geneformer_jax.perturbation.layout import SPLIT_POINTS
+from geneformer_jax.perturbation.layout import METHODS, SPLIT_POINTS
 from geneformer_jax.perturbation.prepare import (
     all_left_out,
     choose_runtime,
@@ -54,7 +55,8 @@ from geneformer_jax.perturbation.prepare import (
     with_reranking,
 )
 from geneformer_jax.perturbation.screen import Screen, log_accuracy, plan_screen
-from geneformer_jax.perturbation.statistics.screen_accuracy import screen_accuracy
+from geneformer_jax.perturbation.statistics.accuracy.screen_accuracy import screen_accuracy
+from geneformer_jax.perturbation.statistics.from_table import RUN
 from geneformer_jax.perturbation.tables import (
     gene_means_table,
     gene_shifts_table,
@@ -156,9 +158,10 @@ def perturb_cells(
       reading: of counts, which matrix and gene ids; arguments of `CountOptions`.
 
     Returns:
-      One row for each cell, edit and measure: columns `cell`, `edit`, `perturbed` (gene id, ids of
-      a set joined by "+"), `perturbed_symbol`, `rank` (of the gene in the cell, the first of a set,
-      from 1; 0 where it is not in sight), `measure`, `state` and `value`. Measures:
+      One row for each cell, edit and measure, as `perturbation_statistics` takes it too: columns
+      `cell`, `edit`, `perturbed` (gene id, ids of a set joined by "+"), `perturbed_symbol`,
+      `rank` (of the gene in the cell, the first of a set, from 1; 0 where it is not in sight),
+      `measure`, `state` and `value`. Measures:
       "mean_gene_cosine", the original's measure of V1 cells: mean over the genes left of the cosine
       of each before and after; "cell_cosine", of the cell's mean embedding; "cls_cosine";
       "state_shift", what the edit adds to the cosine with a state; "class_probability_before" and
@@ -225,7 +228,19 @@ def perturb_cells(
     table = make(model, plan, *given, options, tokens_per_device)
     table.attrs["genes_left_out"] = plan.missing_genes
     table.attrs["left_out"] = all_left_out(plan)
+    table.attrs[RUN] = _facts(plan, options, table)
     return table
+
+
+def _facts(plan: EditPlan, options: PerturbationOptions, table: pd.DataFrame) -> dict[str, Any]:
+    """Returns what statistics need to know of a run beside its table."""
+    facts = {"chosen_cells": len(plan.counts)}
+    if options.states is not None:
+        facts["states"] = asdict(options.states)
+    if options.screen:
+        methods = table["method"].value_counts()
+        facts["screen"] = {name: int(methods.get(name, 0)) for name in METHODS}
+    return facts
 
 
 def _require_all_devices(devices: Sequence[jax.Device] | None) -> None:

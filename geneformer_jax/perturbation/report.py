@@ -8,13 +8,13 @@ import pandas as pd
 
 from geneformer_jax.common.log import logger
 from geneformer_jax.perturbation.layout import GENES_LEFT_OUT, OUTPUTS, REPORT, SHIFTS
-from geneformer_jax.perturbation.statistics.figures import ranked_figure
-from geneformer_jax.perturbation.statistics.modes.result import MIN_CELLS
-from geneformer_jax.perturbation.statistics.resolution import describe_resolution
-from geneformer_jax.perturbation.statistics.screen_accuracy import (
+from geneformer_jax.perturbation.statistics.accuracy.resolution import describe_resolution
+from geneformer_jax.perturbation.statistics.accuracy.screen_accuracy import (
     describe_accuracy,
     describe_poor,
 )
+from geneformer_jax.perturbation.statistics.figures import ranked_figure
+from geneformer_jax.perturbation.statistics.modes.result import MIN_CELLS
 from geneformer_jax.perturbation.statistics.tables import STATE_SHIFT
 from geneformer_jax.reporting.html import Report
 from geneformer_jax.reporting.left_out import add_left_out

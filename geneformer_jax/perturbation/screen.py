@@ -26,7 +26,7 @@ from geneformer_jax.perturbation.engine.screening.settling import (
 )
 from geneformer_jax.perturbation.engine.shifts import Shifts
 from geneformer_jax.perturbation.layout import METHODS
-from geneformer_jax.perturbation.statistics.screen_accuracy import (
+from geneformer_jax.perturbation.statistics.accuracy.screen_accuracy import (
     describe_accuracy,
     describe_poor,
     screen_accuracy,

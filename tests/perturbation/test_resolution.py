@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from geneformer_jax.perturbation.statistics.resolution import STEP, describe_resolution
+from geneformer_jax.perturbation.statistics.accuracy.resolution import STEP, describe_resolution
 
 
 def summary(scale: float, offset: float) -> pd.DataFrame:

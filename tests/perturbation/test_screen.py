@@ -12,7 +12,7 @@ from geneformer_jax.perturbation import screen
 from geneformer_jax.perturbation.api import perturb_cells
 from geneformer_jax.perturbation.cell_states import CellStates
 from geneformer_jax.perturbation.engine.screening import settling
-from geneformer_jax.perturbation.statistics.screen_accuracy import (
+from geneformer_jax.perturbation.statistics.accuracy.screen_accuracy import (
     describe_accuracy,
     describe_poor,
     screen_accuracy,

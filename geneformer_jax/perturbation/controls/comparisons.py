@@ -7,8 +7,8 @@ import pandas as pd
 
 from geneformer_jax.perturbation.controls.finding import Asked, Finding
 from geneformer_jax.perturbation.layout import BASELINES, RANDOM_RUN, WITHOUT_OWN
+from geneformer_jax.perturbation.statistics.accuracy.screen_accuracy import spearman
 from geneformer_jax.perturbation.statistics.rank_effect import variance_by_rank
-from geneformer_jax.perturbation.statistics.screen_accuracy import spearman
 from geneformer_jax.perturbation.statistics.tables import read_table
 
 ALIKE, SAME = 0.7, 0.9

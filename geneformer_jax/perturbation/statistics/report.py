@@ -24,7 +24,8 @@ from geneformer_jax.common.provenance import FILE_NAME, describe_run
 from geneformer_jax.perturbation.controls.beside import with_controls
 from geneformer_jax.perturbation.controls.choice import ALL, read_controls
 from geneformer_jax.perturbation.layout import MEANINGS, REPORT, SHIFTS
-from geneformer_jax.perturbation.statistics.estimated import mark_estimates
+from geneformer_jax.perturbation.statistics.accuracy.estimated import mark_estimates
+from geneformer_jax.perturbation.statistics.from_table import write_table_of_shifts
 from geneformer_jax.perturbation.statistics.modes.choice import MODES, require_modes
 from geneformer_jax.perturbation.statistics.modes.result import (
     Controls,
@@ -50,9 +51,10 @@ _ONLY = {
 
 
 def perturbation_statistics(
-    folder: Path | str,
+    folder: Path | str | pd.DataFrame,
     mode: str,
     *,
+    output: Path | str | None = None,
     null: Path | str = "",
     goal: str = "",
     alternatives: Sequence[str] | None = None,
@@ -74,10 +76,13 @@ def perturbation_statistics(
     of an earlier call with the same mode are replaced.
 
     Args:
-      folder: what `perturb`, or `perturb_cells` with an `output`, wrote.
+      folder: what `perturb`, or `perturb_cells` with an `output`, wrote; or the table of shifts of
+        cells that `perturb_cells` returned, beside which no other lists, donors or numbers of cells
+        of the states are known.
       mode: goal_state_shift, vs_null, mixture_model, aggregate, aggregate_gene_shifts or
         combinations; see the functions of these names in `shifts`, `mixture`, `aggregate` and
         `combinations`.
+      output: for a table: the new folder to write it into, and then its statistics.
       null: for vs_null: the perturbation of other cells to compare with.
       goal: for goal_state_shift: the goal state, by default the perturbation's.
       alternatives: for goal_state_shift: further states, by default the perturbation's.
@@ -106,7 +111,11 @@ def perturbation_statistics(
       InputError: unknown mode, no or damaged tables, tables without what the mode needs, a state
         that is absent, too few cells or edits, or an option that the mode does not take.
     """
-    require_path("folder", folder, "the folder that the command perturb wrote")
+    is_table = isinstance(folder, pd.DataFrame)
+    if not is_table:
+        require_path("folder", folder, "the folder that the command perturb wrote")
+        if output is not None:
+            raise InputError("`output` is for a table; statistics of a folder are written there")
     require_type("mode", mode, str, f"choose from {', '.join(MODES)}")
     require_modes([mode], null)
     if alternatives is not None:
@@ -114,7 +123,8 @@ def perturbation_statistics(
     options = StatisticOptions(str(null), goal, alternatives, measure, state, anchor, without_own,
                       background, seed, set_size, min_cells, group)  # fmt: skip
     _check(mode, options)
-    folder, names = Path(folder), read_controls(controls)
+    names = read_controls(controls)
+    folder = write_table_of_shifts(folder, output) if is_table else Path(folder)
     result = with_controls(folder, mode, options, MODES[mode](folder, options), names)
     result = mark_estimates(folder, result)
     target = folder / STATISTICS

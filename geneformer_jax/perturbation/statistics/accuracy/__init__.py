@@ -1,0 +1,1 @@
+"""How exact shifts are: estimates of a screen, and rounding."""
