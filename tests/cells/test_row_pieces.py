@@ -17,17 +17,16 @@ WHOLE = ("csc", "by gene", "mtx", "zarr 2 dense")
 
 
 def slow_bounds(sizes, values, together):
-    """Cuts behind the row (or its chunk) that reaches the next multiple, cell by cell."""
-    bounds, reached, multiple = [0], 0, values
+    """Cuts behind the row (or its chunk) that reaches the next of equal parts, cell by cell."""
+    total = sum(sizes)
+    pieces = max(round(total / values), 1)
+    bounds, reached, part = {0, len(sizes)}, 0, 1
     for row, size in enumerate(sizes):
         reached += size
-        if reached >= multiple:
-            multiple = (reached // values + 1) * values
-            bounds.append(min(-(-(row + 1) // together) * together, len(sizes)))
-    bounds = sorted({*bounds, len(sizes)})
-    if len(bounds) > 2 and sum(sizes[bounds[-2] :]) < values / 2:
-        del bounds[-2]
-    return bounds
+        while part < pieces and reached >= part * (total / pieces):
+            bounds.add(min(-(-(row + 1) // together) * together, len(sizes)))
+            part += 1
+    return sorted(bounds)
 
 
 @pytest.mark.parametrize("together", [1, 4, 50])

@@ -34,31 +34,33 @@ def cut_rows(
     together: int = 1,
     rows_at_once: int = DEFAULT_LIMITS.rows,
 ) -> RowPieces:
-    """Cuts rows behind those that reach a multiple of `values`; less than half a piece is none.
+    """Cuts rows into pieces of about as many values each, behind the rows that reach them.
 
     Args:
-      sizes: (first row, end) -> [end - first] number of values of each row.
+      sizes: (first row, end) -> [end - first] number of values of each row; asked for twice.
       rows: number of rows.
-      values: of a piece.
+      values: of a piece, about.
       together: rows that are stored as one, between which is no cut.
       rows_at_once: whose sizes are asked for together.
     """
-    step, total = -(-rows_at_once // together) * together, 0
-    bounds, ends = [np.zeros(1, np.int64)], [np.zeros(1)]
-    for first in range(0, rows, step):
-        reached = total + np.cumsum(sizes(first, min(first + step, rows)))
-        wanted = np.arange(total // values + 1, reached[-1] // values + 1) * values
-        behind = -(-(reached.searchsorted(wanted) + 1) // together) * together
-        behind = np.unique(behind.clip(max=len(reached)))
+    step = -(-rows_at_once // together) * together
+    blocks = [(first, min(first + step, rows)) for first in range(0, rows, step)]
+    total = sum(sizes(*block).sum() for block in blocks)
+    pieces = max(round(total / values), 1)
+    marks = np.arange(1, pieces) * (total / pieces)
+    bounds, ends, before = [np.zeros(1, np.int64)], [np.zeros(1)], 0
+    for first, stop in blocks:
+        reached = before + np.cumsum(sizes(first, stop))
+        own = marks[slice(*marks.searchsorted([before, reached[-1]], "right"))]
+        behind = -(-(reached.searchsorted(own) + 1) // together) * together
+        behind = behind.clip(max=len(reached))
         bounds.append(first + behind)
         ends.append(reached[behind - 1])
-        total = reached[-1]
-    return _with_last([*bounds, [rows]], [*ends, [total]], values)
+        before = reached[-1]
+    return _joined([*bounds, [rows]], [*ends, [total]])
 
 
-def _with_last(bounds: list, ends: list, values: int) -> RowPieces:
+def _joined(bounds: list, ends: list) -> RowPieces:
+    """Pieces from where they end, in rows and in values; several marks may be in one row."""
     bounds, first = np.unique(np.concatenate(bounds).astype(np.int64), return_index=True)
-    ends = np.concatenate(ends)[first]
-    if len(bounds) > 2 and ends[-1] - ends[-2] < values / 2:
-        bounds, ends = np.delete(bounds, -2), np.delete(ends, -2)
-    return RowPieces(bounds, np.diff(ends).astype(np.int64))
+    return RowPieces(bounds, np.diff(np.concatenate(ends)[first]).astype(np.int64))

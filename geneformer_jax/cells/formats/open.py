@@ -113,8 +113,9 @@ def look_ahead(path: Path) -> None:
 
 
 def _probe(path: Path) -> None:
-    # A file that is gone meanwhile is reported where it is opened.
-    with contextlib.suppress(OSError):
+    # A file that is gone meanwhile is reported where it is opened; and a command that had nothing
+    # to read may end meanwhile, which closes what the probe answers by.
+    with contextlib.suppress(OSError, RuntimeError, ValueError):
         hdf5_probe.survives(path, DEFAULT_LIMITS.probe_seconds)
 
 
