@@ -102,11 +102,14 @@ def prepared(genes):
 
 def speed_case(case, genes, edits):
     """Returns what runs a case, and how many edits that makes."""
+    from geneformer_jax.perturbation.engine.engine import place_weights
     from geneformer_jax.perturbation.engine.perturber import Perturber
     from geneformer_jax.perturbation.engine.screening.screener import Screener
     from geneformer_jax.perturbation.engine.screening.settling import Settler, choose_edits
 
-    given, all_edits = prepared(genes), genes * CORES
+    (model, *others), all_edits = prepared(genes), genes * CORES
+    # As a screen does.
+    given = place_weights(model, others[1]), *others
     if case == "exact":
         perturber, first = Perturber(*given), (genes - edits) // 2
         return lambda: perturber.shifts(first, first + edits), edits

@@ -16,6 +16,7 @@ from geneformer_jax.inference.pipeline import Throughput
 from geneformer_jax.model.pretrained import PretrainedModel
 from geneformer_jax.perturbation.config import PerturbationOptions
 from geneformer_jax.perturbation.engine.encoding import ForwardSpec
+from geneformer_jax.perturbation.engine.engine import place_weights
 from geneformer_jax.perturbation.engine.plan import EditPlan
 from geneformer_jax.perturbation.engine.screening.screener import Screener, encodings_of_screen
 from geneformer_jax.perturbation.engine.screening.settling import (
@@ -93,7 +94,7 @@ class Screen:
           options: of the run.
         """
         self._options, self._sizes = options, {"tokens_per_device": tokens_per_device}
-        self._given = model, plan, spec, states_SD
+        self._given = place_weights(model, spec), plan, spec, states_SD
         split_points = options.split_points
         self.screener = Screener(*self._given, split_points=split_points, **self._sizes)
 

@@ -3,6 +3,7 @@
 from abc import ABC, abstractmethod
 from collections import defaultdict
 from collections.abc import Iterator
+from dataclasses import replace
 
 import jax
 import numpy as np
@@ -27,6 +28,17 @@ from geneformer_jax.perturbation.engine.shifts import Shifts
 # Padded lengths are multiples of this: kernels of accelerators want 128.
 _MULTIPLE = {"cpu": 16}
 _ACCELERATOR_MULTIPLE = 128
+
+
+def place_weights(model: PretrainedModel, spec: ForwardSpec) -> PretrainedModel:
+    """Returns a model with the weights that an edit needs, on all devices.
+
+    Engines of such a model share them; of another each has copies of its own.
+    """
+    needed = ["embeddings", "blocks", *([spec.head.kind] if spec.head else [])]
+    everywhere = NamedSharding(spec.mesh, REPLICATED)
+    params = jax.device_put({name: model.params[name] for name in needed}, everywhere)
+    return replace(model, params=params)
 
 
 class Engine(ABC):
@@ -66,8 +78,7 @@ class Engine(ABC):
         padded = choose_lengths(plan.longest, plan.passes, multiple, worth)
         self.lengths = np.unique(np.minimum(padded, config.positions))
         self._rows = {int(T): choose_rows(spec, int(T), tokens_per_device) for T in self.lengths}
-        needed = ["embeddings", "blocks", *([spec.head.kind] if spec.head else [])]
-        self._params = self._put({name: model.params[name] for name in needed}, REPLICATED)
+        self._params = place_weights(model, spec).params
         if states_SD is None:
             states_SD = np.zeros((0, config.width), np.float32)
         self._states = self._put(states_SD, REPLICATED)
