@@ -85,7 +85,7 @@ class _Attention:
         filters = parse_filters(FLAGS.filter)
         use_all_cores()
         self._run.prepare(
-            load_model(FLAGS.checkpoint, FLAGS.vocabulary or None),
+            load_model(**command_line.model_arguments()),
             FLAGS.cells,
             filters=filters,
             **{name: FLAGS[name].value for name in _SAME_NAME},

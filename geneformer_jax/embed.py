@@ -112,7 +112,7 @@ def _prepare(run: "EmbeddingRun") -> None:
     filters = parse_filters(FLAGS.filter)
     use_all_cores()
     run.prepare(
-        load_model(FLAGS.checkpoint, FLAGS.vocabulary or None),
+        load_model(**command_line.model_arguments()),
         FLAGS.cells,
         counts=FLAGS.counts or None,
         filters=filters,

@@ -51,7 +51,7 @@ def main() -> None:
     from geneformer_jax.interop.load import load_model
 
     if FLAGS.checkpoint:
-        model = load_model(FLAGS.checkpoint, FLAGS.vocabulary or None)
+        model = load_model(**command_line.model_arguments())
     else:
         print("no --checkpoint: the network is trained from scratch", flush=True)
     run = FinetuneRun.open(configuration, model)

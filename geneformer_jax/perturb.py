@@ -162,7 +162,7 @@ class _Perturbation:
         self._how = model_controls.HowToRun(
             FLAGS.cells, reading=reading_arguments(), **{name: FLAGS[name].value for name in _HOW}
         )
-        self._how.plan(self._run, load_model(FLAGS.checkpoint, FLAGS.vocabulary or None))
+        self._how.plan(self._run, load_model(**command_line.model_arguments()))
         planned = self._run.planned
         require_donors(self._controls, FLAGS.group, planned.plan.cells.obs)
         command_line.show(model_controls.describe_costs(planned, self._dear))

@@ -31,7 +31,6 @@ if TYPE_CHECKING:
 FLAGS = flags.FLAGS
 
 command_line.model_flags()
-flags.DEFINE_string("base", "", "For an adapter: the model it was trained on, if that has moved.")
 flags.DEFINE_string("cells", "", "Cell store, or file of raw counts.")
 define_reading_flags()
 flags.DEFINE_string("output", "", "File to write: .h5ad (of cells), .parquet or .csv.")
@@ -67,7 +66,7 @@ def _prepare(run: "PredictionRun") -> None:
     from geneformer_jax.model.config import RuntimeConfig
 
     run.prepare(
-        load_model(FLAGS.checkpoint, FLAGS.vocabulary or None, base=FLAGS.base or None),
+        load_model(**command_line.model_arguments()),
         FLAGS.cells,
         runtime=RuntimeConfig(precision=FLAGS.precision, attention=FLAGS.attention),
         tokens_per_device=FLAGS.tokens_per_device,

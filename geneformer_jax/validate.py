@@ -92,7 +92,7 @@ def main() -> None:
         print(f"{FLAGS.output} is complete and was written by this command: nothing to do")
         return
     use_all_cores()
-    model = load_model(FLAGS.checkpoint, FLAGS.vocabulary or None)
+    model = load_model(**command_line.model_arguments())
     run.prepare(model, FLAGS.cells, **{name: FLAGS[name].value for name in _HOW},
                 **reading_arguments())  # fmt: skip
     run.make()

@@ -232,6 +232,15 @@ def model_flags() -> None:
         "vocabulary", "", "Vocabulary folder, or the original's dictionaries, for a checkpoint "
         "that carries none.",
     )  # fmt: skip
+    flags.DEFINE_string(
+        "base", "", "For an adapter: the model it was trained on, if that has moved."
+    )
+
+
+def model_arguments() -> dict[str, str | None]:
+    """Returns the arguments of `load_model` that the flags of `model_flags` give."""
+    given = {name: flags.FLAGS[name].value or None for name in ("vocabulary", "base")}
+    return {"path": flags.FLAGS.checkpoint, **given}
 
 
 def cell_flags() -> None:
