@@ -11,6 +11,7 @@ import tempfile
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -23,6 +24,8 @@ _SECONDS_TO_ANSWER = 25
 _STORE_BYTES = 80_000_000
 # Longer, and the names of Ray's sockets do not fit.
 _LONGEST_FOLDER = 40
+# Where Ray keeps the password of a user's clusters.
+_PASSWORD = Path.home() / ".ray" / "auth_token"
 _ALWAYS = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
 
 
@@ -38,7 +41,7 @@ def connected(address: str, workers: int | None) -> Iterator[ModuleType]:
     Raises:
       InputError: Ray is not installed; the cluster does not answer.
     """
-    with _environment(_ALWAYS):
+    with _environment({**_ALWAYS, **_with_password(address)}):
         ray = _import_ray()
         if ray.is_initialized():
             yield ray
@@ -57,6 +60,14 @@ def _environment(variables: Mapping[str, str]) -> Iterator[None]:
     finally:
         for name, value in before.items():
             os.environ.pop(name) if value is None else os.environ.update({name: value})
+
+
+def _with_password(address: str) -> dict[str, str]:
+    """The variable that has Ray take the user's password, as `ray start` does, but not a driver."""
+    there = "RAY_AUTH_TOKEN" in os.environ or "RAY_AUTH_TOKEN_PATH" in os.environ
+    if "RAY_AUTH_MODE" in os.environ or not address or not (there or _PASSWORD.exists()):
+        return {}
+    return {"RAY_AUTH_MODE": "token"}
 
 
 def _import_ray() -> ModuleType:
@@ -128,7 +139,7 @@ def _quiet(ray: ModuleType) -> AbstractContextManager[None]:
 
 def _require_answer(address: str) -> None:
     """Asks in a process of its own, as Ray itself tries for minutes and says so again and again."""
-    asking = [sys.executable, "-m", "ray.scripts.scripts", "health-check"]
+    asking = [sys.executable, "-c", "import ray; ray.init(log_to_driver=False)"]
     how = {"env": {**os.environ, "RAY_ADDRESS": address}, "timeout": _SECONDS_TO_ANSWER}
     try:
         done = subprocess.run(asking, capture_output=True, text=True, **how)
