@@ -21,6 +21,8 @@ from tests.helpers.soma_files import require_tiledbsoma
 PROJECT = Path(__file__).resolve().parents[1]
 DOCUMENTS = [PROJECT / "README.md", *sorted((PROJECT / "docs").glob("*.md"))]
 WITH_COMMANDS = [path for path in DOCUMENTS if commands_in(path)]
+CENSUS = "soma://"
+FROM_CENSUS = [path for path in WITH_COMMANDS if CENSUS in path.read_text()]
 
 
 def named(path: Path) -> str:
@@ -29,7 +31,7 @@ def named(path: Path) -> str:
 
 @pytest.mark.parametrize("document", WITH_COMMANDS, ids=named)
 def test_flags_and_keys_are_those_the_commands_have(document, monkeypatch, capsys):
-    commands = commands_in(document)
+    commands = [part for command in commands_in(document) for part in command.parts]
     for name in {command.name for command in commands}:
         _, usage, _ = run_command(name, ["--help"], monkeypatch, capsys)
         known = set(re.findall(r"^  --(\w+)", usage, re.M))
@@ -55,10 +57,18 @@ def check_keys(flags: dict[str, str]) -> None:
 @pytest.mark.parametrize("document", WITH_COMMANDS, ids=named)
 def test_commands_run_as_they_are_written(document, tmp_path, monkeypatch, capsys):
     write_inputs(tmp_path, *made_up_cells())
-    if "soma://" in document.read_text():
-        require_tiledbsoma()
-        write_census_of(tmp_path, *made_up_cells())
-    run_all(commands_in(document), tmp_path, monkeypatch, capsys)
+    run_all(commands_in(document, without=CENSUS), tmp_path, monkeypatch, capsys)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("document", FROM_CENSUS, ids=named)
+def test_commands_run_on_a_census(document, tmp_path, monkeypatch, capsys):
+    require_tiledbsoma()
+    write_inputs(tmp_path, *made_up_cells())
+    write_census_of(tmp_path, *made_up_cells())
+    blocks = commands_in(document, without=CENSUS)
+    commands = [command for command in commands_in(document) if command not in blocks]
+    run_all(commands, tmp_path, monkeypatch, capsys)
 
 
 @pytest.mark.slow
@@ -67,7 +77,9 @@ def test_the_chain_of_the_readme_runs_on_real_cells(data_dir, tmp_path, monkeypa
     """Cells with several times the tokens that the model of the chain takes."""
     cells, genes = real_cells(data_dir / "cells" / "pbmc3k.h5ad")
     write_inputs(tmp_path, cells, genes)
-    shown = run_all(commands_in(PROJECT / "README.md"), tmp_path, monkeypatch, capsys)
+    shown = run_all(
+        commands_in(PROJECT / "README.md", without=CENSUS), tmp_path, monkeypatch, capsys
+    )
     assert (cells.X > 0).sum(axis=1).max() > 1_800
     assert "of 192 cells have more than the 512 tokens that the model takes" in shown
     cut = json.loads((tmp_path / "embeddings.provenance.json").read_text())["counts"]["cells_cut"]

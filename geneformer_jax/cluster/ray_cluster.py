@@ -2,7 +2,6 @@
 
 import contextlib
 import os
-import secrets
 import shutil
 import signal
 import subprocess
@@ -104,8 +103,7 @@ def _begun(ray: ModuleType, workers: int | None) -> Iterator[None]:
         "_temp_dir": folder if len(folder) <= _LONGEST_FOLDER else None,
     }
     try:
-        # Others on this machine may find the ports, but not this word.
-        with _environment({"RAY_AUTH_TOKEN": secrets.token_hex(32)}), _kept_to_loopback(ray):
+        with _kept_to_loopback(ray):
             _init(ray, address="local", **how)
             yield
     finally:

@@ -1,6 +1,7 @@
 """Small inputs under the names that the commands in README and docs have, and those commands."""
 
 import dataclasses
+import itertools
 import pickle
 import re
 import shlex
@@ -38,13 +39,23 @@ class Command(NamedTuple):
     @property
     def flags(self) -> dict[str, str]:
         """Flag -> value."""
-        pairs = (argument.removeprefix("--").partition("=") for argument in self.arguments)
+        own = itertools.takewhile(lambda argument: argument != "--", self.arguments)
+        pairs = (argument.removeprefix("--").partition("=") for argument in own)
         return {name: value for name, _, value in pairs}
 
+    @property
+    def parts(self) -> list["Command"]:
+        """The command, and the one that stands behind its -- if any does."""
+        if "--" not in self.arguments:
+            return [self]
+        name, *arguments = self.arguments[self.arguments.index("--") + 1 :]
+        return [self, Command(name, arguments)]
 
-def commands_in(document: Path) -> list[Command]:
-    """The commands in the code blocks of a document, in order."""
+
+def commands_in(document: Path, without: str | None = None) -> list[Command]:
+    """The commands in the code blocks of a document, in order, but for blocks with some text."""
     blocks = re.findall(r"^```\w*\n(.*?)^```", document.read_text(), re.M | re.S)
+    blocks = [block for block in blocks if without is None or without not in block]
     lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
     found = [shlex.split(line, comments=True) for line in lines if line.startswith(_MODULE)]
     return [Command(words[2].removeprefix("geneformer_jax."), words[3:]) for words in found]
