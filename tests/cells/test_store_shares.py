@@ -14,6 +14,7 @@ import pytest
 from geneformer_jax.cells.counts.options import CountOptions
 from geneformer_jax.cells.store import writer as store_writer
 from geneformer_jax.cells.store.builder import StoreBuild
+from geneformer_jax.cells.store.building.shares import key_of
 from geneformer_jax.cells.store.cell_store import CellStore
 from geneformer_jax.cells.tokenization.quality_control import QualityRules
 from geneformer_jax.cells.tokenization.tokenizer import TokenizerOptions
@@ -250,20 +251,31 @@ def test_a_source_that_turns_bad_in_one_piece_is_left_out_whole(tmp_path, files,
     path = write(adata, tmp_path / "x.h5ad")
     paths = [files[0], path, files[1]]
     expected, _ = build(tmp_path / "good", [files[0], files[1]], vocabulary, piece_values=VALUES)
-    reasons = set()
-    for shares, order in ((1, (0,)), (3, (2, 1, 0))):
-        folder = tmp_path / str(shares)
-        for i in order:
-            run = start(folder, paths, vocabulary, skip=True, quality=PAPER, obs=())
-            run.write((i, shares), skip_bad_files=True)
-        for i in order:
-            assert run.write((i, shares), skip_bad_files=True)
-        reasons.add(run.finish({}, skip_bad_files=True)["skipped_files"][str(path)])
-        assert set(CellStore(folder).cell_ids) <= set(expected.cell_ids)
-    (reason,) = reasons
-    assert 'cell "x20"' in reason
+    for rules in (PAPER, QualityRules()):
+        contents = []
+        for shares, order in ((1, (0,)), (3, (2, 1, 0))):
+            folder = tmp_path / f"{shares} {rules.min_genes}"
+            for i in order:
+                run = start(folder, paths, vocabulary, skip=True, quality=rules, obs=())
+                run.write((i, shares), skip_bad_files=True)
+            for i in order:
+                assert run.write((i, shares), skip_bad_files=True)
+            reason = run.finish({}, skip_bad_files=True)["skipped_files"][str(path)]
+            assert 'cell "x20"' in reason
+            assert set(CellStore(folder).cell_ids) <= set(expected.cell_ids)
+            contents.append(content_of(folder))
+        assert contents[0] == contents[1] and not list(folder.glob("sources/x-*/*"))
     with pytest.raises(InputError, match='cell "x20"'):
         start(tmp_path / "no", paths, vocabulary).write()
+
+
+def test_a_piece_that_is_read_the_second_time_is_not_left_out(tmp_path, vocabulary):
+    path = write(cells(3, "x"), tmp_path / "x.h5ad")
+    run = start(tmp_path / "store", [path], vocabulary, skip=True, obs=())
+    key = key_of(run.index, run.index.pieces[1])
+    store_writer.note_bad_source(tmp_path / "store", key, "the disk did not answer")
+    assert run.write(skip_bad_files=True)
+    assert run.finish({}, skip_bad_files=True)["skipped_files"] == {}
 
 
 def test_a_store_of_pieces_grows(tmp_path, files, vocabulary):

@@ -257,24 +257,31 @@ class StoreBuild:
         """
         with self._at_work(WHOLE):
             sources = list(range(len(self.index.sources)))
-            if skip_bad_files:
-                sources = self._without_bad(sources)
+            bad = self._bad_pieces(sources) if skip_bad_files else {}
+            sources = [source for source in sources if source not in bad]
             require_all(self.folder, self.index, sources)
+            self._leave_out(bad)
             counts = self._join(sources, configuration)
         for line in describe_store(self.folder, counts, len(sources)):
             logger.info(line)
         return counts
 
-    def _without_bad(self, sources: Sequence[int]) -> list[int]:
-        """Takes out sources of which a piece was bad, for the reason of the first such piece."""
-        noted, good = store_writer.bad_sources(self.folder), []
-        for number in sources:
-            reasons = (noted[key] for key in keys_of(self.index, number) if key in noted)
-            if reason := next(reasons, ""):
-                self.bad_files[str(self.index.sources[number].path)] = reason
-            else:
-                good.append(number)
-        return good
+    def _bad_pieces(self, sources: Sequence[int]) -> dict[int, str]:
+        """Source -> its first piece that was bad, of the sources that have such a piece."""
+        noted = store_writer.bad_sources(self.folder)
+        found = {}
+        for source in sources:
+            if bad := [key for key in keys_of(self.index, source) if key in noted]:
+                found[source] = bad[0]
+                self.bad_files[str(self.index.sources[source].path)] = noted[bad[0]]
+        return found
+
+    def _leave_out(self, bad: Mapping[int, str]) -> None:
+        """Keeps of bad sources what one process would note, and none of their other pieces."""
+        for source, first in bad.items():
+            for key in keys_of(self.index, source):
+                if key != first:
+                    store_writer.drop_source(self.folder, key)
 
     def _join(self, sources: Sequence[int], configuration: Mapping[str, Any]) -> dict[str, Any]:
         keys = [key for source in sources for key in keys_of(self.index, source)]

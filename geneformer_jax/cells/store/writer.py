@@ -287,9 +287,16 @@ def note_bad_source(folder: Path, key: str, reason: str) -> None:
 
 
 def bad_sources(folder: Path) -> dict[str, str]:
-    """Key -> reason of the sources that were skipped while they were read."""
+    """Key -> reason of the sources that were skipped while they were read, and are not whole."""
     notes = (folder / layout.SOURCES).glob(f"*{_BAD}")
-    return {path.name.removesuffix(_BAD): json.loads(path.read_text()) for path in notes}
+    reasons = {path.name.removesuffix(_BAD): json.loads(path.read_text()) for path in notes}
+    return {key: reasons[key] for key in reasons if not is_finished(folder, key)}
+
+
+def drop_source(folder: Path, key: str) -> None:
+    """Removes a source that is whole but not joined, and what was recorded of a skipped one."""
+    remove(folder / layout.SOURCES / key)
+    remove(folder / layout.SOURCES / f"{key}{_BAD}")
 
 
 def joined_sources(folder: Path) -> list[str]:

@@ -197,6 +197,8 @@ def keep_index(
     content = json.dumps([[str(path), state_of(path)] for path in paths] + [identity], default=str)
     file = folder / f"index-{hashlib.sha256(content.encode()).hexdigest()[:_HASH]}.json"
     if file.is_file():
+        # A process that was killed behind its last word has left it.
+        lock.unlink(missing_ok=True)
         return KeptIndex(PieceIndex.load(file), is_new=False)
     with one_at_a_time(lock):
         if file.is_file():

@@ -110,9 +110,18 @@ class VocabularyRun:
             made = {name: written.get(name) for name in ("configuration", "inputs")}
             inputs = [fingerprint(path) for path in self._inputs]
             if made == as_json({"configuration": self._configuration, "inputs": inputs}):
+                self._tidy()
                 return True
         require_new_folder(self._output)
         return False
+
+    def _tidy(self) -> None:
+        """Removes what a process left that was killed as soon as the vocabulary was whole."""
+        # Who is at work there removes it.
+        with contextlib.suppress(InputError):
+            if self._shards.is_dir():
+                with self._at_work(WHOLE):
+                    remove(self._shards)
 
     @property
     def _inputs(self) -> list[Path | str]:

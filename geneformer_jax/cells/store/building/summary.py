@@ -81,4 +81,4 @@ def describe_store(folder: Path, counts: Mapping[str, Any], files: int) -> Itera
 def describe_bad_files(bad_files: Mapping[str, str]) -> Iterator[str]:
     """Yields a line for each file that was skipped."""
     for path, reason in bad_files.items():
-        yield f"  SKIPPED {path}: {reason.removeprefix(f'{path}: ')}"
+        yield f"  SKIPPED {reason if reason.startswith(path) else f'{path}: {reason}'}"
