@@ -14,7 +14,8 @@ configs/tasks, the paper's baselines; `targets` is several classes and numbers a
 --checkpoint a network of the shape `config.model` is trained from scratch. The model of each fold
 is DIR/networks/Geneformer/fold_0/model and so on; `predict` applies it. Run the same command again
 to resume after an interruption. With --trials, hyper-parameters are searched in the space
-`config.search` instead.
+`config.search` instead. On several machines give each process --processes, --process and
+--coordinator, as to `pretrain`; all must see the same store and workdir.
 """
 
 from pathlib import Path
@@ -37,6 +38,7 @@ _TRIALS = flags.DEFINE_integer(
     "trials", 0, "Search hyper-parameters: number of trials in all, those done before included.",
     lower_bound=0,
 )  # fmt: skip
+command_line.process_flags()
 
 
 def main() -> None:
@@ -47,12 +49,15 @@ def main() -> None:
 
     configuration, model = _CONFIG.value.to_dict(), None
     require_named_columns(configuration)
+    from geneformer_jax.model.processes import is_first, join_processes
+
+    join_processes(*command_line.processes())
     from geneformer_jax.finetuning.run import FinetuneRun
     from geneformer_jax.interop.load import load_model
 
     if FLAGS.checkpoint:
         model = load_model(**command_line.model_arguments())
-    else:
+    elif is_first():
         print("no --checkpoint: the network is trained from scratch", flush=True)
     run = FinetuneRun.open(configuration, model)
     if _DRY_RUN.value:
@@ -61,7 +66,8 @@ def main() -> None:
         lines = run.search(Path(_WORKDIR.value), _TRIALS.value)
     else:
         lines = run.run(Path(_WORKDIR.value))
-    command_line.show(lines)
+    if is_first():
+        command_line.show(lines)
 
 
 def _configuration_help() -> list[str]:

@@ -45,13 +45,7 @@ _DEVICE_TFLOPS = flags.DEFINE_float(
 )
 _MFU = flags.DEFINE_float("mfu", 0.3, "With --dry_run: fraction of the peak to reckon with.")
 _DRY_RUN_ONLY = ("target", "corpus", "device_tflops", "mfu")
-_PROCESSES = flags.DEFINE_integer(
-    "processes", 1, "Processes of this run; 0 takes what Slurm or the TPU slice states."
-)
-_PROCESS = flags.DEFINE_integer("process", 0, "Which of them this is, from 0.")
-_COORDINATOR = flags.DEFINE_string(
-    "coordinator", "", "HOST:PORT of process 0, where all processes meet."
-)
+command_line.process_flags()
 
 
 def main() -> None:
@@ -60,7 +54,9 @@ def main() -> None:
     # JAX takes seconds to import, which --help and a mistyped flag should not have to wait for.
     import jax
 
-    _join_processes()
+    from geneformer_jax.model.processes import join_processes
+
+    join_processes(*command_line.processes())
     from geneformer_jax.training.api import pretrain
     from geneformer_jax.training.config import typed_config
     from geneformer_jax.training.dry_run.report import describe_dry_run
@@ -112,20 +108,6 @@ def _check_dry_run() -> None:
 
         # The compilers for other machines need none of this one's accelerators.
         jax.config.update("jax_platforms", "cpu")
-
-
-def _join_processes() -> None:
-    import jax
-
-    if _PROCESSES.value == 0:
-        jax.distributed.initialize()
-    elif _PROCESSES.value > 1:
-        command_line.require("coordinator")
-        if not 0 <= _PROCESS.value < _PROCESSES.value:
-            raise InputError(
-                f"--process is {_PROCESS.value}, but must be 0 to {_PROCESSES.value - 1}"
-            )
-        jax.distributed.initialize(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
 
 
 def _configuration_help() -> list[str]:

@@ -266,6 +266,21 @@ def device_flags() -> None:
     )  # fmt: skip
 
 
+def process_flags() -> None:
+    """Defines the flags of a command that trains in several processes at once."""
+    flags.DEFINE_integer(
+        "processes", 1, "Processes of this run; 0 takes what Slurm or the TPU slice states.",
+        lower_bound=0,
+    )  # fmt: skip
+    flags.DEFINE_integer("process", 0, "Which of them this is, from 0.")
+    flags.DEFINE_string("coordinator", "", "HOST:PORT of process 0, where all processes meet.")
+
+
+def processes() -> tuple[int, int, str]:
+    """Returns the values of the flags that `process_flags` defines."""
+    return tuple(flags.FLAGS[name].value for name in ("processes", "process", "coordinator"))
+
+
 def alias_flag(name: str, of: str) -> None:
     """Defines another name of a flag, such as an older one."""
     flags.DEFINE_alias(name, of)

@@ -52,7 +52,7 @@ def atomic_write(target: Path | str, owner: str = "") -> Iterator[Path]:
     """
     target = Path(target)
     target.parent.mkdir(parents=True, exist_ok=True)
-    aside = target.with_name(f"{target.name}{owner and '.'}{owner}.partial")
+    aside = aside_of(target, owner)
     remove(aside)
     try:
         yield aside
@@ -62,6 +62,11 @@ def atomic_write(target: Path | str, owner: str = "") -> Iterator[Path]:
     except BaseException:
         remove(aside)
         raise
+
+
+def aside_of(target: Path, owner: str = "") -> Path:
+    """Returns the path at which `atomic_write` has a target written first."""
+    return target.with_name(f"{target.name}{owner and '.'}{owner}.partial")
 
 
 def fsync_tree_entry(folder: Path) -> None:

@@ -35,6 +35,13 @@ def show_log(level: int = logging.INFO, written: Callable[[str], str] = str) -> 
     logger.addHandler(_StandardOutput(written))
 
 
+def hide_log() -> None:
+    """Prints nothing of what the package logs, warnings included."""
+    logger.setLevel(logging.CRITICAL)
+    for each in _printing():
+        logger.removeHandler(each)
+
+
 def is_shown() -> bool:
     """Whether the program prints what the package logs, as commands do."""
     return bool(_printing())

@@ -34,7 +34,7 @@ def compute_outputs(
     Args:
       compiled: steps for the devices.
       trainable, frozen: weights.
-      batches: one epoch.
+      batches: one epoch, whole.
       workers: that read ahead.
       throughput: where the time of compiling is counted.
       progress: advanced by each batch's cells.
@@ -45,7 +45,9 @@ def compute_outputs(
 
     def start(batch: LabelledBatch) -> jax.Array:
         with throughput.starting(batch.tokens_BT.shape):
-            return compiled.logits(trainable, frozen, put_batch(batch, compiled.mesh))
+            # All processes read the whole batch, as all collect what it gives.
+            own = jax.tree.map(compiled.shard.rows, batch)
+            return compiled.logits(trainable, frozen, put_batch(own, compiled.mesh))
 
     parts = []
     for batch, logits in run_ahead(read_ahead(batches, 0, workers), start, _AHEAD):

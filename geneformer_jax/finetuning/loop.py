@@ -43,6 +43,7 @@ from geneformer_jax.model.pretrained import (
     describe_model,
     save_model,
 )
+from geneformer_jax.model.processes import by_first, is_first, of_first, whole_on_host
 from geneformer_jax.training.checkpoint import Checkpoints
 from geneformer_jax.training.flops import step_flops
 from geneformer_jax.training.loop import PeriodicEvaluation, run_steps
@@ -163,7 +164,9 @@ class FoldRun:
         outputs = compute_outputs(
             setup.compiled, trainable, setup.frozen, batches, self.config.data.workers
         )
-        return {HELD_OUT + name: value for name, value in score(setup.head, outputs).items()}
+        scores = score(setup.head, outputs)
+        values = of_first(np.array(list(scores.values()), np.float64)).tolist()
+        return {HELD_OUT + name: value for name, value in zip(scores, values, strict=True)}
 
     def identity(self) -> dict[str, Any]:
         """Returns what the result depends on, by dotted name."""
@@ -188,12 +191,12 @@ def _labels_hash(labelled: LabelledCells) -> str:
 def finetune_fold(run: FoldRun) -> pd.DataFrame:
     """Fine-tunes and predicts one fold, or resumes it; see `finetune_folds`."""
     provenance = _provenance(run)
-    claim_workdir(run.folder, run.identity(), provenance)
+    by_first(lambda: claim_workdir(run.folder, run.identity(), provenance))
     path, parts = run.folder / PREDICTIONS, PartsFolder(run.folder)
-    if parts.is_done(_PART):
+    if of_first(is_first() and parts.is_done(_PART)):
         logger.info("fold %s: finished before, %s is read", run.fold, path)
         # It is still there where the run was killed at its very end.
-        remove(run.folder / TRAINING)
+        by_first(lambda: remove(run.folder / TRAINING))
         return pd.read_parquet(path)
     setup = run.setup
     description = describe_model(setup.encoder, run.store.vocabulary, setup.head)
@@ -215,8 +218,12 @@ def finetune_fold(run: FoldRun) -> pd.DataFrame:
             run.config.data.workers,
         )
     table = prediction_table(run.store, setup.head, outputs, run.fold)
-    parts.write(_PART, {PREDICTIONS: lambda path: table.to_parquet(path, index=False)})
-    remove(run.folder / TRAINING)
+
+    def write() -> None:
+        parts.write(_PART, {PREDICTIONS: lambda path: table.to_parquet(path, index=False)})
+        remove(run.folder / TRAINING)
+
+    by_first(write)
     return table
 
 
@@ -255,7 +262,8 @@ def _train(run: FoldRun, state: TrainState, checkpoints: Checkpoints) -> tuple[P
         evaluation=evaluation if run.evaluates else None,
     )
     if config.stopping.best and run.evaluates:
-        return best.load(), best.step
+        places = jax.tree.map(lambda leaf: leaf.sharding, setup.compiled.abstract.params)
+        return jax.device_put(best.load(), places), best.step
     return state.params, int(state.step)
 
 
@@ -263,11 +271,12 @@ def _save(
     run: FoldRun, trainable: Params, step: int, target: Path, provenance: dict[str, Any]
 ) -> None:
     """Saves the fine-tuned model, whole or as an adapter."""
-    if target.is_dir():
+    if of_first(target.is_dir()):
         return
     setup, lora = run.setup, run.config.tuning.lora
+    trainable, frozen = whole_on_host((trainable, setup.frozen))
+    model = dataclasses.replace(setup, frozen=frozen).model(trainable, step)
     if lora is None:
-        save_model(setup.model(trainable, step), target, provenance)
-        return
-    model = setup.model(trainable, step)
-    save_adapter(trainable, lora, model, setup.base, target, provenance)
+        save_model(model, target, provenance)
+    else:
+        by_first(lambda: save_adapter(trainable, lora, model, setup.base, target, provenance))

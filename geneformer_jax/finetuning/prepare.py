@@ -14,6 +14,7 @@ from geneformer_jax.batches.labelled import (
     Learning,
     balanced_weights,
 )
+from geneformer_jax.batches.loader import WHOLE
 from geneformer_jax.cells.store.cell_store import EncodedCells
 from geneformer_jax.cells.tokenization.vocabulary import GeneVocabulary
 from geneformer_jax.common.errors import InputError
@@ -128,7 +129,10 @@ class FinetuneSetup:
     def batches(
         self, labelled: LabelledCells, *, training: bool = False, steps: int = 0
     ) -> LabelledBatches:
-        """Returns batches of labelled cells; sampling and class weights are for training only."""
+        """Returns batches of labelled cells, of which training takes this process's rows.
+
+        Sampling and class weights are for training only.
+        """
         config = self.config
         weights, loss = None, config.loss
         if training and loss.class_weights == BALANCED:
@@ -140,7 +144,8 @@ class FinetuneSetup:
             balanced=training and loss.sampling == BALANCED,
             mega_batch_multiplier=config.data.mega_batch_multiplier,
         )
-        return LabelledBatches(self.cells, labelled, sampling, self.per_gene, steps)
+        shard = self.compiled.shard if training else WHOLE
+        return LabelledBatches(self.cells, labelled, sampling, self.per_gene, steps, shard)
 
     def steps(self, labelled: LabelledCells) -> tuple[int, int]:
         """Returns (optimizer steps of a run on these training cells, steps in one pass)."""
@@ -188,8 +193,6 @@ def prepare_finetuning(
     Raises:
       InputError: the model does not fit the cells or the labels, or the configuration cannot run.
     """
-    if jax.process_count() > 1:
-        raise InputError("fine-tuning runs in one process; start it in one, with all its devices")
     vocabulary = task.cells.vocabulary
     encoder = config.encoder(vocabulary.size) if model is None else model.config
     check_tuning(config.tuning, encoder)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Unpack
 
 import anndata as ad
+import jax
 import pandas as pd
 from flax import traverse_util
 from ml_collections import ConfigDict
@@ -53,6 +54,7 @@ from geneformer_jax.model.pretrained import (
     load_model,
     weights_hash,
 )
+from geneformer_jax.model.processes import by_first, is_first
 from geneformer_jax.reporting.figures import save_figure
 from geneformer_jax.training.telemetry import read_metrics
 
@@ -130,7 +132,7 @@ class FinetuneRun:
         ]
 
     def run(self, workdir: Path) -> list[str]:
-        """Trains and evaluates; returns lines that report.
+        """Trains and evaluates; returns lines that report, of several processes in the first.
 
         Args:
           workdir: folder of the run; a new one, or that of the same run, which is resumed.
@@ -152,15 +154,20 @@ class FinetuneRun:
                 identity,
                 remedy=remedy,
             )
+            if not is_first():
+                return []
             kept = [name for name in _LISTED if name in results]
             lines = results[kept].to_string(index=False, na_rep="").splitlines()
             answer = verdict(self.task, results, remedy)
             lines += [f"verdict: {answer}", f"report: {workdir / REPORT}"]
         else:
-            claim_workdir(workdir, identity | {"section": dataclasses.asdict(self.section)})
+            section = {"section": dataclasses.asdict(self.section)}
+            by_first(lambda: claim_workdir(workdir, identity | section))
             logger.info("\n".join(self.task.summary))
             folder = workdir / NETWORKS / PRETRAINED
             predictions = finetune_folds(self.task, self.model, self.config, folder)
+            if not is_first():
+                return []
             results = write_multitask_results(self.task, predictions, workdir, self.configuration)
             metrics = {each.name: read_metrics(each) for each in sorted(folder.glob(f"{FOLD}*"))}
             save_figure(loss_figure(metrics), workdir / LOSS)
@@ -170,6 +177,11 @@ class FinetuneRun:
 
     def search(self, workdir: Path, trials: int) -> list[str]:
         """Searches for hyper-parameters in the space of the section "search"; see `Search.run`."""
+        if jax.process_count() > 1:
+            raise InputError(
+                "a search runs in one process, as its trials follow from each other; leave "
+                "`processes` out, or give the values to try in runs of their own"
+            )
         try:
             from geneformer_jax.finetuning.search import TRIALS, Search, typed_search
         except ModuleNotFoundError as error:

@@ -16,6 +16,7 @@ import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from geneformer_jax.batches.labelled import LabelledBatch
+from geneformer_jax.batches.loader import BatchShard
 from geneformer_jax.finetuning.config import FinetuneConfig, TuningConfig
 from geneformer_jax.finetuning.losses import label_losses, task_totals, weighted_means
 from geneformer_jax.finetuning.trainable import (
@@ -33,6 +34,7 @@ from geneformer_jax.model.sharding import BATCH, make_mesh, shardings
 from geneformer_jax.training.config import OptimizerConfig
 from geneformer_jax.training.objectives import LossSums
 from geneformer_jax.training.optimizer import decayed, rate_fraction, warmup_steps
+from geneformer_jax.training.run import batch_shard
 from geneformer_jax.training.state import (
     StepMetrics,
     TrainState,
@@ -236,6 +238,7 @@ class CompiledSteps:
       logits: (trainable weights, frozen weights, batch) -> float32 logits, on every device.
       abstract: shapes, types and shardings of the state.
       constants: shardings of the constants.
+      shard: the rows of each batch that lie on this process's devices.
       notes: lines to print, e.g. why this attention was chosen.
     """
 
@@ -246,6 +249,7 @@ class CompiledSteps:
     logits: Callable[[Params, Params, LabelledBatch], jax.Array]
     abstract: TrainState
     constants: Constants
+    shard: BatchShard
     notes: tuple[str, ...]
 
 
@@ -285,5 +289,6 @@ def compile_steps(spec: StepSpec, longest: int) -> CompiledSteps:
         ),
         abstract=abstract,
         constants=constants,
+        shard=batch_shard(mesh),
         notes=notes,
     )

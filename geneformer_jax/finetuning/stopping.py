@@ -1,16 +1,17 @@
 """Early stopping: the best evaluation so far, its weights, and when there is no use going on."""
 
+import functools
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 from flax import traverse_util
 
 from geneformer_jax.common.files import atomic_write, remove
 from geneformer_jax.finetuning.config import StoppingConfig
 from geneformer_jax.model.encoder import Params
+from geneformer_jax.model.processes import by_first, is_first, of_first, whole_on_host
 from geneformer_jax.training.telemetry import HELD_OUT, read_metrics
 
 _BEST = "best-"
@@ -41,9 +42,11 @@ class EarlyStopping:
         """
         self._config, self._folder, self._callback = config, folder, callback
         self.step, self.loss, self._since = 0, float("inf"), 0
-        for row in read_metrics(folder):
+        for row in read_metrics(folder) if is_first() else []:
             if row["step"] <= first_step and f"{HELD_OUT}loss" in row:
                 self.update(row)
+        step, self.loss, since = of_first(np.array([self.step, self.loss, self._since])).tolist()
+        self.step, self._since = int(step), int(since)
 
     def update(self, row: Mapping[str, Any]) -> bool:
         """Records an evaluation; returns whether its loss is the lowest so far."""
@@ -65,7 +68,10 @@ class EarlyStopping:
 
     def save(self, trainable: Params) -> None:
         """Saves the trainable weights of the best evaluation in place of earlier ones."""
-        flat = traverse_util.flatten_dict(jax.device_get(trainable), sep="/")
+        flat = traverse_util.flatten_dict(whole_on_host(trainable), sep="/")
+        by_first(functools.partial(self._write, flat))
+
+    def _write(self, flat: Mapping[str, np.ndarray]) -> None:
         with atomic_write(self.path) as aside, aside.open("wb") as file:
             np.savez(file, **flat)
         for other in self._folder.glob(f"{_BEST}*.npz"):

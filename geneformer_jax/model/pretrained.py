@@ -1,11 +1,12 @@
 """Pretrained weights on disk: the only module of this package that reads and writes files."""
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
 import json
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +18,12 @@ from orbax.checkpoint import v1 as ocp
 
 from geneformer_jax.cells.tokenization.vocabulary import GeneVocabulary
 from geneformer_jax.common.errors import InputError
-from geneformer_jax.common.files import atomic_write, require_new_folder
+from geneformer_jax.common.files import aside_of, atomic_write, require_new_folder
 from geneformer_jax.common.provenance import write_provenance
 from geneformer_jax.model.config import EncoderConfig
 from geneformer_jax.model.encoder import Params, abstract_params
 from geneformer_jax.model.heads import HeadConfig, init_head
+from geneformer_jax.model.processes import by_first, is_first, wait_for_all
 
 CHECKPOINTS = "checkpoints"
 MASKED_GENE_HEAD = "masked_gene_head"
@@ -137,7 +139,8 @@ def save_model(model: PretrainedModel, target: Path | str, provenance: Mapping[s
 
     Args:
       model: with its vocabulary: a checkpoint always carries one.
-      target: a new folder; the checkpoint is `target`/checkpoints/STEP, as in a run's workdir.
+      target: a new folder; the checkpoint is `target`/checkpoints/STEP, as in a run's workdir. The
+        processes of a run all save the same model at the same time.
       provenance: for provenance.json, see common.provenance.describe_run.
 
     Raises:
@@ -152,20 +155,30 @@ def save_model(model: PretrainedModel, target: Path | str, provenance: Mapping[s
     context = ocp.Context()
     # Float weights hardly shrink, and compressing them takes as much memory again as they do.
     context.array.saving.use_compression = False
+    # Orbax copies numpy arrays, all at once, before it writes them; but of several processes it
+    # writes no arrays that one of them has for itself.
+    as_saved = jnp.asarray if jax.process_count() == 1 else np.asarray
     items = {
-        # Orbax copies numpy arrays, all at once, before it writes them.
-        "params": jax.tree.map(jnp.asarray, model.params),
+        "params": jax.tree.map(as_saved, model.params),
         # An array among the texts: Orbax warns of an item that has none.
         "meta": describe_model(model.config, model.vocabulary, model.head, model.is_bare)
         | {"step": np.asarray(model.step)},
     }
-    with atomic_write(target) as partial:
+    with _written_together(target) as partial:
         folder = partial.resolve() / CHECKPOINTS
-        folder.mkdir(parents=True)
+        by_first(lambda: folder.mkdir(parents=True))
         with context:
             ocp.save_checkpointables(folder / str(model.step), items)
-        write_provenance(partial, provenance)
+        by_first(lambda: write_provenance(partial, provenance))
     return target / CHECKPOINTS / str(model.step)
+
+
+@contextlib.contextmanager
+def _written_together(target: Path) -> Iterator[Path]:
+    """Yields the path where all processes write a folder, which the first then renames."""
+    with atomic_write(target) if is_first() else contextlib.nullcontext(aside_of(target)) as aside:
+        yield aside
+    wait_for_all()
 
 
 def load_model(path: Path | str) -> PretrainedModel:

@@ -227,7 +227,7 @@ def prepare_run(
     unpacked = dataclasses.replace(config, data=dataclasses.replace(config.data, packing=False))
     unpacked_shape = _shape(unpacked, store, mesh, encoder)
     held_out = dataclasses.replace(recipe, shape=unpacked_shape, held_out=True, packing=False)
-    shard = _batch_shard(mesh)
+    shard = batch_shard(mesh)
     steps = config.steps or config.epochs * recipe.make(store.lengths).steps_per_epoch
     runtime, notes = make_runtime(config.runtime, encoder, mesh, shape.buckets[-1], packing)
     return Run(
@@ -300,7 +300,7 @@ def _shape(
     return batch_shape(config.data, store.lengths, encoder.positions, divisor)
 
 
-def _batch_shard(mesh: Mesh) -> BatchShard:
+def batch_shard(mesh: Mesh) -> BatchShard:
     """Returns the part of each batch whose rows lie on this process's devices."""
     rows = batch_divisor(mesh)
     places = NamedSharding(mesh, BATCH).addressable_devices_indices_map((rows,))

@@ -57,11 +57,12 @@ def summarise_control(
     """Returns a row of CONTROL_COLUMNS: what permuted labels gave.
 
     `auc` is the mean over permutations, `low` and `high` a 99 % interval of that mean (by Student's
-    t), `p` the fraction of permutations, the true labels included, that reach at least `true_auc`
-    (none where that is not a number).
+    t; none of a single one), `p` the fraction of permutations, the true labels included, that reach
+    at least `true_auc` (none where that is not a number).
     """
     aucs = permuted["auc"].to_numpy(np.float64)
-    mean, spread = float(aucs.mean()), float(aucs.std(ddof=1) / np.sqrt(len(aucs)))
+    spread = float(aucs.std(ddof=1) / np.sqrt(len(aucs))) if len(aucs) > 1 else np.nan
+    mean = float(aucs.mean())
     margin = float(stats.t.ppf((1 + LEVEL) / 2, len(aucs) - 1)) * spread
     reached = (1 + int((aucs >= true_auc).sum())) / (1 + len(aucs))
     p = np.nan if np.isnan(true_auc) else reached

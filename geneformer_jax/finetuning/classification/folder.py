@@ -15,6 +15,7 @@ from geneformer_jax.finetuning.classification.predictions import read_prediction
 from geneformer_jax.finetuning.classification.task import ClassificationTask
 from geneformer_jax.inference.resume.folder import PartsFolder
 from geneformer_jax.model.pretrained import FOLD, NETWORKS
+from geneformer_jax.model.processes import by_first, is_first, of_first
 
 SPLIT, LABELS = "split.parquet", "labels.csv"
 
@@ -53,25 +54,40 @@ class TaskFolder:
             task.labels.rename("class").rename_axis("id").to_csv(folder / LABELS)
 
         of_task = {"task": dataclasses.asdict(config), "content": _content_hash(task)}
-        self._parts.begin({**(identity or {}), **of_task}, prepare=prepare)
+        identity = {**(identity or {}), **of_task}
+        by_first(lambda: self._parts.begin(identity, prepare=prepare))
 
     @property
     def finished(self) -> bool:
         """Whether all is there: provenance.json is written last."""
-        return (self.path / FILE_NAME).is_file()
+        return bool(of_first((self.path / FILE_NAME).is_file()))
 
     def table(self, name: str, make: Callable[[], pd.DataFrame]) -> pd.DataFrame:
         """Returns a table by its name, as "predictions/SVM, ranks".
 
         It is made if it is not there or damaged.
         """
+        part, path = self._place_of(name)
+        if not self._parts.is_done(part):
+            self._write(part, make())
+        return read_predictions(path)
+
+    def table_of_all(self, name: str, make: Callable[[], pd.DataFrame]) -> pd.DataFrame:
+        """Returns a table that all processes of a run make together, and ask for together."""
+        part, path = self._place_of(name)
+        if not of_first(is_first() and self._parts.is_done(part)):
+            table = make()
+            by_first(lambda: self._write(part, table))
+        return read_predictions(path)
+
+    def _place_of(self, name: str) -> tuple[str, Path]:
+        """Returns the part of a table, and its file."""
         folder, _, title = name.partition("/")
         part = f"{folder}/{slug(title)}"
-        file = f"{part}.parquet"
-        if not self._parts.is_done(part):
-            table = make()
-            self._parts.write(part, {file: lambda path: write_predictions(table, path)})
-        return read_predictions(self.path / file)
+        return part, self.path / f"{part}.parquet"
+
+    def _write(self, part: str, table: pd.DataFrame) -> None:
+        self._parts.write(part, {f"{part}.parquet": lambda path: write_predictions(table, path)})
 
     def folds(self, name: str) -> list[Path]:
         """Returns the folders of a network's folds, in order; empty if the method is none."""

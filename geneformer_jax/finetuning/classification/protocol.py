@@ -68,6 +68,7 @@ from geneformer_jax.finetuning.classification.task import ClassificationTask, la
 from geneformer_jax.inference.cells import select_cells
 from geneformer_jax.inference.columns import check_columns
 from geneformer_jax.inference.filters import parse_filters
+from geneformer_jax.model.processes import is_first
 
 # Columns of obs that name a person or a measurement, whose cells resemble each other.
 DONOR_COLUMNS = (
@@ -115,7 +116,8 @@ def run_task(
       remedy: what the report advises where the first network has not learned, see `verdict`.
 
     Returns:
-      The table of results, one row per method (see `report.results_table`).
+      The table of results, one row per method (see `report.results_table`); in a run of several
+      processes the first has it, and the others an empty one.
 
     Raises:
       InputError: there is nothing to run, or `output` holds another task.
@@ -126,7 +128,11 @@ def run_task(
     run = _Run(config, task, TaskFolder(Path(output), config, task, identity), networks, estimators)
     if run.folder.finished:
         return read_results(run.folder)
-    predictions = run.network_predictions() | run.baseline_predictions()
+    predictions = run.network_predictions()
+    if not is_first():
+        # What is left takes no other process.
+        return pd.DataFrame()
+    predictions |= run.baseline_predictions()
     predictions[COMMONEST] = commonest_predictions(task)
     controls = run.controls(predictions)
     results = results_table(task, predictions, config.published)
@@ -267,14 +273,17 @@ class _Run:
     estimators: Sequence[str]
 
     def network_predictions(self) -> dict[str, pd.DataFrame]:
-        """Predictions of each network."""
-        return {
-            name: self.folder.table(
+        """Predictions of each network; its control is made beside, which all processes make."""
+        predictions = {
+            name: self.folder.table_of_all(
                 f"predictions/{name}",
                 functools.partial(network, self.task, self.folder.network(name)),
             )
             for name, network in self.networks.items()
         }
+        if self._has_network_control:
+            _ = self._permuted_predictions
+        return predictions
 
     def baseline_predictions(self) -> dict[str, pd.DataFrame]:
         """Predictions of each baseline."""
@@ -298,7 +307,7 @@ class _Run:
             for name, kind in wanted:
                 rows.append(self._control(name, kind, predictions[name]))
                 progress.advance(1)
-        if "network" in self.config.controls and self.networks:
+        if self._has_network_control:
             rows.append(self._network_control())
         return pd.DataFrame(rows, columns=CONTROL_COLUMNS)
 
@@ -330,14 +339,22 @@ class _Run:
         )
         return summarise_control(name, kind, aucs, fold_roc(predictions).plain_auc)
 
+    @property
+    def _has_network_control(self) -> bool:
+        return "network" in self.config.controls and bool(self.networks)
+
     def _network_control(self) -> dict[str, Any]:
         """The first network with labels shuffled once; its folds take the place of permutations."""
+        aucs = pd.DataFrame({"auc": fold_roc(self._permuted_predictions).aucs})
+        name = next(iter(self.networks))
+        return summarise_control(name, f"{SHUFFLED} once, by fold", aucs, np.nan)
+
+    @functools.cached_property
+    def _permuted_predictions(self) -> pd.DataFrame:
         name, network = next(iter(self.networks.items()))
         labels = permuted_labels(self.task, np.random.default_rng(0))
         permuted = self.task.with_labels(labels)
-        predictions = self.folder.table(
+        return self.folder.table_of_all(
             f"controls/{name}",
             functools.partial(network, permuted, self.folder.network(f"{name}, {SHUFFLED}")),
         )
-        aucs = pd.DataFrame({"auc": fold_roc(predictions).aucs})
-        return summarise_control(name, f"{SHUFFLED} once, by fold", aucs, np.nan)
