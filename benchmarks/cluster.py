@@ -116,7 +116,7 @@ def memory():
     workers, others = [0.0], 0.0
     for process in descendants(os.getpid()):
         name = Path(f"/proc/{process}/cmdline").read_bytes()
-        if name.startswith((b"ray::_Keeper", b"ray::perform", b"ray::IDLE")):
+        if name.startswith((b"ray::Keeper", b"ray::perform", b"ray::IDLE")):
             workers.append(resident(process, "VmHWM"))
         else:
             others += resident(process, "VmRSS")

@@ -133,7 +133,7 @@ class ActorPool(_Pool):
 
     def __init__(self, ray: ModuleType, command: Command, size: WorkerSize):
         super().__init__(ray, command, size)
-        self._new = ray.remote(_Keeper).options(max_restarts=0, max_task_retries=0, **self._options)
+        self._new = ray.remote(Keeper).options(max_restarts=0, max_task_retries=0, **self._options)
         self._starting: dict[Any, Any] = {}
         self._free: list[Any] = []
         self._running: dict[Any, tuple[int, Any]] = {}
@@ -181,7 +181,7 @@ class ActorPool(_Pool):
         self._start()
 
 
-class _Keeper:
+class Keeper:
     """An actor that keeps model and compiled programs."""
 
     def __init__(self):

@@ -20,6 +20,8 @@ from tests.helpers.perturb_runs import make_model
 from tests.helpers.toy import toy_cells, toy_vocabulary
 
 pytestmark = pytest.mark.multiprocess
+# How Ray calls the processes of tasks and of actors.
+AT_WORK = (b"ray::perform", b"ray::Keeper.perform")
 
 
 @pytest.fixture(scope="module")
@@ -119,7 +121,7 @@ def _workers_at_work() -> Iterator[int]:
     """Processes of the Ray of this process that do a step."""
     for folder in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
-            if (folder / "cmdline").read_bytes().startswith(b"ray::perform"):
+            if (folder / "cmdline").read_bytes().startswith(AT_WORK):
                 raylet = _parent(int(folder.name))
                 if _parent(raylet) == os.getpid():
                     yield int(folder.name)
@@ -166,7 +168,9 @@ def test_bad_input_is_told_as_the_command_does(flag, told, many, tokenizing):
 
 
 @pytest.mark.slow
-def test_perturbation_and_programs_that_are_compiled_once(many, one_process, toy_store, tmp_path):
+def test_perturbation_and_programs_that_are_compiled_once(
+    many, one_process, killer, toy_store, tmp_path
+):
     checkpoint = save_model(make_model(), tmp_path / "model", {"command": "test"})
     command = [
         "perturb", f"--checkpoint={checkpoint}", f"--cells={toy_store.folder}", "--output=out",
@@ -176,5 +180,7 @@ def test_perturbation_and_programs_that_are_compiled_once(many, one_process, toy
     assert many(*command, shares=3) == expected
     compiled = sorted(os.listdir(tmp_path / "compiled"))
     assert compiled
+    killed = killer(2)
     assert many(*command, shares=5, folder="again") == expected
+    assert len(killed) == 2
     assert sorted(os.listdir(tmp_path / "compiled")) == compiled

@@ -1,10 +1,12 @@
 """How a cluster is divided among workers, from what Ray says of its machines."""
 
+import os
+import sys
 from types import SimpleNamespace
 
 import pytest
 
-from geneformer_jax.cluster.workers import size_workers
+from geneformer_jax.cluster.workers import Keeper, size_workers
 from geneformer_jax.common.errors import InputError
 
 
@@ -38,3 +40,11 @@ def test_workers_have_cores_and_gpus(machines, asked, keep_model, expected):
 def test_a_cluster_without_cores_asks_how_many_workers():
     with pytest.raises(InputError, match="`workers`"):
         size_workers(cluster(), None, False)
+
+
+@pytest.mark.parametrize(("given", "seen"), [([3], "3"), ([], "0,1,2,3")])
+def test_a_worker_sees_its_own_gpu_where_a_batch_system_shows_all(given, seen, monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", SimpleNamespace(get_gpu_ids=lambda: given))
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1,2,3")
+    Keeper()
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == seen
