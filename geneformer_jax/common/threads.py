@@ -3,7 +3,7 @@
 import contextlib
 import os
 from collections.abc import Callable, Generator, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
 _SPANS_PER_THREAD = 4
@@ -56,13 +56,17 @@ def for_each(
 
 
 def prefetch(items: Generator[T]) -> Iterator[T]:
-    """Yields the items of a generator, the next of which is being made meanwhile.
+    """Returns the items of a generator, the next of which is being made meanwhile, from now on.
 
     One item is ahead at a time, so that memory holds two. An error comes where the item would have.
     This gains where making items leaves Python free to go on, as HDF5 and zlib do.
     """
-    with contextlib.closing(items), ThreadPoolExecutor(1) as thread:
-        coming = thread.submit(next, items, _END)
+    thread = ThreadPoolExecutor(1)
+    return _prefetched(items, thread, thread.submit(next, items, _END))
+
+
+def _prefetched(items: Generator[T], thread: ThreadPoolExecutor, coming: Future[T]) -> Iterator[T]:
+    with contextlib.closing(items), thread:
         while (item := coming.result()) is not _END:
             coming = thread.submit(next, items, _END)
             yield item

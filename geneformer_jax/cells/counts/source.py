@@ -279,8 +279,8 @@ class MatrixSource(GeneTable):
             with self._matrix() as matrix:
                 if isinstance(matrix, Rows):
                     first = self._first_row
-                    for start, rows in matrix.rows(cells_per_batch, first, first + self.n_cells):
-                        yield start - first, rows
+                    found = matrix.rows(cells_per_batch, first, first + self.n_cells)
+                    yield from ((start - first, rows) for start, rows in found)
                     return
                 self._scratch = RowScratch.filled(matrix, self.limits)
         yield from self._scratch.rows(cells_per_batch)

@@ -12,7 +12,7 @@ import pandas as pd
 import pyarrow as pa
 
 from geneformer_jax.cells.counts.options import CountArguments, CountOptions
-from geneformer_jax.cells.counts.source import CountSource
+from geneformer_jax.cells.counts.source import CountBatch, CountSource
 from geneformer_jax.cells.formats.anndata_source import AnnDataSource
 from geneformer_jax.cells.formats.open import open_counts
 from geneformer_jax.cells.tokenization.gene_choice import (
@@ -226,17 +226,22 @@ class EncodedBatch(NamedTuple):
     read: int
 
 
+def read_ahead(source: CountSource) -> Iterator[CountBatch]:
+    """Begins to read the counts of a source, and returns its batches for `encode_source`."""
+    return prefetch(source.batches(CELLS_PER_BATCH))
+
+
 def encode_source(
-    source: CountSource,
+    batches: Iterator[CountBatch],
     vocabulary: GeneVocabulary,
     options: TokenizerOptions,
     match: GeneMatch,
     verdict: Verdict,
 ) -> Iterator[EncodedBatch]:
-    """Yields the source's chosen cells in order; counts in `verdict.dropped` what has no gene."""
+    """Yields a source's chosen cells in order; counts in `verdict.dropped` what has no gene."""
     columns = gene_columns(match.tokens, vocabulary, options.max_length)
     verdict.dropped.setdefault(NO_GENE, 0)
-    for batch in prefetch(source.batches(CELLS_PER_BATCH)):
+    for batch in batches:
         cells = batch.counts.shape[0]
         keep = verdict.keep[batch.start : batch.start + cells]
         rows = batch.start + np.flatnonzero(keep)
@@ -317,7 +322,8 @@ def tokenize_source(
     match = match_genes(source, vocabulary, options)
     logger.info("%s: %s", source.path, match.describe())
     verdict = apply_quality_rules(source, options.quality, match.tokens)
-    batches = list(encode_source(source, vocabulary, options, match, verdict))
+    encoded = encode_source(read_ahead(source), vocabulary, options, match, verdict)
+    batches = list(encoded)
     rows = np.concatenate([batch.rows for batch in batches])
     if not len(rows):
         raise InputError(

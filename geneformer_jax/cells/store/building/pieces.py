@@ -1,13 +1,13 @@
 """Writing the pieces of sources into a store."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from geneformer_jax.cells.counts.source import CountSource
+from geneformer_jax.cells.counts.source import CountBatch, CountSource
 from geneformer_jax.cells.formats.open import CountFiles
 from geneformer_jax.cells.store import layout
 from geneformer_jax.cells.store import writer as store_writer
@@ -22,6 +22,7 @@ from geneformer_jax.cells.tokenization.tokenizer import (
     TokenizerOptions,
     encode_source,
     match_genes,
+    read_ahead,
 )
 from geneformer_jax.cells.tokenization.vocabulary import GeneVocabulary
 from geneformer_jax.common.progress import Progress
@@ -78,6 +79,8 @@ class PieceWriter:
         self._folder, self._vocabulary, self._options = folder, vocabulary, options
         self._cells, self.files = cells, files
         self._matches: dict[Path, GeneMatch] = {}
+        # The piece whose counts are being read, and its batches.
+        self._ahead: tuple[str, Iterator[CountBatch]] | None = None
         self.quality = PieceQuality(folder / layout.SHARES / "measured", options.quality)
 
     def match(self, source: CountSource) -> GeneMatch:
@@ -127,14 +130,29 @@ class PieceWriter:
         columns = self._cells.of(part, list(kinds))
         with store_writer.write_source(self._folder, key, kinds) as writer:
             dropped = np.ones(part.n_cells, bool)
-            for batch in encode_source(part, self._vocabulary, self._options, match, verdict):
+            batches = self._batches(key, part)
+            for batch in encode_source(batches, self._vocabulary, self._options, match, verdict):
                 writer.write(batch.encodings, *columns.of(batch.rows))
                 dropped[batch.rows] = False
                 progress.advance(batch.read, file=source.path.name)
+            self._read_next(run, key)
             labels = count_dropped(columns, kinds, dropped)
             about = {DROPPED_LABELS: labels, "obs_absent": list(columns.absent)}
             writer.finish({**_facts(run.source, piece, verdict), **about, **match.facts()})
         self.quality.forget(key)
+
+    def _batches(self, key: str, part: CountSource) -> Iterator[CountBatch]:
+        ahead, self._ahead = self._ahead, None
+        return ahead[1] if ahead and ahead[0] == key else read_ahead(part)
+
+    def _read_next(self, run: SourceRun, key: str) -> None:
+        """Begins to read the next piece while this one is closed; rules read counts before it."""
+        keys = list(run.pieces)
+        behind = keys[keys.index(key) + 1 :]
+        if behind and not self._options.quality.need_counts:
+            piece = run.pieces[behind[0]]
+            part = self.files.open(run.source.path).part(piece.first, piece.stop)
+            self._ahead = behind[0], read_ahead(part)
 
 
 def _facts(indexed: IndexedSource, piece: Piece, verdict: Verdict) -> dict[str, Any]:
