@@ -280,7 +280,7 @@ def test_states_may_hold_commas(tmp_path, perturb):
         (["--truncation=refil"], 'did you mean "refill"'),
         (["--shard=2/2"], "must be i/n"),
         (["--shard=0/2", "--finish"], "give one of them"),
-        (["--shard=0/99"], "--shard is 0/99, but there are only 2"),
+        (["--shard=0/99"], "--shard is 0/99, but there are only 16 edits"),
         (["--filter=kind:c"], 'has no value "c"'),
         (["--cells=nowhere"], "nowhere"),
         (["--vocabulary=nowhere"], "nowhere"),

@@ -7,7 +7,7 @@ import numpy as np
 from geneformer_jax.common.progress import Progress
 from geneformer_jax.model.pretrained import PretrainedModel
 from geneformer_jax.perturbation.engine.encoding import ForwardSpec
-from geneformer_jax.perturbation.engine.engine import Engine
+from geneformer_jax.perturbation.engine.engine import Engine, place_weights
 from geneformer_jax.perturbation.engine.perturber import Perturber
 from geneformer_jax.perturbation.engine.plan import EditPlan
 from geneformer_jax.perturbation.engine.screening.screener import (
@@ -52,6 +52,7 @@ class RerankingPerturber(Perturber):
     ):
         """Readies the devices; arguments as of `Engine`."""
         sizes = {"tokens_per_device": tokens_per_device}
+        model = place_weights(model, spec)
         super().__init__(model, plan, spec, states_SD, **sizes)
         is_cheap = plan.counts <= _screening(plan, len(spec.states))
         # Edits are numbered cell after cell.
