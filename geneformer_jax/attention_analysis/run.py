@@ -39,7 +39,7 @@ from geneformer_jax.inference.cells import (
 from geneformer_jax.inference.draw import ORIGINAL_SEED
 from geneformer_jax.inference.filters import Filters
 from geneformer_jax.inference.random_control import MODEL
-from geneformer_jax.inference.resume.cell_parts import CellParts, cells_per_part
+from geneformer_jax.inference.resume.cell_parts import CellParts, cells_per_part, shareable_size
 from geneformer_jax.inference.resume.folder import PartsFolder, parts_folder, save_arrays
 from geneformer_jax.inference.resume.identity import identity_of
 from geneformer_jax.inference.resume.totals import PartTotals
@@ -140,7 +140,8 @@ class AttentionRun:
         """
         for name, parts in self._parts.items():
             parts.extract(name, shard)
-            logger.info(f"{name}: {self._extractors[name].throughput.describe()}")
+            if (throughput := self._extractors[name].throughput).done:
+                logger.info(f"{name}: {throughput.describe()}")
         return True
 
     def finish(self) -> HeadAttention:
@@ -190,7 +191,8 @@ class AttentionParts:
         self._keeper = _SumsOfParts(parts, extractor)
         usual = cells_per_part(extractor.spec.mesh, CELLS_PER_PART, CELLS_PER_ACCELERATOR_PART)
         costs = encoding_flops(extractor.model.config, extractor.cells.lengths)
-        self._parts = CellParts(parts, identity, costs, max_cells or usual)
+        size = shareable_size(usual, len(costs), extractor.layout.shape)
+        self._parts = CellParts(parts, identity, costs, max_cells or size)
 
     def extract(self, name: str, shard: tuple[int, int] = WHOLE) -> None:
         """Extracts what is missing of a share.

@@ -81,7 +81,7 @@ class EmbeddingParts:
             folder,
             identity,
             costs,
-            max_cells or shareable_size(usual, len(costs)),
+            max_cells or shareable_size(usual, len(costs), embedder.layout.shape),
             offsets=embedder.offsets,
             max_rows=max_rows,
             prepare=self._keeper.prepare,

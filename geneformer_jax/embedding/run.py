@@ -182,7 +182,8 @@ class EmbeddingRun:
         """
         if self._parts is not None:
             self._parts.make(shard)
-            logger.info(self._embedder.throughput.describe())
+            if (throughput := self._embedder.throughput).done:
+                logger.info(throughput.describe())
         return True
 
     def finish(self) -> None:

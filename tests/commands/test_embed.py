@@ -306,6 +306,29 @@ def test_a_killed_command_goes_on_and_leaves_nothing_behind(embed, tmp_path, mon
     assert not (tmp_path / "out.npy.parts").exists()
 
 
+def test_shares_join_to_what_one_process_writes(embed, tmp_path, monkeypatch):
+    monkeypatch.setattr(parts, "shareable_size", lambda *_: 104)
+    assert embed(f"--output={tmp_path / 'whole.h5ad'}")[0] == 0
+    status, output, _ = embed("--shard=1/2")
+    assert status == 0 and "shard 1/2 is done; when all are, run the same command with" in output
+    status, _, error = embed("--finish")
+    assert status == 1
+    assert_one_line(error)
+    assert "1 of 3 parts are missing (0): run the same command with --shard=0/2" in error
+    status, output, _ = embed("--shard=3/9")
+    assert status == 0 and "shard 3/9 has nothing to do: all is 3 parts" in output
+    assert embed("--shard=0/2")[0] == 0 and not (tmp_path / "out.h5ad").exists()
+    assert embed("--finish")[0] == 0
+    whole, shared = (ad.read_h5ad(tmp_path / f"{name}.h5ad") for name in ("whole", "out"))
+    np.testing.assert_array_equal(shared.obsm[KEY], whole.obsm[KEY])
+    kept = [json.loads(each.uns["geneformer"]["provenance"]) for each in (whole, shared)]
+    for each in kept:
+        del each["configuration"]["output"]
+    assert kept[0]["configuration"] == kept[1]["configuration"]
+    # The output is that of the command without its shares.
+    assert "nothing to do" in embed()[1]
+
+
 def test_quality_is_measured_beside_baselines(embed, tmp_path, monkeypatch):
     monkeypatch.setattr(quality, "has_scib", lambda: False)
     counts = tmp_path / "counts.h5ad"

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 
+from geneformer_jax.batches.buckets import BatchShape
 from geneformer_jax.common.errors import InputError
 from geneformer_jax.inference.resume.cell_parts import part_ranges, shareable_size
 from geneformer_jax.inference.resume.folder import PartsFolder, parts_folder, tidy
@@ -176,10 +177,12 @@ def test_parts_hold_as_many_cells_as_fit_and_at_least_one():
 
 
 def test_few_cells_are_in_parts_that_can_be_shared():
-    cells = [10, 1_000, 7_999, 8_001, 63_999, 64_001, 10**8]
-    assert [shareable_size(8_000, each) for each in cells] == [
-        1_000, 1_000, 1_000, 1_001, 8_000, 8_000, 8_000
+    shape = BatchShape((128, 256), (30, 10))
+    cells = [10, 7_999, 8_001, 63_999, 64_001, 10**8]
+    assert [shareable_size(8_000, each, shape) for each in cells] == [
+        1_000, 1_000, 1_001, 8_000, 8_000, 8_000
     ]  # fmt: skip
+    assert shareable_size(900, 10, shape) == 900
 
 
 class Sums(NamedTuple):

@@ -30,6 +30,7 @@ class Predictor:
     Attributes:
       model, cells: as given.
       mesh: devices.
+      shape: of the batches.
       throughput: of all ranges so far.
     """
 
@@ -51,8 +52,8 @@ class Predictor:
             StepSpec(model.config, model.head, *given), int(np.max(lengths))
         )
         self.mesh = self._compiled.mesh
-        shape = lay_out(lengths, model.config, self.mesh, tokens_per_device).shape
-        self._sampling = Learning(shape, seed=0)
+        self.shape = lay_out(lengths, model.config, self.mesh, tokens_per_device).shape
+        self._sampling = Learning(self.shape, seed=0)
 
     @property
     def is_of_genes(self) -> bool:

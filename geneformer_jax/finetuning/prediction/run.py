@@ -139,7 +139,8 @@ class PredictionRun:
         folder = PartsFolder(parts_folder(self._output))
         kind = _VotesOfParts if is_of_genes else _LogitsOfParts
         self._keeper = kind(folder, self._predictor)
-        self._parts = CellParts(folder, identity, costs, shareable_size(usual, len(costs)))
+        size = shareable_size(usual, len(costs), self._predictor.shape)
+        self._parts = CellParts(folder, identity, costs, size)
 
     def make(self, shard: tuple[int, int] = WHOLE) -> bool:
         """Predicts what is missing of share i of n; returns True.

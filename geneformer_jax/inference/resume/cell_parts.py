@@ -8,13 +8,14 @@ from typing import Any, Protocol
 import numpy as np
 from jax.sharding import Mesh
 
+from geneformer_jax.batches.buckets import BatchShape
 from geneformer_jax.common.progress import Progress
 from geneformer_jax.common.shares import WHOLE, require_shares
 from geneformer_jax.inference.resume.folder import PartsFolder
 
-# Few cells are in about so many parts, that they can be shared; a part has no fewer than this
-# fraction of its usual size, as it ends with batches that are not full.
-_PARTS_TO_SHARE = 8
+# Few cells are in about so many parts, that they can be shared; but a part, which ends with a batch
+# of each length that is not full, has so many times the cells of those.
+_PARTS_TO_SHARE, _BATCHES_IN_PART = 8, 25
 _PART_SIZE = "cells in a part"
 
 
@@ -131,9 +132,16 @@ def cells_per_part(mesh: Mesh, by_platform: Mapping[str, int], accelerator: int)
     return mesh.size * by_platform.get(mesh.devices.flat[0].platform, accelerator)
 
 
-def shareable_size(size: int, cells: int) -> int:
-    """Returns the size of parts of so many cells, smaller than `size` where these are few."""
-    return min(size, max(size // _PARTS_TO_SHARE, -(-cells // _PARTS_TO_SHARE)))
+def shareable_size(size: int, cells: int, shape: BatchShape) -> int:
+    """Returns the size of parts of so many cells, smaller than `size` where these are few.
+
+    Args:
+      size: cells of a part of many.
+      cells: in all.
+      shape: of their batches.
+    """
+    fewest = _BATCHES_IN_PART * sum(shape.cells)
+    return min(size, max(fewest, -(-cells // _PARTS_TO_SHARE)))
 
 
 def part_ranges(
