@@ -1,5 +1,6 @@
 """Running a command on a cluster."""
 
+import contextlib
 import os
 from collections.abc import Sequence
 
@@ -52,7 +53,9 @@ def run(
         size = size_workers(ray, workers, keep_model)
         logger.info(_describe(ray.__version__, address, size, keep_model))
         pool_of = ActorPool if keep_model else TaskPool
-        _run(pool_of(ray, Command(name, arguments, os.getcwd(), size.cores), size), name, shares)
+        told = Command(name, arguments, os.getcwd(), size.cores)
+        with contextlib.closing(pool_of(ray, told, size)) as pool:
+            _run(pool, name, shares)
 
 
 def _run(pool: handing_out.Pool, name: str, shares: int) -> None:

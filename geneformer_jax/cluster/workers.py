@@ -127,6 +127,15 @@ class TaskPool(_Pool):
         done = self._first_done(list(self._running))
         return [(self._running.pop(done), self._answer(done))]
 
+    def close(self) -> None:
+        """Ends what is under way, and the processes, which Ray would keep for a while."""
+        for reference in self._running:
+            self._ray.cancel(reference, force=True)
+        # A process ends once it has done as many tasks of a kind as that may take.
+        last = self._ray.remote(max_calls=1, **self._options)(_leave)
+        for _ in range(self._size.count):
+            last.remote()
+
 
 class ActorPool(_Pool):
     """Actors: a process for each worker, with its own device; lost ones are replaced."""
@@ -167,6 +176,12 @@ class ActorPool(_Pool):
             self._free.append(actor)
         return [(number, answer)]
 
+    def close(self) -> None:
+        """Ends all actors, whatever they do."""
+        at_work = (actor for _, actor in self._running.values())
+        for actor in (*self._starting.values(), *self._free, *at_work):
+            self._ray.kill(actor)
+
     def _start(self) -> None:
         actor = self._new.remote()
         self._starting[actor.perform.remote(self._command, "start")] = actor
@@ -194,6 +209,10 @@ class Keeper:
     def perform(self, *given: Any) -> Answer:
         """Does a step; see `worker.perform`."""
         return perform(*given)
+
+
+def _leave() -> None:
+    """The last task of a process."""
 
 
 def _last_line(error: Exception) -> str:
