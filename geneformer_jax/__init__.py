@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from geneformer_jax.finetuning.run import finetune_cells
     from geneformer_jax.interop.hub.upload import push_to_hub
     from geneformer_jax.interop.load import load_model
+    from geneformer_jax.label_transfer.api import transfer_labels
     from geneformer_jax.model.pretrained import PretrainedModel
     from geneformer_jax.model.runtime import Runtime
     from geneformer_jax.perturbation.api import perturb_cells
@@ -57,6 +58,7 @@ __all__ = [
     "pretrain_model",
     "push_to_hub",
     "tokenize_cells",
+    "transfer_labels",
     "validate_hits",
     "validate_perturbations",
 ]
@@ -80,6 +82,7 @@ _HOME = {
     "pretrain_model": "training.api",
     "push_to_hub": "interop.hub.upload",
     "tokenize_cells": "cells.tokenization.tokenizer",
+    "transfer_labels": "label_transfer.api",
     "validate_hits": "perturbation.validation.hits.api",
     "validate_perturbations": "perturbation.validation.api",
 }

@@ -34,7 +34,7 @@ LAYERS = (
     ("training/dry_run",),
     ("attention_analysis", "embedding"),
     ("finetuning/classification",),
-    ("finetuning", "perturbation/layout"),
+    ("finetuning", "label_transfer", "perturbation/layout"),
     ("perturbation/engine", "perturbation/statistics"),
     ("perturbation/controls",),
     ("perturbation/statistics/report",),

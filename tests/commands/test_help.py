@@ -34,6 +34,7 @@ NEEDED = {
     "predict": ["checkpoint", "cells", "output"],
     "pretrain": ["config", "workdir"],
     "tokenize": ["counts", "vocabulary", "output"],
+    "transfer": ["checkpoint", "reference", "query", "label", "output"],
     "validate": ["checkpoint", "cells", "output", "perturbation", "control"],
 }
 CONFIG = PROJECT / "configs" / "quickstart.py"

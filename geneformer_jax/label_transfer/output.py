@@ -1,0 +1,100 @@
+"""Transferred labels as AnnData, tables and a report."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import anndata as ad
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+from geneformer_jax.common.files import atomic_write
+from geneformer_jax.embedding.comparison import MAX_DRAWN_CELLS, draw_rows
+from geneformer_jax.embedding.embedder import KEY
+from geneformer_jax.embedding.output import report_path
+from geneformer_jax.label_transfer.transfer import DISTANCE, LABEL, TRUSTED, Transferred
+from geneformer_jax.reporting.figures import new_figure, umap_figure, umap_positions
+from geneformer_jax.reporting.html import Report
+
+UNS = "label_transfer"
+# Fewer cells make no map, and more colours cannot be told apart.
+_FEWEST_DRAWN, _MOST_COLOURS = 15, 20
+_HEADINGS = (
+    "cells_of: which cells are judged, those of the reference each by a model that has not seen "
+    "its fold; features: what the classifier sees; macro_f1: mean of the F1 of all labels, rare "
+    "ones counting as much as common ones."
+)
+
+
+def as_anndata(
+    transferred: Transferred, obs: pd.DataFrame, embeddings_QD: np.ndarray
+) -> ad.AnnData:
+    """Returns the query's cells with labels and embeddings; see `transfer_labels`."""
+    index = obs.index.astype(str)
+    kept = [name for name in obs if name not in transferred.table]
+    table = pd.concat([obs[kept].set_axis(index), transferred.table.set_axis(index)], axis=1)
+    found = {
+        "scores": transferred.scores,
+        "by_label": transferred.by_label,
+        "distance_limit": transferred.limit,
+        "verdict": transferred.verdict,
+    }
+    return ad.AnnData(
+        obs=table, obsm={KEY: np.asarray(embeddings_QD, np.float32)}, uns={UNS: found}
+    )
+
+
+def write_tables(transferred: Transferred, output: Path) -> list[Path]:
+    """Writes the scores beside an output; returns their paths."""
+    tables = {"scores": transferred.scores, "by_label": transferred.by_label}
+    paths = {output.with_name(f"{output.stem}.{name}.csv"): each for name, each in tables.items()}
+    for path, table in paths.items():
+        with atomic_write(path) as aside:
+            table.to_csv(aside, index=False)
+    return list(paths)
+
+
+def write_report(
+    transferred: Transferred,
+    embeddings_QD: np.ndarray,
+    output: Path,
+    provenance: Mapping[str, Any],
+    tables: list[Path],
+) -> None:
+    """Writes the page on an output: the answer first, then scores, cells and labels."""
+    first, *rest = transferred.verdict
+    report = Report("Labels of a reference, carried over", f"{first}.")
+    for sentence in rest:
+        report.paragraph(f"{sentence}.")
+    report.section("Which classifier, on what", _HEADINGS)
+    report.table(transferred.scores, "Accuracy and macro F1, beside what must be beaten.")
+    report.section("Cells of the query")
+    counts = transferred.table.groupby(LABEL, observed=True).agg(
+        cells=(TRUSTED, "size"), not_trusted=(TRUSTED, lambda trusted: int((~trusted).sum()))
+    )
+    report.table(counts.reset_index(), "Labels given, and to how many cells too far away.")
+    for figure, caption in _figures(transferred, embeddings_QD):
+        report.figure(figure, caption)
+    report.section("Each label")
+    report.table(transferred.by_label, "Precision, recall and F1 of each label.")
+    report.files([output, *tables])
+    report.provenance(provenance)
+    report.write(report_path(output))
+
+
+def _figures(transferred: Transferred, embeddings_QD: np.ndarray) -> list[tuple[Figure, str]]:
+    distances = new_figure(6.4, 2.8)
+    axes = distances.add_subplot()
+    axes.hist(transferred.table[DISTANCE], bins=60)
+    axes.axvline(transferred.limit, color="black", linestyle="--")
+    axes.set(xlabel="mean distance to the nearest cells of the reference", ylabel="cells")
+    found = [(distances, "Right of the line no label should be trusted.")]
+    drawn = draw_rows(len(embeddings_QD), MAX_DRAWN_CELLS)
+    labels = transferred.table[LABEL].iloc[drawn]
+    if len(drawn) > _FEWEST_DRAWN and labels.nunique() <= _MOST_COLOURS:
+        positions = umap_positions(np.asarray(embeddings_QD[drawn]))
+        found.append(
+            (umap_figure(positions, labels), "Embeddings of the query by the label given.")
+        )
+    return found
