@@ -43,7 +43,7 @@ from geneformer_jax.model.pretrained import (
     describe_model,
     save_model,
 )
-from geneformer_jax.model.processes import by_first, is_first, of_first, whole_on_host
+from geneformer_jax.model.processes import by_first, is_first, of_first, put_whole, whole_on_host
 from geneformer_jax.training.checkpoint import Checkpoints
 from geneformer_jax.training.flops import step_flops
 from geneformer_jax.training.loop import PeriodicEvaluation, run_steps
@@ -238,8 +238,9 @@ def _provenance(run: FoldRun) -> dict[str, Any]:
 def _train(run: FoldRun, state: TrainState, checkpoints: Checkpoints) -> tuple[Params, int]:
     """Runs the remaining steps; returns (trained weights, the step they are of)."""
     config, setup = run.config, run.setup
-    constants = jax.device_put(
-        Constants(setup.frozen, traced_hyperparams(config, run.steps)), setup.compiled.constants
+    hyperparams = traced_hyperparams(config, run.steps)
+    constants = Constants(
+        setup.frozen, put_whole(hyperparams, setup.compiled.constants.hyperparams)
     )
     best = EarlyStopping(config.stopping, run.folder, run.callback, int(state.step))
 
@@ -263,7 +264,7 @@ def _train(run: FoldRun, state: TrainState, checkpoints: Checkpoints) -> tuple[P
     )
     if config.stopping.best and run.evaluates:
         places = jax.tree.map(lambda leaf: leaf.sharding, setup.compiled.abstract.params)
-        return jax.device_put(best.load(), places), best.step
+        return put_whole(best.load(), places), best.step
     return state.params, int(state.step)
 
 

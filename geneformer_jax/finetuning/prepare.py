@@ -26,6 +26,7 @@ from geneformer_jax.model.config import EncoderConfig
 from geneformer_jax.model.encoder import Params, init_params
 from geneformer_jax.model.heads import CELLS, GENES, HeadConfig, HeadTask, head_of_tasks, init_head
 from geneformer_jax.model.pretrained import PretrainedModel, weights_hash
+from geneformer_jax.model.processes import put_whole
 from geneformer_jax.model.sharding import batch_divisor, make_mesh
 from geneformer_jax.training.optimizer import describe_long_warmup, warmup_steps
 
@@ -216,7 +217,7 @@ def prepare_finetuning(
         head,
         compiled,
         trainable=jax.device_get(trainable),
-        frozen=jax.device_put(frozen, compiled.constants.frozen),
+        frozen=put_whole(frozen, compiled.constants.frozen),
         base="scratch" if model is None else weights_hash(model.params),
         source="" if model is None else model.source,
         shape=shape,

@@ -82,6 +82,13 @@ def whole_on_host(tree: Any) -> Any:
     return jax.tree.map(_whole, tree)
 
 
+def put_whole(tree: Any, shardings: Any) -> Any:
+    """Places arrays that each process has whole, alike, on the devices of all."""
+    if jax.process_count() > 1:
+        tree = jax.tree.map(np.asarray, tree)
+    return jax.device_put(tree, shardings)
+
+
 def _whole(leaf: Any) -> np.ndarray:
     if not isinstance(leaf, jax.Array) or leaf.is_fully_addressable:
         return np.asarray(leaf)
