@@ -20,6 +20,7 @@ from absl import flags
 
 from geneformer_jax.cluster.api import run
 from geneformer_jax.common import command_line
+from geneformer_jax.common.errors import InputError
 
 FLAGS = flags.FLAGS
 NEEDED = ("shares",)
@@ -33,11 +34,13 @@ flags.DEFINE_integer(
     "workers", None, "Processes at the same time; default: one for each GPU, or machine, for "
     "commands that use a model; for others one for each core.", lower_bound=1,
 )  # fmt: skip
+_HELP = {"--help", "-h", "--helpfull"}
 _TERMINATED = 128 + signal.SIGTERM
 
 
 def main(command: list[str]) -> None:
     """Runs the command that stands behind --."""
+    _require_no_help(command)
     stopped = _ends_as_by_ctrl_c()
     try:
         run(command, shares=FLAGS.shares, workers=FLAGS.workers, address=FLAGS.address)
@@ -45,6 +48,13 @@ def main(command: list[str]) -> None:
         if stopped:
             sys.exit(_TERMINATED)
         raise
+
+
+def _require_no_help(command: list[str]) -> None:
+    # Workers would say that there is no such flag.
+    if _HELP.intersection(command[1:]):
+        alone = f"python -m geneformer_jax.{command[0]} --help"
+        raise InputError(f"help of {command[0]} is told by the command itself: {alone}")
 
 
 def _ends_as_by_ctrl_c() -> list[int]:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -23,6 +24,7 @@ _SECONDS_TO_ANSWER = 25
 _STORE_BYTES = 80_000_000
 # Longer, and the names of Ray's sockets do not fit.
 _LONGEST_FOLDER = 40
+_TRIES_TO_REMOVE, _SECONDS_TO_TRY_AGAIN = 20, 0.1
 # Where Ray keeps the password of a user's clusters.
 _PASSWORD = Path.home() / ".ray" / "auth_token"
 _ALWAYS = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
@@ -108,7 +110,16 @@ def _begun(ray: ModuleType, workers: int | None) -> Iterator[None]:
             yield
     finally:
         ray.shutdown()
+        _remove(folder)
+
+
+def _remove(folder: str) -> None:
+    """Removes a folder into which workers may write still, as they end a moment after Ray."""
+    for _ in range(_TRIES_TO_REMOVE):
         shutil.rmtree(folder, ignore_errors=True)
+        if not os.path.exists(folder):
+            return
+        time.sleep(_SECONDS_TO_TRY_AGAIN)
 
 
 @contextlib.contextmanager
@@ -156,12 +167,30 @@ def _no_answer(address: str, why: str) -> InputError:
 
 
 def _init(ray: ModuleType, **how: Any) -> None:
-    """Connects, and leaves signals as they are: what SIGTERM does here, and Ctrl-C to us alone."""
-    before = signal.getsignal(signal.SIGTERM)
-    with _withheld(signal.SIGINT):
+    """Connects, whole or not at all, and leaves signals as they are."""
+    with _withheld(signal.SIGINT), _put_off(ray, signal.SIGTERM):
         ray.init(log_to_driver=False, logging_level="ERROR", **how)
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, before)
+
+
+@contextlib.contextmanager
+def _put_off(ray: ModuleType, number: signal.Signals) -> Iterator[None]:
+    """Puts a signal off for this process, which Ray would end with a status of its own.
+
+    Processes that are begun here take it at once: Ray ends them so.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    came: list[int] = []
+    before = signal.signal(number, lambda number, _: came.append(number))
+    try:
+        with _replaced(ray._private.utils, "set_sigterm_handler", lambda _: None):
+            yield
+    finally:
+        # Ray has one below Python's, which this takes away.
+        signal.signal(number, before)
+        if came:
+            signal.raise_signal(number)
 
 
 @contextlib.contextmanager

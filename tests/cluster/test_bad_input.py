@@ -24,6 +24,7 @@ def refused(arguments: list[str], monkeypatch, capsys) -> str:
         (["--shares=2", "--", "tokenise"], 'did you mean "tokenize"?'),
         (["--shares=2", "--", "pretrain"], '"pretrain" is no command that can be shared out'),
         (["--", "tokenize"], "--shares must be given"),
+        (["--shares=2", "--", "embed", "--help"], "python -m geneformer_jax.embed --help"),
         (["--shares=0", "--", "tokenize"], "shares"),
         (["--shares=2", "tokenize"], "flags start with --"),
     ],
