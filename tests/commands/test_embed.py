@@ -316,7 +316,7 @@ def test_shares_join_to_what_one_process_writes(embed, tmp_path, monkeypatch):
     assert_one_line(error)
     assert "1 of 3 parts are missing (0): run the same command with --shard=0/2" in error
     status, output, _ = embed("--shard=3/9")
-    assert status == 0 and "shard 3/9 has nothing to do: all is 3 parts" in output
+    assert status == 0 and "shard 3/9 has nothing to do (parts in all: 3)" in output
     assert embed("--shard=0/2")[0] == 0 and not (tmp_path / "out.h5ad").exists()
     assert embed("--finish")[0] == 0
     whole, shared = (ad.read_h5ad(tmp_path / f"{name}.h5ad") for name in ("whole", "out"))

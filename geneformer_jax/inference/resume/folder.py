@@ -115,7 +115,7 @@ class PartsFolder:
         own = own_share(costs, self._shard)
         if not own:
             index, shares = self._shard
-            logger.info(f"shard {index}/{shares} has nothing to do: all is {len(costs):,} parts")
+            logger.info(f"shard {index}/{shares} has nothing to do (parts in all: {len(costs):,})")
         return own
 
     def missing(self, parts: Iterable[Part]) -> list[Part]:
