@@ -108,8 +108,8 @@ class TaskPool(_Pool):
         super().__init__(ray, command, size)
         self._task = ray.remote(perform).options(max_retries=0, **self._options)
         self._running: dict[Any, int] = {}
-        # So that all processes are there when there are shares; who begins tells of bad input.
-        for _ in range(size.count):
+        # So that all processes are there when there are shares; the one that begins is the last.
+        for _ in range(size.count - 1):
             self._task.remote(command, "start")
 
     def has_room(self) -> bool:
