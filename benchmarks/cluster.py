@@ -176,9 +176,7 @@ def compare(name, lines):
         mine = [line for line in lines if line["workers"] == workers]
         found[workers] = {
             "make": statistics.median(line["make"] for line in mine),
-            "all": statistics.median(
-                sum(line[k] for k in ("begin", "make", "finish")) for line in mine
-            ),
+            "all": statistics.median(sum(map(line.get, PHASES)) for line in mine),
         }
     faster = {key: round(found[1][key] / found[2][key], 2) for key in ("make", "all")}
     print(json.dumps({"work": name, "times as fast": faster}), flush=True)
