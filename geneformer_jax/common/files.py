@@ -100,6 +100,11 @@ def url_of(path: Path | str) -> str | None:
     return f"{scheme[1]}://{str(path)[scheme.end() :]}" if scheme else None
 
 
+def shown(path: Path | str) -> str:
+    """Returns a path as it was given: of a URL with both slashes."""
+    return url_of(path) or str(path)
+
+
 def count_files(paths: Sequence[Path]) -> str:
     """Returns "1 file" or "3 files"."""
     return f"{len(paths):,} file{'' if len(paths) == 1 else 's'}"

@@ -9,6 +9,8 @@ import pytest
 
 from geneformer_jax.cells.counts.options import CountOptions
 from geneformer_jax.cells.formats.open import CountFiles, expand_paths, open_counts
+from geneformer_jax.cells.store.builder import StoreBuild
+from geneformer_jax.cells.tokenization.tokenizer import TokenizerOptions
 from geneformer_jax.common.errors import InputError
 from geneformer_jax.common.files import fingerprint
 from tests.helpers.count_files import WRITERS, example_cells
@@ -133,3 +135,14 @@ def test_nobody_answers(monkeypatch):
 def test_no_library_for_such_urls():
     with pytest.raises(InputError, match=r"gs://a/b.zarr cannot be read: .*gcsfs"):
         open_counts("gs://a/b.zarr")
+
+
+def test_lines_about_pieces_name_the_url(memory, tmp_path, vocabulary, caplog):
+    url = f"{memory}/v3.zarr"
+    chosen = TokenizerOptions(max_length=100)
+    run = StoreBuild(tmp_path / "store", vocabulary, chosen, CountOptions(), [], piece_values=50)
+    with caplog.at_level("INFO", "geneformer_jax"):
+        run.survey(expand_paths(url))
+    assert f"  {url}: 20 cells" in caplog.text
+    with pytest.raises(InputError, match=rf"the first is rows 0 to \d+ of {url}; run"):
+        run.finish({})

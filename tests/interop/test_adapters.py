@@ -199,6 +199,8 @@ def foreign(own):
         ({"task_type": "CAUSAL_LM"}, "holds a classifier, but its task_type is CAUSAL_LM"),
         ({"base_model_name_or_path": None}, "does not say what it goes on; name `base`"),
         ({"base_model_name_or_path": "/nowhere"}, "goes on top of /nowhere, which is not there"),
+        ({"base_model_name_or_path": 3}, "has base_model_name_or_path 3; get it anew"),
+        ({"rank_pattern": "query"}, "has rank_pattern 'query'; get it anew"),
     ],
 )
 def test_what_is_not_read_is_told_in_one_line(foreign, settings, words):

@@ -18,7 +18,7 @@ import numpy as np
 
 from geneformer_jax.cells.counts.row_pieces import RowPieces
 from geneformer_jax.common.errors import InputError
-from geneformer_jax.common.files import atomic_write, state_of
+from geneformer_jax.common.files import atomic_write, shown, state_of
 from geneformer_jax.common.shares import own_share, require_shares, shares_of
 from geneformer_jax.common.workdir import one_at_a_time
 
@@ -129,8 +129,8 @@ class PieceIndex:
         """Names a piece for messages; of a source that is not cut, its path alone."""
         source = self.sources[piece.source]
         if piece.cells == source.cells:
-            return str(source.path)
-        return f"rows {piece.first:,} to {piece.stop - 1:,} of {source.path}"
+            return shown(source.path)
+        return f"rows {piece.first:,} to {piece.stop - 1:,} of {shown(source.path)}"
 
     def save(self, path: Path) -> None:
         """Writes the index as a file of JSON, whole or not at all."""

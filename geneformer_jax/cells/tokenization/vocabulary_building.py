@@ -33,7 +33,7 @@ from geneformer_jax.cells.tokenization.quality_control import QualityRules
 from geneformer_jax.cells.tokenization.tokenizer import CELLS_PER_BATCH
 from geneformer_jax.cells.tokenization.vocabulary import GeneVocabulary
 from geneformer_jax.common.errors import InputError, did_you_mean
-from geneformer_jax.common.files import fingerprint, state_of
+from geneformer_jax.common.files import fingerprint, shown, state_of
 from geneformer_jax.common.progress import Progress
 from geneformer_jax.common.tables import read_table
 from geneformer_jax.common.threads import prefetch
@@ -230,7 +230,7 @@ def _indexed(
     facts = {
         "fingerprint": fingerprint(path),
         "choice": choice.facts(),
-        "description": f"  {path}: {choice.describe()} ({kind})",
+        "description": f"  {shown(path)}: {choice.describe()} ({kind})",
     }
     return IndexedSource(path, state_of(path), source.n_cells, source.cut(piece_values), facts)
 

@@ -27,6 +27,12 @@ MODULES = {CELLS: ["classifier", "pooler"], GENES: ["classifier"]}
 _WRAPPED = "base_model.model."
 _FACTORS = (".lora_A.weight", ".lora_B.weight")
 # Setting -> what it must be, where it is there, for the factors to be all there is.
+_KINDS = {
+    "base_model_name_or_path": str,
+    "task_type": str,
+    "rank_pattern": dict,
+    "alpha_pattern": dict,
+}
 _PLAIN = {
     "use_dora": (False,),
     "bias": ("none",),
@@ -119,6 +125,11 @@ def _require_lora(config: Mapping[str, Any], folder: Path) -> None:
         raise InputError(
             f"{folder} is an adapter of kind {config.get('peft_type')}, but LORA is read; {_MERGE}"
         )
+    for name, kind in _KINDS.items():
+        if not isinstance(config.get(name), kind | None):
+            raise InputError(
+                f"{folder / CONFIG} has {name} {config[name]!r}; get it anew from its source"
+            )
     for name, plain in _PLAIN.items():
         if name in config and config[name] not in plain:
             raise InputError(

@@ -19,7 +19,7 @@ from geneformer_jax.cells.store.obs_columns import common_kind
 from geneformer_jax.cells.store.repeated_ids import RepeatedIds
 from geneformer_jax.cells.tokenization.piece_index import IndexedSource, PieceIndex
 from geneformer_jax.common.errors import InputError
-from geneformer_jax.common.files import fingerprint, state_of
+from geneformer_jax.common.files import fingerprint, shown, state_of
 
 _KEY_HASH = 12
 
@@ -81,7 +81,7 @@ def describe_sources(index: PieceIndex) -> Iterator[str]:
     for source in index.sources:
         absent = source.facts["absent"]
         lacks = f"; without obs column {', '.join(absent)}" if absent else ""
-        yield f"  {source.path}: {source.cells:,} cells, {source.facts['genes']}{lacks}"
+        yield f"  {shown(source.path)}: {source.cells:,} cells, {source.facts['genes']}{lacks}"
 
 
 def common_kinds(names: Sequence[str], sources: Sequence[IndexedSource]) -> dict[str, str]:
