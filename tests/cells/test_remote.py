@@ -80,7 +80,9 @@ def test_the_same_cells(place, name, stores):
     check_same(f"{place}/{name}", stores / name)
 
 
-@pytest.mark.parametrize("name", ["collection", *(pytest.param(s, marks=SLOW) for s in STORES[:3])])
+@pytest.mark.parametrize(
+    "name", ["v3.zarr", *(pytest.param(s, marks=SLOW) for s in STORES if s != "v3.zarr")]
+)
 def test_the_same_cells_from_s3(bucket, name, stores):
     check_same(f"{bucket}/{name}", stores / name)
 
