@@ -164,3 +164,10 @@ def test_flags_of_the_hub_alone(run, monkeypatch, capsys):
     arguments = [f"--source={run}", "--target=hf", "--license=mit"]
     status, _, error = run_command("convert", arguments, monkeypatch, capsys)
     assert (status, "are for --target=hf://org/name" in error) == (1, True)
+
+
+@pytest.mark.parametrize("wrong", [{"name": 3}, {"license": 4}, {"private": "yes"}])
+def test_arguments_of_wrong_types_are_told(wrong):
+    ((argument, _),) = wrong.items()
+    with pytest.raises(InputError, match=f"`{argument}` is .*; give"):
+        gf.push_to_hub("model", **{"name": "org/name"} | wrong)

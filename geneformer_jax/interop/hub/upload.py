@@ -4,6 +4,7 @@ import tempfile
 import warnings
 from pathlib import Path
 
+from geneformer_jax.common.arguments import require_type
 from geneformer_jax.common.errors import InputError
 from geneformer_jax.common.files import checksum
 from geneformer_jax.common.log import logger
@@ -46,6 +47,9 @@ def push_to_hub(
       InputError: the model has a head that BERT has no class for or carries no vocabulary; the name
         is none, taken, or not allowed; the hub cannot be reached.
     """
+    require_type("name", name, str, "give it as org/name")
+    require_type("license", license, str, 'give its short name on the hub, such as "cc-by-4.0"')
+    require_type("private", private, bool, "give True or False")
     name = name.removeprefix(PREFIX)
     if NAME.fullmatch(name) is None or name.count("/") != 1:
         raise InputError(f'"{name}" is no name on the hub; give it as org/name')
