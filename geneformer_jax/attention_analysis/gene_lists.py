@@ -173,11 +173,13 @@ def _require(
     name: str, found: int, rest: str, cells_of: np.ndarray, vocabulary: GeneVocabulary
 ) -> None:
     if found < MIN_GENES:
-        common = np.argsort(-cells_of, kind="stable")[:_EXAMPLES]
+        order = np.argsort(-cells_of, kind="stable")
+        common = order[(order >= vocabulary.first_gene_token) & (cells_of[order] > 0)][:_EXAMPLES]
         shown = ", ".join(vocabulary.gene_id_of(int(token)) for token in common)
+        others = f"genes such as {shown} are" if shown else "no gene is"
         raise InputError(
             f"`genes`: {found} genes of {name} {rest} are in enough cells, but a test needs "
-            f"{MIN_GENES}; genes such as {shown} are: give another list, more cells, or a smaller "
+            f"{MIN_GENES}; {others}: give another list, more cells, or a smaller "
             "`min_cells`"
         )
 

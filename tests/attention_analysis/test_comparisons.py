@@ -10,7 +10,10 @@ from geneformer_jax.attention_analysis.comparisons import (
     has_own_matching,
     match_by_rank,
 )
+from geneformer_jax.attention_analysis.gene_lists import compare_lists
+from geneformer_jax.common.errors import InputError
 from tests.helpers.attention_means import means_of
+from tests.helpers.toy import toy_vocabulary
 
 GENES, LAYERS, HEADS = 400, 2, 3
 
@@ -102,3 +105,16 @@ def test_lists_of_the_same_ranks_are_told_from_those_that_lose_genes():
     assert not has_own_matching(same)
     fewer = compare_genes(means_of(received, rank), np.arange(20), np.arange(30, 60))
     assert has_own_matching(fewer)
+
+
+def test_examples_of_genes_in_enough_cells_are_such_genes():
+    vocabulary = toy_vocabulary(genes=9)
+    first = vocabulary.first_gene_token
+    cells_of = np.zeros(first + 9, int)
+    cells_of[:first] = 50
+    lists = {"few": ["ENSG00000000001"]}
+    with pytest.raises(InputError, match="needs 3; no gene is: give"):
+        compare_lists(lists, vocabulary, cells_of, min_cells=10)
+    cells_of[first + 4] = 10
+    with pytest.raises(InputError, match="needs 3; genes such as ENSG00000000004 are: give"):
+        compare_lists(lists, vocabulary, cells_of, min_cells=10)
