@@ -217,7 +217,7 @@ def stop_at(monkeypatch, number):
         monkeypatch.setattr(os, name, limited(name))
 
 
-@pytest.mark.parametrize("complete_before", [False, True])
+@pytest.mark.parametrize("complete_before", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_joining_can_be_stopped_anywhere(tmp_path, monkeypatch, sources, complete_before):
     """Whatever step is the last, the folder is no store or a whole one, and joining goes on."""
     start = tmp_path / "start"

@@ -107,7 +107,9 @@ def files_of(folder):
     return files, provenance
 
 
-@pytest.mark.parametrize("bytes_for_exact", [1 << 20, 9000, 1000])
+@pytest.mark.parametrize(
+    "bytes_for_exact", [pytest.param(1 << 20, marks=pytest.mark.slow), 9000, 1000]
+)
 def test_shares_of_rows_measure_the_same_vocabulary(files, tmp_path, bytes_for_exact):
     """Exact, beyond what is kept, and far beyond it."""
     alone = start(tmp_path / "whole", files, bytes_for_exact=bytes_for_exact)

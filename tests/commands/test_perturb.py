@@ -178,6 +178,7 @@ def test_genes_beyond_the_context_slide_in_from_counts(perturb, model, tmp_path)
     same(read(tmp_path / "out", "gene_shifts"), expected)
 
 
+@pytest.mark.slow
 def test_the_old_name_of_a_hidden_layer_is_its_alias(perturb, tmp_path):
     assert perturb("--hidden_layer=0")[0] == 0
     other = tmp_path / "other"
@@ -199,6 +200,7 @@ def test_counts_come_from_a_layer(model):
         perturb_cells(model, adata, genes=GENES, counts_layer="count")
 
 
+@pytest.mark.slow
 def test_combinations_come_from_a_file(perturb, tmp_path):
     sets = tmp_path / "sets.txt"
     sets.write_text(f"{GENES[0]} {GENES[1]}\n# a comment\n{GENES[2]},{GENES[0]} # another\n")
@@ -242,6 +244,7 @@ def test_a_list_is_perturbed_as_far_as_it_is_there(perturb, toy_store, tmp_path)
     assert "genes_left_out.tsv" in (tmp_path / "out" / "report.html").read_text()
 
 
+@pytest.mark.slow
 def test_states_may_hold_commas(tmp_path, perturb):
     adata = toy_cells(40)
     names = ["a, b", "c, d", "c", "d"]

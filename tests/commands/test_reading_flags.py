@@ -76,7 +76,8 @@ def test_a_matrix_given_by_an_old_flag_names_todays(name, run):
 
 
 @pytest.mark.parametrize(
-    "name", ["embed", "perturb", "predict", pytest.param("attend", marks=pytest.mark.slow)]
+    "name",
+    ["embed", "predict", *(pytest.param(n, marks=pytest.mark.slow) for n in ("perturb", "attend"))],
 )
 def test_counts_in_a_layer_and_ids_in_a_column_are_found(name, run, tmp_path):
     """As analysed cells are saved: X normalised, symbols in the index."""

@@ -104,7 +104,10 @@ def uninterrupted(toy_store, tmp_path_factory):
     return folder, finetune_fold(fold_run(toy_store, config_of(**INTERRUPTED), folder))
 
 
-@pytest.mark.parametrize(("interrupt", "error"), [(terminate, Stopped), (die, KeyboardInterrupt)])
+@pytest.mark.parametrize(
+    ("interrupt", "error"),
+    [pytest.param(terminate, Stopped, marks=pytest.mark.slow), (die, KeyboardInterrupt)],
+)
 def test_an_interrupted_fold_ends_as_if_it_had_not_been(
     toy_store, uninterrupted, tmp_path, interrupt, error
 ):

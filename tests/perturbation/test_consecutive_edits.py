@@ -107,8 +107,8 @@ def test_so_are_those_of_cells_with_special_tokens(v2, shared, edit, devices):
     "options",
     [
         {"mode": "cls", "classes": True},
-        {"mode": "cls", "gene_shifts": "top", "top": 3},
-        {"mode": "cell", "hidden_layer": -2},
+        pytest.param({"mode": "cls", "gene_shifts": "top", "top": 3}, marks=pytest.mark.slow),
+        pytest.param({"mode": "cell", "hidden_layer": -2}, marks=pytest.mark.slow),
         {"mode": "cls", "hidden_layer": 0},
     ],
     ids=str,

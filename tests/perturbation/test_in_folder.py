@@ -43,6 +43,7 @@ def test_a_killed_call_goes_on_to_the_table_of_one_without_a_folder(
         perturb_cells(model, cells[:20].copy(), **named)
 
 
+@pytest.mark.slow
 def test_all_controls_can_be_had_from_python(model, cells, tmp_path, monkeypatch):
     monkeypatch.setattr(report, "save_figure", lambda figure, stem: [])
     monkeypatch.setattr("geneformer_jax.perturbation.in_folder.MIN_CELLS", 2)

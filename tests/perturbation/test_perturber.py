@@ -116,7 +116,9 @@ def test_a_network_of_several_tasks_has_no_class_probabilities(v2):
         perturb_cells(model, make_cells(model, [9]), classes=True)
 
 
-@pytest.mark.parametrize("layer", [0, -1, -2, -3])
+@pytest.mark.parametrize(
+    "layer", [0, -3, *(pytest.param(layer, marks=pytest.mark.slow) for layer in (-1, -2))]
+)
 def test_any_hidden_layer_is_compared(v1, v2, layer):
     for model, measure in ((v1, "mean_gene_cosine"), (v2, "cls_cosine")):
         cells = make_cells(model, [9])

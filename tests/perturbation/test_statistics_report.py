@@ -118,9 +118,9 @@ FIGURES = {
 
 @pytest.mark.parametrize(
     "mode",
-    # The one with the most figures.
-    [pytest.param("combinations", marks=pytest.mark.slow)]
-    + [mode for mode in MODES if mode != "combinations"],
+    # Those with the most figures, and that reads two runs.
+    [pytest.param(mode, marks=pytest.mark.slow) for mode in ("combinations", "vs_null")]
+    + [mode for mode in MODES if mode not in ("combinations", "vs_null")],
 )
 def test_a_statistic_leaves_tables_figures_and_a_page(run, null_run, mode):
     options = {**OPTIONS[mode], **({"null": null_run} if mode == "vs_null" else {})}

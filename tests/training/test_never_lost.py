@@ -190,6 +190,7 @@ def test_sigterm_to_one_of_two_processes_stops_both_at_one_step(toy_store, tmp_p
     assert load_model(workdir).step == last > 0
 
 
+@pytest.mark.slow
 def test_checkpoints_by_minutes_are_looked_for_at_every_line(toy_store, tmp_path):
     changes = {"steps": 7, "log_every_steps": 3, "checkpoint.every_minutes": 1e-9}
     changes |= {"checkpoint.every_steps": 1_000, "evaluation.held_out_cells": 0}

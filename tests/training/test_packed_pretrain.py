@@ -34,6 +34,7 @@ def finished(toy_store, tmp_path_factory):
     return workdir, pretrain(config_of(toy_store, **PACKED), workdir)
 
 
+@pytest.mark.slow
 def test_telemetry_counts_real_and_padded_tokens_of_packed_rows(finished, toy_store):
     workdir, result = finished
     run = prepare_run(config_of(toy_store, **PACKED), toy_store)

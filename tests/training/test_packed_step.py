@@ -69,7 +69,9 @@ def assert_trees_near(one, other, atol=2e-6) -> None:
     jax.tree.map(lambda a, b: np.testing.assert_allclose(b, a, atol=atol), one, other)
 
 
-@pytest.mark.parametrize("attention", ["xla", "chunked", "splash"])
+@pytest.mark.parametrize(
+    "attention", ["xla", "chunked", pytest.param("splash", marks=pytest.mark.slow)]
+)
 def test_packed_cells_give_the_loss_and_gradients_of_cells_alone(attention):
     alone, packed = map(masked, plain_batches())
     config = dataclasses.replace(ODD, positions=packed.tokens_BT.shape[1])
@@ -148,7 +150,7 @@ def test_an_odd_vocabulary_is_sharded_and_changes_nothing(shape):
     jax.tree.map(np.testing.assert_array_equal, again, state)
 
 
-@pytest.mark.parametrize("shape", [(2, 1, 4), (1, 1, 8)])
+@pytest.mark.parametrize("shape", [(2, 1, 4), pytest.param((1, 1, 8), marks=pytest.mark.slow)])
 def test_logits_are_split_over_the_vocabulary(shape):
     _, step, _ = stepped(shape)
     text = step.as_text()

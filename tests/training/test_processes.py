@@ -20,6 +20,7 @@ PROJECT = Path(__file__).parents[2]
 CHANGES = {"mesh.data": 2, "mesh.fsdp": 2, "mesh.tensor": 2, "steps": 4}
 
 
+@pytest.mark.slow
 @pytest.mark.multiprocess
 def test_two_processes_give_what_one_gives(toy_store, tmp_path):
     config = tmp_path / "config.py"

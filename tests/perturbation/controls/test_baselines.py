@@ -98,6 +98,7 @@ def test_without_a_start_all_others_are_compared_and_nothing_without_them():
     assert table.empty and sizes["all others"] == 0
 
 
+@pytest.mark.slow
 def test_counts_are_compared_as_scanpy_does(tmp_path):
     scanpy = pytest.importorskip("scanpy")
     cells = toy_screen()
