@@ -18,6 +18,7 @@ from absl import flags
 from geneformer_jax.common.arguments import MEANT_BY_LAYER
 from geneformer_jax.common.command_help import command_help
 from geneformer_jax.common.errors import InputError
+from geneformer_jax.common.files import url_of
 from geneformer_jax.common.log import show_log
 
 BAD_INPUT = 1
@@ -29,6 +30,8 @@ _NEAR_MATCH = re.compile(r'Did you mean "([^"]+)" instead of "([^"]+)"')
 _ARGUMENT = re.compile(r"`([a-z_]\w*(?:\.[a-z_]\w*)*)`")
 _HELP = re.compile(r"--?(h|help|helpfull|helpshort)")
 _LAYER = re.compile(r"--?layer(=|$)")
+# Flags of what is written.
+_WRITTEN = ("output", "workdir", "report")
 # Flags that say nothing of what a command makes: other names, and who makes it.
 _NOT_KEPT: set[str] = set()
 
@@ -173,6 +176,17 @@ def _parse(argv: Sequence[str]) -> None:
     if len(rest) > 1:
         raise InputError(f'"{rest[1]}" is not a flag: flags start with --; see --help')
     _expand_home()
+    _require_local_outputs()
+
+
+def _require_local_outputs() -> None:
+    """Refuses to make a folder that is called as the scheme of a URL."""
+    for name in _WRITTEN:
+        if name in flags.FLAGS and url_of(flags.FLAGS[name].value or ""):
+            raise InputError(
+                f"--{name}={flags.FLAGS[name].value} is a URL, and outputs are written to disk, "
+                "where they appear when they are whole; name a path, and copy what is finished"
+            )
 
 
 def _meant_by_layer(message: str) -> str:

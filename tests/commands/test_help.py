@@ -19,7 +19,7 @@ PROJECT = Path(__file__).resolve().parents[2]
 COMMANDS = sorted(COMMAND_FILES)
 # What the groups of command_line define.
 GROUPS = {
-    "model_flags()": ("checkpoint", "vocabulary"),
+    "model_flags()": ("checkpoint", "vocabulary", "base"),
     "cell_flags()": ("cells", "filter", "max_cells", "seed"),
     "device_flags()": ("precision", "attention", "tokens_per_device"),
 }
@@ -223,3 +223,18 @@ def test_importing_the_package_starts_no_jax():
     version, heavy = done.stdout.splitlines()
     assert version.count(".") == 2
     assert heavy == "[]"
+
+
+@pytest.mark.parametrize(
+    ("name", "flag"),
+    [("embed", "output"), ("tokenize", "output"), ("tokenize", "report"), ("pretrain", "workdir")],
+)
+def test_outputs_are_not_written_to_urls(name, flag, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    given = [f"--{needed}=x" for needed in NEEDED[name] if needed not in (flag, "config")]
+    config = [f"--config={CONFIG}"] if name == "pretrain" else []
+    arguments = [*given, *config, f"--{flag}=s3://bucket/made"]
+    status, _, error = run_command(name, arguments, monkeypatch, capsys)
+    assert (status, f"--{flag}=s3://bucket/made is a URL" in error) == (1, True), error
+    assert_one_line(error)
+    assert not any(tmp_path.iterdir())
