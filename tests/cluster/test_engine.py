@@ -135,6 +135,7 @@ def test_ray_keeps_to_this_machine(two_workers):
     assert [node["NodeManagerAddress"] for node in two_workers.nodes()] == ["127.0.0.1"]
 
 
+@pytest.mark.slow
 def test_a_third_of_the_workers_is_killed(many, one_process, tokenizing, killer, capsys):
     expected = one_process(*tokenizing)
     killed = killer(4)

@@ -130,6 +130,7 @@ def test_a_folder_of_something_else_is_not_overwritten(attend, tmp_path):
     assert (tmp_path / "out" / "mine.txt").read_text() == "mine"
 
 
+@pytest.mark.slow
 def test_listed_genes_that_are_not_there_are_named(attend, tmp_path):
     (tmp_path / "list.txt").write_text("\n".join(["Gene symbol", *GENES, "TP53", "MYC"]))
     given = (f"--genes={tmp_path}/list.txt", f"--pairs={GENES[0]},{GENES[1]},TP53")

@@ -76,6 +76,7 @@ def test_tables_edits_provenance_and_report_are_written(perturb, model, toy_stor
     assert "edits (delete) in 5 of 5 cells" in output and "edits/s" in output
 
 
+@pytest.mark.slow
 def test_the_estimated_size_is_about_the_size_written(perturb, tmp_path):
     """Of every gene's shifts, where size matters; small tables are mostly names."""
     status, output, error = perturb("--genes=all", "--gene_shifts=full")

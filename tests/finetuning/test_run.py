@@ -16,6 +16,7 @@ def base(tmp_path_factory):
     return load_model(save_base(tmp_path_factory.mktemp("base") / "run"))
 
 
+@pytest.mark.slow
 def test_an_anndata_is_learned_and_predicted_from_its_layer(base, tmp_path, capsys):
     cells = toy_cells()
     cells.layers["counts"] = cells.X.copy()

@@ -50,6 +50,7 @@ def test_trials_go_on_after_a_kill_and_end_in_one_table(toy_store, tmp_path, mon
     pd.testing.assert_frame_equal(again, table)
 
 
+@pytest.mark.slow
 def test_a_trial_worse_than_the_median_is_pruned(toy_store, tmp_path, monkeypatch):
     scores = iter([1.0] * 8 + [0.0] * 8)
 

@@ -19,6 +19,7 @@ def unsaved(monkeypatch):
     monkeypatch.setattr(report, "save_figure", lambda figure, stem: [])
 
 
+@pytest.mark.slow
 def test_a_table_gives_the_statistics_of_its_folder(tmp_path):
     model, cells = make_model(), toy_cells(24)
     table = perturb_cells(model, cells, **ASKED)

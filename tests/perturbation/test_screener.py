@@ -126,7 +126,11 @@ def test_with_a_split_at_every_position_the_reranking_is_exact(request, version)
 
 @pytest.mark.parametrize(
     ("devices", "tokens"),
-    [(1, LIMIT), pytest.param(1, 9 * LIMIT, marks=pytest.mark.slow), (8, 2 * LIMIT)],
+    [
+        pytest.param(1, LIMIT, marks=pytest.mark.slow),
+        pytest.param(1, 9 * LIMIT, marks=pytest.mark.slow),
+        (8, 2 * LIMIT),
+    ],
 )
 def test_batches_padding_and_devices_change_nothing(v1, devices, tokens):
     _, expected = screen(v1, RAGGED, 6)

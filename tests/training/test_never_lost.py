@@ -90,7 +90,7 @@ def assert_same_losses(workdir: Path, expected: Path) -> None:
 @pytest.mark.parametrize(
     ("before", "after"),
     [
-        ("data 8", "one device"),
+        pytest.param("data 8", "one device", marks=pytest.mark.slow),
         pytest.param("one device", "data 8", marks=pytest.mark.slow),
         pytest.param("fsdp 4", "tensor 4", marks=pytest.mark.slow),
         pytest.param("tensor 4", "all three", marks=pytest.mark.slow),

@@ -52,6 +52,7 @@ def test_telemetry_counts_real_and_padded_tokens_of_packed_rows(finished, toy_st
     assert result.held_out.masked_genes > 100
 
 
+@pytest.mark.slow
 def test_a_packed_run_that_is_cut_short_goes_on_to_the_same_weights(finished, toy_store, tmp_path):
     workdir, result = finished
     shutil.copytree(workdir, tmp_path / "run")

@@ -87,6 +87,7 @@ def test_killed_between_checkpoints_and_resumed_ends_with_the_same_weights(
     assert [row["loss"] for row in kept] == [row["loss"] for row in expected]
 
 
+@pytest.mark.slow
 @pytest.mark.multiprocess
 def test_sigterm_saves_the_state_and_ends_with_its_status(toy_store, tmp_path):
     config, workdir = tmp_path / "config.py", tmp_path / "run"

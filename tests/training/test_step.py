@@ -122,7 +122,7 @@ def test_golden_metrics_after_one_step():
 @pytest.mark.parametrize(
     "shape",
     [
-        (8, 1, 1),
+        pytest.param((8, 1, 1), marks=pytest.mark.slow),
         (2, 2, 2),
         pytest.param((1, 8, 1), marks=pytest.mark.slow),
         pytest.param((2, 1, 4), marks=pytest.mark.slow),
