@@ -1,29 +1,49 @@
-"""Lists the commands, each with the first line of its help: `python -m geneformer_jax`."""
+"""Run a command by its name, or list all: `geneformer-jax embed --help`, `geneformer-jax`."""
 
-import ast
 import sys
-from pathlib import Path
 
-_HERE = Path(__file__).parent
+from geneformer_jax.common.commands.about import answer
+from geneformer_jax.common.commands.catalogue import command_files, purpose_of, run_command
+from geneformer_jax.common.commands.completion import SHELLS, completion_script
+from geneformer_jax.common.errors import InputError, did_you_mean
+
+_HELP = ("-h", "--help", "-help", "help")
+_COMPLETION = "--completion="
+_USAGE = f"""\
+geneformer-jax NAME runs a command, as does python -m geneformer_jax.NAME; with --help it explains
+itself and its flags.
+
+  --version    prints the version
+  --cite       prints what to cite
+  {_COMPLETION}SHELL    prints completion for {" or ".join(SHELLS)}: eval "$(geneformer-jax \
+{_COMPLETION}bash)"
+
+Commands:
+"""
 
 
 def main() -> int:
-    """Prints the list; returns the exit status."""
-    commands = {path.stem: path for path in _HERE.glob("[a-z]*.py")}
-    commands |= {path.parent.name: path for path in _HERE.glob("*/__main__.py")}
-    given = next((argument for argument in sys.argv[1:] if not argument.startswith("-")), "")
-    if given in commands:
-        print(f"error: the name follows a dot: python -m geneformer_jax.{given}", file=sys.stderr)
+    """Runs the command that the command line names; returns the exit status where there is none."""
+    try:
+        if sys.argv[1:] and not sys.argv[1].startswith("-") and sys.argv[1] not in _HELP:
+            run_command(sys.argv.pop(1))
+        print(_told(sys.argv[1] if sys.argv[1:] else "--help"))
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
         return 1
-    if given:
-        print(f'error: there is no command "{given}"; without it all are listed', file=sys.stderr)
-        return 1
-    print("Each is run as python -m geneformer_jax.NAME; --help explains it and its flags.\n")
-    for name in sorted(commands):
-        # Parsed rather than imported, which would define the flags of all commands at once.
-        about = ast.get_docstring(ast.parse(commands[name].read_text())) or ""
-        print(f"  {name:<18}{about.splitlines()[0]}")
     return 0
+
+
+def _told(argument: str) -> str:
+    if argument in _HELP:
+        lines = [f"  {name:<18}{purpose_of(path)}" for name, path in command_files().items()]
+        return _USAGE + "\n".join(lines)
+    if argument.startswith(_COMPLETION):
+        return completion_script(argument.removeprefix(_COMPLETION))
+    if (about := answer(argument)) is None:
+        near = did_you_mean(argument, ("--help", "--version", "--cite", "--completion"))
+        raise InputError(f'"{argument}" is no command, nor a flag of all{near}; see --help')
+    return about
 
 
 if __name__ == "__main__":

@@ -135,6 +135,8 @@ SOURCES = {
 OF_FLAGS = (
     "common/command_line.py",
     "common/command_help.py",
+    "common/commands/about.py",
+    "common/commands/completion.py",
     "cells/tokenization/flags.py",
     "cluster/__main__.py",
 )

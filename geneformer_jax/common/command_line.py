@@ -5,11 +5,12 @@ A command is a module run with `python -m geneformer_jax.<command>`. It defines 
 share are defined here, in groups.
 """
 
+import contextlib
 import errno
 import os
 import re
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import TypeVar
 
@@ -17,7 +18,9 @@ from absl import flags
 
 from geneformer_jax.common.arguments import MEANT_BY_LAYER
 from geneformer_jax.common.command_help import command_help
-from geneformer_jax.common.errors import InputError
+from geneformer_jax.common.commands.about import answer
+from geneformer_jax.common.commands.summary import Summary
+from geneformer_jax.common.errors import InputError, did_you_mean
 from geneformer_jax.common.files import url_of
 from geneformer_jax.common.log import show_log
 
@@ -25,15 +28,27 @@ BAD_INPUT = 1
 INTERRUPTED = 130
 # What a shell reports of a program whose reader has gone, as in `| head`.
 NOBODY_READS = 141
+EXIT_STATUS = f"""\
+Exit status: 0 done, or nothing left to do; {BAD_INPUT} bad input, one line on standard error (with a
+traceback: a defect of this program); {INTERRUPTED} stopped by Ctrl-C, goes on when given again; \
+{NOBODY_READS}
+nobody reads what is printed. --version prints the version, --cite what to cite."""  # noqa: E501
 # How ml_collections reports a key that a configuration does not have.
 _NEAR_MATCH = re.compile(r'Did you mean "([^"]+)" instead of "([^"]+)"')
 _ARGUMENT = re.compile(r"`([a-z_]\w*(?:\.[a-z_]\w*)*)`")
 _HELP = re.compile(r"--?(h|help|helpfull|helpshort)")
 _LAYER = re.compile(r"--?layer(=|$)")
+_JSON = re.compile(r"--?json(=(true|1))?", re.IGNORECASE)
+_GIVEN = re.compile(r"--?(\w+)(?:=(.*))?", re.DOTALL)
 # Flags of what is written.
 _WRITTEN = ("output", "workdir", "report")
+_MADE = (*_WRITTEN, "target")
 # Flags that say nothing of what a command makes: other names, and who makes it.
 _NOT_KEPT: set[str] = set()
+# Flags of paths separated by commas.
+_LISTS: set[str] = set()
+# What a program asked for that runs this command.
+_SUMMARIES: list[Summary] = []
 
 T = TypeVar("T")
 N = TypeVar("N", int, float)
@@ -50,8 +65,7 @@ def run(
 ) -> None:
     """Parses the command line and runs `main`; never returns.
 
-    Exit status: 0 done (also for `--help`), 1 bad input (one line on standard error), 130 stopped
-    by Ctrl-C, 141 nobody reads what is printed. Anything else is a defect of ours and shows its
+    Exit status: as the help says (`EXIT_STATUS`). Anything else is a defect of ours and shows its
     traceback. Messages name arguments of Python functions in backticks; they are shown as flags
     where the command has them.
 
@@ -62,28 +76,74 @@ def run(
       more_help: returns lines that the help ends with.
     """
     show_log(written=as_flags)
+    flags.DEFINE_bool(
+        "json", False, "Print one JSON document on what was done (outputs, provenance, error) on "
+        "standard output, and all else on standard error.",
+    )  # fmt: skip
+    keep_out_of_configuration("json")
     try:
-        if any(_HELP.fullmatch(argument) for argument in sys.argv[1:]):
-            print("\n".join([*_help(needed, spared), *more_help()]))
-        else:
-            parse(needed, spared)
-            main()
-        # Here rather than as Python ends, where nothing could answer that nobody reads.
-        sys.stdout.flush()
+        if (told := _told(needed, spared, more_help)) is None:
+            with _summary():
+                sys.exit(_exit_status(main, needed, spared))
+        print(told, flush=True)
     except BrokenPipeError:
         if not _output_is_closed():
             raise
         sys.exit(NOBODY_READS)
+    sys.exit(0)
+
+
+def note(name: str, value: object) -> None:
+    """Adds a fact, a plain value, to the document that --json asks for."""
+    for summary in _SUMMARIES:
+        summary.facts[name] = value
+
+
+def _told(
+    needed: Sequence[str], spared: Mapping[str, Sequence[str]], more_help: Callable[[], list[str]]
+) -> str | None:
+    """What is printed for --help, --version and --cite; None for work to do."""
+    given = sys.argv[1:]
+    if any(map(_HELP.fullmatch, given)):
+        return "\n".join([*_help(needed, spared), *more_help(), "", EXIT_STATUS])
+    return next(filter(None, map(answer, given)), None)
+
+
+@contextlib.contextmanager
+def _summary() -> Iterator[None]:
+    if not any(map(_JSON.fullmatch, sys.argv[1:])):
+        yield
+        return
+    spec = sys.modules["__main__"].__spec__
+    with Summary(spec.name.split(".")[1] if spec else os.path.basename(sys.argv[0])) as summary:
+        _SUMMARIES.append(summary)
+        try:
+            yield
+        finally:
+            _SUMMARIES.remove(summary)
+
+
+def _exit_status(
+    main: Callable[[], None], needed: Sequence[str], spared: Mapping[str, Sequence[str]]
+) -> int:
+    try:
+        parse(needed, spared)
+        for summary in _SUMMARIES:
+            made = {name: flags.FLAGS[name].value for name in _MADE if name in flags.FLAGS}
+            summary.outputs = {name: path for name, path in made.items() if path}
+        main()
+        # Here rather than as Python ends, where nothing could answer that nobody reads.
+        sys.stdout.flush()
     except InputError as error:
         _print_error(as_flags(str(error)))
-        sys.exit(BAD_INPUT)
+        return BAD_INPUT
     except OSError as error:
         _print_error(explain(error))
-        sys.exit(BAD_INPUT)
+        return BAD_INPUT
     except KeyboardInterrupt:
         _print_error("interrupted; run the same command again to go on")
-        sys.exit(INTERRUPTED)
-    sys.exit(0)
+        return INTERRUPTED
+    return 0
 
 
 def split_list(value: str) -> list[str]:
@@ -129,7 +189,10 @@ def _as_flag(argument: str) -> str:
 
 
 def _print_error(message: str) -> None:
-    print("error: " + " ".join(message.split()), file=sys.stderr, flush=True)
+    line = " ".join(message.split())
+    for summary in _SUMMARIES:
+        summary.tell_error(line)
+    print(f"error: {line}", file=sys.stderr, flush=True)
 
 
 def explain(error: OSError) -> str:
@@ -156,7 +219,7 @@ def parse(
     Raises:
       InputError: a flag is mistyped, or missing.
     """
-    _parse(sys.argv)
+    _parse(_once_each(sys.argv))
     given = [flag for flag in spared if flags.FLAGS[flag].value]
     freed = {name for flag in given for name in spared[flag]}
     require(*(name for name in needed if name not in freed))
@@ -167,6 +230,9 @@ def _parse(argv: Sequence[str]) -> None:
         rest = flags.FLAGS(argv)
         if "config" in flags.FLAGS and flags.FLAGS["config"].present:
             _require_config_file()
+    except flags.UnrecognizedFlagError as error:
+        near = did_you_mean(error.flagname.replace("-", "_"), flags.FLAGS)
+        raise InputError(f"--{error.flagname} is no flag{near}; see --help") from error
     except flags.Error as error:
         raise InputError(f"{error}{_meant_by_layer(str(error)) or '; see --help'}") from error
     except (AttributeError, KeyError, TypeError, ValueError) as error:
@@ -177,6 +243,37 @@ def _parse(argv: Sequence[str]) -> None:
         raise InputError(f'"{rest[1]}" is not a flag: flags start with --; see --help')
     _expand_home()
     _require_local_outputs()
+
+
+def _once_each(argv: Sequence[str]) -> list[str]:
+    """Returns a command line in which lists of paths that were given in parts are joined.
+
+    A shell makes two flags of --counts={a,b}.h5ad, of which the last would count alone.
+
+    Raises:
+      InputError: another flag of one value is given twice, with different ones.
+    """
+    kept: dict[str, int] = {}
+    result: list[str] = []
+    for place, argument in enumerate(argv):
+        given = _GIVEN.fullmatch(argument) if place else None
+        name = given[1] if given else ""
+        if name not in flags.FLAGS or given[2] is None or _may_be_repeated(name):
+            result.append(argument)
+        elif name not in kept:
+            kept[name] = len(result)
+            result.append(f"--{name}={given[2]}")
+        elif name in _LISTS:
+            result[kept[name]] += f",{given[2]}"
+        elif result[kept[name]] != f"--{name}={given[2]}":
+            raise InputError(
+                f"{result[kept[name]]} and {argument}: --{name} has one value; give one"
+            )
+    return result
+
+
+def _may_be_repeated(name: str) -> bool:
+    return isinstance(flags.FLAGS[name], flags.MultiFlag)
 
 
 def _require_local_outputs() -> None:
@@ -198,7 +295,7 @@ def _meant_by_layer(message: str) -> str:
 def _expand_home() -> None:
     """Puts the home folder for a first ~, which a shell leaves as it is behind --flag=."""
     for flag in flags.FLAGS.get_key_flags_for_module(sys.argv[0]):
-        if isinstance(flag.value, str) and flag.value.startswith("~/"):
+        if isinstance(flag.value, str) and (flag.value == "~" or flag.value.startswith("~/")):
             flag.value = os.path.expanduser(flag.value)
 
 
@@ -293,6 +390,11 @@ def process_flags() -> None:
 def processes() -> tuple[int, int, str]:
     """Returns the values of the flags that `process_flags` defines."""
     return tuple(flags.FLAGS[name].value for name in ("processes", "process", "coordinator"))
+
+
+def list_flag(name: str) -> None:
+    """Says that a flag lists paths, and may be given several times."""
+    _LISTS.add(name)
 
 
 def alias_flag(name: str, of: str) -> None:

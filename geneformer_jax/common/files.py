@@ -105,6 +105,16 @@ def shown(path: Path | str) -> str:
     return url_of(path) or str(path)
 
 
+def suffix_of(path: Path | str) -> str:
+    """Returns the ending of a file's name as ours are written: ".h5ad" of cells.H5AD."""
+    return Path(path).suffix.lower()
+
+
+def suffixes_of(path: Path | str) -> list[str]:
+    """Returns all endings of a file's name, as `suffix_of` does the last: .csv and .gz."""
+    return [suffix.lower() for suffix in Path(path).suffixes]
+
+
 def count_files(paths: Sequence[Path]) -> str:
     """Returns "1 file" or "3 files"."""
     return f"{len(paths):,} file{'' if len(paths) == 1 else 's'}"

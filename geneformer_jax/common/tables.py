@@ -7,6 +7,7 @@ import pandas as pd
 import pyarrow as pa
 
 from geneformer_jax.common.errors import InputError
+from geneformer_jax.common.files import suffixes_of
 
 SUFFIXES = (".json", ".txt", ".tsv", ".csv", ".parquet")
 
@@ -45,7 +46,7 @@ def read_id_table(path: Path | str) -> pd.DataFrame:
     path = Path(path)
     if not path.is_file():
         raise InputError(f"{path} does not exist; check the path")
-    suffix = next((each for each in SUFFIXES if each in path.suffixes), "")
+    suffix = next((each for each in SUFFIXES if each in suffixes_of(path)), "")
     if not suffix:
         raise InputError(f"{path} must end in one of {', '.join(SUFFIXES)}")
     if suffix == ".json":
@@ -131,7 +132,7 @@ def read_table(path: Path | str) -> pd.DataFrame:
     path = Path(path)
     if not path.is_file():
         raise InputError(f"{path} does not exist; check the path")
-    separator = "," if ".csv" in path.suffixes else "\t"
+    separator = "," if ".csv" in suffixes_of(path) else "\t"
     try:
         return pd.read_csv(
             path, sep=separator, dtype=str, keep_default_na=False, encoding="utf-8-sig"

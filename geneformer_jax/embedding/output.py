@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from geneformer_jax.common.errors import InputError
-from geneformer_jax.common.files import atomic_write
+from geneformer_jax.common.files import atomic_write, suffix_of
 from geneformer_jax.common.provenance import require_own_provenance
 from geneformer_jax.common.workdir import as_json
 from geneformer_jax.embedding.embedder import Embedded
@@ -39,10 +39,10 @@ def check_output(
       InputError: otherwise, or it would replace another's provenance. A file that the same command
         wrote may be written again.
     """
-    if output.suffix not in SUFFIXES:
+    if suffix_of(output) not in SUFFIXES:
         raise InputError(f"`output` {output} must end in {', '.join(SUFFIXES)}")
     require_own_provenance(output)
-    written = [output, table_path(output)] if output.suffix == ".npy" else [output]
+    written = [output, table_path(output)] if suffix_of(output) == ".npy" else [output]
     for path in written:
         if path.exists() and not _made_alike(path, configuration, changeable):
             raise InputError(
@@ -71,9 +71,9 @@ def check_columns_fit(output: Path, columns: Collection[str], keys: Collection[s
       columns: names of the rows' columns.
       keys: names of the embeddings.
     """
-    taken, other = ((_H5AD_INDEX,), ".parquet") if output.suffix == ".h5ad" else (keys, ".h5ad")
+    taken, other = ((_H5AD_INDEX,), ".parquet") if suffix_of(output) == ".h5ad" else (keys, ".h5ad")
     for name in columns:
-        if name in taken and output.suffix != ".npy":
+        if name in taken and suffix_of(output) != ".npy":
             raise InputError(
                 f'{output} cannot hold the obs column "{name}", whose name the format needs for '
                 f"itself; rename the column, or write a file that ends in {other}"
@@ -106,13 +106,13 @@ def write_output(
       obsm: further arrays [rows, ...] for an .h5ad.
       rows_at_once: rows in memory while a .parquet or .npy is written.
     """
-    if output.suffix == ".h5ad":
+    if suffix_of(output) == ".h5ad":
         adata = embedded.to_anndata()
         adata.obsm.update(obsm or {})
         adata.uns["geneformer"][PROVENANCE] = provenance
         with atomic_write(output) as aside:
             write_anndata(adata, aside)
-    elif output.suffix == ".parquet":
+    elif suffix_of(output) == ".parquet":
         with atomic_write(output) as aside:
             _write_parquet(embedded.table, embedded.by_key(), aside, provenance, rows_at_once)
     else:
@@ -163,10 +163,10 @@ def read_output(output: Path, keys: Sequence[str]) -> tuple[np.ndarray, pd.DataF
       InputError: it is damaged.
     """
     try:
-        if output.suffix == ".h5ad":
+        if suffix_of(output) == ".h5ad":
             adata = ad.read_h5ad(output)
             return np.stack([adata.obsm[key] for key in keys], axis=1), adata.obs
-        if output.suffix == ".parquet":
+        if suffix_of(output) == ".parquet":
             table = pd.read_parquet(output)
             rows = [np.stack(table.pop(key).to_numpy()) for key in keys]
             return np.stack(rows, axis=1), table
@@ -179,9 +179,9 @@ def read_output(output: Path, keys: Sequence[str]) -> tuple[np.ndarray, pd.DataF
 
 def provenance_of(path: Path) -> dict[str, Any]:
     """Provenance in an earlier output; empty if the file is something else."""
-    if path.suffix == ".npy":
+    if suffix_of(path) == ".npy":
         path = table_path(path)
-    if path.suffix == ".parquet":
+    if suffix_of(path) == ".parquet":
         return _provenance_of_parquet(path)
     if not h5py.is_hdf5(path):
         return {}

@@ -10,6 +10,7 @@ import numpy as np
 from geneformer_jax.cells.counts.source import CountSource
 from geneformer_jax.cells.store.cell_store import EncodedCells
 from geneformer_jax.common.errors import InputError
+from geneformer_jax.common.files import suffix_of
 from geneformer_jax.common.log import logger
 from geneformer_jax.embedding import comparison, figures
 from geneformer_jax.embedding.embedder import Embedded, Embedder
@@ -111,7 +112,7 @@ class EmbeddingReport:
         self._config, self._embedder, self._embedded = config, embedder, embedded
         self._counts, self._output = counts, output
         self.arrays: dict[str, np.ndarray] = {}
-        self._files = [output, table_path(output)] if output.suffix == ".npy" else [output]
+        self._files = [output, table_path(output)] if suffix_of(output) == ".npy" else [output]
         layers = ", ".join(map(str, embedded.layers))
         self._report = Report(
             "Embeddings",

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 from geneformer_jax.cells.tokenization.vocabulary import GeneVocabulary
 from geneformer_jax.common.errors import InputError, did_you_mean
+from geneformer_jax.common.files import suffixes_of
 from geneformer_jax.common.tables import (
     GENE_COLUMNS,
     SUFFIXES,
@@ -101,7 +102,7 @@ def read_genes(text: str) -> list[str]:
 def is_list_file(text: str) -> bool:
     """Whether a text names a file, there or not, and no gene."""
     path = Path(text)
-    return path.is_file() or "/" in text or any(suffix in path.suffixes for suffix in SUFFIXES)
+    return path.is_file() or "/" in text or any(suffix in suffixes_of(path) for suffix in SUFFIXES)
 
 
 def read_gene_list(path: Path | str) -> list[str]:
@@ -113,7 +114,7 @@ def read_gene_list(path: Path | str) -> list[str]:
       InputError: the file cannot be read or holds no gene.
     """
     path = Path(path)
-    if any(suffix in path.suffixes for suffix in SUFFIXES if suffix != ".txt"):
+    if any(suffix in suffixes_of(path) for suffix in SUFFIXES if suffix != ".txt"):
         table = read_id_table(path)
         return [name for name in table[named_column(table, GENE_COLUMNS, "genes", path)] if name]
     return [name for line in read_gene_lines(path) for name in line]

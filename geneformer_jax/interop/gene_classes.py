@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 
 from geneformer_jax.common.errors import InputError
-from geneformer_jax.common.files import atomic_write
+from geneformer_jax.common.files import atomic_write, suffix_of
 from geneformer_jax.common.provenance import describe_run
 from geneformer_jax.interop.original_dictionaries import PICKLES
 from geneformer_jax.interop.restricted_pickle import (
@@ -24,7 +24,7 @@ _LISTS = (list, tuple, set, frozenset)
 
 def is_pickle(path: Path) -> bool:
     """Whether a path is a file named as a pickle."""
-    return path.is_file() and path.suffix in PICKLES
+    return path.is_file() and suffix_of(path) in PICKLES
 
 
 def read_gene_classes(path: Path) -> dict[str, list[str]]:
@@ -55,7 +55,7 @@ def import_gene_classes(source: Path, target: Path) -> dict[str, int]:
     Raises:
       InputError: as `read_gene_classes`, or the target exists or ends otherwise.
     """
-    if target.suffix not in TARGETS:
+    if suffix_of(target) not in TARGETS:
         raise InputError(f"the target {target} must end in one of {', '.join(TARGETS)}")
     if target.exists():
         raise InputError(f"{target} exists and nothing is overwritten; name a new file")
@@ -65,7 +65,7 @@ def import_gene_classes(source: Path, target: Path) -> dict[str, int]:
     with atomic_write(target.with_suffix(".provenance.json")) as aside:
         aside.write_text(json.dumps(run, indent=2, default=str) + "\n")
     with atomic_write(target) as aside:
-        _write(classes, aside, target.suffix)
+        _write(classes, aside, suffix_of(target))
     return counts
 
 

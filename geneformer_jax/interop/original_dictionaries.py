@@ -16,7 +16,7 @@ import numpy as np
 
 from geneformer_jax.cells.tokenization.vocabulary import GeneVocabulary
 from geneformer_jax.common.errors import InputError
-from geneformer_jax.common.files import atomic_write, require_new_folder
+from geneformer_jax.common.files import atomic_write, require_new_folder, suffix_of
 from geneformer_jax.common.provenance import describe_run, write_provenance
 from geneformer_jax.interop.restricted_pickle import (
     LARGEST_FILE,
@@ -86,7 +86,7 @@ def read_vocabulary(path: Path | str, species: str = "human") -> GeneVocabulary:
     Raises:
       InputError: it is no vocabulary, or damaged.
     """
-    if names_original_vocabulary(path) or Path(path).suffix in PICKLES:
+    if names_original_vocabulary(path) or suffix_of(path) in PICKLES:
         return read_original_vocabulary(path, species)
     return GeneVocabulary.load(path)
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from geneformer_jax.cells.store.layout import STORE
 from geneformer_jax.cells.tokenization.vocabulary import GeneVocabulary
 from geneformer_jax.common.errors import InputError
+from geneformer_jax.common.files import suffix_of
 from geneformer_jax.common.log import logger
 from geneformer_jax.common.provenance import describe_run
 from geneformer_jax.interop import gene_classes, original_dictionaries, store_exchange
@@ -101,7 +102,7 @@ class Conversion:
         _log_columns(counts["columns_left_out"])
 
     def _export_cells(self) -> None:
-        if self.target.suffix not in (".dataset", ".parquet"):
+        if suffix_of(self.target) not in (".dataset", ".parquet"):
             raise InputError(
                 f"the target {self.target} must end in .dataset or .parquet, the formats that a "
                 "cell store is converted to"

@@ -21,7 +21,7 @@ from geneformer_jax.cells.tokenization.tokenizer import (
 )
 from geneformer_jax.cells.tokenization.vocabulary import GeneVocabulary
 from geneformer_jax.common.errors import InputError
-from geneformer_jax.common.files import atomic_write, fingerprint, require_new_folder
+from geneformer_jax.common.files import atomic_write, fingerprint, require_new_folder, suffix_of
 from geneformer_jax.common.progress import Progress
 from geneformer_jax.common.provenance import describe_run, write_provenance
 from geneformer_jax.interop import vocabulary_statement
@@ -123,7 +123,7 @@ def store_to_dataset(folder: Path | str, target: Path | str) -> dict[str, Any]:
     """
     store = CellStore.open(folder)
     target = Path(target)
-    as_parquet = target.suffix == ".parquet"
+    as_parquet = suffix_of(target) == ".parquet"
     if as_parquet and target.exists():
         raise InputError(f"{target} exists and nothing is overwritten; name a new file")
     if not as_parquet:

@@ -27,6 +27,7 @@ from geneformer_jax.cells.tokenization.tokenizer import (
 )
 from geneformer_jax.cells.tokenization.vocabulary import GeneVocabulary
 from geneformer_jax.common.errors import InputError, did_you_mean
+from geneformer_jax.common.files import suffix_of
 from geneformer_jax.common.log import logger
 from geneformer_jax.interop.dataset_folders import (
     is_dataset_folder,
@@ -50,7 +51,7 @@ def is_tokenized_dataset(path: Path | str) -> bool:
     path = Path(path)
     if path.is_dir():
         return is_dataset_folder(path)
-    return path.suffix == ".parquet" and path.is_file()
+    return suffix_of(path) == ".parquet" and path.is_file()
 
 
 class TokenizedBatch(NamedTuple):

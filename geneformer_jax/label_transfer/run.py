@@ -10,7 +10,7 @@ import numpy as np
 
 from geneformer_jax.cells.counts.options import CountArguments
 from geneformer_jax.common.errors import InputError
-from geneformer_jax.common.files import atomic_write, remove
+from geneformer_jax.common.files import atomic_write, remove, suffix_of
 from geneformer_jax.common.log import logger
 from geneformer_jax.common.provenance import (
     describe_run,
@@ -43,7 +43,7 @@ class TransferRun:
         Raises:
           InputError: the output is no h5ad, or something else is there.
         """
-        if output.suffix != ".h5ad":
+        if suffix_of(output) != ".h5ad":
             raise InputError(f"`output` {output} must end in .h5ad")
         require_own_provenance(output)
         self._output, self._command = output, as_json(configuration)

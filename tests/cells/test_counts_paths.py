@@ -44,6 +44,7 @@ def expand(paths):
 DATA = [
     f"data/{n}" for n in ("a.h5ad", "b.loom", "c.h5ad", "d.h5", "s1", "s2", "v2.zarr", "v3.zarr")
 ]
+GEO = ["geo/GSM1_matrix.mtx.gz", "geo/GSM2_matrix.mtx.gz"]
 
 
 @pytest.mark.parametrize(
@@ -61,10 +62,13 @@ DATA = [
         ("data/v3.zarr", ["data/v3.zarr"]),
         ("data/s1,data/s?", ["data/s1", "data/s2"]),
         ("data/c.h5ad,data/*.h5ad,./data/c.h5ad", ["data/c.h5ad", "data/a.h5ad"]),
-        ("geo", ["geo/GSM1_matrix.mtx.gz", "geo/GSM2_matrix.mtx.gz"]),
+        ("geo", GEO),
         ("geo/*.mtx.gz", ["geo/GSM1_matrix.mtx.gz", "geo/GSM2_matrix.mtx.gz"]),
         ("data/s1/matrix.mtx", ["data/s1/matrix.mtx"]),
         ("data/s1/*.mtx,data/v3.zarr/*", ["data/s1", "data/v3.zarr"]),
+        ("data/{c,a}.h5ad,data/d.h5", ["data/c.h5ad", "data/a.h5ad", "data/d.h5"]),
+        ("{data/{b.loom, s1},geo}", ["data/b.loom", "data/s1", *GEO]),
+        ("data/{s1,v3.zarr,d*}", ["data/s1", "data/v3.zarr", "data/d.h5"]),
     ],
 )
 def test_paths(paths, expected, folder):
@@ -77,6 +81,8 @@ def test_paths(paths, expected, folder):
         ("", "no path"),
         (" , ", "no path"),
         ("data/x.h5ad", "data/x.h5ad does not exist"),
+        ("data/{a,x}.h5ad", "data/x.h5ad does not exist"),
+        ("data/{a.h5ad,data/d.h5", "data/{a.h5ad does not exist"),
         ("data/c.h5da", 'did you mean "c.h5ad"'),
         ("data/*.txt", "matches 1 paths, but no counts"),
         ("data/*.zip", "matches 0 paths"),
@@ -143,6 +149,11 @@ def test_urls_of_object_stores(url, folder):
     assert is_counts(path)
     assert fingerprint(path) == {"name": path.name, "url": url}
     assert expand_paths(f"data/c.h5ad,soma://{url}") == [Path("data/c.h5ad"), path]
+
+
+def test_braces_in_a_name_are_part_of_it(folder):
+    shutil.copy("data/a.h5ad", "data/{a,b}.h5ad")
+    assert expand("data/{a,b}.h5ad") == ["data/{a,b}.h5ad"]
 
 
 def test_links_to_the_same_file_count_once(folder):

@@ -17,6 +17,8 @@ ZARR_MARKS = (".zgroup", "zarr.json")
 _MOST_COMMAS = 5
 # How many folders are looked into, so many levels down, to say where counts are.
 _FOLDERS, _LEVELS, _LISTED = 500, 3, 5
+# Of a{b,c}d, with such braces in them too.
+_BRACES = re.compile(r"\{((?:[^{}]|\{[^{}]*\})*)\}")
 _TILEDB_GROUP = "__tiledb_group.tdb"
 _REMOTE_SOMA = re.compile(r"soma:/", re.IGNORECASE)
 _ZARR_ZIP = ".zarr.zip"
@@ -129,11 +131,11 @@ def _sources(path: Path) -> list[Path]:
 def expand_paths(paths: str) -> list[Path]:
     """Returns the count sources that a comma-separated list of files, folders and globs names.
 
-    A path that exists as given is one path, whatever commas are in it; "~" is the home folder. The
-    parts stay in their order; the matches of a folder or glob are sorted by name. A folder that is
-    not itself a store is searched, itself only (a glob with ** reaches further down). The stores of
-    a collection of annbatch are sources of their own, sorted by number. A source named twice is
-    returned once.
+    A path that exists as given is one path, whatever commas are in it; "~" is the home folder, and
+    {a,b} stands for either, as in shells. The parts stay in their order; the matches of a folder or
+    glob are sorted by name. A folder that is not itself a store is searched, itself only (a glob
+    with ** reaches further down). The stores of a collection of annbatch are sources of their own,
+    sorted by number. A source named twice is returned once.
 
     Raises:
       InputError: a part does not exist, or holds no counts.
@@ -148,15 +150,38 @@ def expand_paths(paths: str) -> list[Path]:
 
 def _parts(paths: str) -> Iterator[str]:
     """What stands between commas; several pieces are one part if they name a path together."""
-    pieces = paths.split(",")
+    pieces = _pieces(paths)
     while pieces:
         lengths = [len(pieces), *range(1, min(len(pieces), _MOST_COMMAS + 2))]
         joined = {length: ",".join(pieces[:length]).strip() for length in lengths}
         there = (n for n, part in joined.items() if part and local_path(part).exists())
         length = next(there, 1)
         if joined[length]:
-            yield joined[length]
+            yield from _alternatives(joined[length])
         pieces = pieces[length:]
+
+
+def _pieces(paths: str) -> list[str]:
+    """Splits at commas, but for those in braces."""
+    pieces, depth = [""], 0
+    for letter in paths:
+        depth += (letter == "{") - (letter == "}")
+        if letter == "," and depth == 0:
+            pieces.append("")
+        else:
+            pieces[-1] += letter
+    return pieces if depth == 0 else paths.split(",")
+
+
+def _alternatives(part: str) -> Iterator[str]:
+    """What a part with {a,b} stands for; one that is there as it is written is itself."""
+    braces = _BRACES.search(part)
+    pieces = _pieces(braces[1]) if braces else []
+    if len(pieces) < 2 or local_path(part).exists():
+        yield part
+        return
+    for each in pieces:
+        yield from _alternatives(part[: braces.start()] + each.strip() + part[braces.end() :])
 
 
 def _expand(part: str) -> list[Path]:

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 from absl import flags
 
+from geneformer_jax.common.command_line import list_flag
 from geneformer_jax.common.errors import InputError
 
 if TYPE_CHECKING:
@@ -18,6 +19,7 @@ flags.disclaim_key_flags()
 def define_count_flags() -> None:
     """Defines the flags of a command that reads counts: which files, which matrix, which cells."""
     flags.DEFINE_string("counts", "", "Raw counts: files, folders or globs, separated by commas.")
+    list_flag("counts")
     _define_matrix_flags()
     flags.DEFINE_string("filter_column", "", "Keep only cells whose value in this obs column is 1.")
     flags.DEFINE_multi_string("exclude", [], "column=value: leave such cells out.")

@@ -16,7 +16,7 @@ import pandas as pd
 from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold, train_test_split
 
 from geneformer_jax.common.errors import InputError
-from geneformer_jax.common.files import atomic_write
+from geneformer_jax.common.files import atomic_write, suffix_of
 from geneformer_jax.finetuning.classification.config import SplitRule
 
 SIDES = ("train", "valid", "test")
@@ -51,7 +51,7 @@ class Split:
         """Writes the table as .parquet or .csv, whole or not at all."""
         path = Path(path)
         with atomic_write(path) as aside:
-            if path.suffix == ".csv":
+            if suffix_of(path) == ".csv":
                 self.table.to_csv(aside, index=False)
             else:
                 self.table.to_parquet(aside, index=False)

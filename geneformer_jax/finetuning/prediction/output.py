@@ -8,7 +8,7 @@ from typing import Any
 import anndata as ad
 import pandas as pd
 
-from geneformer_jax.common.files import atomic_write
+from geneformer_jax.common.files import atomic_write, suffix_of
 from geneformer_jax.common.provenance import provenance_beside
 from geneformer_jax.finetuning.classification.predictions import PROBABILITY
 from geneformer_jax.finetuning.prediction.tables import CLASSES, PROBABILITIES
@@ -39,12 +39,12 @@ def write_predicted(
     with atomic_write(provenance_beside(output)) as aside:
         aside.write_text(text)
     with atomic_write(output) as aside:
-        if output.suffix == ".h5ad":
+        if suffix_of(output) == ".h5ad":
             predicted.uns["provenance"] = text
             write_anndata(predicted, aside)
             return
         table = _side_by_side(predicted) if isinstance(predicted, ad.AnnData) else predicted
-        table.to_parquet(aside) if output.suffix == ".parquet" else table.to_csv(aside)
+        table.to_parquet(aside) if suffix_of(output) == ".parquet" else table.to_csv(aside)
 
 
 def _side_by_side(predicted: ad.AnnData) -> pd.DataFrame:

@@ -12,7 +12,7 @@ import pandas as pd
 from geneformer_jax.cells.counts.options import CountArguments
 from geneformer_jax.cells.tokenization.quality_control import describe_left_out
 from geneformer_jax.common.errors import InputError
-from geneformer_jax.common.files import remove
+from geneformer_jax.common.files import remove, suffix_of
 from geneformer_jax.common.log import logger
 from geneformer_jax.common.progress import Progress
 from geneformer_jax.common.provenance import (
@@ -71,7 +71,7 @@ class PredictionRun:
         Raises:
           InputError: the output has another ending, or would take another's provenance.
         """
-        if output.suffix not in SUFFIXES:
+        if suffix_of(output) not in SUFFIXES:
             raise InputError(f"`output`={output} must end in one of {', '.join(SUFFIXES)}")
         require_own_provenance(output)
         self._output, self._command = output, as_json(configuration)
@@ -117,7 +117,7 @@ class PredictionRun:
             do not fit it, or lack known labels.
         """
         is_of_genes = model.head is not None and model.head.kind == GENES
-        if is_of_genes and (self._output.suffix == ".h5ad" or self._labels_key):
+        if is_of_genes and (suffix_of(self._output) == ".h5ad" or self._labels_key):
             raise InputError(
                 f"the model of {model.source} classifies genes; write a .parquet or .csv table, "
                 "without `labels_key`"

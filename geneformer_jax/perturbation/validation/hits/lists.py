@@ -11,6 +11,7 @@ import pyarrow as pa
 from geneformer_jax.cells.tokenization.gene_ids import strip_version
 from geneformer_jax.common.arguments import describe, require_type
 from geneformer_jax.common.errors import InputError, did_you_mean
+from geneformer_jax.common.files import suffix_of
 from geneformer_jax.common.tables import GENE_COLUMNS, named_column, read_id_table
 from geneformer_jax.perturbation.layout import JOINT
 
@@ -173,7 +174,7 @@ def _read_written(path: Path) -> pd.DataFrame:
             f"OUTPUT/statistics/{GOAL_STATE_SHIFT}.parquet"
         )
     try:
-        return pd.read_parquet(path) if path.suffix == ".parquet" else pd.read_csv(path)
+        return pd.read_parquet(path) if suffix_of(path) == ".parquet" else pd.read_csv(path)
     except (ValueError, OSError, pa.ArrowException) as error:
         raise InputError(f"{path} is no table that can be read ({error}); write it anew") from error
 
