@@ -1,4 +1,4 @@
-# make quickstart            real cells in, a pretrained model and a picture out
+# make quickstart            real cells in, a model and what it says out
 # make quickstart COUNTS=F   the same for any raw-count h5ad file F (LABEL=C: its obs column of labels)
 # make test                  lint and the quick tests
 # make slow                  the tests that take longer

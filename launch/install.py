@@ -1,50 +1,71 @@
-"""Runs `pip install` in the environment of this interpreter, and says what it is waiting for.
+"""Installs into the environment of this interpreter, and says what it is waiting for.
 
     python launch/install.py --editable ".[demo]"
 
-pip alone prints either hundreds of lines or none in several minutes. Here each large package has a
-line when its download begins, and the end says how many there were.
+uv does it in a fraction of pip's time: it fetches and unpacks packages side by side, and names the
+large ones as they come. It is put into the environment by pip, whose settings (index, proxy
+certificate, constraints) it is given. Where there is no uv, pip does it all.
 """
 
-import re
+import os
 import subprocess
 import sys
 import time
+from pathlib import Path
 
-# Python compiles a module when it is first imported. Compiling all there are at once, as pip does,
-# takes longer than everything else after the download, and most are never imported. Where Python
-# may keep no compiled modules (PYTHONDONTWRITEBYTECODE), every command would compile them anew.
-_LATER = () if sys.dont_write_bytecode else ("--no-compile",)
-_OPTIONS = (*_LATER, "--progress-bar=off", "--disable-pip-version-check")
-_FETCHED = re.compile(r"\s*(?:Downloading|Using cached) (\S+) \(([\d.]+) ([kMG]?)B\)")
-_MEGABYTES = {"": 1e-6, "k": 1e-3, "M": 1.0, "G": 1e3}
-_INSTALLING = "Installing collected packages: "
-_WORTH_A_LINE = 5.0
-_LINES_ON_FAILURE = 20
+_QUIETLY = ("--disable-pip-version-check", "--progress-bar=off")
+# pip's setting -> uv's environment variable for the same.
+_SETTINGS = {
+    "index-url": "UV_DEFAULT_INDEX",
+    "extra-index-url": "UV_INDEX",
+    "find-links": "UV_FIND_LINKS",
+    "constraint": "UV_CONSTRAINT",
+    "cert": "SSL_CERT_FILE",
+}
 
 
 def main() -> None:
-    """Installs; ends with pip's exit status."""
-    began, megabytes, packages, said = time.monotonic(), 0.0, 0, []
-    command = [sys.executable, "-m", "pip", "install", *_OPTIONS, *sys.argv[1:]]
-    print(f"  pip works out what {sys.argv[-1]} needs", flush=True)
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as pip:
-        for line in pip.stdout:
-            said.append(line)
-            if (fetched := _FETCHED.match(line)) and not fetched[1].endswith(".metadata"):
-                size = float(fetched[2]) * _MEGABYTES[fetched[3]]
-                megabytes += size
-                if size >= _WORTH_A_LINE:
-                    name = " ".join(fetched[1].rpartition("/")[2].split("-")[:2])
-                    print(f"  fetching {name} ({size:.0f} MB)", flush=True)
-            elif line.startswith(_INSTALLING):
-                packages = line.count(",") + 1
-                print(f"  unpacking {packages} packages, about a minute", flush=True)
-    if pip.returncode:
-        print("".join(said[-_LINES_ON_FAILURE:]), end="")
-        sys.exit(pip.returncode)
-    seconds = time.monotonic() - began
-    print(f"  {packages} packages, {megabytes:.0f} MB, in {seconds:.0f} s", flush=True)
+    """Installs; ends with the exit status of uv or pip."""
+    began = time.monotonic()
+    pip = [sys.executable, "-m", "pip"]
+    fetched = subprocess.run([*pip, "install", "--quiet", *_QUIETLY, "uv"], capture_output=True)
+    uv = Path(sys.executable).with_name("uv")
+    if fetched.returncode or not uv.exists():
+        print("  uv cannot be had; pip takes longer, and says less", flush=True)
+        command, variables = [*pip, "install", *_pip_options(), *sys.argv[1:]], {}
+    else:
+        print(f"  uv works out what {sys.argv[-1]} needs", flush=True)
+        command = [str(uv), "pip", "install", "--python", sys.executable, *_uv_options()]
+        command, variables = [*command, *sys.argv[1:]], _variables(pip)
+    done = subprocess.run(command, env={**os.environ, **variables})
+    if done.returncode:
+        sys.exit(done.returncode)
+    print(f"  installed in {time.monotonic() - began:.0f} s", flush=True)
+
+
+def _pip_options() -> tuple[str, ...]:
+    # Python compiles a module when it is first imported. Compiling all there are at once takes
+    # longer than everything else after the download, and most are never imported. Where Python may
+    # keep no compiled modules (PYTHONDONTWRITEBYTECODE), every command would compile them anew.
+    return (*_QUIETLY, *(() if sys.dont_write_bytecode else ("--no-compile",)))
+
+
+def _uv_options() -> tuple[str, ...]:
+    # The newest of all indexes, as pip takes it, rather than of the first that has the package.
+    compiled = ("--compile-bytecode",) if sys.dont_write_bytecode else ()
+    return ("--index-strategy=unsafe-best-match", *compiled)
+
+
+def _variables(pip: list[str]) -> dict[str, str]:
+    """pip's settings as uv's environment; those that are uv's already stay."""
+    listed = subprocess.run([*pip, "config", "list"], capture_output=True, text=True).stdout
+    found = {}
+    for line in listed.splitlines():
+        name, _, value = line.partition("=")
+        variable = _SETTINGS.get(name.rpartition(".")[2])
+        if variable and variable not in os.environ:
+            found[variable] = value.strip("'\"").replace("\\n", " ")
+    return found
 
 
 if __name__ == "__main__":

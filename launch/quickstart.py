@@ -1,4 +1,4 @@
-"""Real cells in, a pretrained model and a picture out: runs the commands one after another.
+"""Real cells in, a model and what it says out: runs the commands one after another.
 
 Without --counts it uses the 700 blood cells that scanpy's own package carries; no network is
 needed. Every command is printed before it runs, so that you can run it yourself. Interrupted or
@@ -11,6 +11,7 @@ import os
 import shlex
 import subprocess
 import sys
+import textwrap
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -24,16 +25,19 @@ from geneformer_jax.cells.formats.open import open_counts
 from geneformer_jax.common import command_line
 from geneformer_jax.common.errors import InputError
 from geneformer_jax.common.files import atomic_write, fingerprint
+from quickstart_findings import CLASSIFIER, EMBEDDINGS, MODEL, SCREEN, findings
 
 DEMO_NAME = "pbmc68k_reduced"
 DEMO_LABEL = "bulk_labels"
 _PURPOSES = {
     "embed": "embed cells from their counts",
-    "perturb": "delete every gene of a few cells, one at a time",
-    "finetune": "learn to tell the labels apart",
-    "predict": "predict them in other cells",
+    "perturb": "delete every gene of a few cells, one at a time, exactly",
+    "predict": "predict the labels of cells",
 }
 CONFIG, FINETUNE_CONFIG = "configs/quickstart.py", "configs/finetune_cells.py"
+# What a few hundred cells take; more of them take no longer.
+_FINETUNE_STEPS, _FINETUNE_RATE = 200, 1e-3
+_SCREENED_CELLS = 60
 
 # The demonstration cells hold log(1 + counts per 10,000), rounded to this many decimals.
 _DECIMALS = 3
@@ -123,6 +127,12 @@ def choose_label(obs: pd.DataFrame) -> str:
     return ""
 
 
+def commonest_states(labels: pd.Series) -> tuple[str, str] | None:
+    """Returns (start, goal): the second commonest label and the commonest; None of fewer than 2."""
+    common = labels.dropna().astype(str).value_counts().index[:2]
+    return (common[1], common[0]) if len(common) == 2 else None
+
+
 def prepare() -> tuple[Path, Path, str]:
     """Returns (file of raw counts, folder for the outputs, label column)."""
     if _COUNTS.value:
@@ -169,29 +179,69 @@ def as_arguments(options: Mapping[str, object]) -> list[str]:
 def run_command(name: str, **options: object) -> None:
     """Prints and runs `python -m geneformer_jax.<name>`; ends this program if it fails."""
     command = as_arguments(options)
-    shown = " ".join(map(shlex.quote, command)).replace(" --", " \\\n    --")
+    shown = " \\\n    ".join(map(shlex.quote, command))
     print(f"\n$ python -m geneformer_jax.{name} \\\n    {shown}", flush=True)
     status = subprocess.run([sys.executable, "-m", f"geneformer_jax.{name}", *command]).returncode
     if status:
         sys.exit(status)
 
 
+def learn(counts: Path, folder: Path, label: str) -> None:
+    """Fine-tunes on the labels, and screens deletions of genes from one label towards another."""
+    model, store = {"checkpoint": folder / MODEL}, folder / "cells"
+    run_command(
+        "finetune",
+        **model,
+        **{
+            "config": FINETUNE_CONFIG,
+            "config.data.store": store,
+            "config.task.label": label,
+            "config.optimizer.learning_rate": _FINETUNE_RATE,
+            "config.steps": _FINETUNE_STEPS,
+        },
+        workdir=folder / CLASSIFIER,
+    )
+    if states := commonest_states(open_counts(counts).obs()[label]):
+        run_command(
+            "perturb",
+            **model,
+            cells=store,
+            output=folder / SCREEN,
+            screen="true",
+            states=label,
+            start=states[0],
+            goal=states[1],
+            max_cells=_SCREENED_CELLS,
+            statistics="goal_state_shift",
+        )
+
+
+def print_end(folder: Path) -> None:
+    """Prints where everything is, what the numbers say, and which page to open."""
+    print(f"\nEverything is in {folder}:")
+    for path in sorted(folder.iterdir()):
+        print(f"  {path}")
+    print("\nWhat the numbers say, each beside what it must beat:")
+    for finding in findings(folder):
+        print(textwrap.fill(finding, 100, initial_indent="- ", subsequent_indent="  "))
+    index = folder / "index.html"
+    pages = [index] if index.exists() else sorted(folder.glob("**/*report.html"))
+    print("\nOpen in a browser (no network is needed):")
+    for page in pages:
+        print(f"  {page.resolve().as_uri()}")
+
+
 def next_commands(counts: Path, folder: Path, label: str) -> dict[str, dict[str, object]]:
     """Returns what can be done with the model: command -> its options, all of which are there."""
-    checkpoint, classifier = {"checkpoint": folder / "model"}, folder / "classifier"
-    again, shifts = {"output": folder / "embedded_again.h5ad"}, {"output": folder / "shifts"}
+    checkpoint, shifts = {"checkpoint": folder / MODEL}, {"output": folder / "shifts"}
+    again, predicted = folder / "embedded_again.h5ad", folder / "predicted.h5ad"
     commands = {
-        "embed": {**checkpoint, "cells": counts, **again},
+        "embed": {**checkpoint, "cells": counts, "output": again},
         "perturb": {**checkpoint, "cells": counts, **shifts, "max_cells": 5},
     }
     if label:
-        learning = {"config.optimizer.learning_rate": 1e-3, "config.epochs": 5}
-        task = {"config.data.store": folder / "cells", "config.task.label": label}
-        commands["finetune"] = {
-            **checkpoint, "config": FINETUNE_CONFIG, **task, **learning, "workdir": classifier,
-        }  # fmt: skip
-        predicted = {"output": folder / "predicted.h5ad"}
-        commands["predict"] = {"checkpoint": classifier, "cells": counts, **predicted}
+        trained = {"checkpoint": folder / CLASSIFIER}
+        commands["predict"] = {**trained, "cells": counts, "output": predicted}
     return commands
 
 
@@ -208,10 +258,9 @@ def print_next(commands: Mapping[str, Mapping[str, object]]) -> None:
 
 
 def main() -> None:
-    """Runs build_vocabulary, tokenize, pretrain and embed."""
+    """Runs build_vocabulary, tokenize, pretrain, embed, and with labels finetune and perturb."""
     counts, folder, label = prepare()
-    vocabulary, store, model = folder / "vocabulary", folder / "cells", folder / "model"
-    embeddings = folder / "embeddings.h5ad"
+    vocabulary, store, model = folder / "vocabulary", folder / "cells", folder / MODEL
     # A vocabulary folder appears whole; the other commands find out themselves what is left to do.
     if not vocabulary.exists():
         seldom = math.ceil(_RARE_FRACTION * open_counts(counts).n_cells)
@@ -232,13 +281,15 @@ def main() -> None:
         checkpoint=model,
         cells=store,
         counts=counts,
-        output=embeddings,
+        output=folder / f"{EMBEDDINGS}.h5ad",
         figures="true",
         **coloured,
     )
-    print(f"\nEverything is in {folder}:")
-    for path in sorted(folder.iterdir()):
-        print(f"  {path}")
+    if label:
+        learn(counts, folder, label)
+    else:
+        print("\nNo obs column of labels: nothing is fine-tuned and no genes are deleted.")
+    print_end(folder)
     print_next(next_commands(counts, folder, label))
 
 

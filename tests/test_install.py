@@ -15,47 +15,53 @@ from packaging.version import InvalidVersion, Version
 PROJECT = Path(__file__).resolve().parents[1]
 METADATA = tomllib.loads((PROJECT / "pyproject.toml").read_text())["project"]
 EXTRAS = METADATA["optional-dependencies"]
-SAID = r"""Collecting jaxlib
-  Downloading jaxlib-1.0-py3-none-any.whl.metadata (9 kB)
-  Downloading https://host/a/jaxlib-1.0-cp311-cp311-manylinux.whl (80.5 MB)
-  Using cached absl_py-2.0-py3-none-any.whl (500 kB)
-Installing collected packages: absl-py, jaxlib
-Successfully installed absl-py-2.0 jaxlib-1.0
+
+
+STAND_IN = """import os, pathlib, sys
+if sys.argv[1:2] == ["config"]:
+    print("global.index-url='https://index'\\nglobal.find-links='/a /b'\\n:env:.quiet='1'")
+elif sys.argv[-1] == "uv" and {has_uv}:
+    uv = pathlib.Path(sys.executable).with_name("uv")
+    uv.write_text("#!/bin/sh\\necho uv $* $UV_DEFAULT_INDEX $UV_FIND_LINKS; exit {status}")
+    uv.chmod(0o755)
+else:
+    print("pip", *sys.argv[1:]); sys.exit({status})
 """
 
 
-def install(folder: Path, said: str, status: int, **variables) -> subprocess.CompletedProcess:
-    """Runs launch/install.py with a pip that says and answers what it is told to."""
-    (folder / "pip.py").write_text(
-        f"import sys; print(sys.argv[1:]); print({said!r}, end=''); sys.exit({status})"
-    )
+def install(folder: Path, has_uv: bool, status: int, **variables) -> subprocess.CompletedProcess:
+    """Runs launch/install.py with a pip, and a uv if that pip finds one, that only say things."""
+    (folder / "pip.py").write_text(STAND_IN.format(has_uv=has_uv, status=status))
+    python = folder / "bin" / "python"
+    python.parent.mkdir()
+    python.symlink_to(sys.executable)
     return subprocess.run(
-        [sys.executable, PROJECT / "launch" / "install.py", "--editable", ".[demo]"],
+        [python, PROJECT / "launch" / "install.py", "--editable", ".[demo]"],
         capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(folder), **variables},
     )  # fmt: skip
 
 
-def test_installing_tells_what_it_waits_for(tmp_path):
-    done = install(tmp_path, SAID, status=0)
+def test_uv_installs_with_the_settings_of_pip(tmp_path):
+    done = install(tmp_path, has_uv=True, status=0)
     assert done.returncode == 0
-    lines = [line.strip() for line in done.stdout.splitlines()]
-    assert "fetching jaxlib 1.0 (80 MB)" in lines
-    # Small ones have no line of their own, but count.
-    assert "absl" not in done.stdout
-    assert re.match(r"2 packages, 81 MB, in \d+ s", lines[-1])
+    works_out, called, took = done.stdout.splitlines()
+    assert works_out == "  uv works out what .[demo] needs"
+    assert called.startswith(f"uv pip install --python {tmp_path}/bin/python")
+    assert called.endswith("--editable .[demo] https://index /a /b")
+    assert re.fullmatch(r"  installed in \d+ s", took)
 
 
-def test_where_pip_fails_its_last_words_and_its_status_are_passed_on(tmp_path):
-    done = install(tmp_path, "Collecting nothing\nno such package\n", status=3)
+def test_where_there_is_no_uv_pip_installs_and_its_status_is_passed_on(tmp_path):
+    done = install(tmp_path, has_uv=False, status=3)
     assert done.returncode == 3
-    assert "no such package" in done.stdout
-    assert "--editable', '.[demo]'" in done.stdout
+    assert "uv cannot be had" in done.stdout
+    assert "--editable .[demo]" in done.stdout
 
 
 @pytest.mark.parametrize(("variable", "compiles"), [("", False), ("1", True)])
 def test_modules_are_compiled_at_once_only_where_python_never_would(tmp_path, variable, compiles):
-    done = install(tmp_path, "", status=3, PYTHONDONTWRITEBYTECODE=variable)
-    assert ("--no-compile" in done.stdout) != compiles
+    done = install(tmp_path, has_uv=True, status=0, PYTHONDONTWRITEBYTECODE=variable)
+    assert ("--compile-bytecode" in done.stdout) == compiles
 
 
 @pytest.fixture(scope="module")

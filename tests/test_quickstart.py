@@ -19,11 +19,15 @@ from geneformer_jax.common.errors import InputError
 from tests.helpers.commands import run_command
 from tests.helpers.readme_inputs import real_cells, write_configs
 
+LAUNCH = Path(__file__).resolve().parents[1] / "launch"
+
 
 @pytest.fixture(scope="module")
 def quickstart():
     """launch/quickstart.py as a module; its flags, at their defaults, make room for commands'."""
-    path = Path(__file__).resolve().parents[1] / "launch" / "quickstart.py"
+    path = LAUNCH / "quickstart.py"
+    # As Python has it for a script.
+    sys.path.insert(0, str(LAUNCH))
     spec = importlib.util.spec_from_file_location("quickstart_script", path)
     module = importlib.util.module_from_spec(spec)
     sys.modules["quickstart_script"] = module
@@ -33,6 +37,7 @@ def quickstart():
         delattr(flags.FLAGS, name)
     yield module
     del sys.modules["quickstart_script"]
+    sys.path.remove(str(LAUNCH))
 
 
 def logged_counts(seed: int = 0) -> tuple[np.ndarray, np.ndarray, sparse.csr_matrix]:
@@ -102,6 +107,45 @@ def test_label_is_the_first_column_of_categories(quickstart):
     assert quickstart.choose_label(obs[["n_counts", "sample"]]) == ""
 
 
+def test_states_are_the_two_commonest_labels(quickstart):
+    labels = pd.Series(["b", "a", None, "b", "c", "a", "b"])
+    assert quickstart.commonest_states(labels) == ("a", "b")
+    assert quickstart.commonest_states(pd.Series(["b", "b", None])) is None
+
+
+ACCURACY = {"accuracy": 0.6, "majority": 0.3, "shuffled": 0.3}
+
+
+def write_results(folder: Path, loss: float, components: float, ours: str, rate: float) -> None:
+    """Results of a quickstart, as far as its last lines read them."""
+    texts = {
+        "model/held_out.csv": f"method,loss,accuracy\nmodel,{loss},.1\ngene at rank,6.0,.005\n",
+        "embeddings.provenance.json": json.dumps({"counts": {"label_accuracy": {
+            "kind": {"X_geneformer": ACCURACY, "PCA": {**ACCURACY, "accuracy": components}}
+        }}}),
+        "classifier/results.csv": (
+            f"method,accuracy,accuracy_low,accuracy_high\nours,{ours}\nSVM,.7,,\n"
+        ),
+        "screen/provenance.json": json.dumps({"counts": {"states": {"start": "s", "goal": "g"}}}),
+        "screen/statistics/goal_state_shift.csv": f"Gene,Matched_FDR\nA,{rate}\nB,0.9\nC,\n",
+    }  # fmt: skip
+    for name, text in texts.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(text)
+
+
+def test_what_the_numbers_say_follows_from_them(quickstart, tmp_path):
+    write_results(tmp_path, loss=5.0, components=0.5, ours=".9,.8,1", rate=0.01)
+    won = list(quickstart.findings(tmp_path))
+    words = ["has learned", "hold these labels", "beats them all", '"s" towards "g"']
+    assert [word in finding for word, finding in zip(words, won, strict=True)] == [True] * 4
+    assert "0.5% at 6.00" in won[0] and "PCA 50.0%" in won[1] and "1 of 2" in won[3]
+    write_results(tmp_path, loss=7.0, components=0.8, ours=".5,.4,.6", rate=0.2)
+    lost = list(quickstart.findings(tmp_path))
+    words = ["NOT learned", "embeddings LOSE", "LOSES to SVM", "0 of 2. Nothing can be said"]
+    assert [word in finding for word, finding in zip(words, lost, strict=True)] == [True] * 4
+
+
 def test_a_folder_of_another_file_is_not_mixed_with(quickstart, tmp_path):
     first, second = tmp_path / "a" / "c.h5ad", tmp_path / "b" / "c.h5ad"
     for path in (first, second):
@@ -119,6 +163,9 @@ def ran(quickstart, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     made, noted = tmp_path / "made", {}
     (made / "vocabulary").mkdir(parents=True)
+    write_results(made, loss=5.0, components=0.5, ours=".9,.8,1", rate=0.01)
+    obs = pd.DataFrame({"kind of cell": ["a b", "a b", "c, d"]})
+    monkeypatch.setattr(quickstart, "open_counts", lambda counts: SimpleNamespace(obs=lambda: obs))
     monkeypatch.setattr(
         quickstart, "run_command", lambda name, **options: noted.update({name: options})
     )
@@ -143,19 +190,26 @@ def test_the_lines_to_go_on_with_name_what_was_made(
     counts = tmp_path / "my cells.h5ad"
     monkeypatch.setattr(quickstart, "prepare", lambda: (counts, tmp_path / "made", label))
     quickstart.main()
-    lines = lines_to_paste(capsys.readouterr().out)
-    assert set(lines) == {"embed", "perturb", ""} | ({"finetune", "predict"} if label else set())
+    shown = capsys.readouterr().out
+    assert "It beats them all." in " ".join(shown.split())
+    lines = lines_to_paste(shown)
+    assert set(lines) == {"embed", "perturb", ""} | ({"predict"} if label else set())
     options = {name: dict(word.split("=", 1) for word in words) for name, words in lines.items()}
     assert options.pop("") == {}
     model = str(ran["pretrain"]["workdir"])
     for name, given in options.items():
-        assert given.get("--cells", str(counts)) == str(counts)
+        assert given["--cells"] == str(counts)
         if name != "predict":
             assert given["--checkpoint"] == model
-    if label:
-        assert options["finetune"]["--config.data.store"] == str(ran["tokenize"]["output"])
-        assert options["finetune"]["--config.task.label"] == label == ran["tokenize"]["obs"]
-        assert options["predict"]["--checkpoint"] == options["finetune"]["--workdir"]
+    if not label:
+        assert "finetune" not in ran and "perturb" not in ran
+        return
+    finetune, screen = ran["finetune"], ran["perturb"]
+    assert finetune["config.data.store"] == ran["tokenize"]["output"] == screen["cells"]
+    assert finetune["config.task.label"] == label == ran["tokenize"]["obs"] == screen["states"]
+    assert str(finetune["checkpoint"]) == str(screen["checkpoint"]) == model
+    assert (screen["start"], screen["goal"]) == ("c, d", "a b")
+    assert options["predict"]["--checkpoint"] == str(finetune["workdir"])
 
 
 @pytest.mark.slow
@@ -171,17 +225,18 @@ def test_its_model_of_symbols_is_used_as_it_says_and_on_cells_with_ids_too(
         assert status == 0, f"{name} {arguments}\n{output}\n{error}"
         return output
 
+    shorter = {"finetune": ["--config.steps=4"], "perturb": ["--max_cells=10"]}
+
     def in_process(name, **options):
-        run(name, *quickstart.as_arguments(options))
+        run(name, *quickstart.as_arguments(options), *shorter.get(name, []))
 
     monkeypatch.setattr(quickstart, "run_command", in_process)
     quickstart.main()
     lines = lines_to_paste(capsys.readouterr().out)
     del lines[""]
-    shorter = {"finetune": ["--config.steps=4"], "perturb": ["--genes=CD74"]}
     for name, arguments in lines.items():
-        shown = run(name, *arguments, *shorter.get(name, []))
-        assert "gene ids in index" in shown or name == "finetune"
+        shown = run(name, *arguments, *(["--genes=CD74"] if name == "perturb" else []))
+        assert "gene ids in index" in shown
     others, _ = real_cells(data_dir / "cells" / "pbmc3k.h5ad")
     others[:24].copy().write_h5ad("others.h5ad")
     for name, output in (("embed", "e.h5ad"), ("predict", "p.h5ad"), ("perturb", "shifts")):
