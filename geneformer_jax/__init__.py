@@ -6,6 +6,10 @@
     cells = gf.tokenize_cells(adata, model.vocabulary)
     embedded = gf.embed_cells(model, adata)       # AnnData with .obsm["X_geneformer"]
 
+As scanpy writes its functions, `gf.pp`, `gf.tl` and `gf.pl` work on an AnnData in place:
+
+    gf.tl.embed(adata, model)                     # adata.obsm["X_geneformer"]
+
 Names are imported when first used, so that `import geneformer_jax` is quick and starts no JAX.
 """
 
@@ -32,6 +36,7 @@ if TYPE_CHECKING:
     from geneformer_jax.perturbation.statistics.report import perturbation_statistics
     from geneformer_jax.perturbation.validation.api import validate_perturbations
     from geneformer_jax.perturbation.validation.hits.api import validate_hits
+    from geneformer_jax.scverse import pp, tl
     from geneformer_jax.training.api import pretrain_model
     from geneformer_jax.training.config import pretrain_config
 
@@ -52,11 +57,13 @@ __all__ = [
     "load_model",
     "perturb_cells",
     "perturbation_statistics",
+    "pp",
     "predict_cells",
     "predict_genes",
     "pretrain_config",
     "pretrain_model",
     "push_to_hub",
+    "tl",
     "tokenize_cells",
     "transfer_labels",
     "validate_hits",
@@ -88,9 +95,17 @@ _HOME = {
 }
 
 
+# Modules, which hold their functions.
+_MODULES = {
+    "cluster": f"{__name__}.cluster",
+    "pp": f"{__name__}.scverse.pp",
+    "tl": f"{__name__}.scverse.tl",
+}
+
+
 def __getattr__(name: str) -> object:
-    if name == "cluster":
-        return importlib.import_module(f"{__name__}.cluster")
+    if name in _MODULES:
+        return importlib.import_module(_MODULES[name])
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     home = importlib.import_module(f"{__name__}.{_HOME[name]}")

@@ -43,6 +43,7 @@ LAYERS = (
     ("perturbation/validation/hits", "perturbation/validation/screen"),
     ("perturbation/validation/scoring",),
     ("perturbation/validation",),
+    ("scverse",),
 )
 LAYER_OF = {package: layer for layer, packages in enumerate(LAYERS) for package in packages}
 # Packages that use a trained model, whatever trained it.

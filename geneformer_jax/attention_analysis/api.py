@@ -102,9 +102,13 @@ class HeadAttention:
     skipped_groups: Mapping[str, int]
 
     def __repr__(self) -> str:
-        tables = [each.name for each in fields(self) if each.type is pd.DataFrame]
         lists = ", ".join(dict.fromkeys(self.heads["list"]))
-        return f"HeadAttention(gene lists {lists}; tables {', '.join(tables)})"
+        return f"HeadAttention(gene lists {lists}; tables {', '.join(self.tables())})"
+
+    def tables(self) -> dict[str, pd.DataFrame]:
+        """Returns all tables by name."""
+        names = [each.name for each in fields(self) if each.type is pd.DataFrame]
+        return {name: getattr(self, name) for name in names}
 
     def gene_tables(self, ids: np.ndarray, symbols: np.ndarray) -> Iterator[pd.DataFrame]:
         """Yields the table of every gene, layer and head: of all cells, then of each group."""

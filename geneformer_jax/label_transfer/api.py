@@ -12,7 +12,7 @@ from geneformer_jax.common.arguments import require_text
 from geneformer_jax.common.log import logger
 from geneformer_jax.embedding.embedder import Embedder
 from geneformer_jax.inference.arguments import check_model, check_runtime
-from geneformer_jax.inference.cells import ChosenCells
+from geneformer_jax.inference.cells import ChosenCells, places_in_input
 from geneformer_jax.label_transfer.output import as_anndata
 from geneformer_jax.label_transfer.prepare import read_input
 from geneformer_jax.model.pretrained import PretrainedModel
@@ -29,6 +29,7 @@ def transfer_labels(
     *,
     group: str = "",
     hidden_layer: int = -1,
+    all_cells: bool = False,
     runtime: Runtime | None = None,
     devices: list[jax.Device] | None = None,
     **reading: Unpack[CountArguments],
@@ -45,6 +46,8 @@ def transfer_labels(
       group: obs column of the reference such as donors, of which each is in one fold only, so that
         the held-out scores are those of new donors.
       hidden_layer: hidden state to use, counted back from the last.
+      all_cells: return a row for every cell of the query, without a label where it was left out, so
+        that results fit the input by position.
       runtime: how to compute; float32, and the attention that suits the device, by default.
       devices: which share the work; all of this process by default.
       reading: of counts, which matrix and gene ids; arguments of `CountOptions`.
@@ -76,4 +79,7 @@ def transfer_labels(
     transferred = given.finish(*embeddings)
     for line in transferred.verdict:
         logger.info(line)
+    if all_cells:
+        obs, rows = places_in_input(given.query)
+        return as_anndata(transferred, obs, embeddings[1], rows)
     return as_anndata(transferred, given.query.obs, embeddings[1])

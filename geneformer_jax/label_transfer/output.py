@@ -13,6 +13,9 @@ from geneformer_jax.common.files import atomic_write
 from geneformer_jax.embedding.comparison import MAX_DRAWN_CELLS, draw_rows
 from geneformer_jax.embedding.embedder import KEY
 from geneformer_jax.embedding.output import report_path
+from geneformer_jax.inference.cells import fill_rows
+from geneformer_jax.label_transfer.classifiers import CLASSIFIERS
+from geneformer_jax.label_transfer.features import COUNTS, EMBEDDING
 from geneformer_jax.label_transfer.transfer import DISTANCE, LABEL, TRUSTED, Transferred
 from geneformer_jax.reporting.figures import new_figure, umap_figure, umap_positions
 from geneformer_jax.reporting.html import Report
@@ -28,12 +31,27 @@ _HEADINGS = (
 
 
 def as_anndata(
-    transferred: Transferred, obs: pd.DataFrame, embeddings_QD: np.ndarray
+    transferred: Transferred,
+    obs: pd.DataFrame,
+    embeddings_QD: np.ndarray,
+    rows: np.ndarray | None = None,
 ) -> ad.AnnData:
-    """Returns the query's cells with labels and embeddings; see `transfer_labels`."""
-    index = obs.index.astype(str)
-    kept = [name for name in obs if name not in transferred.table]
-    table = pd.concat([obs[kept].set_axis(index), transferred.table.set_axis(index)], axis=1)
+    """Returns cells with labels and embeddings; see `transfer_labels`.
+
+    Args:
+      transferred: labels of the query.
+      obs: columns of the cells.
+      embeddings_QD: of the query.
+      rows: [query] which of the cells are the query; all by default. The others have no label, and
+        are not trusted.
+    """
+    index, labels = obs.index.astype(str), transferred.table
+    if rows is not None:
+        embeddings_QD = fill_rows(embeddings_QD, rows, len(obs))
+        labels = labels.set_axis(rows).reindex(range(len(obs)))
+        labels[TRUSTED] = labels[TRUSTED].eq(True)
+    kept = [name for name in obs if name not in labels]
+    table = pd.concat([obs[kept].set_axis(index), labels.set_axis(index)], axis=1)
     found = {
         "scores": transferred.scores,
         "by_label": transferred.by_label,
@@ -43,6 +61,12 @@ def as_anndata(
     return ad.AnnData(
         obs=table, obsm={KEY: np.asarray(embeddings_QD, np.float32)}, uns={UNS: found}
     )
+
+
+def columns_of(labelled: ad.AnnData) -> list[str]:
+    """Returns the names of the obs columns that the transfer of labels has added."""
+    each = (f"{features} {name}" for features in (EMBEDDING, COUNTS) for name in CLASSIFIERS)
+    return [LABEL, DISTANCE, TRUSTED, *(name for name in each if name in labelled.obs)]
 
 
 def write_tables(transferred: Transferred, output: Path) -> list[Path]:

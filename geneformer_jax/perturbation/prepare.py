@@ -152,8 +152,19 @@ def make_plan(
       InputError: a column, value, state or gene is unknown, no cell is left, or none expresses the
         genes.
     """
+    _require_distinct_ids(cells)
     chosen = _choose_cells(cells, options, rule, spec.special, sets)
     return plan_edits(chosen, rule, spec.special, sets, tokens_per_part)
+
+
+def _require_distinct_ids(cells: EncodedCells) -> None:
+    """Shifts are tables by the ids of cells, which must tell them apart."""
+    ids = cells.obs.index
+    if not ids.is_unique:
+        raise InputError(
+            f'cell id "{ids[ids.duplicated()][0]}" occurs twice, and shifts are told by ids; make '
+            "them distinct, as by adata.obs_names_make_unique()"
+        )
 
 
 def with_reranking(options: PerturbationOptions, plan: EditPlan) -> PerturbationOptions:

@@ -39,6 +39,31 @@ def name_sets(sets_EK: np.ndarray, vocabulary: GeneVocabulary) -> tuple[np.ndarr
     return which.reshape(-1).astype(np.int32), ids, symbols
 
 
+def cells_by_edits(
+    shifts: pd.DataFrame, measure: str, state: str, cell_ids: pd.Index
+) -> pd.DataFrame:
+    """Returns a table of shifts as cells by edits.
+
+    Args:
+      shifts: as `perturb_cells` returns them.
+      measure, state: which of them.
+      cell_ids: the rows, distinct; cells that were not perturbed have NaN, as edits not made in a
+        cell have.
+
+    Returns:
+      float32 [cells, edits]; an edit is called by its symbol, or by its id where two edits have the
+      same one or a file could not keep it.
+    """
+    rows = shifts[(shifts["measure"] == measure) & (shifts["state"] == state)]
+    rows = rows.astype({"cell": str, "perturbed": str, "perturbed_symbol": str})
+    table = rows.pivot(index="cell", columns="perturbed", values="value").reindex(cell_ids)
+    symbols = rows.drop_duplicates("perturbed").set_index("perturbed")["perturbed_symbol"]
+    symbols = symbols.reindex(table.columns)
+    has_own = ~symbols.duplicated(keep=False) & (symbols != "") & ~symbols.str.contains("/")
+    table.columns = symbols.where(has_own, symbols.index).tolist()
+    return table.astype(np.float32)
+
+
 def shifts_table(
     part: Shifts,
     names: Sequence[tuple[str, str]],

@@ -142,6 +142,20 @@ def test_a_view_of_an_anndata_is_read():
     np.testing.assert_array_equal(read_whole(AnnDataSource(view))[0], adata.X.toarray()[5:20, ::2])
 
 
+@pytest.mark.parametrize(
+    "layout", [sparse.csr_matrix, sparse.csc_matrix, lambda counts: counts.toarray()]
+)
+def test_an_object_that_is_backed_by_a_file(layout, tmp_path):
+    adata = example_cells()
+    expected = adata.X.toarray()
+    adata.X = layout(adata.X)
+    adata.write_h5ad(tmp_path / "backed.h5ad")
+    backed = anndata.read_h5ad(tmp_path / "backed.h5ad", backed="r")
+    np.testing.assert_array_equal(read_whole(AnnDataSource(backed), 9)[0], expected)
+    np.testing.assert_array_equal(read_whole(AnnDataSource(backed[3:9]))[0], expected[3:9])
+    backed.file.close()
+
+
 @pytest.mark.parametrize("layout", ["csr", "csc"])
 def test_unsorted_and_repeated_entries_are_added_and_zeros_dropped(layout):
     rng = np.random.default_rng(3)

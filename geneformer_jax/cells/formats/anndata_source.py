@@ -146,7 +146,7 @@ class AnnDataFileSource(TypedFeatures):
 
 
 class AnnDataSource(TypedFeatures):
-    """An AnnData in memory, under the same protocol as a file; it is never changed."""
+    """An AnnData object, in memory or backed by a file, as a source; it is never changed."""
 
     kind = "AnnData"
 
@@ -192,9 +192,14 @@ class AnnDataSource(TypedFeatures):
             layout = CompressedRows if values.format == "csr" else CompressedColumns
             arrays = (values.data, values.indices, values.indptr)
             return layout(*arrays, values.shape, f"AnnData ({name})", limits)
+        if isinstance(values, h5py.Dataset):
+            return _open_matrix(values, f"AnnData ({name})", limits)
+        # A sparse matrix of an AnnData that is backed by a file.
+        if isinstance(group := getattr(values, "group", None), h5py.Group):
+            return _open_matrix(group, f"AnnData ({name})", limits)
         raise InputError(
             f"AnnData ({name}) is a {type(values).__name__}, but a NumPy array or a CSR or CSC "
-            "matrix in memory is needed; use adata.to_memory()"
+            "matrix, in memory or in an .h5ad file, is needed; use adata.to_memory()"
         )
 
     def _values(self, name: str) -> object:

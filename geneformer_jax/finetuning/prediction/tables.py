@@ -43,11 +43,20 @@ def cell_table(
 
 def _beside_predictions(obs: pd.DataFrame, head: HeadConfig) -> pd.DataFrame:
     """Returns the columns of the cells, those with names of predictions behind a prefix."""
-    own = [f"{kind}{task.name}" for task in head.outputs for kind in (f"{PREDICTED}_", PROBABILITY)]
+    own = columns_of(head)
     renamed = {name: stored_name(name, own) for name in obs if stored_name(name, own) != name}
     for name, other in renamed.items():
         logger.warning(f'obs column "{name}" of the cells is kept as "{other}" beside the new one')
     return obs.rename(columns=renamed)
+
+
+def columns_of(head: HeadConfig) -> list[str]:
+    """Returns the names of the obs columns that predictions of cells have."""
+    of_classes = [task.name for task in head.outputs if not task.regression]
+    return [
+        *(f"{PREDICTED}_{task.name}" for task in head.outputs),
+        *(f"{PROBABILITY}{name}" for name in of_classes),
+    ]
 
 
 def _add_output(predicted: ad.AnnData, task: HeadTask, own: np.ndarray) -> None:

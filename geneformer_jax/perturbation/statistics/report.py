@@ -125,8 +125,7 @@ def perturbation_statistics(
     _check(mode, options)
     names = read_controls(controls)
     folder = write_table_of_shifts(folder, output) if is_table else Path(folder)
-    result = with_controls(folder, mode, options, MODES[mode](folder, options), names)
-    result = mark_estimates(folder, result)
+    result = compute_statistic(folder, mode, options, names)
     target = folder / STATISTICS
     target.mkdir(exist_ok=True)
     written, heads = [], {}
@@ -155,6 +154,27 @@ def perturbation_statistics(
         pages = (target / f"{each}.html" for each in MODES)
         include_pages(report, [path for path in pages if path.exists()])
     return [*written, target / f"{mode}.html", target / FILE_NAME]
+
+
+def compute_statistic(
+    folder: Path,
+    mode: str,
+    options: StatisticOptions | None = None,
+    controls: Sequence[str] | None = None,
+) -> StatisticResult:
+    """Computes one statistic of what `perturb` wrote, and the controls beside it; writes nothing.
+
+    Args:
+      folder: of the perturbation.
+      mode, options: see `perturbation_statistics`.
+      controls: names; None for all that the folder allows.
+
+    Raises:
+      InputError: see `perturbation_statistics`.
+    """
+    options = options or StatisticOptions()
+    result = with_controls(folder, mode, options, MODES[mode](folder, options), controls)
+    return mark_estimates(folder, result)
 
 
 def _check(mode: str, options: StatisticOptions) -> None:

@@ -1,0 +1,1 @@
+"""Tests of the functions as scanpy writes them."""
