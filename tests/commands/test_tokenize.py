@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -331,3 +332,47 @@ def test_exclusions():
     for text in ("a", "=x"):
         with pytest.raises(InputError, match="column=value"):
             parse_exclusions([text])
+
+
+def test_a_dry_run_tells_what_the_store_will_hold(files, tmp_path, command):
+    counts = str(files[0].parent)
+    command("build_vocabulary", f"--counts={counts}", "--output=vocabulary")
+    given = (f"--counts={counts}", "--vocabulary=vocabulary", "--max_length=25", "--min_genes=20")
+    vocabulary = GeneVocabulary.load(tmp_path / "vocabulary")
+    listed = [str(name) for name in vocabulary.gene_ids[:5]]
+    before = sorted(tmp_path.rglob("*"))
+    lines = command("tokenize", *given, "--dry_run", f"--genes={','.join([*listed, 'none'])}")
+    document = command("tokenize", *given, "--dry_run", f"--genes={','.join(listed)}", "--json")
+    assert sorted(tmp_path.rglob("*")) == before
+    command("tokenize", *given, "--output=store")
+    store, told = CellStore.open(tmp_path / "store"), json.loads(document)["dry_run"]
+    made = json.loads((tmp_path / "store" / "provenance.json").read_text())["counts"]
+    for source, expected in zip(told["sources"], made["sources"], strict=True):
+        for name in ("path", "cells_in_file", "cells", "matched_gene_ids", "counts_matrix"):
+            assert source[name] == expected[name]
+        assert source["dropped"] == {name: n for name, n in expected["dropped"].items() if n}
+    assert sum(source["cells_cut"] for source in told["sources"]) == (store.n_genes > 25).sum() > 0
+    tokens = store.read(range(len(store)))
+    for token in vocabulary.tokens_of(listed):
+        with_gene = np.mean([token in cell for cell in tokens])
+        assert told["genes"][str(vocabulary.names_of([token])[0])] == pytest.approx(with_gene)
+    assert f"{len(store)} of {made['cells_in_files']} cells of 3 files would be stored" in lines
+    assert "5 of 6 genes are in the vocabulary; not: none" in lines
+
+
+def test_a_dry_run_looks_at_all_files_before_it_fails(files, tmp_path, command):
+    command("build_vocabulary", f"--counts={files[0]}", "--output=vocabulary")
+    adata = anndata.read_h5ad(files[0])
+    adata.X = adata.X / 3
+    adata.write_h5ad(tmp_path / "divided.h5ad")
+    counts = f"--counts={tmp_path}/divided.h5ad,{files[1]}"
+    error = command("tokenize", counts, "--vocabulary=vocabulary", "--dry_run", fails=True)
+    assert "1 of 2 files cannot be used" in error and "--skip_bad_files" in error
+    twice = command("tokenize", f"--counts={files[1]},{shutil.copy(files[1], tmp_path / 'b.h5ad')}",
+                    "--vocabulary=vocabulary", "--dry_run", fails=True)  # fmt: skip
+    assert "ids of a store must be distinct" in twice
+
+
+def test_genes_are_for_a_dry_run(files, command):
+    given = (f"--counts={files[0]}", "--vocabulary=v", "--output=store", "--genes=CD74")
+    assert "--dry_run" in command("tokenize", *given, fails=True)
