@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from geneformer_jax.perturbation.statistics.report import perturbation_statistics
     from geneformer_jax.perturbation.validation.api import validate_perturbations
     from geneformer_jax.perturbation.validation.hits.api import validate_hits
-    from geneformer_jax.scverse import pp, tl
+    from geneformer_jax.scverse import pl, pp, tl
     from geneformer_jax.training.api import pretrain_model
     from geneformer_jax.training.config import pretrain_config
 
@@ -57,6 +57,7 @@ __all__ = [
     "load_model",
     "perturb_cells",
     "perturbation_statistics",
+    "pl",
     "pp",
     "predict_cells",
     "predict_genes",
@@ -98,6 +99,7 @@ _HOME = {
 # Modules, which hold their functions.
 _MODULES = {
     "cluster": f"{__name__}.cluster",
+    "pl": f"{__name__}.scverse.pl",
     "pp": f"{__name__}.scverse.pp",
     "tl": f"{__name__}.scverse.tl",
 }

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import matplotlib
 import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -105,7 +106,9 @@ def umap_positions(embeddings: np.ndarray, seed: int = 0) -> np.ndarray:
     return np.asarray(layout, np.float32)
 
 
-def umap_figure(positions: np.ndarray, values: pd.Series, title: str = "") -> Figure:
+def umap_figure(
+    positions: np.ndarray, values: pd.Series, title: str = "", axes: Axes | None = None
+) -> Figure:
     """Draws cells at their UMAP positions, coloured by a column of obs.
 
     Args:
@@ -113,6 +116,7 @@ def umap_figure(positions: np.ndarray, values: pd.Series, title: str = "") -> Fi
       values: one value per cell, in the same order. Numbers get a colour bar; anything else counts
         as categories, listed with their number of cells. Cells without a value are grey.
       title: above the axes.
+      axes: to draw on; those of a new figure by default.
 
     Raises:
       InputError: more categories than a reader can distinguish.
@@ -120,16 +124,15 @@ def umap_figure(positions: np.ndarray, values: pd.Series, title: str = "") -> Fi
     if len(values) != len(positions):
         raise InputError(f"{len(values)} values for {len(positions)} cells; they must match")
     with matplotlib.rc_context(STYLE):
-        figure = new_figure(7.2, 4.8)
-        axes = figure.add_subplot()
+        axes = axes or new_figure(7.2, 4.8).add_subplot()
         size = float(np.clip(20_000 / max(len(positions), 1), 2, 22))
         if pd.api.types.is_numeric_dtype(values) and not pd.api.types.is_bool_dtype(values):
-            _scatter_numbers(figure, axes, positions, values, size)
+            _scatter_numbers(axes.figure, axes, positions, values, size)
         else:
             _scatter_categories(axes, positions, values, size)
         axes.set(xlabel="UMAP 1", ylabel="UMAP 2", title=title, xticks=[], yticks=[])
         axes.set_aspect("equal", adjustable="datalim")
-    return figure
+    return axes.figure
 
 
 def loss_curve_figure(

@@ -154,7 +154,7 @@ def twice(adata):
 
 def test_the_functions_are_there_before_anything_large_is_imported():
     code = (
-        "import sys, geneformer_jax as gf; gf.tl.embed, gf.pp.tokenize;"
+        "import sys, geneformer_jax as gf; gf.tl.embed, gf.pp.tokenize, gf.pl.umap;"
         "print([name for name in ('absl', 'anndata', 'jax', 'numpy', 'pandas', 'matplotlib')"
         " if name in sys.modules])"
     )

@@ -6,7 +6,7 @@ import matplotlib
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
+from matplotlib.figure import Figure, FigureBase
 
 from geneformer_jax.reporting.figures import MISSING_COLOUR, PALETTE, STYLE, new_figure
 
@@ -16,16 +16,22 @@ _BAND = (0.05, 0.95)
 _BAND_GENES, _BAND_WIDTH = 51, 0.2
 
 
-def rank_figure(ranks_E: np.ndarray, shifts: Sequence[tuple[str, np.ndarray]], differs_E) -> Figure:
+def rank_figure(
+    ranks_E: np.ndarray,
+    shifts: Sequence[tuple[str, np.ndarray]],
+    differs_E: np.ndarray,
+    figure: FigureBase | None = None,
+) -> Figure:
     """Draws shifts against rank, with the band that nine of ten genes of like rank lie in.
 
     Args:
       ranks_E: mean rank of each gene, from 0 (first) to 1.
       shifts: (label, [edits]) of the panels, from the top.
       differs_E: bool [edits], which to colour.
+      figure: to draw into; a new one by default.
     """
     with matplotlib.rc_context(STYLE):
-        figure = new_figure(7.2, 3.1 * len(shifts))
+        figure = figure or new_figure(7.2, 3.1 * len(shifts))
         panels = np.atleast_1d(figure.subplots(len(shifts), 1, sharex=True))
         for axes, (label, values) in zip(panels, shifts, strict=True):
             _band(axes, ranks_E, values)
@@ -60,10 +66,10 @@ def _band(axes: Axes, ranks_E: np.ndarray, values_E: np.ndarray) -> None:
                       label="9 of 10 genes of like rank")  # fmt: skip
 
 
-def percentile_figure(percentiles: np.ndarray) -> Figure:
+def percentile_figure(percentiles: np.ndarray, figure: FigureBase | None = None) -> Figure:
     """Draws where genes stand among their neighbours, 0 to 1, and how it would be by chance."""
     with matplotlib.rc_context(STYLE):
-        figure = new_figure(7.2, 3.2)
+        figure = figure or new_figure(7.2, 3.2)
         axes = figure.add_subplot()
         counts, _, _ = axes.hist(percentiles, np.linspace(0, 1, 21), color=_MAIN)
         axes.axhline(len(percentiles) / len(counts), color=_STRONG, lw=1.5, ls="--",
@@ -73,10 +79,12 @@ def percentile_figure(percentiles: np.ndarray) -> Figure:
     return figure
 
 
-def coverage_figure(fractions: np.ndarray, minimum: float) -> Figure:
+def coverage_figure(
+    fractions: np.ndarray, minimum: float, figure: FigureBase | None = None
+) -> Figure:
     """Draws in which fraction of the cells genes are within the model's sight."""
     with matplotlib.rc_context(STYLE):
-        figure = new_figure(7.2, 3.2)
+        figure = figure or new_figure(7.2, 3.2)
         axes = figure.add_subplot()
         axes.hist(fractions, np.linspace(0, 1, 21), color=_MAIN)
         axes.axvline(minimum, color=_STRONG, lw=1.5, ls="--", label=f"{minimum:.0%} of the cells")
@@ -85,10 +93,15 @@ def coverage_figure(fractions: np.ndarray, minimum: float) -> Figure:
     return figure
 
 
-def states_figure(start_E: np.ndarray, goal_E: np.ndarray, names: Sequence[str]) -> Figure:
+def states_figure(
+    start_E: np.ndarray,
+    goal_E: np.ndarray,
+    names: Sequence[str],
+    figure: FigureBase | None = None,
+) -> Figure:
     """Draws each gene's shift towards the start (horizontal) and towards the goal."""
     with matplotlib.rc_context(STYLE):
-        figure = new_figure(5.6, 5.0)
+        figure = figure or new_figure(5.6, 5.0)
         axes = figure.add_subplot()
         axes.scatter(start_E, goal_E, s=14, c=_MAIN, lw=0, rasterized=True)
         limits = [np.nanmin([start_E, goal_E]), np.nanmax([start_E, goal_E])]

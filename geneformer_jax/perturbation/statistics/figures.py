@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from scipy.stats import norm
 
 from geneformer_jax.perturbation.layout import JOINT
@@ -23,7 +24,13 @@ _LOWEST_RATE = 1e-300
 _NAME_LETTERS = 24
 
 
-def volcano_figure(table: pd.DataFrame, shift: str, rate: str, labels: Mapping[str, str]) -> Figure:
+def volcano_figure(
+    table: pd.DataFrame,
+    shift: str,
+    rate: str,
+    labels: Mapping[str, str],
+    axes: Axes | None = None,
+) -> Figure:
     """Draws effect against significance, the significant edits coloured and the first ones named.
 
     Args:
@@ -31,13 +38,13 @@ def volcano_figure(table: pd.DataFrame, shift: str, rate: str, labels: Mapping[s
       shift: column of the horizontal axis.
       rate: column of p-values or FDR, drawn as -log10; edits without one are left out.
       labels: of the axes, by column.
+      axes: to draw on; those of a new figure by default.
     """
     shown = table[table[rate].notna() & table[shift].notna()]
     height = -np.log10(np.maximum(shown[rate].to_numpy(float), _LOWEST_RATE))
     significant = shown["Sig"].to_numpy() == 1
     with matplotlib.rc_context(STYLE):
-        figure = new_figure(7.2, 4.8)
-        axes = figure.add_subplot()
+        axes = axes or new_figure(7.2, 4.8).add_subplot()
         x = shown[shift].to_numpy(float)
         for chosen, colour, name in (
             (~significant, MISSING_COLOUR, "not significant"),
@@ -62,10 +69,16 @@ def volcano_figure(table: pd.DataFrame, shift: str, rate: str, labels: Mapping[s
             named = named[np.lexsort((-np.abs(x[named]), -height[named]))][: _NAMED // 2]
             _name_points(axes, x[named], height[named], shown["Gene_name"].iloc[named], place)
         axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2)
-    return figure
+    return axes.figure
 
 
-def ranked_figure(table: pd.DataFrame, shift: str, chosen: pd.Series, labels: Sequence[str]):
+def ranked_figure(
+    table: pd.DataFrame,
+    shift: str,
+    chosen: pd.Series,
+    labels: Sequence[str],
+    axes: Axes | None = None,
+) -> Figure:
     """Draws all edits by the rank of their shift; the lowest and highest eight are named.
 
     Args:
@@ -73,14 +86,14 @@ def ranked_figure(table: pd.DataFrame, shift: str, chosen: pd.Series, labels: Se
       shift: column of the vertical axis.
       chosen: bool [rows], which to colour.
       labels: of the vertical axis and of the coloured ones.
+      axes: to draw on; those of a new figure by default.
     """
     known = table[shift].notna()
     shown = table[known].assign(chosen=chosen[known]).sort_values(shift, kind="stable")
     ranks, values = np.arange(1, len(shown) + 1), shown[shift].to_numpy(float)
     coloured = shown["chosen"].to_numpy(bool)
     with matplotlib.rc_context(STYLE):
-        figure = new_figure(7.2, 4.8)
-        axes = figure.add_subplot()
+        axes = axes or new_figure(7.2, 4.8).add_subplot()
         # In one go: drawn after the others, few coloured points would hide most of them.
         axes.scatter(ranks, values, s=14, c=np.where(coloured, _STRONG, _MAIN), lw=0,
                      rasterized=True)  # fmt: skip
@@ -92,13 +105,14 @@ def ranked_figure(table: pd.DataFrame, shift: str, chosen: pd.Series, labels: Se
         axes.set(xlabel="rank", ylabel=labels[0])
         axes.margins(y=0.08)
         axes.xaxis.set_major_formatter("{x:,.0f}")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         # Cosines lie close to 1, of which ticks must not be the differences.
         axes.ticklabel_format(axis="y", scilimits=(-3, 4), useOffset=False)
         half = min(_NAMED // 2, len(shown) // 2)
         named = np.r_[0:half, len(shown) - half : len(shown)]
         _name_points(axes, ranks[named], values[named], shown["Gene_name"].iloc[named], 1.05)
         axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2)
-    return figure
+    return axes.figure
 
 
 def background_figure(
