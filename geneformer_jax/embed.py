@@ -14,7 +14,8 @@ their ids, with all their obs columns; or, for more cells than fit in memory, a 
 with --shard=i/n; the same command with --finish joins and reports. For each column of labels in
 --color the accuracy of nearest neighbours is printed, beside that of principal components of the
 counts and beside chance; --quality measures more, beside a model with random weights too. All of
-that, with figures and provenance, is in NAME.report.html, which needs no network.
+that, with figures and provenance, is in NAME.report.html, which needs no network. With
+--with_counts the .h5ad opens in cellxgene; --vitessce writes what Vitessce opens.
 """
 
 from pathlib import Path
@@ -64,6 +65,15 @@ flags.DEFINE_string("counts", "", "Raw counts of a store's cells, to compare wit
 flags.DEFINE_bool(
     "all_cells", False, "A row for every cell of the input, with NaN in those that are left out."
 )
+flags.DEFINE_bool(
+    "with_counts", False, "X of the .h5ad: the raw counts by gene, as cellxgene and plots of genes "
+    "want them (of a store: those of --counts).",
+)  # fmt: skip
+flags.DEFINE_string(
+    "vitessce", "", "URL at which you will serve the folder NAME.vitessce, such as "
+    "http://localhost:8000: write it, with the cells as Zarr and a view config; implies --figures. "
+    "npx http-server NAME.vitessce --cors -p 8000 serves it.",
+)  # fmt: skip
 share_flags()
 command_line.device_flags()
 _SAME_NAME = ("max_cells", "seed", "precision", "attention", "tokens_per_device")
@@ -93,8 +103,10 @@ def shared_run() -> SharedRun:
         color=tuple(color),
         quality=tuple(quality),
         batch_key=FLAGS.batch_key,
-        figures=FLAGS.figures,
+        figures=FLAGS.figures or bool(FLAGS.vitessce),
         genes=tuple(read_genes(FLAGS.genes)),
+        with_counts=FLAGS.with_counts,
+        vitessce=FLAGS.vitessce,
     )
     layers = command_line.parse_numbers("hidden_layer", int)
     run = EmbeddingRun(

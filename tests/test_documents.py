@@ -19,7 +19,8 @@ from tests.helpers.readme_inputs import (
 from tests.helpers.soma_files import require_tiledbsoma
 
 PROJECT = Path(__file__).resolve().parents[1]
-DOCUMENTS = [PROJECT / "README.md", *sorted((PROJECT / "docs").glob("*.md"))]
+SKILL = PROJECT / "geneformer_jax" / "SKILL.md"
+DOCUMENTS = [PROJECT / "README.md", SKILL, *sorted((PROJECT / "docs").glob("*.md"))]
 WITH_COMMANDS = [path for path in DOCUMENTS if commands_in(path)]
 CENSUS = "soma://"
 FROM_CENSUS = [path for path in WITH_COMMANDS if CENSUS in path.read_text()]

@@ -225,10 +225,10 @@ def test_its_model_of_symbols_is_used_as_it_says_and_on_cells_with_ids_too(
         assert status == 0, f"{name} {arguments}\n{output}\n{error}"
         return output
 
-    shorter = {"finetune": ["--config.steps=4"], "perturb": ["--max_cells=10"]}
+    monkeypatch.setattr(quickstart, "_FINETUNE_STEPS", 4)
 
     def in_process(name, **options):
-        run(name, *quickstart.as_arguments(options), *shorter.get(name, []))
+        run(name, *quickstart.as_arguments(options))
 
     monkeypatch.setattr(quickstart, "run_command", in_process)
     quickstart.main()

@@ -12,11 +12,13 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from geneformer_jax.cells.counts.source import CountSource
 from geneformer_jax.common.errors import InputError
 from geneformer_jax.common.files import atomic_write, suffix_of
 from geneformer_jax.common.provenance import require_own_provenance
 from geneformer_jax.common.workdir import as_json
 from geneformer_jax.embedding.embedder import Embedded
+from geneformer_jax.inference.viewers import with_counts
 from geneformer_jax.inference.written_anndata import write_anndata
 
 SUFFIXES = (".h5ad", ".parquet", ".npy")
@@ -91,6 +93,7 @@ def write_output(
     provenance: str,
     obsm: Mapping[str, np.ndarray] | None = None,
     *,
+    counts: CountSource | None = None,
     rows_at_once: int = ROWS_AT_ONCE,
 ) -> None:
     """Writes embeddings with their provenance, whole or not at all.
@@ -104,12 +107,14 @@ def write_output(
       output: ends in one of SUFFIXES.
       provenance: JSON text; the file carries it.
       obsm: further arrays [rows, ...] for an .h5ad.
+      counts: raw counts of the cells, to be X of an .h5ad; None leaves it without X.
       rows_at_once: rows in memory while a .parquet or .npy is written.
     """
     if suffix_of(output) == ".h5ad":
         adata = embedded.to_anndata()
         adata.obsm.update(obsm or {})
         adata.uns["geneformer"][PROVENANCE] = provenance
+        adata = with_counts(adata, counts) if counts else adata
         with atomic_write(output) as aside:
             write_anndata(adata, aside)
     elif suffix_of(output) == ".parquet":

@@ -43,6 +43,9 @@ class EmbeddingReportConfig:
       batch_key: obs column that should not show, for `quality`; "" for none.
       figures: whether to draw.
       genes: for a figure of gene similarity; () for the commonest.
+      with_counts: whether the output, an .h5ad, gets the cells' raw counts as X.
+      vitessce: URL under which browsers will find the folder NAME.vitessce, which is then written;
+        "" for none. It has the UMAP of the figures.
     """
 
     states: str = ""
@@ -52,10 +55,12 @@ class EmbeddingReportConfig:
     batch_key: str = ""
     figures: bool = False
     genes: tuple[str, ...] = ()
+    with_counts: bool = False
+    vitessce: str = ""
 
     def check_mode(self, mode: str) -> None:
         """Raises InputError if embeddings of this mode cannot be measured or drawn so."""
-        of_cells = ("states", "color", "quality")
+        of_cells = ("states", "color", "quality", "with_counts", "vitessce")
         named = [f"`{name}`" for name in of_cells if getattr(self, name)]
         if mode in ("gene", "occurrence") and named:
             raise InputError(f"`mode` {mode} embeds genes: {', '.join(named)} are for cells")
@@ -76,12 +81,17 @@ class EmbeddingReportConfig:
         )
         for column in self.quality:
             check_labels(obs, column, self.batch_key)
+        if self.with_counts and counts is None:
+            raise InputError(
+                "`with_counts` needs the raw counts of the store's cells: give `counts`"
+            )
         if self.states:
             check_states(obs, self.states, self.quantiles)
         if self.genes:
             found = find_genes(cells.vocabulary, self.genes)
             figures.check_number(len(found.tokens), found.unknown)
-        if counts is not None and (self.color or self.quality):
+        from_counts = self.color or self.quality or self.with_counts or self.vitessce
+        if counts is not None and from_counts:
             rows_of(counts, obs.index)
 
 

@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Unpack
 
+import numpy as np
+
 from geneformer_jax.cells.counts.options import CountArguments, CountOptions
 from geneformer_jax.cells.formats.open import open_counts
 from geneformer_jax.cells.formats.paths import as_path, is_counts
@@ -23,6 +25,7 @@ from geneformer_jax.embedding.embedder import (
     check_options,
     keys_of,
 )
+from geneformer_jax.embedding.figures import UMAP_KEY
 from geneformer_jax.embedding.output import (
     check_columns_fit,
     check_output,
@@ -41,10 +44,11 @@ from geneformer_jax.inference.cells import (
     select_cells,
 )
 from geneformer_jax.inference.draw import ORIGINAL_SEED
-from geneformer_jax.inference.filters import Filters
+from geneformer_jax.inference.filters import Filters, is_number
 from geneformer_jax.inference.pipeline import Throughput
 from geneformer_jax.inference.resume.folder import parts_folder
 from geneformer_jax.inference.resume.identity import sha256
+from geneformer_jax.inference.viewers import CONFIG, check_vitessce, with_counts, write_vitessce
 from geneformer_jax.model.pretrained import PretrainedModel
 from geneformer_jax.model.runtime import inference_runtime
 
@@ -86,6 +90,9 @@ class EmbeddingRun:
           InputError: the output holds something else, or the report is not for such embeddings.
         """
         check_output(output, configuration, _NOT_IN_PLAN)
+        if report.with_counts and output.suffix != ".h5ad":
+            raise InputError(f"`with_counts` is for an .h5ad; `output` is {output}")
+        check_vitessce(_vitessce_path(output))
         report.check_mode(mode)
         self._output, self._command, self._config = output, configuration, report
         check_all_cells(mode, all_cells)
@@ -221,11 +228,14 @@ class EmbeddingRun:
         with atomic_write(provenance_beside(self._output)) as aside:
             aside.write_text(text + "\n")
         arrays = report.arrays
+        if self._config.vitessce:
+            self._write_vitessce(embedded, arrays)
         if self._all_cells:
             obs, rows = places_in_input(self._embedder.cells)
             arrays = {key: fill_rows(values, rows, len(obs)) for key, values in arrays.items()}
             embedded = embedded.with_all(obs, rows)
-        write_output(embedded, self._output, text, arrays)
+        counts = self._counts if self._config.with_counts else None
+        write_output(embedded, self._output, text, arrays, counts=counts)
         report.write(provenance)
         remove(parts_folder(self._output))
         logger.info(
@@ -234,3 +244,28 @@ class EmbeddingRun:
             ", ".join(embedded.by_key()),
             f"{len(embedded.table):,}",
         )
+
+    def _write_vitessce(self, embedded: Embedded, arrays: Mapping[str, np.ndarray]) -> None:
+        """Writes the folder for Vitessce, and says how it is looked at."""
+        if UMAP_KEY not in arrays:
+            logger.warning(
+                "%s is not written: only so many cells have a UMAP, of %s; choose with `max_cells`",
+                _vitessce_path(self._output),
+                f"{len(embedded.table):,}",
+            )
+            return
+        adata, folder = embedded.to_anndata(), _vitessce_path(self._output)
+        adata.obsm.update(arrays)
+        adata = with_counts(adata, self._counts) if self._counts else adata
+        labels = [name for name in self._config.color if not is_number(adata.obs[name])]
+        url = self._config.vitessce
+        write_vitessce(folder, adata, url, labels, {"UMAP": UMAP_KEY})
+        logger.info(
+            "for Vitessce: %s; serve this folder as %s, other origins (CORS) allowed, and open "
+            "https://vitessce.io/#?url=%s/%s",
+            folder, url, url.rstrip("/"), CONFIG,
+        )  # fmt: skip
+
+
+def _vitessce_path(output: Path) -> Path:
+    return output.with_name(f"{output.stem}.vitessce")

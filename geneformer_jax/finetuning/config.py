@@ -18,7 +18,7 @@ from geneformer_jax.model.config import (
     RuntimeConfig,
     preset,
 )
-from geneformer_jax.training.config import CheckpointConfig, OptimizerConfig
+from geneformer_jax.training.config import TRACKERS, CheckpointConfig, OptimizerConfig
 
 NATURAL, BALANCED, NONE = "natural", "balanced", "none"
 
@@ -201,6 +201,8 @@ class FinetuneConfig:
       steps: optimizer steps.
       seed: of the new head, the shuffle and dropout.
       log_every_steps: steps between lines in metrics.jsonl.
+      track: "wandb" or "mlflow": also keep the metrics for that tracker, in the workdir's folder
+        tracking/; nothing leaves this machine unless WANDB_MODE or MLFLOW_TRACKING_URI says so.
     """
 
     model: dict[str, Any] = dataclasses.field(metadata=keys_of(EncoderConfig))
@@ -217,12 +219,14 @@ class FinetuneConfig:
     steps: int = 0
     seed: int = 42
     log_every_steps: int = 10
+    track: str = ""
 
     def __post_init__(self):
         require(self.steps >= 0, "steps", self.steps, "0 (count epochs) or more")
         require(self.steps or self.epochs >= 1, "epochs", self.epochs, "at least 1")
         require(self.seed >= 0, "seed", self.seed, "it must not be negative")
         require(self.log_every_steps >= 1, "log_every_steps", self.log_every_steps, "at least 1")
+        one_of("track", self.track, TRACKERS)
 
     def encoder(self, vocabulary_size: int) -> EncoderConfig:
         """Returns the shape of a network trained from scratch."""

@@ -53,7 +53,7 @@ from geneformer_jax.training.telemetry import HELD_OUT
 TRAINING = "training"
 PREDICTIONS = "predictions.parquet"
 _PART = "predictions"
-NOT_DECISIVE = ("mesh", "runtime", "checkpoint", "log_every_steps")
+NOT_DECISIVE = ("mesh", "runtime", "checkpoint", "log_every_steps", "track")
 
 
 def finetune_folds(

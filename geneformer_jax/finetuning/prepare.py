@@ -29,6 +29,7 @@ from geneformer_jax.model.pretrained import PretrainedModel, weights_hash
 from geneformer_jax.model.processes import put_whole
 from geneformer_jax.model.sharding import batch_divisor, make_mesh
 from geneformer_jax.training.optimizer import describe_long_warmup, warmup_steps
+from geneformer_jax.training.tracking.tracker import require_tracker
 
 _NO_RATES = {"learning_rate": 1.0, "weight_decay": 0.0, "warmup_steps": 0, "warmup_ratio": 0.0}
 
@@ -192,8 +193,10 @@ def prepare_finetuning(
       config: how.
 
     Raises:
-      InputError: the model does not fit the cells or the labels, or the configuration cannot run.
+      InputError: the model does not fit the cells or the labels, the configuration cannot run, or
+        a tracker is not installed.
     """
+    require_tracker(config.track)
     vocabulary = task.cells.vocabulary
     encoder = config.encoder(vocabulary.size) if model is None else model.config
     check_tuning(config.tuning, encoder)

@@ -3,23 +3,39 @@
 from pathlib import Path
 
 import anndata as ad
+import zarr
 
 from geneformer_jax.common.log import logger
 
 
-def write_anndata(adata: ad.AnnData, path: Path) -> None:
-    """Writes an .h5ad; a slash in the name of an obs column becomes an underscore.
+def write_anndata(adata: ad.AnnData, path: Path) -> dict[str, str]:
+    """Writes an .h5ad or .zarr; a slash in the name of an obs column becomes an underscore.
 
-    HDF5 takes a slash for the border of a group: AnnData before 0.13 warns of it, later ones write
-    no such file.
+    HDF5 and Zarr take a slash for the border of a group: AnnData before 0.13 warns of it, later
+    ones write no such file.
+
+    Returns:
+      Each such column -> its name in the file.
     """
     names = {name: _free_name(name, adata.obs.columns) for name in adata.obs if "/" in name}
     for name, written in names.items():
-        logger.info('obs column "%s" is written as "%s": HDF5 takes no slash', name, written)
+        logger.info('obs column "%s" is written as "%s": files take no slash', name, written)
     if names:
         adata = adata.copy()
         adata.obs = adata.obs.rename(columns=names)
-    adata.write_h5ad(path)
+    if path.suffix == ".zarr":
+        _write_zarr(adata, path)
+    else:
+        adata.write_h5ad(path)
+    return names
+
+
+def _write_zarr(adata: ad.AnnData, path: Path) -> None:
+    """Writes Zarr of format 3, without the consolidated metadata that it does not define."""
+    # Not every AnnData has the setting; those that have it warn until it is given.
+    sharding = {"auto_shard_zarr_v3": False} if hasattr(ad.settings, "auto_shard_zarr_v3") else {}
+    with ad.settings.override(**sharding):
+        ad.io.write_elem(zarr.open_group(path, mode="w", zarr_format=3), "/", adata)
 
 
 def _free_name(name: str, taken: object) -> str:

@@ -103,7 +103,7 @@ def run_steps(
     missing = evaluation is not None and evaluation.is_missing(step, run.steps, workdir)
     window, throughput = Window(run, step, workdir), Throughput("steps")
     with (
-        MetricsLog(workdir, step) as log,
+        MetricsLog(workdir, step, config) as log,
         Profile(profile, workdir) as tracing,
         Progress(run.steps, description, "steps", initial=step) as progress,
         StopRequest() as stop,

@@ -41,6 +41,7 @@ from geneformer_jax.training.state import (
     jit_train_step,
     resize_state,
 )
+from geneformer_jax.training.tracking.tracker import require_tracker
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -141,7 +142,7 @@ class Run:
         others.
         """
         decisive = dataclasses.asdict(self.config)
-        for name in ("mesh", "runtime", "checkpoint", "profile", "log_every_steps"):
+        for name in ("mesh", "runtime", "checkpoint", "profile", "log_every_steps", "track"):
             del decisive[name]
         del decisive["data"]["workers"], decisive["evaluation"]["every_steps"]
         del decisive["masking"]["on_device"]
@@ -206,8 +207,10 @@ def prepare_run(
       devices: to run on, by default all that JAX finds; compile-only ones will do.
 
     Raises:
-      InputError: a value of the configuration does not fit the store, the devices or another value.
+      InputError: a value of the configuration does not fit the store, the devices or another
+        value, or a tracker is not installed.
     """
+    require_tracker(config.track)
     encoder = config.encoder(store.vocabulary.size)
     seen = ShorterCells(store, encoder.positions)
     is_cut = seen.is_cut

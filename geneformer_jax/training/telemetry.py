@@ -1,4 +1,4 @@
-"""Metrics of a run: metrics.jsonl, one JSON object a line, and TensorBoard's event files."""
+"""Metrics of a run: metrics.jsonl, one JSON object a line, TensorBoard's event files, a tracker."""
 
 import contextlib
 import json
@@ -23,6 +23,7 @@ from geneformer_jax.training.config import OptimizerConfig
 from geneformer_jax.training.flops import peak_flops
 from geneformer_jax.training.optimizer import learning_rate
 from geneformer_jax.training.state import StepMetrics, TrainState
+from geneformer_jax.training.tracking.tracker import open_tracker
 
 METRICS = "metrics.jsonl"
 TENSORBOARD = "tensorboard"
@@ -40,6 +41,7 @@ class TrainingConfig(Protocol):
     optimizer: OptimizerConfig
     runtime: RuntimeConfig
     log_every_steps: int
+    track: str
 
 
 class TrainingRun(Protocol):
@@ -66,13 +68,13 @@ class TrainingRun(Protocol):
 
 
 class MetricsLog:
-    """The metrics of a run: a file of JSON lines, and the same for TensorBoard.
+    """The metrics of a run: a file of JSON lines, and the same for TensorBoard and a tracker.
 
     Use as a context manager. Lines of steps that are run again are replaced, not doubled. In a run
     of several processes the first one writes.
     """
 
-    def __init__(self, workdir: Path, first_step: int):
+    def __init__(self, workdir: Path, first_step: int, config: TrainingConfig):
         """Opens the log, dropping lines beyond `first_step` that an interrupted run left."""
         self._path = workdir / METRICS
         self._writes = jax.process_index() == 0
@@ -87,6 +89,10 @@ class MetricsLog:
             purge_step=first_step + 1,
             filename_suffix=f".from-step-{first_step}",
         )
+        self._tracker = open_tracker(config.track, workdir, config)
+        # What a killed process had not handed on yet.
+        for row in rows if self._tracker else ():
+            self._tracker.write(_numbers_of(row), row["step"])
 
     def __enter__(self) -> "MetricsLog":
         return self
@@ -94,6 +100,8 @@ class MetricsLog:
     def __exit__(self, *_: object) -> None:
         if self._writes:
             self._writer.close()
+            if self._tracker:
+                self._tracker.close()
 
     def write(self, row: dict[str, Any]) -> None:
         """Appends one line; `row` holds at least `step`."""
@@ -101,10 +109,17 @@ class MetricsLog:
             return
         with self._path.open("a") as file:
             file.write(json.dumps(row) + "\n")
-        for name, value in row.items():
-            if name != "step" and value is not None:
-                self._writer.add_scalar(_tag(name), value, row["step"])
+        numbers = _numbers_of(row)
+        for tag, value in numbers.items():
+            self._writer.add_scalar(tag, value, row["step"])
         self._writer.flush()
+        if self._tracker:
+            self._tracker.write(numbers, row["step"])
+
+
+def _numbers_of(row: dict[str, Any]) -> dict[str, float]:
+    """The numbers of a line that it has, by their tags."""
+    return {_tag(name): row[name] for name in row if name != "step" and row[name] is not None}
 
 
 def _tag(name: str) -> str:

@@ -383,3 +383,54 @@ def test_similarity_of_genes_is_drawn_of_those_that_are_there(embed, computed, t
         assert status == 1
         assert_one_line(error)
         assert words in error and computed == []
+
+
+def test_counts_come_with_the_embeddings_on_request(embed, toy_store, tmp_path):
+    counts = toy_cells()
+    counts.var["gene_symbol"] = [f"G{i}" for i in range(counts.n_vars)]
+    # In another order than the store's, and with a cell more.
+    another = counts[:1].copy()
+    another.obs_names = ["another"]
+    more = ad.concat([another, counts[::-1]], merge="same")
+    more.write_h5ad(tmp_path / "counts.h5ad")
+    status, _, error = embed("--with_counts")
+    assert status == 1
+    assert "needs the raw counts" in error
+    status, _, error = embed("--with_counts", f"--counts={tmp_path / 'counts.h5ad'}")
+    assert status == 0, error
+    written = ad.read_h5ad(tmp_path / "out.h5ad")
+    assert isinstance(written.X, sparse.csc_matrix)
+    np.testing.assert_array_equal(written.X.toarray(), counts[written.obs_names].X.toarray())
+    assert list(written.var_names) == list(counts.var_names)
+    assert list(written.var["gene_symbol"]) == list(counts.var["gene_symbol"])
+    assert KEY in written.obsm
+
+
+@pytest.mark.slow
+def test_a_folder_for_vitessce_holds_what_its_config_names(embed, toy_store, tmp_path):
+    toy_cells().write_h5ad(tmp_path / "counts.h5ad")
+    given = (f"--counts={tmp_path / 'counts.h5ad'}", "--color=kind")
+    status, output, error = embed(*given, "--vitessce=http://host/cells/")
+    assert status == 0, error
+    assert "https://vitessce.io/#?url=http://host/cells/config.json" in output
+    folder = tmp_path / "out.vitessce"
+    config = json.loads((folder / "config.json").read_text())
+    (file,) = config["datasets"][0]["files"]
+    assert file["url"] == "http://host/cells/cells.zarr"
+    cells, embedded = ad.read_zarr(folder / "cells.zarr"), ad.read_h5ad(tmp_path / "out.h5ad")
+    options = file["options"]
+    (shown,), (labels,) = options["obsEmbedding"], options["obsSets"]
+    assert shown["path"] == "obsm/X_umap"
+    np.testing.assert_array_equal(cells.obsm["X_umap"], embedded.obsm["X_umap"])
+    assert labels == {"name": "kind", "path": "obs/kind"}
+    assert list(cells.obs["kind"]) == list(embedded.obs["kind"])
+    assert options["obsFeatureMatrix"] == {"path": "X"}
+    np.testing.assert_array_equal(cells.X.toarray(), toy_cells()[cells.obs_names].X.toarray())
+    # Made anew with another URL; what is of someone else is kept.
+    assert embed(*given, "--vitessce=http://other")[0] == 0
+    assert "http://other/cells.zarr" in (folder / "config.json").read_text()
+    (folder / "config.json").unlink()
+    status, _, error = embed(*given, "--vitessce=http://third")
+    assert status == 1
+    assert_one_line(error)
+    assert (folder / "cells.zarr").is_dir()

@@ -15,7 +15,7 @@ from tensorboardX.proto.event_pb2 import Event, SessionLog
 from geneformer_jax.common.errors import InputError
 from geneformer_jax.training import telemetry
 from geneformer_jax.training.api import pretrain
-from geneformer_jax.training.config import ProfileConfig
+from geneformer_jax.training.config import PretrainConfig, ProfileConfig
 from geneformer_jax.training.profiling import PROFILE, Profile
 from geneformer_jax.training.run import prepare_run
 from geneformer_jax.training.state import StepMetrics
@@ -150,11 +150,11 @@ def test_only_steps_asked_for_are_profiled(profiled, tmp_path):
 
 
 def test_steps_run_again_replace_their_earlier_lines(tmp_path):
-    with MetricsLog(tmp_path, 0) as log:
+    with MetricsLog(tmp_path, 0, PretrainConfig({})) as log:
         for step in (1, 2, 3):
             log.write({"step": step, "loss": float(step)})
     (tmp_path / "metrics.jsonl").open("a").write('{"step": 4, "lo')  # cut off by a kill
-    with MetricsLog(tmp_path, 2) as log:
+    with MetricsLog(tmp_path, 2, PretrainConfig({})) as log:
         log.write({"step": 3, "loss": 30.0, "gradient_norm": None})
     assert [row["loss"] for row in read_metrics(tmp_path)] == [1.0, 2.0, 30.0]
     events = read_events(tmp_path / TENSORBOARD)
