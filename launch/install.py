@@ -36,7 +36,7 @@ def main() -> None:
     else:
         print(f"  uv works out what {sys.argv[-1]} needs", flush=True)
         command = [str(uv), "pip", "install", "--python", sys.executable, *_uv_options()]
-        command, variables = [*command, *sys.argv[1:]], _variables(pip)
+        command, variables = [*command, *sys.argv[1:]], settings_of_pip(pip)
     done = subprocess.run(command, env={**os.environ, **variables})
     if done.returncode:
         sys.exit(done.returncode)
@@ -56,8 +56,8 @@ def _uv_options() -> tuple[str, ...]:
     return ("--index-strategy=unsafe-best-match", *compiled)
 
 
-def _variables(pip: list[str]) -> dict[str, str]:
-    """pip's settings as uv's environment; those that are uv's already stay."""
+def settings_of_pip(pip: list[str]) -> dict[str, str]:
+    """Returns pip's settings as variables for uv, but those that uv has been given already."""
     listed = subprocess.run([*pip, "config", "list"], capture_output=True, text=True).stdout
     found = {}
     for line in listed.splitlines():
