@@ -2,6 +2,7 @@
 # make quickstart COUNTS=F   the same for any raw-count h5ad file F (LABEL=C: its obs column of labels)
 # make test                  lint and the quick tests
 # make slow                  the tests that take longer
+# make docs                  the documentation site, its notebooks executed (docs/_build/html)
 # make aot                   compile the pretraining step for TPUs and GPUs that are not there (6 GB)
 #
 # PYTHON chooses the interpreter (3.11 or newer), VENV the folder of the environment.
@@ -16,10 +17,11 @@ BIN := $(VENV)/bin
 CREATED := $(VENV)/.created
 DEMO := $(VENV)/.installed-demo
 TEST := $(VENV)/.installed-test
+DOCS := $(VENV)/.installed-docs
 AOT := $(VENV)/.installed-aot
 METADATA := pyproject.toml setup.py
 
-.PHONY: help quickstart test slow aot lint
+.PHONY: help quickstart test slow docs aot lint
 
 help:
 	@sed -n '/^#/!q; s/^# \{0,1\}//p' Makefile
@@ -31,8 +33,12 @@ quickstart: $(DEMO)
 test: lint
 	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile -m "not slow and not gpu and not tpu" $(PYTEST_ARGS)
 
-slow: $(TEST)
+slow: $(TEST) $(DOCS)
 	$(BIN)/python -m pytest -m "slow and not gpu and not tpu" $(PYTEST_ARGS)
+
+docs: $(DOCS)
+	rm -rf docs/_build docs/commands
+	$(BIN)/python -m sphinx -W --keep-going docs docs/_build/html
 
 aot: $(AOT)
 	$(BIN)/python -m pytest -m "aot_tpu or aot_cuda" $(PYTEST_ARGS)
@@ -51,6 +57,11 @@ $(DEMO): $(METADATA) | $(CREATED)
 $(TEST): $(METADATA) | $(CREATED)
 	@echo "Installing the project and what its tests need into $(VENV):"
 	@$(BIN)/python launch/install.py --editable ".[test,parity]"
+	@touch $(DEMO) $@
+
+$(DOCS): $(METADATA) | $(CREATED)
+	@echo "Installing the project and what its documentation needs into $(VENV):"
+	@$(BIN)/python launch/install.py --editable ".[docs]"
 	@touch $(DEMO) $@
 
 $(AOT): $(TEST)

@@ -257,10 +257,9 @@ def print_next(commands: Mapping[str, Mapping[str, object]]) -> None:
     print(f"# all there is\n{python} -m geneformer_jax")
 
 
-def main() -> None:
-    """Runs build_vocabulary, tokenize, pretrain, embed, and with labels finetune and perturb."""
-    counts, folder, label = prepare()
-    vocabulary, store, model = folder / "vocabulary", folder / "cells", folder / MODEL
+def make_model(counts: Path, folder: Path, label: str) -> None:
+    """Runs build_vocabulary, tokenize and pretrain."""
+    vocabulary, store = folder / "vocabulary", folder / "cells"
     # A vocabulary folder appears whole; the other commands find out themselves what is left to do.
     if not vocabulary.exists():
         seldom = math.ceil(_RARE_FRACTION * open_counts(counts).n_cells)
@@ -274,12 +273,19 @@ def main() -> None:
         max_length=_MAX_LENGTH,
         **columns,
     )
-    run_command("pretrain", **{"config": CONFIG, "config.data.store": store, "workdir": model})
+    data = {"config": CONFIG, "config.data.store": store}
+    run_command("pretrain", **data, workdir=folder / MODEL)
+
+
+def main() -> None:
+    """Runs build_vocabulary, tokenize, pretrain, embed, and with labels finetune and perturb."""
+    counts, folder, label = prepare()
+    make_model(counts, folder, label)
     coloured = {"color": label} if label else {}
     run_command(
         "embed",
-        checkpoint=model,
-        cells=store,
+        checkpoint=folder / MODEL,
+        cells=folder / "cells",
         counts=counts,
         output=folder / f"{EMBEDDINGS}.h5ad",
         figures="true",

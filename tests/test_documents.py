@@ -1,15 +1,20 @@
-"""What README and docs tell users to type: flags and keys that exist, and chains that run."""
+"""What README and docs tell users to type: flags and keys that exist, and chains that run.
+
+Notebooks are executed where the site is built, see test_docs.py.
+"""
 
 import json
 import re
 import runpy
+import shutil
 from pathlib import Path
 
 import pytest
 
-from tests.helpers.commands import run_command
+from tests.helpers.commands import COMMAND_FILES, run_command
 from tests.helpers.readme_inputs import (
     Command,
+    code_blocks,
     commands_in,
     made_up_cells,
     real_cells,
@@ -19,15 +24,53 @@ from tests.helpers.readme_inputs import (
 from tests.helpers.soma_files import require_tiledbsoma
 
 PROJECT = Path(__file__).resolve().parents[1]
+README = PROJECT / "README.md"
 SKILL = PROJECT / "geneformer_jax" / "SKILL.md"
-DOCUMENTS = [PROJECT / "README.md", SKILL, *sorted((PROJECT / "docs").glob("*.md"))]
+HOW_TOS = sorted((PROJECT / "docs" / "how_to").glob("*.md"))
+DOCUMENTS = [README, SKILL, *HOW_TOS]
 WITH_COMMANDS = [path for path in DOCUMENTS if commands_in(path)]
+WITH_PYTHON = [path for path in DOCUMENTS if "python" in dict(code_blocks(path))]
 CENSUS = "soma://"
 FROM_CENSUS = [path for path in WITH_COMMANDS if CENSUS in path.read_text()]
 
 
+# Of a block of the shell: what other tests run, of installing, of make and of completion.
+ELSEWHERE = ("pip install ", "make ", 'eval "$(geneformer-jax --completion=')
+
+
 def named(path: Path) -> str:
     return path.stem
+
+
+def test_readme_has_a_line_for_each_command():
+    listed = [command.name for command in commands_in(README)]
+    assert sorted(listed) == sorted(COMMAND_FILES)
+
+
+def test_each_command_is_used_in_a_how_to():
+    used = {
+        part.name for path in DOCUMENTS[1:] for each in commands_in(path) for part in each.parts
+    }
+    assert used == set(COMMAND_FILES)
+
+
+def test_links_of_the_readme_lead_somewhere():
+    links = re.findall(r"\]\(([^)#]+)", README.read_text())
+    assert len(links) > 5
+    assert [link for link in links if not (PROJECT / link).exists()] == []
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=named)
+def test_nothing_in_a_block_of_code_goes_untested(document):
+    """A line that neither runs below nor is of a kind that another test runs."""
+    for language, block in code_blocks(document):
+        lines = block.replace("\\\n", " ").splitlines()
+        lines = [line for line in lines if line and not line.startswith("#")]
+        if language in ("", "bash"):
+            known = ("geneformer-jax ", *ELSEWHERE)
+            assert [line for line in lines if not line.startswith(known)] == []
+        else:
+            assert language == "python"
 
 
 @pytest.mark.parametrize("document", WITH_COMMANDS, ids=named)
@@ -55,10 +98,29 @@ def check_keys(flags: dict[str, str]) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("document", WITH_COMMANDS, ids=named)
-def test_commands_run_as_they_are_written(document, tmp_path, monkeypatch, capsys):
-    write_inputs(tmp_path, *made_up_cells())
-    run_all(commands_in(document, without=CENSUS), tmp_path, monkeypatch, capsys)
+@pytest.mark.parametrize("document", sorted({*WITH_COMMANDS, *WITH_PYTHON}), ids=named)
+def test_code_runs_as_it_is_written(document, tmp_path, tmp_path_factory, monkeypatch, capsys):
+    folder = tmp_path / "folder"
+    if document in HOW_TOS:
+        begun = begin(tmp_path_factory.getbasetemp() / "begun", monkeypatch, capsys)
+        shutil.copytree(begun, folder)
+    else:
+        folder.mkdir()
+        write_inputs(folder, *made_up_cells())
+    run_all(commands_in(document, without=CENSUS), folder, monkeypatch, capsys)
+    names: dict = {}
+    for language, block in code_blocks(document):
+        if language == "python":
+            exec(compile(block, document.name, "exec"), names)
+
+
+def begin(folder: Path, monkeypatch, capsys) -> Path:
+    """Makes what how-tos begin with, once: vocabulary, store and model, as the README does."""
+    if not folder.exists():
+        folder.mkdir()
+        write_inputs(folder, *made_up_cells())
+        run_all(commands_in(README)[:3], folder, monkeypatch, capsys)
+    return folder
 
 
 @pytest.mark.slow
@@ -78,9 +140,7 @@ def test_the_chain_of_the_readme_runs_on_real_cells(data_dir, tmp_path, monkeypa
     """Cells with several times the tokens that the model of the chain takes."""
     cells, genes = real_cells(data_dir / "cells" / "pbmc3k.h5ad")
     write_inputs(tmp_path, cells, genes)
-    shown = run_all(
-        commands_in(PROJECT / "README.md", without=CENSUS), tmp_path, monkeypatch, capsys
-    )
+    shown = run_all(commands_in(README), tmp_path, monkeypatch, capsys)
     assert (cells.X > 0).sum(axis=1).max() > 1_800
     assert "of 192 cells have more than the 512 tokens that the model takes" in shown
     cut = json.loads((tmp_path / "embeddings.provenance.json").read_text())["counts"]["cells_cut"]

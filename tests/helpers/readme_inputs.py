@@ -22,7 +22,8 @@ PROJECT = Path(__file__).resolve().parents[2]
 # Genes that the documents name.
 _NAMED = ["CD74", "CD3E", "LYZ"]
 _REAL_CELLS = 192
-_MODULE = "python -m geneformer_jax."
+_PROGRAM = re.compile(r"^(geneformer-jax |python -m geneformer_jax\.)")
+_FENCED = re.compile(r"^```(\S*)\n(.*?)^```$", re.M | re.S)
 # What takes long in a configuration, shortened; the path stays the one that is written.
 _SHORTER = {
     "quickstart": "config.steps = 4; config.optimizer.warmup_steps = 2",
@@ -52,13 +53,21 @@ class Command(NamedTuple):
         return [self, Command(name, arguments)]
 
 
+def code_blocks(document: Path) -> list[tuple[str, str]]:
+    """The code blocks of a document, in order, as (language, text), without directives."""
+    found = _FENCED.findall(document.read_text())
+    return [(language, text) for language, text in found if not language.startswith("{")]
+
+
 def commands_in(document: Path, without: str | None = None) -> list[Command]:
     """The commands in the code blocks of a document, in order, but for blocks with some text."""
-    blocks = re.findall(r"^```\w*\n(.*?)^```", document.read_text(), re.M | re.S)
-    blocks = [block for block in blocks if without is None or without not in block]
+    blocks = [
+        block for _, block in code_blocks(document) if without is None or without not in block
+    ]
     lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
-    found = [shlex.split(line, comments=True) for line in lines if line.startswith(_MODULE)]
-    return [Command(words[2].removeprefix("geneformer_jax."), words[3:]) for words in found]
+    found = [_PROGRAM.split(line)[-1] for line in lines if _PROGRAM.match(line)]
+    words = [shlex.split(line, comments=True) for line in found]
+    return [Command(name, arguments) for name, *arguments in words]
 
 
 def write_inputs(folder: Path, cells: ad.AnnData, genes: pd.Series) -> None:

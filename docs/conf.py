@@ -1,0 +1,49 @@
+"""The documentation site; `make docs` builds it and executes its notebooks."""
+
+import os
+import sys
+from pathlib import Path
+
+import geneformer_jax
+
+_HERE = Path(__file__).parent
+sys.path.insert(0, str(_HERE))
+# Notebooks run in folders of their own, and call the commands of this environment.
+os.environ["PYTHONPATH"] = os.pathsep.join([str(_HERE.parent), str(_HERE / "tutorials")])
+os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+
+project = "geneformer_jax"
+author = "the geneformer_jax authors"
+copyright = author
+release = version = geneformer_jax.__version__
+
+extensions = [
+    "myst_nb",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.napoleon",
+    "sphinx_copybutton",
+    "command_pages",
+]
+exclude_patterns = ["_build"]
+nitpicky = True
+# Docstrings name types as readers say them, and no inventory of another project is fetched.
+nitpick_ignore_regex = [("py:.*", ".*")]
+
+myst_enable_extensions = ["colon_fence", "deflist"]
+myst_heading_anchors = 3
+
+# Files that a notebook writes are gone after it; nothing of an earlier build is taken.
+nb_execution_mode = "force"
+nb_execution_in_temp = True
+nb_execution_raise_on_error = True
+nb_execution_timeout = 1200
+nb_merge_streams = True
+
+autodoc_member_order = "bysource"
+autodoc_typehints = "none"
+copybutton_exclude = ".linenos, .gp, .go"
+
+html_theme = "furo"
+html_title = "geneformer_jax"
+html_static_path = ["_static"]
+html_show_sphinx = False
