@@ -67,7 +67,7 @@ def test_nothing_in_a_block_of_code_goes_untested(document):
         lines = block.replace("\\\n", " ").splitlines()
         lines = [line for line in lines if line and not line.startswith("#")]
         if language in ("", "bash"):
-            known = ("geneformer-jax ", *ELSEWHERE)
+            known = ("geneformer-jax ", "python -m geneformer_jax.", *ELSEWHERE)
             assert [line for line in lines if not line.startswith(known)] == []
         else:
             assert language == "python"
