@@ -10,7 +10,6 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from flax import nnx
 
 from geneformer_jax.model.attention.dispatch import require_profiled
 from geneformer_jax.model.attention.plain import (
@@ -21,7 +20,7 @@ from geneformer_jax.model.attention.plain import (
     split_positions,
 )
 from geneformer_jax.model.config import EncoderConfig
-from geneformer_jax.model.encoder import Params, module
+from geneformer_jax.model.encoder import Params, module, stacked_blocks
 from geneformer_jax.model.runtime import Runtime
 
 # Queries at a time, where not all of them: scores and weights of fewer queries, which are both gone
@@ -85,17 +84,16 @@ def attention_profile(
     runtime = runtime or Runtime()
     require_profiled(runtime.attention)
     T = tokens_BT.shape[1]
-    encoder = module(config, params, runtime.precision)
-    graph, blocks = nnx.split(encoder.blocks)
+    build, blocks = stacked_blocks(config, params, runtime.precision)
     if chosen_BS is None:
         chosen_BS = jnp.zeros((len(tokens_BT), 0), jnp.int32)
     segments_BT = (jnp.arange(T) < lengths_B[:, None]).astype(jnp.int32)
     cells = _Cells(lengths_B, segments_BT, is_top_BT & (segments_BT > 0), chosen_BS)
 
     def layer(
-        x_BTD: jax.Array, state: nnx.State, is_last: bool = False
+        x_BTD: jax.Array, weights: Params, is_last: bool = False
     ) -> tuple[jax.Array, AttentionProfile]:
-        block = nnx.merge(graph, state)
+        block = build(weights)
         q_BTNH, k_BTNH, v_BTNH = block.project(x_BTD)
         if is_last:
             # Nothing above needs what these heads attend: columns left out here cost nothing.
@@ -104,7 +102,8 @@ def attention_profile(
         profile = AttentionProfile(*reduced, _pairs(q_BTNH, k_BTNH, cells))
         return x_BTD if is_last else block.finish(x_BTD, attended_BTNH), profile
 
-    x_BTD = encoder.embeddings(tokens_BT, jnp.arange(T, dtype=jnp.int32)[None], None)
+    embeddings = module(config, params, runtime.precision).embeddings
+    x_BTD = embeddings(tokens_BT, jnp.arange(T, dtype=jnp.int32)[None], None)
     below = jax.tree.map(lambda leaf: leaf[:-1], blocks)
     x_BTD, profiles = jax.lax.scan(layer, x_BTD, below)
     last = jax.tree.map(lambda leaf: leaf[-1], blocks)

@@ -346,11 +346,15 @@ def model_flags() -> None:
     flags.DEFINE_string(
         "base", "", "For an adapter: the model it was trained on, if that has moved."
     )
+    flags.DEFINE_string(
+        "quantize", "", "int8 or nf4: round the encoder's weights to 8 or 4 bits; they take 0.26 "
+        "or 0.18 of the memory, and results change a little.",
+    )  # fmt: skip
 
 
 def model_arguments() -> dict[str, str | None]:
     """Returns the arguments of `load_model` that the flags of `model_flags` give."""
-    given = {name: flags.FLAGS[name].value or None for name in ("vocabulary", "base")}
+    given = {name: flags.FLAGS[name].value or None for name in ("vocabulary", "base", "quantize")}
     return {"path": flags.FLAGS.checkpoint, **given}
 
 

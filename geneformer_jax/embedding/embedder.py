@@ -191,6 +191,7 @@ class Embedder:
 
     def facts(self) -> dict[str, object]:
         """Returns how these embeddings are made."""
+        quantization = self.model.quantization
         return {
             "mode": self.pass_.mode,
             "hidden_layer": list(self.layers),
@@ -198,6 +199,7 @@ class Embedder:
             "vocabulary_hash": self.cells.vocabulary.hash,
             "precision": self.pass_.runtime.precision.name,
             "attention": self.pass_.runtime.attention,
+            "quantize": quantization.kind if quantization else "no",
             "cells": len(self.cells.lengths),
             "left_out": left_out_of(self.cells),
             **reading_facts(self.cells),

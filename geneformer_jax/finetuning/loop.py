@@ -175,6 +175,8 @@ class FoldRun:
             del identity[name]
         del identity["data"]["workers"], identity["data"]["store"]
         identity["base"] = self.setup.base[:16]
+        if self.setup.quantization:
+            identity["quantize"] = self.setup.quantization.kind
         identity["head"] = json.dumps(dataclasses.asdict(self.setup.head))
         identity["vocabulary"] = self.store.vocabulary.hash[:16]
         for name in ("train", "valid", "test"):
@@ -231,6 +233,8 @@ def _provenance(run: FoldRun) -> dict[str, Any]:
     counts = {f"{name}_cells": len(getattr(run.data, name).rows) for name in ("train", "valid")}
     counts |= {"test_cells": len(run.data.test.rows), "steps": run.steps, "fold": run.fold}
     configuration = dataclasses.asdict(run.config) | {"source": run.setup.source}
+    if run.setup.quantization:
+        configuration["quantize"] = run.setup.quantization.kind
     folder = getattr(run.store, "folder", None)
     return describe_run("finetune", configuration, [folder] if folder else [], counts)
 

@@ -1,7 +1,6 @@
 """What the folds of a task share: the network, its compiled steps and the shape of batches."""
 
 import dataclasses
-import math
 from typing import Protocol
 
 import jax
@@ -19,14 +18,15 @@ from geneformer_jax.cells.store.cell_store import EncodedCells
 from geneformer_jax.cells.tokenization.vocabulary import GeneVocabulary
 from geneformer_jax.common.errors import InputError
 from geneformer_jax.finetuning.classification.task import FoldData
-from geneformer_jax.finetuning.config import BALANCED, FinetuneConfig
+from geneformer_jax.finetuning.config import BALANCED, FinetuneConfig, TuningConfig
 from geneformer_jax.finetuning.step import CompiledSteps, StepSpec, compile_steps
 from geneformer_jax.finetuning.trainable import check_tuning, join_weights, split_weights
 from geneformer_jax.model.config import EncoderConfig
 from geneformer_jax.model.encoder import Params, init_params
 from geneformer_jax.model.heads import CELLS, GENES, HeadConfig, HeadTask, head_of_tasks, init_head
-from geneformer_jax.model.pretrained import PretrainedModel, weights_hash
+from geneformer_jax.model.pretrained import PretrainedModel, Quantization, weights_hash
 from geneformer_jax.model.processes import put_whole
+from geneformer_jax.model.quantization import count_weights, has_adapter
 from geneformer_jax.model.sharding import batch_divisor, make_mesh
 from geneformer_jax.training.optimizer import describe_long_warmup, warmup_steps
 from geneformer_jax.training.tracking.tracker import require_tracker
@@ -80,6 +80,7 @@ class FinetuneSetup:
       frozen: frozen weights, on the devices.
       base: hash of the pretrained weights, or "scratch".
       source: where those were loaded from.
+      quantization: how those are rounded, None if they are not.
       shape: how batches are shaped, shared by all folds.
     """
 
@@ -91,6 +92,7 @@ class FinetuneSetup:
     frozen: Params
     base: str
     source: str
+    quantization: Quantization | None
     shape: BatchShape
 
     @property
@@ -106,15 +108,16 @@ class FinetuneSetup:
     def summary(self) -> list[str]:
         """Describes the network, its weights, batches and devices, a line each."""
         count = {
-            name: sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree))
+            name: count_weights(tree)
             for name, tree in (("trainable", self.trainable), ("frozen", self.frozen))
         }
         mesh = self.compiled.mesh
         axes = " x ".join(f"{name} {size}" for name, size in mesh.shape.items())
+        rounded = f" (in {self.quantization.kind})" if self.quantization else ""
         return [
             f"network: {self.encoder.layers} layers of width {self.encoder.width}, from "
             f"{self.source or 'scratch'}",
-            f"weights: {count['trainable']:,} trainable, {count['frozen']:,} frozen",
+            f"weights: {count['trainable']:,} trainable, {count['frozen']:,} frozen{rounded}",
             f"head: {self.head.kind}, {', '.join(self.head.labels)}",
             f"batches (cells x tokens): {self.shape.describe()}",
             f"devices: {axes} on {mesh.devices.flat[0].device_kind}; precision "
@@ -125,8 +128,8 @@ class FinetuneSetup:
     def model(self, trainable: Params, step: int) -> PretrainedModel:
         """Returns the whole model, low-rank factors merged in."""
         params = join_weights(trainable, self.frozen, self.config.tuning)
-        vocabulary = self.cells.vocabulary
-        return PretrainedModel(self.encoder, params, vocabulary, self.source, step, self.head)
+        described = self.cells.vocabulary, self.source, step, self.head, self.quantization
+        return PretrainedModel(self.encoder, params, *described)
 
     def batches(
         self, labelled: LabelledCells, *, training: bool = False, steps: int = 0
@@ -203,10 +206,16 @@ def prepare_finetuning(
     head = _head(task.unit, task.outputs, config, encoder)
     if model is not None:
         _check_model(model, vocabulary, head)
+        _check_quantized(model, config.tuning)
     shape = _shape(task.cells, encoder, config)
     # Rates are arguments of the compiled step.
     optimizer = dataclasses.replace(config.optimizer, **_NO_RATES)
-    spec = StepSpec(encoder, head, config.tuning, optimizer, config.runtime, config.mesh)
+    quantization, runtime = model and model.quantization, config.runtime
+    if quantization and runtime.remat == "none":
+        # Else the backward pass would keep every layer's kernels in float.
+        runtime = dataclasses.replace(runtime, remat="dots")
+    steps = config.tuning, optimizer, runtime, config.mesh, quantization is not None
+    spec = StepSpec(encoder, head, *steps)
     compiled = compile_steps(spec, shape.buckets[-1])
     trainable, frozen = split_weights(
         _initial_weights(model, encoder, head, config.seed),
@@ -221,8 +230,9 @@ def prepare_finetuning(
         compiled,
         trainable=jax.device_get(trainable),
         frozen=put_whole(frozen, compiled.constants.frozen),
-        base="scratch" if model is None else weights_hash(model.params),
+        base="scratch" if model is None else weights_hash(model),
         source="" if model is None else model.source,
+        quantization=quantization,
         shape=shape,
     )
 
@@ -274,6 +284,22 @@ def _check_model(model: PretrainedModel, vocabulary: GeneVocabulary, head: HeadC
             f"the model of {model.source} has a {model.head.kind} for "
             f"{', '.join(model.head.labels)}, but the labels ask for a {head.kind} for "
             f"{', '.join(head.labels)}; begin with the pretrained checkpoint it was made from"
+        )
+
+
+def _check_quantized(model: PretrainedModel, tuning: TuningConfig) -> None:
+    """Raises InputError if quantised weights would have to change."""
+    if model.quantization is None:
+        return
+    if tuning.lora is None:
+        raise InputError(
+            f"the weights of {model.source} are in {model.quantization.kind}, which are not "
+            "trained themselves; set `config.tuning.lora_rank`, or leave `quantize` out"
+        )
+    if has_adapter(model.params):
+        raise InputError(
+            f"{model.source} is an adapter beside quantised weights, and no second one is trained "
+            "on it; begin with its base, or leave `quantize` out"
         )
 
 

@@ -201,7 +201,9 @@ class FinetuneRun:
         for name in NOT_DECISIVE:
             del identity[name]
         del identity["data"]["workers"], identity["data"]["store"]
-        identity["base"] = weights_hash(self.model.params)[:16] if self.model else "scratch"
+        identity["base"] = weights_hash(self.model)[:16] if self.model else "scratch"
+        if self.model and self.model.quantization:
+            identity["quantize"] = self.model.quantization.kind
         return traverse_util.flatten_dict(identity, sep=".")
 
 

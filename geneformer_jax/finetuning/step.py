@@ -126,6 +126,7 @@ class StepSpec:
       optimizer: its learning rate, decay and warmup are not compiled in.
       runtime: how to compute, attention chosen.
       mesh: devices.
+      quantized: whether the frozen weights are; then they are whole on every device.
     """
 
     encoder: EncoderConfig
@@ -134,6 +135,7 @@ class StepSpec:
     optimizer: OptimizerConfig
     runtime: RuntimeConfig
     mesh: MeshConfig
+    quantized: bool = False
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -270,7 +272,7 @@ def compile_steps(spec: StepSpec, longest: int) -> CompiledSteps:
     abstract = abstract_state(recipe, mesh)
     placed = jax.tree.map(lambda leaf: leaf.sharding, abstract)
     whole = NamedSharding(mesh, PartitionSpec())
-    frozen = shardings(mesh, abstract_split(spec)[1])
+    frozen = whole if spec.quantized else shardings(mesh, abstract_split(spec)[1])
     constants = Constants(frozen, TracedHyperparams(*(whole,) * len(TracedHyperparams._fields)))
 
     def logits(trainable: Params, frozen: Params, batch: LabelledBatch) -> jax.Array:

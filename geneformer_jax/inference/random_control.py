@@ -14,4 +14,6 @@ def random_model(model: PretrainedModel, seed: int = 0) -> PretrainedModel:
     """Returns a model of the same shape and vocabulary with weights as before any training."""
     draw = jax.jit(init_params, static_argnums=0)
     params = draw(model.config, jax.random.key(seed))
-    return dataclasses.replace(model, params=params, source=RANDOM, step=0, head=None)
+    return dataclasses.replace(
+        model, params=params, source=RANDOM, step=0, head=None, quantization=None
+    )

@@ -19,6 +19,7 @@ from flax import traverse_util
 
 from geneformer_jax.common.errors import InputError
 from geneformer_jax.common.files import atomic_write, require_new_folder
+from geneformer_jax.common.log import logger
 from geneformer_jax.common.provenance import write_provenance
 from geneformer_jax.interop.weights import peft
 from geneformer_jax.interop.weights.bert_layout import ENCODER_PREFIX, UNUSED, Place, places
@@ -39,8 +40,11 @@ from geneformer_jax.model.pretrained import (
     result_in,
     weights_hash,
 )
+from geneformer_jax.model.quantization import QuantizedWeight
 
 _ADAPTER, _OLD_WEIGHTS = "adapter.json", "adapter.npz"
+# Where the base was rounded, in which way.
+_QUANTIZED = "quantization"
 _ENCODER = ("embeddings", "blocks")
 _LISTED = 4
 
@@ -71,8 +75,11 @@ def save_adapter(
     # Not as it was named from the folder of that time.
     source = str(Path(model.source).resolve()) if Path(model.source).exists() else model.source
     head, trained = model.head, jax.device_get(trained)
+    base = {"source": source, "weights": base_hash, "vocabulary": model.vocabulary.hash}
+    if model.quantization:
+        base[_QUANTIZED] = model.quantization.kind
     stated = {
-        "base": {"source": source, "weights": base_hash, "vocabulary": model.vocabulary.hash},
+        "base": base,
         "lora": dataclasses.asdict(lora),
         "head": dataclasses.asdict(head),
         "step": model.step,
@@ -136,8 +143,30 @@ def adapter_base(folder: Path) -> str | None:
     return peft.read_config(folder).get("base_model_name_or_path")
 
 
+def quantization_of_base(folder: Path) -> str | None:
+    """Returns how the base of an adapter was rounded when it was trained; None if not, or unsaid.
+
+    Raises:
+      InputError: the adapter cannot be read.
+    """
+    return _stated(folder)["base"].get(_QUANTIZED) if (folder / _ADAPTER).is_file() else None
+
+
+def _tell_rounding(folder: Path, base: PretrainedModel) -> None:
+    """Logs that an adapter goes on weights other than those it was trained beside."""
+    trained, here = quantization_of_base(folder), base.quantization and base.quantization.kind
+    if trained != here:
+        remedy = f"`quantize`={trained} gives" if trained else "without `quantize` it is"
+        logger.info(
+            f"the adapter {folder} was trained beside weights in {trained or 'float32'} and goes "
+            f"on top of the same in {here or 'float32'}: {remedy} the model that was trained"
+        )
+
+
 def apply_adapter(folder: Path, base: PretrainedModel) -> PretrainedModel:
     """Returns the base with an adapter merged into its weights, and the adapter's head.
+
+    Beside quantised weights the factors stay by themselves: merged, they would be rounded too.
 
     Raises:
       InputError: the adapter was trained on other weights, of a kind that is not read, lacks what
@@ -149,11 +178,12 @@ def apply_adapter(folder: Path, base: PretrainedModel) -> PretrainedModel:
         params = _merge(adapter, base, head, folder)
         return dataclasses.replace(base, params=params, head=head, source=str(folder))
     stated = _stated(folder)
-    if (found := weights_hash(base.params)) != stated["base"]["weights"]:
+    if (found := weights_hash(base)) != stated["base"]["weights"]:
         raise InputError(
             f"the adapter {folder} goes on top of weights {stated['base']['weights'][:12]} (once "
             f"{stated['base']['source']}), but {base.source} has {found[:12]}; give its own base"
         )
+    _tell_rounding(folder, base)
     head, lora = HeadConfig(**stated["head"]), LoraConfig(**stated["lora"])
     adapter = _read_own(folder, lora, head, base)
     if head.as_original:
@@ -220,6 +250,9 @@ def _merge(
     params = _with_head(base, head)
     own = sorted((wanted[name] for name in changed), key=lambda place: place.path)
     for path, of_leaf in itertools.groupby(own, key=lambda place: place.path):
+        if isinstance(kernel := leaf_at(params, path), QuantizedWeight):
+            params = _replaced(params, path, _beside(kernel, list(of_leaf), adapter, folder))
+            continue
         # A copy: JAX gives its arrays away for reading only.
         leaf = np.array(leaf_at(params, path), np.float32)
         for place in of_leaf:
@@ -227,6 +260,29 @@ def _merge(
             place.put(value + _change(adapter, place), leaf)
         params = _replaced(params, path, jnp.asarray(leaf))
     return params
+
+
+def _beside(
+    kernel: QuantizedWeight, own: list[Place], adapter: PeftAdapter, folder: Path
+) -> QuantizedWeight:
+    """Returns a quantised kernel with the factors of its layers beside it.
+
+    Zeros stand where a layer has none, or fewer than another.
+    """
+    given = {place: adapter.factors.get(place.name.removesuffix(".weight")) for place in own}
+    if replaced := [place.name for place, factors in given.items() if factors is None]:
+        raise InputError(
+            f"the adapter {folder} replaces {replaced[0]}, which is rounded in this base; load it "
+            "without `quantize`"
+        )
+    layers, rank = len(kernel.codes), max(len(a) for a, _, _ in given.values())
+    out_size, in_size = own[0].shape
+    into = np.zeros((layers, in_size, rank), np.float32)
+    out = np.zeros((layers, rank, out_size), np.float32)
+    for place, (a, b, scaling) in given.items():
+        into[place.layer, :, : len(a)] = a.T
+        out[place.layer, : len(a)] = scaling * b.T
+    return kernel.adapted(jnp.asarray(into), jnp.asarray(out))
 
 
 def _pooler_for(

@@ -17,10 +17,22 @@ from geneformer_jax.interop.weights.bert_layout import (
     read_settings,
     write_settings,
 )
-from geneformer_jax.interop.weights.conversion import bert_values, fill_params, match_tensors
+from geneformer_jax.interop.weights.conversion import (
+    bert_values,
+    fill_params,
+    match_tensors,
+    read_arrays,
+)
 from geneformer_jax.interop.weights.files import CONFIG, WEIGHT_FILES, open_weights, read_json
 from geneformer_jax.interop.weights.safetensors import write_tensors
-from geneformer_jax.model.pretrained import PretrainedModel, load_model, save_model, with_vocabulary
+from geneformer_jax.model.pretrained import (
+    PretrainedModel,
+    load_model,
+    quantized_params,
+    require_float,
+    save_model,
+    with_vocabulary,
+)
 
 VOCABULARY = "vocabulary"
 # Of the released model.safetensors: size in bytes -> (name, SHA-256).
@@ -47,15 +59,16 @@ class ImportedModel(NamedTuple):
     ignored: list[str]
 
 
-def read_model(folder: Path | str) -> ImportedModel:
-    """Reads a model that transformers saved; all weights become float32.
+def read_model(folder: Path | str, quantize: str | None = None) -> ImportedModel:
+    """Reads a model that transformers saved; all weights become float32, or are quantised.
 
     Reads BertForMaskedLM, BertForSequenceClassification, BertForTokenClassification and BertModel
     (an encoder alone) from model.safetensors or pytorch_model.bin, whole or in parts. Besides the
-    model, one stacked weight is held in memory at a time.
+    model, one stacked weight is held in memory at a time, or one tensor where they are quantised.
 
     Args:
       folder: holds config.json, the weights and, if this package wrote it, `vocabulary`.
+      quantize: one of QUANTIZATIONS, to round the encoder's weights as they are read.
 
     Raises:
       InputError: a file is missing or damaged, the settings ask for what is not implemented, or
@@ -65,8 +78,12 @@ def read_model(folder: Path | str) -> ImportedModel:
     config, head, bare = read_settings(read_json(folder / CONFIG), str(folder / CONFIG))
     tensors, files = open_weights(folder)
     matched = match_tensors(tensors, config, head, str(folder), bare)
-    params = fill_params(matched, config, head, str(folder), bare)
-    model = PretrainedModel(config, params, None, source=str(folder), step=0, head=head)
+    arrays, quantization = read_arrays(matched, config, head, str(folder), bare), None
+    if quantize:
+        params, quantization = quantized_params(arrays, quantize)
+    else:
+        params = fill_params(arrays)
+    model = PretrainedModel(config, params, None, str(folder), 0, head, quantization)
     if (folder / VOCABULARY).is_dir():
         model = with_vocabulary(model, GeneVocabulary.load(folder / VOCABULARY))
     return ImportedModel(model, files, len(tensors), matched.ignored)
@@ -134,8 +151,10 @@ def write_model(
       Counts for a report.
 
     Raises:
-      InputError: BERT has no class for the model's head, or the target holds files.
+      InputError: BERT has no class for the model's head, the model is quantised, or the target
+        holds files.
     """
+    require_float(model)
     target = require_new_folder(target)
     wanted = places(model.config, model.head, model.is_bare)
     counts = _count(model) | {"tensors": len(wanted)}

@@ -148,9 +148,16 @@ class Conversion:
         )
 
     def _merge_adapter(self) -> None:
+        from geneformer_jax.interop.adapters import find_adapter, quantization_of_base
         from geneformer_jax.interop.load import load_model
         from geneformer_jax.model.pretrained import save_model
 
+        rounded = quantization_of_base(find_adapter(self.source))
+        if rounded and self.base is None:
+            raise InputError(
+                f"the adapter {self.source} was trained beside weights in {rounded}; on float32 "
+                "ones it predicts a little differently: name its `base` to have it merged so"
+            )
         self._announce("an adapter", "a checkpoint, the adapter merged into its base")
         model = load_model(self.source, base=self.base)
         configuration = {"source": self.source, "target": self.target}

@@ -13,6 +13,7 @@ from geneformer_jax.common.config import one_of, require
 from geneformer_jax.common.errors import InputError, did_you_mean
 
 PRECISIONS = ("float32", "bfloat16", "float16")
+QUANTIZATIONS = ("int8", "nf4")
 REMATS = ("none", "full", "dots")
 POOLINGS = ("first", "mean", "attention")
 TARGETS = ("query", "key", "value", "attention_output", "up", "down")

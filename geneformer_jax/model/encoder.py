@@ -2,7 +2,8 @@
 
 Post-layer-norm, ReLU, learned positions, token type always 0. Modules are Flax NNX and serve to
 define and initialise; everything else works on `params`, a plain nested dict of float32 arrays in
-which the layers are stacked along a leading axis L and scanned:
+which the layers are stacked along a leading axis L and scanned; kernels and tables may be quantised
+(see quantization.py), and are floats only where a layer or a look-up takes its own rows:
 
   embeddings/{word,position,token_type}/embedding, embeddings/norm/{scale,bias}
   blocks/{query,key,value,attention_output,up,down}/{kernel,bias}
@@ -23,6 +24,7 @@ from geneformer_jax.common.errors import InputError
 from geneformer_jax.model.attention.dispatch import attend
 from geneformer_jax.model.config import EncoderConfig
 from geneformer_jax.model.precision import Precision
+from geneformer_jax.model.quantization import QuantizedWeight, in_float
 from geneformer_jax.model.runtime import REMAT_POLICIES, Runtime
 
 Params = dict[str, Any]
@@ -42,13 +44,29 @@ def _norm(config: EncoderConfig, dtype: Any, rngs: nnx.Rngs) -> nnx.LayerNorm:
     )
 
 
+class Table(nnx.Embed):
+    """A table of embeddings; of a quantised one only the rows that are looked up become floats."""
+
+    def __call__(self, numbers: jax.Array) -> jax.Array:
+        """Returns the rows [..., D] of numbers [...]."""
+        table = self.embedding.get_value()
+        if isinstance(table, QuantizedWeight):
+            return table[numbers].astype(self.dtype)
+        return super().__call__(numbers)
+
+    def whole(self) -> jax.Array:
+        """Returns all rows in float, [rows, D]."""
+        table = self.embedding.get_value()
+        return table[:] if isinstance(table, QuantizedWeight) else table
+
+
 class Embeddings(nnx.Module):
     """Sum of gene, rank position and token type embeddings, normalised."""
 
     def __init__(self, config: EncoderConfig, dtype: Any, rngs: nnx.Rngs):
-        def table(rows: int) -> nnx.Embed:
+        def table(rows: int) -> Table:
             init = _normal(config)
-            return nnx.Embed(rows, config.width, dtype=dtype, embedding_init=init, rngs=rngs)
+            return Table(rows, config.width, dtype=dtype, embedding_init=init, rngs=rngs)
 
         self.word = table(config.vocabulary_size)
         self.position = table(config.positions)
@@ -153,14 +171,35 @@ def _definition(config: EncoderConfig, dtype: Any) -> tuple[nnx.GraphDef, nnx.St
 
 
 def module(config: EncoderConfig, params: Params, precision: Precision) -> Encoder:
-    """Returns the NNX modules holding `params`, computing in the given precision.
+    """Returns the embeddings and the masked-gene head of `params`, in the given precision.
 
-    A classifier's weights have a head of another kind (see heads.py), which is left out here.
+    A classifier's weights have a head of another kind (see heads.py), which is left out here. The
+    blocks are those of `stacked_blocks`.
     """
-    graph, abstract = _definition(config, precision.compute)
+    held = {name: params[name] for name in ("embeddings", "masked_gene_head") if name in params}
+    return _filled(*_definition(config, precision.compute), held)
+
+
+def _filled(graph: nnx.GraphDef, abstract: nnx.State, weights: Params) -> Any:
     state = jax.tree.map(lambda leaf: leaf, abstract)
-    nnx.replace_by_pure_dict(state, {name: params[name] for name in abstract if name in params})
+    nnx.replace_by_pure_dict(state, weights)
     return nnx.merge(graph, state)
+
+
+@functools.lru_cache(maxsize=32)
+def _block_definition(config: EncoderConfig, dtype: Any) -> tuple[nnx.GraphDef, nnx.State]:
+    return nnx.split(nnx.eval_shape(lambda: Block(config, dtype, nnx.Rngs(0))))
+
+
+def stacked_blocks(
+    config: EncoderConfig, params: Params, precision: Precision
+) -> tuple[Callable[[Params], Block], Params]:
+    """Returns (function that makes a block of one layer's weights, weights of all layers).
+
+    The latter are stacked along the first axis of each array, as a scan wants them.
+    """
+    definition = _block_definition(config, precision.compute)
+    return lambda weights: _filled(*definition, in_float(weights)), params["blocks"]
 
 
 def init_params(config: EncoderConfig, key: jax.Array) -> Params:
@@ -265,20 +304,20 @@ def _prepare(
             f"cells padded to {T} tokens do not fit a model of {config.positions} positions; "
             f"tokenize with `max_length`={config.positions}"
         )
-    encoder = module(config, params, runtime.precision)
-    graph, blocks = nnx.split(encoder.blocks)
+    build, blocks = stacked_blocks(config, params, runtime.precision)
     keys = None if dropout_key is None else jax.random.split(dropout_key, config.layers + 1)
     if positions_BT is None:
         positions_BT = jnp.arange(T, dtype=jnp.int32)[None]
 
     def block(x_BTD: jax.Array, scanned: Any) -> jax.Array:
-        state, key = scanned
-        x_BTD = nnx.merge(graph, state)(x_BTD, lengths_B, segments_BT, runtime.attention, key)
+        weights, key = scanned
+        x_BTD = build(weights)(x_BTD, lengths_B, segments_BT, runtime.attention, key)
         return runtime.constrain(x_BTD)
 
     if runtime.remat != "none":
         block = jax.checkpoint(block, policy=REMAT_POLICIES[runtime.remat], prevent_cse=False)
-    embedded_BTD = encoder.embeddings(tokens_BT, positions_BT, None if keys is None else keys[-1])
+    embeddings = module(config, params, runtime.precision).embeddings
+    embedded_BTD = embeddings(tokens_BT, positions_BT, None if keys is None else keys[-1])
     first = jax.tree.map(lambda leaf: leaf[:layers], (blocks, None if keys is None else keys[:-1]))
     return block, runtime.constrain(embedded_BTD), first
 
@@ -298,7 +337,7 @@ def masked_gene_logits(
     """
     hidden_BMD = jnp.take_along_axis(hidden_BTD, positions_BM[..., None], axis=1)
     encoder = module(config, params, precision)
-    logits_BMV = encoder.masked_gene_head(hidden_BMD, encoder.embeddings.word.embedding[...])
+    logits_BMV = encoder.masked_gene_head(hidden_BMD, encoder.embeddings.word.whole())
     rows = logits_BMV.shape[-1]
     if rows == config.vocabulary_size:
         return logits_BMV

@@ -8,12 +8,11 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-from flax import nnx
 
 from geneformer_jax.model.attention.dispatch import attend
 from geneformer_jax.model.attention.plain import split_positions
 from geneformer_jax.model.config import EncoderConfig
-from geneformer_jax.model.encoder import Block, Params, module
+from geneformer_jax.model.encoder import Block, Params, module, stacked_blocks
 from geneformer_jax.model.runtime import REMAT_POLICIES, Runtime
 
 # Fused kernels want multiples of it; one is used.
@@ -72,11 +71,11 @@ def run_gated_blocks(
       first, last: which blocks to run.
       runtime: how to compute. A backward pass keeps what its `remat` says.
     """
-    graph, states = nnx.split(module(config, params, runtime.precision).blocks)
+    build, blocks = stacked_blocks(config, params, runtime.precision)
 
     def body(x_BTD: jax.Array, number: jax.Array) -> tuple[jax.Array, None]:
         # Picked one by one: slices of the stacked weights would be copies.
-        layer = nnx.merge(graph, jax.tree.map(lambda leaf: leaf[number], states))
+        layer = build(jax.tree.map(lambda leaf: leaf[number], blocks))
         attended_BTNH = _attend_biased(layer, x_BTD, lengths_B, bias_BT, runtime.attention)
         return _in_chunks(layer.finish, x_BTD, attended_BTNH), None
 

@@ -3,7 +3,8 @@
 The factors lie beside the weights as `lora/TARGET/{into,out}/kernel`, stacked along the layers. A
 is drawn as BERT draws weights and B is zero, so that training begins with the pretrained model (Hu
 et al. 2021). The sum is formed before the encoder runs: its gradients are those of a full kernel,
-and only the factors, their optimizer state and their checkpoint are small.
+and only the factors, their optimizer state and their checkpoint are small. Beside quantised kernels
+it is formed for a layer as that is computed (QLoRA, Dettmers et al. 2023).
 """
 
 import math
@@ -13,6 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from geneformer_jax.model.config import EncoderConfig, LoraConfig
+from geneformer_jax.model.quantization import QuantizedWeight
 
 LORA = "lora"
 _EQUATIONS = {
@@ -50,8 +52,13 @@ def merge_lora(blocks: dict[str, Any], factors: dict[str, Any], lora: LoraConfig
     """Returns stacked blocks with the adapted kernels in place of the pretrained ones."""
     merged = dict(blocks)
     for target, factor in factors.items():
-        change = jnp.einsum(_EQUATIONS[target], factor["into"]["kernel"], factor["out"]["kernel"])
-        kernel = blocks[target]["kernel"] + (lora.alpha / lora.rank) * change
+        into, out = (factor[side]["kernel"] for side in ("into", "out"))
+        kernel, scaling = blocks[target]["kernel"], lora.alpha / lora.rank
+        if isinstance(kernel, QuantizedWeight):
+            into = into.reshape(len(into), -1, lora.rank)
+            kernel = kernel.adapted(into, scaling * out.reshape(len(out), lora.rank, -1))
+        else:
+            kernel = kernel + scaling * jnp.einsum(_EQUATIONS[target], into, out)
         merged[target] = {**blocks[target], "kernel": kernel}
     return merged
 

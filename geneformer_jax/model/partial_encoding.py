@@ -2,11 +2,10 @@
 
 import jax
 import jax.numpy as jnp
-from flax import nnx
 
 from geneformer_jax.model.attention.plain import attend_plain
 from geneformer_jax.model.config import EncoderConfig
-from geneformer_jax.model.encoder import Block, Params, module
+from geneformer_jax.model.encoder import Block, Params, stacked_blocks
 from geneformer_jax.model.runtime import Runtime
 
 
@@ -24,13 +23,13 @@ def run_blocks(
 
     `encode` to layer m, and from there with this to layer n, is `encode` to layer n.
     """
-    graph, states = nnx.split(module(config, params, runtime.precision).blocks)
+    build, blocks = stacked_blocks(config, params, runtime.precision)
 
-    def body(x_BTD: jax.Array, state: nnx.State) -> tuple[jax.Array, None]:
-        x_BTD = nnx.merge(graph, state)(x_BTD, lengths_B, None, runtime.attention, None)
+    def body(x_BTD: jax.Array, weights: Params) -> tuple[jax.Array, None]:
+        x_BTD = build(weights)(x_BTD, lengths_B, None, runtime.attention, None)
         return runtime.constrain(x_BTD), None
 
-    chosen = jax.tree.map(lambda leaf: leaf[first:last], states)
+    chosen = jax.tree.map(lambda leaf: leaf[first:last], blocks)
     return jax.lax.scan(body, hidden_BTD, chosen)[0]
 
 
@@ -59,5 +58,5 @@ def first_token(
 
 def single_block(config: EncoderConfig, params: Params, block: int, runtime: Runtime) -> Block:
     """Returns one of the stacked blocks, counted from 0 at the bottom."""
-    graph, states = nnx.split(module(config, params, runtime.precision).blocks)
-    return nnx.merge(graph, jax.tree.map(lambda leaf: leaf[block], states))
+    build, blocks = stacked_blocks(config, params, runtime.precision)
+    return build(jax.tree.map(lambda leaf: leaf[block], blocks))

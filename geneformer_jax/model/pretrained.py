@@ -6,13 +6,14 @@ import functools
 import hashlib
 import json
 import textwrap
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import traverse_util
 from jax.sharding import SingleDeviceSharding
 from orbax.checkpoint import v1 as ocp
 
@@ -24,6 +25,12 @@ from geneformer_jax.model.config import EncoderConfig
 from geneformer_jax.model.encoder import Params, abstract_params
 from geneformer_jax.model.heads import HeadConfig, init_head
 from geneformer_jax.model.processes import by_first, is_first, wait_for_all
+from geneformer_jax.model.quantization import (
+    codes_of,
+    count_weights,
+    quantize_rows,
+    stored_bytes,
+)
 
 CHECKPOINTS = "checkpoints"
 MASKED_GENE_HEAD = "masked_gene_head"
@@ -36,18 +43,46 @@ _LISTED = 6
 _KNOWN_SIZES = {25_426: " (V1)", 20_275: " (V2)"}
 
 
+class StackedArray(NamedTuple):
+    """Weights that are read in parts.
+
+    Attributes:
+      path: in `PretrainedModel.params`.
+      shape: of the whole.
+      parts: float arrays, which follow each other along the first axis.
+    """
+
+    path: tuple[str, ...]
+    shape: tuple[int, ...]
+    parts: Iterator[np.ndarray | jax.Array]
+
+
+@dataclasses.dataclass(frozen=True)
+class Quantization:
+    """How a model's weights were rounded as they were read.
+
+    Attributes:
+      kind: one of QUANTIZATIONS.
+      of: `weights_hash` of the float weights.
+    """
+
+    kind: str
+    of: str
+
+
 @dataclasses.dataclass(frozen=True)
 class PretrainedModel:
     """A trained encoder with the vocabulary its tokens mean something in.
 
     Attributes:
       config: shape of the model.
-      params: float32 weights, see model.encoder.
+      params: float32 weights, see model.encoder; those of a quantised model are rounded.
       vocabulary: genes and medians it was trained with; None only for a bare weights folder.
       source: where it was read from.
       step: updates it was trained for, 0 where unknown.
       head: the classification head that `params` holds; None for the masked-gene head, or for an
         encoder alone.
+      quantization: how the encoder's weights are rounded; None where they are float32.
     """
 
     config: EncoderConfig
@@ -56,6 +91,7 @@ class PretrainedModel:
     source: str
     step: int
     head: HeadConfig | None = None
+    quantization: Quantization | None = None
 
     @property
     def is_bare(self) -> bool:
@@ -63,12 +99,13 @@ class PretrainedModel:
         return self.head is None and MASKED_GENE_HEAD not in self.params
 
     def __repr__(self) -> str:
-        shape, size = self.config, sum(leaf.size for leaf in jax.tree.leaves(self.params))
+        shape, size = self.config, count_weights(self.params)
         head = "no head" if self.is_bare else self.head.kind if self.head else MASKED_GENE_HEAD
+        rounded = f" in {self.quantization.kind}" if self.quantization else ""
         return (
-            f"PretrainedModel({size:,} weights: {shape.layers} layers of width {shape.width}, "
-            f"{shape.vocabulary_size:,} tokens, {shape.positions:,} positions, {head}; "
-            f"{self.source!r}, step {self.step:,})"
+            f"PretrainedModel({size:,} weights{rounded}: {shape.layers} layers of width "
+            f"{shape.width}, {shape.vocabulary_size:,} tokens, {shape.positions:,} positions, "
+            f"{head}; {self.source!r}, step {self.step:,})"
         )
 
 
@@ -144,9 +181,10 @@ def save_model(model: PretrainedModel, target: Path | str, provenance: Mapping[s
       provenance: for provenance.json, see common.provenance.describe_run.
 
     Raises:
-      InputError: the target holds other files, or the model has no vocabulary.
+      InputError: the target holds other files, or the model has no vocabulary, or is quantised.
     """
     target = require_new_folder(target)
+    require_float(model)
     if model.vocabulary is None:
         raise InputError(
             f"the model of {model.source} carries no vocabulary, without which its tokens mean "
@@ -181,17 +219,37 @@ def _written_together(target: Path) -> Iterator[Path]:
     wait_for_all()
 
 
-def load_model(path: Path | str) -> PretrainedModel:
+def describe_quantization(model: PretrainedModel) -> str:
+    """Returns a line on the memory of a quantised model's weights."""
+    taken, whole = stored_bytes(model.params), 4 * count_weights(model.params)
+    return (
+        f"weights: rounded to {model.quantization.kind}, {taken / 2**20:,.1f} MiB "
+        f"in place of {whole / 2**20:,.1f} ({taken / whole:.2f} of float32)"
+    )
+
+
+def require_float(model: PretrainedModel) -> None:
+    """Raises InputError if a model that is to be written, or trained whole, is quantised."""
+    if model.quantization is not None:
+        raise InputError(
+            f"the weights of {model.source} are in {model.quantization.kind}, and float32 ones are "
+            "needed here; load the model without `quantize`"
+        )
+
+
+def load_model(path: Path | str, quantize: str | None = None) -> PretrainedModel:
     """Loads a model from a checkpoint, or the newest checkpoint of a training workdir.
 
     Args:
       path: a checkpoint folder, the folder of a run's checkpoints, or the run's workdir; that of
         fine-tuning if it made one network.
+      quantize: one of QUANTIZATIONS, to round the encoder's weights as they are read, one array
+        after another.
 
     Raises:
       InputError: there is no checkpoint, there are several networks, or it cannot be read.
     """
-    checkpoint = find_checkpoint(Path(path))
+    checkpoint, quantization = find_checkpoint(Path(path)), None
     try:
         meta = ocp.load_checkpointables(checkpoint, {"meta": None})["meta"]
         config = EncoderConfig(**json.loads(meta["model"]))
@@ -201,7 +259,11 @@ def load_model(path: Path | str) -> PretrainedModel:
             lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
             abstract_weights(config, head, _BARE in meta),
         )
-        params = ocp.load_checkpointables(checkpoint, {"params": abstract})["params"]
+        if quantize:
+            arrays = _read_one_by_one(checkpoint, abstract)
+            params, quantization = quantized_params(arrays, quantize)
+        else:
+            params = ocp.load_checkpointables(checkpoint, {"params": abstract})["params"]
     except (OSError, KeyError, TypeError, ValueError) as error:
         raise InputError(
             f"checkpoint {checkpoint} cannot be read ({type(error).__name__}: "
@@ -214,7 +276,39 @@ def load_model(path: Path | str) -> PretrainedModel:
         source=str(checkpoint),
         step=int(checkpoint.name),
         head=head,
+        quantization=quantization,
     )
+
+
+def _read_one_by_one(checkpoint: Path, abstract: Params) -> Iterator[StackedArray]:
+    """Yields the arrays of a checkpoint, none of which is kept here."""
+    context = ocp.Context()
+    context.pytree.loading.partial_load = True
+    for path, leaf in sorted(traverse_util.flatten_dict(abstract).items()):
+        wanted = {"params": traverse_util.unflatten_dict({path: leaf})}
+        with context:
+            found = ocp.load_checkpointables(checkpoint, wanted)["params"]
+        yield StackedArray(path, leaf.shape, iter(jax.tree.leaves(found)))
+
+
+def quantized_params(arrays: Iterable[StackedArray], kind: str) -> tuple[Params, Quantization]:
+    """Rounds weights as they come, so that those in float32 are never there all at once.
+
+    Args:
+      arrays: all weights of a model, sorted by their paths.
+      kind: one of QUANTIZATIONS.
+
+    Returns:
+      (weights, how they are rounded).
+    """
+    digest, params = _WeightsDigest(), {}
+    for array in arrays:
+        parts = digest.passing(array)
+        if codes := codes_of(array.path, kind):
+            params[array.path] = quantize_rows(parts, array.shape[1:], codes)
+        else:
+            params[array.path] = jnp.concatenate([jnp.asarray(part) for part in parts])
+    return traverse_util.unflatten_dict(params), Quantization(kind, digest.hexdigest())
 
 
 def _shortened(error: Exception) -> str:
@@ -277,12 +371,31 @@ def _fold_in(path: Path) -> Path:
     return folds[0] if folds else path
 
 
-def weights_hash(params: Params) -> str:
-    """Returns a SHA-256 of an encoder's weights; heads play no part."""
-    digest = hashlib.sha256()
-    for path, leaf in jax.tree_util.tree_leaves_with_path(
-        {part: params[part] for part in ("embeddings", "blocks")}
-    ):
-        digest.update(f"{jax.tree_util.keystr(path)} {leaf.shape}".encode())
-        digest.update(np.ascontiguousarray(leaf, np.float32).data)
+def weights_hash(model: PretrainedModel) -> str:
+    """Returns a SHA-256 of an encoder's weights in float32; heads play no part."""
+    if model.quantization is not None:
+        return model.quantization.of
+    digest = _WeightsDigest()
+    for path, leaf in sorted(traverse_util.flatten_dict(model.params).items()):
+        for _ in digest.passing(StackedArray(path, leaf.shape, iter([leaf]))):
+            pass
     return digest.hexdigest()
+
+
+class _WeightsDigest:
+    """The hash of an encoder's weights, which pass by sorted by their paths."""
+
+    def __init__(self):
+        self._digest = hashlib.sha256()
+        self.hexdigest = self._digest.hexdigest
+
+    def passing(self, array: StackedArray) -> Iterator[np.ndarray | jax.Array]:
+        """Yields the parts of an array when they are in the hash."""
+        counts = array.path[0] in ("embeddings", "blocks")
+        if counts:
+            name = "".join(f"[{part!r}]" for part in array.path)
+            self._digest.update(f"{name} {array.shape}".encode())
+        for part in array.parts:
+            if counts:
+                self._digest.update(np.ascontiguousarray(part, np.float32).data)
+            yield part

@@ -27,7 +27,7 @@ def model() -> pretrained.PretrainedModel:
 @pytest.fixture
 def attend(model, toy_store, tmp_path, monkeypatch, capsys):
     """Runs the command with a toy model; returns (exit status, output, error)."""
-    monkeypatch.setattr(pretrained, "load_model", lambda path: model)
+    monkeypatch.setattr(pretrained, "load_model", lambda path, quantize=None: model)
     (tmp_path / "genes.txt").write_text("\n".join(GENES))
 
     def run(*arguments: str) -> tuple[int, str, str]:
@@ -113,7 +113,7 @@ def test_cells_of_another_vocabulary_are_refused(attend, model, monkeypatch):
     other = toy_vocabulary(("<pad>", "<mask>", "<cls>", "<eos>"))
     config = dataclasses.replace(model.config, vocabulary_size=other.size)
     another = dataclasses.replace(model, vocabulary=other, config=config)
-    monkeypatch.setattr(pretrained, "load_model", lambda path: another)
+    monkeypatch.setattr(pretrained, "load_model", lambda path, quantize=None: another)
     status, _, error = attend()
     assert status == 1
     assert_one_line(error)

@@ -30,7 +30,7 @@ def model() -> pretrained.PretrainedModel:
 @pytest.fixture
 def embed(model, toy_store, tmp_path, monkeypatch, capsys):
     """Runs the command with a toy model; returns (exit status, output, error)."""
-    monkeypatch.setattr(pretrained, "load_model", lambda path: model)
+    monkeypatch.setattr(pretrained, "load_model", lambda path, quantize=None: model)
 
     def run(*arguments: str) -> tuple[int, str, str]:
         defaults = {
@@ -176,7 +176,7 @@ def test_a_tokenised_dataset_is_embedded_as_its_store(embed, toy_store, tmp_path
 
 def test_a_report_on_embeddings_of_other_weights_is_refused(embed, monkeypatch, tmp_path):
     assert embed("--max_cells=9")[0] == 0
-    monkeypatch.setattr(pretrained, "load_model", lambda path: toy_model(seed=1))
+    monkeypatch.setattr(pretrained, "load_model", lambda path, quantize=None: toy_model(seed=1))
     status, _, error = embed("--max_cells=9", "--color=kind")
     assert status == 1
     assert_one_line(error)

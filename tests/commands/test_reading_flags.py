@@ -38,7 +38,7 @@ def run(tmp_path, monkeypatch, capsys):
 
     def command(name, *arguments):
         model = classifier if name == "predict" else plain
-        monkeypatch.setattr(pretrained, "load_model", lambda path: model)
+        monkeypatch.setattr(pretrained, "load_model", lambda path, quantize=None: model)
         given = [f"--output={tmp_path / 'out.h5ad'}"]
         if name in COUNTED:
             given.append(f"--counts={tmp_path / 'cells.h5ad'}")

@@ -21,7 +21,7 @@ def transfer(tmp_path, monkeypatch, capsys):
     model = toy_model(positions=160, layers=1, initializer_range=0.2)
     # A map of cells takes long to compile.
     monkeypatch.setattr(output, "_FEWEST_DRAWN", 1_000)
-    monkeypatch.setattr(pretrained, "load_model", lambda path: model)
+    monkeypatch.setattr(pretrained, "load_model", lambda path, quantize=None: model)
     cells = toy_cells()
     cells[:160].copy().write_h5ad(tmp_path / "reference.h5ad")
     cells[160:].copy().write_h5ad(tmp_path / "query.h5ad")

@@ -40,7 +40,7 @@ def screen(tmp_path_factory):
 @pytest.fixture
 def validate(model, screen, tmp_path, monkeypatch, capsys):
     """The command in small parts; each call returns (exit status, output, error)."""
-    monkeypatch.setattr(pretrained, "load_model", lambda path: model)
+    monkeypatch.setattr(pretrained, "load_model", lambda path, quantize=None: model)
     monkeypatch.setattr(run, "CELLS_PER_PART", {"cpu": 20})
     in_small_parts = functools.partial(prepare.make_plan, tokens_per_part=20_000)
     monkeypatch.setattr(prepare, "make_plan", in_small_parts)

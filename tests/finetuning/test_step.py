@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import traverse_util
 
 from geneformer_jax.batches.labelled import LabelledBatch
 from geneformer_jax.finetuning.config import TuningConfig
@@ -26,10 +27,12 @@ from geneformer_jax.interop.weights.conversion import bert_values
 from geneformer_jax.model.config import EncoderConfig, MeshConfig, RuntimeConfig
 from geneformer_jax.model.encoder import init_params
 from geneformer_jax.model.heads import HeadConfig, HeadTask, init_head
+from geneformer_jax.model.pretrained import StackedArray, quantized_params
 from geneformer_jax.model.runtime import Runtime
 from geneformer_jax.model.sharding import put_batch
 from geneformer_jax.training.config import OptimizerConfig
 from geneformer_jax.training.optimizer import make_optimizer
+from tests.helpers.rounded import in_floats
 from tests.helpers.torch_bert import SHAPES, assert_gradients, random_bert, random_cells
 
 TINY = EncoderConfig(
@@ -93,10 +96,14 @@ def whole_weights(head: HeadConfig):
 @functools.cache
 def steps_of(chosen: StepSpec, steps: int = 2, cells: int = 8):
     """Returns (trainable weights at first, frozen weights, state and metrics after steps)."""
-    compiled = compile_steps(chosen, 24)
     weights = whole_weights(chosen.head)
     trainable, frozen = split_weights(weights, TINY, chosen.tuning, jax.random.key(5))
     trainable = jax.device_get(trainable)
+    return trainable, frozen, *state_after(chosen, trainable, frozen, steps, cells)
+
+
+def state_after(chosen: StepSpec, trainable, frozen, steps: int, cells: int = 8):
+    compiled = compile_steps(chosen, 24)
     constants = jax.device_put(Constants(frozen, hyperparams()), compiled.constants)
     with jax.set_mesh(compiled.mesh):
         state = compiled.start(trainable)
@@ -104,7 +111,7 @@ def steps_of(chosen: StepSpec, steps: int = 2, cells: int = 8):
             batch = filled(labelled_batch(chosen.head, cells), compiled.mesh.size)
             batch = put_batch(batch, compiled.mesh)
             state, metrics = compiled.step(state, batch, constants)
-    return trainable, frozen, jax.device_get(state), jax.device_get(metrics)
+    return jax.device_get(state), jax.device_get(metrics)
 
 
 @pytest.mark.parity
@@ -251,6 +258,27 @@ def test_frozen_weights_take_no_optimizer_state_and_do_not_change(name):
     }[name]
     assert (*(layers > 1e-5), embeddings > 1e-5) == wanted
     assert changed["cell_classifier"]["classifier"]["kernel"] > 1e-5
+
+
+@pytest.mark.slow
+def test_factors_beside_rounded_weights_learn_as_beside_what_those_stand_for():
+    """Updates of QLoRA, whose layers are computed twice, are those of LoRA on the same floats."""
+    pytest.importorskip("qwix", reason='no qwix: pip install "geneformer_jax[quantize]"')
+    tuning, key = TUNINGS["lora"], jax.random.key(5)
+    weights = traverse_util.flatten_dict(whole_weights(PLAIN))
+    arrays = (
+        StackedArray(path, leaf.shape, iter([leaf])) for path, leaf in sorted(weights.items())
+    )
+    rounded = quantized_params(arrays, "nf4")[0]
+    after = []
+    for params, changes in ((rounded, {"remat": "dots"}), (in_floats(rounded), {})):
+        chosen = dataclasses.replace(spec_of(PLAIN, tuning, **changes), quantized=bool(changes))
+        trainable, frozen = split_weights(params, TINY, tuning, key)
+        after.append(state_after(chosen, jax.device_get(trainable), frozen, 2)[0])
+    for one, other in zip(*(jax.tree.leaves(state.params) for state in after), strict=True):
+        np.testing.assert_allclose(one, other, rtol=0, atol=2e-6)
+    moved = jax.tree.map(np.subtract, after[0].params["lora"], jax.device_get(trainable)["lora"])
+    assert min(np.abs(leaf).max() for leaf in jax.tree.leaves(moved)) > 1e-4
 
 
 def test_frozen_layers_leave_the_gradients_of_the_others_as_they_are():

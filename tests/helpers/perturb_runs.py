@@ -49,7 +49,7 @@ def command_on_five_cells(
     model: pretrained.PretrainedModel, store: Path, folder: Path, monkeypatch, capsys
 ) -> Callable[..., tuple[int, str, str]]:
     """The command on five cells in small parts; each call returns (exit status, output, error)."""
-    monkeypatch.setattr(pretrained, "load_model", lambda path: model)
+    monkeypatch.setattr(pretrained, "load_model", lambda path, quantize=None: model)
     in_small_parts = functools.partial(perturbation_run.PerturbationRun, tokens_per_part=1_000)
     monkeypatch.setattr(perturbation_run, "PerturbationRun", in_small_parts)
 

@@ -132,7 +132,7 @@ def save_own(folder, kind, **options):
     head = HeadConfig(f"{kind}_classifier", ("a", "b", "c"), 0.1, **options)
     trained = {"lora": factors, head.kind: init_head(base.config, head, jax.random.key(2))}
     model = dataclasses.replace(base, head=head, step=7)
-    adapters.save_adapter(trained, lora, model, weights_hash(base.params), folder / "adapter", {})
+    adapters.save_adapter(trained, lora, model, weights_hash(base), folder / "adapter", {})
     return gf.load_model(folder / "adapter")
 
 

@@ -46,7 +46,9 @@ class Predictor:
             kinds = 'give a RuntimeConfig(precision="bfloat16"), or leave it out'
             require_type("runtime", runtime, RuntimeConfig, kinds)
         self.model, self.cells, self.throughput = model, cells, Throughput()
-        given = TuningConfig(), OptimizerConfig(), runtime or RuntimeConfig(), MeshConfig()
+        # What is frozen may be quantised.
+        tuning, quantized = TuningConfig(head_only=True), model.quantization is not None
+        given = tuning, OptimizerConfig(), runtime or RuntimeConfig(), MeshConfig(), quantized
         lengths = np.asarray(cells.lengths)
         self._compiled = compile_steps(
             StepSpec(model.config, model.head, *given), int(np.max(lengths))
@@ -65,7 +67,9 @@ class Predictor:
         rows = np.arange(start, stop)
         labelled = LabelledCells(rows, self._every_gene()) if self.is_of_genes else unlabelled(rows)
         batches = LabelledBatches(self.cells, labelled, self._sampling, self.is_of_genes)
-        given = self._compiled, self.model.params, {}, batches, 0
+        head = self.model.head.kind
+        frozen = dict(self.model.params)
+        given = self._compiled, {head: frozen.pop(head)}, frozen, batches, 0
         with self.throughput.clock():
             return compute_outputs(*given, throughput=self.throughput, progress=progress)
 

@@ -14,7 +14,8 @@ from geneformer_jax.model.pretrained import PretrainedModel
 def identity_of(model: PretrainedModel, cells: EncodedCells) -> dict[str, Any]:
     """Returns what results depend on: weights, vocabulary and cells, as short texts and numbers."""
     lengths = np.asarray(cells.lengths, np.int64)
-    return {
+    rounded = {"quantize": model.quantization.kind} if model.quantization else {}
+    return rounded | {
         "vocabulary": cells.vocabulary.hash,
         "weights": weights_sha256(model, ("embeddings", "blocks")),
         "cells": len(lengths),

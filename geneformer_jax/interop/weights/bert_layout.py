@@ -86,7 +86,11 @@ class Place(NamedTuple):
     def put(self, value: np.ndarray, leaf: np.ndarray) -> None:
         """Writes BERT's tensor into its place in the leaf."""
         part = leaf if self.layer is None else leaf[self.layer]
-        part[...] = (value.T if self.transposed else value).reshape(part.shape)
+        part[...] = self.as_ours(value, part.shape)
+
+    def as_ours(self, value: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+        """Returns BERT's tensor as a leaf, or a row of one, of the shape has it."""
+        return (value.T if self.transposed else value).reshape(shape)
 
     def take(self, leaf: np.ndarray) -> np.ndarray:
         """Returns BERT's tensor out of the leaf."""

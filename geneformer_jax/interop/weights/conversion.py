@@ -1,11 +1,12 @@
 """BERT's tensors as our weights and back: each is used, reported as unused, or an error."""
 
 import itertools
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
+from flax import traverse_util
 
 from geneformer_jax.common.errors import InputError
 from geneformer_jax.interop.weights.bert_layout import (
@@ -21,7 +22,7 @@ from geneformer_jax.interop.weights.stored_tensor import FLOAT_TYPES, StoredTens
 from geneformer_jax.model.config import EncoderConfig
 from geneformer_jax.model.encoder import Params
 from geneformer_jax.model.heads import HeadConfig
-from geneformer_jax.model.pretrained import abstract_weights
+from geneformer_jax.model.pretrained import StackedArray, abstract_weights
 
 _MAX_NAMES = 4
 # What wrappers put in front of every name: data parallelism, and compiling.
@@ -92,36 +93,50 @@ def match_tensors(
     return MatchedTensors(used, ignored)
 
 
-def fill_params(
+def read_arrays(
     matched: MatchedTensors,
     config: EncoderConfig,
     head: HeadConfig | None,
     where: str,
     bare: bool = False,
-) -> Params:
-    """Reads the tensors, one after another, into float32 weights on the default device.
+) -> Iterator[StackedArray]:
+    """Yields the weights of a model, sorted by their paths, as float32 tensors one after another.
 
     Raises:
       InputError: a tensor cannot be read, or holds NaN or infinite values.
     """
     shapes = abstract_weights(config, head, bare)
-    params: Params = {}
-    for path, of_leaf in itertools.groupby(matched.used, key=lambda pair: pair[0].path):
+    used = sorted(matched.used, key=lambda pair: (pair[0].path, pair[0].layer or 0))
+    for path, of_leaf in itertools.groupby(used, key=lambda pair: pair[0].path):
+        shape = leaf_at(shapes, path).shape
+        yield StackedArray(path, shape, _parts(of_leaf, shape, where))
+
+
+def _parts(
+    of_leaf: Iterable[tuple[Place, StoredTensor]], shape: tuple[int, ...], where: str
+) -> Iterator[np.ndarray]:
+    for place, tensor in of_leaf:
+        value = tensor.read().astype(np.float32, copy=False)
+        if not np.isfinite(value).all():
+            raise InputError(
+                f"{place.name} in {where} holds NaN or infinite values, with which no model "
+                "computes; take an earlier save of it"
+            )
+        stacked = place.layer is not None
+        yield place.as_ours(value, shape[1:])[None] if stacked else place.as_ours(value, shape)
+
+
+def fill_params(arrays: Iterable[StackedArray]) -> Params:
+    """Reads weights into float32 arrays on the default device; see `read_arrays`."""
+    params = {}
+    for array in arrays:
         # Rows of a stack may be read before the whole of it fits on a device: it is built here.
-        leaf = np.empty(leaf_at(shapes, path).shape, np.float32)
-        for place, tensor in of_leaf:
-            value = tensor.read().astype(np.float32, copy=False)
-            if not np.isfinite(value).all():
-                raise InputError(
-                    f"{place.name} in {where} holds NaN or infinite values, with which no model "
-                    "computes; take an earlier save of it"
-                )
-            place.put(value, leaf)
-        node = params
-        for name in path[:-1]:
-            node = node.setdefault(name, {})
-        node[path[-1]] = jnp.asarray(leaf)
-    return params
+        leaf, filled = np.empty(array.shape, np.float32), 0
+        for part in array.parts:
+            leaf[filled : filled + len(part)] = part
+            filled += len(part)
+        params[array.path] = jnp.asarray(leaf)
+    return traverse_util.unflatten_dict(params)
 
 
 def bert_values(wanted: Iterable[Place], params: Params) -> dict[str, np.ndarray]:
