@@ -18,6 +18,7 @@ CREATED := $(VENV)/.created
 DEMO := $(VENV)/.installed-demo
 TEST := $(VENV)/.installed-test
 DOCS := $(VENV)/.installed-docs
+BROWSER := $(VENV)/.installed-browser
 AOT := $(VENV)/.installed-aot
 METADATA := pyproject.toml setup.py
 
@@ -33,7 +34,7 @@ quickstart: $(DEMO)
 test: lint
 	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile -m "not slow and not gpu and not tpu" $(PYTEST_ARGS)
 
-slow: $(TEST) $(DOCS)
+slow: $(BROWSER) $(DOCS)
 	$(BIN)/python -m pytest -m "slow and not gpu and not tpu" $(PYTEST_ARGS)
 
 docs: $(DOCS)
@@ -63,6 +64,11 @@ $(DOCS): $(METADATA) | $(CREATED)
 	@echo "Installing the project and what its documentation needs into $(VENV):"
 	@$(BIN)/python launch/install.py --editable ".[docs]"
 	@touch $(DEMO) $@
+
+$(BROWSER): $(TEST)
+	@echo "Installing what drives a browser for the tests of reports; it uses the machine's Chromium:"
+	@$(BIN)/python launch/install.py --editable ".[browser]"
+	@touch $@
 
 $(AOT): $(TEST)
 	@echo "Installing the compilers for TPUs and GPUs into $(VENV):"

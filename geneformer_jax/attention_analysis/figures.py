@@ -11,7 +11,7 @@ from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 from geneformer_jax.attention_analysis.comparisons import SIGNIFICANT, has_own_matching
 from geneformer_jax.attention_analysis.layers import THIRDS
 from geneformer_jax.inference.random_control import MODEL, RANDOM
-from geneformer_jax.reporting.figures import PALETTE, STYLE, new_figure
+from geneformer_jax.reporting.figures import DIVERGING, PALETTE, STYLE, new_figure
 
 _MEASURES = {
     "diversity": "diversity of heads\n(Jensen-Shannon distance)",
@@ -62,7 +62,7 @@ def preference_figure(heads: pd.DataFrame, title: str) -> Figure:
 
 
 def _map(axes, effect: pd.DataFrame, fdr: pd.DataFrame, limit: float):
-    image = axes.imshow(effect, cmap="RdBu_r", vmin=-limit, vmax=limit, aspect="auto")
+    image = axes.imshow(effect, cmap=DIVERGING, vmin=-limit, vmax=limit, aspect="auto")
     axes.set_xticks(range(effect.shape[1]), effect.columns)
     axes.set_yticks(range(effect.shape[0]), effect.index)
     for (row, column), value in np.ndenumerate(effect.to_numpy()):
@@ -175,7 +175,7 @@ def group_figure(groups: pd.DataFrame) -> Figure:
         axes = figure.add_subplot()
         limit = np.nanmax(np.abs(table.to_numpy()))
         axes.set_facecolor("#e8e8e8")
-        image = axes.imshow(table, cmap="PuOr_r", vmin=-limit, vmax=limit, aspect="auto")
+        image = axes.imshow(table, cmap=DIVERGING, vmin=-limit, vmax=limit, aspect="auto")
         axes.set_xticks(range(len(names)), names, rotation=40, ha="right", rotation_mode="anchor")
         axes.set_yticks(range(len(genes)), labels, fontsize=9)
         axes.spines[:].set_visible(False)
@@ -198,7 +198,7 @@ def pair_figure(pairs: pd.DataFrame) -> Figure:
         figure = new_figure(size + 1.2, size)
         axes = figure.add_subplot()
         axes.set_facecolor("#e8e8e8")
-        image = axes.imshow(np.log2(table), cmap="PuOr_r", **_symmetric(np.log2(table)))
+        image = axes.imshow(np.log2(table), cmap=DIVERGING, **_symmetric(np.log2(table)))
         axes.set_xticks(range(table.shape[1]), table.columns, rotation=90, fontsize=8)
         axes.set_yticks(range(len(table)), table.index, fontsize=8)
         axes.set(xlabel="gene that is attended", ylabel="gene that attends")

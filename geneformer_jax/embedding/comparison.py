@@ -84,6 +84,42 @@ def describe_accuracies(accuracies: dict[str, dict[str, LabelAccuracy]]) -> list
     return lines
 
 
+def conclude_accuracies(accuracies: dict[str, dict[str, LabelAccuracy]]) -> list[str]:
+    """Returns a sentence for each column of `compare_accuracies` on what to conclude.
+
+    Accuracies are level where they differ by less than two standard errors of their difference.
+    """
+    return [_conclude(column, results) for column, results in accuracies.items()]
+
+
+def _conclude(column: str, results: dict[str, LabelAccuracy]) -> str:
+    found = results[KEY]
+    text = (
+        f"{column}: nearest neighbours among the embeddings name it right for "
+        f"{found.accuracy:.1%} of {found.cells:,} cells"
+    )
+    others = [(name, each.accuracy) for name, each in results.items() if name != KEY]
+    chance = max(found.majority, found.shuffled)
+    if found.accuracy <= chance + _two_errors(found.accuracy, chance, found.cells):
+        return f"{text}, no more than by chance ({chance:.1%}): they tell nothing of {column}."
+    if not others:
+        return f"{text} (by chance {chance:.1%}); what the counts alone give was not measured."
+    name, other = others[0]
+    room = _two_errors(found.accuracy, other, found.cells)
+    if found.accuracy < other - room:
+        return (
+            f"{text}, but {name} for {other:.1%}: for {column} the counts tell more than these "
+            "embeddings; a model trained longer, or on more cells, may do better."
+        )
+    if found.accuracy > other + room:
+        return f"{text}, {name} for {other:.1%}: the model adds to what the counts tell of it."
+    return f"{text}, {name} for {other:.1%}: the model adds nothing to what the counts tell of it."
+
+
+def _two_errors(first: float, second: float, cells: int) -> float:
+    return 2 * float(np.sqrt((first * (1 - first) + second * (1 - second)) / cells))
+
+
 def accuracy_table(accuracies: dict[str, dict[str, LabelAccuracy]]) -> pd.DataFrame:
     """Returns `compare_accuracies` as a table, a row for each column and representation."""
     return pd.DataFrame(

@@ -18,9 +18,13 @@ from geneformer_jax.embedding.comparison import MAX_DRAWN_CELLS, draw_rows
 from geneformer_jax.embedding.embedder import Embedded
 from geneformer_jax.embedding.quality import MAX_MEASURED_CELLS
 from geneformer_jax.inference.filters import is_number
+from geneformer_jax.reporting import charts
 from geneformer_jax.reporting.figures import (
+    DIVERGING,
+    MAIN,
     MISSING_COLOUR,
     PALETTE,
+    SEQUENTIAL,
     STYLE,
     Drawing,
     categories,
@@ -28,12 +32,17 @@ from geneformer_jax.reporting.figures import (
     umap_figure,
     umap_positions,
 )
+from geneformer_jax.reporting.tables import MAX_ROWS
 
 COMMONEST_GENES = 40
 MIN_GENES, _MAX_GENES = 2, 120
 _Z_LIMIT = 2.5
+_NEAREST = 5
+_ROWS_AT_ONCE = 1024
 
 UMAP_KEY = "X_umap"
+# Tables of a report whose rows figures show.
+CELLS, GENES = "cells", "genes"
 _MAX_HEATMAP_CELLS = 1_000
 
 
@@ -68,7 +77,7 @@ def cell_heatmap_figure(vectors: np.ndarray, labels: pd.Series, title: str = "")
         strip = np.where(codes < 0, len(names), codes)[rows, None]
         axes[1].imshow(strip, aspect="auto", cmap=colours, vmin=-0.5, vmax=len(names) + 0.5,
                        interpolation="none")  # fmt: skip
-        image = axes[2].imshow(scaled[np.ix_(rows, columns)], aspect="auto", cmap="RdBu_r",
+        image = axes[2].imshow(scaled[np.ix_(rows, columns)], aspect="auto", cmap=DIVERGING,
                                vmin=-_Z_LIMIT, vmax=_Z_LIMIT, interpolation="none")  # fmt: skip
         axes[2].set_xlabel(f"{vectors.shape[1]:,} dimensions of the embedding, clustered")
         for each in axes:
@@ -108,8 +117,7 @@ def gene_similarity_figure(vectors: np.ndarray, names: Sequence[str], title: str
     """
     check_number(len(vectors))
     similarity = cosine_similarity(vectors)
-    apart = np.clip(1 - similarity, 0, None)
-    tree = hierarchy.linkage(apart[np.triu_indices(len(apart), 1)], "average")
+    tree = _similarity_tree(similarity)
     order = hierarchy.leaves_list(tree)
     side = max(5.0, 0.2 * len(names) + 2.0)
     with matplotlib.rc_context(STYLE):
@@ -117,8 +125,8 @@ def gene_similarity_figure(vectors: np.ndarray, names: Sequence[str], title: str
         trunk, axes = figure.subplots(1, 2, width_ratios=(1, 6))
         _draw_tree(trunk, tree)
         trunk.axis("off")
-        image = axes.imshow(similarity[np.ix_(order, order)], cmap="viridis", vmax=1, aspect="auto",
-                            interpolation="none")  # fmt: skip
+        image = axes.imshow(similarity[np.ix_(order, order)], cmap=SEQUENTIAL, vmax=1,
+                            aspect="auto", interpolation="none")  # fmt: skip
         ticks, shown = range(len(names)), [names[i] for i in order]
         axes.set_xticks(ticks, shown, rotation=90, fontsize=8, fontstyle="italic")
         axes.set_yticks(ticks, shown, fontsize=8, fontstyle="italic")
@@ -128,6 +136,11 @@ def gene_similarity_figure(vectors: np.ndarray, names: Sequence[str], title: str
         figure.colorbar(image, ax=axes, label="cosine similarity", shrink=0.6, pad=0.02)
         figure.suptitle(title)
     return figure
+
+
+def _similarity_tree(similarity: np.ndarray) -> np.ndarray:
+    apart = np.clip(1 - similarity, 0, None)
+    return hierarchy.linkage(apart[np.triu_indices(len(apart), 1)], "average")
 
 
 def quality_figure(table: pd.DataFrame, title: str = "") -> Figure:
@@ -146,7 +159,7 @@ def quality_figure(table: pd.DataFrame, title: str = "") -> Figure:
         markers = ("o", "D", "s", "^", "v", "P", "X", "*")
         for i, (name, values) in enumerate(table.iterrows()):
             axes.plot(values, places, ls="", marker=markers[i % len(markers)], ms=9,
-                      color=PALETTE[(0, 8, 11, 2, 9, 1, 10, 7)[i % 8]], label=name, alpha=0.9,
+                      color=PALETTE[i % len(PALETTE)], label=name, alpha=0.9,
                       clip_on=False)  # fmt: skip
         axes.set_yticks(places, table.columns)
         axes.invert_yaxis()
@@ -165,6 +178,32 @@ def cosine_similarity(vectors: np.ndarray) -> np.ndarray:
     vectors = np.asarray(vectors, np.float64)
     unit = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-300)
     return np.clip(unit @ unit.T, -1, 1)
+
+
+def nearest_genes(vectors: np.ndarray, names: list[str]) -> tuple[pd.Series, np.ndarray]:
+    """Finds the genes whose embeddings have the highest cosine with that of each gene.
+
+    Args:
+      vectors: [genes, D].
+      names: [genes].
+
+    Returns:
+      ([genes] names of the five nearest, nearest first; [genes] cosine of the nearest, NaN where
+      there is no other gene).
+    """
+    vectors = np.asarray(vectors, np.float32)
+    unit = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-30)
+    kept = min(_NEAREST, len(names) - 1)
+    words: list[str] = []
+    cosines: list[float] = []
+    for first in range(0, len(unit), _ROWS_AT_ONCE):
+        similarity = unit[first : first + _ROWS_AT_ONCE] @ unit.T
+        rows = np.arange(len(similarity))
+        similarity[rows, first + rows] = -np.inf
+        order = np.argsort(-similarity, axis=1, kind="stable")[:, :kept]
+        words += [", ".join(names[i] for i in row) for row in order]
+        cosines += similarity[rows, order[:, 0]].tolist() if kept else [np.nan] * len(rows)
+    return pd.Series(words), np.array(cosines)
 
 
 def commonest_genes(table: pd.DataFrame) -> np.ndarray:
@@ -211,7 +250,12 @@ def draw_quality(table: pd.DataFrame, column: str, cells: int) -> Drawing:
     """Draws one table of `compare_quality`, of a number of cells."""
     title = f"How well {column} shows, {min(cells, MAX_MEASURED_CELLS):,} cells"
     caption = f"How well the representations show {column}."
-    return Drawing(f"quality_{slug(column)}", quality_figure(table, title), caption)
+    scores = table.rename_axis("representation").rename_axis("measure", axis=1).stack()
+    chart = charts.dots(
+        scores.rename("score").reset_index(), "score", "measure", "worse  →  better",
+        series="representation",
+    )  # fmt: skip
+    return Drawing(f"quality_{slug(column)}", quality_figure(table, title), caption, chart)
 
 
 def draw_umaps(
@@ -239,10 +283,22 @@ def draw_umaps(
             umap_figure(positions, each, title),
             f"UMAP of the embeddings, cells coloured by {each.name}. Distances between far groups "
             "mean little.",
+            charts.embedding_map(positions, each, list(embedded.table.index[drawn])),
+            CELLS,
         )
         for each in values
     ]
     return drawings, positions if whole else None
+
+
+def drawn_cells(embedded: Embedded, columns: Sequence[str], lengths: np.ndarray) -> pd.DataFrame:
+    """Returns the cells that `draw_umaps` draws: cell, the columns, tokens."""
+    drawn = draw_rows(len(embedded.table), MAX_DRAWN_CELLS)
+    table = embedded.table.iloc[drawn]
+    shown = pd.DataFrame({"cell": table.index.astype(str)})
+    for column in columns:
+        shown[column] = table[column].to_numpy()
+    return shown.assign(tokens=np.asarray(lengths)[drawn])
 
 
 def draw_heatmaps(embedded: Embedded, columns: Sequence[str]) -> list[Drawing]:
@@ -271,4 +327,48 @@ def draw_genes(embedded: Embedded, rows: np.ndarray, named: bool) -> Drawing:
     figure = gene_similarity_figure(
         np.asarray(embedded.rows[rows, 0]), names, f"Similarity of gene embeddings{which}"
     )
-    return Drawing("gene_similarity", figure, "Cosine of the genes' mean embeddings, clustered.")
+    vectors = np.asarray(embedded.rows[rows, 0])
+    order = hierarchy.leaves_list(_similarity_tree(cosine_similarity(vectors)))
+    similarity = cosine_similarity(vectors[order])
+    shown = [names[i] for i in order]
+    pairs = (
+        pd.DataFrame(similarity, shown, shown).rename_axis("gene").rename_axis("other gene", axis=1)
+    )
+    chart = charts.heat_map(
+        pairs.stack().rename("cosine").reset_index(), ("other gene", "gene"), "cosine",
+        {"cosine": "cosine similarity"},
+    )  # fmt: skip
+    caption = "Cosine of the genes' mean embeddings, clustered."
+    return Drawing("gene_similarity", figure, caption, chart)
+
+
+def gene_table(embedded: Embedded) -> pd.DataFrame:
+    """Returns the genes that most cells have, at most 20,000, and which are nearest to each.
+
+    Columns: symbol, gene_id, n_cells, spread (of the first layer), nearest_genes, nearest_cosine.
+    """
+    table = embedded.table
+    order = np.argsort(-table["n_cells"].to_numpy(), kind="stable")
+    order = order[~table.index.str.startswith("<")[order]][:MAX_ROWS]
+    genes = table.iloc[order]
+    names = [symbol or gene for gene, symbol in zip(genes.index, genes["symbol"], strict=True)]
+    spread = next(name for name in table if name.startswith("spread"))
+    nearest, cosines = nearest_genes(embedded.rows[order, 0], names)
+    return pd.DataFrame({
+        "symbol": genes["symbol"].to_numpy(), "gene_id": genes.index.astype(str),
+        "n_cells": genes["n_cells"].to_numpy(), "spread": genes[spread].to_numpy(),
+        "nearest_genes": nearest.to_numpy(), "nearest_cosine": cosines,
+    })  # fmt: skip
+
+
+def draw_spread(genes: pd.DataFrame) -> Drawing:
+    """Draws the spread of genes' states against the number of their cells; see `gene_table`."""
+    words = {"n_cells": "cells with the gene", "spread": "spread of its states over cells"}
+    with matplotlib.rc_context(STYLE):
+        figure = new_figure(7.2, 4.2)
+        axes = figure.add_subplot()
+        axes.scatter(genes["n_cells"], genes["spread"], s=8, c=MAIN, lw=0, rasterized=True)
+        axes.set(xlabel=words["n_cells"], ylabel=words["spread"])
+    chart = charts.scatter(genes, "n_cells", "spread", words, key="gene_id", name="symbol")
+    caption = "How far the states of a gene lie apart in different cells, by the number of cells."
+    return Drawing("gene_spread", figure, caption, chart, GENES)

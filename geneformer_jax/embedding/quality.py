@@ -104,6 +104,18 @@ def describe_quality(table: pd.DataFrame, column: str) -> list[str]:
     return lines
 
 
+def conclude_quality(table: pd.DataFrame, column: str) -> str:
+    """Returns a sentence on what to conclude from a table of `measure_quality`."""
+    ours, others = table.loc[MODEL], table.drop(index=MODEL)
+    measured = ours.notna() & others.notna().all()
+    better = (others < ours - _LEVEL).loc[:, measured].sum(axis=1)
+    counted = " and ".join(f"{name} in {wins}" for name, wins in better.items())
+    text = f"{column}: of {measured.sum()} measures the model is better than {counted}"
+    if (better > measured.sum() / 2).all():
+        return f"{text}."
+    return f"{text}; only what lies above every one of them was learned."
+
+
 def _listed(values: pd.Series) -> str:
     return " and ".join(f"{name} ({value:.3f})" for name, value in values.items())
 

@@ -16,7 +16,7 @@ from geneformer_jax.embedding import comparison, figures
 from geneformer_jax.embedding.embedder import Embedded, Embedder
 from geneformer_jax.embedding.label_accuracy import FOLDS, NEIGHBOURS
 from geneformer_jax.embedding.output import report_path, table_path
-from geneformer_jax.embedding.quality import check_labels, describe_quality
+from geneformer_jax.embedding.quality import check_labels, conclude_quality, describe_quality
 from geneformer_jax.embedding.states import QUANTILES, check_states, state_embeddings
 from geneformer_jax.inference.columns import check_columns
 from geneformer_jax.inference.counts import rows_of
@@ -164,6 +164,8 @@ class EmbeddingReport:
         accuracies = comparison.compare_accuracies(self._embedded, self._config.color, self._counts)
         if accuracies:
             logger.info("\n".join(comparison.describe_accuracies(accuracies)))
+            for sentence in comparison.conclude_accuracies(accuracies):
+                self._report.conclude(sentence)
             self._report.section("Labels told apart by nearest neighbours")
             self._report.table(
                 comparison.accuracy_table(accuracies),
@@ -182,6 +184,7 @@ class EmbeddingReport:
         )
         for column, table in tables.items():
             logger.info("\n".join(describe_quality(table, column)))
+            self._report.conclude(conclude_quality(table, column))
             self._report.section(f"How well {column} shows")
             self._draw(figures.draw_quality(table, column, len(self._embedded.table)))
             shown = table.rename_axis("representation").reset_index()
@@ -201,6 +204,17 @@ class EmbeddingReport:
             logger.warning("fewer than two of the genes have an embedding: no figure is drawn")
         else:
             self._draw(figures.draw_genes(self._embedded, rows, named=bool(self._config.genes)))
+        genes = figures.gene_table(self._embedded)
+        if len(genes):
+            self._draw(figures.draw_spread(genes))
+            self._report.table(
+                genes,
+                "Genes with an embedding: in how many cells, the root mean square distance of "
+                "their states there from the embedding, and the genes of the highest cosine.",
+                name=figures.GENES,
+                key="gene_id",
+                words={"gene_id": "gene id", "n_cells": "cells"},
+            )
         return missing
 
     def _named_genes(self) -> tuple[np.ndarray, list[dict[str, str]]]:
@@ -215,7 +229,12 @@ class EmbeddingReport:
         self._report.section("Cells")
         embedded, color = self._embedded, self._config.color
         umaps, positions = figures.draw_umaps(embedded, color, self._embedder.cells.lengths)
-        for drawing in umaps + figures.draw_heatmaps(embedded, color):
+        for drawing in umaps:
+            self._draw(drawing)
+        cells = figures.drawn_cells(embedded, color, self._embedder.cells.lengths)
+        caption = "Cells of the figures. Choose some there to see and download only them."
+        self._report.table(cells, caption, name=figures.CELLS, key="cell")
+        for drawing in figures.draw_heatmaps(embedded, color):
             self._draw(drawing)
         if positions is not None:
             self.arrays[figures.UMAP_KEY] = positions
@@ -224,7 +243,7 @@ class EmbeddingReport:
         """Writes a figure as PNG and PDF, and shows it."""
         for path in save_figure(drawing.figure, self._beside(f"_{drawing.name}")):
             self._add_file(path)
-        self._report.figure(drawing.figure, drawing.caption)
+        self._report.draw(drawing)
 
     def _add_file(self, path: Path) -> None:
         self._files.append(path)

@@ -28,7 +28,31 @@ CELL, CLS = MODES = ("cell", "cls")
 # How an edit of a screen was made.
 ESTIMATED, EXACT = METHODS = ("estimated", "exact")
 
-# What the columns of statistics say.
+# Headings of the columns of statistics, and what they say.
+WORDS = {
+    "Gene_name": "gene",
+    "Ensembl_ID": "gene id",
+    "N_Detections": "cells",
+    "N_Detections_test": "cells",
+    "N_Detections_null": "null cells",
+    "Shift_to_goal_end": "shift to goal",
+    "Goal_end_vs_random_pval": "p",
+    "Goal_end_FDR": "FDR",
+    "Goal_end_effect_size": "effect size",
+    "Sig": "FDR < 0.05",
+    "State": "state",
+    "Cosine_sim_mean": "mean cosine",
+    "Cosine_sim_stdev": "standard deviation",
+    "Test_avg_shift": "mean shift",
+    "Null_avg_shift": "mean shift of null cells",
+    "Test_vs_null_avg_shift": "difference",
+    "Test_vs_null_pval": "p",
+    "Test_vs_null_FDR": "FDR",
+    "Test_vs_null_effect_size": "effect size",
+    "Combo_minus_sum_shift": "observed minus sum",
+    "Combo_vs_sum_FDR": "FDR of that",
+    "Combo_minus_strongest_shift": "observed minus strongest",
+}
 MEANINGS = {
     "Gene_name": "symbol of the edited gene, those of a set joined by +",
     "Ensembl_ID": "its gene id",

@@ -16,6 +16,7 @@ from geneformer_jax.perturbation.statistics.accuracy.screen_accuracy import (
 from geneformer_jax.perturbation.statistics.figures import ranked_figure
 from geneformer_jax.perturbation.statistics.modes.result import MIN_CELLS
 from geneformer_jax.perturbation.statistics.tables import STATE_SHIFT
+from geneformer_jax.reporting import charts
 from geneformer_jax.reporting.html import Report
 from geneformer_jax.reporting.left_out import add_left_out
 
@@ -28,6 +29,16 @@ _MEASURES = {
     "class_probability_before": "probability of the class before the edit",
     "class_probability_after": "probability of the class after the edit",
 }
+_WORDS = {
+    "mean_gene_cosine": "cosine of genes",
+    "cell_cosine": "cosine of the cell",
+    "cls_cosine": "cosine of <cls>",
+    "state_shift": "shift towards",
+    "class_probability_shift": "shift of the probability of",
+    "class_probability_before": "probability before, of",
+    "class_probability_after": "probability after, of",
+}
+_HEADINGS = {"perturbed_symbol": "gene", "perturbed": "gene id", "n": "cells"}
 _PARTS = ["reranking", "removal", "exact"]
 
 
@@ -83,7 +94,8 @@ def _add_measure(
     report: Report, measure: str, state: str, rows: pd.DataFrame, by_rank: Mapping[str, Any] | None
 ) -> None:
     name = f"{measure} {state}".strip()
-    report.section(name, _MEASURES[measure].capitalize() + ".")
+    words = f"{_WORDS[measure]} {state}".strip()
+    report.section(f"{words[0].upper()}{words[1:]}", f"{_MEASURES[measure].capitalize()}.")
     if problem := describe_resolution(rows):
         logger.warning(f"{name}: {problem}")
         report.paragraph(f"{problem[0].upper()}{problem[1:]}.")
@@ -91,16 +103,20 @@ def _add_measure(
         report.paragraph(describe_by_rank(by_rank))
     ranked = rows.sort_values("mean", ascending=not measure.endswith("_shift"), ignore_index=True)
     caption = "Every edit by its rank; mean over the cells it was made in."
-    named = ranked.assign(Gene_name=ranked["perturbed_symbol"].astype(str))
-    labels = f"{name}, mean over cells", "one cell only"
-    report.figure(ranked_figure(named, "mean", ranked["n"] == 1, labels), caption)
+    caption += charts.describe_thinned(len(ranked))
+    named = ranked.assign(
+        Gene_name=ranked["perturbed_symbol"].astype(str), Ensembl_ID=ranked["perturbed"]
+    )
+    alone, labels = ranked["n"] == 1, (f"{words}, mean over cells", "one cell only")
+    chart = charts.ranked(named, "mean", alone, labels, "n")
+    report.figure(ranked_figure(named, "mean", alone, labels), caption, chart, name)
     # One cell has no deviation; 0 would look like a very certain one.
     ranked["sd"] = ranked["sd"].where(ranked["n"] > 1)
     parts = [part for part in _PARTS if part in ranked and ranked[part].notna().any()]
     # An edit of a few cells has an extreme mean by chance.
     ranked = ranked.sort_values("n", key=lambda cells: cells < MIN_CELLS, kind="stable")
     columns = ["perturbed_symbol", "perturbed", "mean", "sd", "n", *parts]
-    shown = ranked[columns].rename(columns={"n": "cells"})
+    shown = ranked[columns]
     caption = f"Mean and standard deviation over cells; edits in fewer than {MIN_CELLS} come last."
     if parts:
         caption += (
@@ -109,7 +125,7 @@ def _add_measure(
         )
     if "exact" in parts:
         caption += " exact: fraction of the cells in which the shift is exact, not estimated."
-    report.table(shown, caption, f"{SHIFTS}/")
+    report.table(shown, caption, f"{SHIFTS}/", name=name, key="perturbed", words=_HEADINGS)
 
 
 def describe_by_rank(by_rank: Mapping[str, Any]) -> str:

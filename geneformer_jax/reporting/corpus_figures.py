@@ -10,9 +10,8 @@ from matplotlib.figure import Figure
 
 from geneformer_jax.cells.store.label_counts import NO_VALUE
 from geneformer_jax.reporting.corpus_summary import CorpusSummary
-from geneformer_jax.reporting.figures import MISSING_COLOUR, PALETTE, STYLE, new_figure
+from geneformer_jax.reporting.figures import MAIN, MISSING_COLOUR, STRONG, STYLE, new_figure
 
-_MAIN, _REFERENCE = PALETTE[11], PALETTE[8]
 _BARS = 25
 _LABEL_WIDTH = 36
 _LENGTH_BINS = 64
@@ -33,7 +32,7 @@ def bar_figure(counts: pd.Series, unit: str = "cells") -> Figure:
     grey = [name == NO_VALUE or i >= _BARS for i, name in enumerate(shown.index)]
     figure, axes = _new_axes(7.2, 0.9 + 0.3 * len(shown))
     positions = np.arange(len(shown))
-    colours = [MISSING_COLOUR if each else _MAIN for each in grey]
+    colours = [MISSING_COLOUR if each else MAIN for each in grey]
     bars = axes.barh(positions, shown.to_numpy(), color=colours, height=0.72)
     fraction = shown / max(counts.sum(), 1)
     axes.bar_label(
@@ -57,13 +56,13 @@ def length_figure(summary: CorpusSummary) -> Figure:
     below = np.add.reduceat(counts[:limit], edges[:-1])
     median = int(np.searchsorted(np.cumsum(counts), counts.sum() / 2))
     figure, axes = _new_axes(7.2, 3.8)
-    axes.bar(edges[:-1], below, width=np.diff(edges), align="edge", color=_MAIN)
+    axes.bar(edges[:-1], below, width=np.diff(edges), align="edge", color=MAIN)
     axes.bar(
         limit,
         counts[limit],
         width=limit / _LENGTH_BINS,
         align="edge",
-        color=_REFERENCE,
+        color=STRONG,
         label=f"at the limit of {limit:,} ({counts[limit] / summary.cells:.1%} of cells)",
     )
     axes.axvline(median, color="#222222", lw=1.2, ls="--", label=f"median {median:,}")
@@ -82,13 +81,13 @@ def detection_figure(summary: CorpusSummary) -> Figure:
     # A short run-up to the first step, which would otherwise begin as a bare vertical line.
     cells, genes = np.append(0.7, cells), np.append(len(found), genes)
     figure, axes = _new_axes(7.2, 3.8)
-    axes.step(cells, genes, where="pre", color=_MAIN, lw=2, label="this corpus")
+    axes.step(cells, genes, where="pre", color=MAIN, lw=2, label="this corpus")
     axes.plot(
         *zip(*_GENECORPUS_DETECTIONS.items(), strict=True),
         marker="D",
         ls="",
         ms=7,
-        color=_REFERENCE,
+        color=STRONG,
         label="Genecorpus-30M (27.4 million cells)",
     )
     axes.set_xscale("log")

@@ -6,7 +6,7 @@ Figures are built without pyplot, so that nothing is left open and no display is
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import matplotlib
 import numpy as np
@@ -20,25 +20,33 @@ from matplotlib.ticker import MaxNLocator
 from geneformer_jax.common.errors import InputError
 from geneformer_jax.common.files import atomic_write
 
-# Twelve colours chosen by search so that any two stay at least 28 CIELAB units apart, to normal,
-# protanope and deuteranope eyes alike (a test recomputes this).
+if TYPE_CHECKING:
+    import altair as alt
+
+# Twelve colours chosen by search, for light and dark pages: any two stay at least 28 CIELAB units
+# apart, to normal, protanope and deuteranope eyes alike, and 20 CIEDE2000 units to normal ones, to
+# which CIELAB makes blues look more different than they are (a test recomputes this).
 PALETTE = (
-    "#0000ff",
-    "#ffc300",
-    "#87004b",
-    "#78d2ff",
-    "#3c2da5",
-    "#870f0f",
-    "#c3d278",
-    "#8787ff",
-    "#e13c00",
-    "#0fe1c3",
-    "#d25a69",
-    "#3c78a5",
+    "#00899d",
+    "#d86200",
+    "#8962ff",
+    "#d8d814",
+    "#9d004e",
+    "#76b1ff",
+    "#9debc4",
+    "#9d1400",
+    "#ffc476",
+    "#76279d",
+    "#76ebff",
+    "#d86262",
 )
 # Beyond twelve categories the colours come round again under another marker.
 MARKERS = ("o", "^", "s", "D", "P", "X")
 MISSING_COLOUR = "#b8b8b8"
+# What a figure is about, and what is to be seen first in it.
+MAIN, STRONG = "#3c78a5", "#e13c00"
+# Of matplotlib; Vega knows the same ones.
+SEQUENTIAL, DIVERGING = "viridis", "RdBu_r"
 _MAX_CATEGORIES = len(PALETTE) * len(MARKERS)
 
 STYLE = {
@@ -64,11 +72,21 @@ def new_figure(width: float, height: float) -> Figure:
 
 
 class Drawing(NamedTuple):
-    """A figure for files and a report: end of the files' names, the figure, what it shows."""
+    """A figure for files and a report.
+
+    Attributes:
+      name: end of the files' names.
+      figure: the picture.
+      caption: what it shows.
+      chart: of `reporting.charts`, to explore in a report; None for the picture alone.
+      table: name of the report's table whose rows the points of the chart stand for.
+    """
 
     name: str
     figure: Figure
     caption: str
+    chart: "alt.TopLevelMixin | None" = None
+    table: str = ""
 
 
 def save_figure(figure: Figure, stem: Path | str) -> list[Path]:
@@ -181,7 +199,7 @@ def _scatter_numbers(
     known = np.isfinite(numbers)
     axes.scatter(*positions[~known].T, s=size, c=MISSING_COLOUR, lw=0, rasterized=True)
     points = axes.scatter(
-        *positions[known].T, s=size, c=numbers[known], cmap="viridis", lw=0, rasterized=True
+        *positions[known].T, s=size, c=numbers[known], cmap=SEQUENTIAL, lw=0, rasterized=True
     )
     figure.colorbar(points, ax=axes, label=str(values.name or ""), shrink=0.8)
 

@@ -1,33 +1,56 @@
 """Reports: one HTML file that holds its figures, its tables and its provenance.
 
-Nothing is fetched when such a file is opened: figures and the script that sorts tables are inside
-it, so it can be mailed, archived and read without a network. The template is report.html.
+Nothing is fetched when such a file is opened: libraries, figures and data are inside it, so it can
+be mailed, archived and read without a network. The template is report.html, its script report.js;
+the libraries lie in `assets`. A reader without JavaScript, and a printer, get the figures as
+pictures and the first rows of the tables.
 """
 
 import base64
+import functools
+import hashlib
 import io
 import json
 from collections.abc import Iterable, Mapping
+from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jinja2
-import numpy as np
 import pandas as pd
+from markupsafe import Markup
 from matplotlib.figure import Figure
 
-from geneformer_jax.common.files import atomic_write
+import geneformer_jax
+from geneformer_jax.common.files import atomic_write, slug
+from geneformer_jax.reporting.figures import Drawing
+from geneformer_jax.reporting.tables import table_part
 
+if TYPE_CHECKING:
+    import altair as alt
+
+GENERATOR = "geneformer_jax"
 _DOTS_PER_INCH = 144
 # As in the template.
 _SLOT, _END_OF_SLOT = "<!-- further pages -->", "<!-- end of further pages -->"
-_MAX_ROWS = 1000
+_TABLE_STYLES = (
+    "dataTables.dataTables.min.css",
+    "buttons.dataTables.min.css",
+    "columnControl.dataTables.min.css",
+)
+_TABLE_SCRIPTS = (
+    "dataTables.min.js",
+    "dataTables.buttons.min.js",
+    "dataTables.columnControl.min.js",
+)
+_CHART_SCRIPTS = ("vega.min.js", "vega-lite.min.js", "vega-embed.min.js")
 _TEMPLATES = jinja2.Environment(
     loader=jinja2.PackageLoader("geneformer_jax.reporting", "."),
     autoescape=True,
     trim_blocks=True,
     undefined=jinja2.StrictUndefined,
 )
+_TEMPLATES.policies["json.dumps_kwargs"] = {"separators": (",", ":"), "allow_nan": False}
 
 
 class Report:
@@ -40,8 +63,13 @@ class Report:
 
     def __init__(self, title: str, summary: str):
         self._title, self._summary = title, summary
+        self._conclusions: list[str] = []
         # (kind, content) as the template names them.
         self._parts: list[tuple[str, Any]] = []
+
+    def conclude(self, text: str) -> None:
+        """Adds a sentence on what to conclude, shown at the top and where reports are listed."""
+        self._conclusions.append(text)
 
     def slot(self) -> None:
         """Leaves a place for other pages; see `include_pages`."""
@@ -57,32 +85,66 @@ class Report:
         """Adds a paragraph of plain text."""
         self._parts.append(("paragraph", text))
 
-    def figure(self, figure: Figure, caption: str) -> None:
-        """Embeds a figure as a PNG; `caption` is shown below it and is its alternative text."""
-        file = io.BytesIO()
-        figure.savefig(file, format="png", dpi=_DOTS_PER_INCH, bbox_inches="tight")
-        content = base64.b64encode(file.getvalue()).decode()
-        width = round(figure.get_figwidth() * 96)
-        self._parts.append(("figure", {"png": content, "width": width, "caption": caption}))
-
-    def table(self, table: pd.DataFrame, caption: str, whole_in: str = "") -> None:
-        """Adds a table that the reader can sort by any column; its index is not shown.
+    def figure(
+        self,
+        figure: Figure,
+        caption: str,
+        chart: "alt.TopLevelMixin | None" = None,
+        table: str = "",
+    ) -> None:
+        """Adds a figure: a picture, or a chart to explore with the picture in its place on paper.
 
         Args:
-          table: numbers are right-aligned, missing values are empty. Only the first 1,000 rows are
+          figure: the picture, embedded as a PNG.
+          caption: shown below it, and its alternative text.
+          chart: of `reporting.charts`.
+          table: name of the table in the report whose rows the points of the chart stand for.
+        """
+        file = io.BytesIO()
+        figure.savefig(file, format="png", dpi=_DOTS_PER_INCH, bbox_inches="tight")
+        part = {
+            "png": base64.b64encode(file.getvalue()).decode(),
+            "width": round(figure.get_figwidth() * 96),
+            "caption": caption,
+            "spec": None,
+        }
+        if chart is not None:
+            spec = self._without_data(_specification(chart)) | {"description": caption}
+            explorable = any(each["name"] == "brush" for each in spec.get("params", ()))
+            part |= {"spec": spec, "explorable": explorable, "table": table, "file": slug(caption)}
+        self._parts.append(("figure", part))
+
+    def draw(self, drawing: Drawing) -> None:
+        """Adds a drawing, see `figure`."""
+        self.figure(drawing.figure, drawing.caption, drawing.chart, drawing.table)
+
+    def table(
+        self,
+        table: pd.DataFrame,
+        caption: str,
+        whole_in: str = "",
+        *,
+        name: str = "",
+        key: str = "",
+        words: Mapping[str, str] | None = None,
+        meanings: Mapping[str, str] | None = None,
+    ) -> None:
+        """Adds a table that the reader can sort, search, filter and download; without its index.
+
+        Args:
+          table: numbers are right-aligned, missing values are empty. Only the first 20,000 rows are
             shown, which the caption mentions.
           caption: what the table shows.
           whole_in: name of a file that holds all rows.
+          name: by which figures refer to it, and of its download.
+          key: column that says which row a point of such a figure is.
+          words: column -> heading; by default its name, with spaces.
+          meanings: column -> what it says, shown when the heading is pointed at.
         """
-        shown = table.head(_MAX_ROWS)
-        if len(shown) < len(table):
-            caption += f" The first {len(shown):,} of {len(table):,} rows"
-            caption += f"; all are in {whole_in}." if whole_in else "."
-        # By position, since two columns may have the same name.
-        columns = [shown.iloc[:, i] for i in range(shown.shape[1])]
-        headings = [{"name": str(each.name), "is_number": _is_number(each)} for each in columns]
-        rows = list(zip(*map(_cells, columns), strict=True))
-        self._parts.append(("table", {"caption": caption, "columns": headings, "rows": rows}))
+        part = table_part(
+            table, caption, whole_in=whole_in, name=name, key=key, words=words, meanings=meanings
+        )
+        self._parts.append(("table", part))
 
     def files(self, paths: Iterable[Path | str]) -> None:
         """Adds links to files and folders that lie beside the report; hidden ones are left out."""
@@ -97,10 +159,30 @@ class Report:
 
     def write(self, path: Path | str) -> None:
         """Writes the report as one HTML file, whole or not at all."""
-        template = _TEMPLATES.get_template("report.html")
-        page = template.render(title=self._title, summary=self._summary, parts=self._parts)
+        kinds = {kind for kind, _ in self._parts}
+        # Pages that come later into a slot hold charts too.
+        script = _script(bool(kinds & {"dataset", "pages"}))
+        page = _TEMPLATES.get_template("report.html").render(
+            title=self._title,
+            summary=self._summary,
+            conclusions=self._conclusions,
+            parts=self._parts,
+            generator=f"{GENERATOR} {geneformer_jax.__version__}",
+            style=Markup(_style()),
+            script=Markup(script),
+            script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+        )
         with atomic_write(path) as aside:
             aside.write_text(page, encoding="utf-8")
+
+    def _without_data(self, spec: dict[str, Any]) -> dict[str, Any]:
+        """Takes the data out of a chart, so that the page holds once what several charts draw."""
+        known = {part["name"] for kind, part in self._parts if kind == "dataset"}
+        for name, rows in spec.pop("datasets", {}).items():
+            if name not in known:
+                columns = {column: [row[column] for row in rows] for column in rows[0]}
+                self._parts.append(("dataset", {"name": name, "columns": columns}))
+        return spec
 
 
 def include_pages(path: Path, others: Iterable[Path]) -> None:
@@ -127,24 +209,32 @@ def _as_section(page: str) -> str:
     return body.replace("h2>", "h3>").replace("h1>", "h2>")
 
 
-def _is_number(values: pd.Series) -> bool:
-    return pd.api.types.is_numeric_dtype(values) and not pd.api.types.is_bool_dtype(values)
+def _specification(chart: "alt.TopLevelMixin") -> dict[str, Any]:
+    """The Vega-Lite specification of a chart, with all its rows in `datasets`."""
+    import altair as alt
+
+    with alt.data_transformers.enable("default", max_rows=None):
+        spec = chart.to_dict()
+    for unused in ("$schema", "config"):
+        spec.pop(unused, None)
+    return spec
 
 
-def _cells(values: pd.Series) -> list[tuple[str, str | None]]:
-    """What a column shows, and the exact values of numbers as JavaScript writes them, else None."""
-    if not _is_number(values):
-        return [("" if pd.isna(value) else str(value), None) for value in values]
-    numbers = values.to_numpy(np.float64, na_value=np.nan).tolist()
-    whole = pd.api.types.is_integer_dtype(values)
-    return [
-        (_readable(number, whole), repr(number).replace("inf", "Infinity")) for number in numbers
-    ]
+@functools.cache
+def _style() -> str:
+    return "\n".join([*map(_asset, _TABLE_STYLES), _own("report.css")])
 
 
-def _readable(number: float, whole: bool) -> str:
-    if np.isnan(number):
-        return ""
-    if whole:
-        return f"{int(number):,}"
-    return f"{number:,.4g}" if abs(number) < 1000 else f"{number:,.0f}"
+@functools.cache
+def _script(charts: bool) -> str:
+    libraries = [*(_CHART_SCRIPTS if charts else ()), *_TABLE_SCRIPTS]
+    licences = f"/*\n{_asset('LICENSES.txt')}\n*/"
+    return ";\n".join([licences, *map(_asset, libraries), _own("report.js")])
+
+
+def _asset(name: str) -> str:
+    return (resources.files(__package__) / "assets" / name).read_text(encoding="utf-8")
+
+
+def _own(name: str) -> str:
+    return (resources.files(__package__) / name).read_text(encoding="utf-8")

@@ -21,6 +21,7 @@ from geneformer_jax.perturbation.statistics.modes.result import StatisticOptions
 from geneformer_jax.perturbation.statistics.modes.states import vs_null
 from geneformer_jax.perturbation.statistics.report import perturbation_statistics
 from geneformer_jax.reporting.html import Report
+from tests.helpers.pages import read_page
 
 GENES, CELLS = 8, 12
 STATES = {"column": "kind", "start": "a", "goal": "b", "alternatives": ["c"]}
@@ -90,7 +91,7 @@ def null_run(tmp_path_factory) -> Path:
 def undrawn(monkeypatch):
     """No figures are written, which take most of the time."""
     monkeypatch.setattr(report, "save_figure", lambda figure, stem: [])
-    monkeypatch.setattr(Report, "figure", lambda report, figure, caption: None)
+    monkeypatch.setattr(Report, "figure", lambda *arguments: None)
 
 
 def pieces_of(frame: pd.DataFrame, measure: str, state: str = "") -> list[pd.DataFrame]:
@@ -134,7 +135,7 @@ def test_a_statistic_leaves_tables_figures_and_a_page(run, null_run, mode):
     assert drawn == FIGURES[mode]
     assert all(path.exists() for path in written)
     page = (target / f"{mode}.html").read_text()
-    assert page.count("<img") == len(FIGURES[mode])
+    assert len(read_page(target / f"{mode}.html").images) == len(FIGURES[mode])
     assert str(table["Gene_name"].iloc[0]) in page
     assert json.loads((target / "provenance.json").read_text())[mode]["counts"]["rows"][mode]
     assert not list(target.glob("*.partial"))
@@ -301,7 +302,7 @@ def test_figures_of_very_few_edits_and_long_names_are_drawn(tmp_path):
     anchored = pd.DataFrame(
         {"Ensembl_ID": ["A+B", "A+C", "A+D"], "Gene_name": ["a+b", "a+c", "a+d"], "v": [1, 2, 3]}
     )
-    assert statistics_figures.pairs_figure(anchored, "v", "") is None
+    assert statistics_figures.strongest_pairs(anchored, "v") is None
 
 
 def test_cosines_close_to_one_are_written_out():
@@ -323,7 +324,8 @@ def test_the_heat_map_shows_each_pair_at_its_genes():
             "v": [1.0, -2.0, 3.0, 9.0],
         }
     )
-    figure = statistics_figures.pairs_figure(pairs, "v", "effect")
+    matrix = statistics_figures.strongest_pairs(pairs, "v")
+    figure = statistics_figures.pairs_figure(matrix, "effect")
     axes = figure.axes[0]
     shown = np.ma.filled(axes.images[0].get_array(), np.nan)
     assert [label.get_text() for label in axes.get_yticklabels()] == ["a", "b", "c"]

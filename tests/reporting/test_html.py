@@ -1,4 +1,5 @@
 import base64
+import hashlib
 import io
 import json
 import re
@@ -12,6 +13,7 @@ import pytest
 from matplotlib.figure import Figure
 
 import geneformer_jax
+from geneformer_jax.reporting import charts, html
 from geneformer_jax.reporting.html import Report, include_pages
 from tests.helpers.pages import Page, read_page
 
@@ -67,7 +69,23 @@ def test_a_page_holds_all_it_needs_and_asks_for_nothing(tmp_path):
     assert all(address.startswith("data:") for address in page.addresses)
     assert json.loads("".join(page.texts["pre"])) == {"command": "perturb", "counts": {"cells": 3}}
     whole = (tmp_path / "report.html").read_text()
-    assert "default-src 'none'" in whole and not re.search(r"https?://|@import|url\(", whole)
+    assert "default-src 'none'" in whole
+    # Libraries name addresses in their notices; what loads would be a tag, a style or an import.
+    (style,) = page.texts["style"]
+    assert not re.search(r"@import|url\((?!data:)", style)
+    assert not re.search(r"<(link|iframe|object|embed)\b|<script[^>]*\bsrc=", whole)
+    assert len(whole.encode()) < 1_500_000
+
+
+def test_only_the_script_of_the_page_may_run(tmp_path):
+    report = Report("t", "s")
+    report.slot()
+    page = write(report, tmp_path)
+    (script,) = page.texts["script"]
+    whole = (tmp_path / "report.html").read_text()
+    found = re.search(r"script-src 'sha256-([^']+)' 'unsafe-eval'\"", whole)
+    assert found[1] == base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    assert "vegaEmbed" in script and "DataTable" in script
 
 
 def test_names_are_shown_as_they_are_and_never_run(tmp_path):
@@ -77,11 +95,13 @@ def test_names_are_shown_as_they_are_and_never_run(tmp_path):
     report.table(pd.DataFrame({hostile: [hostile]}), hostile)
     report.provenance({"cells": hostile})
     page = write(report, tmp_path)
-    assert page.rows == [[hostile], [hostile]]
+    assert page.rows == [[hostile.replace("_", " ")], [hostile]]
     for element in ("title", "h1", "p", "figcaption"):
         assert "".join(page.texts[element]).startswith(hostile)
     assert json.loads("".join(page.texts["pre"])) == {"cells": hostile}
-    assert len(page.texts["script"]) == 1
+    data, script = page.texts["script"]
+    assert json.loads(data)["rows"] == [[hostile]]
+    assert "<" not in data and "alert(1)" not in script
 
 
 def test_files_beside_the_page_are_linked(tmp_path):
@@ -100,18 +120,25 @@ def test_tables_keep_exact_values_for_sorting_and_show_readable_ones(tmp_path):
             "cells": [12345, 7, 0],
             "shift": [-0.123456789, np.nan, 1234.5],
             "limit": [np.inf, 0.0, -np.inf],
-            "found": [True, False, True],
+            "is_found": [True, False, True],
             "maybe": pd.array([1, None, 3], "Int64"),
         }
     )
-    report.table(table, "Genes.")
+    report.table(table, "Genes.", words={"maybe": "cells with it"}, meanings={"maybe": "or not"})
     page = write(report, tmp_path)
-    assert page.rows[0] == list(table.columns)
+    assert page.rows[0] == ["gene", "cells", "shift", "limit", "is found", "cells with it"]
     assert page.rows[1] == ["B<b>", "12,345", "-0.1235", "inf", "True", "1"]
     assert page.rows[2] == ["A", "7", "", "0", "False", ""]
     assert page.rows[3] == ["", "0", "1,234", "-inf", "True", "3"]
     assert page.headings == [None, "number", "number", "number", None, "number"]
-    assert page.values[6:12] == [None, "12345.0", "-0.123456789", "Infinity", None, "1.0"]
+    data = json.loads(page.texts["script"][0])
+    assert data["rows"] == [
+        ["B<b>", 12345, -0.123456789, "Infinity", "True", 1.0],
+        ["A", 7, None, 0.0, "False", None],
+        ["", 0, 1234.5, "-Infinity", "True", 3.0],
+    ]
+    assert [each["name"] for each in data["columns"]] == list(table.columns)
+    assert data["columns"][5]["meaning"] == "or not"
 
 
 def test_two_columns_of_one_name_are_both_shown(tmp_path):
@@ -119,16 +146,49 @@ def test_two_columns_of_one_name_are_both_shown(tmp_path):
     report.table(pd.DataFrame([[1, "x"]], columns=["a", "a"]), "Same.")
     page = write(report, tmp_path)
     assert page.rows == [["a", "a"], ["1", "x"]]
+    assert json.loads(page.texts["script"][0])["rows"] == [[1, "x"]]
 
 
-@pytest.mark.parametrize("rows", [1000, 1001])
+@pytest.mark.parametrize("rows", [20_000, 20_001])
 def test_long_tables_are_cut_and_say_so(tmp_path, rows):
     report = Report("t", "s")
     report.table(pd.DataFrame({"n": range(rows)}), "Numbers.", whole_in="numbers.parquet")
     page = write(report, tmp_path)
-    assert len(page.rows) == 1001
-    cut = "Numbers. The first 1,000 of 1,001 rows; all are in numbers.parquet."
-    assert page.texts["figcaption"] == ["Numbers." if rows == 1000 else cut]
+    assert len(json.loads(page.texts["script"][0])["rows"]) == 20_000
+    # As much as is read without a script.
+    assert len(page.rows) == 101
+    cut = "Numbers. The first 20,000 of 20,001 rows; all are in numbers.parquet."
+    assert page.texts["figcaption"] == ["Numbers." if rows == 20_000 else cut]
+
+
+def test_charts_of_the_same_rows_share_them(tmp_path):
+    table = pd.DataFrame({"x": [1.0, 2.0], "y": [3.0, 4.0], "Gene_name": ["</script>", "B"],
+                          "Ensembl_ID": ["E1", "E2"]})  # fmt: skip
+    chart = charts.scatter(table, "x", "y", {"x": "rank", "y": "shift"})
+    report = Report("t", "s")
+    for caption in ("First.", "Second."):
+        report.figure(Figure(figsize=(2, 2)), caption, chart, "genes")
+    page = write(report, tmp_path)
+    rows, *specs, _ = page.texts["script"]
+    columns = {"key": ["E1", "E2"], "name": ["</script>", "B"], "x": [1, 2], "y": [3, 4]}
+    assert json.loads(rows) == columns
+    assert [json.loads(spec)["description"] for spec in specs] == ["First.", "Second."]
+    assert all("datasets" not in json.loads(spec) for spec in specs)
+    # The pictures stay for paper and for readers without a script.
+    assert [image["alt"] for image in page.images] == ["First.", "Second."]
+
+
+def test_the_libraries_in_a_page_are_as_released():
+    assets = Path(html.__file__).parent / "assets"
+    listed = pd.read_csv(assets / "versions.tsv", sep="\t").set_index("file")
+    files = {path.name for path in assets.iterdir()} - {"versions.tsv", "LICENSES.txt"}
+    assert set(listed.index) == files
+    for name, sha256 in listed["sha256"].items():
+        assert hashlib.sha256((assets / name).read_bytes()).hexdigest() == sha256
+    licences = (assets / "LICENSES.txt").read_text()
+    assert all(package.removesuffix("-dt") in licences for package in listed["package"])
+    libraries = html._CHART_SCRIPTS + html._TABLE_SCRIPTS + html._TABLE_STYLES
+    assert set(libraries) == files
 
 
 def test_every_file_of_the_package_is_installed():

@@ -12,7 +12,7 @@ from matplotlib.ticker import MaxNLocator
 
 from geneformer_jax.finetuning.classification.metrics import FALSE_POSITIVE_RATES, Roc
 from geneformer_jax.finetuning.classification.predictions import PROBABILITY, classes_of
-from geneformer_jax.reporting.figures import PALETTE, STYLE, new_figure
+from geneformer_jax.reporting.figures import PALETTE, SEQUENTIAL, STYLE, new_figure
 
 _DASHES = ("-", "--", ":", "-.")
 _CHANCE = {"color": "#8a8a8a", "lw": 1, "ls": (0, (2, 3)), "zorder": 0}
@@ -117,7 +117,7 @@ def confusion_figure(matrix: pd.DataFrame, title: str = "") -> Figure:
     with matplotlib.rc_context(STYLE):
         figure = new_figure(size + 1.6, size)
         axes = figure.add_subplot()
-        image = axes.imshow(fractions, cmap="Blues", vmin=0, vmax=1)
+        image = axes.imshow(fractions, cmap=SEQUENTIAL, vmin=0, vmax=1)
         places = range(len(matrix))
         axes.set_xticks(places, matrix.columns, rotation=40, ha="right", rotation_mode="anchor")
         axes.set_yticks(
@@ -125,7 +125,7 @@ def confusion_figure(matrix: pd.DataFrame, title: str = "") -> Figure:
         )
         if len(matrix) <= _MOST_WRITTEN:
             for row, column in itertools.product(places, places):
-                colour = "white" if fractions[row, column] > 0.55 else "#1d2330"
+                colour = "white" if fractions[row, column] < 0.55 else "#1d2330"
                 text = f"{counts[row, column]:,}"
                 axes.text(column, row, text, ha="center", va="center", color=colour, fontsize=9)
         axes.set(xlabel="predicted class", ylabel="true class (members)", title=title)

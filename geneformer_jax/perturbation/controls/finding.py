@@ -90,6 +90,12 @@ class Asked:
         return within_cells(self.rows(self.goal))
 
     @property
+    def edits(self) -> pd.DataFrame:
+        """Ensembl_ID and Gene_name, [edits of `within`]."""
+        edits = self.within.edits
+        return pd.DataFrame({"Ensembl_ID": edits.names, "Gene_name": edits.symbols})
+
+    @property
     def is_compared(self) -> np.ndarray:
         """bool [edits of `within`], which genes were edited in enough cells."""
         return self.within.centred.counts >= self.min_cells

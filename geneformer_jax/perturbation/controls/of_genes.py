@@ -14,9 +14,14 @@ from geneformer_jax.perturbation.controls.comparisons import (
 )
 from geneformer_jax.perturbation.controls.donors import MIN_DONORS, donor_intervals
 from geneformer_jax.perturbation.controls.figures import (
+    IN_SIGHT,
+    PERCENTILE,
     coverage_figure,
+    fraction_chart,
     percentile_figure,
+    rank_chart,
     rank_figure,
+    states_chart,
     states_figure,
 )
 from geneformer_jax.perturbation.controls.finding import VERSUS_NULL, Asked, Finding
@@ -68,8 +73,11 @@ def like_rank(asked: Asked) -> Finding:
         panels = (("shift minus the cell's mean", centred), ("minus genes of like rank", shifts))
         if is_difference:
             panels = (("test minus null", shifts),)
-        figure = rank_figure(within.ranks.means, panels, differs)
-        yield Drawing("like_rank", figure, _OF_DIFFERENCE if is_difference else _OF_SHIFTS)
+        ranks = within.ranks.means
+        figure = rank_figure(ranks, panels, differs)
+        chart = rank_chart(asked.edits, ranks, panels[-1], differs)
+        caption = _OF_DIFFERENCE if is_difference else _OF_SHIFTS
+        yield Drawing("like_rank", figure, caption, chart, asked.mode)
         percentiles = table["Matched_percentile"].dropna().to_numpy()
         if not len(percentiles):
             return
@@ -77,7 +85,8 @@ def like_rank(asked: Asked) -> Finding:
             "Where each gene stands among genes of like rank and detection. Specific genes would "
             "pile up at both ends."
         )
-        yield Drawing("percentiles", percentile_figure(percentiles), caption)
+        chart = fraction_chart(percentiles, PERCENTILE)
+        yield Drawing("percentiles", percentile_figure(percentiles), caption, chart)
 
     what = "the difference" if is_difference else "Like_rank_shift"
     headings = {
@@ -149,7 +158,10 @@ def coverage(asked: Asked) -> Finding:
 
     def drawings() -> Iterator[Drawing]:
         caption = "Genes left of the line speak of few cells only."
-        yield Drawing("coverage", coverage_figure(fractions, MIN_COVERAGE), caption)
+        chart = fraction_chart(
+            fractions, IN_SIGHT, {f"{MIN_COVERAGE:.0%} of the cells": MIN_COVERAGE}
+        )
+        yield Drawing("coverage", coverage_figure(fractions, MIN_COVERAGE), caption, chart)
 
     verdict = "look at Coverage before you name a gene" if low.any() else "genes are in most cells"
     return Finding(result, verdict, columns, headings, drawings())
@@ -181,9 +193,11 @@ def start(asked: Asked) -> Finding:
     def drawings() -> Iterator[Drawing]:
         if not both.any():
             return
-        figure = states_figure(away[both], goal[both], (asked.start, asked.goal))
-        yield Drawing("start_and_goal", figure, "Only what lies above the dotted line goes to "
-                      f"{asked.goal} more than to {asked.start}.")  # fmt: skip
+        caption = f"Only what lies above the line goes to {asked.goal} more than to {asked.start}."
+        names = asked.start, asked.goal
+        figure = states_figure(away[both], goal[both], names)
+        chart = states_chart(asked.edits[both], away[both], goal[both], names)
+        yield Drawing("start_and_goal", figure, caption, chart, asked.mode)
 
     return Finding(result, verdict, columns, headings, drawings())
 

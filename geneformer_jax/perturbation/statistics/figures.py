@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
+import altair as alt
 import matplotlib
 import numpy as np
 import pandas as pd
@@ -13,9 +14,17 @@ from scipy.stats import norm
 from geneformer_jax.perturbation.layout import JOINT
 from geneformer_jax.perturbation.statistics.mixture import Mixture
 from geneformer_jax.perturbation.statistics.shifts import SIGNIFICANT
-from geneformer_jax.reporting.figures import MISSING_COLOUR, PALETTE, STYLE, new_figure
+from geneformer_jax.reporting import charts
+from geneformer_jax.reporting.figures import (
+    DIVERGING,
+    MAIN,
+    MISSING_COLOUR,
+    STRONG,
+    STYLE,
+    new_figure,
+)
 
-_MAIN, _STRONG, _DARK = PALETTE[11], PALETTE[8], "#222222"
+_DARK = "#222222"
 _NAMED = 16
 # Height of a name, of the height of the axes.
 _LINE = 0.052
@@ -48,7 +57,7 @@ def volcano_figure(
         x = shown[shift].to_numpy(float)
         for chosen, colour, name in (
             (~significant, MISSING_COLOUR, "not significant"),
-            (significant, _STRONG, "FDR < 0.05"),
+            (significant, STRONG, "FDR < 0.05"),
         ):
             words = f"{name} ({chosen.sum():,})"
             axes.scatter(x[chosen], height[chosen], s=16, c=colour, lw=0, label=words,
@@ -95,11 +104,11 @@ def ranked_figure(
     with matplotlib.rc_context(STYLE):
         axes = axes or new_figure(7.2, 4.8).add_subplot()
         # In one go: drawn after the others, few coloured points would hide most of them.
-        axes.scatter(ranks, values, s=14, c=np.where(coloured, _STRONG, _MAIN), lw=0,
+        axes.scatter(ranks, values, s=14, c=np.where(coloured, STRONG, MAIN), lw=0,
                      rasterized=True)  # fmt: skip
         for colour, label, count in (
-            (_MAIN, "other", (~coloured).sum()),
-            (_STRONG, labels[1], coloured.sum()),
+            (MAIN, "other", (~coloured).sum()),
+            (STRONG, labels[1], coloured.sum()),
         ):
             axes.scatter([], [], s=18, c=colour, lw=0, label=f"{label} ({count:,})")
         axes.set(xlabel="rank", ylabel=labels[0])
@@ -142,8 +151,8 @@ def background_figure(
         for row, each in enumerate(values.values()):
             shown = each if len(each) <= 500 else rng.choice(each, 500, replace=False)
             jitter = row + rng.uniform(-0.22, 0.22, len(shown))
-            below.scatter(shown, jitter, s=10, c=_MAIN, alpha=0.7, lw=0, rasterized=True)
-            below.plot([means[row]] * 2, [row - 0.38, row + 0.38], color=_STRONG, lw=2.2)
+            below.scatter(shown, jitter, s=10, c=MAIN, alpha=0.7, lw=0, rasterized=True)
+            below.plot([means[row]] * 2, [row - 0.38, row + 0.38], color=STRONG, lw=2.2)
         names = [f"{_short(name)} ({len(each):,})" for name, each in values.items()]
         below.set_yticks(range(len(values)), names)
         below.set(xlabel=labels[0], xlim=(low - pad, high + pad), ylim=(len(values) - 0.4, -0.6))
@@ -154,16 +163,22 @@ def background_figure(
     return figure
 
 
+def mixture_bins(edits: int) -> int:
+    """Number of bars for so many edits."""
+    return min(60, max(12, edits // 8))
+
+
 def mixture_figure(means: np.ndarray, fitted: Mixture, label: str) -> Figure:
     """Draws the mean shifts of edits [edits] and the two components fitted to them."""
     with matplotlib.rc_context(STYLE):
         figure = new_figure(7.2, 3.8)
         axes = figure.add_subplot()
-        bins = min(60, max(12, len(means) // 8))
-        counts, edges, _ = axes.hist(means, bins, color=MISSING_COLOUR, label="edits")
+        counts, edges, _ = axes.hist(
+            means, mixture_bins(len(means)), color=MISSING_COLOUR, label="edits"
+        )
         x = np.linspace(edges[0], edges[-1], 400)
         area = counts.sum() * (edges[1] - edges[0])
-        names, colours = ("impact", "no impact"), (_STRONG, _MAIN)
+        names, colours = ("impact", "no impact"), (STRONG, MAIN)
         for i, (name, colour) in enumerate(zip(names, colours, strict=True)):
             density = norm.pdf(x, fitted.means[i], fitted.deviations[i]) * fitted.weights[i]
             words = f"{name}: mean {fitted.means[i]:.4g}, {fitted.weights[i]:.0%} of edits"
@@ -175,18 +190,17 @@ def mixture_figure(means: np.ndarray, fitted: Mixture, label: str) -> Figure:
     return figure
 
 
-def pairs_figure(table: pd.DataFrame, column: str, label: str) -> Figure | None:
-    """Draws a column of a table of pairs as a heat map of genes by genes.
+def strongest_pairs(table: pd.DataFrame, column: str) -> pd.DataFrame | None:
+    """Returns a column of a table of pairs as a matrix of genes by genes, named by symbols.
 
-    With more than 40 genes those of the strongest pairs are shown. Pairs never edited are grey.
+    Of more than 40 genes those of the strongest pairs are taken. Pairs never edited are NaN.
 
     Args:
       table: of `combinations`.
-      column: what to draw; 0 is white.
-      label: of the colour bar.
+      column: the values.
 
     Returns:
-      The figure, or None where there are no pairs of at least three genes on both sides, as with
+      The matrix, or None where there are no pairs of at least three genes on both sides, as with
       one anchor, where a ranked figure shows it all.
     """
     pairs = table[table["Ensembl_ID"].str.count(r"\+") == 1]
@@ -201,23 +215,51 @@ def pairs_figure(table: pd.DataFrame, column: str, label: str) -> Figure | None:
     for first, second, value in zip(ids[0], ids[1], pairs[column], strict=True):
         if first in genes and second in genes:
             matrix.loc[first, second] = matrix.loc[second, first] = value
-    limit = float(np.nanmax(np.abs(matrix.to_numpy()))) or 1.0
-    side = max(4.0, 0.24 * len(genes) + 1.6)
+    words = [_short(names[gene]) for gene in genes]
+    return matrix.set_axis(words, axis=0).set_axis(words, axis=1)
+
+
+def pairs_figure(matrix: pd.DataFrame, label: str) -> Figure:
+    """Draws a matrix of `strongest_pairs`; 0 is white, pairs never edited are grey.
+
+    Args:
+      matrix: [genes, genes].
+      label: of the colour bar.
+    """
+    limit = _limit(matrix)
+    side = max(4.0, 0.24 * len(matrix) + 1.6)
     with matplotlib.rc_context(STYLE):
         figure = new_figure(side + 1.4, side)
         axes = figure.add_subplot()
-        colours = matplotlib.colormaps["RdBu_r"].with_extremes(bad="#dddddd")
+        colours = matplotlib.colormaps[DIVERGING].with_extremes(bad="#dddddd")
         image = axes.imshow(matrix, cmap=colours, vmin=-limit, vmax=limit, interpolation="none")
-        ticks, words = range(len(genes)), [_short(names[gene]) for gene in genes]
-        axes.set_xticks(ticks, words, rotation=90, fontsize=9, fontstyle="italic")
-        axes.set_yticks(ticks, words, fontsize=9, fontstyle="italic")
+        ticks = range(len(matrix))
+        axes.set_xticks(ticks, matrix.columns, rotation=90, fontsize=9, fontstyle="italic")
+        axes.set_yticks(ticks, matrix.index, fontsize=9, fontstyle="italic")
         axes.tick_params(length=0)
         axes.spines[:].set_visible(False)
         figure.colorbar(image, ax=axes, label=label, shrink=0.7)
     return figure
 
 
-def affected_figure(table: pd.DataFrame, edit: str, max_genes: int = 25) -> Figure:
+def pairs_chart(matrix: pd.DataFrame, label: str) -> alt.LayerChart:
+    """Charts what `pairs_figure` draws; pairs never edited are left out."""
+    names = {"gene": matrix.index, "other gene": matrix.columns}
+    pairs = pd.DataFrame(
+        [(down, across, matrix.iloc[i, j]) for i, down in enumerate(matrix.index)
+         for j, across in enumerate(matrix.columns)],
+        columns=[*names, "value"],
+    )  # fmt: skip
+    return charts.heat_map(
+        pairs.dropna(), ("other gene", "gene"), "value", {"value": label}, limit=_limit(matrix)
+    )
+
+
+def _limit(matrix: pd.DataFrame) -> float:
+    return float(np.nanmax(np.abs(matrix.to_numpy()))) or 1.0
+
+
+def affected_figure(table: pd.DataFrame, edit: str, max_genes: int) -> Figure:
     """Draws the genes that one edit moves farthest: mean over cells and standard deviation.
 
     Args:
@@ -232,7 +274,7 @@ def affected_figure(table: pd.DataFrame, edit: str, max_genes: int = 25) -> Figu
         axes = figure.add_subplot()
         mean, spread = shown["Cosine_sim_mean"], shown["Cosine_sim_stdev"]
         axes.hlines(rows, mean - spread, np.minimum(mean + spread, 1), color=MISSING_COLOUR, lw=3)
-        axes.plot(mean, rows, "o", color=_STRONG, ms=6)
+        axes.plot(mean, rows, "o", color=STRONG, ms=6)
         names = [
             f"{_short(name)} ({cells:,})"
             for name, cells in zip(shown["Affected_gene_name"], shown["N_Detections"], strict=True)

@@ -23,7 +23,7 @@ from geneformer_jax.common.log import logger
 from geneformer_jax.common.provenance import FILE_NAME, describe_run
 from geneformer_jax.perturbation.controls.beside import with_controls
 from geneformer_jax.perturbation.controls.choice import ALL, read_controls
-from geneformer_jax.perturbation.layout import MEANINGS, REPORT, SHIFTS
+from geneformer_jax.perturbation.layout import MEANINGS, REPORT, SHIFTS, WORDS
 from geneformer_jax.perturbation.statistics.accuracy.estimated import mark_estimates
 from geneformer_jax.perturbation.statistics.from_table import write_table_of_shifts
 from geneformer_jax.perturbation.statistics.modes.choice import MODES, require_modes
@@ -35,9 +35,9 @@ from geneformer_jax.perturbation.statistics.modes.result import (
 from geneformer_jax.perturbation.statistics.shifts import BACKGROUND, SEED
 from geneformer_jax.reporting.figures import Drawing, save_figure
 from geneformer_jax.reporting.html import Report, include_pages
+from geneformer_jax.reporting.tables import MAX_ROWS
 
 STATISTICS = "statistics"
-_ROWS_SHOWN = 1_000
 # Options that only some modes take.
 _ONLY = {
     "null": ("vs_null",),
@@ -209,8 +209,8 @@ def _write_table(
                     writers = [open_files.enter_context(each) for each in (parquet, csv)]
                 for writer in writers:
                     writer.write_table(table.cast(writers[0].schema))
-                if rows < _ROWS_SHOWN:
-                    first.append(piece.head(_ROWS_SHOWN - rows))
+                if rows < MAX_ROWS:
+                    first.append(piece.head(MAX_ROWS - rows))
                 rows += len(piece)
     return paths, (pd.concat(first, ignore_index=True), rows)
 
@@ -246,16 +246,19 @@ def _add(
 ) -> None:
     """Adds the answer, the first rows of the main table and figures to a report."""
     verdict = result.controls.verdict if result.controls else ""
-    report.section("In short", f"{verdict}." if verdict else "")
-    report.paragraph(result.text)
+    if verdict:
+        report.conclude(f"{verdict[0].upper()}{verdict[1:]}.")
+    report.section("Edits", result.text)
+    for drawing in drawings:
+        report.draw(drawing)
     head, rows = heads[mode]
     shown = "" if rows == len(head) else f" The first {len(head):,} of {rows:,} rows."
     caption = f"All of the table is in {STATISTICS}/{mode}.csv.{shown}"
     if result.controls and "Matched_FDR" in head:
         caption += " Genes in too few cells to be compared come last here."
-    report.table(_numbers_first(head), caption)
-    for drawing in drawings:
-        report.figure(drawing.figure, drawing.caption)
+    meanings = MEANINGS | dict(result.controls.headings if result.controls else {})
+    key = "Ensembl_ID" if "Ensembl_ID" in head else ""
+    report.table(_numbers_first(head), caption, name=mode, key=key, words=WORDS, meanings=meanings)
 
 
 def _log_verdict(mode: str, controls: Controls) -> None:
@@ -273,15 +276,20 @@ def _add_controls(report: Report, controls: Controls, drawings: Sequence[Drawing
     report.section("Can this be believed?")
     report.table(controls.table, "What each control asks of this result, and what it found.")
     for drawing in drawings:
-        report.figure(drawing.figure, drawing.caption)
+        report.draw(drawing)
 
 
 def _add_meanings(report: Report, table: pd.DataFrame, controls: Controls | None) -> None:
     """Says what the columns of the main table are."""
     meanings = MEANINGS | dict(controls.headings if controls else {})
-    known = [(name, meanings[name]) for name in _numbers_first(table) if name in meanings]
+    known = [
+        (WORDS.get(name, name.replace("_", " ")), meanings[name], name)
+        for name in _numbers_first(table)
+        if name in meanings
+    ]
     report.section("What the columns say")
-    report.table(pd.DataFrame(known, columns=["column", "meaning"]), "Columns of the table above.")
+    headings = ["heading", "meaning", "column in the files"]
+    report.table(pd.DataFrame(known, columns=headings), "Columns of the table above.")
 
 
 def _enough_cells_first(
@@ -296,7 +304,7 @@ def _enough_cells_first(
         return head
     table = pd.read_parquet(path)
     few = (table[cells] < min_cells).to_numpy()
-    order = np.argsort(few, kind="stable")[:_ROWS_SHOWN]
+    order = np.argsort(few, kind="stable")[:MAX_ROWS]
     return table.iloc[order].reset_index(drop=True), head[1]
 
 

@@ -13,12 +13,12 @@ from geneformer_jax.perturbation.validation.scoring.compare import (
     PREDICTION,
     SPLIT_HALF,
 )
-from geneformer_jax.reporting.figures import MISSING_COLOUR, PALETTE, STYLE, new_figure
+from geneformer_jax.reporting.figures import MAIN, MISSING_COLOUR, STRONG, STYLE, new_figure
 
 _LOOKS = {
     LIKE_RANK: ("v", "#777777"),
-    MEAN: ("s", PALETTE[11]),
-    PREDICTION: ("o", PALETTE[8]),
+    MEAN: ("s", MAIN),
+    PREDICTION: ("o", STRONG),
     SPLIT_HALF: ("D", "#222222"),
 }
 _APART = 0.18
@@ -68,7 +68,7 @@ def directions_figure(perturbations: pd.DataFrame) -> Figure:
         x, y = perturbations["split_half_cosine"], perturbations["cosine"]
         for draw in (axes.axhline, axes.axvline):
             draw(0, color=MISSING_COLOUR, lw=0.8, zorder=0)
-        axes.scatter(x, y, s=26, c=PALETTE[11], lw=0, rasterized=True)
+        axes.scatter(x, y, s=26, c=MAIN, lw=0, rasterized=True)
         axes.axline((0, 0), slope=1, color="#222222", lw=0.8, ls=":", label="both alike")
         for row in perturbations.nlargest(_NAMED, "cosine").itertuples():
             axes.annotate(row.symbol, (row.split_half_cosine, row.cosine), (4, 3),

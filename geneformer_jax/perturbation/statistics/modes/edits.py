@@ -5,6 +5,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from geneformer_jax.common.errors import InputError
@@ -15,7 +16,12 @@ from geneformer_jax.perturbation.statistics import figures as draw
 from geneformer_jax.perturbation.statistics.combinations import combinations
 from geneformer_jax.perturbation.statistics.mixture import mixture_model
 from geneformer_jax.perturbation.statistics.modes.result import StatisticOptions, StatisticResult
-from geneformer_jax.perturbation.statistics.modes.rows import cell_rows, measure_and_state
+from geneformer_jax.perturbation.statistics.modes.rows import (
+    cell_rows,
+    draw_ranked,
+    draw_tested,
+    measure_and_state,
+)
 from geneformer_jax.perturbation.statistics.tables import (
     COSINES,
     STATE_SHIFT,
@@ -23,10 +29,11 @@ from geneformer_jax.perturbation.statistics.tables import (
     choose_measure,
     read_gene_means,
 )
+from geneformer_jax.reporting import charts
 from geneformer_jax.reporting.figures import Drawing
 
 _GENE_ROWS = ("cell", "perturbed", "perturbed_symbol", "affected", "affected_symbol", "value")
-_DRAWN_EDITS = 3
+_DRAWN_EDITS, _DRAWN_GENES = 3, 25
 _COSINE = "mean cosine similarity"
 
 
@@ -54,9 +61,16 @@ def _mixture_outcome(rows: ShiftRows, of: str, what: str, used: dict[str, Any]) 
     def drawings() -> Iterator[Drawing]:
         means = table["Test_avg_shift"]
         figure = draw.mixture_figure(means.to_numpy(), fitted, f"mean shift of {what}")
-        yield Drawing("components", figure, f"Mean shifts of {what} and the two components.")
-        ranked = draw.ranked_figure(table, "Test_avg_shift", impact, ("mean shift", "impact"))
-        yield Drawing("ranked", ranked, f"All {what} by their mean shift.")
+        counts, edges = np.histogram(means, draw.mixture_bins(len(means)))
+        names = f"impact {fitted.means[0]:.4g}", f"no impact {fitted.means[1]:.4g}"
+        marks = dict(zip(names, fitted.means.tolist(), strict=True))
+        chart = charts.histogram(counts, edges, (f"mean shift of {what}", what), marks)
+        caption = f"Mean shifts of {what} and the two components."
+        yield Drawing("components", figure, caption, chart)
+        yield draw_ranked(
+            table, "mixture_model", "Test_avg_shift", impact, ("mean shift", "impact"),
+            f"All {what} by their mean shift.",
+        )  # fmt: skip
 
     text = (
         f"{impact.sum():,} of {len(table):,} {what} belong to the impact component, the one with "
@@ -75,10 +89,11 @@ def aggregate(folder: Path, options: StatisticOptions) -> StatisticResult:
     def drawings() -> Iterator[Drawing]:
         for state, part in table.groupby("State"):
             label = f"{_words(measure)} {state}".strip()
-            figure = draw.ranked_figure(part, "Cosine_sim_mean", part["N_Detections"] < 2,
-                                        (label, "one cell only"))  # fmt: skip
-            name = f"ranked_{slug(state)}" if state else "ranked"
-            yield Drawing(name, figure, f"All edits by their mean over cells: {label}.")
+            yield draw_ranked(
+                part, "aggregate", "Cosine_sim_mean", part["N_Detections"] < 2,
+                (label, "one cell only"), f"All edits by their mean over cells: {label}.",
+                name=f"ranked_{slug(state)}" if state else "ranked",
+            )  # fmt: skip
 
     text = "Mean and standard deviation over the cells in which an edit was made."
     tables = {"aggregate": [table], "aggregate_data": statistics_aggregate.aggregate_cells(rows)}
@@ -100,9 +115,20 @@ def aggregate_gene_shifts(folder: Path, options: StatisticOptions) -> StatisticR
         for edit, parts in kept.items():
             rows = pd.concat(parts) if parts else pd.DataFrame()
             if len(rows):
-                figure = draw.affected_figure(rows, str(rows["Gene_name"].iloc[0]))
+                figure = draw.affected_figure(rows, str(rows["Gene_name"].iloc[0]), _DRAWN_GENES)
                 caption = f"Genes that {rows['Gene_name'].iloc[0]} affects most."
-                yield Drawing(f"affected_{slug(edit)}", figure, caption)
+                shown = rows.nsmallest(_DRAWN_GENES, "Cosine_sim_mean")
+                spread = shown["Cosine_sim_stdev"]
+                shown = shown.assign(
+                    low=shown["Cosine_sim_mean"] - spread,
+                    high=(shown["Cosine_sim_mean"] + spread).clip(upper=1),
+                )
+                chart = charts.dots(
+                    shown, "Cosine_sim_mean", "Affected_gene_name",
+                    "cosine similarity before and after", interval=("low", "high"),
+                    further=("N_Detections",),
+                )  # fmt: skip
+                yield Drawing(f"affected_{slug(edit)}", figure, caption, chart)
 
     text = (
         "How far each edit moves the cell (Affected = cell_emb) and each of its genes, mean and "
@@ -148,18 +174,18 @@ def combination_effects(folder: Path, options: StatisticOptions) -> StatisticRes
     axis_labels = {shift: "observed minus sum of single effects", "Combo_vs_sum_FDR": "-log10 FDR"}
 
     def drawings() -> Iterator[Drawing]:
-        volcano = draw.volcano_figure(table, shift, "Combo_vs_sum_FDR", axis_labels)
-        yield Drawing("volcano", volcano, "Combination effect of each set and its significance.")
-        ranked = draw.ranked_figure(
-            table, shift, table["Sig"] == 1, (axis_labels[shift], "FDR < 0.05")
-        )
-        yield Drawing("ranked", ranked, "All sets by their combination effect.")
+        yield from draw_tested(
+            table, "combinations", (shift, "Combo_vs_sum_FDR", "N_Detections"), axis_labels,
+            ("Combination effect of each set and its significance.",
+             "All sets by their combination effect."),
+        )  # fmt: skip
         for name, column, label in (
             ("pairs_sum", shift, axis_labels[shift]),
             ("pairs_strongest", "Combo_minus_strongest_shift", "observed minus strongest single"),
         ):
-            if figure := draw.pairs_figure(table, column, label):
-                yield Drawing(name, figure, f"Pairs of genes: {label}.")
+            if (pairs := draw.strongest_pairs(table, column)) is not None:
+                figure, chart = draw.pairs_figure(pairs, label), draw.pairs_chart(pairs, label)
+                yield Drawing(name, figure, f"Pairs of genes: {label}.", chart)
 
     text = (
         "Each set is compared, cell by cell, with the sum of the effects of its genes alone and "

@@ -1,5 +1,6 @@
 """Rows of a folder's shifts that statistics read, and what several of them draw."""
 
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pandas as pd
@@ -17,6 +18,7 @@ from geneformer_jax.perturbation.statistics.tables import (
     read_provenance,
     states_of,
 )
+from geneformer_jax.reporting import charts
 from geneformer_jax.reporting.figures import Drawing
 
 _CELL_ROWS = ("cell", "perturbed", "perturbed_symbol", "state", "value")
@@ -69,6 +71,50 @@ def outermost(table: pd.DataFrame, shift: str) -> pd.DataFrame:
     return known if len(known) <= _SHOWN_EDITS else pd.concat([known.head(half), known.tail(half)])
 
 
+def draw_ranked(
+    table: pd.DataFrame,
+    mode: str,
+    shift: str,
+    chosen: pd.Series,
+    labels: tuple[str, str],
+    caption: str,
+    name: str = "ranked",
+) -> Drawing:
+    """Draws all edits by their rank; for the arguments see `ranked_figure`."""
+    figure = draw.ranked_figure(table, shift, chosen, labels)
+    cells = "N_Detections" if "N_Detections" in table else ""
+    chart = charts.ranked(table, shift, chosen, labels, cells)
+    caption += charts.describe_thinned(len(table))
+    return Drawing(name, figure, caption, chart, mode)
+
+
+def draw_tested(
+    table: pd.DataFrame,
+    mode: str,
+    columns: tuple[str, str, str],
+    labels: Mapping[str, str],
+    captions: tuple[str, str],
+) -> Iterator[Drawing]:
+    """Draws edits that were tested, by significance and by rank.
+
+    Args:
+      table: of the statistic, with `Sig`.
+      mode: of the statistic.
+      columns: shift, FDR, number of cells.
+      labels: of the axes, by column.
+      captions: of the two figures.
+    """
+    shift, rate, cells = columns
+    chart = charts.volcano(table, shift, rate, labels, cells)
+    figure = draw.volcano_figure(table, shift, rate, labels)
+    thinned = charts.describe_thinned(len(table))
+    yield Drawing("volcano", figure, captions[0] + thinned, chart, mode)
+    significant, words = table["Sig"] == 1, (labels[shift], "FDR < 0.05")
+    chart = charts.ranked(table, shift, significant, words, cells, rate)
+    figure = draw.ranked_figure(table, shift, significant, words)
+    yield Drawing("ranked", figure, captions[1] + thinned, chart, mode)
+
+
 def draw_background(
     background: ShiftRows, rows: ShiftRows, edits: pd.DataFrame, labels: tuple[str, str]
 ) -> Drawing:
@@ -78,5 +124,7 @@ def draw_background(
     names = dict(zip(edits["Ensembl_ID"], edits["Gene_name"], strict=True))
     named = {names[edit]: each for edit, each in values.items()}
     figure = draw.background_figure(sample, named, labels)
-    return Drawing("background", figure, "Cells of the outermost edits beside what they are "
-                   "compared with; bars are means.")  # fmt: skip
+    caption = "Cells of the outermost edits beside what they are compared with; bars are means."
+    return Drawing(
+        "background", figure, caption, charts.strips({labels[1]: sample} | named, labels[0])
+    )

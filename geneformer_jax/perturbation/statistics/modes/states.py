@@ -5,12 +5,12 @@ from pathlib import Path
 
 from geneformer_jax.common.errors import InputError
 from geneformer_jax.common.log import logger
-from geneformer_jax.perturbation.statistics import figures as draw
 from geneformer_jax.perturbation.statistics import shifts as statistics
 from geneformer_jax.perturbation.statistics.modes.result import StatisticOptions, StatisticResult
 from geneformer_jax.perturbation.statistics.modes.rows import (
     cell_rows,
     draw_background,
+    draw_tested,
     measure_and_state,
     outermost,
 )
@@ -52,12 +52,11 @@ def goal_state_shift(folder: Path, options: StatisticOptions) -> StatisticResult
     def drawings() -> Iterator[Drawing]:
         shift = "Shift_to_goal_end"
         if "Sig" in table:
-            caption = "Shift of each edit and its significance against all edits."
-            yield Drawing("volcano", draw.volcano_figure(table, shift, "Goal_end_FDR", axis_labels),
-                          caption)  # fmt: skip
-            ranked = draw.ranked_figure(table, shift, table["Sig"] == 1,
-                                        (axis_labels[shift], "FDR < 0.05"))  # fmt: skip
-            yield Drawing("ranked", ranked, f"All edits by their shift towards {goal}.")
+            yield from draw_tested(
+                table, "goal_state_shift", (shift, "Goal_end_FDR", "N_Detections"), axis_labels,
+                ("Shift of each edit and its significance against all edits.",
+                 f"All edits by their shift towards {goal}."),
+            )  # fmt: skip
         toward = cell_rows(folder, measure, goal, options)
         labels = (f"shift towards {goal}", "shifts of all edits in all cells")
         yield draw_background(toward, toward, outermost(table, shift), labels)
@@ -87,12 +86,11 @@ def vs_null(folder: Path, options: StatisticOptions) -> StatisticResult:
     axis_labels = {shift: "mean shift, test minus null", "Test_vs_null_FDR": "-log10 FDR"}
 
     def drawings() -> Iterator[Drawing]:
-        volcano = draw.volcano_figure(table, shift, "Test_vs_null_FDR", axis_labels)
-        yield Drawing("volcano", volcano, "Difference of the two cell sets and its significance.")
-        ranked = draw.ranked_figure(
-            table, shift, table["Sig"] == 1, (axis_labels[shift], "FDR < 0.05")
-        )
-        yield Drawing("ranked", ranked, "All edits by their difference.")
+        yield from draw_tested(
+            table, "vs_null", (shift, "Test_vs_null_FDR", "N_Detections_test"), axis_labels,
+            ("Difference of the two cell sets and its significance.",
+             "All edits by their difference."),
+        )  # fmt: skip
         labels = (measure.replace("_", " "), "null cells, all edits")
         yield draw_background(null_rows, test_rows, outermost(table, shift), labels)
 

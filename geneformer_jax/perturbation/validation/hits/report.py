@@ -16,7 +16,7 @@ from geneformer_jax.common.provenance import describe_run, write_provenance
 from geneformer_jax.common.workdir import as_json, is_finished
 from geneformer_jax.perturbation.layout import REPORT
 from geneformer_jax.perturbation.validation.hits.api import HitValidation, validate_hits
-from geneformer_jax.reporting.figures import PALETTE, STYLE, new_figure, save_figure
+from geneformer_jax.reporting.figures import MAIN, STRONG, STYLE, new_figure, save_figure
 from geneformer_jax.reporting.html import Report
 
 _MEANINGS = {
@@ -122,15 +122,15 @@ def curves_figure(genes: pd.DataFrame) -> Figure:
     with matplotlib.rc_context(STYLE):
         figure = new_figure(8.4, 3.9)
         left, right = figure.subplots(1, 2)
-        left.plot(false, true, color=PALETTE[11])
+        left.plot(false, true, color=MAIN)
         left.plot([0, 1], [0, 1], color="#222222", lw=0.8, ls="--")
         left.set(xlabel="1 - specificity", ylabel="sensitivity")
         # The last point is of no gene at all.
-        right.plot(recall[:-1], precision[:-1], color=PALETTE[11])
+        right.plot(recall[:-1], precision[:-1], color=MAIN)
         right.axhline(chance, color="#222222", lw=0.8, ls="--")
         right.set(xlabel="sensitivity", ylabel="PPV", ylim=(0, 1.02))
         if called.any():
-            look = {"color": PALETTE[8], "s": 50, "zorder": 3}
+            look = {"color": STRONG, "s": 50, "zorder": 3}
             left.scatter((called & ~hits).sum() / (~hits).sum(), sensitivity, **look)
             right.scatter(sensitivity, np.mean(hits[called]), **look)
     return figure
