@@ -129,7 +129,7 @@ def choose_label(obs: pd.DataFrame) -> str:
 
 def commonest_states(labels: pd.Series) -> tuple[str, str] | None:
     """Returns (start, goal): the second commonest label and the commonest; None of fewer than 2."""
-    common = labels.dropna().astype(str).value_counts().index[:2]
+    common = labels[labels != ""].dropna().astype(str).value_counts().index[:2]
     return (common[1], common[0]) if len(common) == 2 else None
 
 
@@ -196,6 +196,7 @@ def learn(counts: Path, folder: Path, label: str) -> None:
             "config": FINETUNE_CONFIG,
             "config.data.store": store,
             "config.task.label": label,
+            "config.task.drop_small": True,
             "config.optimizer.learning_rate": _FINETUNE_RATE,
             "config.steps": _FINETUNE_STEPS,
         },

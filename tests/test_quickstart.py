@@ -108,7 +108,7 @@ def test_label_is_the_first_column_of_categories(quickstart):
 
 
 def test_states_are_the_two_commonest_labels(quickstart):
-    labels = pd.Series(["b", "a", None, "b", "c", "a", "b"])
+    labels = pd.Series(["b", "a", None, "b", "c", "a", "b", *[""] * 5])
     assert quickstart.commonest_states(labels) == ("a", "b")
     assert quickstart.commonest_states(pd.Series(["b", "b", None])) is None
 
@@ -164,7 +164,7 @@ def ran(quickstart, tmp_path, monkeypatch):
     made, noted = tmp_path / "made", {}
     (made / "vocabulary").mkdir(parents=True)
     write_results(made, loss=5.0, components=0.5, ours=".9,.8,1", rate=0.01)
-    obs = pd.DataFrame({"kind of cell": ["a b", "a b", "c, d"]})
+    obs = pd.DataFrame({"kind of cell": ["a b", "a b", "c, d"]}, index=["x", "y", "z"])
     monkeypatch.setattr(quickstart, "open_counts", lambda counts: SimpleNamespace(obs=lambda: obs))
     monkeypatch.setattr(
         quickstart, "run_command", lambda name, **options: noted.update({name: options})
