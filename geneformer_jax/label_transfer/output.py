@@ -5,9 +5,11 @@ from pathlib import Path
 from typing import Any
 
 import anndata as ad
+import matplotlib
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from geneformer_jax.common.files import atomic_write
 from geneformer_jax.embedding.comparison import MAX_DRAWN_CELLS, draw_rows
@@ -17,7 +19,13 @@ from geneformer_jax.inference.cells import fill_rows
 from geneformer_jax.label_transfer.classifiers import CLASSIFIERS
 from geneformer_jax.label_transfer.features import COUNTS, EMBEDDING
 from geneformer_jax.label_transfer.transfer import DISTANCE, LABEL, TRUSTED, Transferred
-from geneformer_jax.reporting.figures import new_figure, umap_figure, umap_positions
+from geneformer_jax.reporting.figures import (
+    PALETTE,
+    STYLE,
+    new_figure,
+    umap_figure,
+    umap_positions,
+)
 from geneformer_jax.reporting.html import Report
 
 UNS = "label_transfer"
@@ -108,11 +116,7 @@ def write_report(
 
 
 def _figures(transferred: Transferred, embeddings_QD: np.ndarray) -> list[tuple[Figure, str]]:
-    distances = new_figure(6.4, 2.8)
-    axes = distances.add_subplot()
-    axes.hist(transferred.table[DISTANCE], bins=60)
-    axes.axvline(transferred.limit, color="black", linestyle="--")
-    axes.set(xlabel="mean distance to the nearest cells of the reference", ylabel="cells")
+    distances = distance_figure(transferred.table[DISTANCE], transferred.limit)
     found = [(distances, "Right of the line no label should be trusted.")]
     drawn = draw_rows(len(embeddings_QD), MAX_DRAWN_CELLS)
     labels = transferred.table[LABEL].iloc[drawn]
@@ -122,3 +126,17 @@ def _figures(transferred: Transferred, embeddings_QD: np.ndarray) -> list[tuple[
             (umap_figure(positions, labels), "Embeddings of the query by the label given.")
         )
     return found
+
+
+def distance_figure(distances: pd.Series, limit: float) -> Figure:
+    """Draws how far cells are from their nearest ones of the reference, and the limit of trust."""
+    with matplotlib.rc_context(STYLE):
+        figure = new_figure(7.2, 3.2)
+        axes = figure.add_subplot()
+        axes.hist(distances, bins=60, color=PALETTE[0])
+        beyond = f"limit of trust (cells beyond: {(distances > limit).sum():,})"
+        axes.axvline(limit, color="#444444", lw=1.5, ls="--", label=beyond)
+        axes.set(xlabel="mean distance to the nearest cells of the reference", ylabel="cells")
+        axes.yaxis.set_major_locator(MaxNLocator(integer=True))
+        figure.legend(loc="outside upper left")
+    return figure

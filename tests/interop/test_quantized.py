@@ -5,6 +5,7 @@ import json
 
 import jax
 import numpy as np
+import pandas as pd
 import pytest
 
 pytest.importorskip("qwix", reason='no qwix: pip install "geneformer_jax[quantize]"')
@@ -18,7 +19,7 @@ from geneformer_jax.model.encoder import encode
 from geneformer_jax.model.heads import HeadConfig, init_head
 from geneformer_jax.model.lora import init_lora
 from geneformer_jax.model.pretrained import save_model, weights_hash
-from geneformer_jax.model.quantization import count_weights
+from geneformer_jax.model.quantization import count_weights, stored_bytes
 from tests.helpers.bert_folders import equal_params, write_folder
 from tests.helpers.commands import assert_one_line, run_command
 from tests.helpers.rounded import model_in_floats
@@ -128,3 +129,30 @@ def test_convert_asks_for_the_base_of_an_adapter_trained_beside_codes(
     assert run_command("convert", arguments, monkeypatch, capsys)[0] == 0
     merged = gf.load_model(tmp_path / "merged")
     assert equal_params(merged.params, gf.load_model(folders / "adapter").params)
+
+
+@pytest.mark.slow
+@pytest.mark.reference_data
+@pytest.mark.parametrize(("kind", "least"), [("int8", 0.999), ("nf4", 0.99)])
+@pytest.mark.parametrize("version", ["v1", "v2"])
+def test_real_cells_keep_their_embeddings(reference_dir, version, kind, least):
+    """Mean-pooled hidden states of the original's cells, beside those of float32 weights."""
+    cells = pd.read_parquet(reference_dir / f"tokens_{version}.parquet")["input_ids"].iloc[:24]
+    lengths_B = np.minimum(cells.str.len().to_numpy(), 512)
+    tokens_BT = np.zeros((len(cells), lengths_B.max()), np.int32)
+    for row, (cell, length) in enumerate(zip(cells, lengths_B, strict=True)):
+        tokens_BT[row, :length] = cell[:length]
+    real_BT1 = (np.arange(tokens_BT.shape[1]) < lengths_B[:, None])[..., None]
+    models = [
+        gf.load_model(reference_dir / "models" / f"{version}_tiny", quantize=each)
+        for each in (None, kind)
+    ]
+    forward = jax.jit(encode, static_argnums=0)
+    one, other = (
+        (np.asarray(forward(each.config, each.params, tokens_BT, lengths_B)) * real_BT1).sum(axis=1)
+        for each in models
+    )
+    norms = np.linalg.norm(one, axis=1) * np.linalg.norm(other, axis=1)
+    assert ((one * other).sum(axis=1) / norms).min() >= least
+    bytes_taken, floats = stored_bytes(models[1].params), stored_bytes(models[0].params)
+    assert bytes_taken <= {"int8": 0.30, "nf4": 0.18}[kind] * floats

@@ -10,6 +10,7 @@ from geneformer_jax.common.errors import InputError
 from geneformer_jax.label_transfer import prepare
 from geneformer_jax.label_transfer.classifiers import CLASSIFIERS, measure_distances
 from geneformer_jax.label_transfer.features import COUNTS, EMBEDDING, Features, count_features
+from geneformer_jax.label_transfer.output import distance_figure
 from geneformer_jax.label_transfer.scores import COMMONEST, HELD_OUT, QUERY
 from geneformer_jax.label_transfer.transfer import transfer
 from tests.helpers.toy import toy_cells, toy_model
@@ -155,3 +156,11 @@ def test_what_cannot_be_learned(model, change, words):
         gf.transfer_labels(model, cells, cells, **{"label": "kind"} | change)
     assert words in str(error.value) and "\n" not in str(error.value)
     pd.testing.assert_index_equal(cells.obs_names, toy_cells(40).obs_names)
+
+
+def test_the_histogram_of_distances_counts_the_cells_beyond_the_limit():
+    distances = pd.Series([0.1, 0.2, 0.2, 0.9])
+    axes = distance_figure(distances, 0.2).axes[0]
+    assert sum(bar.get_height() for bar in axes.patches) == 4
+    assert axes.get_legend_handles_labels()[1] == ["limit of trust (cells beyond: 1)"]
+    assert not axes.spines["top"].get_visible()
