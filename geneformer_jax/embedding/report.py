@@ -70,6 +70,11 @@ class EmbeddingReportConfig:
             raise InputError(
                 "`genes` names the genes of a figure: give `mode` gene and `figures` too"
             )
+        if self.vitessce and not self.vitessce.startswith(("http://", "https://")):
+            raise InputError(
+                f"`vitessce` {self.vitessce} is no URL; give where the folder will be served, such "
+                "as http://localhost:8000"
+            )
         if self.batch_key and not self.quality:
             raise InputError("`batch_key` is for `quality`; name the labels to measure with it")
 

@@ -12,7 +12,7 @@ from geneformer_jax.cells.counts.options import CountArguments, CountOptions
 from geneformer_jax.cells.formats.open import open_counts
 from geneformer_jax.cells.formats.paths import as_path, is_counts
 from geneformer_jax.common.errors import InputError
-from geneformer_jax.common.files import atomic_write, remove
+from geneformer_jax.common.files import atomic_write, remove, suffix_of
 from geneformer_jax.common.log import logger
 from geneformer_jax.common.provenance import describe_run, provenance_beside
 from geneformer_jax.common.shares import WHOLE
@@ -90,7 +90,7 @@ class EmbeddingRun:
           InputError: the output holds something else, or the report is not for such embeddings.
         """
         check_output(output, configuration, _NOT_IN_PLAN)
-        if report.with_counts and output.suffix != ".h5ad":
+        if report.with_counts and suffix_of(output) != ".h5ad":
             raise InputError(f"`with_counts` is for an .h5ad; `output` is {output}")
         check_vitessce(_vitessce_path(output))
         report.check_mode(mode)
@@ -101,7 +101,10 @@ class EmbeddingRun:
     def is_complete(self) -> bool:
         """Whether the output and its report are there already, written by this command."""
         written = provenance_of(self._output).get("configuration") == as_json(self._command)
-        complete = written and self._output.exists() and report_path(self._output).is_file()
+        asked = [self._output, report_path(self._output)]
+        if self._config.vitessce:
+            asked.append(_vitessce_path(self._output) / CONFIG)
+        complete = written and all(path.is_file() for path in asked)
         if complete:
             # A run that was killed at its very end may have left them.
             remove(parts_folder(self._output))
