@@ -11,6 +11,7 @@ predict. The output is that of one process, to the byte. Without --address Ray i
 machine and ended afterwards; a cluster's machines must see the same files under the same paths.
 Workers that are lost are replaced, and their shares made again; after any interruption the same
 command goes on. A share that fails three times is named, and all others are made.
+Stopped by SIGTERM it ends with exit status 143.
 """
 
 import signal
@@ -41,6 +42,7 @@ _TERMINATED = 128 + signal.SIGTERM
 def main(command: list[str]) -> None:
     """Runs the command that stands behind --."""
     _require_no_help(command)
+    command_line.note_outputs(command)
     stopped = _ends_as_by_ctrl_c()
     try:
         run(command, shares=FLAGS.shares, workers=FLAGS.workers, address=FLAGS.address)

@@ -99,6 +99,16 @@ def note(name: str, value: object) -> None:
         summary.facts[name] = value
 
 
+def note_outputs(arguments: Sequence[str]) -> None:
+    """Adds what the flags of another command name as outputs, for one that runs it."""
+    for place, argument in enumerate(arguments):
+        given = _GIVEN.fullmatch(argument)
+        if given and given[1] in _MADE:
+            value = given[2] or "".join(arguments[place + 1 : place + 2])
+            for summary in _SUMMARIES:
+                summary.outputs[given[1]] = value
+
+
 def _told(
     needed: Sequence[str], spared: Mapping[str, Sequence[str]], more_help: Callable[[], list[str]]
 ) -> str | None:

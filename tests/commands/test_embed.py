@@ -96,7 +96,7 @@ def test_the_same_command_may_be_given_again_and_another_may_not(embed, computed
     np.testing.assert_array_equal(ad.read_h5ad(tmp_path / "out.h5ad").obsm[KEY], before)
 
 
-@pytest.mark.parametrize("suffix", [".h5ad", ".parquet", ".npy"])
+@pytest.mark.parametrize("suffix", [".h5ad", ".PARQUET", ".npy"])
 def test_another_report_takes_the_embeddings_that_are_there(embed, computed, tmp_path, suffix):
     given = (f"--output={tmp_path}/out{suffix}", "--max_cells=40", "--hidden_layer=-1,0")
     assert embed(*given)[0] == 0
@@ -121,7 +121,7 @@ def test_another_report_takes_the_embeddings_that_are_there(embed, computed, tmp
     assert status == 1 and "was not written by this command" in error
 
 
-@pytest.mark.parametrize("suffix", [".h5ad", ".parquet", ".npy"])
+@pytest.mark.parametrize("suffix", [".H5AD", ".parquet", ".NPY"])
 def test_all_cells_keep_their_rows_on_request(embed, tmp_path, suffix):
     adata = toy_cells(20)
     counts = adata.X.toarray()

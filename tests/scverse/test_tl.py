@@ -164,6 +164,23 @@ def test_the_functions_are_there_before_anything_large_is_imported():
 
 
 @pytest.mark.slow
+def test_a_kernel_needs_no_flags():
+    """Its command line is another program's."""
+    code = (
+        "import sys; sys.argv = ['ipykernel_launcher', '-f', 'kernel.json', '--no_such_flag'];"
+        "import geneformer_jax as gf; from tests.helpers.toy import toy_cells, toy_model;"
+        "from absl import flags;"
+        "adata, model = toy_cells(9), toy_model();"
+        "gf.tl.embed(adata, model); gf.tl.perturb(adata, model, genes=list(adata.var_names[:2]));"
+        "ours = [name for name in flags.FLAGS.flags_by_module_dict() if 'geneformer' in name];"
+        "print(ours, flags.FLAGS.is_parsed())"
+    )
+    given = [sys.executable, "-c", code]
+    done = subprocess.run(given, cwd=PROJECT, capture_output=True, text=True)
+    assert done.stdout == "[] False\n", done.stderr
+
+
+@pytest.mark.slow
 def test_shifts_of_named_genes(adata, model):
     genes = [f"ENSG{n:011d}" for n in (0, 3, 7)]
     gf.tl.perturb(adata, model, genes=genes)
