@@ -43,6 +43,8 @@ _GIVEN = re.compile(r"--?(\w+)(?:=(.*))?", re.DOTALL)
 # Flags of what is written.
 _WRITTEN = ("output", "workdir", "report")
 _MADE = (*_WRITTEN, "target")
+# Flags of an input that is one path.
+_INPUTS = ("cells", "reference", "query", "source")
 # Flags that say nothing of what a command makes: other names, and who makes it.
 _NOT_KEPT: set[str] = set()
 # Flags of paths separated by commas.
@@ -258,17 +260,18 @@ def _parse(argv: Sequence[str]) -> None:
 def _once_each(argv: Sequence[str]) -> list[str]:
     """Returns a command line in which lists of paths that were given in parts are joined.
 
-    A shell makes two flags of --counts={a,b}.h5ad, of which the last would count alone.
+    A shell makes two flags of --counts={a,b}.h5ad, of which the last would count alone, as it does
+    of flags that are no paths of inputs.
 
     Raises:
-      InputError: another flag of one value is given twice, with different ones.
+      InputError: an input that is one path is given twice, with different ones.
     """
     kept: dict[str, int] = {}
     result: list[str] = []
     for place, argument in enumerate(argv):
         given = _GIVEN.fullmatch(argument) if place else None
         name = given[1] if given else ""
-        if name not in flags.FLAGS or given[2] is None or _may_be_repeated(name):
+        if name not in {*_INPUTS, *_LISTS} or given[2] is None:
             result.append(argument)
         elif name not in kept:
             kept[name] = len(result)
@@ -276,14 +279,8 @@ def _once_each(argv: Sequence[str]) -> list[str]:
         elif name in _LISTS:
             result[kept[name]] += f",{given[2]}"
         elif result[kept[name]] != f"--{name}={given[2]}":
-            raise InputError(
-                f"{result[kept[name]]} and {argument}: --{name} has one value; give one"
-            )
+            raise InputError(f"{result[kept[name]]} and {argument}: --{name} is one path; give one")
     return result
-
-
-def _may_be_repeated(name: str) -> bool:
-    return isinstance(flags.FLAGS[name], flags.MultiFlag)
 
 
 def _require_local_outputs() -> None:

@@ -69,7 +69,7 @@ def test_what_is_mistyped_ends_with_one_line(given, words, monkeypatch, capsys):
     [
         ("--checkpont=x", '(did you mean "checkpoint"?)'),
         ("--max-cells=3", 'did you mean "max_cells"'),
-        ("--seed=1 --seed=2", "--seed=1 and --seed=2: --seed has one value"),
+        ("--cells=a.h5ad --cells=b.h5ad", "--cells=a.h5ad and --cells=b.h5ad: --cells is one path"),
     ],
 )
 def test_a_mistyped_flag_names_the_near_ones(given, words, monkeypatch, capsys):
