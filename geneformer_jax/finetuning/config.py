@@ -18,7 +18,7 @@ from geneformer_jax.model.config import (
     RuntimeConfig,
     preset,
 )
-from geneformer_jax.training.config import TRACKERS, CheckpointConfig, OptimizerConfig
+from geneformer_jax.training.config import CheckpointConfig, OptimizerConfig, check_tracker
 
 NATURAL, BALANCED, NONE = "natural", "balanced", "none"
 
@@ -226,7 +226,7 @@ class FinetuneConfig:
         require(self.steps or self.epochs >= 1, "epochs", self.epochs, "at least 1")
         require(self.seed >= 0, "seed", self.seed, "it must not be negative")
         require(self.log_every_steps >= 1, "log_every_steps", self.log_every_steps, "at least 1")
-        one_of("track", self.track, TRACKERS)
+        check_tracker(self.track)
 
     def encoder(self, vocabulary_size: int) -> EncoderConfig:
         """Returns the shape of a network trained from scratch."""

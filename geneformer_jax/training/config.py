@@ -12,7 +12,13 @@ from geneformer_jax.common.errors import InputError
 from geneformer_jax.model.config import EncoderConfig, MeshConfig, RuntimeConfig, preset
 
 SCHEDULES = ("linear", "cosine", "constant")
-TRACKERS = ("", "wandb", "mlflow")
+TRACKERS = ("wandb", "mlflow")
+
+
+def check_tracker(name: str) -> None:
+    """Raises InputError unless `config.track` names a tracker, or none."""
+    if name:
+        one_of("track", name, TRACKERS)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -152,7 +158,7 @@ class PretrainConfig:
         require(self.steps or self.epochs >= 1, "epochs", self.epochs, "at least 1")
         require(self.seed >= 0, "seed", self.seed, "it must not be negative")
         require(self.log_every_steps >= 1, "log_every_steps", self.log_every_steps, "at least 1")
-        one_of("track", self.track, TRACKERS)
+        check_tracker(self.track)
 
     def encoder(self, vocabulary_size: int) -> EncoderConfig:
         """Returns the model's shape for a store with this vocabulary.

@@ -117,7 +117,7 @@ def test_another_report_takes_the_embeddings_that_are_there(embed, computed, tmp
     (tmp_path / "out.report.html").unlink()
     assert embed(*given, "--states=kind")[0] == 0 and computed == []
     assert (tmp_path / "out.report.html").is_file()
-    status, _, error = embed(*given, "--max_cells=41")
+    status, _, error = embed(given[0], "--max_cells=41", given[2])
     assert status == 1 and "was not written by this command" in error
 
 

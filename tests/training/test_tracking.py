@@ -29,7 +29,7 @@ def test_a_tracker_that_is_not_installed_is_told_before_long_work(toy_store, mon
 
 
 def test_only_known_trackers_are_taken(toy_store):
-    with pytest.raises(InputError, match=r"`config.track` is 'comet'; choose one of , wandb"):
+    with pytest.raises(InputError, match=r"`config.track` is 'comet'; choose one of wandb, mlflow"):
         config_of(toy_store, track="comet")
 
 
