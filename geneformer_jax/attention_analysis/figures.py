@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+import altair as alt
 import matplotlib
 import numpy as np
 import pandas as pd
@@ -11,6 +12,7 @@ from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 from geneformer_jax.attention_analysis.comparisons import SIGNIFICANT, has_own_matching
 from geneformer_jax.attention_analysis.layers import THIRDS
 from geneformer_jax.inference.random_control import MODEL, RANDOM
+from geneformer_jax.reporting import charts
 from geneformer_jax.reporting.figures import DIVERGING, PALETTE, STYLE, new_figure
 
 _MEASURES = {
@@ -59,6 +61,29 @@ def preference_figure(heads: pd.DataFrame, title: str) -> Figure:
         figure.colorbar(image, ax=axes, label=label, shrink=0.9)
         figure.suptitle(f"{title}   (* FDR < {SIGNIFICANT:g})", fontsize=12)
     return figure
+
+
+def preference_chart(heads: pd.DataFrame) -> alt.LayerChart:
+    """Charts what `preference_figure` draws, one of its maps at a time."""
+    beside = heads["against"].iloc[0]
+    panels = {"": beside}
+    if has_own_matching(heads):
+        panels["_matched"] = f"{beside} of like rank"
+    parts = [
+        heads[["model", "layer", "head"]].assign(
+            effect=heads[f"effect{suffix}"], fdr=heads[f"fdr{suffix}"],
+            map=heads["model"] + f", against {name}",
+        )
+        for suffix, name in panels.items()
+    ]  # fmt: skip
+    rows = pd.concat(parts).sort_values(["map", "layer", "head"], kind="stable")
+    rows["words"] = [f"{effect:+.2f}{'*' if fdr < SIGNIFICANT else ''}"
+                     for effect, fdr in zip(rows["effect"], rows["fdr"], strict=True)]  # fmt: skip
+    limit = max(_MIN_SCALE, float(rows["effect"].abs().max()))
+    return charts.heat_map(
+        rows, ("head", "layer"), "effect", {"effect": "rank-biserial correlation", "fdr": "FDR"},
+        choice="map", further=["fdr"], limit=limit, text="words",
+    )  # fmt: skip
 
 
 def _map(axes, effect: pd.DataFrame, fdr: pd.DataFrame, limit: float):
@@ -120,6 +145,29 @@ def rank_figure(ranks: pd.DataFrame) -> Figure:
     return figure
 
 
+def rank_chart(ranks: pd.DataFrame) -> alt.LayerChart:
+    """Charts what `rank_figure` draws, one layer at a time."""
+    of_model = ranks["model"] == MODEL
+    heads = "head " + ranks["head"].astype(str)
+    rows = ranks.assign(line=heads.where(of_model, heads + ", " + ranks["model"]))
+    rows = rows[rows["received"] > 0].sort_values(["layer", "line", "rank_from"], kind="stable")
+    labels = {"rank_from": "rank of the gene", "received": "attention received (1: even share)"}
+    return charts.lines(
+        rows, "rank_from", "received", "line", labels, choice="layer", log=("x", "y"),
+        dashed=sorted(set(rows["line"][rows["model"] != MODEL])),
+    )  # fmt: skip
+
+
+def layer_chart(layers: pd.DataFrame) -> alt.LayerChart:
+    """Charts what `layer_figure` draws, one measure at a time."""
+    rows = layers[(layers["head"] == 0) & layers["measure"].isin(_MEASURES)]
+    rows = rows.assign(measure=rows["measure"].map(lambda each: _MEASURES[each].replace("\n", " ")))
+    return charts.lines(
+        rows, "layer", "mean", "model", {}, choice="measure", interval=("low", "high"),
+        dashed=[name for name in rows["model"].unique() if name != MODEL], points=True,
+    )  # fmt: skip
+
+
 def layer_figure(layers: pd.DataFrame) -> Figure:
     """Draws diversity, breadth and weight on top ranks by layer, with 95 % intervals."""
     whole = layers[layers["head"] == 0]
@@ -160,11 +208,7 @@ def group_figure(groups: pd.DataFrame) -> Figure:
       groups: of `HeadAttention.groups`; the five first genes of each of up to 24 groups are shown,
         where their excess is above 0 by more than its error. Some must be.
     """
-    sure = groups[groups["excess_low"] > 0]
-    names = list(dict.fromkeys(sure["group"]))[:_MAX_GROUPS]
-    top = sure[sure["group"].isin(names)].groupby("group", sort=False).head(_GENES_PER_GROUP)
-    genes = list(dict.fromkeys(top["gene_id"]))
-    shown = groups[groups["gene_id"].isin(genes) & groups["group"].isin(names)]
+    names, genes, shown = _first_of_groups(groups)
     labels = shown.drop_duplicates("gene_id").set_index("gene_id")["symbol"].reindex(genes)
     labels = labels.where(labels != "", genes)
     table = shown.pivot(index="gene_id", columns="group", values="excess").reindex(
@@ -187,12 +231,30 @@ def group_figure(groups: pd.DataFrame) -> Figure:
     return figure
 
 
+def group_chart(groups: pd.DataFrame) -> alt.LayerChart:
+    """Charts what `group_figure` draws."""
+    names, genes, shown = _first_of_groups(groups)
+    order = shown.assign(
+        group=pd.Categorical(shown["group"], names), place=pd.Categorical(shown["gene_id"], genes),
+        gene=shown["symbol"].where(shown["symbol"] != "", shown["gene_id"]),
+    ).sort_values(["place", "group"])  # fmt: skip
+    words = {"excess": "attention beyond what rank explains"}
+    limit = float(order["excess"].abs().max())
+    return charts.heat_map(order, ("group", "gene"), "excess", words, limit=limit)
+
+
+def _first_of_groups(groups: pd.DataFrame) -> tuple[list[str], list[str], pd.DataFrame]:
+    """Names of the groups and ids of the genes to show, in their order, and their rows."""
+    sure = groups[groups["excess_low"] > 0]
+    names = list(dict.fromkeys(sure["group"]))[:_MAX_GROUPS]
+    top = sure[sure["group"].isin(names)].groupby("group", sort=False).head(_GENES_PER_GROUP)
+    genes = list(dict.fromkeys(top["gene_id"]))
+    return names, genes, groups[groups["gene_id"].isin(genes) & groups["group"].isin(names)]
+
+
 def pair_figure(pairs: pd.DataFrame) -> Figure:
     """Draws the weight between chosen genes, the mean of all heads; queries down, keys across."""
-    table = pairs.assign(
-        query=pairs["query_symbol"].where(pairs["query_symbol"] != "", pairs["query"]),
-        key=pairs["key_symbol"].where(pairs["key_symbol"] != "", pairs["key"]),
-    ).pivot_table(index="query", columns="key", values="weight", aggfunc="mean", observed=True)
+    table = _mean_weights(pairs)
     size = max(3.6, 0.26 * len(table) + 1.6)
     with matplotlib.rc_context(STYLE):
         figure = new_figure(size + 1.2, size)
@@ -210,6 +272,22 @@ def pair_figure(pairs: pd.DataFrame) -> Figure:
             shrink=0.8,
         )
     return figure
+
+
+def pair_chart(pairs: pd.DataFrame) -> alt.LayerChart:
+    """Charts what `pair_figure` draws; pairs that are never together are left out."""
+    weights = np.log2(_mean_weights(pairs)).replace(-np.inf, np.nan)
+    rows = weights.stack().rename("log2 weight").reset_index()
+    labels = {"key": "gene that is attended", "query": "gene that attends"}
+    limit = float(rows["log2 weight"].abs().max())
+    return charts.heat_map(rows, ("key", "query"), "log2 weight", labels, limit=limit)
+
+
+def _mean_weights(pairs: pd.DataFrame) -> pd.DataFrame:
+    return pairs.assign(
+        query=pairs["query_symbol"].where(pairs["query_symbol"] != "", pairs["query"]),
+        key=pairs["key_symbol"].where(pairs["key_symbol"] != "", pairs["key"]),
+    ).pivot_table(index="query", columns="key", values="weight", aggfunc="mean", observed=True)
 
 
 def _symmetric(values: pd.DataFrame) -> dict[str, float]:

@@ -162,13 +162,12 @@ def _build(found: HeadAttention, extractor: AttentionExtractor, folder: Path) ->
         f"layers of {config.heads} heads. Attention is relative: 1 is an even share of a cell's.",
     )
 
-    def show(name: str, figure, caption: str) -> None:
+    def show(name: str, figure, caption: str, chart) -> None:
         save_figure(figure, folder / name)
-        report.figure(figure, caption)
+        report.figure(figure, caption, chart)
 
-    report.section("In short")
     for line in answers(found):
-        report.paragraph(f"{line[0].upper()}{line[1:]}.")
+        report.conclude(f"{line[0].upper()}{line[1:]}.")
     if skipped := describe_skipped(extractor.groups):
         report.paragraph(f"{skipped[0].upper()}{skipped[1:]}.")
     _show_lists(found, report, show, extractor.cells.vocabulary)
@@ -178,7 +177,7 @@ def _build(found: HeadAttention, extractor: AttentionExtractor, folder: Path) ->
         report.section("Between chosen genes")
         of_model = found.pairs[found.pairs["model"] == MODEL]
         caption = "Weight that one gene gives another, mean of the model's heads (pairs.parquet)."
-        show("pairs", figures.pair_figure(of_model), caption)
+        show("pairs", figures.pair_figure(of_model), caption, figures.pair_chart(of_model))
     return report
 
 
@@ -192,7 +191,9 @@ def _show_lists(found: HeadAttention, report: Report, show, vocabulary: GeneVoca
         show(
             f"preference_{slug(each.title)}",
             figures.preference_figure(heads, each.title),
-            f"{each.title}: preference of each head (heads.parquet). {_unmatched(heads)}",
+            f"{each.title}: preference of each head, * where FDR is below {SIGNIFICANT:g} "
+            f"(heads.parquet). {_unmatched(heads)}",
+            figures.preference_chart(heads),
         )
     report.table(found.heads, _EVERY_TEST, whole_in="heads.parquet")
 
@@ -210,12 +211,14 @@ def _unmatched(heads: pd.DataFrame) -> str:
 def _show_layers(found: HeadAttention, report: Report, show) -> None:
     report.section("By rank and by layer", _LAYERS)
     whole = found.ranks[found.ranks["group"] == ALL_CELLS]
-    show("ranks", figures.rank_figure(whole), "Attention received by rank (ranks.parquet).")
+    caption = "Attention received by rank (ranks.parquet)."
+    show("ranks", figures.rank_figure(whole), caption, figures.rank_chart(whole))
     show(
         "layers",
         figures.layer_figure(found.layers),
         "Diversity, breadth and weight on the highest ranks, with 95 % bootstrap intervals over "
-        "cells; grey lines part the thirds of the layers (layers.parquet).",
+        "cells (layers.parquet).",
+        figures.layer_chart(found.layers),
     )
     report.table(found.statements, _STATEMENTS)
     report.table(found.thirds, _THIRDS)
@@ -229,5 +232,6 @@ def _show_groups(found: HeadAttention, report: Report, show) -> None:
         report.paragraph(f"No gene is surely attended beyond its rank in: {', '.join(without)}.")
     if len(surely):
         caption = "The first genes of each group of cells, of the model (groups.parquet)."
-        show("groups", figures.group_figure(found.groups), caption)
+        chart = figures.group_chart(found.groups)
+        show("groups", figures.group_figure(found.groups), caption, chart)
         report.table(surely.groupby("group", sort=False).head(_GROUP_ROWS), _FIRST_GENES)

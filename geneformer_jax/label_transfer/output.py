@@ -19,9 +19,11 @@ from geneformer_jax.inference.cells import fill_rows
 from geneformer_jax.label_transfer.classifiers import CLASSIFIERS
 from geneformer_jax.label_transfer.features import COUNTS, EMBEDDING
 from geneformer_jax.label_transfer.transfer import DISTANCE, LABEL, TRUSTED, Transferred
+from geneformer_jax.reporting import charts
 from geneformer_jax.reporting.figures import (
     PALETTE,
     STYLE,
+    Drawing,
     new_figure,
     umap_figure,
     umap_positions,
@@ -29,6 +31,7 @@ from geneformer_jax.reporting.figures import (
 from geneformer_jax.reporting.html import Report
 
 UNS = "label_transfer"
+_CELLS = "cells"
 # Fewer cells make no map, and more colours cannot be told apart.
 _FEWEST_DRAWN, _MOST_COLOURS = 15, 20
 _HEADINGS = (
@@ -95,10 +98,11 @@ def write_report(
     tables: list[Path],
 ) -> None:
     """Writes the page on an output: the answer first, then scores, cells and labels."""
-    first, *rest = transferred.verdict
-    report = Report("Labels of a reference, carried over", f"{first}.")
-    for sentence in rest:
-        report.paragraph(f"{sentence}.")
+    report = Report(
+        "Labels of a reference, carried over", f"{len(transferred.table):,} cells got a label."
+    )
+    for sentence in transferred.verdict:
+        report.conclude(f"{sentence[0].upper()}{sentence[1:]}.")
     report.section("Which classifier, on what", _HEADINGS)
     report.table(transferred.scores, "Accuracy and macro F1, beside what must be beaten.")
     report.section("Cells of the query")
@@ -106,8 +110,17 @@ def write_report(
         cells=(TRUSTED, "size"), not_trusted=(TRUSTED, lambda trusted: int((~trusted).sum()))
     )
     report.table(counts.reset_index(), "Labels given, and to how many cells too far away.")
-    for figure, caption in _figures(transferred, embeddings_QD):
-        report.figure(figure, caption)
+    for drawing in _drawings(transferred, embeddings_QD):
+        report.draw(drawing)
+    drawn = draw_rows(len(transferred.table), MAX_DRAWN_CELLS)
+    cells = transferred.table.iloc[drawn].rename_axis("cell").reset_index()
+    report.table(
+        cells,
+        "Cells of the figure. Choose some there to see and download only them.",
+        output.name,
+        name=_CELLS,
+        key="cell",
+    )
     report.section("Each label")
     report.table(transferred.by_label, "Precision, recall and F1 of each label.")
     report.files([output, *tables])
@@ -115,16 +128,21 @@ def write_report(
     report.write(report_path(output))
 
 
-def _figures(transferred: Transferred, embeddings_QD: np.ndarray) -> list[tuple[Figure, str]]:
-    distances = distance_figure(transferred.table[DISTANCE], transferred.limit)
-    found = [(distances, "Right of the line no label should be trusted.")]
+def _drawings(transferred: Transferred, embeddings_QD: np.ndarray) -> list[Drawing]:
+    away = transferred.table[DISTANCE]
+    counts, edges = np.histogram(away, bins=60)
+    words = "mean distance to the nearest cells of the reference", "cells"
+    chart = charts.histogram(counts, edges, words, {"limit of trust": float(transferred.limit)})
+    caption = "Right of the line no label should be trusted."
+    found = [Drawing("distances", distance_figure(away, transferred.limit), caption, chart)]
     drawn = draw_rows(len(embeddings_QD), MAX_DRAWN_CELLS)
     labels = transferred.table[LABEL].iloc[drawn]
     if len(drawn) > _FEWEST_DRAWN and labels.nunique() <= _MOST_COLOURS:
         positions = umap_positions(np.asarray(embeddings_QD[drawn]))
-        found.append(
-            (umap_figure(positions, labels), "Embeddings of the query by the label given.")
-        )
+        chart = charts.embedding_map(positions, labels, list(labels.index))
+        caption = "Embeddings of the query by the label given."
+        figure = umap_figure(positions, labels)
+        found.append(Drawing("umap", figure, caption, chart, _CELLS))
     return found
 
 

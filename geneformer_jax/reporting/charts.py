@@ -291,8 +291,10 @@ def lines(
     colour = {name: PALETTE[i % len(PALETTE)] for i, name in enumerate(plain)}
     scale = alt.Scale(domain=names, range=[colour.get(name, MISSING_COLOUR) for name in names])
     dashes = alt.Scale(domain=names, range=[[5, 4] if name in dashed else [1, 0] for name in names])
-    kinds = {axis: alt.Scale(type="log" if axis in log else "linear", zero=False, nice=False)
-             for axis in "xy"}  # fmt: skip
+    kinds = {
+        axis: alt.Scale(type="log") if axis in log else alt.Scale(zero=False, nice=False)
+        for axis in "xy"
+    }
     zoom = alt.selection_interval(
         name="zoom", bind="scales", on=_WITHOUT_SHIFT, translate=_WITHOUT_SHIFT, zoom=_WHEEL
     )
@@ -307,7 +309,10 @@ def lines(
                  alt.Tooltip("y:Q", title=labels.get(y, y), format=".4~g")],
     )  # fmt: skip
     drawn = base.mark_line(point=points, strokeWidth=2).encode(
-        order="order:Q", strokeDash=alt.StrokeDash("series:N", scale=dashes, legend=None)
+        order="order:Q",
+        strokeDash=alt.StrokeDash(
+            "series:N", title=labels.get(series, None), scale=dashes, sort=names
+        ),
     )
     layers = [drawn.add_params(zoom, faded)]
     if interval:
@@ -347,7 +352,7 @@ def bars(counts: pd.Series, unit: str = "cells") -> alt.Chart:
         alt.Chart(rows)
         .mark_bar(color=MAIN)
         .encode(
-            x=alt.X("count:Q", title=unit, axis=alt.Axis(format=",")),
+            x=alt.X("count:Q", title=unit),
             y=alt.Y("name:N", title=None, sort=list(rows["name"])),
             tooltip=[
                 alt.Tooltip("name:N"),

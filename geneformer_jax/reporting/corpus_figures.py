@@ -2,6 +2,7 @@
 
 import textwrap
 
+import altair as alt
 import matplotlib
 import numpy as np
 import pandas as pd
@@ -9,12 +10,14 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from geneformer_jax.cells.store.label_counts import NO_VALUE
+from geneformer_jax.reporting import charts
 from geneformer_jax.reporting.corpus_summary import CorpusSummary
 from geneformer_jax.reporting.figures import MAIN, MISSING_COLOUR, STRONG, STYLE, new_figure
 
 _BARS = 25
 _LABEL_WIDTH = 36
 _LENGTH_BINS = 64
+_POINTS = 200
 # Number of cells of Genecorpus-30M -> number of genes found in at least as many.
 _GENECORPUS_DETECTIONS = {1: 25_424, 101: 22_735, 1_001: 21_167}
 
@@ -24,10 +27,7 @@ def bar_figure(counts: pd.Series, unit: str = "cells") -> Figure:
 
     The others are put together in one grey bar, as is `NO_VALUE`.
     """
-    shown = counts.head(_BARS)
-    rest = counts.iloc[_BARS:]
-    if len(rest):
-        shown = pd.concat([shown, pd.Series({f"{len(rest):,} others": rest.sum()})])
+    shown = _first_bars(counts)
     labels = [_wrapped(str(name)) for name in shown.index]
     grey = [name == NO_VALUE or i >= _BARS for i, name in enumerate(shown.index)]
     figure, axes = _new_axes(7.2, 0.9 + 0.3 * len(shown))
@@ -49,12 +49,24 @@ def bar_figure(counts: pd.Series, unit: str = "cells") -> Figure:
     return figure
 
 
+def bar_chart(counts: pd.Series) -> alt.Chart:
+    """Charts what `bar_figure` draws."""
+    return charts.bars(_first_bars(counts))
+
+
+def _first_bars(counts: pd.Series) -> pd.Series:
+    """The first counts by name, and the others in one."""
+    shown, rest = counts.head(_BARS), counts.iloc[_BARS:]
+    if len(rest):
+        shown = pd.concat([shown, pd.Series({f"{len(rest):,} others": rest.sum()})])
+    return shown
+
+
 def length_figure(summary: CorpusSummary) -> Figure:
     """Draws how many cells have how many tokens; cells at the limit are a bar of their own."""
     counts, limit = summary.length_counts, summary.max_length
-    edges = np.unique(np.linspace(0, limit, _LENGTH_BINS + 1).round().astype(int))
-    below = np.add.reduceat(counts[:limit], edges[:-1])
-    median = int(np.searchsorted(np.cumsum(counts), counts.sum() / 2))
+    below, edges = _lengths(summary)
+    median = _median_length(summary)
     figure, axes = _new_axes(7.2, 3.8)
     axes.bar(edges[:-1], below, width=np.diff(edges), align="edge", color=MAIN)
     axes.bar(
@@ -73,13 +85,35 @@ def length_figure(summary: CorpusSummary) -> Figure:
     return figure
 
 
+def length_chart(summary: CorpusSummary) -> alt.LayerChart:
+    """Charts what `length_figure` draws; cells at the limit are the last bar."""
+    below, edges = _lengths(summary)
+    width = summary.max_length / _LENGTH_BINS
+    counts = np.append(below, summary.length_counts[summary.max_length])
+    median = _median_length(summary)
+    return charts.histogram(
+        counts, np.append(edges, edges[-1] + width), ("tokens in a cell", "cells"),
+        {f"median {median:,}": median},
+    )  # fmt: skip
+
+
+def _lengths(summary: CorpusSummary) -> tuple[np.ndarray, np.ndarray]:
+    """Cells in bins of lengths below the limit, and the edges of the bins."""
+    limit = summary.max_length
+    edges = np.unique(np.linspace(0, limit, _LENGTH_BINS + 1).round().astype(int))
+    return np.add.reduceat(summary.length_counts[:limit], edges[:-1]), edges
+
+
+def _median_length(summary: CorpusSummary) -> int:
+    counts = summary.length_counts
+    return int(np.searchsorted(np.cumsum(counts), counts.sum() / 2))
+
+
 def detection_figure(summary: CorpusSummary) -> Figure:
     """Draws the number of genes found in at least n cells, beside Genecorpus-30M."""
-    found = np.sort(summary.cells_per_gene[summary.cells_per_gene > 0])
-    cells, first = np.unique(found, return_index=True)
-    genes = len(found) - first
+    cells, genes = _detections(summary)
     # A short run-up to the first step, which would otherwise begin as a bare vertical line.
-    cells, genes = np.append(0.7, cells), np.append(len(found), genes)
+    cells, genes = np.append(0.7, cells), np.append(genes[:1], genes)
     figure, axes = _new_axes(7.2, 3.8)
     axes.step(cells, genes, where="pre", color=MAIN, lw=2, label="this corpus")
     axes.plot(
@@ -98,6 +132,24 @@ def detection_figure(summary: CorpusSummary) -> Figure:
     axes.set_axisbelow(True)
     axes.legend(frameon=False)
     return figure
+
+
+def detection_chart(summary: CorpusSummary) -> alt.LayerChart:
+    """Charts what `detection_figure` draws."""
+    cells, genes = _detections(summary)
+    kept = np.unique(np.linspace(0, len(cells) - 1, _POINTS).astype(int)) if len(cells) else []
+    ours = pd.DataFrame({"cells": cells[kept], "genes": genes[kept], "corpus": "this corpus"})
+    theirs = pd.DataFrame(_GENECORPUS_DETECTIONS.items(), columns=["cells", "genes"])
+    labels = {"genes": "genes found in at least that many cells"}
+    rows = pd.concat([ours, theirs.assign(corpus="Genecorpus-30M")])
+    return charts.lines(rows, "cells", "genes", "corpus", labels, log="x", points=True)
+
+
+def _detections(summary: CorpusSummary) -> tuple[np.ndarray, np.ndarray]:
+    """Numbers of cells, and of genes found in at least as many."""
+    found = np.sort(summary.cells_per_gene[summary.cells_per_gene > 0])
+    cells, first = np.unique(found, return_index=True)
+    return cells, len(found) - first
 
 
 def _wrapped(label: str) -> str:

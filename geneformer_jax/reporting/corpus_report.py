@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+import altair as alt
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
@@ -19,12 +20,13 @@ from geneformer_jax.reporting.html import Report
 
 REPORT, GENES, FIGURES = "report.html", "genes.parquet", "figures"
 
+GENECORPUS_CELLS = 27_406_217
 # Nature 2023, "Assembly of Genecorpus-30M"; the numbers of genes found in more than 100 and 1,000
 # cells come from the authors' notebook of gene detections.
 GENECORPUS_30M = {
     "files (datasets)": "561",
     "cells before quality control": "29,900,531",
-    "cells": "27,406,217",
+    "cells": f"{GENECORPUS_CELLS:,}",
     "cells that quality control left out": "8.3%",
     "cells fully covered by the context": "93% (of 2,048)",
     "genes found in any cell": "25,424",
@@ -34,7 +36,7 @@ GENECORPUS_30M = {
 }
 
 _SIDES = ("kept", "dropped")
-Show = Callable[[str, Figure, str], None]
+Show = Callable[[str, Figure, str, "alt.TopLevelMixin"], None]
 
 
 def write_corpus_report(
@@ -113,10 +115,16 @@ def _build_report(
         f"{store.vocabulary.hash[:12]}.",
     )
 
-    def show(name: str, figure: Figure, caption: str) -> None:
+    def show(name: str, figure: Figure, caption: str, chart: alt.TopLevelMixin) -> None:
         save_figure(figure, figures / name)
-        report.figure(figure, caption)
+        report.figure(figure, caption, chart)
 
+    lost = 1 - summary.cells / summary.cells_in_files
+    report.conclude(
+        f"{summary.cells:,} cells, where Geneformer was pretrained on {GENECORPUS_CELLS:,}; "
+        f"{lost:.1%} of the cells in the files were left out, and {_at_least(summary)}"
+        f"{summary.covered:.1%} of the others fit the context with all their genes."
+    )
     report.section("Beside Genecorpus-30M")
     report.table(comparison_table(summary), "This corpus beside the one of the paper.")
     _show_cells(report, show, summary)
@@ -129,21 +137,24 @@ def _show_cells(report: Report, show: Show, summary: CorpusSummary) -> None:
     report.section("Cells")
     sources = summary.sources.sort_values("cells", ascending=False, kind="stable")
     counts = pd.Series(sources["cells"].to_numpy(), [Path(path).name for path in sources["path"]])
-    show("cells_per_file", corpus_figures.bar_figure(counts), "Cells of each file.")
+    figure, chart = corpus_figures.bar_figure(counts), corpus_figures.bar_chart(counts)
+    show("cells_per_file", figure, "Cells of each file.", chart)
     headings = {"cells_in_file": "cells in file", "cells": "cells kept", "dropped": "left out"}
     report.table(sources.rename(columns=headings), "Cells of each file, in numbers.")
     for remark in summary.remarks:
         report.paragraph(f"{remark.replace('`', '')}.")
     for name, values in summary.groups.items():
         caption = f"Cells by {name}."
-        show(f"cells_per_{slug(name)}", corpus_figures.bar_figure(values), caption)
+        figure, chart = corpus_figures.bar_figure(values), corpus_figures.bar_chart(values)
+        show(f"cells_per_{slug(name)}", figure, caption, chart)
         table = pd.DataFrame({name: values.index, "cells": values.to_numpy()})
         table["percent of cells"] = 100 * table["cells"] / summary.cells
         report.table(table, f"Cells by {name}, in numbers.")
     report.section("Quality control")
     lost = pd.Series({"kept": summary.cells, **summary.dropped})
     caption = f"What became of the {summary.cells_in_files:,} cells in the files."
-    show("quality_control", corpus_figures.bar_figure(lost), caption)
+    figure, chart = corpus_figures.bar_figure(lost), corpus_figures.bar_chart(lost)
+    show("quality_control", figure, caption, chart)
     for warning in warnings_of(summary.by_label):
         report.paragraph(f"Warning: {warning}.")
     for name, labels in summary.by_label.items():
@@ -168,7 +179,8 @@ def _show_lengths(report: Report, show: Show, summary: CorpusSummary) -> None:
             "more that were cut off: this store does not know."
         )
     report.section("Lengths", text)
-    show("lengths", corpus_figures.length_figure(summary), "Cells by number of tokens.")
+    figure, chart = corpus_figures.length_figure(summary), corpus_figures.length_chart(summary)
+    show("lengths", figure, "Cells by number of tokens.", chart)
 
 
 def _show_genes(report: Report, show: Show, summary: CorpusSummary, genes: pd.DataFrame) -> None:
@@ -179,5 +191,12 @@ def _show_genes(report: Report, show: Show, summary: CorpusSummary, genes: pd.Da
         f"highest-ranked tokens. {missing:,} of {len(genes):,} genes are found in no cell.",
     )
     caption = "Genes found in at least that many cells."
-    show("genes_by_cells", corpus_figures.detection_figure(summary), caption)
-    report.table(genes, "Genes by the number of cells they are found in.", whole_in=GENES)
+    figure = corpus_figures.detection_figure(summary)
+    show("genes_by_cells", figure, caption, corpus_figures.detection_chart(summary))
+    report.table(
+        genes,
+        "Genes by the number of cells they are found in.",
+        whole_in=GENES,
+        name="genes",
+        words={"gene_id": "gene id", "symbol": "gene"},
+    )

@@ -180,7 +180,8 @@ class Report:
         known = {part["name"] for kind, part in self._parts if kind == "dataset"}
         for name, rows in spec.pop("datasets", {}).items():
             if name not in known:
-                columns = {column: [row[column] for row in rows] for column in rows[0]}
+                names = rows[0] if rows else ()
+                columns = {column: [row[column] for row in rows] for column in names}
                 self._parts.append(("dataset", {"name": name, "columns": columns}))
         return spec
 

@@ -149,6 +149,7 @@
       ? { orient: "bottom", columns: 1, labelLimit: width - 60,
           gradientDirection: "horizontal" } : {};
     const config = look();
+    if (width < 620) config.axis.labelLimit = width / 3;
     return { ...spec, config: { ...config, aria, legend: { ...config.legend, ...legend } } };
   }
 
@@ -224,7 +225,7 @@
 
   function asRows(columns) {
     const names = Object.keys(columns);
-    return columns[names[0]].map((_, row) =>
+    return (columns[names[0]] ?? []).map((_, row) =>
       Object.fromEntries(names.map(name => [name, columns[name][row]])));
   }
 

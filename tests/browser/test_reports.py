@@ -235,6 +235,12 @@ def test_hostile_names_are_text_wherever_they_are_shown(tmp_path, open_page):
     assert page.locator("img").count() == 1 and page.locator("script").count() == 4
 
 
+def test_a_figure_of_nothing_is_drawn(tmp_path, open_page):
+    table = edits(10).assign(**{SHIFT: np.nan})
+    write_statistics(tmp_path / "report.html", table)
+    see_all(open_page(tmp_path / "report.html"))
+
+
 def test_included_pages_work_like_pages_of_their_own(tmp_path, table, open_page):
     report = Report("Run", "A run.")
     report.slot()

@@ -69,9 +69,9 @@ def test_tables_figures_and_report_are_written(attend, model, toy_store, tmp_pat
     drawn = {path.stem for path in (folder / "figures").glob("*.png")}
     assert drawn == {"groups", "layers", "pairs", "preference_genes_vs_other_genes", "ranks"}
     page = html.unescape((folder / "report.html").read_text())
-    assert page.count("<img") == len(drawn)
+    assert page.count("<img width") == len(drawn)
     assert "20 % (5 of 24)" not in page, "the paper speaks of transcription factors"
-    assert all(f"<p>{line[0].upper()}{line[1:]}.</p>" in page for line in answers(found))
+    assert all(f">{line[0].upper()}{line[1:]}.</p>" in page for line in answers(found))
     files = sorted(path.name for path in folder.iterdir() if path.name != "report.html")
     assert_files_are_linked(Page(page), folder, files)
     assert json.loads((folder / "provenance.json").read_text())["counts"]["cells"] == 40

@@ -85,12 +85,12 @@ def test_a_run_answers_first_on_its_own_page(perturb, tmp_path):
     page = (tmp_path / "out" / "report.html").read_text()
     parts = [
         "In silico perturbation",
-        "no gene can be compared with genes of like rank",
-        "N_Detections",
+        "No gene can be compared with genes of like rank",
         "<img",
+        ">cells</th>",
         "Can this be believed?",
         "What the columns say",
-        "cells in which the edit was made: read nothing from a few",
+        ">cells in which the edit was made: read nothing from a few<",
         "cell_cosine",
         "How this came to be",
     ]

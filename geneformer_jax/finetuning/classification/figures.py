@@ -4,23 +4,32 @@ import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import altair as alt
 import matplotlib.axes
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from geneformer_jax.finetuning.classification.metrics import FALSE_POSITIVE_RATES, Roc
+from geneformer_jax.finetuning.classification.metrics import (
+    FALSE_POSITIVE_RATES,
+    Roc,
+    precision_recall,
+)
 from geneformer_jax.finetuning.classification.predictions import PROBABILITY, classes_of
+from geneformer_jax.reporting import charts
 from geneformer_jax.reporting.figures import PALETTE, SEQUENTIAL, STYLE, new_figure
 
 _DASHES = ("-", "--", ":", "-.")
 _CHANCE = {"color": "#8a8a8a", "lw": 1, "ls": (0, (2, 3)), "zorder": 0}
 _MOST_WRITTEN = 14
-_SIDES = {
+SIDES = {
     "loss": ("training", {"lw": 1, "alpha": 0.7, "marker": ".", "ms": 3}),
     "held_out_loss": ("validation", {"lw": 2.2, "marker": "o", "ms": 5}),
 }
+_CHANCE_NAME = "by chance"
+# As many points as can be told apart on a line.
+_POINTS = 150
 _PROBABILITY_BINS = np.linspace(0, 1, 41)
 
 
@@ -71,7 +80,7 @@ def loss_figure(
         figure = new_figure(7.2, 4.2)
         axes = figure.add_subplot()
         for (fold, rows), (_, colour) in zip(metrics.items(), _lines(), strict=False):
-            for key, (side, look) in _SIDES.items():
+            for key, (side, look) in SIDES.items():
                 line = [(row["step"], row[key]) for row in rows if key in row]
                 if line:
                     label = f"{fold.replace('_', ' ')}, {side}"
@@ -214,6 +223,80 @@ def calibration_figure(curves: Mapping[str, pd.DataFrame], title: str = "") -> F
         )
         _legend(axes, "method (size: fraction of rows)")
     return figure
+
+
+def roc_chart(rocs: Mapping[str, Roc]) -> alt.LayerChart:
+    """Charts the mean ROC curve of each method."""
+    parts = [
+        pd.DataFrame({"x": FALSE_POSITIVE_RATES, "y": roc.mean_curve,
+                      "method": f"{name}: {roc.auc:.2f}"})
+        for name, roc in rocs.items()
+    ]  # fmt: skip
+    parts.append(pd.DataFrame({"x": [0, 1], "y": [0, 1], "method": _CHANCE_NAME}))
+    labels = {"x": "false positive rate", "y": "true positive rate", "method": "AUC"}
+    return charts.lines(pd.concat(parts), "x", "y", "method", labels, dashed=[_CHANCE_NAME])
+
+
+def precision_recall_chart(
+    predictions: Mapping[str, pd.DataFrame], classes: Sequence[str]
+) -> alt.LayerChart:
+    """Charts precision against recall of each method, for the class that the reader picks.
+
+    Args:
+      predictions: method -> its predictions.
+      classes: in the order of the choice.
+    """
+    parts = []
+    for name in classes:
+        for method, each in predictions.items():
+            precision, recall = precision_recall(each, name)
+            kept = np.unique(np.linspace(0, len(recall) - 1, _POINTS).astype(int))
+            parts.append(pd.DataFrame({"recall": recall[kept], "precision": precision[kept],
+                                       "method": method, "class": name}))  # fmt: skip
+        fraction = float((next(iter(predictions.values()))["label"].astype(str) == name).mean())
+        parts.append(pd.DataFrame({"recall": [0, 1], "precision": fraction, "method": _CHANCE_NAME,
+                                   "class": name}))  # fmt: skip
+    return charts.lines(
+        pd.concat(parts), "recall", "precision", "method", {}, choice="class", dashed=[_CHANCE_NAME]
+    )
+
+
+def confusion_chart(matrix: pd.DataFrame) -> alt.LayerChart:
+    """Charts a confusion matrix: colour is the fraction of each true class, texts are counts."""
+    fractions = matrix.div(matrix.sum(axis=1).clip(lower=1), axis=0)
+    names = ["true class", "predicted class"]
+    cells = pd.DataFrame({"fraction": fractions.stack(), "count": matrix.stack()})
+    cells = cells.rename_axis(names).reset_index()
+    cells["words"] = cells["count"].map("{:,}".format)
+    return charts.heat_map(
+        cells, (names[1], names[0]), "fraction", {"fraction": "fraction of the true class"},
+        further=["count"], text="words",
+    )  # fmt: skip
+
+
+def calibration_chart(curves: Mapping[str, pd.DataFrame]) -> alt.LayerChart:
+    """Charts accuracy against probability of the predicted class, from `calibration_curve`s."""
+    parts = [curve.assign(method=name) for name, curve in curves.items()]
+    parts.append(pd.DataFrame({"confidence": [0, 1], "accuracy": [0, 1], "method": "right"}))
+    labels = {"confidence": "probability of the predicted class", "accuracy": "accuracy"}
+    return charts.lines(
+        pd.concat(parts), "confidence", "accuracy", "method", labels, dashed=["right"], points=True
+    )
+
+
+def loss_chart(metrics: Mapping[str, Sequence[Mapping[str, Any]]]) -> alt.LayerChart | None:
+    """Charts loss against steps, of folds and their sides; None without any. See `loss_figure`."""
+    lines = [
+        {"step": row["step"], "loss": row[key], "line": f"{fold.replace('_', ' ')}, {side}"}
+        for fold, rows in metrics.items()
+        for key, (side, _) in SIDES.items()
+        for row in rows
+        if key in row
+    ]
+    if not lines:
+        return None
+    labels = {"step": "training step", "loss": "loss (nats)"}
+    return charts.lines(pd.DataFrame(lines), "step", "loss", "line", labels)
 
 
 def _lines() -> itertools.product:

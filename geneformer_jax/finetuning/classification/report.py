@@ -13,11 +13,16 @@ from geneformer_jax.common.provenance import RESULTS_TABLE, describe_run, write_
 from geneformer_jax.finetuning.classification.baselines import COMMONEST, SVM
 from geneformer_jax.finetuning.classification.config import GENE
 from geneformer_jax.finetuning.classification.figures import (
+    calibration_chart,
     calibration_figure,
+    confusion_chart,
     confusion_figure,
+    loss_chart,
     loss_figure,
+    precision_recall_chart,
     precision_recall_figure,
     probability_figure,
+    roc_chart,
     roc_figure,
 )
 from geneformer_jax.finetuning.classification.folder import SPLIT, TaskFolder
@@ -44,6 +49,19 @@ LEARN_LONGER = (
 )
 REPORT, LOSS = "report.html", "loss"
 PUBLISHED = "published (not ours)"
+_HEADINGS = {
+    "auc": "AUC",
+    "auc_sd": "AUC, deviation",
+    "auc_plain": "AUC, plain",
+    "auc_plain_sd": "AUC, plain, deviation",
+    "auc_plain_low": "AUC, plain, from",
+    "auc_plain_high": "to (AUC, plain)",
+    "macro_f1": "macro F1",
+    "macro_f1_low": "macro F1 from",
+    "macro_f1_high": "to (macro F1)",
+    "accuracy_low": "accuracy from",
+    "accuracy_high": "to (accuracy)",
+}
 _MEASURES = (
     "auc",
     "auc_sd",
@@ -219,23 +237,31 @@ def _add_losses(report: Report, folder: TaskFolder, task: ClassificationTask, na
     chance = None if task.unit == GENE else float(-(frequencies * np.log(frequencies)).sum())
     figure = loss_figure(metrics, chance)
     save_figure(figure, folder.path / LOSS)
-    report.figure(
-        figure,
-        f"Loss of {name}, in nats: thin lines on the cells it learns from, thick ones on the "
-        "validation side, where there is one.",
+    caption = (
+        f"Loss of {name}, in nats, on the cells it learns from and on the validation side, where "
+        "there is one."
     )
+    report.figure(figure, caption, loss_chart(metrics))
 
 
 def _add_tables(report: Report, answer: str, results: pd.DataFrame, controls: pd.DataFrame) -> None:
-    report.section("Verdict", f"{answer}.")
-    report.section(
-        "Results",
+    report.conclude(f"{answer[0].upper()}{answer[1:]}.".replace("`", ""))
+    explained = (
         "AUC: mean over folds as the original weighs them (by the points of their ROC curves), "
-        "with the weighted standard deviation; auc_plain: all folds alike. Intervals: 95 %, "
-        f"bootstrap over genes, donors or cells. The column '{PUBLISHED}' repeats what was "
-        "published with the paper's weights and cells; it was not measured here.",
+        "with the weighted standard deviation; plain: all folds alike. Intervals: 95 %, "
+        "bootstrap over genes, donors or cells."
     )
-    report.table(results, "Every method on the same folds.", RESULTS_TABLE)
+    if results[PUBLISHED].astype(bool).any():
+        explained += (
+            f" The column '{PUBLISHED}' repeats what was published with the paper's weights and "
+            "cells; it was not measured here."
+        )
+    else:
+        results = results.drop(columns=PUBLISHED)
+    report.section("Results", explained)
+    report.table(
+        results, "Every method on the same folds.", RESULTS_TABLE, name="results", words=_HEADINGS
+    )
     if len(controls):
         report.section(
             "Controls",
@@ -260,27 +286,40 @@ def _add_figures(
         if not method.startswith(SVM)
     }
     rocs = {method: fold_roc(each) for method, each in predictions.items()}
+    curve = f"Precision and recall of one class against all others, all folds together: {second}"
+    if len(task.classes) > 2:
+        curve += ", of many; pick any other above the figure"
+    matrix = confusion(detail)
+    others = [name for name in task.classes if name != second]
     figures = {
-        "roc": (roc_figure(rocs, task.name), f"ROC; thin lines: the folds of {first}."),
+        "roc": (
+            roc_figure(rocs, task.name),
+            "ROC, mean over folds.",
+            roc_chart(rocs),
+        ),
         "precision_recall": (
             precision_recall_figure(curves, fraction, f"{task.name}: {second}"),
-            f"Precision and recall of class {second}, all folds together.",
+            f"{curve}.",
+            precision_recall_chart(predictions, [second, *others]),
         ),
         "confusion": (
-            confusion_figure(confusion(detail), f"{task.name}: {first}"),
+            confusion_figure(matrix, f"{task.name}: {first}"),
             f"Predictions of {first}.",
+            confusion_chart(matrix),
         ),
         "probabilities": (
             probability_figure(detail, f"{task.name}: {first}"),
             f"How {first} distributes its probabilities.",
+            None,
         ),
         "calibration": (
             calibration_figure(calibrations, task.name),
             "Calibration: on the diagonal, probabilities are right as often as they state.",
+            calibration_chart(calibrations),
         ),
     }
     report.section("Figures")
-    for name, (figure, caption) in figures.items():
+    for name, (figure, caption, chart) in figures.items():
         save_figure(figure, path / name)
-        report.figure(figure, caption)
-    report.table(class_table(detail), f"Classes, as {first} predicts them.")
+        report.figure(figure, caption, chart)
+    report.table(class_table(detail), f"Classes, as {first} predicts them.", name="classes")

@@ -1,7 +1,8 @@
 """Figures of a validation: scores beside their controls, and each perturbation's direction."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
+import altair as alt
 import matplotlib
 import numpy as np
 import pandas as pd
@@ -13,6 +14,7 @@ from geneformer_jax.perturbation.validation.scoring.compare import (
     PREDICTION,
     SPLIT_HALF,
 )
+from geneformer_jax.reporting import charts
 from geneformer_jax.reporting.figures import MAIN, MISSING_COLOUR, STRONG, STYLE, new_figure
 
 _LOOKS = {
@@ -54,6 +56,26 @@ def scores_figure(
         axes.set(xlabel="score (higher is better)")
         axes.legend(loc="lower center", bbox_to_anchor=(0.3, 1.0), ncols=2)
     return figure
+
+
+def scores_chart(
+    scores: pd.DataFrame, asked: Sequence[str], names: Mapping[str, str]
+) -> alt.LayerChart:
+    """Charts the mean score of each source for some metrics; see `scores_figure`."""
+    shown = scores[scores["protocol"].isin(asked)]
+    means = shown.groupby(["protocol", "source"], sort=False)["value"].mean().reset_index()
+    means["source"] = means["source"].map(names)
+    label = "mean score (higher is better)"
+    return charts.dots(means, "value", "protocol", label, series="source")
+
+
+def directions_chart(perturbations: pd.DataFrame) -> alt.LayerChart:
+    """Charts what `directions_figure` draws; the points' keys are perturbations."""
+    words = {"split_half_cosine": "cosine of the measured shifts of two halves",
+             "cosine": "cosine of predicted and measured shift"}  # fmt: skip
+    return charts.scatter(
+        perturbations, *words, words, key="perturbation", name="symbol", same=True
+    )
 
 
 def directions_figure(perturbations: pd.DataFrame) -> Figure:

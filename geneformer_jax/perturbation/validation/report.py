@@ -8,7 +8,12 @@ import pandas as pd
 
 from geneformer_jax.perturbation.layout import REPORT
 from geneformer_jax.perturbation.validation.api import Validation
-from geneformer_jax.perturbation.validation.figures import directions_figure, scores_figure
+from geneformer_jax.perturbation.validation.figures import (
+    directions_chart,
+    directions_figure,
+    scores_chart,
+    scores_figure,
+)
 from geneformer_jax.perturbation.validation.scoring.calibration import NEGATIVES
 from geneformer_jax.perturbation.validation.scoring.compare import (
     CORRELATION,
@@ -43,6 +48,7 @@ _MEANINGS = {
     "control). Undefined where the second half is not for sure above the negative control. Above "
     "1, a prediction without noise beats half of the cells.",
 }
+_PERTURBATIONS = "perturbations"
 _SHORT = {
     PREDICTION: "prediction",
     LIKE_RANK: "like rank",
@@ -78,8 +84,14 @@ def draw(validation: Validation) -> list[Drawing]:
     figure = scores_figure(validation.scores, dict(zip(ASKED, ASKED, strict=True)), NAMES)
     directions = directions_figure(validation.perturbations)
     return [
-        Drawing("scores", figure, about_scores),
-        Drawing("directions", directions, about_directions),
+        Drawing("scores", figure, about_scores, scores_chart(validation.scores, ASKED, NAMES)),
+        Drawing(
+            "directions",
+            directions,
+            about_directions,
+            directions_chart(validation.perturbations),
+            _PERTURBATIONS,
+        ),
     ]
 
 
@@ -107,7 +119,8 @@ def write_report(
         f"({counts['edit']}) of {counts['edited_cells']:,} of these, hidden layer "
         f"{counts['hidden_layer']} of {counts['checkpoint']}.",
     )
-    report.section("In short", f"{validation.verdict[0]}.")
+    report.conclude(f"{validation.verdict[0]}.")
+    report.section("Scores")
     caption = (
         "Means over perturbations, and differences with intervals of 95 % over them. Like rank: "
         "genes of like rank edited in place of the perturbed one. Mean: of the measured "
@@ -116,7 +129,7 @@ def write_report(
     )
     report.table(_readable(validation.summary), caption, "summary.csv")
     for drawing in drawings:
-        report.figure(drawing.figure, drawing.caption)
+        report.draw(drawing)
     for line in validation.verdict[1:]:
         report.paragraph(f"{line}.")
     _add_perturbations(report, validation.perturbations)
@@ -153,7 +166,13 @@ def _add_perturbations(report: Report, table: pd.DataFrame) -> None:
                    "gene in sight of the model. Mean rank: there, from 0 (first) to 1. Changed "
                    "genes: expressed differently, mean of two halves.")  # fmt: skip
     shown = table.sort_values("cosine", ascending=False)[list(_COLUMNS)].rename(columns=_COLUMNS)
-    report.table(shown, "By the cosine of predicted and measured shift.", "perturbations.csv")
+    report.table(
+        shown,
+        "By the cosine of predicted and measured shift.",
+        "perturbations.csv",
+        name=_PERTURBATIONS,
+        key=_COLUMNS["perturbation"],
+    )
 
 
 def _add_left_out(report: Report, left_out: pd.DataFrame) -> None:

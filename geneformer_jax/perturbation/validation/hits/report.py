@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import altair as alt
 import matplotlib
 import numpy as np
 import pandas as pd
@@ -16,6 +17,7 @@ from geneformer_jax.common.provenance import describe_run, write_provenance
 from geneformer_jax.common.workdir import as_json, is_finished
 from geneformer_jax.perturbation.layout import REPORT
 from geneformer_jax.perturbation.validation.hits.api import HitValidation, validate_hits
+from geneformer_jax.reporting import charts
 from geneformer_jax.reporting.figures import MAIN, STRONG, STYLE, new_figure, save_figure
 from geneformer_jax.reporting.html import Report
 
@@ -84,7 +86,8 @@ def _write_files(folder: Path, found: HitValidation, provenance: Mapping[str, An
     files += [path.name for path in save_figure(figure, folder / "curves")]
     write_provenance(folder, provenance)
     report = Report("Predicted genes beside the hits of a screen", f"{found.verdict[1]}.")
-    report.section("In short", f"{found.verdict[0]}.")
+    report.conclude(f"{found.verdict[0]}.")
+    report.section("Scores")
     caption = (
         "Each metric of the prediction, and its mean and 95 % when hits are dealt out anew among "
         "genes of like rank, which is what must be beaten; pval: one-sided, from these draws; drf: "
@@ -94,18 +97,39 @@ def _write_files(folder: Path, found: HitValidation, provenance: Mapping[str, An
     report.table(found.metrics.rename(columns=_HEADINGS), caption, "metrics.csv")
     report.figure(figure, "Left: hits found against others taken for hits, as more genes are "
                   "called. Right: fraction of the called that are hits. Dashed: by chance. The "
-                  "point: the genes that the statistic calls.")  # fmt: skip
+                  "point: the genes that the statistic calls.",
+                  curves_chart(found.genes))  # fmt: skip
     for line in found.verdict[2:]:
         report.paragraph(f"{line}.")
     report.section("Genes", "")
     shown = found.genes.sort_values("score", ascending=False)
-    report.table(shown, "By the score of the statistic.", "genes.csv")
+    report.table(shown, "By the score of the statistic.", "genes.csv", name="genes")
     report.section("What the numbers mean")
     meanings = pd.DataFrame(_MEANINGS.items(), columns=["metric", "meaning"])
     report.table(meanings, "Metrics.")
     report.files(files)
     report.provenance(provenance)
     report.write(folder / REPORT)
+
+
+def curves_chart(genes: pd.DataFrame) -> alt.LayerChart:
+    """Charts the curves of `curves_figure`, one of them at a time."""
+    hits, scores = genes["hit"].to_numpy(bool), genes["score"].to_numpy()
+    false, true, _ = roc_curve(hits, scores)
+    precision, recall, _ = precision_recall_curve(hits, scores)
+    curves = {
+        "ROC: sensitivity by 1 - specificity": ((false, true), ((0, 1), (0, 1))),
+        "PPV by sensitivity": ((recall[:-1], precision[:-1]), ((0, 1), (hits.mean(),) * 2)),
+    }
+    parts = [
+        pd.DataFrame({"x": x, "y": y, "line": line, "curve": name})
+        for name, both in curves.items()
+        for line, (x, y) in zip(("statistic", "by chance"), both, strict=True)
+    ]
+    labels = {"x": "", "y": ""}
+    return charts.lines(
+        pd.concat(parts), "x", "y", "line", labels, choice="curve", dashed=["by chance"]
+    )
 
 
 def curves_figure(genes: pd.DataFrame) -> Figure:
