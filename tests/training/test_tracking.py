@@ -11,9 +11,10 @@ import pytest
 from geneformer_jax.common.errors import InputError
 from geneformer_jax.finetuning.loop import finetune_folds
 from geneformer_jax.training.api import pretrain
+from geneformer_jax.training.config import PretrainConfig
 from geneformer_jax.training.run import prepare_run
 from geneformer_jax.training.telemetry import HELD_OUT, METRICS, read_metrics
-from geneformer_jax.training.tracking.tracker import TRACKING
+from geneformer_jax.training.tracking.tracker import TRACKING, open_tracker
 from tests.helpers.labelled_tasks import ToyTask
 from tests.helpers.labelled_tasks import config_of as finetune_config_of
 from tests.helpers.pretrain_runs import CONFIG, config_of, start_pretraining, wait_for
@@ -31,6 +32,17 @@ def test_a_tracker_that_is_not_installed_is_told_before_long_work(toy_store, mon
 def test_only_known_trackers_are_taken(toy_store):
     with pytest.raises(InputError, match=r"`config.track` is 'comet'; choose one of wandb, mlflow"):
         config_of(toy_store, track="comet")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("tracker", "variable"), [("wandb", "WANDB_MODE"), ("mlflow", "MLFLOW_TRACKING_URI")]
+)
+def test_what_a_tracker_refuses_is_told_in_a_line(tmp_path, monkeypatch, tracker, variable):
+    pytest.importorskip(tracker, reason='pip install "geneformer_jax[track]"')
+    monkeypatch.setenv(variable, "nonsense://nowhere")
+    with pytest.raises(InputError, match=rf"`config.track`={tracker} cannot begin \(.*; mend"):
+        open_tracker(tracker, tmp_path, PretrainConfig({}))
 
 
 def logged(workdir: Path) -> dict[tuple[str, int], float]:

@@ -7,9 +7,11 @@ from collections.abc import Mapping
 
 from mlflow import MlflowClient
 from mlflow.entities import Metric, Param, Run
+from mlflow.exceptions import MlflowException
 
 from geneformer_jax.training.tracking.tracker import PROJECT, TrackedRun
 
+REFUSALS = (MlflowException,)
 _DATABASE = "mlflow.db"
 _ID_TAG = "geneformer_jax.run_id"
 # MLflow takes no more in one call.

@@ -1,7 +1,7 @@
 """Which tracker a run asks for, and where its metrics go; each tracker has a module of its own."""
 
 import dataclasses
-import importlib
+import importlib.util
 import secrets
 from collections.abc import Mapping
 from pathlib import Path
@@ -74,6 +74,9 @@ def open_tracker(name: str, workdir: Path, config: object) -> Tracker | None:
       workdir: folder of the run. Its folder tracking/ holds the id of the run, and, unless the
         tracker's own environment variables say otherwise, the records: nothing is sent anywhere.
       config: a dataclass, the configuration of the run.
+
+    Raises:
+      InputError: the tracker is not installed, or refuses the run.
     """
     if not name:
         return None
@@ -82,7 +85,14 @@ def open_tracker(name: str, workdir: Path, config: object) -> Tracker | None:
     settings = traverse_util.flatten_dict(dataclasses.asdict(config), sep=".")
     run = TrackedRun(_run_id(folder), str(workdir), folder, settings)
     module = importlib.import_module(f"{__package__}.{_MODULES[name][0]}")
-    return module.open_run(run)
+    try:
+        return module.open_run(run)
+    except module.REFUSALS as error:
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(
+            f"`config.track`={name} cannot begin ({reason}); mend its environment variables, or "
+            "leave it out"
+        ) from error
 
 
 def _run_id(folder: Path) -> str:

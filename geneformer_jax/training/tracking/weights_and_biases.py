@@ -9,6 +9,9 @@ import wandb
 from geneformer_jax.common.files import remove
 from geneformer_jax.training.tracking.tracker import PROJECT, TrackedRun
 
+# Settings that cannot be are a ValueError.
+REFUSALS = (wandb.Error, ValueError)
+
 
 class WandbRun:
     """A run that is kept on this machine, or with WANDB_MODE=online sent on as it is made."""
