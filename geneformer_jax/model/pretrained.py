@@ -260,7 +260,7 @@ def load_model(path: Path | str, quantize: str | None = None) -> PretrainedModel
             abstract_weights(config, head, _BARE in meta),
         )
         if quantize:
-            arrays = _read_one_by_one(checkpoint, abstract)
+            arrays = _arrays_of(checkpoint, abstract)
             params, quantization = quantized_params(arrays, quantize)
         else:
             params = ocp.load_checkpointables(checkpoint, {"params": abstract})["params"]
@@ -280,15 +280,20 @@ def load_model(path: Path | str, quantize: str | None = None) -> PretrainedModel
     )
 
 
-def _read_one_by_one(checkpoint: Path, abstract: Params) -> Iterator[StackedArray]:
-    """Yields the arrays of a checkpoint, none of which is kept here."""
+def _arrays_of(checkpoint: Path, abstract: Params) -> Iterator[StackedArray]:
+    """Yields the arrays of a checkpoint, sorted by their paths, each read when it is asked for."""
+    for path, leaf in sorted(traverse_util.flatten_dict(abstract).items()):
+        yield StackedArray(path, leaf.shape, _read_array(checkpoint, path, leaf))
+
+
+def _read_array(checkpoint: Path, path: tuple[str, ...], leaf: Any) -> Iterator[jax.Array]:
+    # A generator, which keeps no array that its user has done with.
     context = ocp.Context()
     context.pytree.loading.partial_load = True
-    for path, leaf in sorted(traverse_util.flatten_dict(abstract).items()):
-        wanted = {"params": traverse_util.unflatten_dict({path: leaf})}
-        with context:
-            found = ocp.load_checkpointables(checkpoint, wanted)["params"]
-        yield StackedArray(path, leaf.shape, iter(jax.tree.leaves(found)))
+    wanted = {"params": traverse_util.unflatten_dict({path: leaf})}
+    with context:
+        found = ocp.load_checkpointables(checkpoint, wanted)["params"]
+    yield from jax.tree.leaves(found)
 
 
 def quantized_params(arrays: Iterable[StackedArray], kind: str) -> tuple[Params, Quantization]:

@@ -106,7 +106,7 @@ def quantize_rows(
     step = max(1, _AT_A_TIME // size)
     made = [
         jax.device_get(_quantized(part[start : start + step].reshape(-1, size), codes))
-        for part in rows
+        for part in map(np.asarray, rows)
         for start in range(0, len(part), step)
     ]
     joined = (jnp.asarray(np.concatenate(each)) for each in zip(*made, strict=True))
