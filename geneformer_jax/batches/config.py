@@ -1,4 +1,4 @@
-"""How cells form batches, and which of their genes are masked: typed and checked."""
+"""How cells form batches and views, and which of their genes are masked: typed and checked."""
 
 import dataclasses
 
@@ -76,3 +76,22 @@ class MaskingConfig:
             self.mask_fraction,
             f"with masking.random_fraction {self.random_fraction} it must be at most 1",
         )
+
+
+@dataclasses.dataclass(frozen=True)
+class ViewConfig:
+    """How much of a cell each of its two views has; see batches.views.
+
+    Attributes:
+      keep_least: smallest fraction of the genes.
+      keep_most: largest fraction.
+    """
+
+    keep_least: float = 0.35
+    keep_most: float = 0.65
+
+    def __post_init__(self):
+        name, value = "objective.views.keep_least", self.keep_least
+        require(0 < value <= 1, name, value, "above 0 and at most 1")
+        name, value = "objective.views.keep_most", self.keep_most
+        require(self.keep_least <= value <= 1, name, value, f"from {self.keep_least} to 1")

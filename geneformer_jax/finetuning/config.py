@@ -225,6 +225,8 @@ class FinetuneConfig:
         require(self.steps >= 0, "steps", self.steps, "0 (count epochs) or more")
         require(self.steps or self.epochs >= 1, "epochs", self.epochs, "at least 1")
         require(self.seed >= 0, "seed", self.seed, "it must not be negative")
+        name = self.optimizer.name
+        require(name == "adamw", "optimizer.name", name, "fine-tuning has adamw only")
         require(self.log_every_steps >= 1, "log_every_steps", self.log_every_steps, "at least 1")
         check_tracker(self.track)
 

@@ -32,7 +32,7 @@ from geneformer_jax.model.pretrained import abstract_weights
 from geneformer_jax.model.runtime import Runtime, make_runtime
 from geneformer_jax.model.sharding import BATCH, make_mesh, shardings
 from geneformer_jax.training.config import OptimizerConfig
-from geneformer_jax.training.objectives import LossSums
+from geneformer_jax.training.objectives.masked_genes import LossSums
 from geneformer_jax.training.optimizer import decayed, rate_fraction, warmup_steps
 from geneformer_jax.training.run import batch_shard
 from geneformer_jax.training.state import (
@@ -41,6 +41,7 @@ from geneformer_jax.training.state import (
     abstract_state,
     init_state,
     jit_train_step,
+    split_rows,
 )
 
 
@@ -94,7 +95,7 @@ def tuned_adamw(
 
     def update(updates: Any, state: Any, params: Any) -> tuple[Any, Any]:
         rate = hyperparams.learning_rate * rate_fraction(
-            config.schedule, hyperparams.warmup, hyperparams.steps, state.count
+            config, hyperparams.warmup, hyperparams.steps, state.count
         )
         updates = jax.tree.map(
             lambda update, param, factor, decays: (
@@ -140,15 +141,11 @@ class StepSpec:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class FinetuneRecipe:
-    """The recipe of a step, see training.state; `constants` are None where only shapes matter.
-
-    Nothing is masked.
-    """
+    """The recipe of a step, see training.state; `constants` are None where only shapes matter."""
 
     spec: StepSpec
     runtime: Runtime
     constants: Constants | None = None
-    masking: None = None
 
     @property
     def micro_batches(self) -> int:
@@ -183,12 +180,32 @@ class FinetuneRecipe:
             lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), abstract_split(self.spec)[0]
         )
 
+    def prepare(self, batch: LabelledBatch, step: jax.Array) -> LabelledBatch:
+        """Returns the batch itself: nothing is masked."""
+        return batch
+
+    def tokens(self, batch: LabelledBatch) -> tuple[jax.Array, int]:
+        """Returns the real tokens of a batch, and all with padding."""
+        return batch.lengths_B.sum(), batch.tokens_BT.size
+
+    def split(self, batch: LabelledBatch, k: int) -> LabelledBatch:
+        """Returns k parts of a batch."""
+        return split_rows(batch, k)
+
+    def together(self, trainable: Params, parts: LabelledBatch, keys: jax.Array) -> None:
+        """Returns nothing: the labels of one part say nothing of those of another."""
+
     def size(self, batch: LabelledBatch) -> tuple[jax.Array, jax.Array]:
         """Returns (weight of each task's targets [K], number of targets) of a whole batch."""
         return task_totals(batch), (batch.weights > 0).sum().astype(jnp.float32)
 
     def loss(
-        self, trainable: Params, part: LabelledBatch, size: Any, key: jax.Array
+        self,
+        trainable: Params,
+        part: LabelledBatch,
+        size: Any,
+        key: jax.Array,
+        together: None = None,
     ) -> tuple[jax.Array, LossSums]:
         """Returns what a part adds to the mean loss of its batch, and its sums."""
         params = join_weights(trainable, self.constants.frozen, self.spec.tuning)

@@ -56,6 +56,8 @@ _LOGICAL_AXES = (
     (r"(cell|gene)_classifier/(pooler|scores|classifier)/kernel", ("width", None)),
     (r"(cell|gene)_classifier/(pooler|classifier)/bias", (None,)),
     *((f"(cell|gene)_classifier/extra_layer/{name}", axes) for name, axes in _BLOCK_AXES),
+    # Muon keeps the coefficients of its iteration beside its moments.
+    (r"ns_coeffs", (None,)),
 )
 _MESH_AXES = {
     "vocabulary": "tensor",

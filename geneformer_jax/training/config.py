@@ -1,17 +1,19 @@
 """The configuration of a pretraining run: typed, checked, filled from an ml_collections file."""
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from typing import Any
 
 from ml_collections import ConfigDict
 
-from geneformer_jax.batches.config import DataConfig, MaskingConfig
+from geneformer_jax.batches.config import DataConfig, MaskingConfig, ViewConfig
 from geneformer_jax.common.config import fill, keys_of, one_of, require
 from geneformer_jax.common.errors import InputError
 from geneformer_jax.model.config import EncoderConfig, MeshConfig, RuntimeConfig, preset
 
-SCHEDULES = ("linear", "cosine", "constant")
+OPTIMIZERS = ("adamw", "muon")
+SCHEDULES = ("linear", "cosine", "constant", "stable_decay")
 TRACKERS = ("wandb", "mlflow")
 
 
@@ -69,11 +71,16 @@ class EvaluationConfig:
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig:
-    """AdamW and its learning rate schedule, in the original's terms.
+    """The optimizer and its learning rate schedule; AdamW in the original's terms by default.
 
     Attributes:
+      name: adamw; or muon, which orthogonalises the updates of the layers' matrices (Jordan et al.,
+        2024) and leaves embeddings, biases and norms to AdamW. Its updates are scaled to the size
+        that AdamW's have (Liu et al., 2025), so that both want about the same learning rate.
       learning_rate: peak.
-      schedule: after warmup: linear or half-cosine to 0, or constant.
+      schedule: after warmup: linear or half-cosine to 0; constant; or stable_decay, which is
+        constant and at last linear to 0.
+      decay_ratio: steps of that last part, as a fraction of all.
       warmup_steps: steps of linear warmup from 0.
       warmup_ratio: warmup as a fraction of all steps, rounded up; used where warmup_steps is 0.
       weight_decay: decoupled; not applied to biases and layer norms.
@@ -81,8 +88,10 @@ class OptimizerConfig:
       clip_norm: largest global gradient norm; 0 switches clipping off.
     """
 
+    name: str = "adamw"
     learning_rate: float = 1e-3
     schedule: str = "linear"
+    decay_ratio: float = 0.2
     warmup_steps: int = 10_000
     warmup_ratio: float = 0.0
     weight_decay: float = 0.001
@@ -92,7 +101,9 @@ class OptimizerConfig:
     clip_norm: float = 1.0
 
     def __post_init__(self):
+        one_of("optimizer.name", self.name, OPTIMIZERS)
         one_of("optimizer.schedule", self.schedule, SCHEDULES)
+        require(0 < self.decay_ratio <= 1, "optimizer.decay_ratio", self.decay_ratio, "in (0, 1]")
         require(
             self.learning_rate > 0, "optimizer.learning_rate", self.learning_rate, "it must be > 0"
         )
@@ -102,6 +113,32 @@ class OptimizerConfig:
         for name in ("warmup_steps", "weight_decay", "clip_norm"):
             value = getattr(self, name)
             require(value >= 0, f"optimizer.{name}", value, "it must not be negative")
+
+
+@dataclasses.dataclass(frozen=True)
+class ObjectiveConfig:
+    """What is learnt beside masked genes: by default nothing, as in the original.
+
+    Attributes:
+      contrastive: weight of a second loss, in nats a cell, beside that of masked genes: two views
+        of each cell, random parts of its genes, are embedded too, and the mean of one is to be
+        nearer to that of the other than to those of the batch's other cells (InfoNCE); 0 for none.
+      temperature: by which cosines are divided.
+      hidden_layer: whose genes' mean is compared: 0 the last, -1 the one below.
+      views: how much of a cell a view has.
+    """
+
+    contrastive: float = 0.0
+    temperature: float = 0.1
+    hidden_layer: int = -1
+    views: ViewConfig = ViewConfig()
+
+    def __post_init__(self):
+        name = "objective.contrastive"
+        require(0 <= self.contrastive < math.inf, name, self.contrastive, "0 (off) or more")
+        name = "objective.temperature"
+        require(0 < self.temperature < math.inf, name, self.temperature, "above 0, such as 0.1")
+        require(self.hidden_layer <= 0, "objective.hidden_layer", self.hidden_layer, "0 or below")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -141,6 +178,7 @@ class PretrainConfig:
     initial: str = ""
     data: DataConfig = DataConfig()
     masking: MaskingConfig = MaskingConfig()
+    objective: ObjectiveConfig = ObjectiveConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     mesh: MeshConfig = MeshConfig()
     runtime: RuntimeConfig = RuntimeConfig()
@@ -159,6 +197,11 @@ class PretrainConfig:
         require(self.seed >= 0, "seed", self.seed, "it must not be negative")
         require(self.log_every_steps >= 1, "log_every_steps", self.log_every_steps, "at least 1")
         check_tracker(self.track)
+
+    @property
+    def masks_on_device(self) -> bool:
+        """Whether steps mask their batches, as they must to draw views of the unmasked cells."""
+        return self.masking.on_device or self.objective.contrastive > 0
 
     def encoder(self, vocabulary_size: int) -> EncoderConfig:
         """Returns the model's shape for a store with this vocabulary.

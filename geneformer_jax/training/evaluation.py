@@ -14,7 +14,7 @@ from geneformer_jax.model.config import EncoderConfig
 from geneformer_jax.model.encoder import Params
 from geneformer_jax.model.runtime import Runtime
 from geneformer_jax.model.sharding import put_batch
-from geneformer_jax.training.objectives import LossSums, masked_gene_sums
+from geneformer_jax.training.objectives.masked_genes import LossSums, masked_gene_sums
 
 MAX_CELLS = 20_000
 _FINEST_WIDTH = 8
@@ -109,7 +109,7 @@ class Evaluator:
             for batch in read_ahead(self._batches, 0, workers=0)
         ]
         # Summed on the host in float64: the order of batches must not show.
-        loss, correct, genes = np.asarray(jax.device_get(totals), np.float64).sum(axis=0)
+        loss, correct, genes, _ = np.asarray(jax.device_get(totals), np.float64).sum(axis=0)
         mean = loss / genes
         return Evaluation(mean, correct / genes, math.exp(min(mean, 700.0)), int(genes))
 

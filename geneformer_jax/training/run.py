@@ -15,6 +15,7 @@ from geneformer_jax.batches.buckets import BatchShape, batch_shape
 from geneformer_jax.batches.config import MaskingConfig
 from geneformer_jax.batches.loader import BatchShard, MaskedBatches
 from geneformer_jax.batches.plan import PlanRecipe, split_cells
+from geneformer_jax.batches.views import LEAST_GENES, VIEWS
 from geneformer_jax.cells.store.cell_store import CellStore
 from geneformer_jax.cells.store.shorter_cells import ShorterCells
 from geneformer_jax.cells.tokenization.rank_encoding import describe_cut
@@ -31,6 +32,7 @@ from geneformer_jax.training.flops import (
     hours_line,
     step_flops,
 )
+from geneformer_jax.training.objectives.contrastive import ContrastiveRecipe
 from geneformer_jax.training.optimizer import describe_long_warmup, make_optimizer
 from geneformer_jax.training.state import (
     Recipe,
@@ -86,17 +88,21 @@ class Run:
     @functools.cached_property
     def recipe(self) -> Recipe:
         """What every step has in common."""
-        return Recipe(
-            config=self.encoder,
-            optimizer=make_optimizer(self.config.optimizer, self.steps),
-            runtime=self.runtime,
-            seed=self.config.seed,
-            micro_batches=self.config.runtime.micro_batches,
-            optimizer_on_host=self.config.runtime.optimizer_on_host,
-            masking=self.config.masking if self.config.masking.on_device else None,
-            vocabulary=self.store.vocabulary,
-            vocabulary_rows=vocabulary_rows(self.mesh, self.encoder.vocabulary_size),
-        )
+        config = self.config
+        common = {
+            "config": self.encoder,
+            "optimizer": make_optimizer(config.optimizer, self.steps),
+            "runtime": self.runtime,
+            "seed": config.seed,
+            "micro_batches": config.runtime.micro_batches,
+            "optimizer_on_host": config.runtime.optimizer_on_host,
+            "masking": config.masking if config.masks_on_device else None,
+            "vocabulary": self.store.vocabulary,
+            "vocabulary_rows": vocabulary_rows(self.mesh, self.encoder.vocabulary_size),
+        }
+        if config.objective.contrastive:
+            return ContrastiveRecipe(**common, objective=config.objective)
+        return Recipe(**common)
 
     @functools.cached_property
     def abstract_state(self) -> TrainState:
@@ -123,17 +129,24 @@ class Run:
 
     def flops(self, cells: np.ndarray) -> float:
         """Returns the floating point operations of a training step on these cells."""
-        lengths = self.store.lengths[cells]
-        return step_flops(
-            self.encoder, lengths, self.config.masking.selected_fraction * lengths.sum()
-        )
+        return self._flops(self.store.lengths[cells])
+
+    def _flops(self, lengths: np.ndarray) -> float:
+        """Returns the floating point operations of steps on cells of these lengths."""
+        masked = self.config.masking.selected_fraction * lengths.sum(dtype=np.int64)
+        flops, objective = step_flops(self.encoder, lengths, masked), self.config.objective
+        if objective.contrastive:
+            mean = (objective.views.keep_least + objective.views.keep_most) / 2
+            below = dataclasses.replace(
+                self.encoder, layers=self.encoder.layers + objective.hidden_layer
+            )
+            flops += VIEWS * step_flops(below, mean * lengths, 0)
+        return flops
 
     @functools.cached_property
     def flops_per_step(self) -> float:
         """Floating point operations of a step on average, see estimate.step_flops."""
-        lengths = self.store.lengths[self.training_cells]
-        masked = self.config.masking.selected_fraction * lengths.sum(dtype=np.int64)
-        return step_flops(self.encoder, lengths, masked) / self.steps_per_epoch
+        return self._flops(self.store.lengths[self.training_cells]) / self.steps_per_epoch
 
     def identity(self) -> dict[str, Any]:
         """Returns the settings that decide the result, by dotted name; a resumed run has the same.
@@ -146,6 +159,13 @@ class Run:
             del decisive[name]
         del decisive["data"]["workers"], decisive["evaluation"]["every_steps"]
         del decisive["masking"]["on_device"]
+        # As in runs that were begun before there were other objectives and optimizers.
+        if not self.config.objective.contrastive:
+            del decisive["objective"]
+        if self.config.optimizer.name == "adamw":
+            del decisive["optimizer"]["name"]
+        if self.config.optimizer.schedule != "stable_decay":
+            del decisive["optimizer"]["decay_ratio"]
         # The store may be moved between two parts of a run; what is in it may not change.
         content = hashlib.sha256(self.store.vocabulary.hash.encode())
         for shard in self.store.shards:
@@ -232,6 +252,8 @@ def prepare_run(
     held_out = dataclasses.replace(recipe, shape=unpacked_shape, held_out=True, packing=False)
     shard = batch_shard(mesh)
     steps = config.steps or config.epochs * recipe.make(store.lengths).steps_per_epoch
+    if config.objective.contrastive:
+        _check_contrastive(config, store, encoder, shape)
     runtime, notes = make_runtime(config.runtime, encoder, mesh, shape.buckets[-1], packing)
     return Run(
         config=config,
@@ -241,7 +263,7 @@ def prepare_run(
         runtime=runtime,
         shape=shape,
         batches=MaskedBatches(
-            store, recipe, None if config.masking.on_device else config.masking, steps, shard
+            store, recipe, None if config.masks_on_device else config.masking, steps, shard
         ),
         held_out=_held_out(store, held_out, config.masking, shard) if held_out_cells else None,
         steps=steps,
@@ -294,6 +316,31 @@ def _require_divisible(encoder: EncoderConfig, mesh: Mesh) -> None:
                 f"`config.model.{name}` {size} is not divisible by `config.mesh.tensor` {tensor}; "
                 "choose a divisor"
             )
+
+
+def _check_contrastive(
+    config: PretrainConfig, store: CellStore, encoder: EncoderConfig, shape: BatchShape
+) -> None:
+    """Raises InputError where a contrastive loss has nothing to compare."""
+    objective = config.objective
+    weight = f"`config.objective.contrastive` is {objective.contrastive:g}"
+    if objective.hidden_layer < -encoder.layers:
+        raise InputError(
+            f"`config.objective.hidden_layer` is {objective.hidden_layer}, but the model has "
+            f"{encoder.layers} layers; choose one from {-encoder.layers} to 0"
+        )
+    small = int((store.lengths - store.vocabulary.special_per_cell < LEAST_GENES).sum())
+    if small:
+        raise InputError(
+            f"{weight}, but {small:,} of {len(store):,} cells have fewer than {LEAST_GENES} genes, "
+            "too few for two views; tokenize without them (`min_genes`), or set it to 0"
+        )
+    if not config.data.packing and min(shape.cells) < 2:
+        raise InputError(
+            f"{weight}, but a batch of cells of {shape.buckets[-1]} tokens holds one cell, which "
+            "has none to be told from; raise `config.data.tokens_per_batch` or "
+            "`config.data.cells_per_batch`, or set it to 0"
+        )
 
 
 def _shape(

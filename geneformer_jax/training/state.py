@@ -17,7 +17,7 @@ from geneformer_jax.model.config import EncoderConfig
 from geneformer_jax.model.encoder import Params, init_params
 from geneformer_jax.model.runtime import Runtime
 from geneformer_jax.model.sharding import BATCH, resize_vocabulary, shardings
-from geneformer_jax.training.objectives import LossSums, masked_gene_sums
+from geneformer_jax.training.objectives.masked_genes import LossSums, masked_gene_sums
 
 INITIAL_SCALE = 2.0**15
 GROWTH_PERIOD = 2_000
@@ -62,20 +62,24 @@ class StepMetrics(NamedTuple):
       accuracy: fraction of the targets whose class was ranked first.
       targets: masked genes, or labelled cells or genes.
       tokens: real tokens in the batch.
+      padded_tokens: tokens of the batch with its padding.
       gradient_norm: global norm before clipping.
       parameter_norm: global norm of the weights before the update.
       loss_scale: by which the loss was multiplied, 1 without loss scaling.
       skipped_updates: updates left out because a gradient overflowed, since the run began.
+      contrastive_loss: mean over the cells, nats; 0 without that objective.
     """
 
     loss: jax.Array
     accuracy: jax.Array
     targets: jax.Array
     tokens: jax.Array
+    padded_tokens: jax.Array
     gradient_norm: jax.Array
     parameter_norm: jax.Array
     loss_scale: jax.Array
     skipped_updates: jax.Array
+    contrastive_loss: jax.Array
 
 
 class StepRecipe(Protocol):
@@ -87,7 +91,6 @@ class StepRecipe(Protocol):
       seed: of dropout.
       micro_batches: parts into which a batch is cut.
       optimizer_on_host: whether the optimizer's state is in host memory between steps.
-      masking: how a step masks its batch; None where nothing is left to mask.
     """
 
     optimizer: optax.GradientTransformation
@@ -95,16 +98,27 @@ class StepRecipe(Protocol):
     seed: int | jax.Array
     micro_batches: int
     optimizer_on_host: bool
-    masking: MaskingConfig | None
 
     def draw(self) -> Params:
         """Returns initial weights."""
 
+    def prepare(self, batch: Any, step: jax.Array) -> Any:
+        """Returns a batch as it is learnt from."""
+
+    def tokens(self, batch: Any) -> tuple[jax.Array, int]:
+        """Returns the real tokens of a prepared batch, and all with padding."""
+
     def size(self, batch: Any) -> Any:
         """Returns what a whole batch's losses are divided by."""
 
+    def split(self, batch: Any, k: int) -> Any:
+        """Returns k parts of a batch, [k, rows, ...]."""
+
+    def together(self, params: Params, parts: Any, keys: jax.Array) -> Any:
+        """Returns what the loss of each part must know of the others, [parts, ...]; or None."""
+
     def loss(
-        self, params: Params, part: Any, size: Any, key: jax.Array
+        self, params: Params, part: Any, size: Any, key: jax.Array, together: Any = None
     ) -> tuple[jax.Array, LossSums]:
         """Returns what a part adds to the mean loss of its batch, and its sums."""
 
@@ -145,12 +159,31 @@ class Recipe:
         params = init_params(self.config, jax.random.key(self.seed))
         return resize_vocabulary(params, self.vocabulary_rows) if self.vocabulary_rows else params
 
-    def size(self, batch: Batch) -> Any:
+    def prepare(self, batch: Batch, step: jax.Array) -> Any:
+        """Returns a batch as it is learnt from: masked."""
+        if self.masking is None:
+            return batch
+        return mask_batch(
+            batch, seed=self.seed, step=step, config=self.masking, vocabulary=self.vocabulary
+        )
+
+    def tokens(self, batch: Any) -> tuple[jax.Array, int]:
+        """Returns the real tokens of a batch, and all with padding."""
+        return batch.lengths_B.sum(), batch.tokens_BT.size
+
+    def size(self, batch: Any) -> Any:
         """Returns what a whole batch's losses are divided by."""
         return jnp.maximum(batch.weights_BM.sum(), 1.0)
 
+    def split(self, batch: Any, k: int) -> Any:
+        """Returns k parts of a batch."""
+        return split_rows(batch, k)
+
+    def together(self, params: Params, parts: Any, keys: jax.Array) -> Any:
+        """Returns None: the masked genes of one cell say nothing of those of another."""
+
     def loss(
-        self, params: Params, part: Batch, size: Any, key: jax.Array
+        self, params: Params, part: Any, size: Any, key: jax.Array, together: Any = None
     ) -> tuple[jax.Array, LossSums]:
         """Returns what a part adds to the mean loss of its batch, and its sums."""
         sums = masked_gene_sums(self.config, params, part, self.runtime, key)
@@ -173,28 +206,24 @@ def train_step(
     state: TrainState, batch: Batch, *, recipe: StepRecipe
 ) -> tuple[TrainState, StepMetrics]:
     """One update; a pure function of state and batch. Dropout depends on (seed, step) alone."""
-    if recipe.masking is not None:
-        batch = mask_batch(
-            batch,
-            seed=recipe.seed,
-            step=state.step,
-            config=recipe.masking,
-            vocabulary=recipe.vocabulary,
-        )
+    batch = recipe.prepare(batch, state.step)
     scale = jnp.ones(()) if state.loss_scale is None else state.loss_scale.scale
     sums, gradients = _gradients(state, batch, recipe, scale)
     targets = jnp.maximum(sums.targets, 1.0)
+    tokens, padded = recipe.tokens(batch)
     after = _update(state, gradients, recipe.optimizer)
     skipped = 0 if after.loss_scale is None else after.loss_scale.skipped
     metrics = StepMetrics(
         loss=sums.loss / targets,
         accuracy=sums.correct / targets,
         targets=sums.targets,
-        tokens=batch.lengths_B.sum().astype(jnp.float32),
+        tokens=tokens.astype(jnp.float32),
+        padded_tokens=jnp.asarray(padded, jnp.float32),
         gradient_norm=optax.tree.norm(gradients),
         parameter_norm=optax.tree.norm(state.params),
         loss_scale=scale,
         skipped_updates=jnp.asarray(skipped, jnp.float32),
+        contrastive_loss=jnp.asarray(sums.contrastive, jnp.float32),
     )
     return after, metrics
 
@@ -206,8 +235,8 @@ def _gradients(
     size = recipe.size(batch)
     dropout_key = jax.random.fold_in(jax.random.key(recipe.seed), state.step)
 
-    def loss(params: Params, part: Batch, key: jax.Array) -> tuple[jax.Array, LossSums]:
-        mean, sums = recipe.loss(params, part, size, key)
+    def loss(params: Params, part: Batch, *rest: Any) -> tuple[jax.Array, LossSums]:
+        mean, sums = recipe.loss(params, part, size, *rest)
         return mean * scale, sums
 
     differentiate = jax.grad(loss, has_aux=True)
@@ -215,21 +244,31 @@ def _gradients(
     if k == 1:
         gradients, sums = differentiate(state.params, batch, dropout_key)
     else:
-        # Every k-th row, so that each part lies on all devices as the whole batch does.
-        parts = jax.tree.map(
-            lambda rows: jnp.swapaxes(rows.reshape(-1, k, *rows.shape[1:]), 0, 1), batch
-        )
+        parts = recipe.split(batch, k)
 
         def add(total: Any, scanned: Any) -> tuple[Any, None]:
-            part, key = scanned
-            return jax.tree.map(jnp.add, total, differentiate(state.params, part, key)), None
+            return jax.tree.map(jnp.add, total, differentiate(state.params, *scanned)), None
 
         zeros = jax.tree.map(jnp.zeros_like, state.params)
         zero = jnp.zeros(())
         keys = jax.random.split(dropout_key, k)
-        start = (zeros, LossSums(zero, zero, zero))
-        (gradients, sums), _ = jax.lax.scan(add, start, (parts, keys))
+        start = (zeros, LossSums(zero, zero, zero, zero))
+        together = recipe.together(state.params, parts, keys)
+        (gradients, sums), _ = jax.lax.scan(add, start, (parts, keys, together))
     return sums, jax.tree.map(lambda gradient: gradient / scale, gradients)
+
+
+def split_rows(batch: Any, k: int, together: int = 1) -> Any:
+    """Returns k parts of a batch, [k, rows, ...]; `together` rows in turn stay in one part.
+
+    Every k-th of them, so that each part lies on all devices as the whole batch does.
+    """
+
+    def parts(rows: jax.Array) -> jax.Array:
+        groups = rows.reshape(-1, k, together, *rows.shape[1:])
+        return jnp.swapaxes(groups, 0, 1).reshape(k, -1, *rows.shape[1:])
+
+    return jax.tree.map(parts, batch)
 
 
 def _update(

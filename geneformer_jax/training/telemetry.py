@@ -154,7 +154,7 @@ class Window:
 
     def _empty(self) -> None:
         self._metrics: list[StepMetrics] = []
-        self._cells = self._padded = 0
+        self._cells = 0
         self._flops = 0.0
         self._waited = 0.0
         self._started = time.monotonic()
@@ -179,10 +179,9 @@ class Window:
         self._metrics.append(metrics)
         # The devices have work ahead, but no more than a request to stop can wait for.
         jax.block_until_ready(self._metrics[-_IN_FLIGHT:][0])
-        cells, bucket = self._run.batches.plan.step(step - 1)
+        cells, _ = self._run.batches.plan.step(step - 1)
         cells_read = cells[cells >= 0]
         self._cells += len(cells_read)
-        self._padded += len(cells) * bucket
         self._flops += self._run.flops(cells_read)
 
     def close(self, step: int) -> dict[str, Any]:
@@ -199,7 +198,7 @@ class Window:
         if len(bad):
             self._stop_at(self._step + 1 + int(bad[0]), step)
         seconds = max(time.monotonic() - self._started, 1e-9)
-        targets, tokens = steps.targets, steps.tokens.sum()
+        targets, tokens, padded = steps.targets, steps.tokens.sum(), steps.padded_tokens.sum()
         skipped = int(steps.skipped_updates[-1])
         # Where a float16 gradient overflowed, the update was skipped and there is no norm.
         norms = steps.gradient_norm[np.isfinite(steps.gradient_norm)]
@@ -208,6 +207,7 @@ class Window:
             "epoch": round(step / self._run.steps_per_epoch, 4),
             "loss": float((steps.loss * targets).sum() / targets.sum()),
             "accuracy": float((steps.accuracy * targets).sum() / targets.sum()),
+            **self._contrastive(steps),
             "learning_rate": float(self._schedule(max(step - 1 - skipped, 0))),
             "gradient_norm": float(norms.mean()) if len(norms) else None,
             "parameter_norm": float(steps.parameter_norm[-1]),
@@ -215,8 +215,8 @@ class Window:
             "skipped_updates": skipped,
             "cells_per_s": self._cells / seconds,
             "tokens_per_s": tokens / seconds,
-            "padded_tokens_per_s": self._padded / seconds,
-            "padding": 1 - tokens / self._padded,
+            "padded_tokens_per_s": padded / seconds,
+            "padding": 1 - tokens / padded,
             "model_flops_per_s": self._flops / seconds,
             **self._utilisation(seconds),
             "data_wait": min(self._waited / seconds, 1.0),
@@ -225,6 +225,11 @@ class Window:
         self._step = step
         self._empty()
         return row
+
+    def _contrastive(self, steps: StepMetrics) -> dict[str, float]:
+        """Returns the mean of the second loss, where there is one."""
+        losses = steps.contrastive_loss
+        return {"contrastive_loss": float(losses.mean())} if losses.any() else {}
 
     def _utilisation(self, seconds: float) -> dict[str, float]:
         """Returns the fraction of the devices' peak in use, and peak memory, where known."""

@@ -11,7 +11,7 @@ from geneformer_jax.model.encoder import encode, encode_all_layers, masked_gene_
 from geneformer_jax.model.heads import head_module
 from geneformer_jax.model.precision import precision_preset
 from geneformer_jax.model.runtime import Runtime
-from geneformer_jax.training.objectives import masked_gene_sums
+from geneformer_jax.training.objectives.masked_genes import masked_gene_sums
 from tests.helpers.torch_bert import SHAPES, assert_gradients, random_bert, random_cells
 
 pytestmark = pytest.mark.parity

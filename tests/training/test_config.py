@@ -16,11 +16,12 @@ from geneformer_jax.model.precision import precision_preset
 from geneformer_jax.model.runtime import Runtime
 from geneformer_jax.training.config import pretrain_config, typed_config
 from geneformer_jax.training.flops import bytes_per_device, step_flops
-from geneformer_jax.training.objectives import masked_gene_sums
+from geneformer_jax.training.objectives.masked_genes import masked_gene_sums
 from geneformer_jax.training.optimizer import make_optimizer
 from geneformer_jax.training.run import prepare_run
 from geneformer_jax.training.state import Recipe, init_state, train_step
 from tests.helpers.configs import CONFIGS, load, toy_config
+from tests.helpers.toy import make_store, toy_cells, toy_vocabulary
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
@@ -63,7 +64,15 @@ def test_a_configuration_survives_json():
     [
         ("optimizer.learning_rat", 1, 'did you mean "optimizer.learning_rate"|did you mean'),
         ("optimizer.learning_rate", 0.0, "learning_rate` is 0.0"),
-        ("optimizer.schedule", "step", "linear, cosine, constant"),
+        ("optimizer.schedule", "step", "linear, cosine, constant, stable_decay"),
+        ("optimizer.name", "lion", "optimizer.name` is 'lion'; choose one of adamw, muon"),
+        ("optimizer.decay_ratio", 0.0, r"decay_ratio` is 0.0; in \(0, 1\]"),
+        ("objective.contrastive", -1.0, r"objective.contrastive` is -1.0; 0 \(off\) or more"),
+        ("objective.contrastiv", 1.0, 'did you mean "contrastive"'),
+        ("objective.temperature", 0.0, "objective.temperature` is 0.0; above 0, such as 0.1"),
+        ("objective.hidden_layer", 1, "objective.hidden_layer` is 1; 0 or below"),
+        ("objective.views.keep_least", 0.0, "keep_least` is 0.0; above 0"),
+        ("objective.views.keep_most", 0.2, "keep_most` is 0.2; from 0.35 to 1"),
         ("runtime.precision", "float8", "float32, bfloat16, float16"),
         ("runtime.remat", "all", "none, full, dots"),
         ("mesh.fsdp", 0, "mesh.fsdp` is 0"),
@@ -114,11 +123,38 @@ def test_flops_are_those_xla_counts():
         ({"data.tokens_per_batch": 64}, "exactly one"),
         ({"evaluation.held_out_cells": 240}, "the store has 240 cells"),
         ({"runtime.attention": "cudnn"}, "needs an NVIDIA GPU"),
+        (
+            {"objective.contrastive": 1.0, "objective.hidden_layer": -3},
+            "hidden_layer` is -3, but the model has 2 layers; choose one from -2 to 0",
+        ),
+        (
+            {"objective.contrastive": 1.0, "data.cells_per_batch": 1},
+            "contrastive` is 1, but a batch of cells of .* tokens holds one cell",
+        ),
     ],
 )
 def test_runs_that_cannot_start_are_refused_before_anything_compiles(toy_store, changes, words):
     with pytest.raises(InputError, match=words):
         prepare_run(toy_config(toy_store, **changes), toy_store)
+
+
+def test_a_contrastive_loss_needs_cells_of_eight_genes(tmp_path):
+    adata = toy_cells(60)
+    counts = adata.X.toarray()
+    counts[:3, 7:] = 0
+    adata.X = counts
+    store = make_store(tmp_path / "store", adata, toy_vocabulary())
+    with pytest.raises(InputError, match="but 3 of 60 cells have fewer than 8 genes"):
+        prepare_run(toy_config(store, **{"objective.contrastive": 1.0}), store)
+
+
+def test_runs_begun_before_there_were_other_objectives_go_on(toy_store):
+    plain = prepare_run(toy_config(toy_store), toy_store).identity()
+    assert not [name for name in plain if name.startswith("objective") or "decay_ratio" in name]
+    changes = {"objective.contrastive": 0.5, "optimizer.name": "muon"}
+    other = prepare_run(toy_config(toy_store, **changes), toy_store).identity()
+    assert other["objective.contrastive"] == 0.5
+    assert other["optimizer.name"] == "muon"
 
 
 def test_a_run_says_what_it_will_do(toy_store):

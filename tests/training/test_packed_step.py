@@ -16,7 +16,7 @@ from geneformer_jax.model.encoder import init_params
 from geneformer_jax.model.runtime import Runtime
 from geneformer_jax.model.sharding import make_mesh, put_batch, vocabulary_rows
 from geneformer_jax.training.config import OptimizerConfig
-from geneformer_jax.training.objectives import masked_gene_sums
+from geneformer_jax.training.objectives.masked_genes import masked_gene_sums
 from geneformer_jax.training.optimizer import make_optimizer
 from geneformer_jax.training.state import (
     Recipe,

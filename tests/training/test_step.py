@@ -102,6 +102,8 @@ GOLDEN = {
     "accuracy": 2 / 19,
     "targets": 19,
     "tokens": 127,
+    "padded_tokens": 8 * 32,
+    "contrastive_loss": 0,
     "gradient_norm": 3.1498911,
     "parameter_norm": 14.1497965,
     "loss_scale": 1,
@@ -319,3 +321,46 @@ def test_updates_are_pytorchs(torch):
         decay.step()
     for name in shapes:
         np.testing.assert_allclose(ours[name], theirs[name].detach().numpy(), atol=1e-5)
+
+
+def test_muon_orthogonalises_the_kernels_of_each_layer_and_nothing_else():
+    """One update of random gradients: all singular values alike, whatever the gradient's are."""
+    params = init_params(TINY, jax.random.key(0))
+    rng = np.random.default_rng(0)
+    gradients = jax.tree.map(lambda leaf: rng.normal(size=leaf.shape).astype(np.float32), params)
+    changes = {"name": "muon", "clip_norm": 0.0, "weight_decay": 0.0, "schedule": "constant"}
+    optimizer = make_optimizer(dataclasses.replace(OPTIMIZER, **changes), 10)
+    updates, _ = jax.jit(optimizer.update)(gradients, optimizer.init(params), params)
+    inputs = {"attention_output": 2}
+    kernels = {name: leaf["kernel"] for name, leaf in updates["blocks"].items() if "kernel" in leaf}
+    assert len(kernels) == 6
+    for name, kernel in kernels.items():
+        into = int(np.prod(kernel.shape[1 : 1 + inputs.get(name, 1)]))
+        for matrix, gradient in zip(kernel, gradients["blocks"][name]["kernel"], strict=True):
+            after, before = (
+                np.quantile(np.linalg.svd(each.reshape(into, -1), compute_uv=False), [0.1, 0.9])
+                for each in (matrix, gradient)
+            )
+            assert before[1] / before[0] > 2.2 > 1.8 > after[1] / after[0]
+            # Of the size that Adam's updates have, 0.2 of the learning rate.
+            assert np.sqrt((matrix**2).mean()) == pytest.approx(0.2 * 1e-2, rel=0.2)
+    for leaf in (updates["embeddings"]["word"]["embedding"], updates["blocks"]["up"]["bias"]):
+        np.testing.assert_allclose(np.abs(leaf), 1e-2, rtol=1e-3)
+
+
+@pytest.mark.slow
+def test_muon_does_on_a_mesh_what_it_does_on_one_device():
+    optimizer = make_optimizer(dataclasses.replace(OPTIMIZER, name="muon"), 10)
+    recipe = Recipe(TINY, optimizer, Runtime(), seed=0)
+    expected, _ = run_steps(None, recipe, masked_batch(), steps=2)
+    state, _ = run_steps(MeshConfig(2, 2, 2), recipe, masked_batch(), steps=2)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(b, a, atol=2e-4), expected.params, state.params
+    )
+
+
+def test_a_stable_rate_falls_to_zero_at_last():
+    config = dataclasses.replace(OPTIMIZER, schedule="stable_decay", warmup_steps=10)
+    rate = learning_rate(config, 100)
+    got = [float(rate(step)) / config.learning_rate for step in (0, 5, 10, 79, 80, 90, 99, 100)]
+    np.testing.assert_allclose(got, [0, 0.5, 1, 1, 1, 0.5, 0.05, 0], atol=1e-6)

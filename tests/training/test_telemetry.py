@@ -169,7 +169,7 @@ def test_speeds_are_of_the_time_between_two_lines(run, clock):
     lengths = run.store.lengths[cells]
     clock[0] += 3.0
     assert window.wait_for(itertools.repeat("batch")) == "batch"
-    window.add(metrics_of(tokens=lengths.sum()), 1)
+    window.add(metrics_of(tokens=lengths.sum(), padded_tokens=len(cells) * bucket), 1)
     with window.paused(None):
         clock[0] += 1_000.0
     clock[0] += 1.0

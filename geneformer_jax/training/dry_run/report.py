@@ -141,7 +141,7 @@ def abstract_batch(run: Run, cells: int, bucket: int) -> Batch:
 
     B, T = cells, bucket
     M = masked_capacity(T, run.config.masking.selected_fraction)
-    masked = not run.config.masking.on_device
+    masked = not run.config.masks_on_device
     packed = run.config.data.packing
     # Packed rows list as many cells as the fullest row of the plan holds.
     rows = run.batches.plan.step(0).cells.shape[1:] if packed else ()

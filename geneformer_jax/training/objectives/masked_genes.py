@@ -1,4 +1,4 @@
-"""What training minimises."""
+"""Masked gene prediction, the objective of pretraining."""
 
 from typing import NamedTuple
 
@@ -18,11 +18,13 @@ class LossSums(NamedTuple):
       loss: cross-entropy in nats.
       correct: those ranked first.
       targets: how many there are: masked genes, or labelled cells or genes.
+      contrastive: mean contrastive loss of the batch, or what a part adds to it; 0 without one.
     """
 
     loss: jax.Array
     correct: jax.Array
     targets: jax.Array
+    contrastive: jax.Array | float = 0.0
 
 
 def masked_gene_sums(
@@ -33,16 +35,13 @@ def masked_gene_sums(
     dropout_key: jax.Array | None = None,
 ) -> LossSums:
     """Masked gene prediction, the paper's pretraining objective, on a batch of masked cells."""
-    packed = batch.packing is not None
     hidden_BTD = encode(
         config,
         params,
         batch.tokens_BT,
-        None if packed else batch.lengths_B,
         runtime=runtime,
         dropout_key=dropout_key,
-        positions_BT=batch.packing.ranks_BT if packed else None,
-        segments_BT=batch.packing.segments_BT if packed else None,
+        **places_of(batch),
     )
     logits_BMV = masked_gene_logits(
         config, params, hidden_BTD, batch.positions_BM, runtime.precision
@@ -54,3 +53,15 @@ def masked_gene_sums(
         correct=(correct_BM * batch.weights_BM).sum(),
         targets=batch.weights_BM.sum(),
     )
+
+
+def places_of(batch: Batch) -> dict[str, jax.Array | None]:
+    """Returns the arguments of `encode` that say where the cells of a batch stand."""
+    if batch.packing is None:
+        return {"lengths_B": batch.lengths_B}
+    packing = batch.packing
+    return {
+        "lengths_B": None,
+        "positions_BT": packing.ranks_BT,
+        "segments_BT": packing.segments_BT,
+    }

@@ -1,0 +1,168 @@
+"""Views of cells: two random parts of the genes of each, in rank order, for contrastive learning.
+
+A view is a pure function of (seed, step, cell), drawn on the device within the step: neither the
+batch a cell comes in, nor hosts, devices or packing change it.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from geneformer_jax.batches.buckets import BUCKET_MULTIPLE
+from geneformer_jax.batches.config import ViewConfig
+from geneformer_jax.batches.loader import Batch
+from geneformer_jax.batches.masking import Packing
+from geneformer_jax.batches.random_bits import random_bits
+
+VIEWS = 2
+# Of a cell that has fewer genes, two parts have next to nothing to tell of each other.
+LEAST_GENES = 8
+_SPECIAL_TOKENS = 2
+# Beside the seed of masks: which genes are kept, and how many.
+_GENES = 0x5EED0001
+_FRACTIONS = 0x5EED0002
+
+
+class _Places(NamedTuple):
+    """Where the cells of rows stand, one cell a row or several.
+
+    Attributes:
+      segments_BT: int32, 1, 2, ... for the cell of a token; 0 for padding.
+      cells_BC: int32 numbers of the cells of a row.
+      is_gene_BT: whether a token is a gene.
+      genes_BC: int32 genes of each cell.
+    """
+
+    segments_BT: jax.Array
+    cells_BC: jax.Array
+    is_gene_BT: jax.Array
+    genes_BC: jax.Array
+
+
+def view_length(bucket: int, cells: int, config: ViewConfig) -> int:
+    """Returns the tokens that hold any view of a row of `bucket` tokens and so many cells."""
+    longest = int(np.ceil(bucket * config.keep_most)) + _SPECIAL_TOKENS * cells
+    return min(-(-longest // BUCKET_MULTIPLE) * BUCKET_MULTIPLE, bucket)
+
+
+def draw_views(
+    batch: Batch,
+    *,
+    seed: int,
+    step: jax.Array,
+    config: ViewConfig,
+    first_gene_token: int,
+    pad_token: int,
+) -> Batch:
+    """Returns a batch with two rows in place of each: rows 2i and 2i + 1 are views of row i.
+
+    Each view of a cell has a fraction of its genes that is drawn evenly between `keep_least` and
+    `keep_most`, rounded down but at least one gene, chosen without regard to their ranks; special
+    tokens stay.
+
+    Args:
+      batch: rows whose genes are not masked; JAX arrays.
+      seed: of the run.
+      step: number of the step.
+      config: how much of a cell a view has.
+      first_gene_token: tokens below it are special.
+      pad_token: what stands behind the last token of a row.
+    """
+    places = _places(batch, first_gene_token)
+    ranks_BT = batch.packing.ranks_BT if batch.packing else _positions(batch.tokens_BT)
+    cells_BT = _of_cell(places.cells_BC, places.segments_BT)
+    bits = random_bits(seed ^ _GENES, step, cells_BT, ranks_BT)
+    share = random_bits(seed ^ _FRACTIONS, step, places.cells_BC, jnp.zeros_like(places.cells_BC))
+    views = [
+        _view(batch, places, bits[view], share[view], config, pad_token) for view in range(VIEWS)
+    ]
+    return jax.tree.map(
+        lambda *rows: jnp.stack(rows, axis=1).reshape(-1, *rows[0].shape[1:]), *views
+    )
+
+
+def _positions(tokens_BT: jax.Array) -> jax.Array:
+    return jnp.broadcast_to(jnp.arange(tokens_BT.shape[1], dtype=jnp.int32), tokens_BT.shape)
+
+
+def _places(batch: Batch, first_gene_token: int) -> _Places:
+    if batch.packing is None:
+        real_BT = _positions(batch.tokens_BT) < batch.lengths_B[:, None]
+        segments_BT, cells_BC = real_BT.astype(jnp.int32), batch.cells_B[:, None]
+    else:
+        segments_BT, cells_BC = batch.packing.segments_BT, batch.cells_B
+    is_gene_BT = (segments_BT > 0) & (batch.tokens_BT >= first_gene_token)
+    genes_BC = count_of_cells(is_gene_BT, segments_BT, cells_BC.shape[1])
+    return _Places(segments_BT, cells_BC, is_gene_BT, genes_BC)
+
+
+def count_of_cells(chosen_BT: jax.Array, segments_BT: jax.Array, cells: int) -> jax.Array:
+    """Returns how many chosen tokens each cell of a row has, int32 [B, cells]."""
+    is_of_cell_BTC = segments_BT[..., None] == jnp.arange(1, cells + 1)
+    return (is_of_cell_BTC & chosen_BT[..., None]).sum(axis=1, dtype=jnp.int32)
+
+
+def _of_cell(values_BC: jax.Array, segments_BT: jax.Array) -> jax.Array:
+    """Returns for each token the value of its cell; that of the first where it has none."""
+    return jnp.take_along_axis(values_BC, jnp.maximum(segments_BT - 1, 0), axis=1)
+
+
+def _before(counts_BC: jax.Array) -> jax.Array:
+    """Returns the sum of the counts of the cells before each."""
+    return jnp.cumsum(counts_BC, axis=1) - counts_BC
+
+
+def _view(
+    batch: Batch,
+    places: _Places,
+    bits_BT: jax.Array,
+    share_BC: jax.Array,
+    config: ViewConfig,
+    pad_token: int,
+) -> Batch:
+    """Returns one view of each row."""
+    T, C = batch.tokens_BT.shape[1], places.cells_BC.shape[1]
+    fraction_BC = config.keep_least + (config.keep_most - config.keep_least) * (
+        share_BC.astype(jnp.float32) / 2.0**32
+    )
+    kept_BC = jnp.clip((fraction_BC * places.genes_BC).astype(jnp.int32), 1, None)
+    kept_BC = jnp.minimum(kept_BC, places.genes_BC)
+    positions_BT = _kept_positions(places, bits_BT, kept_BC)[:, : view_length(T, C, config)]
+    real_BT = positions_BT < T
+    source_BT = jnp.where(real_BT, positions_BT, 0)
+
+    def taken(values_BT: jax.Array, empty: int) -> jax.Array:
+        return jnp.where(real_BT, jnp.take_along_axis(values_BT, source_BT, axis=1), empty)
+
+    packing = None
+    if batch.packing is not None:
+        segments_BT = taken(places.segments_BT, 0)
+        starts_BC = _before(count_of_cells(real_BT, segments_BT, C))
+        ranks_BT = _positions(segments_BT) - _of_cell(starts_BC, segments_BT)
+        packing = Packing(segments_BT, jnp.where(real_BT, ranks_BT, 0))
+    return Batch(
+        tokens_BT=taken(batch.tokens_BT, pad_token),
+        lengths_B=real_BT.sum(axis=1, dtype=jnp.int32),
+        positions_BM=None,
+        targets_BM=None,
+        weights_BM=None,
+        cells_B=batch.cells_B,
+        packing=packing,
+    )
+
+
+def _kept_positions(places: _Places, bits_BT: jax.Array, kept_BC: jax.Array) -> jax.Array:
+    """Returns the positions of kept tokens in ascending order, then T as often as there is room."""
+    T = bits_BT.shape[1]
+    is_special_BT = (places.segments_BT > 0) & ~places.is_gene_BT
+    # The genes of each cell in random order, cell after cell; then everything else.
+    cell_BT = jnp.where(places.is_gene_BT, places.segments_BT, T + 1)
+    keys = cell_BT, bits_BT, _positions(bits_BT)
+    segments_BT, _, order_BT = jax.lax.sort(keys, dimension=1, num_keys=2)
+    segments_BT = jnp.where(segments_BT <= T, segments_BT, 0)
+    place_BT = _positions(bits_BT) - _of_cell(_before(places.genes_BC), segments_BT)
+    is_kept_BT = (segments_BT > 0) & (place_BT < _of_cell(kept_BC, segments_BT))
+    is_kept_BT |= jnp.take_along_axis(is_special_BT, order_BT, axis=1)
+    return jnp.sort(jnp.where(is_kept_BT, order_BT, T), axis=1)
