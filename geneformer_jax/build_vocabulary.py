@@ -48,6 +48,7 @@ def shared_run() -> SharedRun:
     from geneformer_jax.cells.formats.paths import expand_paths
     from geneformer_jax.cells.tokenization.vocabulary import V1_SPECIAL_TOKENS, V2_SPECIAL_TOKENS
     from geneformer_jax.cells.tokenization.vocabulary_shards import VocabularyRecipe, VocabularyRun
+    from geneformer_jax.reporting.made import write_vocabulary_report
 
     recipe = VocabularyRecipe(
         reading=reading_options(),
@@ -58,7 +59,10 @@ def shared_run() -> SharedRun:
         table=FLAGS.gene_table or None,
         biotypes=command_line.split_list(FLAGS.biotypes),
     )
-    return VocabularyRun(Path(FLAGS.output), expand_paths(FLAGS.counts), recipe, configuration())
+    paths = expand_paths(FLAGS.counts)
+    return VocabularyRun(
+        Path(FLAGS.output), paths, recipe, configuration(), write_vocabulary_report
+    )
 
 
 def main() -> None:

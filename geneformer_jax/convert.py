@@ -57,15 +57,19 @@ def main() -> None:
     if _LICENSE.value or _PRIVATE.value:
         raise InputError("--license and --private are for --target=hf://org/name; leave them out")
     from geneformer_jax.interop.run import Conversion
+    from geneformer_jax.reporting.made import write_conversion_report
 
-    Conversion(
+    target = Path(_TARGET.value)
+    lines = Conversion(
         Path(_SOURCE.value),
-        Path(_TARGET.value),
+        target,
         Path(_VOCABULARY.value) if _VOCABULARY.value else None,
         base=_BASE.value,
         species=_SPECIES.value,
         max_length=_MAX_LENGTH.value,
     ).run()
+    facts = {"command": "convert", "source": _SOURCE.value, "target": _TARGET.value}
+    print(f"report: {write_conversion_report(target, lines, facts)}")
 
 
 def _push() -> None:

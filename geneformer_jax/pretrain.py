@@ -7,15 +7,16 @@ Examples:
       --corpus=27400000x2048 --target=cuda:v100:1x3x4
 
 Reads a cell store written by `tokenize`. Writes checkpoints, metrics.jsonl, provenance.json and a
-figure of the loss into the workdir. Any value of the configuration file can be changed on the
+report on the loss into the workdir. Any value of the configuration file can be changed on the
 command line (--config.optimizer.learning_rate=5e-4). Run the same command again to resume.
 
 With --dry_run it only reports what it would do and cost; with --target too, it compiles the
 training step for hardware that need not be here, and reports the memory it takes there.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from absl import flags
 from ml_collections import config_flags
@@ -72,27 +73,35 @@ def main() -> None:
     try:
         result = pretrain(config, workdir)
     except Stopped:
-        _draw_losses(workdir, {})
+        _write_report(workdir, {}, conclusions=["the run was stopped before its last step"])
         raise
     if jax.process_index():
         return
     command_line.show(result.report())
     print(f"checkpoint: {result.checkpoint}")
-    _draw_losses(workdir, {name: score.loss for name, score in result.baselines.items()})
+    scores = None if result.held_out is None else result.table()
+    baselines = {name: score.loss for name, score in result.baselines.items()}
+    _write_report(workdir, baselines, scores, result.conclusions())
 
 
-def _draw_losses(workdir: Path, baselines: Mapping[str, float]) -> None:
-    """Draws the losses that the run has logged."""
+def _write_report(
+    workdir: Path,
+    baselines: Mapping[str, float],
+    scores: Any = None,
+    conclusions: Sequence[str] = (),
+) -> None:
+    """Writes the report on the run, with the losses that it has logged."""
     import jax
 
-    from geneformer_jax.reporting.figures import loss_curve_figure, save_figure
+    from geneformer_jax.reporting.made import LOSS, write_pretraining_report
     from geneformer_jax.training.telemetry import read_metrics
 
     if jax.process_index():
         return
     named = {name.replace("_", " "): loss for name, loss in baselines.items()}
-    save_figure(loss_curve_figure(read_metrics(workdir), named), workdir / "loss")
-    print(f"loss curve: {workdir / 'loss.png'}")
+    metrics = read_metrics(workdir)
+    report = write_pretraining_report(workdir, metrics, scores, conclusions, named)
+    print(f"loss curve: {workdir / LOSS}.png; report: {report}")
 
 
 def _check_dry_run() -> None:

@@ -28,6 +28,7 @@ from geneformer_jax.inference.listed_genes import describe_missing
 from geneformer_jax.inference.random_control import MODEL
 from geneformer_jax.reporting.figures import save_figure
 from geneformer_jax.reporting.html import Report
+from geneformer_jax.reporting.index import refresh_index
 from geneformer_jax.reporting.left_out import add_left_out
 
 REPORT, FIGURES, GENES = "report.html", "figures", "genes.parquet"
@@ -122,6 +123,7 @@ def write_report(
         report.files(aside.iterdir())
         report.provenance(provenance)
         report.write(aside / REPORT)
+    refresh_index(output)
 
 
 def _write_genes(

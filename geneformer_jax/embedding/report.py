@@ -28,6 +28,7 @@ from geneformer_jax.inference.listed_genes import (
 )
 from geneformer_jax.reporting.figures import Drawing, save_figure
 from geneformer_jax.reporting.html import Report
+from geneformer_jax.reporting.index import refresh_index
 from geneformer_jax.reporting.left_out import add_left_out
 
 
@@ -164,6 +165,7 @@ class EmbeddingReport:
         self._report.files([*self._files, self._beside(".provenance.json")])
         self._report.provenance(provenance)
         self._report.write(report_path(self._output))
+        refresh_index(self._output)
 
     def _measure_accuracies(self) -> dict[str, Any]:
         accuracies = comparison.compare_accuracies(self._embedded, self._config.color, self._counts)

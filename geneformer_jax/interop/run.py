@@ -1,6 +1,6 @@
 """Conversion between other people's formats and ours, chosen by what the source and target are."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from geneformer_jax.cells.store.layout import STORE
@@ -38,9 +38,13 @@ class Conversion:
     base: str | None = None
     species: str = "human"
     max_length: int | None = None
+    _lines: list[str] = field(default_factory=list, init=False)
 
-    def run(self) -> None:
+    def run(self) -> list[str]:
         """Finds out what the source is, and converts it.
+
+        Returns:
+          What was done, a sentence each.
 
         Raises:
           InputError: the source is nothing known or damaged, the target exists, or the conversion
@@ -65,11 +69,12 @@ class Conversion:
             self._convert_checkpoint()
         else:
             raise self._unknown()
+        return self._lines
 
     def _import_dictionaries(self) -> None:
         self._announce("the original's dictionaries", "a vocabulary")
         vocabulary = original_dictionaries.import_vocabulary(self.source, self.target, self.species)
-        logger.info(
+        self._say(
             f"wrote {len(vocabulary.gene_ids):,} genes, {len(vocabulary.id_mapping):,} other ids "
             f"and {len(vocabulary.special_tokens)} special tokens to {self.target}"
         )
@@ -78,7 +83,7 @@ class Conversion:
         self._announce("classes of genes", "a table")
         counts = gene_classes.import_gene_classes(self.source, self.target)
         listed = ", ".join(f"{name} ({number:,})" for name, number in counts.items())
-        logger.info(f"wrote classes of genes to {self.target}: {listed}")
+        self._say(f"wrote classes of genes to {self.target}: {listed}")
 
     def _import_cells(self) -> None:
         vocabulary = self._vocabulary()
@@ -91,15 +96,16 @@ class Conversion:
         counts = store_exchange.dataset_to_store(
             self.source, self.target, vocabulary, self.max_length
         )
-        logger.info(f"wrote {counts['cells']:,} cells to {self.target}")
+        self._say(f"wrote {counts['cells']:,} cells to {self.target}")
         if not counts["states_vocabulary"]:
-            logger.info(
+            self._say(
                 f"{self.source} does not say which vocabulary it was made with: taken on trust "
                 f"that it is {self.vocabulary}"
             )
         for reason, cells in counts["dropped"].items():
-            logger.info(f"cells left out, {reason}: {cells:,}")
-        _log_columns(counts["columns_left_out"])
+            self._say(f"cells left out, {reason}: {cells:,}")
+        if names := counts["columns_left_out"]:
+            self._say(f"columns left out: {', '.join(names)}")
 
     def _export_cells(self) -> None:
         if suffix_of(self.target) not in (".dataset", ".parquet"):
@@ -109,7 +115,7 @@ class Conversion:
             )
         self._announce("a cell store", "tokenised cells")
         counts = store_exchange.store_to_dataset(self.source, self.target)
-        logger.info(f"wrote {counts['cells']:,} cells to {self.target}")
+        self._say(f"wrote {counts['cells']:,} cells to {self.target}")
 
     def _import_model(self) -> None:
         from geneformer_jax.interop import huggingface
@@ -123,13 +129,13 @@ class Conversion:
             )
         self._announce("a model saved by transformers", "a checkpoint")
         counts = huggingface.import_model(self.source, self.target, vocabulary)
-        logger.info(f"{counts['architecture']}, released model: {counts['official']}")
-        logger.info(
+        self._say(f"{counts['architecture']}, released model: {counts['official']}")
+        self._say(
             f"wrote {counts['weights']:,} weights from {counts['tensors']} tensors to {self.target}"
         )
         if counts["ignored"]:
             names = ", ".join(counts["ignored"])
-            logger.info(f"tensors left out, which change nothing: {names}")
+            self._say(f"tensors left out, which change nothing: {names}")
 
     def _convert_checkpoint(self) -> None:
         from geneformer_jax.interop import huggingface
@@ -143,7 +149,7 @@ class Conversion:
             raise self._unknown()
         self._announce("a checkpoint", "a model for transformers")
         counts = huggingface.export_model(self.source, self.target)
-        logger.info(
+        self._say(
             f"wrote {counts['weights']:,} weights as {counts['architecture']} to {self.target}"
         )
 
@@ -162,7 +168,11 @@ class Conversion:
         model = load_model(self.source, base=self.base)
         configuration = {"source": self.source, "target": self.target}
         provenance = describe_run("convert", configuration, [self.source], {})
-        logger.info(f"wrote {save_model(model, self.target, provenance)}")
+        self._say(f"wrote {save_model(model, self.target, provenance)}")
+
+    def _say(self, line: str) -> None:
+        logger.info(line)
+        self._lines.append(line)
 
     def _vocabulary(self) -> GeneVocabulary | None:
         if self.vocabulary is None:
@@ -170,7 +180,7 @@ class Conversion:
         return original_dictionaries.read_vocabulary(self.vocabulary, self.species)
 
     def _announce(self, kind: str, result: str) -> None:
-        logger.info(f"converting {self.source} ({kind}) to {self.target} ({result})")
+        self._say(f"converting {self.source} ({kind}) to {self.target} ({result})")
 
     def _unknown(self) -> InputError:
         return InputError(
@@ -178,8 +188,3 @@ class Conversion:
             "a .parquet file, a cell store, a model saved by transformers or a checkpoint; check "
             "the path"
         )
-
-
-def _log_columns(names: list[str]) -> None:
-    if names:
-        logger.info(f"columns left out: {', '.join(names)}")

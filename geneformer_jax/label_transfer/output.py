@@ -29,6 +29,7 @@ from geneformer_jax.reporting.figures import (
     umap_positions,
 )
 from geneformer_jax.reporting.html import Report
+from geneformer_jax.reporting.index import refresh_index
 
 UNS = "label_transfer"
 _CELLS = "cells"
@@ -126,6 +127,7 @@ def write_report(
     report.files([output, *tables])
     report.provenance(provenance)
     report.write(report_path(output))
+    refresh_index(output)
 
 
 def _drawings(transferred: Transferred, embeddings_QD: np.ndarray) -> list[Drawing]:

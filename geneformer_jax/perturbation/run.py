@@ -65,6 +65,7 @@ from geneformer_jax.perturbation.tables import (
     gene_shifts_table,
     shifts_table,
 )
+from geneformer_jax.reporting.index import refresh_index
 
 # What does not change the tables; statistics may be asked of tables that are there.
 _NOT_IN_PLAN = ("output", "tokens_per_device", "statistics", "null", "controls",
@@ -325,6 +326,7 @@ class PerturbationRun:
         cells = plan.cells
         named = self._options.edit, cells.vocabulary, cells.obs
         self._folder.finish(*named, provenance, write_report)
+        refresh_index(self._folder.output)
         logger.info(f"tables and report: {self._folder.output}")
 
     def _compare_states(self, states: CellStates) -> dict[str, Any]:

@@ -5,7 +5,8 @@ Points stand for rows of a table of which they carry the key, so that what is ch
 shown in the other. Colours are those of `figures`.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import altair as alt
 import numpy as np
@@ -319,6 +320,26 @@ def lines(
         layers.append(base.mark_rule(strokeWidth=1.5).encode(y=alt.Y("low:Q"), y2="high:Q"))
     chart = alt.layer(*layers).properties(width=_WIDTH, height=_HEIGHT)
     return _with_choice(chart, rows, "choice" if choice else "", choice)
+
+
+def loss_curves(
+    metrics: Iterable[Mapping[str, Any]], baselines: Mapping[str, float] | None = None
+) -> alt.LayerChart:
+    """Charts masked-gene loss against training steps; for the arguments see `loss_curve_figure`."""
+    sides = {"loss": "training", "held_out_loss": "held out"}
+    rows = [{"step": row["step"], "loss": row[key], "line": side}
+            for row in metrics for key, side in sides.items() if key in row]  # fmt: skip
+    table = pd.DataFrame(rows, columns=["step", "loss", "line"])
+    ends = [table["step"].min(), table["step"].max()] if rows else [0, 1]
+    flat = [
+        pd.DataFrame({"step": ends, "loss": loss, "line": name})
+        for name, loss in (baselines or {}).items()
+    ]
+    labels = {"step": "training step", "loss": "masked-gene loss (nats)"}
+    ordered = table.sort_values(["line", "step"], ascending=[False, True], kind="stable")
+    return lines(
+        pd.concat([ordered, *flat]), "step", "loss", "line", labels, dashed=list(baselines or {})
+    )
 
 
 def histogram(

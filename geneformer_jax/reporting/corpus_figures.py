@@ -49,9 +49,9 @@ def bar_figure(counts: pd.Series, unit: str = "cells") -> Figure:
     return figure
 
 
-def bar_chart(counts: pd.Series) -> alt.Chart:
+def bar_chart(counts: pd.Series, unit: str = "cells") -> alt.Chart:
     """Charts what `bar_figure` draws."""
-    return charts.bars(_first_bars(counts))
+    return charts.bars(_first_bars(counts), unit)
 
 
 def _first_bars(counts: pd.Series) -> pd.Series:

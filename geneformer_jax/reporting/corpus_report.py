@@ -17,6 +17,7 @@ from geneformer_jax.reporting import corpus_figures
 from geneformer_jax.reporting.corpus_summary import CorpusSummary, summarise_corpus
 from geneformer_jax.reporting.figures import save_figure
 from geneformer_jax.reporting.html import Report
+from geneformer_jax.reporting.index import refresh_index
 
 REPORT, GENES, FIGURES = "report.html", "genes.parquet", "figures"
 
@@ -70,6 +71,7 @@ def write_corpus_report(
         report.files(aside.iterdir())
         report.provenance({"report": provenance, "store": read_provenance(store.folder)})
         report.write(aside / REPORT)
+    refresh_index(output)
     return summary
 
 

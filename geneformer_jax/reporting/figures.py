@@ -192,6 +192,22 @@ def loss_curve_figure(
     return figure
 
 
+def histogram_figure(counts: np.ndarray, edges: np.ndarray, labels: tuple[str, str]) -> Figure:
+    """Draws how many values lie in each bin.
+
+    Args:
+      counts: [bins].
+      edges: [bins + 1].
+      labels: of the horizontal axis and of what is counted.
+    """
+    with matplotlib.rc_context(STYLE):
+        figure = new_figure(7.2, 3.2)
+        axes = figure.add_subplot()
+        axes.stairs(counts, edges, fill=True, color=MAIN)
+        axes.set(xlabel=labels[0], ylabel=labels[1])
+    return figure
+
+
 def _scatter_numbers(
     figure: Figure, axes: Any, positions: np.ndarray, values: pd.Series, size: float
 ) -> None:

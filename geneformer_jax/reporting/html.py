@@ -14,7 +14,7 @@ import json
 from collections.abc import Iterable, Mapping
 from importlib import resources
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jinja2
 import pandas as pd
@@ -51,6 +51,14 @@ _TEMPLATES = jinja2.Environment(
     undefined=jinja2.StrictUndefined,
 )
 _TEMPLATES.policies["json.dumps_kwargs"] = {"separators": (",", ":"), "allow_nan": False}
+
+
+class Link(NamedTuple):
+    """A link to another report: its path from here, its title and what it says."""
+
+    path: str
+    title: str
+    text: str
 
 
 class Report:
@@ -157,8 +165,12 @@ class Report:
         self.section("How this came to be")
         self._parts.append(("provenance", json.dumps(provenance, indent=2, default=str)))
 
-    def write(self, path: Path | str) -> None:
-        """Writes the report as one HTML file, whole or not at all."""
+    def links(self, links: Iterable[Link]) -> None:
+        """Adds links to other reports, each with what it says."""
+        self._parts.append(("links", list(links)))
+
+    def write(self, path: Path | str, owner: str = "") -> None:
+        """Writes the report as one HTML file, whole or not at all; see `atomic_write`."""
         kinds = {kind for kind, _ in self._parts}
         # Pages that come later into a slot hold charts too.
         script = _script(bool(kinds & {"dataset", "pages"}))
@@ -172,7 +184,7 @@ class Report:
             script=Markup(script),
             script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
         )
-        with atomic_write(path) as aside:
+        with atomic_write(path, owner) as aside:
             aside.write_text(page, encoding="utf-8")
 
     def _without_data(self, spec: dict[str, Any]) -> dict[str, Any]:

@@ -72,6 +72,13 @@ class PretrainResult(NamedTuple):
         for row in self.table().itertuples():
             figures = f"{row.loss:>8.4f}{row.accuracy:>10.2%}{row.perplexity:>12.1f}"
             lines.append(f"  {row.method:<16}{figures}")
+        return lines + self.conclusions()
+
+    def conclusions(self) -> list[str]:
+        """Returns a line for each baseline on whether the model beats it."""
+        if self.held_out is None:
+            return ["no cells were held out, so nothing says what the model has learned"]
+        lines = []
         for name, score in self.baselines.items():
             loss = self.held_out.loss - score.loss
             accuracy = 100 * (self.held_out.accuracy - score.accuracy)

@@ -54,7 +54,7 @@ def test_tables_edits_provenance_and_report_are_written(perturb, model, toy_stor
         "report.html",
         "shifts",
     ]
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["out"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["index.html", "out"]
     found = read(out)
     same(found, perturb_cells(model, toy_store, genes=GENES, max_cells=5))
     assert len(list((out / "shifts").iterdir())) > 1

@@ -96,7 +96,7 @@ def test_a_run_answers_first_on_its_own_page(perturb, tmp_path):
     ]
     places = [page.index(part) for part in parts[:-1]] + [page.rindex(parts[-1])]
     assert places == sorted(places)
-    first = page.partition("Sig</button>")[2].partition("</tbody>")[0]
+    first = page.partition("effect size</th>")[2].partition("</tbody>")[0]
     assert first.count("<tr>") == len(GENES)
     # Given again, nothing is made, and the page has everything once.
     assert "nothing to do" in perturb(*STATES, "--statistics=auto", "--min_cells=2")[1]

@@ -6,7 +6,7 @@ import hashlib
 import io
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -82,14 +82,22 @@ class VocabularyRun:
         paths: Sequence[Path],
         recipe: VocabularyRecipe,
         configuration: Mapping[str, Any],
+        write_report: Callable[[Path], Path],
     ):
-        """Takes the folder of the new vocabulary, the files, and options for its provenance.
+        """Takes what to make.
+
+        Args:
+          output: folder of the new vocabulary.
+          paths: files of counts.
+          recipe: what else decides it.
+          configuration: the command, for the provenance.
+          write_report: called with the folder once it is whole; returns the path of the report.
 
         Raises:
           InputError: the table of genes cannot be read, or lacks a biotype.
         """
         self._output, self._paths, self._recipe = output, list(paths), recipe
-        self._configuration = configuration
+        self._configuration, self._write_report = configuration, write_report
         self._shards = output.with_name(f"{output.name}.shards")
         self._table = GeneTable(recipe.table) if recipe.table else None
         self._wanted = self._table.genes(recipe.biotypes) if self._table else None
@@ -206,7 +214,8 @@ class VocabularyRun:
             remove(self._shards)
         for line in corpus.describe():
             logger.info(line)
-        logger.info("%s: vocabulary %s", self._output, vocabulary.hash[:12])
+        report = self._write_report(self._output)
+        logger.info("%s: vocabulary %s; report: %s", self._output, vocabulary.hash[:12], report)
 
     def _provenance(self, corpus: CorpusGenes) -> dict[str, Any]:
         sources = self._index.sources

@@ -41,6 +41,7 @@ from geneformer_jax.finetuning.classification.task import ClassificationTask
 from geneformer_jax.inference.resume.folder import LOCK
 from geneformer_jax.reporting.figures import save_figure
 from geneformer_jax.reporting.html import Report
+from geneformer_jax.reporting.index import refresh_index
 from geneformer_jax.training.telemetry import read_metrics
 
 PER_GENE, PER_OCCURRENCE, PER_CELL = "gene", "occurrence", "cell"
@@ -190,6 +191,7 @@ def write_results(
     report.files(others)
     report.provenance(facts)
     report.write(folder.path / REPORT)
+    refresh_index(folder.path)
     write_provenance(folder.path, facts)
 
 

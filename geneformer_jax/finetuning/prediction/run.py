@@ -29,6 +29,7 @@ from geneformer_jax.finetuning.prediction.labels import (
 )
 from geneformer_jax.finetuning.prediction.output import SUFFIXES, configuration_of, write_predicted
 from geneformer_jax.finetuning.prediction.predictor import Predictor
+from geneformer_jax.finetuning.prediction.report import write_prediction_report
 from geneformer_jax.finetuning.prediction.tables import GeneVotes, cell_table
 from geneformer_jax.inference.batches import encoding_flops
 from geneformer_jax.inference.cells import left_out_of, reading_facts
@@ -162,9 +163,11 @@ class PredictionRun:
         """
         with self._parts.whole(self._keeper):
             predicted = self._keeper.table(self._all_cells)
+            lines = []
             if self._known is not None:
-                for line in compare_with_labels(predicted, self._known, self._task):
-                    logger.info(line)
+                lines = compare_with_labels(predicted, self._known, self._task)
+            for line in lines:
+                logger.info(line)
             cells, unit = self._predictor.cells, self._keeper.unit
             left_out = left_out_of(cells)
             for line in describe_left_out(left_out):
@@ -172,8 +175,9 @@ class PredictionRun:
             counts = {unit: len(predicted), "left_out": left_out, **reading_facts(cells)}
             provenance = describe_run("predict", self._command, self._inputs, counts)
             write_predicted(predicted, self._output, provenance)
+            report = write_prediction_report(predicted, self._output, lines, provenance)
             remove(parts_folder(self._output))
-        logger.info(f"predictions: {self._output} ({len(predicted):,} {unit})")
+        logger.info(f"predictions: {self._output} ({len(predicted):,} {unit}); report: {report}")
 
 
 class _LogitsOfParts:

@@ -35,6 +35,7 @@ from geneformer_jax.perturbation.statistics.modes.result import (
 from geneformer_jax.perturbation.statistics.shifts import BACKGROUND, SEED
 from geneformer_jax.reporting.figures import Drawing, save_figure
 from geneformer_jax.reporting.html import Report, include_pages
+from geneformer_jax.reporting.index import refresh_index
 from geneformer_jax.reporting.tables import MAX_ROWS
 
 STATISTICS = "statistics"
@@ -153,6 +154,7 @@ def perturbation_statistics(
     if (report := folder / REPORT).exists():
         pages = (target / f"{each}.html" for each in MODES)
         include_pages(report, [path for path in pages if path.exists()])
+    refresh_index(folder)
     return [*written, target / f"{mode}.html", target / FILE_NAME]
 
 

@@ -26,6 +26,7 @@ from geneformer_jax.perturbation.validation.output import write_validation
 from geneformer_jax.perturbation.validation.prepare import make_validator
 from geneformer_jax.perturbation.validation.scoring.effects import Arrays
 from geneformer_jax.perturbation.validation.screen.labels import describe_screen
+from geneformer_jax.reporting.index import refresh_index
 
 EMBEDDED, PERTURBED = "embedded", "perturbed"
 _PART_SIZE = "cells in a part"
@@ -143,6 +144,7 @@ class ValidationRun:
         write_validation(self._parts.folder, validation, provenance)
         self._parts.become(self._output)
         tidy(self._output, EMBEDDED, PERTURBED)
+        refresh_index(self._output)
         logger.info(validation.verdict[0])
         logger.info(f"tables and report: {self._output}")
 

@@ -20,6 +20,7 @@ from geneformer_jax.perturbation.validation.hits.api import HitValidation, valid
 from geneformer_jax.reporting import charts
 from geneformer_jax.reporting.figures import MAIN, STRONG, STYLE, new_figure, save_figure
 from geneformer_jax.reporting.html import Report
+from geneformer_jax.reporting.index import refresh_index
 
 _MEANINGS = {
     "ppv": "Positive predictive value: fraction of the called genes that are hits.",
@@ -72,6 +73,7 @@ def write_hits(
     with atomic_write(output) as folder:
         folder.mkdir()
         _write_files(folder, found, provenance)
+    refresh_index(output)
     for line in found.verdict:
         logger.info(line)
     logger.info(f"tables and report: {output}")
