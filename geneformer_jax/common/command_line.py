@@ -78,11 +78,7 @@ def run(
       more_help: returns lines that the help ends with.
     """
     show_log(written=as_flags)
-    flags.DEFINE_bool(
-        "json", False, "Print one JSON document on what was done (outputs, provenance, error) on "
-        "standard output, and all else on standard error.",
-    )  # fmt: skip
-    keep_out_of_configuration("json")
+    _define_json()
     try:
         if (told := _told(needed, spared, more_help)) is None:
             with _summary():
@@ -93,6 +89,16 @@ def run(
             raise
         sys.exit(NOBODY_READS)
     sys.exit(0)
+
+
+def _define_json() -> None:
+    # A process may run several commands, one after another.
+    if "json" not in flags.FLAGS:
+        flags.DEFINE_bool(
+            "json", False, "Print one JSON document on what was done (outputs, provenance, error) "
+            "on standard output, and all else on standard error.",
+        )  # fmt: skip
+        keep_out_of_configuration("json")
 
 
 def note(name: str, value: object) -> None:
@@ -231,7 +237,7 @@ def parse(
     Raises:
       InputError: a flag is mistyped, or missing.
     """
-    _parse(_once_each(sys.argv))
+    _parse(_braces_joined(sys.argv))
     given = [flag for flag in spared if flags.FLAGS[flag].value]
     freed = {name for flag in given for name in spared[flag]}
     require(*(name for name in needed if name not in freed))
@@ -244,7 +250,8 @@ def _parse(argv: Sequence[str]) -> None:
             _require_config_file()
     except flags.UnrecognizedFlagError as error:
         near = did_you_mean(error.flagname.replace("-", "_"), flags.FLAGS)
-        raise InputError(f"--{error.flagname} is no flag{near}; see --help") from error
+        remedy = _meant_by_layer(str(error)) or "; see --help"
+        raise InputError(f"--{error.flagname} is no flag{near}{remedy}") from error
     except flags.Error as error:
         raise InputError(f"{error}{_meant_by_layer(str(error)) or '; see --help'}") from error
     except (AttributeError, KeyError, TypeError, ValueError) as error:
@@ -257,29 +264,26 @@ def _parse(argv: Sequence[str]) -> None:
     _require_local_outputs()
 
 
-def _once_each(argv: Sequence[str]) -> list[str]:
-    """Returns a command line in which lists of paths that were given in parts are joined.
+def _braces_joined(argv: Sequence[str]) -> list[str]:
+    """Returns a command line in which a list of paths is one flag again.
 
-    A shell makes two flags of --counts={a,b}.h5ad, of which the last would count alone, as it does
-    of flags that are no paths of inputs.
+    Shells make flags side by side of --counts={a,b}.h5ad, of which the last would count alone.
 
     Raises:
-      InputError: an input that is one path is given twice, with different ones.
+      InputError: they do so of an input that is one path.
     """
-    kept: dict[str, int] = {}
     result: list[str] = []
-    for place, argument in enumerate(argv):
-        given = _GIVEN.fullmatch(argument) if place else None
-        name = given[1] if given else ""
-        if name not in {*_INPUTS, *_LISTS} or given[2] is None:
+    before = ""
+    for argument in argv:
+        given = _GIVEN.fullmatch(argument)
+        name = given[1] if given and given[2] is not None else ""
+        if name not in {*_INPUTS, *_LISTS} or name != before:
             result.append(argument)
-        elif name not in kept:
-            kept[name] = len(result)
-            result.append(f"--{name}={given[2]}")
         elif name in _LISTS:
-            result[kept[name]] += f",{given[2]}"
-        elif result[kept[name]] != f"--{name}={given[2]}":
-            raise InputError(f"{result[kept[name]]} and {argument}: --{name} is one path; give one")
+            result[-1] += f",{given[2]}"
+        else:
+            raise InputError(f"{result[-1]} {argument}: --{name} is one path; give one of them")
+        before = name
     return result
 
 

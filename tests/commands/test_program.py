@@ -69,7 +69,7 @@ def test_what_is_mistyped_ends_with_one_line(given, words, monkeypatch, capsys):
     [
         ("--checkpont=x", '(did you mean "checkpoint"?)'),
         ("--max-cells=3", 'did you mean "max_cells"'),
-        ("--cells=a.h5ad --cells=b.h5ad", "--cells=a.h5ad and --cells=b.h5ad: --cells is one path"),
+        ("--cells=a.h5ad --cells=b.h5ad", "--cells=a.h5ad --cells=b.h5ad: --cells is one path"),
     ],
 )
 def test_a_mistyped_flag_names_the_near_ones(given, words, monkeypatch, capsys):
@@ -92,7 +92,8 @@ def test_what_a_shell_makes_of_braces_is_read_as_one_list(inputs, monkeypatch, c
     other = toy_cells(20, seed=1)
     other.obs_names = [f"other{name}" for name in other.obs_names]
     other.write_h5ad(inputs / "other.h5ad")
-    run_command("tokenize", tokenize(inputs, f"--counts={inputs}/other.h5ad"), monkeypatch, capsys)
+    given = [f"--counts={inputs}/other.h5ad", *tokenize(inputs)]
+    run_command("tokenize", given, monkeypatch, capsys)
     assert len(gf.CellStore.open(inputs / "store").obs) == 50
 
 

@@ -44,7 +44,8 @@ def run(tmp_path, monkeypatch, capsys):
             given.append(f"--counts={tmp_path / 'cells.h5ad'}")
             given += [f"--vocabulary={tmp_path / 'vocabulary'}"] if name == "tokenize" else []
         else:
-            given += ["--checkpoint=toy", f"--cells={tmp_path / 'cells.h5ad'}"]
+            # Before the output: given twice in a row they would be refused.
+            given = [f"--cells={tmp_path / 'cells.h5ad'}", "--checkpoint=toy", *given]
             given += [each.format(folder=tmp_path) for each in NEEDED[name]]
         return run_command(name, [*given, *arguments], monkeypatch, capsys)
 
