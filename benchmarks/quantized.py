@@ -23,7 +23,7 @@ from absl import app, flags
 
 SHAPE = flags.DEFINE_string("shape", "v2_316m", "preset of the model with random weights")
 MODEL = flags.DEFINE_string("model", "", "a trained model, to measure accuracy with")
-CELLS = flags.DEFINE_string("cells", "", "store of cells that it has not seen")
+CELLS = flags.DEFINE_string("cells", "", "store or counts of cells that it has not seen")
 MAX_CELLS = flags.DEFINE_integer("max_cells", 100, "of them, drawn at random", lower_bound=1)
 PERTURBED = flags.DEFINE_integer("perturbed", 3, "of them, to delete genes in", lower_bound=1)
 BATCH = flags.DEFINE_integer("batch", 2, "cells at a time, for the speed", lower_bound=1)

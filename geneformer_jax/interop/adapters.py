@@ -40,7 +40,7 @@ from geneformer_jax.model.pretrained import (
     result_in,
     weights_hash,
 )
-from geneformer_jax.model.quantization import QuantizedWeight
+from geneformer_jax.model.quantization import QuantizedWeight, has_adapter
 
 _ADAPTER, _OLD_WEIGHTS = "adapter.json", "adapter.npz"
 # Where the base was rounded, in which way.
@@ -170,8 +170,13 @@ def apply_adapter(folder: Path, base: PretrainedModel) -> PretrainedModel:
 
     Raises:
       InputError: the adapter was trained on other weights, of a kind that is not read, lacks what
-        its head needs, or cannot be read.
+        its head needs, or cannot be read; or the base is an adapter beside quantised weights.
     """
+    if has_adapter(base.params):
+        raise InputError(
+            f"{base.source} is an adapter beside quantised weights, and no second one, such as "
+            f"{folder}, goes on top of it; load it without `quantize`"
+        )
     if not (folder / _ADAPTER).is_file():
         adapter = peft.read_adapter(folder)
         head = _head_of(adapter, base, folder)

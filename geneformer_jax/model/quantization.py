@@ -81,8 +81,8 @@ def codes_of(path: tuple[str, ...], kind: str) -> str | None:
     """Returns in which codes the weights at a path are kept, None for floats.
 
     An encoder's kernels and large tables are quantised. Norms, biases and heads are few, and stay
-    in float. Of the kernels in nf4, `down` is the one whose rounding moves cell embeddings most (in
-    the tests' models as much as query, key, value and attention output together): it is in int8.
+    in float. Of all kernels, `down` is the one whose rounding to nf4 moves cell embeddings most
+    (benchmarks/LOG.md has the figures): it is in int8.
     """
     part, name, *rest = (*path, "", "")
     is_table = part == "embeddings" and name in ("word", "position")

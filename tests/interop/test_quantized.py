@@ -98,6 +98,7 @@ def test_results_of_other_roundings_are_other_results(folders):
     [
         ("kind", '`quantize` is "int4"'),
         ("library", "geneformer_jax[quantize]"),
+        ("second adapter", "no second one"),
         ("checkpoint", "float32 ones are needed"),
         ("transformers", "float32 ones are needed"),
     ],
@@ -109,6 +110,9 @@ def test_what_cannot_be_is_refused_in_a_line(folders, tmp_path, monkeypatch, cas
     calls = {
         "kind": lambda: gf.load_model(folders / "hf", quantize="int4"),
         "library": lambda: gf.load_model(folders / "hf", quantize="int8"),
+        "second adapter": lambda: gf.load_model(
+            folders / "adapter", base=folders / "adapter", quantize="nf4"
+        ),
         "checkpoint": lambda: save_model(model, tmp_path / "new", {}),
         "transformers": lambda: huggingface.write_model(model, tmp_path / "new", {}),
     }
