@@ -50,12 +50,22 @@ _PREFERRING = (
     f"called one of transcription factors and has {MIN_FACTORS} or more, against other genes."
 )
 _EVERY_TEST = (
-    "Every test. n_first, n_second: genes of the list and of the others. effect: rank-biserial "
+    "Every test. Genes, others: of the list and beside it. Effect: rank-biserial "
     "correlation, from -1 to 1, above 0 where the list is attended more. p of the rank-sum test; "
-    "fdr: Benjamini-Hochberg over heads; prefers: fdr below "
-    f"{SIGNIFICANT:g} and effect above 0. Names that end in _matched: the same of the n_matched "
-    "pairs of like rank, empty where there are too few."
+    "FDR: Benjamini-Hochberg over heads; prefers: FDR below "
+    f"{SIGNIFICANT:g} and effect above 0. Of like rank: the same of the pairs of like rank, empty "
+    "where there are too few."
 )
+_HEADINGS = {
+    "n_first": "genes",
+    "n_second": "others",
+    "fdr": "FDR",
+    "n_matched": "pairs of like rank",
+    "effect_matched": "effect, of like rank",
+    "p_matched": "p, of like rank",
+    "fdr_matched": "FDR, of like rank",
+    "prefers_matched": "prefers, of like rank",
+}
 _LAYERS = (
     "Received: 1 is an even share of a cell's attention. Diversity: mean Jensen-Shannon distance "
     "between what two heads of a layer attend. Breadth: ranks that a gene attends in effect, as a "
@@ -197,7 +207,7 @@ def _show_lists(found: HeadAttention, report: Report, show, vocabulary: GeneVoca
             f"(heads.parquet). {_unmatched(heads)}",
             figures.preference_chart(heads),
         )
-    report.table(found.heads, _EVERY_TEST, whole_in="heads.parquet")
+    report.table(found.heads, _EVERY_TEST, whole_in="heads.parquet", name="heads", words=_HEADINGS)
 
 
 def _unmatched(heads: pd.DataFrame) -> str:

@@ -172,15 +172,16 @@ class Report:
     def write(self, path: Path | str, owner: str = "") -> None:
         """Writes the report as one HTML file, whole or not at all; see `atomic_write`."""
         kinds = {kind for kind, _ in self._parts}
-        # Pages that come later into a slot hold charts too.
-        script = _script(bool(kinds & {"dataset", "pages"}))
+        # Pages that come later into a slot hold charts and tables too.
+        charts = bool(kinds & {"dataset", "pages"})
+        script = _script(charts) if charts or "table" in kinds else ""
         page = _TEMPLATES.get_template("report.html").render(
             title=self._title,
             summary=self._summary,
             conclusions=self._conclusions,
             parts=self._parts,
             generator=f"{GENERATOR} {geneformer_jax.__version__}",
-            style=Markup(_style()),
+            style=Markup(_style() if script else _own("report.css")),
             script=Markup(script),
             script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
         )
