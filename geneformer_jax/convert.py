@@ -57,7 +57,7 @@ def main() -> None:
     if _LICENSE.value or _PRIVATE.value:
         raise InputError("--license and --private are for --target=hf://org/name; leave them out")
     from geneformer_jax.interop.run import Conversion
-    from geneformer_jax.reporting.made import write_conversion_report
+    from geneformer_jax.reporting.command_reports import write_conversion_report
 
     target = Path(_TARGET.value)
     lines = Conversion(

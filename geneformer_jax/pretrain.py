@@ -93,7 +93,7 @@ def _write_report(
     """Writes the report on the run, with the losses that it has logged."""
     import jax
 
-    from geneformer_jax.reporting.made import LOSS, write_pretraining_report
+    from geneformer_jax.reporting.command_reports import LOSS, write_pretraining_report
     from geneformer_jax.training.telemetry import read_metrics
 
     if jax.process_index():

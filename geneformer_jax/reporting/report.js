@@ -3,7 +3,7 @@
 // other.
 (() => {
   const DARK = matchMedia("(prefers-color-scheme: dark)");
-  const MOST_RINGED = 50, SVG_POINTS = 2000, SHOWN_COLUMNS = 12;
+  const MOST_RINGED = 50, SVG_POINTS = 2000, SHOWN_COLUMNS = 12, PRINTED_ROWS = 100;
   const datasets = {}, tables = {}, figures = [];
 
   const content = element => JSON.parse(element.textContent);
@@ -104,7 +104,18 @@
     scroll.className = "scroll";
     element.replaceWith(scroll);
     scroll.append(element);
+    if (paged) printMore(table);
     if (data.key >= 0) tables[data.name] = join(table, data, element);
+  }
+
+  // Nobody turns pages on paper.
+  function printMore(table) {
+    let length;
+    addEventListener("beforeprint", () => {
+      length = table.page.len();
+      table.page.len(PRINTED_ROWS).draw();
+    });
+    addEventListener("afterprint", () => table.page.len(length).draw());
   }
 
   // Rows picked or found in a table are ringed in its figures; rows chosen there are all it shows.

@@ -213,6 +213,8 @@ def test_without_a_script_and_in_print_there_are_pictures_and_rows(tmp_path, tab
     page = open_page(tmp_path / "report.html")
     see_all(page)
     assert [image.is_visible() for image in page.locator("img").all()] == [False, False]
+    page.evaluate("dispatchEvent(new Event('beforeprint'))")
+    assert page.locator("tbody tr").count() == 100
     page.emulate_media(media="print", color_scheme="dark")
     assert [image.is_visible() for image in page.locator("img").all()] == [True, True]
     assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
@@ -267,3 +269,57 @@ def test_two_million_edits_make_a_page_that_says_what_it_shows(tmp_path, open_pa
     assert len(rows["key"]) == charts.MAX_POINTS
     strongest = (many[SHIFT].abs() * -np.log10(many[FDR])).nlargest(100).index.astype(str)
     assert set(strongest) <= set(rows["key"])
+
+
+def test_twenty_thousand_cells_are_chosen_in_a_map(tmp_path, open_page):
+    rng = np.random.default_rng(0)
+    cells = [f"CELL{i}" for i in range(20_000)]
+    positions = rng.normal(size=(len(cells), 2)).astype(np.float32)
+    kinds = pd.Series(rng.choice(["B cell", "NK", "T cell"], len(cells)), name="kind")
+    report = Report("Embeddings", "Cells.")
+    for values in (kinds, pd.Series(rng.gamma(3, 100, len(cells)), name="tokens")):
+        chart = charts.embedding_map(positions, values, cells)
+        report.figure(Figure((2, 2)), f"Cells by {values.name}.", chart, "cells")
+    report.table(pd.DataFrame({"cell": cells, "kind": kinds}), "Cells.", name="cells", key="cell")
+    report.write(tmp_path / "report.html")
+    page = open_page(tmp_path / "report.html")
+    see_all(page)
+    figure = page.locator("figure.chart").first
+    figure.scroll_into_view_if_needed()
+    box = figure.locator("canvas").bounding_box()
+    page.keyboard.down("Shift")
+    page.mouse.move(box["x"] + 0.3 * box["width"], box["y"] + 0.3 * box["height"])
+    page.mouse.down()
+    page.mouse.move(box["x"] + 0.5 * box["width"], box["y"] + 0.5 * box["height"], steps=3)
+    page.mouse.up()
+    page.keyboard.up("Shift")
+    figure.locator("output", has_text="chosen").wait_for()
+    number = int(figure.locator("output").inner_text().split()[0].replace(",", ""))
+    assert 100 < number < 10_000
+    assert f"of {number:,} (of 20,000)" in page.locator(".dt-info").inner_text()
+
+
+def test_heads_and_losses_are_told_and_chosen_from(tmp_path, open_page):
+    heads = pd.DataFrame(
+        [(model, layer, head, 0.1 * layer - 0.2 * head, f"{layer}/{head}")
+         for model in ("model", "random weights") for layer in (1, 2) for head in (1, 2, 3)],
+        columns=["model", "layer", "head", "effect", "words"],
+    )  # fmt: skip
+    heads.loc[heads["model"] != "model", "words"] = "none"
+    report = Report("Heads", "Of a model.")
+    chart = charts.heat_map(
+        heads, ("head", "layer"), "effect", {}, choice="model", limit=0.6, text="words"
+    )
+    report.figure(Figure((2, 2)), "Heads.", chart)
+    metrics = [{"step": step, "loss": 5 - step, "held_out_loss": 6 - step} for step in (1, 2, 3)]
+    report.figure(Figure((2, 2)), "Losses.", charts.loss_curves(metrics, {"frequency": 6.0}))
+    report.write(tmp_path / "report.html")
+    page = open_page(tmp_path / "report.html")
+    see_all(page)
+    words = page.locator("figure.chart").first.locator("svg .mark-text.role-mark text")
+    assert sorted(words.all_text_contents()) == ["1/1", "1/2", "1/3", "2/1", "2/2", "2/3"]
+    page.get_by_label("model").select_option("random weights")
+    page.locator("svg text", has_text="none").first.wait_for()
+    assert set(words.all_text_contents()) == {"none"}
+    legend = page.locator("figure.chart").nth(1).locator("svg .role-legend-label text")
+    assert legend.all_text_contents() == ["training", "held out", "frequency"]

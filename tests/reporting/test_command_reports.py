@@ -7,7 +7,7 @@ import pandas as pd
 
 from geneformer_jax.cells.tokenization.vocabulary import GeneVocabulary
 from geneformer_jax.common.provenance import write_provenance
-from geneformer_jax.reporting.made import (
+from geneformer_jax.reporting.command_reports import (
     write_conversion_report,
     write_pretraining_report,
     write_vocabulary_report,
