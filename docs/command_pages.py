@@ -45,30 +45,32 @@ def _write(path: Path, text: str) -> None:
 
 
 def _page(name: str, told: list[str]) -> Iterator[str]:
-    """Turns the lines of a help into those of a page."""
+    """Turns the lines of a help into those of a page: text, lists of flags, text."""
     first = next((n for n, line in enumerate(told) if line in _SECTIONS), len(told))
-    yield from (f"# {name}", "", told[0], "", "```text", *told[1:first])
-    block = True
-    for line in told[first:]:
-        if (line in _SECTIONS or _FLAG.fullmatch(line)) and block:
-            yield from ("```", "")
-            block = False
+    yield from (f"# {name}", "", told[0], "", *_block(told[1:first]))
+    told = told[first:]
+    last = next(n for n, line in enumerate(told) if line[:1].strip() and line not in _SECTIONS)
+    meaning: list[str] = []
+    for line in [*told[:last], ""]:
+        if line.startswith(_MEANING):
+            meaning.append(line.strip())
+            continue
+        if meaning:
+            yield from (f": {_plain(' '.join(meaning))}", "")
+            meaning = []
         if line in _SECTIONS:
             yield from (_SECTIONS[line], "")
         elif flag := _FLAG.fullmatch(line):
             yield f"`{flag[1]}`" + (f" ({_plain(flag[2])})" if flag[2] else "")
-            yield ": "
-        elif not block and line.startswith(_MEANING):
-            yield f"  {_plain(line.strip())}"
-        elif not block and line:
-            yield from ("", "```text", line)
-            block = True
-        else:
-            yield line
-    if block:
-        yield "```"
+    yield from _block(told[last:])
+
+
+def _block(lines: list[str]) -> Iterator[str]:
+    if text := "\n".join(lines).strip("\n"):
+        yield from ("```{code-block} text", ":class: help", "", text, "```", "")
 
 
 def _plain(text: str) -> str:
-    """Text that Markdown shows as it is."""
-    return re.sub(r"([<>*_\[\]{}`|])", r"\\\1", text)
+    """Text that Markdown shows as it is, and flags in it as code."""
+    escaped = re.sub(r"([<>*_\[\]{}`|])", r"\\\1", text)
+    return re.sub(r"--[\w\\]+", lambda flag: f"`{flag[0].replace(chr(92), '')}`", escaped)

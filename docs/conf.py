@@ -1,8 +1,11 @@
 """The documentation site; `make docs` builds it and executes its notebooks."""
 
+import functools
 import os
 import sys
 from pathlib import Path
+
+from nbclient import NotebookClient
 
 import geneformer_jax
 
@@ -37,13 +40,19 @@ nb_execution_mode = "force"
 nb_execution_in_temp = True
 nb_execution_raise_on_error = True
 nb_execution_timeout = 1200
-nb_merge_streams = True
+# Progress, and what libraries have to say.
+nb_output_stderr = "remove"
+# myst-nb 1.4 can merge the pieces of an output too, but ends a line with each.
+NotebookClient.__init__ = functools.partialmethod(NotebookClient.__init__, coalesce_streams=True)
 
-autodoc_member_order = "bysource"
 autodoc_typehints = "none"
-copybutton_exclude = ".linenos, .gp, .go"
+# Single backticks of docstrings are code; what is returned is a sentence, not a type and a colon.
+default_role = "literal"
+napoleon_custom_sections = [("Returns", "generic")]
+smartquotes_action = "D"
 
 html_theme = "furo"
 html_title = "geneformer_jax"
 html_static_path = ["_static"]
+html_css_files = ["site.css"]
 html_show_sphinx = False

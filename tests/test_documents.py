@@ -27,7 +27,8 @@ PROJECT = Path(__file__).resolve().parents[1]
 README = PROJECT / "README.md"
 SKILL = PROJECT / "geneformer_jax" / "SKILL.md"
 HOW_TOS = sorted((PROJECT / "docs" / "how_to").glob("*.md"))
-DOCUMENTS = [README, SKILL, *HOW_TOS]
+PAGES = [*sorted((PROJECT / "docs").glob("*.md")), *HOW_TOS]
+DOCUMENTS = [README, SKILL, *PAGES]
 WITH_COMMANDS = [path for path in DOCUMENTS if commands_in(path)]
 WITH_PYTHON = [path for path in DOCUMENTS if "python" in dict(code_blocks(path))]
 CENSUS = "soma://"
@@ -101,7 +102,7 @@ def check_keys(flags: dict[str, str]) -> None:
 @pytest.mark.parametrize("document", sorted({*WITH_COMMANDS, *WITH_PYTHON}), ids=named)
 def test_code_runs_as_it_is_written(document, tmp_path, tmp_path_factory, monkeypatch, capsys):
     folder = tmp_path / "folder"
-    if document in HOW_TOS:
+    if document in PAGES:
         begun = begin(tmp_path_factory.getbasetemp() / "begun", monkeypatch, capsys)
         shutil.copytree(begun, folder)
     else:
@@ -115,7 +116,7 @@ def test_code_runs_as_it_is_written(document, tmp_path, tmp_path_factory, monkey
 
 
 def begin(folder: Path, monkeypatch, capsys) -> Path:
-    """Makes what how-tos begin with, once: vocabulary, store and model, as the README does."""
+    """Makes what pages begin with, once: vocabulary, store and model, as the README does."""
     if not folder.exists():
         folder.mkdir()
         write_inputs(folder, *made_up_cells())

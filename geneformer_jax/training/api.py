@@ -104,7 +104,7 @@ def pretrain_model(
     workdir: Path | str,
     config: PretrainConfig | ConfigDict | Mapping[str, Any],
 ) -> PretrainedModel:
-    """Pretrains a model on the cells of a store, resuming where an interrupted call stopped.
+    """Pretrains a model on the cells of a store, resuming where an interrupted call stopped::
 
         config = gf.pretrain_config("v1_10m", vocabulary_size=0)   # 0: that of the store
         config.data.tokens_per_batch = 65_536

@@ -23,7 +23,7 @@ PROJECT = Path(__file__).resolve().parents[2]
 _NAMED = ["CD74", "CD3E", "LYZ"]
 _REAL_CELLS = 192
 _PROGRAM = re.compile(r"^(geneformer-jax |python -m geneformer_jax\.)")
-_FENCED = re.compile(r"^```(\S*)\n(.*?)^```$", re.M | re.S)
+_FENCED = re.compile(r"^```(.*)\n((?:.*\n)*?)```$", re.M)
 # What takes long in a configuration, shortened; the path stays the one that is written.
 _SHORTER = {
     "quickstart": "config.steps = 4; config.optimizer.warmup_steps = 2",
