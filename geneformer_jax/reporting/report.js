@@ -4,6 +4,7 @@
 (() => {
   const DARK = matchMedia("(prefers-color-scheme: dark)");
   const MOST_RINGED = 50, SVG_POINTS = 2000, SHOWN_COLUMNS = 12, PRINTED_ROWS = 100;
+  const MISSING = "n/a", SEARCH = { extend: "search", excludeLogic: ["empty", "notEmpty"] };
   const datasets = {}, tables = {}, figures = [];
 
   const content = element => JSON.parse(element.textContent);
@@ -34,7 +35,9 @@
     return {
       title: escape(column.words), name: column.name, type: "num-known", className: "number",
       render: (value, kind) => {
-        if (kind === "display" || kind === "filter") return readable(value, column.whole);
+        if (kind === "display") return readable(value, column.whole);
+        // Filters take what is empty for less than anything, and 0 for empty.
+        if (kind === "filter") return value === null ? MISSING : String(value);
         return kind === "sort" ? (value === null ? NaN : Number(value)) : value ?? "";
       },
     };
@@ -64,7 +67,7 @@
       lengthMenu: [15, 50, 100, 500],
       info: long,
       searching: true,
-      columnControl: long ? ["order", ["searchClear", "search"]] : ["order"],
+      columnControl: long ? ["order", ["searchClear", SEARCH]] : ["order"],
       ordering: { indicators: false, handler: true },
       language: {
         search: "Search", info: "Rows _START_ to _END_ of _TOTAL_", infoFiltered: "(of _MAX_)",
@@ -77,7 +80,9 @@
             extend: "csv", text: "Download CSV", filename: data.file, title: null, bom: false,
             exportOptions: {
               orthogonal: "export",
-              format: { header: (words, index) => data.columns[index].name, body: value => value },
+              format: {
+                header: (words, index) => harmless(data.columns[index].name), body: value => value,
+              },
             },
           }],
         },

@@ -237,6 +237,24 @@ def test_hostile_names_are_text_wherever_they_are_shown(tmp_path, open_page):
     assert page.locator("img").count() == 1 and page.locator("script").count() == 4
 
 
+def test_filters_compare_the_exact_numbers(tmp_path, open_page):
+    exact = [1234.4, 1234.6, 5e-5, 5.00001e-5, np.nan, *np.arange(7.0)]
+    report = Report("t", "s")
+    report.table(pd.DataFrame({"value": exact}), "Numbers.")
+    report.write(tmp_path / "report.html")
+    page = open_page(tmp_path / "report.html")
+    page.get_by_label("Filter value").click()
+    for comparison, number, shown in (
+        ("greater", "1234.5", ["1,235"]),
+        ("less", "5.000001e-5", ["5e-5", "0"]),
+        ("equal", "0", ["0"]),
+    ):
+        page.locator(".dtcc-dropdown select").select_option(comparison)
+        page.locator(".dtcc-dropdown input").fill(number)
+        page.locator(".dt-info", has_text=f"of {len(shown)} (of 12)").wait_for()
+        assert column(page, 1) == shown
+
+
 def test_a_figure_of_nothing_is_drawn(tmp_path, open_page):
     table = edits(10).assign(**{SHIFT: np.nan})
     write_statistics(tmp_path / "report.html", table)

@@ -51,11 +51,48 @@ def to_lab(linear_rgb: np.ndarray) -> np.ndarray:
     )
 
 
-@pytest.mark.parametrize("eyes", EYES)
-def test_all_colours_can_be_told_apart(eyes):
+def ciede2000(first: np.ndarray, second: np.ndarray) -> float:
+    """Sharma, Wu and Dalal (2005), step by step."""
+    (l1, a1, b1), (l2, a2, b2) = first, second
+    mean_c7 = ((np.hypot(a1, b1) + np.hypot(a2, b2)) / 2) ** 7
+    stretch = 1.5 - 0.5 * np.sqrt(mean_c7 / (mean_c7 + 25.0**7))
+    c1, c2 = np.hypot(a1 * stretch, b1), np.hypot(a2 * stretch, b2)
+    h1, h2 = np.arctan2(b1, a1 * stretch), np.arctan2(b2, a2 * stretch)
+    turn = (h2 - h1 + np.pi) % (2 * np.pi) - np.pi
+    light, chroma, hue = (l1 + l2) / 2, (c1 + c2) / 2, (h1 + turn / 2) % (2 * np.pi)
+    t = 1 - 0.17 * np.cos(hue - np.pi / 6) + 0.24 * np.cos(2 * hue)
+    t += 0.32 * np.cos(3 * hue + np.radians(6)) - 0.2 * np.cos(4 * hue - np.radians(63))
+    parts = (
+        (l2 - l1) / (1 + 0.015 * (light - 50) ** 2 / np.sqrt(20 + (light - 50) ** 2)),
+        (c2 - c1) / (1 + 0.045 * chroma),
+        2 * np.sqrt(c1 * c2) * np.sin(turn / 2) / (1 + 0.015 * chroma * t),
+    )
+    blue = np.radians(60) * np.exp(-(((np.degrees(hue) - 275) / 25) ** 2))
+    twist = -2 * np.sqrt(chroma**7 / (chroma**7 + 25.0**7)) * np.sin(blue)
+    return float(np.sqrt(sum(part**2 for part in parts) + twist * parts[1] * parts[2]))
+
+
+def lab_of(eyes: str) -> np.ndarray:
     srgb = np.array([[int(c[i : i + 2], 16) / 255 for i in (1, 3, 5)] for c in PALETTE])
     linear = np.where(srgb <= 0.04045, srgb / 12.92, ((srgb + 0.055) / 1.055) ** 2.4)
-    lab = to_lab(linear @ EYES[eyes].T)
+    return to_lab(linear @ EYES[eyes].T)
+
+
+def test_no_two_colours_look_alike():
+    # Two pairs of the paper's table 1.
+    assert ciede2000((50, 2.6772, -79.7751), (50, 0, -82.7485)) == pytest.approx(2.0425, abs=5e-5)
+    assert ciede2000((22.7233, 20.0904, -46.694), (23.0331, 14.973, -42.5619)) == pytest.approx(
+        2.0373, abs=5e-5
+    )
+    colours = lab_of("normal")
+    assert min(ciede2000(a, b) for a, b in itertools.combinations(colours, 2)) > 20
+    # Neither light nor dark pages swallow one.
+    assert 30 < colours[:, 0].min() and colours[:, 0].max() < 90
+
+
+@pytest.mark.parametrize("eyes", EYES)
+def test_all_colours_can_be_told_apart(eyes):
+    lab = lab_of(eyes)
     distances = [np.linalg.norm(a - b) for a, b in itertools.combinations(lab, 2)]
     assert min(distances) > 28
     assert len(PALETTE) >= 10
