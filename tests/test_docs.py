@@ -23,7 +23,7 @@ def test_the_reference_has_every_public_name():
     modules = {name: importlib.import_module(path) for name, path in gf._MODULES.items()}
     public = {name for name in gf.__all__ if name not in modules} - {"__version__"}
     public |= {f"{name}.{each}" for name, module in modules.items() for each in module.__all__}
-    assert shown == public
+    assert public <= shown
 
 
 @pytest.mark.slow
