@@ -39,6 +39,11 @@ FROM_CENSUS = [path for path in WITH_COMMANDS if CENSUS in path.read_text()]
 ELSEWHERE = ("pip install ", "make ", 'eval "$(geneformer-jax --completion=')
 
 
+# Flags of the program itself and of configurations; and of Ray, Slurm and kb-python.
+OF_ALL = {"help", "version", "cite", "completion", "config"}
+OF_OTHERS = {"head", "signal", "mm", "cellranger", "workflow"}
+
+
 def named(path: Path) -> str:
     return path.stem
 
@@ -85,6 +90,20 @@ def test_flags_and_keys_are_those_the_commands_have(document, monkeypatch, capsy
                 given = {flag for flag in command.flags if not flag.startswith("config.")}
                 assert given <= known
                 check_keys(command.flags)
+
+
+def test_flags_and_keys_in_the_text_exist(monkeypatch, capsys):
+    text = "\n".join(path.read_text() for path in [README, *PAGES])
+    text = re.sub(r"^```.*?^```$", "", text, flags=re.M | re.S)
+    inline = "\n".join(re.findall(r"`([^`\n]+)`", text))
+    helps = [run_command(name, ["--help"], monkeypatch, capsys)[1] for name in COMMAND_FILES]
+    flags = {flag for usage in helps for flag in re.findall(r"^  --(\w+)", usage, re.M)}
+    named = set(re.findall(r"(?<![\w-])--(\w+)", inline))
+    assert named - flags - OF_ALL - OF_OTHERS == set()
+    keys = {key for usage in helps for key in re.findall(r"^  ([a-z_.]+)  ", usage, re.M)}
+    sections = {key.rpartition(".")[0] for key in keys}
+    used = set(re.findall(r"\bconfig\.([a-z_]+(?:\.[a-z_]+)*)", inline))
+    assert used - keys - sections == {"json"}  # a file
 
 
 def check_keys(flags: dict[str, str]) -> None:
