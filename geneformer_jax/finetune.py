@@ -29,8 +29,9 @@ from geneformer_jax.common.command_help import configuration_help
 FLAGS = flags.FLAGS
 
 _CONFIG = config_flags.DEFINE_config_file(
-    "config", None, "Configuration file, e.g. configs/finetune_cells.py.", lock_config=True
-)
+    "config", None, "Configuration file, or the name of one that comes with the package, such as "
+    "finetune_cells (a wrong name lists them).", lock_config=True,
+)  # fmt: skip
 command_line.model_flags()
 _WORKDIR = flags.DEFINE_string("workdir", "", "Folder of the run: a new one, or one to go on in.")
 _DRY_RUN = flags.DEFINE_bool("dry_run", False, "Check everything, print what would run, and stop.")

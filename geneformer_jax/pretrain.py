@@ -26,8 +26,9 @@ from geneformer_jax.common.command_help import configuration_help
 from geneformer_jax.common.errors import InputError
 
 _CONFIG = config_flags.DEFINE_config_file(
-    "config", None, "Configuration file, e.g. configs/quickstart.py.", lock_config=True
-)
+    "config", None, "Configuration file, or the name of one that comes with the package, such as "
+    "quickstart (a wrong name lists them).", lock_config=True,
+)  # fmt: skip
 _WORKDIR = flags.DEFINE_string("workdir", "", "Folder of the run: a new one, or one to resume.")
 _DRY_RUN = flags.DEFINE_bool(
     "dry_run", False, "Check everything, report what the run would do and cost, and stop."

