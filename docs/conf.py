@@ -35,8 +35,10 @@ nitpick_ignore_regex = [("py:.*", ".*")]
 myst_enable_extensions = ["colon_fence", "deflist"]
 myst_heading_anchors = 3
 
-# Files that a notebook writes are gone after it; nothing of an earlier build is taken.
-nb_execution_mode = "force"
+# A notebook that has not changed is not executed again, until `make docs` begins from nothing. The
+# files that one writes are gone after it.
+nb_execution_mode = "cache"
+nb_execution_cache_path = str(_HERE / "_build" / "notebooks")
 nb_execution_in_temp = True
 nb_execution_raise_on_error = True
 nb_execution_timeout = 1200
