@@ -188,9 +188,21 @@ class Run:
             f"steps: {self.steps:,} ({plan.steps_per_epoch:,} an epoch)",
             f"devices: {axes} on {self.mesh.devices.flat[0].device_kind}; "
             f"precision {self.config.runtime.precision}",
+            *self._second_objective(),
             *self.notes,
             *self._costs(speed),
             *([f"warning: {problem}"] if problem else []),
+        ]
+
+    def _second_objective(self) -> list[str]:
+        """Lines on what is learnt beside masked genes."""
+        objective = self.config.objective
+        if not objective.contrastive:
+            return []
+        views = objective.views
+        return [
+            f"objective: masked genes, and {objective.contrastive:g} times a contrastive loss of two "
+            f"views of each cell ({views.keep_least:.0%} to {views.keep_most:.0%} of its genes)"
         ]
 
     def _costs(self, speed: Speed) -> list[str]:
