@@ -201,8 +201,8 @@ class Run:
             return []
         views = objective.views
         return [
-            f"objective: masked genes, and {objective.contrastive:g} times a contrastive loss of two "
-            f"views of each cell ({views.keep_least:.0%} to {views.keep_most:.0%} of its genes)"
+            f"objective: masked genes, and {objective.contrastive:g} times a contrastive loss of "
+            f"two views of each cell ({views.keep_least:.0%} to {views.keep_most:.0%} of its genes)"
         ]
 
     def _costs(self, speed: Speed) -> list[str]:
