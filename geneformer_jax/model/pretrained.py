@@ -310,7 +310,7 @@ def quantized_params(arrays: Iterable[StackedArray], kind: str) -> tuple[Params,
     for array in arrays:
         parts = digest.passing(array)
         if codes := codes_of(array.path, kind):
-            params[array.path] = quantize_rows(parts, array.shape[1:], codes)
+            params[array.path] = quantize_rows(parts, array.shape, codes)
         else:
             params[array.path] = jnp.concatenate([jnp.asarray(part) for part in parts])
     return traverse_util.unflatten_dict(params), Quantization(kind, digest.hexdigest())

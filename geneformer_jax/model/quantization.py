@@ -21,8 +21,8 @@ from geneformer_jax.model.config import QUANTIZATIONS
 
 # As QLoRA's (Dettmers et al. 2023); with its scale, a weight takes 4.25 or 8.25 bits.
 BLOCK = 64
-# Values that are rounded at a time: an embedding table takes no second one of floats.
-_AT_A_TIME = 1 << 22
+# Values that are rounded at a time: few, so that what is freed between codes that stay is small.
+_AT_A_TIME = 1 << 20
 
 
 @functools.partial(
@@ -93,27 +93,31 @@ def codes_of(path: tuple[str, ...], kind: str) -> str | None:
 
 
 def quantize_rows(
-    rows: Iterable[np.ndarray], row_shape: tuple[int, ...], codes: str
+    parts: Iterable[np.ndarray | jax.Array], shape: tuple[int, ...], codes: str
 ) -> QuantizedWeight:
     """Rounds weights, some rows at a time; nothing is left of the floats.
 
     Args:
-      rows: float32 [some rows, *row_shape], one after another.
-      row_shape: shape of a row.
+      parts: float32 [some rows, *row_shape], one after another.
+      shape: [rows, *row_shape] of all.
       codes: one of QUANTIZATIONS.
     """
+    rows, *row_shape = shape
     size = int(np.prod(row_shape))
-    step = max(1, _AT_A_TIME // size)
-    made = [
-        jax.device_get(_quantized(part[start : start + step].reshape(-1, size), codes))
-        for part in map(np.asarray, rows)
-        for start in range(0, len(part), step)
-    ]
-    joined = (jnp.asarray(np.concatenate(each)) for each in zip(*made, strict=True))
-    return QuantizedWeight(*joined, tuple(row_shape))
+    whole = jax.ShapeDtypeStruct((rows, size), jnp.float32)
+    kinds = jax.eval_shape(functools.partial(_quantized, codes=codes), whole)
+    made = [np.empty(kind.shape, kind.dtype) for kind in kinds]
+    step, done = max(1, _AT_A_TIME // size), 0
+    for part in map(np.asarray, parts):
+        for start in range(0, len(part), step):
+            some = part[start : start + step].reshape(-1, size)
+            for array, rounded in zip(made, _quantized(some, codes=codes), strict=True):
+                array[done : done + len(some)] = rounded
+            done += len(some)
+    return QuantizedWeight(*map(jnp.asarray, made), tuple(row_shape))
 
 
-@functools.partial(jax.jit, static_argnums=1)
+@functools.partial(jax.jit, static_argnames="codes")
 def _quantized(rows_RS: jax.Array, codes: str) -> tuple[jax.Array, jax.Array]:
     """Returns codes and scales of rows, the last block of each filled up with zeros."""
     import qwix

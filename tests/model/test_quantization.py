@@ -62,14 +62,14 @@ def test_codes_are_the_nearest_levels_of_their_block(size):
     # bfloat16 has eight bits of a scale.
     off = largest * 2**-8
 
-    nf4 = quantize_rows(iter(parts), size, "nf4")
+    nf4 = quantize_rows(iter(parts), rows.shape, "nf4")
     assert nf4.codes.nbytes == padded.size / 2 and nf4.scales.nbytes == padded.size / 32
     nearest = np.abs(padded[..., None] - largest[..., None] * NF4_LEVELS).argmin(axis=-1)
     expected = (largest * NF4_LEVELS[nearest]).reshape(6, -1)[:, : flat.shape[1]]
     tolerance = np.broadcast_to(off, padded.shape).reshape(6, -1)[:, : flat.shape[1]]
     assert (np.abs(read_codes(nf4).reshape(6, -1) - expected) <= tolerance).all()
 
-    int8 = quantize_rows(iter(parts), size, "int8")
+    int8 = quantize_rows(iter(parts), rows.shape, "int8")
     assert int8.codes.nbytes == padded.size
     half_step = np.broadcast_to(largest / 250, padded.shape).reshape(6, -1)[:, : flat.shape[1]]
     assert (np.abs(read_codes(int8).reshape(6, -1) - flat) <= half_step + tolerance).all()
