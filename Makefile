@@ -66,8 +66,8 @@ $(DOCS): $(METADATA) | $(CREATED)
 	@touch $(DEMO) $@
 
 $(BROWSER): $(TEST)
-	@echo "Installing what drives a browser for the tests of reports; it uses the machine's Chromium:"
-	@$(BIN)/python launch/install.py --editable ".[browser]"
+	@echo "Installing what drives a browser for the tests of pages; it uses the machine's Chromium:"
+	@$(BIN)/python launch/install.py --editable ".[browser,explore]"
 	@touch $@
 
 $(AOT): $(TEST)

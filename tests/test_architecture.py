@@ -44,6 +44,7 @@ LAYERS = (
     ("perturbation/validation/scoring",),
     ("perturbation/validation",),
     ("scverse",),
+    ("explorer",),
 )
 LAYER_OF = {package: layer for layer, packages in enumerate(LAYERS) for package in packages}
 # Packages that use a trained model, whatever trained it.

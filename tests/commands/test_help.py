@@ -29,6 +29,7 @@ NEEDED = {
     "cluster": ["shares"],
     "convert": ["source", "target"],
     "embed": ["checkpoint", "cells", "output"],
+    "explore": ["folder"],
     "finetune": ["config", "workdir"],
     "perturb": ["checkpoint", "cells", "output"],
     "predict": ["checkpoint", "cells", "output"],
