@@ -1,4 +1,4 @@
-"""The calls of the README's section "In Python", written to files: run by compare_commits.py.
+"""The functions that return, of docs/how_to/python.md, written to files: run by compare_commits.py.
 
 python benchmarks/compare_calls.py CHECKPOINT CELL_CLASSIFIER GENE_CLASSIFIER CELLS STORE OUTPUT
 """

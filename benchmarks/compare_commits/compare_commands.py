@@ -1,4 +1,4 @@
-"""The commands that compare_commits.py runs: those of the README, on small cells and models."""
+"""The commands that compare_commits.py runs: all of them, on small cells and models."""
 
 import re
 

@@ -1,10 +1,10 @@
-"""Runs every command of the README at two checkouts and compares what they write, bit for bit.
+"""Runs every command at two checkouts and compares what they write, bit for bit.
 
     python benchmarks/compare_commits/compare_commits.py --before=FOLDER --after=FOLDER \\
         --work=FOLDER [--only=embed]
 
-Small real cells (see compare_cells.py) go through all commands and the calls of the README's
-section "In Python" (compare_calls.py). Each command of compare_commands.py is a process of its own,
+Small real cells (see compare_cells.py) go through all commands and the functions of Python
+(compare_calls.py). Each command of compare_commands.py is a process of its own,
 in the folder of its checkout, with the interpreter of this one. What the side `before` wrote is
 kept in WORK/before as long as its checkout and the commands stay the same; `after` runs anew, or
 with --only just the commands whose names begin so, those that need them, and those that failed.

@@ -21,7 +21,7 @@ TARGETS = ("query", "key", "value", "attention_output", "up", "down")
 
 @dataclasses.dataclass(frozen=True)
 class EncoderConfig:
-    """Hyper-parameters of the encoder, named as in the field; see the README for sizes.
+    """Hyper-parameters of the encoder, named as in the field; see `preset` for sizes.
 
     Attributes:
       vocabulary_size: V, tokens including the special ones.
