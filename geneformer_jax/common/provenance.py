@@ -72,17 +72,23 @@ def provenance_beside(output: Path) -> Path:
     return output.with_suffix(f".{FILE_NAME}")
 
 
+def written_configuration(provenance: Path) -> dict[str, Any] | None:
+    """Returns the configuration that a provenance file tells, or None if it cannot be told."""
+    try:
+        written = json.loads(provenance.read_text(encoding="utf-8"))["configuration"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return written if isinstance(written, dict) else None
+
+
 def require_own_provenance(output: Path) -> None:
     """Checks that an output would not take the provenance, and report, of another beside it.
 
     Raises:
       InputError: a file of the same name with another ending is there, and has them.
     """
-    try:
-        written = json.loads(provenance_beside(output).read_text(encoding="utf-8"))
-        other = output.with_name(Path(written["configuration"]["output"]).name)
-    except (OSError, ValueError, KeyError, TypeError):
-        return
+    written = written_configuration(provenance_beside(output)) or {}
+    other = output.with_name(Path(str(written.get("output"))).name)
     if other.name != output.name and other.exists():
         raise InputError(
             f"`output` {output} would replace the provenance of {other}, which has the same name "

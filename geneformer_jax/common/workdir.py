@@ -10,11 +10,13 @@ from typing import Any
 
 from geneformer_jax.common.errors import InputError
 from geneformer_jax.common.files import atomic_write, require_new_folder
-from geneformer_jax.common.provenance import FILE_NAME, write_provenance
+from geneformer_jax.common.provenance import FILE_NAME, write_provenance, written_configuration
 
 CONFIG = "config.json"
 _NEW_WORKDIR = "name a new `workdir`"
 _SHOWN_LETTERS = 100
+# Differences that a message names.
+_NAMED = 5
 _STRETCH = 1 << 30
 
 
@@ -155,14 +157,32 @@ def is_finished(output: Path, configuration: Mapping[str, Any]) -> bool:
     """
     if not output.exists() or (output.is_dir() and not any(output.iterdir())):
         return False
-    file = output / FILE_NAME
-    if file.is_file() and json.loads(file.read_text()).get("configuration") == as_json(
-        configuration
-    ):
-        return True
-    raise InputError(
-        f"{output} is there and was not written by this command; remove it or name another folder"
-    )
+    require_own(output, written_configuration(output / FILE_NAME), configuration, "folder")
+    return True
+
+
+def require_own(
+    output: Path,
+    written: Mapping[str, Any] | None,
+    configuration: Mapping[str, Any],
+    kind: str = "file",
+) -> None:
+    """Raises InputError if an output is not of this command; it names what is another.
+
+    Args:
+      output: that is there.
+      written: configuration of the command that wrote it; None if that cannot be told.
+      configuration: of this one.
+      kind: what the output is, for the remedy.
+    """
+    changes = [] if written is None else list(_differences(written, as_json(configuration)))
+    if written is None or changes:
+        more = ", ..." if len(changes) > _NAMED else ""
+        named = f" ({', '.join(changes[:_NAMED])}{more})" if changes else ""
+        raise InputError(
+            f"{output} is there and was not written by this command{named}; remove it or name "
+            f"another {kind}"
+        )
 
 
 def as_json(value: Any) -> Any:

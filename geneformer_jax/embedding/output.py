@@ -16,7 +16,7 @@ from geneformer_jax.cells.counts.source import CountSource
 from geneformer_jax.common.errors import InputError
 from geneformer_jax.common.files import atomic_write, suffix_of
 from geneformer_jax.common.provenance import require_own_provenance
-from geneformer_jax.common.workdir import as_json
+from geneformer_jax.common.workdir import require_own
 from geneformer_jax.embedding.embedder import Embedded
 from geneformer_jax.inference.viewers import with_counts
 from geneformer_jax.inference.written_anndata import write_anndata
@@ -44,13 +44,12 @@ def check_output(
     if suffix_of(output) not in SUFFIXES:
         raise InputError(f"`output` {output} must end in {', '.join(SUFFIXES)}")
     require_own_provenance(output)
+    fixed = _fixed(configuration, changeable)
     written = [output, table_path(output)] if suffix_of(output) == ".npy" else [output]
     for path in written:
-        if path.exists() and not _made_alike(path, configuration, changeable):
-            raise InputError(
-                f"{path} is there and was not written by this command; remove it or name another "
-                "file"
-            )
+        if path.exists():
+            written = provenance_of(path).get("configuration")
+            require_own(path, written if written is None else _fixed(written, changeable), fixed)
 
 
 def report_path(output: Path) -> Path:
@@ -58,11 +57,8 @@ def report_path(output: Path) -> Path:
     return output.with_name(output.stem + ".report.html")
 
 
-def _made_alike(path: Path, configuration: Mapping[str, Any], changeable: Collection[str]) -> bool:
-    known, now = provenance_of(path).get("configuration"), as_json(configuration)
-    if known is None:
-        return False
-    return all(known.get(name) == now.get(name) for name in {*known, *now}.difference(changeable))
+def _fixed(configuration: Mapping[str, Any], changeable: Collection[str]) -> dict[str, Any]:
+    return {name: each for name, each in configuration.items() if name not in changeable}
 
 
 def check_columns_fit(output: Path, columns: Collection[str], keys: Collection[str]) -> None:

@@ -16,8 +16,9 @@ from geneformer_jax.common.provenance import (
     describe_run,
     provenance_beside,
     require_own_provenance,
+    written_configuration,
 )
-from geneformer_jax.common.workdir import as_json
+from geneformer_jax.common.workdir import as_json, require_own
 from geneformer_jax.embedding.embedder import Embedder
 from geneformer_jax.embedding.output import report_path
 from geneformer_jax.embedding.parts import EmbeddingParts, embedding_identity
@@ -47,18 +48,9 @@ class TransferRun:
             raise InputError(f"`output` {output} must end in .h5ad")
         require_own_provenance(output)
         self._output, self._command = output, as_json(configuration)
-        if output.exists() and not self._is_own():
-            raise InputError(
-                f"{output} is there and was not written by this command; remove it or name another "
-                "file"
-            )
-
-    def _is_own(self) -> bool:
-        try:
-            written = json.loads(provenance_beside(self._output).read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            return False
-        return written.get("configuration") == self._command
+        if output.exists():
+            written = written_configuration(provenance_beside(output))
+            require_own(output, written, self._command)
 
     def is_complete(self) -> bool:
         """Whether output and report are there."""

@@ -71,7 +71,7 @@ def test_cells_are_predicted_as_in_the_fold(toy_store, cell_fold, tmp_path, monk
     assert f"{right:.2%} of 240 cells" in printed
     assert right > 0.8
     status, _, error = run_command("predict", arguments, monkeypatch, capsys)
-    assert (status, "nothing is overwritten" in error) == (1, True)
+    assert (status, "was not written by this command (" in error) == (1, True)
     again = run_command("predict", [*arguments, "--labels_key=kind"], monkeypatch, capsys)
     assert again[0] == 0 and "nothing to do" in again[1]
 

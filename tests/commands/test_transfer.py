@@ -57,7 +57,7 @@ def test_labels_tables_and_report(transfer, tmp_path, monkeypatch):
     pd.testing.assert_frame_equal(ad.read_h5ad(tmp_path / "whole.h5ad").obs, found.obs)
     assert "nothing to do" in transfer()[1]
     status, _, error = transfer(precision="bfloat16")
-    assert (status, "was not written by this command" in error) == (1, True)
+    assert (status, "(precision = 'float32', not 'bfloat16')" in error) == (1, True)
     assert_one_line(error)
 
 

@@ -200,7 +200,7 @@ def test_only_what_the_same_command_wrote_is_written_over(embedder_of, tmp_path,
     embedding_output.check_output(output, {"seed": 1})
     write_output(embedded, output, PROVENANCE)
     embedding_output.check_output(output, {"seed": 1})
-    with pytest.raises(InputError, match="was not written by this command"):
+    with pytest.raises(InputError, match=r"written by this command \(seed = 1, not 2\);"):
         embedding_output.check_output(output, {"seed": 2})
     output.write_text("precious")
     table_path(output).unlink(missing_ok=True)

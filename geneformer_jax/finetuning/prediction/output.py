@@ -17,14 +17,6 @@ from geneformer_jax.inference.written_anndata import write_anndata
 SUFFIXES = (".h5ad", ".parquet", ".csv")
 
 
-def configuration_of(output: Path) -> dict[str, Any] | None:
-    """Returns the command that wrote an output, or None if that cannot be told."""
-    try:
-        return json.loads(provenance_beside(output).read_text())["configuration"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-
-
 def write_predicted(
     predicted: ad.AnnData | pd.DataFrame, output: Path, provenance: Mapping[str, Any]
 ) -> None:

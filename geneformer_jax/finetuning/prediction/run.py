@@ -17,17 +17,19 @@ from geneformer_jax.common.log import logger
 from geneformer_jax.common.progress import Progress
 from geneformer_jax.common.provenance import (
     describe_run,
+    provenance_beside,
     require_own_provenance,
+    written_configuration,
 )
 from geneformer_jax.common.shares import WHOLE
-from geneformer_jax.common.workdir import as_json
+from geneformer_jax.common.workdir import as_json, require_own
 from geneformer_jax.finetuning.prediction.api import open_cells_for
 from geneformer_jax.finetuning.prediction.labels import (
     check_labels,
     compare_with_labels,
     find_output,
 )
-from geneformer_jax.finetuning.prediction.output import SUFFIXES, configuration_of, write_predicted
+from geneformer_jax.finetuning.prediction.output import SUFFIXES, write_predicted
 from geneformer_jax.finetuning.prediction.predictor import Predictor
 from geneformer_jax.finetuning.prediction.report import write_prediction_report
 from geneformer_jax.finetuning.prediction.tables import GeneVotes, cell_table
@@ -86,11 +88,8 @@ class PredictionRun:
         """
         if not self._output.exists():
             return False
-        if configuration_of(self._output) != self._command:
-            raise InputError(
-                f"`output`={self._output} exists and was not written by this command; nothing is "
-                "overwritten; name another file"
-            )
+        written = written_configuration(provenance_beside(self._output))
+        require_own(self._output, written, self._command)
         # A run that was killed at its very end may have left them.
         remove(parts_folder(self._output))
         return True
