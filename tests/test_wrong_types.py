@@ -122,6 +122,7 @@ def test_each_on_its_own(model, cells, function, wrong, words):
         (lambda m: gf.perturbation_statistics(FRAME, "aggregate"), ("`output` is None",)),
         (lambda m: gf.perturbation_statistics("out", ["vs_null"]), ("`mode` is a list",)),
         (lambda m: gf.Runtime(precision="bfloat"), ('did you mean "bfloat16"',)),
+        (lambda m: gf.Runtime(precision="BFLOAT"), ('did you mean "bfloat16"',)),
         (lambda m: gf.CellStates(None, goal="a"), ("need an obs column",)),
     ],
 )

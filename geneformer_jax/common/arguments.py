@@ -32,6 +32,14 @@ def require_text(name: str, value: object, what: str) -> None:
         require_type(name, value, str, f"give {what}, a text")
 
 
+def require_key(name: str, value: object, what: str) -> None:
+    """Raises InputError unless a value can be a key of `.obsm` or `.uns`, also in a file."""
+    require_type(name, value, str, f"give {what}, a text")
+    # HDF5 and Zarr make groups of a name with slashes, and have no empty ones.
+    if not value or "/" in value:
+        raise InputError(f'`{name}` is "{value}"; give {what}, not empty and without /')
+
+
 def require_path(name: str, value: object, what: str) -> None:
     """Raises InputError unless a value names a file or folder."""
     require_type(name, value, (str, Path), f"give the path of {what}")

@@ -14,7 +14,9 @@ class InputError(ValueError):
 
 def did_you_mean(name: object, known: Iterable[str]) -> str:
     """Returns ' (did you mean "a" or "b"?)' for the known names nearest to `name`, or ''."""
-    near = difflib.get_close_matches(str(name), list(known), n=3)
+    # Whatever their case: "cd74" is near "CD74".
+    by_lower = {str(each).lower(): each for each in known}
+    near = difflib.get_close_matches(str(name).lower(), by_lower, n=3)
     if not near:
         return ""
-    return " (did you mean " + " or ".join(f'"{candidate}"' for candidate in near) + "?)"
+    return " (did you mean " + " or ".join(f'"{by_lower[each]}"' for each in near) + "?)"

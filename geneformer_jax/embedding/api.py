@@ -14,7 +14,7 @@ import jax
 
 from geneformer_jax.cells.counts.options import CountArguments
 from geneformer_jax.cells.store.cell_store import EncodedCells
-from geneformer_jax.common.arguments import require_text
+from geneformer_jax.common.arguments import require_key
 from geneformer_jax.common.errors import InputError
 from geneformer_jax.embedding.embedder import (
     KEY,
@@ -101,7 +101,7 @@ def embed_cells(
     check_model(model)
     check_draw(max_cells, seed)
     check_runtime(runtime, devices)
-    require_text("key_added", key_added, "a name in `.obsm`")
+    require_key("key_added", key_added, "a name in `.obsm`")
     check_options(model, mode, hidden_layer)
     if inplace and not (isinstance(cells, ad.AnnData) and mode in ("cell", "cls")):
         raise InputError(

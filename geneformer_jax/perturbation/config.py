@@ -128,6 +128,9 @@ class PerturbationOptions:
             require_type("quantile", self.quantile, (int, float), "give a fraction, such as 0.25")
         for name in ("genes", "expressing"):
             require_type(name, getattr(self, name), Iterable, "give names of genes")
+        if self.combinations is not None:
+            remedy = 'give a list of genes for each set, such as [["CD74", "LYZ"]]'
+            require_type("combinations", self.combinations, Iterable, remedy)
         for genes in self.combinations or ():
             if isinstance(genes, str) or not isinstance(genes, Iterable):
                 raise InputError(

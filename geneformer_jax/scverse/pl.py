@@ -35,6 +35,11 @@ _SIZE = (7.2, 4.8)
 _LETTERS, _LINE = 170, 0.17
 
 
+def __dir__() -> list[str]:
+    # What completion in a notebook offers.
+    return __all__
+
+
 def umap(
     adata: anndata.AnnData,
     color: str | Sequence[str],

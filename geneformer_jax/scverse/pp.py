@@ -72,6 +72,11 @@ def tokenize(
     return written if copy else None
 
 
+def __dir__() -> list[str]:
+    # What completion in a notebook offers.
+    return __all__
+
+
 def _padded(cells, n_obs: int):
     """Tokens as a sparse matrix, whose zeros are pads: [all cells, longest]."""
     import numpy as np

@@ -36,6 +36,11 @@ __all__ = ["attend", "embed", "perturb", "predict", "transfer", "umap"]
 _NOT_HERE = {"model", "cells", "output", "devices", "gene_shifts", "top", "reading"}
 
 
+def __dir__() -> list[str]:
+    # What completion in a notebook offers.
+    return __all__
+
+
 def embed(
     adata: anndata.AnnData,
     model: PretrainedModel,
@@ -212,7 +217,8 @@ def perturb(
             result["controls"] = storable(found.controls.table)
             result["verdict"] = found.controls.verdict
         written.uns[key_added] = result
-        if genes != "all" or own.get("combinations"):
+        of_all = isinstance(genes, str) and genes == "all"
+        if not of_all or own.get("combinations"):
             which = found.used["measure"], found.used.get("goal", "")
             written.obsm[key_added] = cells_by_edits(shifts, *which, adata.obs_names)
     return written if copy else None
@@ -380,7 +386,7 @@ def transfer(
     from geneformer_jax.label_transfer.api import transfer_labels
     from geneformer_jax.label_transfer.output import columns_of
 
-    with written_into(adata, label, copy) as written:
+    with written_into(adata, "label_transfer", copy) as written:
         reading = count_arguments(adata, layer, use_raw, genes, transfer)
         labelled = transfer_labels(
             model, reference, adata, label, group=group, hidden_layer=hidden_layer, all_cells=True,

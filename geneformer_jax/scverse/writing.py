@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from geneformer_jax.common.arguments import describe, require_text, require_type
+from geneformer_jax.common.arguments import describe, require_key, require_text, require_type
 from geneformer_jax.common.errors import InputError, did_you_mean
 from geneformer_jax.common.log import logger
 
@@ -35,7 +35,7 @@ def written_into(adata: anndata.AnnData, key: str, copy: bool) -> Iterator[annda
     import anndata
 
     require_anndata(adata)
-    require_text("key_added", key, "a name for the results")
+    require_key("key_added", key, "a name for the results")
     if not isinstance(copy, bool):
         raise InputError(f"`copy` is {describe(copy)}; give True or False")
     if adata.isbacked and (copy or adata.is_view):
@@ -48,7 +48,16 @@ def written_into(adata: anndata.AnnData, key: str, copy: bool) -> Iterator[annda
         )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", anndata.ImplicitModificationWarning)
-        yield adata.copy() if copy else adata
+        try:
+            yield adata.copy() if copy else adata
+        except InputError as error:
+            raise InputError(_as_called_here(str(error))) from error
+
+
+def _as_called_here(message: str) -> str:
+    """Names what chooses the counts as `gf.pp` and `gf.tl` do."""
+    called = "`layer` or `use_raw`" if '"raw"' in message else "`layer`"
+    return message.replace("by `counts_layer`", f"by {called}")
 
 
 def require_anndata(adata: object) -> None:
@@ -83,9 +92,12 @@ def parameters(**given: object) -> dict[str, Any]:
 def _plain(value: object) -> object:
     if isinstance(value, str | numbers.Number):
         return value
+    if hasattr(value, "tolist"):
+        value = value.tolist()
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         value = dataclasses.asdict(value)
-    if isinstance(value, Mapping):
+    # A name with a slash would be a group in a file.
+    if isinstance(value, Mapping) and not any("/" in str(name) for name in value):
         return parameters(**{str(name): each for name, each in value.items()})
     if isinstance(value, list | tuple) and all(isinstance(each, str | numbers.Number)
                                                for each in value):  # fmt: skip

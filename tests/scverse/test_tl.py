@@ -103,12 +103,14 @@ def test_tokens_are_written_in_place(normalised, model):
         ({"layer": 3}, ("`layer` is 3", "name of a layer")),
         ({"layer": "counts", "use_raw": True}, ("`use_raw` is True", "give one of them")),
         ({"use_raw": "yes"}, ("`use_raw` is 'yes'", "True, False or None")),
-        ({"use_raw": False}, ("log-transformed",)),
+        ({"use_raw": False}, ("log-transformed", "by `layer` or `use_raw`")),
         ({"counts_layer": "counts"}, ("`counts_layer`", "called `layer`")),
         ({"gene_colum": "gene_ids"}, ("`gene_colum`", 'did you mean "gene_column"')),
         ({"gene_column": "symbol"}, ("symbol", "gene_ids")),
         ({"copy": "yes"}, ("`copy` is 'yes'",)),
         ({"key_added": 3}, ("`key_added` is 3",)),
+        ({"key_added": ""}, ("`key_added` is", "not empty")),
+        ({"key_added": "X/mine"}, ("`key_added` is", "without /")),
     ],
 )
 @pytest.mark.parametrize("function", [gf.tl.embed, gf.pp.tokenize])
@@ -133,6 +135,7 @@ def test_wrong_arguments_end_in_one_line(function, given, words, normalised, mod
         (lambda a, m: gf.tl.umap(a), ('no "X_geneformer"', "gf.tl.embed")),
         (lambda a, m: gf.tl.perturb(a, m, gene=["x"]), ("`gene` is no argument", '"genes"')),
         (lambda a, m: gf.tl.perturb(a, m, gene_shifts="full"), ("`gene_shifts` is no argument",)),
+        (lambda a, m: gf.tl.perturb(a, m, combinations=2), ("`combinations` is 2",)),
         (lambda a, m: gf.tl.perturb(twice(a), m), ('"cell" occurs twice', "obs_names_make_unique")),
         (lambda a, m: gf.tl.predict(a, m), ("no classification head",)),
         (lambda a, m: gf.tl.transfer(a, m, a, "label"), ('no obs column "label"',)),
@@ -150,6 +153,11 @@ def test_what_cannot_be_done_ends_in_one_line(call, words, adata, model):
 def twice(adata):
     adata.obs_names = ["cell"] * adata.n_obs
     return adata
+
+
+@pytest.mark.parametrize("module", [gf.tl, gf.pp, gf.pl])
+def test_completion_offers_functions_alone(module):
+    assert sorted(dir(module)) == sorted(module.__all__)
 
 
 def test_the_functions_are_there_before_anything_large_is_imported():
@@ -196,6 +204,21 @@ def test_shifts_of_named_genes(adata, model):
     for gene in genes:
         assert statistics.loc[gene, "Cosine_sim_mean"] == pytest.approx(means[gene], abs=1e-6)
     assert adata.uns["perturbation"]["left_out"]["no gene of the vocabulary"] == 1
+
+
+@pytest.mark.slow
+def test_genes_may_be_an_index_and_columns_have_slashes(adata, model, tmp_path):
+    adata.obs["kind/of"] = adata.obs["kind"]
+    genes = adata.var_names[:3]
+    gf.tl.perturb(adata, model, genes=genes, filters={"kind/of": ["a", "b"]})
+    listed = gf.tl.perturb(adata, model, genes=list(genes), copy=True)
+    pd.testing.assert_frame_equal(adata.obsm["perturbation"], listed.obsm["perturbation"])
+    params = adata.uns["perturbation"]["params"]
+    assert params["genes"] == list(genes)
+    del adata.obs["kind/of"]  # of which AnnData warns
+    adata.write_h5ad(tmp_path / "results.h5ad")
+    back = ad.read_h5ad(tmp_path / "results.h5ad").uns["perturbation"]["params"]
+    assert (back["filters"], list(back["genes"])) == (params["filters"], list(genes))
 
 
 @pytest.mark.slow
