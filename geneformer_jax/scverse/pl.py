@@ -93,8 +93,6 @@ def umap(
 
 def _values(adata: anndata.AnnData, name: object, layer: str | None) -> pd.Series:
     """A column of obs, or the values of a gene, by cell."""
-    import pandas as pd
-
     if name not in adata.obs and name not in adata.var_names:
         known = [*adata.obs, *adata.var_names]
         raise InputError(
@@ -104,7 +102,7 @@ def _values(adata: anndata.AnnData, name: object, layer: str | None) -> pd.Serie
     if name in adata.obs:
         return adata.obs[name]
     try:
-        return pd.Series(adata.obs_vector(name, layer=layer), adata.obs_names, name=name)
+        return adata[:, [name]].to_df(layer)[name]
     except KeyError:
         raise InputError(
             f"the AnnData has no layer {describe(layer)}{did_you_mean(layer, adata.layers)}"
