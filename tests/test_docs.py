@@ -38,4 +38,4 @@ def test_the_site_builds_from_nothing_without_a_warning(tmp_path):
     built = subprocess.run(command, cwd=project, env=variables, capture_output=True, text=True)
     assert built.returncode == 0, built.stderr
     pages = {path.stem for path in (project / "site").rglob("*.html")}
-    assert {path.stem for path in DOCS.rglob("*.md")} <= pages
+    assert {path.stem for path in (project / "docs").rglob("*.md")} <= pages
