@@ -100,9 +100,11 @@ def _table(carried: Predicted, distances: Distances, classifier: str) -> pd.Data
 def _describe_trust(table: pd.DataFrame, known: np.ndarray) -> list[str]:
     """Says how many cells lie far from the reference, and whether that tells wrong labels."""
     trusted = table[TRUSTED].to_numpy()
+    far = (~trusted).sum()
+    remedy = ": do not trust their labels" if far else ""
     lines = [
-        f"{(~trusted).sum():,} of {len(trusted):,} cells of the query lie farther from the "
-        "reference than 99 % of its own cells do: do not trust their labels"
+        f"{far:,} of {len(trusted):,} cells of the query lie farther from the reference than 99 % "
+        f"of its own cells do{remedy}"
     ]
     has_label = known != None  # noqa: E711
     right = table[LABEL].astype(object).to_numpy() == known

@@ -219,7 +219,7 @@ def test_shares_are_of_equal_values_and_may_be_empty(tmp_path, files, vocabulary
         for i in range(80):
             run.write((i, 80))
     pieces = len(run.index.pieces)
-    assert f"shard 1/80 is empty: there are only {pieces} pieces" in caplog.text
+    assert f"shard 1/80 is empty: {pieces} pieces in all" in caplog.text
     assert f": 1 of {pieces} pieces, " in caplog.text
 
 

@@ -114,10 +114,10 @@ class PieceIndex:
 
     def describe_share(self, shard: tuple[int, int]) -> str:
         """What a share is made of, for a line of the log."""
-        own, pieces = self.share(shard), f"{len(self.pieces):,} pieces"
+        own, pieces = self.share(shard), f"{len(self.pieces):,} piece{'s' * (len(self.pieces) > 1)}"
         name = f"shard {shard[0]}/{shard[1]}"
         if not own:
-            return f"{name} is empty: there are only {pieces}"
+            return f"{name} is empty: {pieces} in all"
         cells = sum(piece.cells for piece in own)
         return f"{name}: {len(own):,} of {pieces}, {cells:,} cells"
 
