@@ -69,25 +69,30 @@ def read_cells(path: Path) -> CellMap:
       InputError: the file is damaged, or holds fewer than four cells and no UMAP.
     """
     if suffix_of(path) == ".h5ad":
-        return _from_h5ad(path)
-    layers = as_layers(provenance_of(path)["counts"]["hidden_layer"])
-    rows, obs = read_output(path, keys_of(layers))
-    shown = _drawn(len(obs))
-    return CellMap(umap_positions(np.asarray(rows[shown, 0])), obs.iloc[shown], len(obs))
+        rows, obs, total, is_umap = _from_h5ad(path)
+    else:
+        layers = as_layers(provenance_of(path)["counts"]["hidden_layer"])
+        all_rows, table = read_output(path, keys_of(layers))
+        shown, total, is_umap = _drawn(len(table)), len(table), False
+        rows, obs = np.asarray(all_rows[shown, 0]), table.iloc[shown]
+    # Cells that were left out may have a row without numbers.
+    is_there = np.isfinite(rows).all(axis=1)
+    rows, obs = rows[is_there], obs[is_there]
+    return CellMap(rows[:, :2] if is_umap else umap_positions(rows), obs, total)
 
 
-def _from_h5ad(path: Path) -> CellMap:
+def _from_h5ad(path: Path) -> tuple[np.ndarray, pd.DataFrame, int, bool]:
+    """(positions or embeddings of the drawn cells, their obs, all cells, whether positions)."""
     try:
         with h5py.File(path) as file:
-            obs = ad.io.read_elem(file["obs"])
-            shown, keys = _drawn(len(obs)), list(file["obsm"])
+            obs, keys = ad.io.read_elem(file["obs"]), list(file["obsm"])
             umaps = [key for key in keys if key.lower().endswith("umap")]
-            key = next(iter(umaps or [key for key in keys if key.startswith(KEY)]))
-            rows = file["obsm"][key][:][shown]
-    except (OSError, KeyError, ValueError, StopIteration) as error:
-        raise InputError(f"{path.name} is damaged ({error}); embed the cells again") from error
-    positions = rows[:, :2] if umaps else umap_positions(rows)
-    return CellMap(positions, obs.iloc[shown], len(obs))
+            key = (umaps or [key for key in keys if key.startswith(KEY)])[0]
+            shown = _drawn(len(obs))
+            return file["obsm"][key][:][shown], obs.iloc[shown], len(obs), bool(umaps)
+    except (OSError, KeyError, IndexError, ValueError, TypeError) as error:
+        reason = " ".join(str(error).split())[:120]
+        raise InputError(f"{path.name} is damaged ({reason}); embed the cells again") from error
 
 
 def values_of(cell_map: CellMap, column: str | None, store: Path | None, gene: str) -> pd.Series:
@@ -115,6 +120,8 @@ def describe(cell_map: CellMap) -> str:
     drawn = len(cell_map.obs)
     if drawn == cell_map.total:
         return f"All {drawn:,} cells."
+    if cell_map.total <= MAX_POINTS:
+        return f"{drawn:,} of {cell_map.total:,} cells; the others have no embedding."
     return f"{drawn:,} of {cell_map.total:,} cells, drawn at random."
 
 
@@ -136,7 +143,7 @@ def token_named(folder: Path, gene: str) -> int:
       InputError: the store's vocabulary has no such gene.
     """
     vocabulary = CellStore(folder).vocabulary
-    token = int(vocabulary.tokens_of([gene])[0])
+    token = int(vocabulary.tokens_of([gene], symbols="names")[0])
     if token < 0:
         known = [*vocabulary.gene_ids, *vocabulary.symbols]
         raise InputError(

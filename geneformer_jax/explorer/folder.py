@@ -17,6 +17,7 @@ from geneformer_jax.common.files import suffix_of
 from geneformer_jax.common.provenance import FILE_NAME
 from geneformer_jax.embedding.embedder import KEY
 from geneformer_jax.embedding.output import SUFFIXES, provenance_of, table_path
+from geneformer_jax.explorer.links import holds_link_out, leads_out, reads_elsewhere
 from geneformer_jax.finetuning.classification.folder import LABELS, SPLIT
 from geneformer_jax.perturbation.layout import EDITS
 from geneformer_jax.training.telemetry import METRICS
@@ -54,7 +55,7 @@ class Results(NamedTuple):
     def describe(self) -> str:
         """Says how many there are of each kind."""
         kinds = {name: each for name, each in self._asdict().items() if isinstance(each, dict)}
-        return ", ".join(f"{len(each)} {name.replace('_', ' ')}" for name, each in kinds.items())
+        return ", ".join(f"{name.replace('_', ' ')}: {len(each)}" for name, each in kinds.items())
 
 
 def find_results(folder: Path | str) -> Results:
@@ -81,10 +82,10 @@ def find_results(folder: Path | str) -> Results:
 
 
 def _folders(root: Path, left_out: list[str]) -> Iterator[tuple[Path, list[str]]]:
-    """Each folder with the names of its files, without results that hold a link that leads out."""
+    """Each folder to look into with the names of its files, none of them a link that leads out."""
     for place, folders, files in os.walk(root):
         path = Path(place)
-        leading_out = [each for each in (*folders, *files) if _leads_out(path / each, root)]
+        leading_out = [each for each in (*folders, *files) if leads_out(path / each, root)]
         left_out += [f"{_name(path / each, root)} leads out of the folder" for each in leading_out]
         folders[:] = sorted(
             each
@@ -92,23 +93,10 @@ def _folders(root: Path, left_out: list[str]) -> Iterator[tuple[Path, list[str]]
             if each not in _SKIPPED and not each.startswith(".") and not each.endswith(".parts")
             and not (path / each).is_symlink()
         )  # fmt: skip
-        kept = sorted(set(files) - set(leading_out))
+        kept = sorted(each for each in set(files) - set(leading_out) if (path / each).is_file())
         if {STORE, EDITS} & set(kept):
             folders.clear()
         yield path, kept
-
-
-def _leads_out(path: Path, root: Path) -> bool:
-    return path.is_symlink() and not path.resolve().is_relative_to(root)
-
-
-def _holds_link_out(path: Path, root: Path) -> bool:
-    """Whether something below a folder leads out, through which its readers would read."""
-    return any(
-        _leads_out(Path(place) / each, root)
-        for place, folders, files in os.walk(path)
-        for each in (*folders, *files)
-    )
 
 
 def _add_folder(results: Results, path: Path, names: set[str]) -> None:
@@ -119,7 +107,7 @@ def _add_folder(results: Results, path: Path, names: set[str]) -> None:
         (results.runs, {METRICS}),
     )
     found = [kind for kind, needed in kinds if needed <= names]
-    if found and _holds_link_out(path, results.folder):
+    if found and holds_link_out(path, results.folder):
         results.left_out.append(f"{_name(path, results.folder)} holds a link out of the folder")
         return
     for kind in found:
@@ -131,16 +119,19 @@ def _add_file(results: Results, path: Path) -> None:
     suffix = suffix_of(path)
     if suffix not in SUFFIXES or (suffix == ".npy" and not table_path(path).is_file()):
         return
-    if suffix == ".npy" and _leads_out(table_path(path), results.folder):
+    if suffix == ".npy" and leads_out(table_path(path), results.folder):
         return
     name = _name(path, results.folder)
     try:
+        if reads_elsewhere(path):
+            results.left_out.append(f"{name} reads other files")
+            return
         mode = provenance_of(path).get("counts", {}).get("mode")
         if mode in _OF_CELLS or (mode is None and suffix == ".h5ad" and _has_embedding(path)):
             results.embeddings[name] = path
         elif mode == "gene":
             results.gene_embeddings[name] = path
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, AttributeError) as error:
         results.left_out.append(f"{name} cannot be read ({' '.join(str(error).split())[:80]})")
 
 
@@ -153,4 +144,4 @@ def _has_embedding(path: Path) -> bool:
 
 
 def _name(path: Path, root: Path) -> str:
-    return path.relative_to(root).as_posix()
+    return root.name if path == root else path.relative_to(root).as_posix()

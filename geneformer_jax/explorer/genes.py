@@ -1,5 +1,6 @@
 """What results say of one gene: its ranks in cells, its neighbours, its classes."""
 
+import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pyarrow.parquet as pq
 from sklearn.metrics.pairwise import cosine_similarity
 
 from geneformer_jax.cells.store.cell_store import CellStore
+from geneformer_jax.common.errors import InputError
 from geneformer_jax.embedding.embedder import as_layers, keys_of
 from geneformer_jax.embedding.output import provenance_of, read_output
 from geneformer_jax.explorer.cells import read_ranks, token_named
@@ -25,26 +27,36 @@ _BINS = 50
 
 def known_genes(results: Results) -> pd.DataFrame:
     """Returns all genes of stores, gene embeddings and edits: gene (symbol or id), gene_id."""
-    parts = [
-        *map(_of_store, results.stores.values()),
-        *(_embedded(path)[1][["symbol"]] for path in results.gene_embeddings.values()),
-        *map(_of_edits, results.perturbations.values()),
-    ]
-    symbols = pd.concat([pd.Series([], dtype=object), *(part["symbol"] for part in parts)])
+    parts = []
+    for read, paths in (
+        (_of_store, results.stores),
+        (_of_embeddings, results.gene_embeddings),
+        (_of_edits, results.perturbations),
+    ):
+        for path in paths.values():
+            # What is damaged is said where it is looked at.
+            with contextlib.suppress(InputError):
+                parts.append(read(path))
+    symbols = pd.concat([pd.Series([], dtype=object), *parts])
     symbols = symbols[~symbols.index.duplicated()].astype(str)
     ids = symbols.index.astype(str)
     return pd.DataFrame({"gene": np.where(symbols == "", ids, symbols), "gene_id": ids})
 
 
-def _of_store(folder: Path) -> pd.DataFrame:
+def _of_store(folder: Path) -> pd.Series:
     vocabulary = CellStore(folder).vocabulary
-    return pd.DataFrame({"symbol": vocabulary.symbols}, index=vocabulary.gene_ids)
+    return pd.Series(vocabulary.symbols, vocabulary.gene_ids)
 
 
-def _of_edits(folder: Path) -> pd.DataFrame:
+def _of_embeddings(path: Path) -> pd.Series:
+    table = _embedded(path)[1]
+    return table.loc[~table.index.str.startswith("<"), "symbol"]
+
+
+def _of_edits(folder: Path) -> pd.Series:
     edits = read_table(folder / EDITS, ["perturbed", "perturbed_symbol"]).astype(str)
     edits = edits[~edits["perturbed"].str.contains(JOINT, regex=False)]
-    return edits.set_index("perturbed").rename(columns={"perturbed_symbol": "symbol"})
+    return edits.set_index("perturbed")["perturbed_symbol"]
 
 
 def rank_chart(store: Path, gene: str) -> tuple[alt.LayerChart, str]:

@@ -12,7 +12,6 @@ from geneformer_jax.common.errors import InputError
 
 T = TypeVar("T")
 _ROWS = 10
-_FIGURES = "{:.4g}"
 
 
 def text(*words: str) -> mo.Html | None:
@@ -61,6 +60,10 @@ def chart(specification: alt.LayerChart) -> mo.ui.altair_chart:
     return mo.ui.altair_chart(below, chart_selection=False, legend_selection=False)
 
 
+def _readable(number: float) -> str:
+    return "" if pd.isna(number) else f"{number:.4g}"
+
+
 def rows(
     table: pd.DataFrame,
     words: Mapping[str, str] | None = None,
@@ -84,7 +87,7 @@ def rows(
         page_size=_ROWS,
         show_column_summaries=False,
         show_data_types=False,
-        format_mapping=dict.fromkeys(numbers, _FIGURES.format),
+        format_mapping=dict.fromkeys(numbers, _readable),
         header_tooltip={
             named[name]: each for name, each in (meanings or {}).items() if name in named
         },

@@ -54,7 +54,7 @@ def serve(results: Results, port: int, tell: Callable[[str], None]) -> None:
             await inner[0].state.session_manager.shutdown()
             await super().shutdown(sockets)
 
-    with _listen(port) as listening:
+    with listen(port) as listening:
         port = listening.getsockname()[1]
         apps = marimo.create_asgi_app(quiet=True, token=token)
         app = apps.with_app(path="/", root=str(_APP), middleware=[guard]).build()
@@ -65,7 +65,12 @@ def serve(results: Results, port: int, tell: Callable[[str], None]) -> None:
         Server(config).run(sockets=[listening])
 
 
-def _listen(port: int) -> socket.socket:
+def listen(port: int) -> socket.socket:
+    """Returns a socket that listens on this machine alone, at a port or (0) any free one.
+
+    Raises:
+      InputError: the port is taken or not allowed.
+    """
     try:
         return socket.create_server((_HOST, port))
     except OSError as error:

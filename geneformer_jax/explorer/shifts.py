@@ -119,6 +119,8 @@ def _of_cells(folder: Path, given: str, gene_id: str, other: str) -> pd.DataFram
     columns = [f"{other}_symbol", other, "value"]
     pieces = [piece.astype(dict.fromkeys(columns[:2], str))
               for piece in ShiftRows(folder, columns, {given: gene_id})]  # fmt: skip
-    rows = pd.concat([pd.DataFrame(columns=columns), *pieces])
+    if not pieces:
+        return pd.DataFrame(columns=_PAIR)
+    rows = pd.concat(pieces)
     means = rows.groupby(columns[:2])["value"].agg(["mean", "size"]).reset_index()
     return means.set_axis(_PAIR, axis=1)
