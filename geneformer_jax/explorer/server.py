@@ -18,6 +18,13 @@ from geneformer_jax.explorer.folder import RESULTS, Results
 
 _HOST = "127.0.0.1"
 _APP = Path(__file__).with_name("app.py")
+# All that the page sends: values of its controls, calls of its tables, the token, its own export.
+_POSTS = (
+    "/api/kernel/set_ui_element_value",
+    "/api/kernel/function_call",
+    "/auth/login",
+    "/api/export/html",
+)
 # Pages that are open do not hold up the end.
 _CLOSING_S = 1
 
@@ -50,7 +57,7 @@ def serve(results: Results, port: int, tell: Callable[[str], None]) -> None:
 
     class Server(uvicorn.Server):
         async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-            # Each page has a thread of its own, without whose end Python does not end.
+            # Python would wait for what open pages still run.
             await inner[0].state.session_manager.shutdown()
             await super().shutdown(sockets)
 
@@ -59,7 +66,7 @@ def serve(results: Results, port: int, tell: Callable[[str], None]) -> None:
         apps = marimo.create_asgi_app(quiet=True, token=token)
         app = apps.with_app(path="/", root=str(_APP), middleware=[guard]).build()
         config = uvicorn.Config(
-            app, log_level="error", lifespan="off", timeout_graceful_shutdown=_CLOSING_S
+            app, log_level="critical", lifespan="off", timeout_graceful_shutdown=_CLOSING_S
         )
         tell(f"http://{_HOST}:{port}/?access_token={token}")
         Server(config).run(sockets=[listening])
@@ -81,7 +88,7 @@ def listen(port: int) -> socket.socket:
 
 
 class Guard:
-    """Hands the app its results, and lets nobody in under another name or from another page.
+    """Hands the app its results, and lets through only what its own page sends.
 
     The token is marimo's affair. A page of someone else that a browser shows meanwhile could still
     ask here in the reader's name, as a name of its own for this address could.
@@ -95,9 +102,7 @@ class Guard:
 
     async def __call__(self, scope: dict, receive: Callable, send: Callable) -> None:
         """Answers one request, or hands it on."""
-        headers = dict(scope["headers"])
-        origin = headers.get(b"origin")
-        if headers.get(b"host") in self._hosts and (origin is None or origin in self._origins):
+        if self._is_of_our_page(scope):
             scope["meta"] = {RESULTS: self._results}
             await self._app(scope, receive, send)
         elif scope["type"] == "websocket":
@@ -105,3 +110,12 @@ class Guard:
         else:
             await send({"type": "http.response.start", "status": 403, "headers": []})
             await send({"type": "http.response.body", "body": b"not from here"})
+
+    def _is_of_our_page(self, scope: dict) -> bool:
+        headers = dict(scope["headers"])
+        origin = headers.get(b"origin")
+        is_from_here = headers.get(b"host") in self._hosts and (
+            origin is None or origin in self._origins
+        )
+        only_reads = scope["type"] == "websocket" or scope["method"] in ("GET", "HEAD")
+        return is_from_here and (only_reads or scope["path"] in _POSTS)

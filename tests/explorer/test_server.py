@@ -10,8 +10,9 @@ from geneformer_jax.explorer import server
 PORT = 7700
 
 
-def answer(kind: str, **headers: str) -> list[dict]:
+def answer(kind: str, request: str = "GET /", **headers: str) -> list[dict]:
     """What a request is answered with; the app behind says the results it was given."""
+    method, path = request.split()
     sent: list[dict] = []
 
     async def app(scope, receive, send):
@@ -22,7 +23,7 @@ def answer(kind: str, **headers: str) -> list[dict]:
 
     guard = server.Guard(app, "the results", PORT)
     pairs = [(name.encode(), value.encode()) for name, value in headers.items()]
-    asyncio.run(guard({"type": kind, "headers": pairs}, None, send))
+    asyncio.run(guard({"type": kind, "method": method, "path": path, "headers": pairs}, None, send))
     return sent
 
 
@@ -50,6 +51,22 @@ def test_pages_and_names_of_others_are_not(kind, host, origin):
     refused = {"http": {"status": 403}, "websocket": {"code": 1008}}[kind]
     assert refused.items() <= messages[0].items()
     assert "handed on" not in [message["type"] for message in messages]
+
+
+@pytest.mark.parametrize(
+    ("request_", "status"),
+    [
+        ("POST /api/kernel/function_call", None),
+        ("POST /api/kernel/set_ui_element_value", None),
+        ("POST /api/kernel/run", 403),
+        ("POST /api/files/list_files", 403),
+        ("PUT /api/kernel/function_call/x", 403),
+        ("DELETE /", 403),
+    ],
+)
+def test_a_page_can_set_controls_and_no_more(request_, status):
+    first = answer("http", request_, host=f"127.0.0.1:{PORT}")[0]
+    assert first.get("status") == status
 
 
 def test_a_port_in_use_is_refused_and_0_takes_a_free_one():
