@@ -1,5 +1,6 @@
 """AnnData files of results, with obs columns of any name."""
 
+from collections.abc import Iterable
 from pathlib import Path
 
 import anndata as ad
@@ -17,7 +18,7 @@ def write_anndata(adata: ad.AnnData, path: Path) -> dict[str, str]:
     Returns:
       Each such column -> its name in the file.
     """
-    names = {name: _free_name(name, adata.obs.columns) for name in adata.obs if "/" in name}
+    names = free_names(adata.obs.columns)
     for name, written in names.items():
         logger.info('obs column "%s" is written as "%s": files take no slash', name, written)
     if names:
@@ -38,8 +39,14 @@ def _write_zarr(adata: ad.AnnData, path: Path) -> None:
         ad.io.write_elem(zarr.open_group(path, mode="w", zarr_format=3), "/", adata)
 
 
-def _free_name(name: str, taken: object) -> str:
-    free = name.replace("/", "_")
-    while free in taken:
-        free += "_"
-    return free
+def free_names(names: Iterable[str]) -> dict[str, str]:
+    """Returns other names, all distinct, for those with a slash, which files do not take."""
+    taken, found = set(names), {}
+    for name in names:
+        if "/" in name:
+            free = name.replace("/", "_")
+            while free in taken:
+                free += "_"
+            taken.add(free)
+            found[name] = free
+    return found

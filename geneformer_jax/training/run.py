@@ -336,10 +336,11 @@ def _check_contrastive(
     """Raises InputError where a contrastive loss has nothing to compare."""
     objective = config.objective
     weight = f"`config.objective.contrastive` is {objective.contrastive:g}"
-    if objective.hidden_layer < -encoder.layers:
+    # Embeddings that no layer has seen would learn by themselves.
+    if objective.hidden_layer <= -encoder.layers:
         raise InputError(
             f"`config.objective.hidden_layer` is {objective.hidden_layer}, but the model has "
-            f"{encoder.layers} layers; choose one from {-encoder.layers} to 0"
+            f"{encoder.layers} layers; choose one from {1 - encoder.layers} to 0"
         )
     small = int((store.lengths - store.vocabulary.special_per_cell < LEAST_GENES).sum())
     if small:

@@ -15,6 +15,7 @@ from geneformer_jax.finetuning.prediction import run
 from geneformer_jax.finetuning.prediction.api import predict_cells, predict_genes
 from geneformer_jax.finetuning.prediction.predictor import Predictor
 from geneformer_jax.inference.cells import ChosenCells
+from geneformer_jax.inference.written_anndata import write_anndata
 from geneformer_jax.interop.huggingface import read_model
 from geneformer_jax.interop.load import load_model
 from geneformer_jax.model.heads import HeadTask
@@ -159,6 +160,18 @@ def test_labels_with_a_slash_are_written(toy_store, cell_fold, tmp_path):
     np.testing.assert_array_equal(
         found.obsm["probabilities_label"].max(axis=1), found.obs["probability_label"]
     )
+
+
+def test_outputs_with_a_slash_are_read_back(toy_store, cell_fold, tmp_path):
+    model = load_model(cell_fold[0])
+    tasks = (HeadTask("T/NK", ("a",)), HeadTask("T_NK", ("b",)))
+    model = dataclasses.replace(model, head=dataclasses.replace(model.head, tasks=tasks))
+    write_anndata(predict_cells(model, toy_store), tmp_path / "out.h5ad")
+    found = ad.read_h5ad(tmp_path / "out.h5ad")
+    for name, label in (("T_NK_", "a"), ("T_NK", "b")):
+        assert set(found.obs[f"predicted_{name}"]) == {label}
+        assert list(found.uns[f"classes_{name}"]) == [label]
+        assert found.obsm[f"probabilities_{name}"].shape == (240, 1)
 
 
 def test_raw_counts_are_predicted_and_unknown_labels_are_counted(

@@ -124,8 +124,8 @@ def test_flops_are_those_xla_counts():
         ({"evaluation.held_out_cells": 240}, "the store has 240 cells"),
         ({"runtime.attention": "cudnn"}, "needs an NVIDIA GPU"),
         (
-            {"objective.contrastive": 1.0, "objective.hidden_layer": -3},
-            "hidden_layer` is -3, but the model has 2 layers; choose one from -2 to 0",
+            {"objective.contrastive": 1.0, "objective.hidden_layer": -2},
+            "hidden_layer` is -2, but the model has 2 layers; choose one from -1 to 0",
         ),
         (
             {"objective.contrastive": 1.0, "data.cells_per_batch": 1},

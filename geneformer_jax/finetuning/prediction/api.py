@@ -83,7 +83,7 @@ def predict_cells(
       each output of classes `.obs["predicted_NAME"]` (categorical), `.obs["probability_NAME"]` and
       `.obsm["probabilities_NAME"]`, float32 [cells, C], whose columns are the classes in
       `.uns["classes_NAME"]`; for each number `.obs["predicted_NAME"]`. The output of a plain
-      classifier is called "label".
+      classifier is called "label". A slash in NAME is an underscore in `.obsm` and `.uns`.
 
     Raises:
       InputError: the model has no cell classifier, or the cells do not fit it.

@@ -12,6 +12,7 @@ from geneformer_jax.cells.tokenization.vocabulary import GeneVocabulary
 from geneformer_jax.common.log import logger
 from geneformer_jax.finetuning.classification.predictions import PROBABILITY, Outputs, per_task
 from geneformer_jax.inference.cells import fill_rows, places_in_input, select_cells
+from geneformer_jax.inference.written_anndata import free_names
 from geneformer_jax.model.heads import HeadConfig, HeadTask
 
 PREDICTED = "predicted"
@@ -36,8 +37,10 @@ def cell_table(
     predicted = ad.AnnData(obs=_beside_predictions(obs, head))
     none = np.zeros((len(logits), 0), np.float32)
     outputs = Outputs(rows, np.zeros(0, np.int32), none, logits)
+    in_files = free_names([task.name for task in head.outputs])
     for task, _, own in per_task(head, outputs):
-        _add_output(predicted, task, fill_rows(own, rows, len(obs)))
+        key = in_files.get(task.name, task.name)
+        _add_output(predicted, task, key, fill_rows(own, rows, len(obs)))
     return predicted
 
 
@@ -59,7 +62,7 @@ def columns_of(head: HeadConfig) -> list[str]:
     ]
 
 
-def _add_output(predicted: ad.AnnData, task: HeadTask, own: np.ndarray) -> None:
+def _add_output(predicted: ad.AnnData, task: HeadTask, key: str, own: np.ndarray) -> None:
     if task.regression:
         predicted.obs[f"{PREDICTED}_{task.name}"] = own[:, 0]
         return
@@ -70,8 +73,8 @@ def _add_output(predicted: ad.AnnData, task: HeadTask, own: np.ndarray) -> None:
     predicted.obs[f"{PREDICTED}_{task.name}"] = names
     predicted.obs[f"{PROBABILITY}{task.name}"] = probabilities[np.arange(len(best)), best]
     # Not a table: h5ad cannot keep a column whose name holds "/", as labels of cell types do.
-    predicted.obsm[f"{PROBABILITIES}{task.name}"] = probabilities
-    predicted.uns[f"{CLASSES}{task.name}"] = np.array(task.labels, dtype=object)
+    predicted.obsm[PROBABILITIES + key] = probabilities
+    predicted.uns[CLASSES + key] = np.array(task.labels, dtype=object)
 
 
 class GeneVotes(NamedTuple):
