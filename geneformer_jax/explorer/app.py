@@ -158,7 +158,8 @@ def _(chart, mo, perturbation, section, shifts, stack, statistic, text, tried):
     if not perturbation.options:
         _why = "There are no perturbations below this folder; perturb makes them."
     _controls = mo.hstack([perturbation, statistic], justify="start", wrap=True)
-    stack(_controls, text(_why), edits_chart) if _is_open else None
+    _told = _why if edits is None else shifts.CAUTION
+    stack(_controls, text(_told), edits_chart) if _is_open else None
     return edits, edits_chart
 
 

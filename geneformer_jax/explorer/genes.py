@@ -1,6 +1,7 @@
 """What results say of one gene: its ranks in cells, its neighbours, its classes."""
 
 import contextlib
+import functools
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -98,6 +99,7 @@ def neighbours(path: Path, gene_id: str) -> pd.DataFrame:
     })  # fmt: skip
 
 
+@functools.cache
 def _embedded(path: Path) -> tuple[np.ndarray, pd.DataFrame]:
     """Embeddings of genes in the first layer [genes, D], and their table by gene id."""
     layers = as_layers(provenance_of(path)["counts"]["hidden_layer"])

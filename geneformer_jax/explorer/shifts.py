@@ -1,5 +1,6 @@
 """Perturbations: their edits, and which genes an edit moves, read from what perturb wrote."""
 
+import functools
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,6 +15,8 @@ from geneformer_jax.perturbation.statistics.report import STATISTICS, compute_st
 from geneformer_jax.perturbation.statistics.tables import ShiftRows, read_table, schema_of
 from geneformer_jax.reporting import charts
 
+# Statistics in memory: a gene is looked up in all of them.
+_KEPT = 16
 # Computed where a perturbation has no statistics yet.
 _MEANS = "aggregate"
 # Shift, its FDR and its number of cells, of the statistics that test.
@@ -23,6 +26,10 @@ _TESTED = (
     ("Combo_minus_sum_shift", "Combo_vs_sum_FDR", "N_Detections"),
 )
 _PAIR = ["gene", "gene_id", "cosine", "cells"]
+CAUTION = (
+    f"Shifts in fewer than {MIN_CELLS} cells say little. Whether the others can be believed is "
+    "told by the controls, in columns of the table and in the report of the perturbation."
+)
 MEANINGS_OF_PAIRS = {
     "cosine": "mean over cells of the cosine of the gene before with after: 1 where nothing moved",
     "cells": "in which this was measured",
@@ -44,6 +51,7 @@ def _tables(folder: Path) -> Iterator[Path]:
             yield path
 
 
+@functools.lru_cache(maxsize=_KEPT)
 def read_statistic(folder: Path, name: str) -> pd.DataFrame:
     """Returns a statistic of `statistics_of`, an edit a row; nothing is written.
 
