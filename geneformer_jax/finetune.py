@@ -49,6 +49,7 @@ def main() -> None:
     from geneformer_jax.finetuning.named_columns import require_named_columns
 
     configuration, model = _CONFIG.value.to_dict(), None
+    loading = command_line.model_arguments()
     require_named_columns(configuration)
     from geneformer_jax.model.processes import is_first, join_processes
 
@@ -57,7 +58,7 @@ def main() -> None:
     from geneformer_jax.interop.load import load_model
 
     if FLAGS.checkpoint:
-        model = load_model(**command_line.model_arguments())
+        model = load_model(**loading)
     elif is_first():
         print("no --checkpoint: the network is trained from scratch", flush=True)
     run = FinetuneRun.open(configuration, model)

@@ -380,8 +380,18 @@ def model_flags() -> None:
 
 
 def model_arguments() -> dict[str, str | None]:
-    """Returns the arguments of `load_model` that the flags of `model_flags` give."""
+    """Returns the arguments of `load_model` that the flags of `model_flags` give.
+
+    Raises:
+      InputError: no checkpoint is given, but what is said of one; it would be passed over.
+    """
     given = {name: flags.FLAGS[name].value or None for name in ("vocabulary", "base", "quantize")}
+    unused = [f"--{name}={value}" for name, value in given.items() if value]
+    if unused and not flags.FLAGS.checkpoint:
+        raise InputError(
+            f"{', '.join(unused)} without --checkpoint: there is no model that it is said of; name "
+            "--checkpoint, or leave it out"
+        )
     return {"path": flags.FLAGS.checkpoint, **given}
 
 

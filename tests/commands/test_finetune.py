@@ -166,6 +166,7 @@ def test_several_targets_are_learned_and_their_head_is_refused_for_other_labels(
             ],
             'did you mean "key"',
         ),
+        (["--config.task.label=kind", "--quantize=nf4"], "--quantize=nf4 without --checkpoint"),
     ],
 )
 def test_bad_input_is_one_line_before_anything_is_written(
