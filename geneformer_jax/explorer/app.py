@@ -70,10 +70,10 @@ def _(cell_map, cells, cells_file, cells_store, chart, charts, colour, gene, mo,
 
 
 @app.cell
-def _(cell_map, cells_chart, chosen_rows, rows, stack, text):
+def _(cell_map, cells, cells_chart, chosen_rows, rows, stack, text):
     def _show():
-        table = cell_map.obs.rename_axis("cell").reset_index()
-        chosen, words = chosen_rows(table, "cell", cells_chart)
+        table = cells.obs_table(cell_map)
+        chosen, words = chosen_rows(table, table.columns[0], cells_chart)
         return stack(text(words), rows(chosen))
 
     _show() if cells_chart is not None else None
@@ -118,7 +118,9 @@ def _(MEANINGS, WORDS, chart, genes, genes_table, heading, results, rows, shifts
         for name, path in results.gene_embeddings.items():
             yield _table(f"Nearest in {name}", genes.neighbours, path, gene_id)
         for name, folder in results.perturbations.items():
-            for statistic in shifts.statistics_of(folder):
+            statistics, why = tried(shifts.statistics_of, folder)
+            yield text(why)
+            for statistic in statistics or []:
                 title = f"Shifts when it is edited: {name}, {statistic.replace('_', ' ')}"
                 yield _table(title, shifts.edits_of_gene, folder, statistic, gene_id)
             if shifts.has_gene_shifts(folder):
@@ -143,14 +145,14 @@ def _(choice, results):
 
 @app.cell
 def _(choice, perturbation, shifts, tried):
-    _names, _ = tried(shifts.statistics_of, perturbation.value)
+    _names, why_no_statistic = tried(shifts.statistics_of, perturbation.value)
     statistic = choice("statistic", {name.replace("_", " "): name for name in _names or []})
-    return (statistic,)
+    return statistic, why_no_statistic
 
 
 @app.cell
-def _(chart, mo, perturbation, section, shifts, stack, statistic, text, tried):
-    edits, edits_chart, _why = None, None, ""
+def _(chart, mo, perturbation, section, shifts, stack, statistic, text, tried, why_no_statistic):
+    edits, edits_chart, _why = None, None, why_no_statistic
     _is_open = section.value == "Perturbations"
     if _is_open and statistic.value:
         edits, _why = tried(shifts.read_statistic, perturbation.value, statistic.value)
@@ -194,7 +196,7 @@ def _(affected_table, heading, perturbation, rows, shifts, stack, text, tried):
     _shown = None
     if affected_table is not None and len(affected_table.value):
         _row = affected_table.value.iloc[0]
-        _found, _why = tried(shifts.affecting, perturbation.value, _row["gene id"])
+        _found, _why = tried(shifts.affecting, perturbation.value, _row["gene_id"])
         _table = None if _found is None else rows(_found, meanings=shifts.MEANINGS_OF_PAIRS)
         _shown = stack(heading(f"Edits that move {_row['gene']}"), text(_why), _table)
     _shown

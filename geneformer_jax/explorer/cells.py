@@ -115,6 +115,17 @@ def values_of(cell_map: CellMap, column: str | None, store: Path | None, gene: s
     return obs[column] if column else pd.Series("cells", obs.index, name="all")
 
 
+def obs_table(cell_map: CellMap) -> pd.DataFrame:
+    """Returns the obs columns by their names as text, behind a column of cell ids."""
+    table = cell_map.obs.reset_index(drop=True)
+    table.columns = table.columns.astype(str)
+    name = "cell"
+    while name in table:
+        name += " id"
+    table.insert(0, name, cell_map.obs.index.astype(str))
+    return table
+
+
 def describe(cell_map: CellMap) -> str:
     """Says which cells are drawn."""
     drawn = len(cell_map.obs)

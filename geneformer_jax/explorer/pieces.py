@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 import altair as alt
 import marimo as mo
 import pandas as pd
+import pyarrow as pa
 
 from geneformer_jax.common.errors import InputError
 
@@ -39,6 +40,8 @@ def tried(make: Callable[..., T], *given: Any) -> tuple[T | None, str]:
         return make(*given), ""
     except InputError as error:
         return None, str(error)
+    except (OSError, pa.ArrowException) as error:
+        return None, f"A file cannot be read: {' '.join(str(error).split())[:200]}"
 
 
 def choice(label: str, options: Mapping[str, Any] | Collection[str]) -> mo.ui.dropdown:
@@ -49,7 +52,8 @@ def choice(label: str, options: Mapping[str, Any] | Collection[str]) -> mo.ui.dr
       options: names, or name -> value.
     """
     known = options if isinstance(options, Mapping) else list(options)
-    return mo.ui.dropdown(known, next(iter(known), None), label=label, allow_select_none=False)
+    first = next(iter(known), None)
+    return mo.ui.dropdown(known, first, label=label, allow_select_none=not known)
 
 
 def chart(specification: alt.LayerChart) -> mo.ui.altair_chart:
@@ -79,7 +83,7 @@ def rows(
       meanings: by column, shown when a heading is pointed at.
       choose: whether one row can be chosen.
     """
-    named = {name: (words or {}).get(name, str(name).replace("_", " ")) for name in table}
+    named = {name: (words or {}).get(name, str(name)) for name in table}
     numbers = [named[name] for name in table if pd.api.types.is_float_dtype(table[name])]
     return mo.ui.table(
         table.rename(columns=named).reset_index(drop=True),

@@ -1,8 +1,10 @@
 """The explorer as its reader meets it: who is let in, what is shown, what no page can do."""
 
+import contextlib
 import http.client
 import http.cookiejar
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -266,6 +268,52 @@ def test_who_has_the_token_can_run_no_code_and_open_no_file(address, folder):
             _, said = answer_of(reader, home + path, **{"X-Notebook-Id": f"{target}"})
             for words in (b"root:", b"import marimo"):
                 assert words not in said, path
+
+
+@contextlib.contextmanager
+def served(browser, folder: Path):
+    """A page of a folder; at the end nothing but the interruption has been said."""
+    pytest.importorskip("marimo", reason='no marimo: pip install "geneformer_jax[explore]"')
+    with start(f"--folder={folder}") as process:
+        address = [process.stdout.readline() for _ in range(2)][-1].split()[-1]
+        context = browser.new_context()
+        page = context.new_page()
+        page.set_default_timeout(PATIENCE_MS)
+        page.goto(address)
+        yield page
+        context.close()
+        process.send_signal(signal.SIGINT)
+        _, error = process.communicate(timeout=60)
+    assert_one_line(error)
+
+
+def test_what_is_damaged_is_said_beside_what_is_whole(browser, folder, tmp_path):
+    inside = tmp_path / "results"
+    shutil.copytree(folder, inside)
+    for name in ("shifts/statistics/goal_state_shift.parquet", "shifts/gene_shift_means.parquet",
+                 "classes/predictions/Geneformer.parquet"):  # fmt: skip
+        (inside / name).write_bytes(b"PAR1 and no more")
+    (inside / "store" / "lengths.npy").write_bytes(b"")
+    with served(browser, inside) as page:
+        open_section(page, "Genes")
+        choose_row(page.locator("table").first, made.IDS[3])
+        page.get_by_role("heading", name="Nearest in genes.h5ad").wait_for()
+        for words in ("lengths.npy", "goal_state_shift.parquet is damaged", "cannot be read"):
+            page.get_by_text(words).first.wait_for()
+        page.get_by_role("tab", name="Perturbations").click()
+        page.get_by_text("goal_state_shift.parquet is damaged").first.wait_for()
+
+
+def test_sections_without_results_say_what_makes_them(browser, tmp_path):
+    made.write_run(tmp_path / "run")
+    with served(browser, tmp_path) as page:
+        page.get_by_text("There are no embeddings of cells").wait_for()
+        open_section(page, "Genes")
+        page.get_by_text("None are known here.").wait_for()
+        page.get_by_role("tab", name="Perturbations").click()
+        page.get_by_text("There are no perturbations").wait_for()
+        open_section(page, "Runs")
+        page.locator(FIGURE).first.wait_for()
 
 
 @pytest.mark.parametrize("case", ["in use", "not a number", "nothing there", "no folder"])

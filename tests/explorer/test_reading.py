@@ -65,6 +65,13 @@ def test_cells_without_an_embedding_are_left_out(tmp_path):
     assert cells.describe(cell_map).startswith("4 of 5 cells; ")
 
 
+def test_cells_are_listed_whatever_their_columns_are_called():
+    obs = pd.DataFrame({"cell": [1], "cell id": [2], 3: [4]}, index=["c0"])
+    table = cells.obs_table(cells.CellMap(np.zeros((1, 2)), obs, 1))
+    assert table.columns.tolist() == ["cell id id", "cell", "cell id", "3"]
+    assert table.iloc[0].tolist() == ["c0", 1, 2, 4]
+
+
 def test_ranks_of_a_gene_are_counted(store):
     chart, words = genes.rank_chart(store.folder, GENE)
     slow = list(made.ranks_the_slow_way(store, GENE).values())

@@ -1,6 +1,7 @@
 """Who is let in, and which ports can be had; the rest is tried in a browser."""
 
 import asyncio
+import sys
 
 import pytest
 
@@ -67,6 +68,12 @@ def test_pages_and_names_of_others_are_not(kind, host, origin):
 def test_a_page_can_set_controls_and_no_more(request_, status):
     first = answer("http", request_, host=f"127.0.0.1:{PORT}")[0]
     assert first.get("status") == status
+
+
+def test_without_its_library_it_says_how_to_get_it(monkeypatch):
+    monkeypatch.setitem(sys.modules, "marimo", None)
+    with pytest.raises(InputError, match=r'pip install "geneformer_jax\[explore\]"'):
+        server.serve(None, 0, print)
 
 
 def test_a_port_in_use_is_refused_and_0_takes_a_free_one():
