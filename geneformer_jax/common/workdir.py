@@ -93,13 +93,32 @@ def claim_folder(
     return settings
 
 
-def lock_folder(path: Path, shard: tuple[int, int] = (0, 1)) -> int:
+@contextlib.contextmanager
+def sole_run(workdir: Path) -> Iterator[None]:
+    """Keeps a second process of the same run out of its folder, where both would lose checkpoints.
+
+    Raises:
+      InputError: another process is at work there.
+    """
+    descriptor = lock_folder(workdir / ".lock", otherwise="name a new `workdir`")
+    try:
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def lock_folder(
+    path: Path,
+    shard: tuple[int, int] = (0, 1),
+    otherwise: str = "share the work with `shard`",
+) -> int:
     """Keeps other processes from doing the same work in a folder; they let go when they end.
 
     Args:
       path: of the lock file.
       shard: (i, n), the i-th of n equal stretches of the work; processes whose stretches have
         nothing in common work side by side.
+      otherwise: what can be done instead of waiting.
 
     Returns:
       Descriptor of the open file, which holds the lock until it is closed.
@@ -125,7 +144,7 @@ def lock_folder(path: Path, shard: tuple[int, int] = (0, 1)) -> int:
         what = "" if shard[1] == 1 else f"shard {shard[0]}/{shard[1]} of "
         raise InputError(
             f"another process is at work on {what}{path.parent}; wait for it and run the same "
-            "command again, or share the work with `shard`"
+            f"command again, or {otherwise}"
         ) from error
     return descriptor
 

@@ -1,5 +1,6 @@
 """Pretraining: a model learns to predict the masked genes of the cells in a store."""
 
+import contextlib
 import dataclasses
 import math
 from collections.abc import Mapping
@@ -16,7 +17,7 @@ from geneformer_jax.common.arguments import require_path, require_type
 from geneformer_jax.common.files import atomic_write
 from geneformer_jax.common.log import logger
 from geneformer_jax.common.provenance import HELD_OUT_TABLE, describe_run
-from geneformer_jax.common.workdir import claim_workdir
+from geneformer_jax.common.workdir import claim_workdir, sole_run
 from geneformer_jax.model.encoder import Params
 from geneformer_jax.model.pretrained import (
     CHECKPOINTS,
@@ -155,8 +156,8 @@ def pretrain(config: PretrainConfig, workdir: Path) -> PretrainResult:
       workdir: a new folder, or that of the same run.
 
     Raises:
-      InputError: the configuration cannot run, `workdir` holds something else, or the loss is no
-        longer finite.
+      InputError: the configuration cannot run, `workdir` holds something else or another process
+        is at work there, or the loss is no longer finite.
       Stopped: SIGTERM came; the state is saved. Ends the program with exit status 143.
     """
     run = prepare_run(config, open_store(config))
@@ -168,6 +169,7 @@ def pretrain(config: PretrainConfig, workdir: Path) -> PretrainResult:
         multihost_utils.sync_global_devices("workdir claimed")
     description = describe_model(run.encoder, run.store.vocabulary)
     with (
+        sole_run(workdir) if jax.process_index() == 0 else contextlib.nullcontext(),
         jax.set_mesh(run.mesh),
         Checkpoints(workdir / CHECKPOINTS, config.checkpoint, description) as checkpoints,
     ):

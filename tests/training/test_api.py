@@ -1,5 +1,8 @@
 """Pretraining from Python."""
 
+import subprocess
+import sys
+
 import pytest
 
 import geneformer_jax as gf
@@ -13,6 +16,15 @@ SMALL = {
     "feed_forward": 64,
     "positions": 256,
 }
+
+
+HOLDS_A_LOCK = """
+import fcntl, sys
+with open(sys.argv[1], "r+") as file:
+    fcntl.lockf(file, fcntl.LOCK_EX)
+    print(1)
+    input()
+"""
 
 
 def small_config():
@@ -35,6 +47,20 @@ def test_a_model_is_pretrained_on_a_store_and_embeds_cells(toy_store, tmp_path, 
     assert {row["step"] for row in read_metrics(tmp_path / "run")} == {2}
     embedded = gf.embed_cells(model, toy_cells(6))
     assert embedded.obsm["X_geneformer"].shape == (6, 32)
+
+
+@pytest.mark.slow
+def test_a_second_process_is_kept_out(toy_store, tmp_path):
+    """Both would remove each other's checkpoints."""
+    gf.pretrain_model(toy_store.folder, tmp_path / "run", small_config())
+    given = [sys.executable, "-c", HOLDS_A_LOCK, tmp_path / "run" / ".lock"]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    with subprocess.Popen(given, **pipes) as other:
+        assert other.stdout.readline() == "1\n"
+        with pytest.raises(gf.InputError, match=r"another process is at work on .*new `workdir`"):
+            gf.pretrain_model(toy_store.folder, tmp_path / "run", small_config())
+        other.communicate("\n")
+    gf.pretrain_model(toy_store.folder, tmp_path / "run", small_config())
 
 
 def test_what_does_not_fit_is_refused(toy_store, tmp_path):
