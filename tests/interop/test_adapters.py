@@ -192,6 +192,7 @@ def foreign(own):
         ({"r": 0}, "r 0 for bert.encoder.layer.0"),
         ({"r": 4}, "have ranks 2 and 2, but adapter_config.json says 4"),
         ({"lora_alpha": None}, "lora_alpha None"),
+        ({"lora_alpha": float("nan")}, "lora_alpha nan"),
         ({"use_dora": True}, "use_dora True, which is not read; merge it with PEFT"),
         ({"bias": "all"}, "bias 'all'"),
         ({"peft_type": "IA3"}, "of kind IA3, but LORA is read"),

@@ -181,8 +181,10 @@ def _setting(
     own = (config.get(pattern) or {}).items()
     found = (value for key, value in own if re.fullmatch(rf"(.*\.)?({key})", module))
     value = next(found, config.get(name))
-    if type(value) not in (int, float) or value <= 0:
-        raise InputError(f"{folder / CONFIG} has {name} {value!r} for {module}; it must be above 0")
+    if type(value) not in (int, float) or not 0 < value < float("inf"):
+        raise InputError(
+            f"{folder / CONFIG} has {name} {value!r} for {module}; it must be finite and above 0"
+        )
     return value
 
 
