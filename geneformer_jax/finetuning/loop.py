@@ -5,6 +5,7 @@ pretraining, training/ with checkpoints to resume from, and at last model/ (a ch
 adapter) and predictions.parquet.
 """
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -24,7 +25,7 @@ from geneformer_jax.cells.store.cell_store import EncodedCells
 from geneformer_jax.common.files import remove
 from geneformer_jax.common.log import logger
 from geneformer_jax.common.provenance import describe_run
-from geneformer_jax.common.workdir import claim_workdir
+from geneformer_jax.common.workdir import claim_workdir, sole_run
 from geneformer_jax.finetuning.classification.predictions import prediction_table
 from geneformer_jax.finetuning.classification.task import FoldData
 from geneformer_jax.finetuning.config import FinetuneConfig
@@ -203,6 +204,7 @@ def finetune_fold(run: FoldRun) -> pd.DataFrame:
     setup = run.setup
     description = describe_model(setup.encoder, run.store.vocabulary, setup.head)
     with (
+        sole_run(run.folder) if is_first() else contextlib.nullcontext(),
         jax.set_mesh(run.mesh),
         Checkpoints(run.folder / TRAINING, run.config.checkpoint, description) as checkpoints,
     ):

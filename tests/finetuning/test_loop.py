@@ -3,6 +3,8 @@
 import dataclasses
 import os
 import signal
+import subprocess
+import sys
 
 import jax
 import numpy as np
@@ -26,6 +28,11 @@ from geneformer_jax.training.telemetry import read_metrics
 from tests.helpers.labelled_tasks import TINY, ToyTask, config_of, save_base
 from tests.helpers.toy import toy_vocabulary
 
+TAKES_A_LOCK = """
+import fcntl, sys
+with open(sys.argv[1], "r+") as file:
+    fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+"""
 V2_VOCABULARY = toy_vocabulary(("<pad>", "<mask>", "<cls>", "<eos>"))
 
 
@@ -188,6 +195,21 @@ def test_the_best_evaluation_is_kept_and_patience_ends_the_run(toy_store, tmp_pa
     assert len(rows) == best + 4
     assert rows[-1]["step"] < 40
     assert load_model(tmp_path / "run").step == rows[best]["step"]
+
+
+@pytest.mark.slow
+def test_a_second_process_is_kept_out_of_a_fold(toy_store, tmp_path):
+    """Both would remove each other's checkpoints."""
+    lock, seen = tmp_path / "run" / ".lock", []
+
+    def try_from_elsewhere(row) -> None:
+        taken = subprocess.run([sys.executable, "-c", TAKES_A_LOCK, lock], capture_output=True)
+        seen.append(b"BlockingIOError" in taken.stderr)
+
+    run = fold_run(toy_store, config_of(steps=2), tmp_path / "run")
+    finetune_fold(dataclasses.replace(run, callback=try_from_elsewhere))
+    assert seen and all(seen)
+    subprocess.run([sys.executable, "-c", TAKES_A_LOCK, lock], check=True)
 
 
 @pytest.fixture(scope="module")
