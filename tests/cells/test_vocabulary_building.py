@@ -92,7 +92,8 @@ def start(output, paths, **changes):
     """A process of its own that measures small pieces of files."""
     rules = QualityRules(total_sd=1.5, mitochondrial_sd=None, min_genes=12)
     recipe = VocabularyRecipe(CountOptions(), rules, "human", V2_SPECIAL_TOKENS, piece_values=150)
-    run = VocabularyRun(output, paths, dataclasses.replace(recipe, **changes), {"counts": "x"})
+    recipe = dataclasses.replace(recipe, **changes)
+    run = VocabularyRun(output, paths, recipe, {"counts": "x"}, lambda folder: folder)
     if run.is_complete():
         return None
     run.prepare()

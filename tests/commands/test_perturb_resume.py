@@ -54,7 +54,7 @@ def test_an_interrupted_run_goes_on_to_the_same_tables(perturb, tmp_path, monkey
     with killed_at_the_second_part() as calls:
         status, _, error = perturb("--gene_shifts=means")
     assert status == 130
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["out.parts", "whole"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["index.html", "out.parts", "whole"]
     # Options of how to compute may change; what is computed may not.
     status, _, error = perturb("--gene_shifts=means", "--hidden_layer=0")
     assert status == 1
