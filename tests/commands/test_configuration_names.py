@@ -70,8 +70,10 @@ def test_a_command_says_so_in_one_line(given, tmp_path, monkeypatch, capsys):
     ],
 )
 def test_a_file_that_does_not_run_ends_with_one_line(text, words, tmp_path, monkeypatch, capsys):
-    (tmp_path / "own.py").write_text(text)
-    arguments = [f"--config={tmp_path / 'own.py'}", "--config.steps=1", f"--workdir={tmp_path}"]
+    # A file of the same name, loaded before by another test, would leave its get_config behind.
+    path = tmp_path / "does_not_run.py"
+    path.write_text(text)
+    arguments = [f"--config={path}", "--config.steps=1", f"--workdir={tmp_path}"]
     status, _, error = run_command("pretrain", arguments, monkeypatch, capsys)
     assert (status, words in error, "Traceback" in error) == (1, True, False), error
     assert_one_line(error)
