@@ -1,5 +1,6 @@
 """--config: a file, or the name of a configuration that comes with the package."""
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -70,8 +71,9 @@ def test_a_command_says_so_in_one_line(given, tmp_path, monkeypatch, capsys):
     ],
 )
 def test_a_file_that_does_not_run_ends_with_one_line(text, words, tmp_path, monkeypatch, capsys):
-    # A file of the same name, loaded before by another test, would leave its get_config behind.
-    path = tmp_path / "does_not_run.py"
+    # ml_collections gives every file the same name: another test's would leave its get_config.
+    monkeypatch.delitem(sys.modules, "config_config", raising=False)
+    path = tmp_path / "own.py"
     path.write_text(text)
     arguments = [f"--config={path}", "--config.steps=1", f"--workdir={tmp_path}"]
     status, _, error = run_command("pretrain", arguments, monkeypatch, capsys)

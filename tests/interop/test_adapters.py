@@ -202,6 +202,10 @@ def foreign(own):
         ({"base_model_name_or_path": "/nowhere"}, "goes on top of /nowhere, which is not there"),
         ({"base_model_name_or_path": 3}, "has base_model_name_or_path 3; get it anew"),
         ({"rank_pattern": "query"}, "has rank_pattern 'query'; get it anew"),
+        ({"target_modules": ["q_proj"]}, "but adapter_config.json has target_modules ['q_proj']"),
+        ({"target_modules": "decoder.*"}, "factors of bert.encoder.layer.0"),
+        ({"target_modules": "(query"}, "which is no regular expression"),
+        ({"target_modules": 3}, "has target_modules 3; get it anew"),
     ],
 )
 def test_what_is_not_read_is_told_in_one_line(foreign, settings, words):

@@ -25,12 +25,14 @@ POOLER = "bert.pooler.dense"
 TASKS = {CELLS: "SEQ_CLS", GENES: "TOKEN_CLS"}
 MODULES = {CELLS: ["classifier", "pooler"], GENES: ["classifier"]}
 _WRAPPED = "base_model.model."
+_ALL_LINEAR = "all-linear"
 _FACTORS = (".lora_A.weight", ".lora_B.weight")
 # Setting -> what it must be, where it is there, for the factors to be all there is.
 _KINDS = {
     "base_model_name_or_path": str,
     "task_type": str,
     "rank_pattern": dict,
+    "target_modules": list | str,
     "alpha_pattern": dict,
 }
 _PLAIN = {
@@ -109,6 +111,7 @@ def read_factors(folder: Path, config: Mapping[str, Any]) -> PeftAdapter:
     modules = {name.removesuffix(end) for name in values for end in _FACTORS if name.endswith(end)}
     if not modules:
         raise InputError(f"{folder} holds no factors (lora_A, lora_B); it adapts nothing")
+    _require_targets(config, sorted(modules), folder)
     factors = {module: _factors_of(module, values, config, folder) for module in sorted(modules)}
     used = {module + end for module in modules for end in _FACTORS}
     whole = {name: value for name, value in values.items() if name not in used}
@@ -141,6 +144,28 @@ def _require_lora(config: Mapping[str, Any], folder: Path) -> None:
             f'{folder / CONFIG} has init_lora_weights "{begun}", which changed the base itself; '
             f"{_MERGE}"
         )
+
+
+def _require_targets(config: Mapping[str, Any], modules: list[str], folder: Path) -> None:
+    """Raises InputError where factors are of modules that the settings do not name."""
+    targets = config.get("target_modules")
+    if targets is None or targets == _ALL_LINEAR:
+        return
+    # As PEFT reads them: one text is a regular expression, those of a list are ends of names.
+    pattern = targets if isinstance(targets, str) else "|".join(re.escape(str(t)) for t in targets)
+    try:
+        named = re.compile(rf"(.*\.)?({pattern})")
+    except re.error as error:
+        raise InputError(
+            f"{folder / CONFIG} has target_modules {targets!r}, which is no regular expression "
+            f"({error}); get it anew from its source"
+        ) from error
+    for module in modules:
+        if not named.fullmatch(module):
+            raise InputError(
+                f"{folder} has factors of {module}, but {CONFIG} has target_modules {targets}; get "
+                "both files of one adapter"
+            )
 
 
 def _plain_name(name: str) -> str:
