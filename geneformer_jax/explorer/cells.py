@@ -14,7 +14,7 @@ from geneformer_jax.common.errors import InputError, did_you_mean
 from geneformer_jax.common.files import suffix_of
 from geneformer_jax.embedding.embedder import KEY, as_layers, keys_of
 from geneformer_jax.embedding.output import provenance_of, read_output
-from geneformer_jax.reporting.charts import MAX_POINTS
+from geneformer_jax.reporting.charts.parts import MAX_POINTS
 from geneformer_jax.reporting.figures import umap_positions
 
 
