@@ -4,9 +4,7 @@ import functools
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-import grain
 import numpy as np
-from absl import flags
 
 from geneformer_jax.batches.config import MaskingConfig
 from geneformer_jax.batches.masking import Packing, mask_cells
@@ -209,6 +207,10 @@ def read_ahead(batches: MaskedBatches, first_step: int, workers: int) -> Iterato
       workers: processes that read; 0 reads in threads of this process, which is faster while one
         process keeps up (moving arrays between processes costs more than making them).
     """
+    # Imported where it is needed: batches are also made where it is not installed.
+    import grain
+    from absl import flags
+
     # grain reads an absl flag when it starts workers; programs that parsed none would stop there.
     if not flags.FLAGS.is_parsed():
         flags.FLAGS.mark_as_parsed()

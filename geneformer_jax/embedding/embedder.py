@@ -1,11 +1,12 @@
 """Embeds ranges of cells, for results in memory and for files that are written as they come."""
 
+from __future__ import annotations
+
 import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import anndata as ad
 import jax
 import numpy as np
 import pandas as pd
@@ -24,6 +25,9 @@ from geneformer_jax.inference.pipeline import Throughput, run_ahead
 from geneformer_jax.model.pretrained import PretrainedModel
 from geneformer_jax.model.runtime import Runtime, inference_runtime
 from geneformer_jax.model.sharding import BATCH, REPLICATED, inference_mesh
+
+if TYPE_CHECKING:
+    import anndata
 
 KEY = "X_geneformer"
 MODES = ("cell", "cls", "gene", "occurrence")
@@ -57,13 +61,16 @@ class Embedded:
         """Name of the facts in an AnnData: that of the embeddings, if it was chosen."""
         return "geneformer" if self.name == KEY else self.name
 
-    def to_anndata(self) -> ad.AnnData:
+    def to_anndata(self) -> anndata.AnnData:
         """Returns AnnData without X: `table` as obs, embeddings in obsm, facts in uns."""
+        import anndata
+
         table = self.table.copy(deep=False)
         table.index = table.index.astype(str)
-        return ad.AnnData(obs=table, obsm=self.by_key(), uns={self.facts_key: dict(self.facts)})
+        facts = {self.facts_key: dict(self.facts)}
+        return anndata.AnnData(obs=table, obsm=self.by_key(), uns=facts)
 
-    def with_all(self, obs: pd.DataFrame, rows: np.ndarray) -> "Embedded":
+    def with_all(self, obs: pd.DataFrame, rows: np.ndarray) -> Embedded:
         """Returns a row for every cell: NaN for those without an embedding.
 
         Args:
@@ -72,7 +79,7 @@ class Embedded:
         """
         return replace(self, rows=fill_rows(self.rows, rows, len(obs)), table=obs)
 
-    def add_to(self, adata: ad.AnnData, rows: np.ndarray) -> None:
+    def add_to(self, adata: anndata.AnnData, rows: np.ndarray) -> None:
         """Adds the embeddings to the obsm, and the facts to the uns, of their cells.
 
         Args:

@@ -1,12 +1,13 @@
 """Which cells an analysis is about: a store or counts, and some of their cells, in input order."""
 
+from __future__ import annotations
+
 import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Unpack
+from typing import TYPE_CHECKING, Unpack
 
-import anndata as ad
 import numpy as np
 import pandas as pd
 
@@ -33,6 +34,9 @@ from geneformer_jax.inference.draw import ORIGINAL_SEED, check_draw
 from geneformer_jax.inference.filters import Filters, passing
 from geneformer_jax.interop.tokenized_datasets import is_tokenized_dataset, read_tokenized
 from geneformer_jax.model.pretrained import PretrainedModel
+
+if TYPE_CHECKING:
+    import anndata
 
 FILTERED_OUT, NOT_DRAWN = "filtered out", "not drawn"
 
@@ -75,7 +79,7 @@ class ChosenCells:
 
 
 def open_cells(
-    cells: EncodedCells | ad.AnnData | Path | str,
+    cells: EncodedCells | anndata.AnnData | Path | str,
     model: PretrainedModel,
     *,
     whole: bool = False,
@@ -94,13 +98,16 @@ def open_cells(
     Raises:
       InputError: the cells cannot be read or do not fit the model.
     """
+    # Imported where cells are opened, not by all that use cells.
+    import anndata
+
     check_model(model)
     check_vocabulary(model)
     options = CountOptions.from_arguments(reading)
     is_path = isinstance(cells, str | Path)
     if is_path:
         cells = as_path(cells)
-    if isinstance(cells, ad.AnnData):
+    if isinstance(cells, anndata.AnnData):
         source = AnnDataSource(cells, options)
     elif is_path and not is_tokenized_dataset(cells) and _may_be_counts(cells):
         source = open_counts(cells, options)

@@ -9,8 +9,7 @@ from pathlib import Path
 
 from geneformer_jax.cells.formats.open import obs_columns_of
 from geneformer_jax.cells.formats.paths import as_path, is_counts
-from geneformer_jax.cells.store.layout import STORE
-from geneformer_jax.cells.store.writer import obs_kinds
+from geneformer_jax.cells.store.layout import STORE, obs_kinds
 from geneformer_jax.common.errors import InputError, did_you_mean
 
 

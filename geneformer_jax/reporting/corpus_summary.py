@@ -10,8 +10,8 @@ import pandas as pd
 
 from geneformer_jax.cells.store.cell_store import CellStore
 from geneformer_jax.cells.store.label_counts import LabelCounts, add_values
+from geneformer_jax.cells.store.layout import obs_kinds
 from geneformer_jax.cells.store.obs_columns import stored_name
-from geneformer_jax.cells.store.writer import obs_kinds
 from geneformer_jax.common.errors import InputError, did_you_mean
 from geneformer_jax.common.progress import Progress
 from geneformer_jax.common.provenance import read_provenance

@@ -3,14 +3,15 @@
 import dataclasses
 import math
 from collections.abc import Mapping
-from typing import Any
-
-from ml_collections import ConfigDict
+from typing import TYPE_CHECKING, Any
 
 from geneformer_jax.batches.config import DataConfig, MaskingConfig, ViewConfig
 from geneformer_jax.common.config import fill, keys_of, one_of, require
 from geneformer_jax.common.errors import InputError
 from geneformer_jax.model.config import EncoderConfig, MeshConfig, RuntimeConfig, preset
+
+if TYPE_CHECKING:
+    from ml_collections import ConfigDict
 
 OPTIMIZERS = ("adamw", "muon")
 SCHEDULES = ("linear", "cosine", "constant", "stable_decay")
@@ -219,13 +220,16 @@ class PretrainConfig:
         return EncoderConfig(**{**self.model, "vocabulary_size": vocabulary_size})
 
 
-def pretrain_config(model: str | EncoderConfig, vocabulary_size: int | None = None) -> ConfigDict:
+def pretrain_config(model: str | EncoderConfig, vocabulary_size: int | None = None) -> "ConfigDict":
     """Returns every default of a run as a ConfigDict for a configuration file to change.
 
     Args:
       model: a preset's name or a shape.
       vocabulary_size: replaces the shape's; 0 takes the store's.
     """
+    # Imported where a file is to change values: a typed configuration does without it.
+    from ml_collections import ConfigDict
+
     shape = preset(model) if isinstance(model, str) else model
     fields = dataclasses.asdict(shape)
     if vocabulary_size is not None:
@@ -233,7 +237,7 @@ def pretrain_config(model: str | EncoderConfig, vocabulary_size: int | None = No
     return ConfigDict(dataclasses.asdict(PretrainConfig(model=fields)))
 
 
-def typed_config(config: ConfigDict | Mapping[str, Any]) -> PretrainConfig:
+def typed_config(config: "ConfigDict | Mapping[str, Any]") -> PretrainConfig:
     """Turns a ConfigDict (or a dict read back from JSON) into checked dataclasses.
 
     Raises:

@@ -4,9 +4,9 @@ import shutil
 
 import numpy as np
 import pytest
+from array_record.python import array_record_module
 
 from geneformer_jax.batches.loader import read_padded
-from geneformer_jax.cells.store import shards
 from geneformer_jax.cells.store.cell_store import CellStore
 from geneformer_jax.common.errors import InputError
 from geneformer_jax.interop.store_exchange import store_to_dataset
@@ -59,11 +59,11 @@ def test_a_shard_of_another_number_of_cells_is_refused(copy, tmp_path):
 
 
 def test_a_file_that_the_library_opens_as_empty_is_refused(copy, monkeypatch):
-    class EmptyReader(shards.ArrayRecordReader):
+    class EmptyReader(array_record_module.ArrayRecordReader):
         def num_records(self):
             return 0
 
-    monkeypatch.setattr(shards, "ArrayRecordReader", EmptyReader)
+    monkeypatch.setattr(array_record_module, "ArrayRecordReader", EmptyReader)
     with pytest.raises(InputError, match="has 0 cells in place of 30"):
         CellStore.open(copy)
 

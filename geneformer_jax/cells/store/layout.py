@@ -1,6 +1,9 @@
-"""Names of the files in a cell store."""
+"""Names of the files in a cell store, and what the store says of itself."""
 
+import json
 import re
+from pathlib import Path
+from typing import Any
 
 # A source's own name ends with a hash.
 _OF_PIECE = re.compile(r"\.rows\d+-\d+$")
@@ -21,6 +24,16 @@ DATASET, SPLIT = "cells", "train"
 # What processes that build a store tell each other, until it is complete.
 SHARES, LOCK = "shares", "lock"
 FILE_NAMES = "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_INDEX}"
+
+
+def description_of(folder: Path) -> dict[str, Any]:
+    """Returns what a growing or complete store says of itself: options, and obs columns."""
+    return json.loads((folder / STORE).read_text())
+
+
+def obs_kinds(folder: Path) -> dict[str, str]:
+    """The obs columns of a growing or complete store and their kinds."""
+    return description_of(folder)["obs"]
 
 
 def piece_key(source: str, first: int, stop: int, cells: int) -> str:

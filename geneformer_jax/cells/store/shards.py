@@ -11,8 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from array_record.python.array_record_data_source import ArrayRecordDataSource
-from array_record.python.array_record_module import ArrayRecordReader
 
 from geneformer_jax.cells.store.layout import ORDER, SOURCE, SOURCES, shard_name
 from geneformer_jax.common.errors import InputError
@@ -50,6 +48,9 @@ class Shard:
 
     def check_records(self) -> None:
         """Raises InputError if the size or the number of records is another one; reads no cell."""
+        # Imported where a file is opened: cells in memory do without the library.
+        from array_record.python.array_record_module import ArrayRecordReader
+
         self.check_size()
         try:
             reader = ArrayRecordReader(str(self.path))
@@ -113,6 +114,8 @@ class RecordReader:
         Args:
           shards: of a store, in order.
         """
+        from array_record.python.array_record_data_source import ArrayRecordDataSource
+
         self._shards = list(shards)
         self._ends = np.cumsum([shard.cells for shard in shards])
         parts = [f"{shard.path}[0:{shard.cells}]" for shard in shards]

@@ -208,7 +208,7 @@ def check_folder(folder: Path, options: Mapping[str, Any]) -> None:
     if not (folder / layout.STORE).is_file():
         require_new_folder(folder)
         return
-    known, options = _description(folder)["options"], json.loads(json.dumps(options))
+    known, options = layout.description_of(folder)["options"], json.loads(json.dumps(options))
     for name in {**known, **options}:
         if known.get(name) != options.get(name):
             raise InputError(
@@ -230,7 +230,7 @@ def begin_store(folder: Path, options: Mapping[str, Any], kinds: Mapping[str, st
     """
     check_folder(folder, options)
     if (folder / layout.STORE).is_file():
-        for name, known in obs_kinds(folder).items():
+        for name, known in layout.obs_kinds(folder).items():
             if common_kind((known, kinds[name])) != known:
                 raise InputError(
                     f'{folder} keeps the obs column "{name}" as {known}, but these files have '
@@ -257,15 +257,6 @@ def finished_sources(folder: Path) -> set[str]:
     """Keys of the sources of a growing or complete store that are whole."""
     folders = {path.parent for path in (folder / layout.SOURCES).glob(f"*/{layout.SOURCE}")}
     return {each.name for each in folders if each.suffix != ".partial"}
-
-
-def obs_kinds(folder: Path) -> dict[str, str]:
-    """The obs columns of a growing or complete store and their kinds."""
-    return _description(folder)["obs"]
-
-
-def _description(folder: Path) -> dict[str, Any]:
-    return json.loads((folder / layout.STORE).read_text())
 
 
 def source_summary(folder: Path, key: str) -> dict[str, Any]:
@@ -335,7 +326,7 @@ def join_sources(
         if not (folder / layout.VOCABULARY).exists():
             vocabulary.write_into(aside / layout.VOCABULARY)
         write_provenance(aside, provenance)
-        write_dataset_info(folder, shards, obs_kinds(folder), aside)
+        write_dataset_info(folder, shards, layout.obs_kinds(folder), aside)
         # All files at once, which takes a fraction of the time of one by one.
         fsync_tree(aside)
         _put_in_place(folder, order, aside)

@@ -126,7 +126,7 @@ class PieceWriter:
         match = self.match(source)
         part = source.part(piece.first, piece.stop)
         verdict = self.quality.judge(key, run.keys, part, match.tokens)
-        kinds = store_writer.obs_kinds(self._folder)
+        kinds = layout.obs_kinds(self._folder)
         columns = self._cells.of(part, list(kinds))
         with store_writer.write_source(self._folder, key, kinds) as writer:
             dropped = np.ones(part.n_cells, bool)
