@@ -33,6 +33,8 @@ from typing import NamedTuple
 
 import numpy as np
 from absl import app, flags
+from on_device.made_up import MadeUpCells
+from on_device.pytorch import CLIP, LEARNING_RATE, WEIGHT_DECAY, labels_of, training_step
 
 MODEL = flags.DEFINE_string("model", "v1_10m", "preset")
 SHAPES = flags.DEFINE_list("shapes", ["8x512", "4x2048"], "cells x tokens of full-length batches")
@@ -50,7 +52,6 @@ CELLS = flags.DEFINE_integer("cells", 64, "cells in PyTorch's batches of real le
 STEPS = flags.DEFINE_integer("steps", 1, "steps in a measurement of a shape", lower_bound=1)
 REPEATS = flags.DEFINE_integer("repeats", 5, "measurements of each case", lower_bound=1)
 CASES = flags.DEFINE_list("cases", None, "names of the cases to run; by default all")
-LEARNING_RATE, WEIGHT_DECAY, CLIP = 1e-3, 1e-3, 1.0
 
 
 class Workload(NamedTuple):
@@ -77,27 +78,6 @@ class Options(NamedTuple):
     cells: int
 
 
-class MadeUpCells:
-    """Cells of one length with random genes, read like a cell store."""
-
-    def __init__(self, cells: int, tokens: int, vocabulary_size: int):
-        from geneformer_jax.cells.tokenization.vocabulary import GeneVocabulary
-
-        genes = vocabulary_size - 2
-        ids = np.array([f"ENSG{gene:011d}" for gene in range(genes)])
-        names = np.full(genes, "")
-        self.vocabulary = GeneVocabulary(ids, names, np.ones(genes), ("<pad>", "<mask>"))
-        self.lengths = np.full(cells, tokens, np.int32)
-
-    def read(self, indices):
-        def cell(index):
-            draw = np.random.default_rng(int(index))
-            genes = draw.choice(len(self.vocabulary.gene_ids), self.lengths[index], replace=False)
-            return (genes + 2).astype(np.uint16)
-
-        return [cell(index) for index in indices]
-
-
 def encoder_of(options):
     from geneformer_jax.model.config import preset
 
@@ -107,7 +87,8 @@ def encoder_of(options):
 
 def cells_of(workload, encoder, steps):
     if workload.tokens:
-        return MadeUpCells(workload.cells * steps, workload.tokens, encoder.vocabulary_size)
+        lengths = np.full(workload.cells * steps, workload.tokens)
+        return MadeUpCells(lengths, encoder.vocabulary_size)
     from geneformer_jax.cells.formats.open import open_counts
     from geneformer_jax.cells.tokenization.tokenizer import TokenizerOptions, tokenize_source
     from geneformer_jax.interop.original_dictionaries import read_original_vocabulary
@@ -186,7 +167,7 @@ def torch_batches(workload, options):
         run = run_of(workload, options)
         for step in range(run.steps):
             batch = run.batches[step]
-            yield batch.tokens_BT, batch.lengths_B, labels_of(batch, batch.weights_BM)
+            yield batch.tokens_BT, batch.lengths_B, labels_of(batch)
         return
     cells = cells_of(workload, encoder_of(options), 1)
     order = np.argsort(-np.asarray(cells.lengths), kind="stable")
@@ -203,70 +184,21 @@ def torch_batches(workload, options):
             config=MaskingConfig(),
             vocabulary=cells.vocabulary,
         )
-        yield masked.tokens_BT, lengths, labels_of(masked, masked.weights_BM)
-
-
-def labels_of(masked, weights_BM):
-    labels = np.full(masked.tokens_BT.shape, -100, np.int64)
-    rows, places = np.nonzero(weights_BM)
-    labels[rows, masked.positions_BM[rows, places]] = masked.targets_BM[rows, places]
-    return labels
-
-
-def torch_model(encoder):
-    from transformers import BertConfig, BertForMaskedLM
-
-    shape = BertConfig(
-        vocab_size=encoder.vocabulary_size,
-        hidden_size=encoder.width,
-        num_hidden_layers=encoder.layers,
-        num_attention_heads=encoder.heads,
-        intermediate_size=encoder.feed_forward,
-        max_position_embeddings=encoder.positions,
-        hidden_act="relu",
-        layer_norm_eps=encoder.layer_norm_eps,
-        hidden_dropout_prob=encoder.dropout,
-        attention_probs_dropout_prob=encoder.attention_dropout,
-        pad_token_id=0,
-        attn_implementation="sdpa",
-    )
-    return BertForMaskedLM(shape).train()
+        yield masked.tokens_BT, lengths, labels_of(masked)
 
 
 def torch_case(workload, options, masked_only, compiled):
     import torch
 
-    device = "cuda" if torch.cuda.is_available() else "cpu"
     torch.set_num_threads(os.cpu_count())
-    torch.set_float32_matmul_precision("highest")
-    torch.manual_seed(0)
-    model = torch_model(encoder_of(options)).to(device)
-    optimizer = torch.optim.AdamW(
-        model.parameters(), lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY, fused=True
+    how = "static" if workload.tokens else "dynamic"
+    step = training_step(
+        encoder_of(options),
+        half=options.precision == "bfloat16",
+        masked_only=masked_only,
+        compiled=how if compiled else "",
     )
     batches = list(torch_batches(workload, options))
-
-    def loss_of(ids, mask, labels):
-        if not masked_only:
-            return model(ids, attention_mask=mask, labels=labels).loss
-        hidden = model.bert(ids, attention_mask=mask).last_hidden_state
-        chosen = labels >= 0
-        return torch.nn.functional.cross_entropy(model.cls(hidden[chosen]), labels[chosen])
-
-    if compiled:
-        loss_of = torch.compile(loss_of, dynamic=not workload.tokens)
-
-    def step(tokens, lengths, labels):
-        ids = torch.from_numpy(tokens.astype(np.int64)).to(device)
-        mask = torch.from_numpy((np.arange(tokens.shape[1]) < lengths[:, None]) * 1).to(device)
-        half = options.precision == "bfloat16"
-        with torch.autocast(device, dtype=torch.bfloat16, enabled=half):
-            loss = loss_of(ids, mask, torch.from_numpy(labels).to(device))
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), CLIP)
-        optimizer.step()
-        optimizer.zero_grad()
-        return loss
 
     def train():
         for batch in batches:
@@ -279,7 +211,7 @@ def torch_case(workload, options, masked_only, compiled):
             "cells": sum(len(lengths) for _, lengths, _ in batches),
             "tokens": tokens,
             "padding": 1 - tokens / sum(ids.size for ids, _, _ in batches),
-            "memory": torch.cuda.max_memory_allocated() if device == "cuda" else None,
+            "memory": torch.cuda.max_memory_allocated() if torch.cuda.is_available() else None,
             "version": torch.__version__,
         }
 

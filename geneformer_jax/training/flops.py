@@ -8,9 +8,12 @@ import numpy as np
 
 from geneformer_jax.model.config import EncoderConfig
 
-# Dense matrix FLOP/s of one device as its maker states them, by number format. The first name that
-# is part of JAX's name of the device counts.
+# Dense matrix FLOP/s of one device as its maker states them, by number format: NVIDIA's data sheets
+# of V100, A100, H100 and H200 (SXM where nothing else is said), Google Cloud's pages on TPUs. The
+# first name that is part of JAX's name of the device counts.
 _PEAKS = {
+    "H100 PCIe": {"bfloat16": 756e12, "float16": 756e12, "float32": 51e12},
+    "H100 NVL": {"bfloat16": 835e12, "float16": 835e12, "float32": 60e12},
     "H100": {"bfloat16": 989e12, "float16": 989e12, "float32": 67e12},
     "H200": {"bfloat16": 989e12, "float16": 989e12, "float32": 67e12},
     "A100": {"bfloat16": 312e12, "float16": 312e12, "float32": 19.5e12},

@@ -13,12 +13,11 @@ from jax.sharding import PartitionSpec as P
 from geneformer_jax.common.errors import InputError
 from geneformer_jax.model.attention.dispatch import attend, attention_weights
 from geneformer_jax.model.attention.plain import CHUNK
+from tests.helpers.tolerances import ATTENTION as BOUNDS
 
 # More than one chunk, and a multiple of neither the chunk nor the TPU's 128 lanes.
 B, T, N, H = 4, 300, 2, 8
 LENGTHS = np.array([T, 171, 0, 1], np.int32)
-# Largest difference allowed, relative to the largest value of the array.
-BOUNDS = {"float32": 3e-6, "float16": 2e-3, "bfloat16": 1.5e-2}
 PLAIN = ("xla", "chunked", "by_head")
 ON_CPU = (*PLAIN, "splash")
 

@@ -14,6 +14,7 @@ from geneformer_jax.perturbation.engine.screening.screener import Screener, brid
 from geneformer_jax.perturbation.prepare import make_plan, make_spec, resolve_edits
 from tests.helpers.plain_screen import plain_cosine, plain_probability, plain_screen
 from tests.helpers.slow_perturbation import LIMIT, cosine, make_cells, make_model
+from tests.helpers.tolerances import SHIFTS
 
 RAGGED = [LIMIT, 20, 9, 3, 2, 17]
 STATES = ("a", "b")
@@ -137,7 +138,7 @@ def test_batches_padding_and_devices_change_nothing(v1, devices, tokens):
     _, found = screen(v1, RAGGED, 6, devices, tokens)
     np.testing.assert_array_equal(found.numbers, expected.numbers)
     np.testing.assert_array_equal(found.cells, expected.cells)
-    np.testing.assert_allclose(found.values_EM, expected.values_EM, atol=1e-6)
+    np.testing.assert_allclose(found.values_EM, expected.values_EM, atol=SHIFTS)
 
 
 def test_a_bridge_meets_its_split_points_and_follows_the_derivatives_between():

@@ -26,6 +26,7 @@ from geneformer_jax.training.state import (
     resize_state,
     train_step,
 )
+from tests.helpers.tolerances import GRADIENTS, LOSS
 from tests.helpers.toy import toy_vocabulary
 
 ODD = EncoderConfig(
@@ -65,7 +66,7 @@ def masked(batch: Batch) -> Batch:
     return mask_batch(batch, seed=3, step=0, config=MASKING, vocabulary=VOCABULARY)
 
 
-def assert_trees_near(one, other, atol=2e-6) -> None:
+def assert_trees_near(one, other, atol=GRADIENTS) -> None:
     jax.tree.map(lambda a, b: np.testing.assert_allclose(b, a, atol=atol), one, other)
 
 
@@ -85,7 +86,7 @@ def test_packed_cells_give_the_loss_and_gradients_of_cells_alone(attention):
     expected, sums = differentiate(params, alone, Runtime())
     gradients, packed_sums = differentiate(params, packed, Runtime(attention=attention))
     assert sums.targets == packed_sums.targets > 50
-    np.testing.assert_allclose(packed_sums, sums, rtol=1e-5)
+    np.testing.assert_allclose(packed_sums, sums, rtol=LOSS)
     assert_trees_near(expected, gradients)
 
 

@@ -14,6 +14,7 @@ from geneformer_jax.model.config import EncoderConfig
 from geneformer_jax.training.api import pretrain
 from geneformer_jax.training.config import pretrain_config, typed_config
 from geneformer_jax.training.telemetry import read_metrics
+from tests.helpers.tolerances import FIRST_STEPS
 
 # Dropout as in all precisions; none of attention, as fused kernels have none.
 MODEL = EncoderConfig(1, 2, 32, 4, 64, 64, dropout=0.1, attention_dropout=0.0)
@@ -66,7 +67,7 @@ def losses(real_cells, tmp_path_factory):
 
 @pytest.mark.slow
 @pytest.mark.reference_data
-@pytest.mark.parametrize(("precision", "bound"), [("float16", 2e-3), ("bfloat16", 4e-3)])
+@pytest.mark.parametrize(("precision", "bound"), FIRST_STEPS.items())
 def test_half_precision_starts_as_float32_does(losses, precision, bound):
     expected, _ = losses("float32", "xla", 20)
     ours, skipped = losses(precision, HALF[precision], 20)

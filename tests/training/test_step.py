@@ -29,6 +29,7 @@ from geneformer_jax.training.state import (
     next_loss_scale,
     train_step,
 )
+from tests.helpers.tolerances import GRADIENTS
 from tests.helpers.toy import toy_vocabulary
 
 TINY = EncoderConfig(
@@ -209,7 +210,7 @@ def test_the_optimizers_state_may_live_in_host_memory():
     state, _ = one_step(mesh, recipe)
     moments = [jax.tree.leaves(each.optimizer[1][0].mu) for each in (expected, state)]
     for one, other in zip(*moments, strict=True):
-        np.testing.assert_allclose(other, one, atol=2e-6)
+        np.testing.assert_allclose(other, one, atol=GRADIENTS)
 
 
 def test_an_overflow_halves_the_scale_and_skips_the_update():

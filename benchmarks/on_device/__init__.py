@@ -1,0 +1,1 @@
+"""Stages of accelerator.py: checks and measurements on whatever device JAX finds."""
