@@ -1,12 +1,22 @@
 """Configurations as frozen dataclasses: filled from nested mappings, and checked."""
 
 import dataclasses
+import math
+import numbers
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from geneformer_jax.common.arguments import describe
 from geneformer_jax.common.errors import InputError, did_you_mean
 
 _KEYS_OF = "keys of"
+# What a field of a plain type takes; true and false are no numbers.
+_PLAIN = {
+    bool: (bool, "true or false"),
+    int: (numbers.Integral, "a whole number"),
+    float: (numbers.Real, "a finite number"),
+    str: (str, "a text"),
+}
 
 
 def require(condition: bool, name: str, value: object, rule: str) -> None:
@@ -41,19 +51,49 @@ def fill(kind: type, values: Mapping[str, Any], prefix: str = "") -> Any:
     Raises:
       InputError: an unknown key, or a value that cannot be.
     """
-    fields = {field.name: field for field in dataclasses.fields(kind)}
-    _check_keys(values, fields, prefix)
+    fields = _checked_fields(kind, values, prefix)
     arguments = {}
     for name, value in values.items():
         nested = fields[name].type
         if dataclasses.is_dataclass(nested):
             value = fill(nested, value, f"{prefix}{name}.")
         elif keys := fields[name].metadata.get(_KEYS_OF):
-            known = [field.name for field in dataclasses.fields(keys)]
-            _check_keys(value, known, f"{prefix}{name}.")
+            _checked_fields(keys, value, f"{prefix}{name}.")
             value = dict(value)
         arguments[name] = value
+    missing = [name for name, field in fields.items() if _is_needed(field) and name not in values]
+    if missing:
+        raise InputError(f'`config` has no "{prefix}{missing[0]}", which is needed; give it')
     return kind(**arguments)
+
+
+def _is_needed(field: dataclasses.Field) -> bool:
+    return field.default is field.default_factory is dataclasses.MISSING
+
+
+def _checked_fields(
+    kind: type, values: Mapping[str, Any], prefix: str
+) -> dict[str, dataclasses.Field]:
+    """Returns the fields of a dataclass by name, if `values` are some of them, of their types."""
+    # A ConfigDict is no Mapping.
+    if not hasattr(values, "items"):
+        section = f"config.{prefix}".rstrip(".")
+        raise InputError(f"`{section}` is {describe(values)}; give its keys with their values")
+    fields = {field.name: field for field in dataclasses.fields(kind)}
+    _check_keys(values, fields, prefix)
+    for name, value in values.items():
+        _check_type(f"{prefix}{name}", value, fields[name].type)
+    return fields
+
+
+def _check_type(name: str, value: object, kind: Any) -> None:
+    """Raises InputError unless a value is of the plain type of its field."""
+    if kind not in _PLAIN:
+        return
+    allowed, what = _PLAIN[kind]
+    right = isinstance(value, allowed) and (kind is bool or not isinstance(value, bool))
+    if not right or (kind is float and not math.isfinite(value)):
+        raise InputError(f"`config.{name}` is {describe(value)}; give {what}")
 
 
 def _check_keys(values: Mapping[str, Any], known: Iterable[str], prefix: str) -> None:

@@ -3,12 +3,14 @@
 import contextlib
 import functools
 import hashlib
+import json
 import os
 import re
 import shutil
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 from geneformer_jax.common.errors import InputError
 
@@ -138,6 +140,19 @@ def checksum(path: Path) -> str:
     """SHA-256 of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def read_json(path: Path) -> Any:
+    """Returns the content of a JSON file.
+
+    Raises:
+      OSError: it cannot be read.
+      ValueError: it is no JSON, or nested deeper than Python reads it.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
 
 
 def fingerprint(path: Path | str) -> dict[str, str | int]:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from geneformer_jax.common.errors import InputError
-from geneformer_jax.common.files import fingerprint
+from geneformer_jax.common.files import fingerprint, read_json
 
 FILE_NAME = "provenance.json"
 # Beside it, where a model was trained: its held-out figures and those of baselines, a row each.
@@ -64,7 +64,7 @@ def write_provenance(folder: Path, provenance: Mapping[str, Any]) -> None:
 
 def read_provenance(folder: Path) -> dict[str, Any]:
     """Returns what `write_provenance` wrote into `folder`."""
-    return json.loads((folder / FILE_NAME).read_text())
+    return read_json(folder / FILE_NAME)
 
 
 def provenance_beside(output: Path) -> Path:
@@ -75,7 +75,7 @@ def provenance_beside(output: Path) -> Path:
 def written_configuration(provenance: Path) -> dict[str, Any] | None:
     """Returns the configuration that a provenance file tells, or None if it cannot be told."""
     try:
-        written = json.loads(provenance.read_text(encoding="utf-8"))["configuration"]
+        written = read_json(provenance)["configuration"]
     except (OSError, ValueError, KeyError, TypeError):
         return None
     return written if isinstance(written, dict) else None

@@ -1,13 +1,12 @@
 """Tables of ids that people write: text, CSV, Parquet or JSON, read into one form."""
 
-import json
 from pathlib import Path
 
 import pandas as pd
 import pyarrow as pa
 
 from geneformer_jax.common.errors import InputError
-from geneformer_jax.common.files import suffixes_of
+from geneformer_jax.common.files import read_json, suffixes_of
 
 SUFFIXES = (".json", ".txt", ".tsv", ".csv", ".parquet")
 
@@ -103,7 +102,7 @@ def _has_tabs(path: Path) -> bool:
 
 def _from_json(path: Path) -> pd.DataFrame:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_json(path)
     except ValueError as error:
         raise InputError(f"{path} is no JSON ({error}); write it anew") from error
     right = isinstance(content, dict) and all(isinstance(ids, list) for ids in content.values())

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from geneformer_jax.common.errors import InputError
-from geneformer_jax.common.files import atomic_write, require_new_folder
+from geneformer_jax.common.files import atomic_write, read_json, require_new_folder
 from geneformer_jax.common.provenance import FILE_NAME, write_provenance, written_configuration
 
 CONFIG = "config.json"
@@ -211,9 +211,12 @@ def as_json(value: Any) -> Any:
 
 def _read(path: Path, elsewhere: str) -> dict[str, Any]:
     try:
-        return json.loads(path.read_text())
-    except json.JSONDecodeError:
-        raise InputError(f"{path} is damaged; {elsewhere}") from None
+        content = read_json(path)
+    except ValueError:
+        content = None
+    if not isinstance(content, dict):
+        raise InputError(f"{path} is damaged; {elsewhere}")
+    return content
 
 
 def _differences(kept: Mapping[str, Any], identity: Mapping[str, Any]) -> Iterator[str]:

@@ -25,6 +25,12 @@ MEAN, MEDIAN, LOWER_MEDIAN = "mean", "median", "lower_median"
 QUANTILES = (0.25, 0.75)
 _FACTS = b"geneformer_states"
 _MAX_STATES = 1_000
+_COLUMNS = pa.schema(
+    {"state": pa.string(), "cells": pa.int64(), "layer": pa.int64(), "statistic": pa.string()}
+)
+_REASON_LETTERS = 120
+# What is raised of a table that is another, or damaged.
+_OTHER_FILE = (pa.ArrowException, OSError, ValueError, LookupError, TypeError, AttributeError)
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,7 +91,7 @@ class StateEmbeddings:
             {**table.schema.metadata, _FACTS: json.dumps(facts, default=str)}
         )
         with atomic_write(path) as aside:
-            pq.write_table(table, aside)
+            pq.write_table(table, aside, write_page_checksum=True)
 
     @classmethod
     def load(cls, path: Path | str) -> "StateEmbeddings":
@@ -98,14 +104,30 @@ class StateEmbeddings:
         if not path.is_file():
             raise InputError(f"{path} does not exist; write state embeddings with embed --states")
         try:
-            table = pq.read_table(path)
-        except (pa.ArrowException, OSError):
-            table = None
-        text = (table.schema.metadata or {}).get(_FACTS) if table is not None else None
-        if text is None:
-            raise InputError(f"{path} holds no state embeddings; write some with embed --states")
-        facts = json.loads(text)
-        return cls(facts.pop("column"), table.to_pandas(), facts)
+            return cls(*_read(path))
+        except _OTHER_FILE as error:
+            reason = " ".join(str(error).split())[:_REASON_LETTERS]
+            raise InputError(
+                f"{path} holds no state embeddings ({reason}); write some with embed --states"
+            ) from error
+
+
+def _read(path: Path) -> tuple[str, pd.DataFrame, dict[str, object]]:
+    """Returns column, table and facts; raises whatever is raised of a file that is another."""
+    table = pq.read_table(path, page_checksum_verification=True)
+    facts = json.loads((table.schema.metadata or {})[_FACTS])
+    column = facts.pop("column")
+    vectors = table["embedding"].combine_chunks()
+    kind = vectors.type
+    if not pa.types.is_fixed_size_list(kind) or kind.value_type != pa.float32():
+        raise ValueError(f"embeddings are {kind}")
+    rows = np.asarray(vectors.flatten()).reshape(-1, kind.list_size)
+    texts = table.select(_COLUMNS.names).cast(_COLUMNS)
+    if len(rows) != len(texts) or not len(rows) or not np.isfinite(rows).all():
+        raise ValueError("embeddings are missing, NaN or infinite")
+    if not isinstance(column, str) or any(each.null_count for each in texts.columns):
+        raise ValueError("names are missing")
+    return column, texts.to_pandas().assign(embedding=list(rows)), facts
 
 
 def state_embeddings(

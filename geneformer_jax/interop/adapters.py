@@ -8,6 +8,8 @@ PEFT's own lack that; their head is known by the number of its classes.
 import dataclasses
 import itertools
 import json
+import operator
+import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 
+from geneformer_jax.common.config import fill
 from geneformer_jax.common.errors import InputError
 from geneformer_jax.common.files import atomic_write, require_new_folder
 from geneformer_jax.common.log import logger
@@ -47,6 +50,9 @@ _ADAPTER, _OLD_WEIGHTS = "adapter.json", "adapter.npz"
 _QUANTIZED = "quantization"
 _ENCODER = ("embeddings", "blocks")
 _LISTED = 4
+# What adapter.json says: texts of the base, and the adapter's own parts.
+_OF_BASE = ("source", "weights")
+_OF_ADAPTER = ((HeadConfig, "head"), (LoraConfig, "lora"))
 
 
 def save_adapter(
@@ -183,13 +189,13 @@ def apply_adapter(folder: Path, base: PretrainedModel) -> PretrainedModel:
         params = _merge(adapter, base, head, folder)
         return dataclasses.replace(base, params=params, head=head, source=str(folder))
     stated = _stated(folder)
+    head, lora, step = _read_stated(stated, folder)
     if (found := weights_hash(base)) != stated["base"]["weights"]:
         raise InputError(
             f"the adapter {folder} goes on top of weights {stated['base']['weights'][:12]} (once "
             f"{stated['base']['source']}), but {base.source} has {found[:12]}; give its own base"
         )
     _tell_rounding(folder, base)
-    head, lora = HeadConfig(**stated["head"]), LoraConfig(**stated["lora"])
     adapter = _read_own(folder, lora, head, base)
     if head.as_original:
         params = _merge(adapter, base, head, folder)
@@ -199,7 +205,6 @@ def apply_adapter(folder: Path, base: PretrainedModel) -> PretrainedModel:
         bare = dataclasses.replace(base, params=encoder, head=None)
         params = _merge(adapter._replace(whole={}), bare, None, folder)
         params |= jax.tree.map(jnp.asarray, own)
-    step = int(stated["step"])
     return dataclasses.replace(base, params=params, head=head, source=str(folder), step=step)
 
 
@@ -212,17 +217,37 @@ def _read_own(
     try:
         with np.load(folder / _OLD_WEIGHTS) as file:
             trained = traverse_util.unflatten_dict({n: file[n] for n in file.files}, sep="/")
-    except (OSError, ValueError) as error:
+        pairs = _factors_by_module(trained[LORA], places(base.config, None, bare=True))
+        factors = {name: (*pair, lora.alpha / lora.rank) for name, pair in pairs}
+        return PeftAdapter(None, None, factors, _head_tensors(trained, base.config, head))
+    except (OSError, ValueError, LookupError, TypeError, zipfile.BadZipFile) as error:
         raise InputError(
             f"{folder / _OLD_WEIGHTS} cannot be read ({error}); restore it from a copy"
         ) from error
-    pairs = _factors_by_module(trained[LORA], places(base.config, None, bare=True))
-    factors = {name: (*pair, lora.alpha / lora.rank) for name, pair in pairs}
-    return PeftAdapter(None, None, factors, _head_tensors(trained, base.config, head))
 
 
 def _stated(folder: Path) -> dict[str, Any]:
-    return read_json(folder / _ADAPTER)
+    """Returns what is written of the base: where it was, and the hash of its weights."""
+    stated = read_json(folder / _ADAPTER)
+    base = stated.get("base")
+    if not isinstance(base, dict) or not {str} == {type(base.get(n)) for n in _OF_BASE}:
+        raise _damaged(folder, "it does not say of which base it is")
+    return stated
+
+
+def _read_stated(stated: dict[str, Any], folder: Path) -> tuple[HeadConfig, LoraConfig, int]:
+    """Returns head, factors and step that an adapter says it has."""
+    try:
+        head, lora = (fill(kind, stated[name]) for kind, name in _OF_ADAPTER)
+        return head, lora, operator.index(stated["step"])
+    except (LookupError, TypeError, ValueError) as error:
+        raise _damaged(folder, error) from error
+
+
+def _damaged(folder: Path, reason: object) -> InputError:
+    return InputError(
+        f"{folder / _ADAPTER} is damaged ({reason}); restore it from a copy, or train again"
+    )
 
 
 def _head_of(adapter: PeftAdapter, base: PretrainedModel, folder: Path) -> HeadConfig | None:

@@ -81,7 +81,8 @@ class HeadConfig:
         # Read back from JSON, tuples are lists and tasks are dicts.
         tasks = (each if isinstance(each, HeadTask) else HeadTask(**each) for each in self.tasks)
         object.__setattr__(self, "tasks", tuple(tasks))
-        object.__setattr__(self, "labels", tuple(self.labels))
+        labels = self.labels
+        object.__setattr__(self, "labels", tuple(labels))
         for name, value, known in (
             ("head", self.kind, KINDS),
             ("pooling", self.pooling, POOLINGS),
@@ -89,6 +90,8 @@ class HeadConfig:
             if value not in known:
                 hint = did_you_mean(value, known)
                 raise InputError(f'no {name} "{value}"{hint}; use {", ".join(known)}')
+        if isinstance(labels, str) or not all(isinstance(each, str) for each in self.labels):
+            raise InputError(f"the head's labels are {labels!r}; give a list of names")
         if not self.labels:
             raise InputError(f"a {self.kind} without labels predicts nothing; give two or more")
         if self.tasks and self.labels != sum((task.labels for task in self.tasks), ()):

@@ -18,6 +18,7 @@ from jax.sharding import SingleDeviceSharding
 from orbax.checkpoint import v1 as ocp
 
 from geneformer_jax.cells.tokenization.vocabulary import GeneVocabulary
+from geneformer_jax.common.config import fill
 from geneformer_jax.common.errors import InputError
 from geneformer_jax.common.files import aside_of, atomic_write, require_new_folder
 from geneformer_jax.common.provenance import write_provenance
@@ -252,8 +253,8 @@ def load_model(path: Path | str, quantize: str | None = None) -> PretrainedModel
     checkpoint, quantization = find_checkpoint(Path(path)), None
     try:
         meta = ocp.load_checkpointables(checkpoint, {"meta": None})["meta"]
-        config = EncoderConfig(**json.loads(meta["model"]))
-        head = HeadConfig(**json.loads(meta["head"])) if "head" in meta else None
+        config = fill(EncoderConfig, json.loads(meta["model"]))
+        head = fill(HeadConfig, json.loads(meta["head"])) if "head" in meta else None
         sharding = SingleDeviceSharding(jax.local_devices()[0])
         abstract = jax.tree.map(
             lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
@@ -264,6 +265,8 @@ def load_model(path: Path | str, quantize: str | None = None) -> PretrainedModel
             params, quantization = quantized_params(arrays, quantize)
         else:
             params = ocp.load_checkpointables(checkpoint, {"params": abstract})["params"]
+        vocabulary = GeneVocabulary.from_json(meta["vocabulary"])
+        step = int(meta["step"]) if "step" in meta else int(checkpoint.name)
     except (OSError, KeyError, TypeError, ValueError) as error:
         raise InputError(
             f"checkpoint {checkpoint} cannot be read ({type(error).__name__}: "
@@ -272,9 +275,9 @@ def load_model(path: Path | str, quantize: str | None = None) -> PretrainedModel
     return PretrainedModel(
         config=config,
         params=params,
-        vocabulary=GeneVocabulary.from_json(meta["vocabulary"]),
+        vocabulary=vocabulary,
         source=str(checkpoint),
-        step=int(checkpoint.name),
+        step=step,
         head=head,
         quantization=quantization,
     )

@@ -1,11 +1,7 @@
 """Bad count files end in one line that names the file, the value, the rule and the remedy."""
 
 import json
-import os
 import pickle
-import subprocess
-import sys
-from collections import Counter
 from pathlib import Path
 
 import anndata
@@ -251,6 +247,36 @@ def test_sparse_arrays_that_are_no_matrix(layout, damage, tmp_path):
     assert f"{path} (X): ind" in refusal(lambda: read(path))
 
 
+def test_names_of_genes_that_are_no_texts(tmp_path):
+    path = WRITERS["h5ad csr"](example_cells(), tmp_path)
+    with h5py.File(path, "r+") as root:
+        ids = root["var/ensembl_id"]
+        kept, attributes = ids[:], dict(ids.attrs)
+        for wrong in (kept[:, None], kept[:50], np.array([b"ENSG\xff\xfe", *kept[1:]])):
+            del root["var/ensembl_id"]
+            root.create_dataset("var/ensembl_id", data=wrong, dtype=h5py.string_dtype())
+            root["var/ensembl_id"].attrs.update(attributes)
+            root.flush()
+            message = refusal(lambda: read(path))
+            assert ("83 genes" if len(wrong) != 83 or wrong.ndim > 1 else "utf-8") in message
+
+
+def test_names_with_ends_of_lines_stay_in_one_line(tmp_path):
+    path = WRITERS["h5ad csr"](example_cells(), tmp_path)
+    with h5py.File(path, "r+") as root:
+        root["X"].attrs["encoding-type"] = "a\nb\x1b[2J"
+    assert r'encoding "a\nb\x1b[2J" is not known' in refusal(lambda: read(path))
+
+
+@pytest.mark.parametrize("name", ["obs/_index", "obs/cell_type/categories"])
+def test_shapes_that_ask_for_more_than_is_there(name, tmp_path):
+    """Of 4 billion texts zarr would make as many empty ones, in 64 GiB."""
+    path = WRITERS["zarr 2 csr"](example_cells(), tmp_path)
+    place = path / name / ".zarray"
+    place.write_text(json.dumps(json.loads(place.read_text()) | {"shape": [1 << 32]}))
+    assert "are missing" in refusal(lambda: open_counts(path).obs(["cell_type"]))
+
+
 def test_a_matrix_that_does_not_fit_its_tables(tmp_path):
     path = WRITERS["10x mtx version 2"](example_cells(), tmp_path)
     (path / "barcodes.tsv").write_text("A\nB\n")
@@ -353,32 +379,3 @@ def test_files_on_which_the_library_never_ends_or_dies(deed, tmp_path, monkeypat
 def stop_probing() -> None:
     """Ends the child, so that the next file starts another."""
     hdf5_probe._child.cache_clear()
-
-
-@pytest.mark.parametrize(
-    ("cases", "seed"), [(66, 0), pytest.param(1100, 1, marks=pytest.mark.slow)]
-)
-def test_damaged_files_of_every_format_are_refused_or_read_right(cases, seed, tmp_path):
-    """Files with flipped, lost, blank or shuffled parts: no crash, no hang, no wrong count.
-
-    Damage may leave other valid numbers: "right" is what h5py, zarr or scipy read of that file.
-    """
-    program = Path(__file__).parents[1] / "helpers" / "fuzz_counts.py"
-    run = subprocess.run(
-        [sys.executable, str(program), str(tmp_path), str(cases), str(seed)],
-        capture_output=True,
-        text=True,
-        timeout=900,
-        check=False,
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
-    )
-    assert run.returncode == 0, f"{run.stderr[-2000:]}\nat {run.stdout.splitlines()[-1:]}"
-    lines = [json.loads(line) for line in run.stdout.splitlines()]
-    done = [line for line in lines if "result" in line]
-    assert len(done) == cases
-    assert [line for line in done if line["result"] == "wrong"] == []
-    for line in done:
-        assert "\n" not in line["message"]
-        assert line["result"] == "right" or "case" in line["message"]
-    results = Counter(line["result"] for line in done)
-    assert min(results["refused"], results["right"]) > cases // 11

@@ -1,5 +1,6 @@
 """A store with a damaged file gives right cells or one line that names the file and the remedy."""
 
+import json
 import shutil
 
 import numpy as np
@@ -126,6 +127,24 @@ def test_flipped_bits_of_lengths_and_columns_are_found(whole, copy):
             except InputError as error:
                 assert name in str(error)
             flip(path, place)
+
+
+def test_the_table_of_another_store_is_refused(copy, tmp_path):
+    """As many cells, and each of its pages as it was written."""
+    other = make_store(tmp_path / "other", toy_cells(30, seed=1), toy_vocabulary(), obs=("kind",))
+    shutil.copy(other.folder / "obs.parquet", copy)
+    for read in ("obs", "cell_ids"):
+        with pytest.raises(InputError, match=r"obs.parquet is .*not as checksums.json states"):
+            getattr(CellStore.open(copy), read)
+    with pytest.raises(InputError, match=r"obs.parquet is .*not as checksums.json states"):
+        list(CellStore.open(copy).obs_batches(10))
+
+
+@pytest.mark.parametrize("stated", [{}, {"options": {}}, [], {"options": {"max_length": "9"}}])
+def test_a_description_that_says_nothing_is_refused(copy, stated):
+    (copy / "store.json").write_text(json.dumps(stated))
+    with pytest.raises(InputError, match=r"store.json is damaged .*restore it from a copy"):
+        CellStore.open(copy)
 
 
 @pytest.mark.parametrize("name", ["lengths", "n_genes"])

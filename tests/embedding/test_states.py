@@ -4,6 +4,8 @@ import dataclasses
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from geneformer_jax.common.errors import InputError
@@ -47,6 +49,45 @@ def test_statistics_are_those_of_each_states_cells(embedded):
     cells = found.table.drop_duplicates("state").set_index("state")["cells"]
     assert cells.to_dict() == {"a": 4, "b": 5, "c": 1}
     assert found.facts["cells_without_state"] == 1
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda table: table.drop_columns(["embedding"]),
+        lambda table: table.drop_columns(["statistic"]),
+        lambda table: table.set_column(0, "state", pa.nulls(len(table), pa.string())),
+        lambda table: table.set_column(4, "embedding", pa.array([[1.0]] * len(table))),
+        lambda table: table.set_column(3, "statistic", pa.array([[1]] * len(table))),
+        lambda table: table.slice(0, 0),
+        lambda table: table.replace_schema_metadata({b"geneformer_states": b"[]"}),
+        lambda table: table.replace_schema_metadata({b"geneformer_states": b"{"}),
+        lambda table: table.replace_schema_metadata({b"geneformer_states": b'{"column": 3}'}),
+    ],
+)
+def test_a_file_that_was_changed_is_refused(embedded, tmp_path, change):
+    path = tmp_path / "states.parquet"
+    state_embeddings(embedded, "state").save(path)
+    assert StateEmbeddings.load(path).column == "state"
+    pq.write_table(change(pq.read_table(path)), path)
+    with pytest.raises(InputError, match=r"holds no state embeddings \(.*; write some"):
+        StateEmbeddings.load(path)
+
+
+def test_flipped_bits_of_embeddings_are_told(embedded, tmp_path):
+    path = tmp_path / "states.parquet"
+    state_embeddings(embedded, "state").save(path)
+    expected = StateEmbeddings.load(path).table
+    whole = path.read_bytes()
+    for place in range(0, len(whole), 97):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 4]) + whole[place + 1 :])
+        try:
+            found = StateEmbeddings.load(path).table
+            np.testing.assert_array_equal(
+                np.stack(found["embedding"]), np.stack(expected["embedding"])
+            )
+        except InputError as error:
+            assert str(path) in str(error)
 
 
 @pytest.mark.parity

@@ -152,6 +152,27 @@ def test_a_head_that_bert_has_no_class_for(own):
     jax.tree.map(np.testing.assert_array_equal, model.params, again.params)
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("base", None),
+        ("base", {"source": 3, "weights": "a"}),
+        ("head", {"kind": "cell_classifier", "labels": "abc", "dropout": 0.1}),
+        ("head", {"kind": "cell_classifier", "labels": ["a"], "dropout": "0.1"}),
+        ("head", ["cell_classifier"]),
+        ("lora", {"rank": 2}),
+        ("lora", {"rank": 2.5, "alpha": 1.0, "targets": ["query"]}),
+        ("step", "seven"),
+    ],
+)
+def test_an_adapter_that_says_nothing_of_use_is_refused(own, name, value):
+    save_own(own, "cell")
+    path = own / "adapter/adapter.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {name: value}))
+    with pytest.raises(InputError, match=r"adapter.json is damaged \(.*; restore it"):
+        gf.load_model(own / "adapter")
+
+
 def test_adapters_that_were_written_before_are_read(own):
     model = save_own(own, "cell")
     tensors = load_file(own / "adapter/adapter_model.safetensors")

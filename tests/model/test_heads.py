@@ -169,8 +169,9 @@ def test_a_classifier_returns_from_its_checkpoint_and_still_encodes(tmp_path, ki
     abstract = abstract_weights(CONFIG, head)
     assert shapes == jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), abstract)
     model = PretrainedModel(CONFIG, params, toy_vocabulary(), "here", step=12, head=head)
-    save_model(model, tmp_path / "checkpoint", {"command": "test"})
-    loaded = load_model(tmp_path / "checkpoint")
+    saved = save_model(model, tmp_path / "checkpoint", {"command": "test"})
+    # Under another name, too: the step is in it.
+    loaded = load_model(saved.rename(tmp_path / "best"))
     assert (loaded.head, loaded.step, loaded.config) == (head, 12, CONFIG)
     jax.tree.map(np.testing.assert_array_equal, loaded.params, params)
     run = jax.jit(functools.partial(encode, CONFIG))

@@ -79,6 +79,15 @@ def test_a_configuration_survives_json():
         ("checkpoint.keep", 0, "checkpoint.keep` is 0"),
         ("steps", -1, "steps` is -1"),
         ("model.depth", 3, 'no key "model.depth"'),
+        ("model.width", "256", "config.model.width` is '256'; give a whole number"),
+        ("model", None, "config.model` is None; give its keys"),
+        ("mesh", 4, "config.mesh` is 4; give its keys"),
+        ("steps", 10.5, "config.steps` is 10.5; give a whole number"),
+        ("epochs", True, "config.epochs` is True; give a whole number"),
+        ("optimizer.learning_rate", "1e-3", "learning_rate` is '1e-3'; give a finite number"),
+        ("optimizer.eps", float("nan"), "optimizer.eps` is nan; give a finite number"),
+        ("data.packing", 1, "data.packing` is 1; give true or false"),
+        ("data.store", 3, "data.store` is 3; give a text"),
     ],
 )
 def test_values_that_cannot_be_are_refused(key, value, words):
@@ -90,6 +99,15 @@ def test_values_that_cannot_be_are_refused(key, value, words):
     node[name] = value
     with pytest.raises(InputError, match=words):
         typed_config(config)
+
+
+def test_what_a_configuration_needs_is_named():
+    config = pretrain_config("v1_10m").to_dict()
+    del config["model"]
+    with pytest.raises(InputError, match='no "model", which is needed'):
+        typed_config(config)
+    with pytest.raises(InputError, match="`config` is a list; give its keys"):
+        typed_config([])
 
 
 def test_flops_are_those_xla_counts():

@@ -5,8 +5,14 @@ import pandas as pd
 
 
 def as_text(values: object) -> np.ndarray:
-    """[n] str (dtype object) of texts, bytes, numbers or categories; '' where missing."""
+    """[n] str (dtype object) of texts, bytes, numbers or categories; '' where missing.
+
+    Raises:
+      ValueError: they are not one text each.
+    """
     values = np.asarray(values, dtype=object)
+    if values.ndim != 1:
+        raise ValueError(f"names have the shape {values.shape}, but each is one text")
     if pd.api.types.infer_dtype(values, skipna=False) == "string":
         return values
     series = pd.Series(values)

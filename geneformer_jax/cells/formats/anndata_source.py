@@ -37,6 +37,7 @@ from geneformer_jax.cells.formats.dataframes import (
     read_column,
     read_texts,
     require_chunks,
+    require_written,
     rows_per_chunk,
     table_columns,
     table_of,
@@ -90,14 +91,17 @@ class AnnDataFileSource(TypedFeatures):
             _check_sum(self._chosen, path)
             is_raw = self._chosen == [_RAW]
             self._genes_path = f"{self._places[_RAW][:-1]}var" if is_raw else "var"
+            shape = self._sum(root).shape
+            self._n_features = shape[1]
             self._set_cells(table_of(root, "obs", self.path))
             self._set_genes(table_columns(table_of(root, self._genes_path, self.path)))
-            self._finish(self._sum(root).shape)
+            self._finish(shape)
         self._leave_out_other_features()
 
     def _set_cells(self, obs: Table) -> None:
         name = index_name(obs)
         # HDF5 keeps the last chunks itself.
+        require_written(obs, name, self.path)
         self._obs_chunk = rows_per_chunk(obs, name) if self._is_zarr else 1
         self._ids_in_blocks(self._read_ids, column_shape(obs, name)[0])
 
@@ -116,7 +120,14 @@ class AnnDataFileSource(TypedFeatures):
     def _read_genes(self, column: str | None) -> object:
         with self._root() as root:
             genes = table_of(root, self._genes_path, self.path)
-            return read_texts(genes, column or index_name(genes))
+            name = column or index_name(genes)
+            # Before so many are read, a shape may be any number.
+            if (shape := column_shape(genes, name)) != (self._n_features,):
+                raise InputError(
+                    f"{self.path}: {self._genes_path}/{name} has shape {shape} for "
+                    f"{self._n_features:,} genes; {self._sizes_remedy}"
+                )
+            return read_texts(genes, name)
 
     def _open(self, root: h5py.Group | zarr.Group, name: str, limits: ReadLimits) -> Rows | Pieces:
         place = self._places[name]

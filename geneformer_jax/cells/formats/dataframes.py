@@ -6,6 +6,7 @@ takes 906 MB, its `read_elem_lazy` 341 MB, and both take 1.4 times as long (benc
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -136,12 +137,17 @@ def read_texts(
 ) -> np.ndarray | pd.api.extensions.ExtensionArray:
     """Rows of a column; of numpy's StringDType if it is a plain list of texts.
 
-    Such a list is read at once, without a Python object for each text.
+    Raises:
+      UnicodeDecodeError: such a list holds bytes that are no text. h5py copies them as they are,
+        and numpy makes other letters of them in a type of fixed width.
     """
     column = table[name]
     if not _is_plain_text(column):
         return read_column(table, name, rows)
-    return column.astype(np.dtypes.StringDType())[rows]
+    texts = column.astype(np.dtypes.StringDType())[rows]
+    # For the error alone.
+    texts.tolist()
+    return texts
 
 
 def read_column(
@@ -158,6 +164,10 @@ def read_column(
     if kind in _MASKED:
         return _MASKED[kind](_rows_of(column["values"], rows), column["mask"][rows])
     if kind == "categorical":
+        # Categories differ: a chunk of them is not left out for being all empty, unless it is one.
+        stored = _stored_rows(column["categories"])
+        if math.prod(stored.shape) > 1 and _chunks_missing(stored):
+            raise ValueError(f"chunks of the categories of {name} are missing")
         categories, ordered = _read_element(column["categories"]), bool(column.attrs["ordered"])
         return pd.Categorical.from_codes(column["codes"][rows], categories, ordered=ordered)
     return _rows_of(column, rows)
@@ -224,6 +234,48 @@ def check_no_pickle(node: Group | h5py.Dataset | zarr.Array, name: str) -> None:
             )
 
 
+def require_written(table: Table, name: str, path: Path) -> None:
+    """Raises InputError where names, such as those of cells, were never all written.
+
+    What HDF5 and zarr hold no chunk of they read as empty texts, as many as a shape asks for: a
+    damaged one may ask for more than any memory holds.
+    """
+    names = _stored_rows(table[name])
+    if missing := _chunks_missing(names):
+        raise InputError(
+            f"{path}: {missing} chunks of {table.name}/{name} are missing; it is not complete: "
+            "copy or write it again"
+        )
+
+
+def _chunks_missing(array: h5py.Dataset | zarr.Array) -> int:
+    """How many chunks (of a sharded array, shards) were never written."""
+    if isinstance(array, OldColumn) or not array.size or array.chunks is None:
+        return 0
+    parts = array.chunks if isinstance(array, h5py.Dataset) else array.shards or array.chunks
+    grid = [-(-length // part) for length, part in zip(array.shape, parts, strict=True)]
+    needed = math.prod(grid)
+    if isinstance(array, h5py.Dataset):
+        return needed - array.id.get_num_chunks()
+    # Zarr's own `nchunks_initialized` looks for each of them in a list, however many there are.
+    stored = _stored_keys(array)
+    if len(stored) < needed:
+        return needed - len(stored)
+    return sum(array.metadata.encode_chunk_key(at) not in stored for at in np.ndindex(*grid))
+
+
+def _stored_keys(array: zarr.Array) -> set[str]:
+    """Names of what is stored of an array, beside its description."""
+    from zarr.core.sync import sync
+
+    async def below() -> set[str]:
+        place = array.store_path
+        return {key async for key in place.store.list_prefix(place.path)}
+
+    keys = {key.removeprefix(array.store_path.path).lstrip("/") for key in sync(below())}
+    return {key for key in keys if not key.startswith(".z") and not key.endswith("zarr.json")}
+
+
 def require_chunks(group: Group, name: str, shape: tuple[int, int]) -> None:
     """Raises InputError if a chunk of a sparse matrix is missing; zarr would read it as zeros.
 
@@ -238,10 +290,9 @@ def require_chunks(group: Group, name: str, shape: tuple[int, int]) -> None:
         may_be_zero = part == "indices" and (shape[1] == 1 or array.shape[0] <= shape[0])
         if not _is_zarr_array(array) or may_be_zero:
             continue
-        stored, needed = array.nchunks_initialized, array.nchunks
-        if array.size and stored < needed:
+        if missing := _chunks_missing(array):
             raise InputError(
-                f"{name}: {needed - stored} of {needed} chunks of {part} are missing; the store is "
+                f"{name}: {missing} chunks of {part} are missing; the store is "
                 "not complete: copy or write it again"
             )
 

@@ -1,14 +1,14 @@
 """The cell store: a folder of tokenised cells, lengths, obs columns, vocabulary, provenance.
 
 A store is a TFDS dataset in ArrayRecord shards that `tfds.builder_from_directory(folder)` opens
-without TensorFlow. Beside the shards lie `lengths.npy`, `n_genes.npy`, `checksums.json` of both,
-`obs.parquet`, `vocabulary/` and `provenance.json`. `dataset_info.json` is written last: a folder
-without it is no store yet.
+without TensorFlow. Beside the shards lie `lengths.npy`, `n_genes.npy`, `obs.parquet`,
+`checksums.json` of these, `vocabulary/` and `provenance.json`. `dataset_info.json` is written last:
+a folder without it is no store yet.
 """
 
-import json
 from collections.abc import Iterator, Sequence
 from functools import cached_property
+from operator import index
 from pathlib import Path
 from typing import Protocol
 
@@ -32,6 +32,7 @@ from geneformer_jax.cells.tokenization.rank_encoding import describe_lengths
 from geneformer_jax.cells.tokenization.vocabulary import GeneVocabulary
 from geneformer_jax.common.arguments import require_path
 from geneformer_jax.common.errors import InputError
+from geneformer_jax.common.files import read_json
 from geneformer_jax.common.log import logger
 from geneformer_jax.common.progress import Progress
 
@@ -70,12 +71,11 @@ class CellStore:
     def __init__(self, folder: Path | str):
         """Names a store, whose shards are not looked at yet; see `open`."""
         self.folder = require_store(folder).resolve()
+        path = self.folder / STORE
         try:
-            self._description = json.loads((self.folder / STORE).read_text())
-        except ValueError as error:
-            raise InputError(
-                f"{self.folder / STORE} is damaged ({error}); restore it from a copy"
-            ) from error
+            self._max_length = index(read_json(path)["options"]["max_length"])
+        except (ValueError, LookupError, TypeError) as error:
+            raise InputError(f"{path} is damaged ({error}); restore it from a copy") from error
 
     @classmethod
     def open(cls, folder: Path | str) -> "CellStore":
@@ -105,7 +105,7 @@ class CellStore:
     @property
     def max_length(self) -> int:
         """Maximal number of tokens of a cell, special tokens included."""
-        return self._description["options"]["max_length"]
+        return self._max_length
 
     @cached_property
     def lengths(self) -> np.ndarray:

@@ -19,18 +19,19 @@ from geneformer_jax.cells.store.records import TOKENS
 from geneformer_jax.common.files import checksum
 
 _VERSION = "1.0.0"
+_TABLES = (layout.LENGTHS, layout.N_GENES, layout.OBS)
 
 
 def join_tables(sources: Sequence[Path], into: Path) -> None:
     """Writes lengths, numbers of genes (where all know them) and obs of all sources, in order.
 
-    Checksums of the numbers lie beside them.
+    Their checksums lie beside them.
 
     Args:
       sources: folders of whole sources.
       into: folder to write in.
     """
-    for name in (layout.LENGTHS, layout.N_GENES, layout.OBS):
+    for name in _TABLES:
         parts = [each / name for each in sources]
         if not all(part.is_file() for part in parts):
             continue
@@ -40,8 +41,8 @@ def join_tables(sources: Sequence[Path], into: Path) -> None:
             _join_obs(parts, into / name)
         else:
             _join_arrays(parts, into / name)
-    numbers = [into / name for name in (layout.LENGTHS, layout.N_GENES)]
-    known = {path.name: checksum(path) for path in numbers if path.is_file()}
+    written = [into / name for name in _TABLES]
+    known = {path.name: checksum(path) for path in written if path.is_file()}
     (into / layout.CHECKSUMS).write_text(json.dumps(known, indent=2) + "\n")
 
 

@@ -16,7 +16,8 @@ STORE, LENGTHS, N_GENES, OBS, VOCABULARY = (
     "obs.parquet",
     "vocabulary",
 )
-# SHA-256 of the files of numbers, which do not check themselves as the shards and tables do.
+# SHA-256 of the files of numbers, which do not check themselves, and of the obs table, whose pages
+# do, but which may be that of another store.
 CHECKSUMS = "checksums.json"
 # Sources keep a folder each, and the order in which they joined.
 SOURCES, SOURCE, ORDER = "sources", "source.json", "order.json"

@@ -4,7 +4,6 @@ ArrayRecord opens some files that were cut as empty ones, without an error, so w
 compared with what was written down when it was made.
 """
 
-import json
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ import numpy as np
 
 from geneformer_jax.cells.store.layout import ORDER, SOURCE, SOURCES, shard_name
 from geneformer_jax.common.errors import InputError
-from geneformer_jax.common.files import checksum
+from geneformer_jax.common.files import checksum, read_json
 
 REMEDY = "restore it from a copy, or tokenise its source into a new folder"
 _OPENED_AT_ONCE = 16
@@ -81,9 +80,9 @@ def list_shards(folder: Path) -> list[Shard]:
     shards: list[Shard] = []
     path = folder / SOURCES / ORDER
     try:
-        for key in json.loads(path.read_text()):
+        for key in read_json(path):
             path = folder / SOURCES / key / SOURCE
-            source = json.loads(path.read_text())
+            source = read_json(path)
             for shard in source["shards"]:
                 where = folder / shard_name(len(shards))
                 shards.append(Shard(where, source=source["path"], **shard))

@@ -1,7 +1,6 @@
 """What lies beside the shards of a store, an entry for each cell: lengths and the obs table."""
 
 import contextlib
-import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from tokenize import TokenError
@@ -16,7 +15,7 @@ from geneformer_jax.cells.store.layout import CHECKSUMS
 from geneformer_jax.cells.store.obs_columns import CELL_ID, original_name
 from geneformer_jax.cells.store.shards import REMEDY
 from geneformer_jax.common.errors import InputError
-from geneformer_jax.common.files import checksum
+from geneformer_jax.common.files import checksum, read_json
 
 
 def read_numbers(path: Path, cells: int) -> np.ndarray:
@@ -40,6 +39,7 @@ def read_obs(path: Path, cells: int) -> pd.DataFrame:
       InputError: the file is missing or damaged, or of another number of cells.
     """
     with _explain_damage(path):
+        _check_table(path)
         text = [field.name for field in obs_schema(path) if pa.types.is_string(field.type)]
         categories = [name for name in text if name != CELL_ID]
         table = _read(path, read_dictionary=categories).to_pandas()
@@ -56,6 +56,7 @@ def read_cell_ids(path: Path, cells: int) -> np.ndarray:
       InputError: as `read_obs`.
     """
     with _explain_damage(path):
+        _check_table(path)
         table = _read(path, columns=[CELL_ID])
         _check_rows(table, cells)
         return table[CELL_ID].to_numpy(zero_copy_only=False)
@@ -79,8 +80,10 @@ def obs_batches(
     Raises:
       InputError: the file is missing or damaged.
     """
-    with _explain_damage(path), pq.ParquetFile(path, page_checksum_verification=True) as table:
-        yield from table.iter_batches(rows, columns=columns)
+    with _explain_damage(path):
+        _check_table(path)
+        with pq.ParquetFile(path, page_checksum_verification=True) as table:
+            yield from table.iter_batches(rows, columns=columns)
 
 
 def has_numbers(path: Path) -> bool:
@@ -99,13 +102,19 @@ def _check_content(path: Path) -> None:
         raise ValueError(f"not as {CHECKSUMS} states")
 
 
+def _check_table(path: Path) -> None:
+    """The same for a table, whose checksum stores of earlier versions lack."""
+    if path.name in (_checksums(path.parent) or {}):
+        _check_content(path)
+
+
 def _checksums(folder: Path) -> dict[str, str] | None:
-    """Name -> checksum of the files of numbers; None in a store of an earlier version."""
+    """Name -> checksum of the files beside the shards; None in a store of an earlier version."""
     stated = folder / CHECKSUMS
     if not stated.is_file():
         return None
     with _explain_damage(stated):
-        return dict(json.loads(stated.read_text()))
+        return dict(read_json(stated))
 
 
 def _read(path: Path, **options) -> pa.Table:

@@ -18,7 +18,7 @@ from geneformer_jax.cells.counts.options import SYMBOL_POLICIES
 from geneformer_jax.cells.tokenization.gene_ids import GeneLookup
 from geneformer_jax.common.arguments import require_path
 from geneformer_jax.common.errors import InputError
-from geneformer_jax.common.files import atomic_write, require_new_folder
+from geneformer_jax.common.files import atomic_write, read_json, require_new_folder
 from geneformer_jax.common.provenance import write_provenance
 
 V1_SPECIAL_TOKENS = ("<pad>", "<mask>")
@@ -264,7 +264,7 @@ class GeneVocabulary:
                 "build_vocabulary or convert"
             )
         try:
-            description = json.loads((folder / _DESCRIPTION).read_text())
+            description = read_json(folder / _DESCRIPTION)
             # Cast, for other writers know other texts, and give an empty column no type.
             genes = _read(folder / _GENES).cast(_GENES_SCHEMA)
             mapping = _read(folder / _MAPPING).cast(_MAPPING_SCHEMA)

@@ -235,8 +235,10 @@ def read_settings(
 
 def _architecture(content: Mapping[str, Any], where: str) -> str:
     names = content.get("architectures")
-    if isinstance(names, list) and len(names) == 1 and names[0] in ARCHITECTURES:
-        return names[0]
+    # Whatever a file holds there, which need not be a text.
+    known = [each for each in ARCHITECTURES if [each] == names]
+    if known:
+        return known[0]
     raise InputError(
         f"{where} has architectures {names}; it must name one of {', '.join(ARCHITECTURES)}"
     )

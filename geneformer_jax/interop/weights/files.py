@@ -1,10 +1,10 @@
 """The files of a Hugging Face directory: settings, and weights in one file or in several."""
 
-import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from geneformer_jax.common.errors import InputError
+from geneformer_jax.common.files import read_json as json_of
 from geneformer_jax.interop.weights import safetensors, torch_bin
 from geneformer_jax.interop.weights.stored_tensor import StoredTensor
 
@@ -48,7 +48,7 @@ def read_json(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise InputError(f"{path} is missing; a model needs it beside its weights, get it too")
     try:
-        content = json.loads(path.read_text())
+        content = json_of(path)
     except ValueError as error:
         raise InputError(f"{path} is no JSON ({error}); get it anew from its source") from error
     if not isinstance(content, dict):

@@ -1,6 +1,5 @@
 """The tables of a perturbation, read a piece at a time."""
 
-import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from geneformer_jax.common.errors import InputError, did_you_mean
+from geneformer_jax.common.files import read_json
 from geneformer_jax.common.provenance import FILE_NAME
 from geneformer_jax.perturbation.layout import CELLS, EDITS, GENE_MEANS, GENE_SHIFTS, JOINT, SHIFTS
 
@@ -173,7 +173,7 @@ def read_provenance(folder: Path) -> dict[str, Any]:
     """
     path = folder / FILE_NAME
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return read_json(path)
     except (OSError, ValueError) as error:
         raise InputError(
             f"{path} is missing or damaged; name a folder that perturb wrote"
