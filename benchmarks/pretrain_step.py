@@ -8,6 +8,7 @@ A step is forward, backward, gradient clipping and AdamW with dropout on, of a m
 weights. Every side gets the same masked genes of the same cells; batches are made beforehand and
 brought to the device within the time measured:
   geneformer_jax       what `pretrain` runs: logits at masked positions only
+  geneformer_jax, contrastive   the same with two views of each cell; `tokens_per_s` counts theirs
   torch                transformers' BertForMaskedLM as the original trains it: SDPA attention,
                        fused AdamW, logits at all positions
   torch, masked only   the same with its head on the masked positions only
@@ -99,7 +100,7 @@ def cells_of(workload, encoder, steps):
     )
 
 
-def run_of(workload, options):
+def run_of(workload, options, contrastive=0.0):
     """Our run on these cells, made ready as `pretrain` does it."""
     from geneformer_jax.training.config import pretrain_config, typed_config
     from geneformer_jax.training.run import prepare_run
@@ -108,6 +109,7 @@ def run_of(workload, options):
     config = pretrain_config(encoder, vocabulary_size=0)
     config.data.cells_per_batch = workload.cells
     config.data.tokens_per_batch = 0 if workload.tokens else options.tokens
+    config.objective.contrastive = contrastive
     config.epochs, config.evaluation.held_out_cells = 1, 0
     config.mesh.data = 1
     config.runtime.precision = options.precision
@@ -118,23 +120,32 @@ def run_of(workload, options):
     return prepare_run(typed_config(config), cells_of(workload, encoder, options.steps))
 
 
-def jax_case(workload, options):
+def jax_case(workload, options, contrastive=0.0):
+    from geneformer_jax.common.threads import keep_freed_memory
+
+    keep_freed_memory()
     import jax
 
     from geneformer_jax.model.sharding import put_batch
     from geneformer_jax.training.flops import peak_flops, step_flops
     from geneformer_jax.training.run import start_state
 
-    run = run_of(workload, options)
+    run = run_of(workload, options, contrastive)
     batches = [run.batches[step] for step in range(run.steps)]
     with jax.set_mesh(run.mesh):
         state = start_state(run)
+    tokens = padded = 0
 
     def train():
-        nonlocal state
+        nonlocal state, tokens, padded
+        seen = []
         with jax.set_mesh(run.mesh):
             for batch in batches:
                 state, metrics = run.train_step(state, put_batch(batch, run.mesh))
+                seen.append(metrics)
+        tokens, padded = (
+            int(sum(getattr(each, name) for each in seen)) for name in ("tokens", "padded_tokens")
+        )
         return float(metrics.loss)
 
     def report():
@@ -144,8 +155,8 @@ def jax_case(workload, options):
         memory = device.memory_stats()
         return {
             "cells": len(lengths),
-            "tokens": int(lengths.sum()),
-            "padding": 1 - lengths.sum() / sum(batch.tokens_BT.size for batch in batches),
+            "tokens": tokens,
+            "padding": 1 - tokens / padded,
             "flops": flops,
             "peak": peak_flops(device, options.precision),
             "memory": memory["peak_bytes_in_use"] if memory else None,
@@ -237,6 +248,7 @@ def worker(pipe, make, *arguments):
 
 def cases(on_gpu):
     yield "geneformer_jax", jax_case, ()
+    yield "geneformer_jax, contrastive", jax_case, (0.1,)
     for compiled in (False, True)[: 1 + on_gpu]:
         ending = ", compiled" if compiled else ""
         yield f"torch{ending}", torch_case, (False, compiled)

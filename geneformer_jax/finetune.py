@@ -25,6 +25,7 @@ from ml_collections import config_flags
 
 from geneformer_jax.common import command_line
 from geneformer_jax.common.command_help import configuration_help
+from geneformer_jax.common.threads import keep_freed_memory
 
 FLAGS = flags.FLAGS
 
@@ -44,6 +45,7 @@ command_line.process_flags()
 
 def main() -> None:
     """Fine-tunes, searches, or describes what would run."""
+    keep_freed_memory()
     # JAX takes seconds to import, which --help, a mistyped flag and a wrong column should not have
     # to wait for.
     from geneformer_jax.finetuning.named_columns import require_named_columns

@@ -24,6 +24,7 @@ from ml_collections import config_flags
 from geneformer_jax.common import command_line
 from geneformer_jax.common.command_help import configuration_help
 from geneformer_jax.common.errors import InputError
+from geneformer_jax.common.threads import keep_freed_memory
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "Configuration file, or the name of one that comes with the package, such as "
@@ -53,6 +54,7 @@ command_line.process_flags()
 def main() -> None:
     """Pretrains, then reports and draws the loss."""
     _check_dry_run()
+    keep_freed_memory()
     # JAX takes seconds to import, which --help and a mistyped flag should not have to wait for.
     import jax
 

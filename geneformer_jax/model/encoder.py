@@ -22,6 +22,7 @@ from flax import nnx
 
 from geneformer_jax.common.errors import InputError
 from geneformer_jax.model.attention.dispatch import attend
+from geneformer_jax.model.attention.dropout import drop
 from geneformer_jax.model.config import EncoderConfig
 from geneformer_jax.model.precision import Precision
 from geneformer_jax.model.quantization import QuantizedWeight, in_float
@@ -72,7 +73,7 @@ class Embeddings(nnx.Module):
         self.position = table(config.positions)
         self.token_type = table(config.token_types)
         self.norm = _norm(config, dtype, rngs)
-        self.dropout = nnx.Dropout(config.dropout)
+        self.dropout = config.dropout
         # BERT starts the pad row at zero.
         self.word.embedding[...] = self.word.embedding[...].at[config.pad_token].set(0.0)
 
@@ -81,7 +82,7 @@ class Embeddings(nnx.Module):
     ) -> jax.Array:
         """Returns embeddings [B, T, D] of token ids [B, T]; a key switches dropout on."""
         x_BTD = self.at_places(tokens_BT, self.position(positions_BT))
-        return _drop(self.dropout, x_BTD, dropout_key)
+        return drop(x_BTD, self.dropout, dropout_key)
 
     def at_places(self, tokens_BT: jax.Array, places_BTD: jax.Array) -> jax.Array:
         """Returns embeddings [B, T, D] of tokens, given those of their positions."""
@@ -103,7 +104,7 @@ class Block(nnx.Module):
         self.up = nnx.Linear(D, config.feed_forward, **kernel)
         self.down = nnx.Linear(config.feed_forward, D, **kernel)
         self.output_norm = _norm(config, dtype, rngs)
-        self.dropout = nnx.Dropout(config.dropout)
+        self.dropout = config.dropout
         self.attention_dropout = config.attention_dropout
 
     def __call__(
@@ -138,10 +139,10 @@ class Block(nnx.Module):
         output_key: jax.Array | None = None,
     ) -> jax.Array:
         """Returns the block's hidden states, given what its heads attended; keys are of dropout."""
-        attended_BTD = _drop(self.dropout, self.attention_output(attended_BTNH), attention_key)
+        attended_BTD = drop(self.attention_output(attended_BTNH), self.dropout, attention_key)
         x_BTD = self.attention_norm(x_BTD + attended_BTD)
         forward_BTD = self.down(jax.nn.relu(self.up(x_BTD)))
-        return self.output_norm(x_BTD + _drop(self.dropout, forward_BTD, output_key))
+        return self.output_norm(x_BTD + drop(forward_BTD, self.dropout, output_key))
 
 
 class Encoder(nnx.Module):
@@ -157,10 +158,6 @@ class Encoder(nnx.Module):
 
         self.blocks = stacked(rngs)
         self.masked_gene_head = MaskedGeneHead(config, dtype, rngs)
-
-
-def _drop(dropout: nnx.Dropout, x: jax.Array, key: jax.Array | None) -> jax.Array:
-    return x if key is None else dropout(x, deterministic=False, rngs=key)
 
 
 @functools.lru_cache(maxsize=32)
