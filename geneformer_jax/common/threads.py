@@ -3,6 +3,7 @@
 import contextlib
 import ctypes
 import os
+import sys
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
@@ -39,9 +40,11 @@ def keep_freed_memory() -> None:
     size, so all threads share it, also those that libraries start as they are imported. Left alone
     is what the user set by MALLOC_... or GLIBC_TUNABLES, and any other C library.
     """
-    library = ctypes.CDLL(None)
     chosen = any(name.startswith(("MALLOC_", "GLIBC_TUNABLES")) for name in os.environ)
-    if chosen or not hasattr(library, "gnu_get_libc_version"):
+    if chosen or sys.platform != "linux":
+        return
+    library = ctypes.CDLL(None)
+    if not hasattr(library, "gnu_get_libc_version"):
         return
     for option, value in (_ONE_HEAP, _NEVER_MAP, _NEVER_TRIM):
         library.mallopt(option, value)
