@@ -3,6 +3,7 @@
 # make test                  lint and the quick tests
 # make slow                  the tests that take longer
 # make docs                  the documentation site, its notebooks executed (docs/_build/html)
+# make audit                 known vulnerabilities of what is installed (asks osv.dev: needs the network)
 # make aot                   compile the pretraining step for TPUs and GPUs that are not there (6 GB)
 #
 # PYTHON chooses the interpreter (3.11 or newer), VENV the folder of the environment.
@@ -20,9 +21,10 @@ TEST := $(VENV)/.installed-test
 DOCS := $(VENV)/.installed-docs
 BROWSER := $(VENV)/.installed-browser
 AOT := $(VENV)/.installed-aot
+AUDIT := $(VENV)/.installed-audit
 METADATA := pyproject.toml setup.py
 
-.PHONY: help quickstart test slow docs aot lint
+.PHONY: help quickstart test slow docs audit aot lint
 
 help:
 	@sed -n '/^#/!q; s/^# \{0,1\}//p' Makefile
@@ -40,6 +42,11 @@ slow: $(BROWSER) $(DOCS)
 docs: $(DOCS)
 	rm -rf docs/_build docs/commands
 	$(BIN)/python -m sphinx -W --keep-going docs docs/_build/html
+
+# OSV fails where it cannot be reached. Asked of a mirror of PyPI that knows nothing of the kind,
+# pip-audit finds "no known vulnerabilities" in packages that it skipped.
+audit: $(AUDIT)
+	$(BIN)/pip-audit --local --skip-editable --progress-spinner off --vulnerability-service osv
 
 aot: $(AOT)
 	$(BIN)/python -m pytest -m "aot_tpu or aot_cuda" $(PYTEST_ARGS)
@@ -68,6 +75,11 @@ $(DOCS): $(METADATA) | $(CREATED)
 $(BROWSER): $(TEST)
 	@echo "Installing what drives a browser for the tests of pages; it uses the machine's Chromium:"
 	@$(BIN)/python launch/install.py --editable ".[browser,explore]"
+	@touch $@
+
+$(AUDIT): $(TEST)
+	@echo "Installing what asks for vulnerabilities into $(VENV):"
+	@$(BIN)/python launch/install.py --editable ".[audit]"
 	@touch $@
 
 $(AOT): $(TEST)

@@ -20,7 +20,7 @@ PACKAGE = "geneformer_jax"
 LAYERS = (
     ("common",),
     # Imports the commands that it is told to run, by their names, in processes of their own.
-    ("cells/counts", "cluster", "interop/restricted_pickle"),
+    ("cells/counts", "cells/links", "cluster", "interop/restricted_pickle"),
     ("cells/formats",),
     ("cells/tokenization",),
     ("cells/store", "model/attention"),

@@ -11,13 +11,13 @@ from typing import NamedTuple
 
 import h5py
 
+from geneformer_jax.cells.links import holds_link_out, leads_out, reads_elsewhere
 from geneformer_jax.cells.store.layout import DATASET_INFO, STORE
 from geneformer_jax.common.errors import InputError
 from geneformer_jax.common.files import suffix_of
 from geneformer_jax.common.provenance import FILE_NAME
 from geneformer_jax.embedding.embedder import KEY
 from geneformer_jax.embedding.output import SUFFIXES, provenance_of, table_path
-from geneformer_jax.explorer.links import holds_link_out, leads_out, reads_elsewhere
 from geneformer_jax.finetuning.classification.folder import LABELS, SPLIT
 from geneformer_jax.perturbation.layout import EDITS
 from geneformer_jax.training.telemetry import METRICS

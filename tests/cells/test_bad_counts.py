@@ -359,7 +359,7 @@ def test_anndata_whose_counts_lie_elsewhere(monkeypatch):
     assert "to_memory()" in refusal(lambda: AnnDataSource(example_cells()))
 
 
-@pytest.mark.parametrize("deed", ["while True: pass", "os.abort()"])
+@pytest.mark.parametrize("deed", ["while True: pass", "os.abort()", "bytearray(b'x') * (5 << 28)"])
 def test_files_on_which_the_library_never_ends_or_dies(deed, tmp_path, monkeypatch):
     """The child that tries a file meets an h5py that does what HDF5 does on some damaged files."""
     path = WRITERS["h5ad dense"](example_cells(), tmp_path)

@@ -140,6 +140,16 @@ def test_the_table_of_another_store_is_refused(copy, tmp_path):
         list(CellStore.open(copy).obs_batches(10))
 
 
+@pytest.mark.parametrize("value", ["30", [30], 30.5, None])
+def test_shards_that_are_described_otherwise_are_refused(copy, value):
+    (path,) = copy.glob("sources/*/source.json")
+    described = json.loads(path.read_text())
+    described["shards"][0]["cells"] = value
+    path.write_text(json.dumps(described))
+    with pytest.raises(InputError, match=r"source.json is missing or damaged .*; restore it"):
+        CellStore.open(copy)
+
+
 @pytest.mark.parametrize("stated", [{}, {"options": {}}, [], {"options": {"max_length": "9"}}])
 def test_a_description_that_says_nothing_is_refused(copy, stated):
     (copy / "store.json").write_text(json.dumps(stated))

@@ -378,3 +378,17 @@ def test_the_command(census, vocabulary, tmp_path, monkeypatch, capsys):
     (remark,) = summarise_corpus(tmp_path / "b").remarks
     assert remark.startswith(f"{census}: organism homo_sapiens; census_build_date 2025-11-08")
     assert remark.endswith("drops 10 of 60 cells (dataset_id: 10 of 20 of blood)")
+
+
+def test_tables_of_cells_that_are_cut_are_told(experiment, tmp_path):
+    path = shutil.copytree(experiment, tmp_path / "soma")
+    parts = sorted(path.glob("obs/__fragments/*/a*.tdb"))
+    assert len(parts) > 3
+    for part in parts:
+        whole = part.read_bytes()
+        part.write_bytes(whole[: len(whole) // 2])
+        with pytest.raises(InputError, match="cannot be read as TileDB-SOMA"):
+            source = open_counts(path)
+            list(source.batches())
+            source.obs()
+        part.write_bytes(whole)

@@ -7,6 +7,8 @@ import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
+import pyarrow as pa
+
 from geneformer_jax.common.errors import InputError
 
 # What h5py, zarr, numcodecs, anndata, pandas and gzip raise on damaged bytes. A damaged length
@@ -26,6 +28,7 @@ _DAMAGE = (
     struct.error,
     zlib.error,
     zipfile.BadZipFile,
+    pa.ArrowException,
 )
 _LONGEST = 300
 

@@ -24,11 +24,15 @@ import h5py
 # Texts, the slowest, are read at some 230 MB a second.
 _BYTES_PER_SECOND = 1 << 27
 _BLOCK = 1 << 16
+_SPARE_BYTES = 1 << 30
+_DONE = "done"
 _one_at_a_time = threading.Lock()
 
 
 def survives(path: Path, seconds: int) -> bool:
     """Whether the HDF5 library comes to an end on this file, with or without an error.
+
+    It must not take absurd memory either, as for a text of a damaged length.
 
     Each state of a file (by size and time of change) is probed once per process. Where no child
     can be started, files are trusted.
@@ -51,8 +55,8 @@ def _survives(path: str, seconds: int, size: int, _changed: int) -> bool:
     with contextlib.suppress(BrokenPipeError):
         child.stdin.write(question + "\n")
         child.stdin.flush()
-    if child.stdout.readline():
-        return True
+    if answer := child.stdout.readline():
+        return answer.strip() == _DONE
     child.communicate()
     _child.cache_clear()
     return False
@@ -90,9 +94,18 @@ def _serve() -> None:
         usage = resource.getrusage(resource.RUSAGE_SELF)
         limit = int(usage.ru_utime + usage.ru_stime) + 1 + seconds
         resource.setrlimit(resource.RLIMIT_CPU, (limit, resource.RLIM_INFINITY))
+        before = _most_memory()
         with _unless_damaged(), h5py.File(path, "r") as root:
             _visit(root)
-        print("done", flush=True)
+        taken = _most_memory() - before
+        print(_DONE if taken <= _SPARE_BYTES + 4 * os.path.getsize(path) else "heavy", flush=True)
+
+
+def _most_memory() -> int:
+    """Bytes that this process had at most until now."""
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    # Kilobytes, but on a Mac bytes.
+    return most if sys.platform == "darwin" else most << 10
 
 
 def _unless_damaged() -> contextlib.AbstractContextManager[None]:
@@ -108,7 +121,10 @@ def _visit(node: h5py.Group | h5py.Dataset) -> None:
     if isinstance(node, h5py.Group):
         for name in _names(node):
             with _unless_damaged():
-                _visit(node[name])
+                if not isinstance(node.get(name, getlink=True), h5py.ExternalLink):
+                    _visit(node[name])
+        return
+    if node.is_virtual or node.external:
         return
     # Texts live in heaps; of numbers, the corners show whether the chunks can be found.
     texts = h5py.check_string_dtype(node.dtype) is not None and node.ndim == 1

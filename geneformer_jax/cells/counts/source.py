@@ -374,7 +374,8 @@ class MatrixSource(GeneTable):
                 pass
 
     def _valid_totals(self, start: int, stop: int) -> np.ndarray:
-        values = self._read_obs([TOTAL_COLUMN], slice(start, stop))[TOTAL_COLUMN]
+        with explain_damage(self.path, self.kind):
+            values = self._read_obs([TOTAL_COLUMN], slice(start, stop))[TOTAL_COLUMN]
         try:
             totals = pd.Series(values).to_numpy(dtype=np.float64, na_value=np.nan)
         except (TypeError, ValueError) as error:

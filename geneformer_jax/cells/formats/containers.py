@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 _ZIP = ".zip"
 _METADATA = (*ZARR_MARKS, ".zarray", ".zattrs")
+_MOST_METADATA = 64 << 20
 # What the modality with the counts of genes is called; compared in lower case.
 _RNA_NAMES = ("rna", "gex", "gene expression", "mrna", "transcriptome", "scrna", "snrna")
 # Folder of what a container holds, which of it is meant, and what it is.
@@ -70,6 +71,8 @@ def zipped_root(path: Path) -> str | None:
     with zipfile.ZipFile(path) as file:
         described = [name for name in file.namelist() if name.endswith(_METADATA)]
         for name in described:
+            if file.getinfo(name).file_size > _MOST_METADATA:
+                raise zipfile.BadZipFile(f"{name} unpacks to more than any description of a store")
             file.read(name)
     marks = [PurePosixPath(name) for name in described if name.endswith(ZARR_MARKS)]
     folders = sorted({mark.parent for mark in marks}, key=lambda folder: len(folder.parts))

@@ -16,6 +16,9 @@ from geneformer_jax.common.errors import InputError
 # SciPy from 1.12 on writes matrices of unsigned numbers as "unsigned-integer".
 _TYPES = {"integer": np.int64, "unsigned-integer": np.int64, "real": np.float64}
 
+# Letters; a packed file may unpack to a thousand times its size, all of it in one line.
+LONGEST_LINE = 1 << 16
+
 
 class Header(NamedTuple):
     """What the first lines of a Matrix Market file say: its size and the type of its values."""
@@ -128,9 +131,9 @@ def read_header(file: BinaryIO, path: Path) -> Header:
     ):
         if is_wrong:
             raise InputError(f"{path}: {what}; write it as coordinates of counts")
-    line = file.readline()
+    line = file.readline(LONGEST_LINE)
     while line.startswith(b"%"):
-        line = file.readline()
+        line = file.readline(LONGEST_LINE)
     rows, columns, entries = (int(word) for word in line.split())
     return Header(rows, columns, entries, np.dtype(_TYPES[values]))
 

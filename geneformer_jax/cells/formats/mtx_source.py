@@ -22,12 +22,15 @@ from geneformer_jax.cells.counts.matrix_choice import (
 from geneformer_jax.cells.counts.options import CountOptions, ReadLimits
 from geneformer_jax.cells.counts.texts import as_fixed_text, as_packed_text
 from geneformer_jax.cells.formats.features import ID, SYMBOL, TYPE, FeatureSource
-from geneformer_jax.cells.formats.matrix_market import MatrixMarketPieces, open_text
+from geneformer_jax.cells.formats.matrix_market import LONGEST_LINE, MatrixMarketPieces, open_text
 from geneformer_jax.cells.formats.mtx_layouts import layout_of
+from geneformer_jax.common.errors import InputError
 
 _CELL_IDS = ("bc_wells", "cell_barcode", "barcode")
 _NAMELESS = "Unnamed: 0"
 _TABLE = ".csv"
+# Peaks of the largest atlases are a few million.
+_MOST_FEATURES = 10_000_000
 
 
 class MtxSource(FeatureSource):
@@ -178,7 +181,12 @@ def _features(file: Path, symbols: Path | None) -> dict[str, np.ndarray]:
     if _TABLE in file.suffixes:
         table = _read_csv(file, dtype=str)
         return {name: as_fixed_text(values) for name, values in table.items()}
-    rows = list(_lines(file))
+    rows = list(itertools.islice(_lines(file), _MOST_FEATURES + 1))
+    if len(rows) > _MOST_FEATURES:
+        raise InputError(
+            f"{file} has more than {_MOST_FEATURES:,} lines, but they are genes or other features; "
+            "give a matrix of genes"
+        )
     width = min((len(row) for row in rows), default=1)
     columns = zip((ID, SYMBOL, TYPE), range(width), strict=False)
     features = {name: as_fixed_text([row[column] for row in rows]) for name, column in columns}
@@ -203,7 +211,9 @@ def _lines(path: Path) -> Iterator[list[str]]:
         explain_damage(path, "tab-separated text"),
         io.TextIOWrapper(open_text(path), "utf-8") as file,
     ):
-        for line in file:
+        while line := file.readline(LONGEST_LINE):
+            if len(line) == LONGEST_LINE:
+                raise ValueError(f"it has a line of more than {LONGEST_LINE:,} letters")
             line = line.rstrip("\r\n")
             fields = line.split("\t")
             yield [field.strip('"') for field in fields] if '"' in line else fields

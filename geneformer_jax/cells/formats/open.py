@@ -32,7 +32,9 @@ from geneformer_jax.cells.formats.paths import (
 )
 from geneformer_jax.cells.formats.soma.source import SomaSource, soma_obs_columns
 from geneformer_jax.cells.formats.tenx_source import TenxH5Source
+from geneformer_jax.cells.links import require_own_content
 from geneformer_jax.common.errors import InputError
+from geneformer_jax.common.files import url_of
 
 __all__ = [
     "AnnDataSource",
@@ -69,6 +71,7 @@ def open_counts(path: Path | str, options: CountOptions = DEFAULT_OPTIONS) -> Co
     if is_hdf5(path) and not options.limits.known_sound:
         # The one call of the probe: what has been opened is safe to read.
         _require_survivable(path, options.limits)
+    _require_own_content(path, options.limits)
     return _source_type(path)(path, options)
 
 
@@ -122,9 +125,17 @@ def _probe(path: Path) -> None:
 def _require_survivable(path: Path, limits: ReadLimits) -> None:
     if not hdf5_probe.survives(path, limits.probe_seconds):
         raise InputError(
-            f"{path} cannot be read: the HDF5 library crashes or never ends on it; it is damaged: "
-            "copy or write it again"
+            f"{path} cannot be read: the HDF5 library crashes on it, never ends or asks for absurd "
+            "memory; it is damaged: copy or write it again"
         )
+
+
+def _require_own_content(path: Path, limits: ReadLimits) -> None:
+    # Pipelines link matrices into folders, of which only files of known names are read.
+    is_store = not url_of(path) and (is_zarr(path) or is_soma(path))
+    if not limits.known_sound and (is_hdf5(path) or is_store):
+        with explain_damage(path, "HDF5" if is_hdf5(path) else "a store"):
+            require_own_content(path)
 
 
 def _source_type(path: Path) -> type[MatrixSource]:

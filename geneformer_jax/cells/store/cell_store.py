@@ -16,6 +16,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
+from geneformer_jax.cells.links import require_own_content
 from geneformer_jax.cells.store import tables
 from geneformer_jax.cells.store.layout import (
     DATASET_INFO,
@@ -82,10 +83,11 @@ class CellStore:
         """Opens a store.
 
         Raises:
-          InputError: the folder holds no complete cell store, or a shard is missing, cut or
-            damaged.
+          InputError: the folder holds no complete cell store, or links to what lies elsewhere, or
+            a shard is missing, cut or damaged.
         """
         store = cls(folder)
+        require_own_content(store.folder)
         check_shards(store.shards)
         return store
 

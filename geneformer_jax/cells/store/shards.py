@@ -7,6 +7,7 @@ compared with what was written down when it was made.
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from operator import index
 from pathlib import Path
 
 import numpy as np
@@ -85,7 +86,8 @@ def list_shards(folder: Path) -> list[Shard]:
             source = read_json(path)
             for shard in source["shards"]:
                 where = folder / shard_name(len(shards))
-                shards.append(Shard(where, source=source["path"], **shard))
+                cells, size = index(shard["cells"]), index(shard["bytes"])
+                shards.append(Shard(where, cells, size, shard["sha256"], source["path"]))
     except (FileNotFoundError, ValueError, KeyError, TypeError) as error:
         raise InputError(
             f"{path} is missing or damaged ({_reason(error)}), without which the cell store cannot "

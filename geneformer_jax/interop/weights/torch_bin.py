@@ -22,6 +22,7 @@ from geneformer_jax.interop.restricted_pickle import PickleSource, read_pickle
 from geneformer_jax.interop.weights.stored_tensor import NUMBER_TYPES, StoredTensor
 
 _LARGEST_PICKLE = 64 << 20
+_MOST_ORDER = 16
 # What zipfile raises on archives that are not whole or of a kind it does not read.
 _BROKEN = (
     zipfile.BadZipFile,
@@ -180,7 +181,7 @@ def _root(path: Path, archive: zipfile.ZipFile) -> str:
     if len(roots) != 1:
         raise InputError(f"{path} is a zip archive, but none of PyTorch's; name a file of weights")
     order = f"{roots[0]}/byteorder"
-    if order in members and archive.read(order) != b"little":
+    if order in members and _stored_bytes(path, archive, order, _MOST_ORDER) != b"little":
         raise InputError(f"{path} holds big-endian numbers; save the model again as safetensors")
     return roots[0]
 

@@ -1,9 +1,14 @@
-"""What leads out of a folder: links of the file system, and files of HDF5 that read others."""
+"""What leads out of a folder or file: links of the file system, and HDF5 that reads other files.
+
+Who makes such a file decides what is read of the disk of whoever opens it.
+"""
 
 import os
 from pathlib import Path
 
 import h5py
+
+from geneformer_jax.common.errors import InputError
 
 
 def leads_out(path: Path, root: Path) -> bool:
@@ -26,6 +31,25 @@ def reads_elsewhere(path: Path) -> bool:
         return False
     with h5py.File(path) as file:
         return bool(file.visititems_links(_is_link_out) or file.visititems(_is_data_elsewhere))
+
+
+def require_own_content(path: Path) -> None:
+    """Checks that reading an HDF5 file, or a store in a folder, reads nothing else.
+
+    Raises:
+      InputError: it would.
+    """
+    folder = path.resolve()
+    if path.is_dir() and holds_link_out(folder, folder):
+        raise InputError(
+            f"{path} holds links to files that lie elsewhere, which are not followed; if you trust "
+            f"them, copy it with what they lead to: cp -rL {path} COPY"
+        )
+    if path.is_file() and reads_elsewhere(path):
+        raise InputError(
+            f"{path} takes data from other files (external links, virtual or external data), which "
+            "are not read; if you trust them, write it as one file"
+        )
 
 
 def _is_link_out(_name: str, link: object) -> bool | None:
