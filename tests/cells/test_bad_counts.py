@@ -372,6 +372,7 @@ def test_files_on_which_the_library_never_ends_or_dies(deed, tmp_path, monkeypat
         patched.setenv("PYTHONPATH", str(library))
         limits = ReadLimits(probe_seconds=1)
         assert "never ends" in refusal(lambda: open_counts(path, CountOptions(limits=limits)))
+    stop_probing()
     whole = WRITERS["h5ad csr"](example_cells(), tmp_path)
     assert len(read(whole)) == 1
 
