@@ -15,10 +15,10 @@ from geneformer_jax.model.attention.dispatch import require_profiled
 from geneformer_jax.model.attention.plain import (
     CHUNK,
     MASKED,
-    einsum_f32,
     softmax_weights,
     split_positions,
 )
+from geneformer_jax.model.attention.products import einsum_f32
 from geneformer_jax.model.config import EncoderConfig
 from geneformer_jax.model.encoder import Params, module, stacked_blocks
 from geneformer_jax.model.runtime import Runtime
@@ -165,8 +165,9 @@ def _weigh(q_CH, q_segments_C, k_TH, v_TG, segments_T, is_top_T):
     entropy_C = jnp.log(total_C) - (odds_CT * scores_CT).sum(axis=-1) / total_C
     out_CG = einsum_f32("ct,tg->cg", odds_CT.astype(v_TG.dtype), v_TG)
     share_C = (q_segments_C > 0) / total_C
-    top_C = odds_CT @ is_top_T.astype(odds_CT.dtype)
-    return out_CG / total_C[:, None], share_C @ odds_CT, entropy_C, top_C / total_C
+    top_C = einsum_f32("ct,t->c", odds_CT, is_top_T.astype(odds_CT.dtype))
+    received_T = einsum_f32("c,ct->t", share_C, odds_CT)
+    return out_CG / total_C[:, None], received_T, entropy_C, top_C / total_C
 
 
 def _pairs(q_BTNH, k_BTNH, cells):

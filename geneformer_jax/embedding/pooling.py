@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, PartitionSpec
 
 from geneformer_jax.embedding.gene_means import GeneTotals, add_states
+from geneformer_jax.model.attention.products import FLOAT32_PRODUCTS
 from geneformer_jax.model.config import EncoderConfig
 from geneformer_jax.model.encoder import Params, encode, encode_all_layers
 from geneformer_jax.model.runtime import Runtime
@@ -48,7 +49,8 @@ def take_states(
         if pass_.mode == "cls":
             return hidden_KBTD[:, :, 0].swapaxes(0, 1)
         is_gene_BT = _is_real(tokens_BT, lengths_B) & (tokens_BT >= pass_.first_gene_token)
-        sums_BKD = jnp.einsum("KBTD,BT->BKD", hidden_KBTD, is_gene_BT.astype(jnp.float32))
+        weights_BT = is_gene_BT.astype(jnp.float32)
+        sums_BKD = jnp.einsum("KBTD,BT->BKD", hidden_KBTD, weights_BT, precision=FLOAT32_PRODUCTS)
         return sums_BKD / jnp.maximum(is_gene_BT.sum(axis=1), 1)[:, None, None]
 
     return _on_devices(pass_, on_device, BATCH)(params, tokens_BT, lengths_B)

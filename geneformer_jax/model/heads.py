@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from geneformer_jax.common.errors import InputError, did_you_mean
+from geneformer_jax.model.attention.products import FLOAT32_PRODUCTS, precision_of_products
 from geneformer_jax.model.config import POOLINGS, EncoderConfig
 from geneformer_jax.model.encoder import Block
 from geneformer_jax.model.precision import Precision
@@ -120,7 +121,8 @@ def head_of_tasks(kind: str, tasks: tuple[HeadTask, ...], dropout: float, **opti
 
 def _linear(config: EncoderConfig, outputs: int, dtype: Any, rngs: nnx.Rngs, **options):
     init = nnx.initializers.normal(config.initializer_range)
-    return nnx.Linear(config.width, outputs, kernel_init=init, dtype=dtype, rngs=rngs, **options)
+    options |= {"dtype": dtype, "precision": precision_of_products(dtype)}
+    return nnx.Linear(config.width, outputs, kernel_init=init, rngs=rngs, **options)
 
 
 class Head(nnx.Module):
@@ -204,7 +206,11 @@ class CellHead(Head):
         real_BT = jnp.arange(hidden_BTD.shape[1]) < lengths_B[:, None]
         weights_BT = jax.nn.softmax(jnp.where(real_BT, scores_BT, _MASKED), axis=-1)
         pooled_BD = jnp.einsum(
-            "bt,btd->bd", weights_BT, hidden_BTD, preferred_element_type=jnp.float32
+            "bt,btd->bd",
+            weights_BT,
+            hidden_BTD,
+            preferred_element_type=jnp.float32,
+            precision=FLOAT32_PRODUCTS,
         )
         return pooled_BD.astype(hidden_BTD.dtype)
 

@@ -13,6 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from geneformer_jax.model.attention.products import FLOAT32_PRODUCTS
 from geneformer_jax.model.config import EncoderConfig, LoraConfig
 from geneformer_jax.model.quantization import QuantizedWeight
 
@@ -58,7 +59,9 @@ def merge_lora(blocks: dict[str, Any], factors: dict[str, Any], lora: LoraConfig
             into = into.reshape(len(into), -1, lora.rank)
             kernel = kernel.adapted(into, scaling * out.reshape(len(out), lora.rank, -1))
         else:
-            kernel = kernel + scaling * jnp.einsum(_EQUATIONS[target], into, out)
+            kernel = kernel + scaling * jnp.einsum(
+                _EQUATIONS[target], into, out, precision=FLOAT32_PRODUCTS
+            )
         merged[target] = {**blocks[target], "kernel": kernel}
     return merged
 

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from geneformer_jax.common.errors import InputError, did_you_mean
+from geneformer_jax.model.attention.products import FLOAT32_PRODUCTS
 from geneformer_jax.model.config import QUANTIZATIONS
 
 # As QLoRA's (Dettmers et al. 2023); with its scale, a weight takes 4.25 or 8.25 bits.
@@ -156,9 +157,10 @@ def in_float(row: Any) -> Any:
         if not isinstance(leaf, QuantizedWeight):
             return leaf
         kernel = _floats(leaf.codes, leaf.scales, leaf.row_shape)
-        return (
-            kernel if leaf.into is None else kernel + (leaf.into @ leaf.out).reshape(kernel.shape)
-        )
+        if leaf.into is None:
+            return kernel
+        added = jnp.matmul(leaf.into, leaf.out, precision=FLOAT32_PRODUCTS)
+        return kernel + added.reshape(kernel.shape)
 
     return jax.tree.map(whole, row, is_leaf=lambda leaf: isinstance(leaf, QuantizedWeight))
 

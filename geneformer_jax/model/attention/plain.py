@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from geneformer_jax.model.attention.dropout import are_kept
+from geneformer_jax.model.attention.products import einsum_f32
 
 # Not the smallest float32: subtracting two of those overflows to -inf, and then to NaN.
 MASKED = -1e30
@@ -172,26 +173,3 @@ def _scan_chunks_backward(rate, residuals, d_out_ABTNH):
 
 
 _scan_chunks.defvjp(_scan_chunks_forward, _scan_chunks_backward)
-
-
-@partial(jax.custom_vjp, nondiff_argnums=(0,))
-def einsum_f32(spec: str, a, b):
-    """Returns the einsum of two arrays of one dtype, accumulated in float32.
-
-    Its gradient rounds the cotangent to the dtype of the operands first. Left to itself, JAX
-    multiplies a float32 cotangent with a half-precision operand, and that runs as float32.
-    """
-    return jnp.einsum(spec, a, b, preferred_element_type=jnp.float32)
-
-
-def _einsum_f32_forward(spec, a, b):
-    return einsum_f32(spec, a, b), (a, b)
-
-
-def _einsum_f32_backward(spec, operands, cotangent):
-    a, b = operands
-    _, transpose = jax.vjp(partial(jnp.einsum, spec), a, b)
-    return transpose(cotangent.astype(a.dtype))
-
-
-einsum_f32.defvjp(_einsum_f32_forward, _einsum_f32_backward)

@@ -62,4 +62,8 @@ def _run_kernel(q_BNTH, k_BNTH, v_BNTH, segments_BT, *, interpret: bool):
         interpret=interpret,
     )
     segment_ids = splash.SegmentIds(q=segments_BT, kv=segments_BT)
-    return jax.vmap(kernel)(q_BNTH, k_BNTH, v_BNTH, segment_ids)
+    # The kernel takes what is set around it, and for bfloat16 does not compile with "highest". Its
+    # gradient is made later, out of reach from here.
+    products = "highest" if q_BNTH.dtype == jnp.float32 else "default"
+    with jax.default_matmul_precision(products):
+        return jax.vmap(kernel)(q_BNTH, k_BNTH, v_BNTH, segment_ids)

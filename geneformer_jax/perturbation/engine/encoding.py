@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, PartitionSpec
 
+from geneformer_jax.model.attention.products import FLOAT32_PRODUCTS
 from geneformer_jax.model.config import EncoderConfig
 from geneformer_jax.model.encoder import Params, encode
 from geneformer_jax.model.heads import HeadConfig, head_module
@@ -144,7 +145,7 @@ def pool_genes(
         return hidden_RTD[:, 0]
     is_gene_RT = tokens_RT >= spec.special.first_gene_token
     weights_RT = weights_RT * is_gene_RT.astype(jnp.float32)
-    sums_RD = jnp.einsum("RTD,RT->RD", hidden_RTD, weights_RT)
+    sums_RD = jnp.einsum("RTD,RT->RD", hidden_RTD, weights_RT, precision=FLOAT32_PRODUCTS)
     totals_R = weights_RT.sum(axis=1)
     return sums_RD / jnp.where(totals_R > 0, totals_R, 1)[:, None]
 
@@ -166,6 +167,11 @@ def class_probabilities(
     head = head_module(spec.config, spec.head, weights, spec.runtime.precision)
     logits_RL = head(last_RTD, lengths_R, attention=spec.runtime.attention, bias_BT=bias_RT)
     return jax.nn.softmax(logits_RL, axis=-1)
+
+
+def cosines_with(states_SD: jax.Array, cell_RD: jax.Array) -> jax.Array:
+    """Returns the cosines of cells with states, [R, S]; all are at unit length."""
+    return jnp.matmul(cell_RD, states_SD.T, precision=FLOAT32_PRODUCTS)
 
 
 def at_unit_length(x_RD: jax.Array) -> jax.Array:

@@ -11,6 +11,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from geneformer_jax.model.attention.products import FLOAT32_PRODUCTS
 from geneformer_jax.model.encoder import Params
 from geneformer_jax.model.sharding import BATCH
 from geneformer_jax.perturbation.engine.edits import DELETE, EditBatch, SpecialTokens
@@ -19,6 +20,7 @@ from geneformer_jax.perturbation.engine.encoding import (
     SMALLEST_NORM,
     ForwardSpec,
     at_unit_length,
+    cosines_with,
     encode_cells,
 )
 from geneformer_jax.perturbation.engine.shared_first_block import (
@@ -70,7 +72,7 @@ def encode_baseline(
         hidden_CTD, cell_CD, classes_CL = encode_cells(spec, params, tokens_CT, lengths_C)
         cell_CD = at_unit_length(cell_CD)
         genes_CTD = at_unit_length(hidden_CTD) if spec.needs_genes else hidden_CTD[:, :, :0]
-        return genes_CTD, cell_CD, cell_CD @ states_SD.T, classes_CL
+        return genes_CTD, cell_CD, cosines_with(states_SD, cell_CD), classes_CL
 
     placed = BATCH if spec.spread else REPLICATED
     encoded = jax.shard_map(
@@ -149,7 +151,7 @@ def _compare(
         genes_RT = _gene_cosines(cells, slots_R, order_RT, is_compared_RT, hidden_RTD)
     values = [
         jnp.sum(cell_RD * cells.cell_CD[slots_R], axis=-1)[:, None],
-        cell_RD @ states_SD.T - cells.states_CS[slots_R],
+        cosines_with(states_SD, cell_RD) - cells.states_CS[slots_R],
         cells.classes_CL[slots_R],
         after_RL,
     ]
@@ -270,8 +272,9 @@ def _gene_cosines(
 ) -> jax.Array:
     """Returns the cosine of each compared gene before and after the edit, [R, T]."""
     original_RTD = cells.genes_CTD[slots_R[:, None], jnp.where(is_compared_RT, order_RT, 0)]
-    dots_RT = jnp.einsum("RTD,RTD->RT", hidden_RTD, original_RTD)
-    norms_RT = jnp.sqrt(jnp.einsum("RTD,RTD->RT", hidden_RTD, hidden_RTD))
+    dot = functools.partial(jnp.einsum, "RTD,RTD->RT", precision=FLOAT32_PRODUCTS)
+    dots_RT = dot(hidden_RTD, original_RTD)
+    norms_RT = jnp.sqrt(dot(hidden_RTD, hidden_RTD))
     return dots_RT / jnp.maximum(norms_RT, SMALLEST_NORM)
 
 

@@ -14,7 +14,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from geneformer_jax.model.attention.plain import MASKED, einsum_f32, split_positions
+from geneformer_jax.model.attention.plain import MASKED, split_positions
+from geneformer_jax.model.attention.products import einsum_f32
 from geneformer_jax.model.config import EncoderConfig
 from geneformer_jax.model.encoder import Block, Encoder, Params, module
 from geneformer_jax.model.partial_encoding import single_block

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 
 from geneformer_jax.batches.loader import Batch
 from geneformer_jax.batches.views import VIEWS, count_of_cells, draw_views
+from geneformer_jax.model.attention.products import FLOAT32_PRODUCTS
 from geneformer_jax.model.config import EncoderConfig
 from geneformer_jax.model.encoder import Params, encode
 from geneformer_jax.model.runtime import Runtime
@@ -96,7 +97,7 @@ def info_nce(cells: CellVectors, temperature: float) -> jax.Array:
         directions[view::VIEWS].reshape(-1, vectors_BCD.shape[-1]) for view in range(VIEWS)
     )
     is_cell_N = is_cell_BC[::VIEWS].reshape(-1)
-    logits_NN = jnp.dot(first_ND, second_ND.T, precision=jax.lax.Precision.HIGHEST) / temperature
+    logits_NN = jnp.dot(first_ND, second_ND.T, precision=FLOAT32_PRODUCTS) / temperature
     losses_N = sum(_cross_entropy(logits, is_cell_N) for logits in (logits_NN, logits_NN.T)) / VIEWS
     return jnp.where(is_cell_N, losses_N, 0.0).sum() / jnp.maximum(is_cell_N.sum(), 1)
 
@@ -118,7 +119,8 @@ def _cell_vectors(batch: Batch, hidden_BTD: jax.Array, first_gene_token: int) ->
     genes_BC = count_of_cells(is_gene_BT, segments_BT, cells)
     belongs_BTC = segments_BT[..., None] == jnp.arange(1, cells + 1)
     weights_BTC = (belongs_BTC & is_gene_BT[..., None]).astype(jnp.float32)
-    sums_BCD = jnp.einsum("BTD,BTC->BCD", hidden_BTD.astype(jnp.float32), weights_BTC)
+    hidden_BTD = hidden_BTD.astype(jnp.float32)
+    sums_BCD = jnp.einsum("BTD,BTC->BCD", hidden_BTD, weights_BTC, precision=FLOAT32_PRODUCTS)
     is_cell_BC = belongs_BTC.any(axis=1)
     return CellVectors(sums_BCD / jnp.maximum(genes_BC, 1)[..., None], is_cell_BC)
 

@@ -24,6 +24,7 @@ from geneformer_jax.perturbation.engine.encoding import (
     ForwardSpec,
     at_unit_length,
     class_probabilities,
+    cosines_with,
     encode_cells,
     pool_genes,
 )
@@ -75,7 +76,9 @@ def values_when_moved(
             spec.config, params, tokens_RT, _behind(tokens_RT, positions_R), spec.runtime
         )
         _, cell_RD, classes_RL = encode_cells(spec, params, tokens_RT, lengths_R, embedded_RTD, 0)
-        return jnp.concatenate([at_unit_length(cell_RD) @ states_SD.T, classes_RL], axis=1)
+        return jnp.concatenate(
+            [cosines_with(states_SD, at_unit_length(cell_RD)), classes_RL], axis=1
+        )
 
     return jax.shard_map(
         on_device,
@@ -140,7 +143,7 @@ def _gated_values(
     gated = functools.partial(run_gated_blocks, spec.config, params, runtime=runtime)
     hidden_CTD = gated(hidden_CTD, lengths_C, bias_CT, last=spec.depth)
     cell_CD = pool_genes(spec, tokens_CT, hidden_CTD.astype(jnp.float32), weights_CT)
-    cosines_CS = at_unit_length(cell_CD) @ states_SD.T
+    cosines_CS = cosines_with(states_SD, at_unit_length(cell_CD))
     if spec.head is None:
         return cosines_CS
     bounds = {"first": spec.depth, "last": spec.config.layers}
