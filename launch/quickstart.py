@@ -9,7 +9,6 @@ import json
 import math
 import os
 import shlex
-import subprocess
 import sys
 import textwrap
 from collections.abc import Mapping
@@ -26,6 +25,7 @@ from geneformer_jax.common import command_line
 from geneformer_jax.common.errors import InputError
 from geneformer_jax.common.files import atomic_write, fingerprint
 from quickstart_findings import CLASSIFIER, EMBEDDINGS, MODEL, SCREEN, findings
+from run_command import as_arguments, run_command
 
 DEMO_NAME = "pbmc68k_reduced"
 DEMO_LABEL = "bulk_labels"
@@ -169,21 +169,6 @@ def claim(folder: Path, counts: Path) -> None:
         return
     with atomic_write(mark) as aside:
         aside.write_text(json.dumps(source) + "\n")
-
-
-def as_arguments(options: Mapping[str, object]) -> list[str]:
-    """Returns options as the words of a command."""
-    return [f"--{option}={value}" for option, value in options.items()]
-
-
-def run_command(name: str, **options: object) -> None:
-    """Prints and runs `python -m geneformer_jax.<name>`; ends this program if it fails."""
-    command = as_arguments(options)
-    shown = " \\\n    ".join(map(shlex.quote, command))
-    print(f"\n$ python -m geneformer_jax.{name} \\\n    {shown}", flush=True)
-    status = subprocess.run([sys.executable, "-m", f"geneformer_jax.{name}", *command]).returncode
-    if status:
-        sys.exit(status)
 
 
 def learn(counts: Path, folder: Path, label: str) -> None:

@@ -1,6 +1,7 @@
 """What the numbers of a quickstart say, each beside what it must beat."""
 
 import json
+import math
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,6 +10,8 @@ import pandas as pd
 MODEL, CLASSIFIER, SCREEN, EMBEDDINGS = "model", "classifier", "screen", "embeddings"
 _MODE = "goal_state_shift"
 _SIGNIFICANT = 0.05
+# Standard errors of a difference that show one.
+_ERRORS = 2
 
 
 def findings(folder: Path) -> Iterator[str]:
@@ -43,14 +46,19 @@ def _neighbours(column: str, scores: pd.DataFrame) -> str:
     for name, other in others.iterrows():
         text += f"; by {name} {other.accuracy:.1%}"
     text += f"; always the commonest {ours.majority:.1%}. "
-    if len(others) and others["accuracy"].max() > ours.accuracy:
+    if ours.accuracy <= ours.majority:
+        return f"{text}The embeddings do NOT show these labels."
+    ahead = ours.accuracy - others["accuracy"].max() if len(others) else math.inf
+    room = _ERRORS * math.sqrt(2 * ours.accuracy * (1 - ours.accuracy) / ours.cells)
+    if ahead < -room:
         return text + (
             "The embeddings LOSE: some minutes on some cells make no good embedding. To tell these "
             "labels apart, take the components of the counts."
         )
-    if ours.accuracy > ours.majority:
-        return f"{text}The embeddings hold these labels."
-    return f"{text}The embeddings do NOT show these labels."
+    text += "The embeddings hold these labels"
+    if abs(ahead) <= room:
+        text += f", as well as the components: differences below {room:.1%} say nothing"
+    return f"{text}. The model learned two parts of a cell to be alike, beside its masked genes."
 
 
 def _classifier(scores: pd.DataFrame) -> str:

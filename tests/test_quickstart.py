@@ -113,7 +113,7 @@ def test_states_are_the_two_commonest_labels(quickstart):
     assert quickstart.commonest_states(pd.Series(["b", "b", None])) is None
 
 
-ACCURACY = {"accuracy": 0.6, "majority": 0.3, "shuffled": 0.3}
+ACCURACY = {"accuracy": 0.6, "majority": 0.3, "shuffled": 0.3, "cells": 700}
 
 
 def write_results(folder: Path, loss: float, components: float, ours: str, rate: float) -> None:
@@ -140,6 +140,11 @@ def test_what_the_numbers_say_follows_from_them(quickstart, tmp_path):
     words = ["has learned", "hold these labels", "beats them all", '"s" towards "g"']
     assert [word in finding for word, finding in zip(words, won, strict=True)] == [True] * 4
     assert "0.5% at 6.00" in won[0] and "PCA 50.0%" in won[1] and "1 of 2" in won[3]
+    assert "as well as the components" not in won[1]
+    write_results(tmp_path, loss=5.0, components=0.61, ours=".9,.8,1", rate=0.01)
+    # Two errors of the difference of two accuracies of .6 in 700 cells: 2 sqrt(2 .6 .4 / 700).
+    level = list(quickstart.findings(tmp_path))[1]
+    assert "components: differences below 5.2% say nothing" in level
     write_results(tmp_path, loss=7.0, components=0.8, ours=".5,.4,.6", rate=0.2)
     lost = list(quickstart.findings(tmp_path))
     words = ["NOT learned", "embeddings LOSE", "LOSES to SVM", "0 of 2. Nothing can be said"]

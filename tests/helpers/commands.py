@@ -11,6 +11,8 @@ _PACKAGE = Path(__file__).resolve().parents[2] / "geneformer_jax"
 # Name of each command -> where it is.
 COMMAND_FILES = {path.stem: path for path in _PACKAGE.glob("[a-z]*.py")}
 COMMAND_FILES |= {path.parent.name: path for path in _PACKAGE.glob("*/__main__.py")}
+# Of the flags that appear while a command runs, theirs stay: a library is imported once.
+_LIBRARIES = ("absl.logging", "array_record.", "grain.", "orbax.")
 
 
 def run_command(name: str, arguments: list[str], monkeypatch, capsys) -> tuple[int, str, str]:
@@ -24,8 +26,7 @@ def run_command(name: str, arguments: list[str], monkeypatch, capsys) -> tuple[i
             runpy.run_module(module, run_name="__main__", alter_sys=True)
     finally:
         for flag in set(flags.FLAGS) - before:
-            # Those of a library that is imported here for the first time stay.
-            if not flags.FLAGS.find_module_defining_flag(flag).startswith("grain."):
+            if not flags.FLAGS.find_module_defining_flag(flag).startswith(_LIBRARIES):
                 delattr(flags.FLAGS, flag)
         if not was_parsed:
             flags.FLAGS.unparse_flags()
