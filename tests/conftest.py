@@ -10,6 +10,8 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # Nothing of this project is imported before JAX knows of its eight devices.
 from tests.helpers.xla import QUICK_COMPILING
 
+# Commands that run in the process of the tests are not to keep what they freed: see common/threads.
+os.environ.setdefault("GLIBC_TUNABLES", "")
 os.environ["XLA_FLAGS"] = " ".join(
     (
         os.environ.get("XLA_FLAGS", ""),

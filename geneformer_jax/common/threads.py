@@ -1,7 +1,6 @@
 """Work on several cores by threads, for what holds no lock of Python's (compiled kernels, zlib)."""
 
 import contextlib
-import ctypes
 import os
 import sys
 from collections.abc import Callable, Generator, Iterator
@@ -43,6 +42,8 @@ def keep_freed_memory() -> None:
     chosen = any(name.startswith(("MALLOC_", "GLIBC_TUNABLES")) for name in os.environ)
     if chosen or sys.platform != "linux":
         return
+    import ctypes
+
     library = ctypes.CDLL(None)
     if not hasattr(library, "gnu_get_libc_version"):
         return

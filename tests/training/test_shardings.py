@@ -101,9 +101,9 @@ ALLOWED = {
     (8, 1, 1): {"all-reduce"},
     # Weights are gathered for use; where gradients are scattered, a CPU adds them up everywhere.
     (1, 8, 1): {"all-gather", "all-reduce", "reduce-scatter"},
-    # The parts of heads and feed-forward add up what they computed; each part of the vocabulary
-    # gives its likeliest gene, for the accuracy.
-    (2, 1, 4): {"all-gather", "all-reduce"},
+    # The parts of heads and feed-forward add up what they computed; of the parts of the vocabulary,
+    # for loss and accuracy, the highest scores and sums are taken.
+    (2, 1, 4): {"all-reduce"},
     # All of these; and XLA passes on the parts of the head's dense layer instead of gathering it.
     (2, 2, 2): {"all-gather", "all-reduce", "reduce-scatter", "collective-permute"},
 }
@@ -128,9 +128,6 @@ def test_a_compiled_step_holds_only_the_collectives_it_should(mesh):
         table = SMALL.vocabulary_size * SMALL.width
         once = 4 * (weights - SMALL.width)
         assert once <= found["all-reduce"].payload <= once + 4 * table + 100
-    if mesh == (2, 1, 4):
-        genes = CELLS // 2 * batch.positions_BM.shape[1]
-        assert found["all-gather"].payload == 4 * genes * (4 + 4), "a score and a gene from each"
     if "collective-permute" in found:
         assert found["collective-permute"].payload <= 4 * SMALL.width**2
     if mesh == (1, 8, 1):
