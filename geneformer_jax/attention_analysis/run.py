@@ -45,6 +45,7 @@ from geneformer_jax.inference.resume.identity import identity_of
 from geneformer_jax.inference.resume.totals import PartTotals
 from geneformer_jax.model.pretrained import PretrainedModel
 from geneformer_jax.model.runtime import profiled_runtime
+from geneformer_jax.reporting.index import refresh_index
 
 # Sums are float32 on the devices, and float64 on the host between parts.
 CELLS_PER_PART = {"cpu": 1_024}
@@ -84,8 +85,9 @@ class AttentionRun:
         """
         complete = is_finished(self._output, self._command)
         if complete:
-            # A run that was killed at its very end may have left them.
+            # What a run that was killed at its very end may have left, and left undone.
             remove(parts_folder(self._output))
+            refresh_index(self._output)
         return complete
 
     def prepare(

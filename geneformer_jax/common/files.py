@@ -33,10 +33,11 @@ def fsync_tree(path: Path) -> None:
 
 def remove(path: Path) -> None:
     """Removes a file or a whole folder; nothing happens if it is not there."""
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
+    while path.is_dir() and not path.is_symlink():
+        # Another process may be removing it too.
+        with contextlib.suppress(FileNotFoundError):
+            shutil.rmtree(path)
+    path.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager

@@ -156,15 +156,27 @@ def one_at_a_time(lock: Path) -> Iterator[None]:
     Where files cannot be locked nobody waits.
     """
     lock.parent.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(lock, os.O_RDWR | os.O_CREAT, 0o666)
+    descriptor = _wait_for(lock)
     try:
-        with contextlib.suppress(ModuleNotFoundError, OSError):
-            import fcntl
-
-            fcntl.lockf(descriptor, fcntl.LOCK_EX)
         yield
     finally:
         lock.unlink(missing_ok=True)
+        os.close(descriptor)
+
+
+def _wait_for(lock: Path) -> int:
+    while True:
+        descriptor = os.open(lock, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            import fcntl
+
+            fcntl.lockf(descriptor, fcntl.LOCK_EX)
+        except (ModuleNotFoundError, OSError):
+            return descriptor
+        # The one before has removed the file that was waited for: others wait for another by now.
+        with contextlib.suppress(OSError):
+            if os.path.samestat(os.fstat(descriptor), os.stat(lock)):
+                return descriptor
         os.close(descriptor)
 
 

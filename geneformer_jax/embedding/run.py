@@ -51,6 +51,7 @@ from geneformer_jax.inference.resume.identity import sha256
 from geneformer_jax.inference.viewers import CONFIG, check_vitessce, with_counts, write_vitessce
 from geneformer_jax.model.pretrained import PretrainedModel
 from geneformer_jax.model.runtime import inference_runtime
+from geneformer_jax.reporting.index import refresh_index
 
 # Options that change the report, or how the same is computed, but no embedding.
 _NOT_IN_PLAN = (
@@ -106,8 +107,9 @@ class EmbeddingRun:
             asked.append(_vitessce_path(self._output) / CONFIG)
         complete = written and all(path.is_file() for path in asked)
         if complete:
-            # A run that was killed at its very end may have left them.
+            # What a run that was killed at its very end may have left, and left undone.
             remove(parts_folder(self._output))
+            refresh_index(self._output)
         return complete
 
     def prepare(

@@ -124,6 +124,8 @@ class PerturbationRun:
         """Whether the output is there; raises InputError if it is another run's."""
         if not self._folder.is_complete(self._command):
             return False
+        # A run that was killed at its very end may have left it undone.
+        refresh_index(self._folder.output)
         has_parts = self._folder.has_parts() and not self._options.screen
         self._options = replace(self._options, reranking=has_parts)
         return True

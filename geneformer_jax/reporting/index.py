@@ -6,10 +6,13 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+from geneformer_jax.common.files import aside_of, remove
 from geneformer_jax.common.log import logger
+from geneformer_jax.common.workdir import one_at_a_time
 from geneformer_jax.reporting.html import GENERATOR, Link, Report
 
 INDEX = "index.html"
+_LOCK = ".index.lock"
 # Reports of files beside them, of folders, and of statistics within these.
 _PATTERNS = ("*.report.html", "*/report.html", "*/statistics/*.html")
 # Titles stand before the styles, which are long.
@@ -31,14 +34,23 @@ def refresh_index(output: Path | str) -> None:
         if path.exists() and _head(path) is None:
             logger.info(f"{path} is no list of reports of this package and is left as it is")
             return
-        links = list(_reports(folder))
-        number = f"{len(links)} report{'' if len(links) == 1 else 's'}"
-        report = Report(f"Reports in {folder.name}", f"{number} of what was made in this folder.")
-        report.links(links)
         # Several commands may end at the same time.
-        report.write(path, owner=str(os.getpid()))
+        with one_at_a_time(folder / _LOCK):
+            _write(folder, path)
     except OSError as error:
         logger.warning(f"no list of reports in {folder}: {error}")
+
+
+def _write(folder: Path, path: Path) -> None:
+    # Of processes that were killed while they wrote the list.
+    for left in folder.glob(aside_of(path, "*").name):
+        remove(left)
+    links = list(_reports(folder))
+    number = f"{len(links)} report{'' if len(links) == 1 else 's'}"
+    report = Report(f"Reports in {folder.name}", f"{number} of what was made in this folder.")
+    report.links(links)
+    # Where files cannot be locked, several processes may be here.
+    report.write(path, owner=str(os.getpid()))
 
 
 def _reports(folder: Path) -> Iterator[Link]:

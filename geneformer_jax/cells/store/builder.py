@@ -110,6 +110,7 @@ class StoreBuild:
         if not all(path.exists() and source_key(path) in joined for path in paths):
             return False
         CellStore.open(self.folder)
+        store_writer.tidy(self.folder)
         return True
 
     def survey(self, paths: Sequence[Path], skip_bad_files: bool = False) -> None:

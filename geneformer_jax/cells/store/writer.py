@@ -11,7 +11,6 @@ import errno
 import functools
 import json
 import os
-import uuid
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from pathlib import Path
@@ -49,6 +48,7 @@ from geneformer_jax.common.files import (
     require_new_folder,
 )
 from geneformer_jax.common.provenance import write_provenance
+from geneformer_jax.common.workdir import claim_folder
 
 SHARD_BYTES = 1 << 28
 _ROWS_PER_GROUP = 1 << 16
@@ -237,9 +237,19 @@ def begin_store(folder: Path, options: Mapping[str, Any], kinds: Mapping[str, st
                     f"{kinds[name]}; make the columns alike or build a new store of all files"
                 )
         return
-    folder.mkdir(parents=True, exist_ok=True)
     kinds = {name: "text" if kind == MISSING else kind for name, kind in kinds.items()}
-    _write_json(folder / layout.STORE, {"options": options, "obs": kinds})
+    claim_folder(
+        folder,
+        {"options": options},
+        file=layout.STORE,
+        elsewhere="name a new folder",
+        settings={"obs": kinds},
+    )
+
+
+def tidy(folder: Path) -> None:
+    """Removes from a complete store what a process left that was killed as soon as it was whole."""
+    remove(folder / _ASIDE)
 
 
 def drop_if_nothing_in_it(folder: Path) -> None:
@@ -274,7 +284,8 @@ def stored_cell_ids(folder: Path, key: str) -> Iterator[np.ndarray]:
 def note_bad_source(folder: Path, key: str, reason: str) -> None:
     """Records why a source was skipped, for the process that joins the store."""
     (folder / layout.SOURCES).mkdir(exist_ok=True)
-    _write_json(folder / layout.SOURCES / f"{key}{_BAD}", reason)
+    with atomic_write(folder / layout.SOURCES / f"{key}{_BAD}") as aside:
+        aside.write_text(_as_json(reason))
 
 
 def bad_sources(folder: Path) -> dict[str, str]:
@@ -368,14 +379,3 @@ def _check_distinct_ids(folder: Path, order: list[str]) -> None:
 
 def _as_json(content: object) -> str:
     return json.dumps(content, indent=2, default=str) + "\n"
-
-
-def _write_json(path: Path, content: object) -> None:
-    # A name of its own for every writer: several processes may begin the same store.
-    aside = path.with_name(f"{path.name}.{uuid.uuid4().hex}.partial")
-    try:
-        aside.write_text(_as_json(content))
-        fsync_tree(aside)
-        os.replace(aside, path)
-    finally:
-        aside.unlink(missing_ok=True)

@@ -124,11 +124,12 @@ class VocabularyRun:
         return False
 
     def _tidy(self) -> None:
-        """Removes what a process left that was killed as soon as the vocabulary was whole."""
-        # Who is at work there removes it.
+        """Does what a process left undone that was killed as soon as the vocabulary was whole."""
+        # Who is at work there does it.
         with contextlib.suppress(InputError):
             if self._shards.is_dir():
                 with self._at_work(WHOLE):
+                    self._write_report(self._output)
                     remove(self._shards)
 
     @property
@@ -211,10 +212,10 @@ class VocabularyRun:
                 min_cells=recipe.min_cells,
             )
             vocabulary.save(self._output, self._provenance(corpus))
+            report = self._write_report(self._output)
             remove(self._shards)
         for line in corpus.describe():
             logger.info(line)
-        report = self._write_report(self._output)
         logger.info("%s: vocabulary %s; report: %s", self._output, vocabulary.hash[:12], report)
 
     def _provenance(self, corpus: CorpusGenes) -> dict[str, Any]:
