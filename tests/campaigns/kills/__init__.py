@@ -1,0 +1,1 @@
+"""Commands killed at every stage of their lives, and given again."""
