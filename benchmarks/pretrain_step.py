@@ -128,7 +128,7 @@ def jax_case(workload, options, contrastive=0.0):
 
     from geneformer_jax.model.sharding import put_batch
     from geneformer_jax.training.flops import peak_flops, step_flops
-    from geneformer_jax.training.run import start_state
+    from geneformer_jax.training.initial.start import start_state
 
     run = run_of(workload, options, contrastive)
     batches = [run.batches[step] for step in range(run.steps)]

@@ -14,7 +14,8 @@ from geneformer_jax.model.sharding import put_batch
 from geneformer_jax.training.config import EvaluationConfig, OptimizerConfig, PretrainConfig
 from geneformer_jax.training.dry_run.program import memory_of
 from geneformer_jax.training.flops import peak_flops
-from geneformer_jax.training.run import Run, prepare_run, start_state
+from geneformer_jax.training.initial.start import start_state
+from geneformer_jax.training.run import Run, prepare_run
 from on_device.made_up import MadeUpCells, real_lengths
 from on_device.sizes import Sizes
 from on_device.stages import Row

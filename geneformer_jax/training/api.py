@@ -28,9 +28,10 @@ from geneformer_jax.model.pretrained import (
 from geneformer_jax.training.checkpoint import Checkpoints
 from geneformer_jax.training.config import PretrainConfig, typed_config
 from geneformer_jax.training.evaluation import BaselineScore, Evaluation, Evaluator, fit_baselines
+from geneformer_jax.training.initial.start import start_state
 from geneformer_jax.training.loop import PeriodicEvaluation, run_steps
 from geneformer_jax.training.profiling import require_safe_profiler
-from geneformer_jax.training.run import Run, open_store, prepare_run, start_state
+from geneformer_jax.training.run import Run, open_store, prepare_run
 from geneformer_jax.training.state import TrainState, abstract_state
 
 

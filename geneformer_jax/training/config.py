@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 OPTIMIZERS = ("adamw", "muon")
 SCHEDULES = ("linear", "cosine", "constant", "stable_decay")
 TRACKERS = ("wandb", "mlflow")
+INITIAL_GENES = ("random", "components")
 
 
 def check_tracker(name: str) -> None:
@@ -167,6 +168,9 @@ class PretrainConfig:
       model: fields of EncoderConfig. vocabulary_size 0 takes the size of the store's vocabulary.
       initial: checkpoint or workdir of another run whose weights this one begins with (continual
         pretraining); empty to draw them. A checkpoint in the run's own workdir goes before it.
+      initial_genes: embeddings of genes to begin with where weights are drawn: random, as in the
+        original; or components: principal components of the genes' ranks in 10,000 of the training
+        cells, so that genes which rank high in the same cells begin alike.
       epochs: passes over the training cells, used where steps is 0.
       steps: optimizer steps.
       seed: of initial weights, split, shuffle, masks and dropout.
@@ -177,6 +181,7 @@ class PretrainConfig:
 
     model: dict[str, Any] = dataclasses.field(metadata=keys_of(EncoderConfig))
     initial: str = ""
+    initial_genes: str = "random"
     data: DataConfig = DataConfig()
     masking: MaskingConfig = MaskingConfig()
     objective: ObjectiveConfig = ObjectiveConfig()
@@ -193,6 +198,12 @@ class PretrainConfig:
     track: str = ""
 
     def __post_init__(self):
+        one_of("initial_genes", self.initial_genes, INITIAL_GENES)
+        if self.initial and self.initial_genes != "random":
+            raise InputError(
+                f"`config.initial` {self.initial} has embeddings of genes, but "
+                f"`config.initial_genes` asks for {self.initial_genes}; leave one of them out"
+            )
         require(self.steps >= 0, "steps", self.steps, "0 (count epochs) or more")
         require(self.steps or self.epochs >= 1, "epochs", self.epochs, "at least 1")
         require(self.seed >= 0, "seed", self.seed, "it must not be negative")

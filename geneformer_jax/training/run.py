@@ -21,7 +21,6 @@ from geneformer_jax.cells.store.shorter_cells import ShorterCells
 from geneformer_jax.cells.tokenization.rank_encoding import describe_cut
 from geneformer_jax.common.errors import InputError
 from geneformer_jax.model.config import EncoderConfig
-from geneformer_jax.model.pretrained import load_model
 from geneformer_jax.model.runtime import Runtime, make_runtime
 from geneformer_jax.model.sharding import BATCH, batch_divisor, make_mesh, vocabulary_rows
 from geneformer_jax.training.config import PretrainConfig
@@ -32,6 +31,7 @@ from geneformer_jax.training.flops import (
     hours_line,
     step_flops,
 )
+from geneformer_jax.training.initial.gene_components import MAX_CELLS
 from geneformer_jax.training.objectives.contrastive import ContrastiveRecipe
 from geneformer_jax.training.optimizer import describe_long_warmup, make_optimizer
 from geneformer_jax.training.state import (
@@ -39,7 +39,6 @@ from geneformer_jax.training.state import (
     TrainState,
     TrainStep,
     abstract_state,
-    init_state,
     jit_train_step,
     resize_state,
 )
@@ -159,11 +158,13 @@ class Run:
             del decisive[name]
         del decisive["data"]["workers"], decisive["evaluation"]["every_steps"]
         del decisive["masking"]["on_device"]
-        # As in runs that were begun before there were other objectives and optimizers.
+        # As in runs that were begun before there was a choice.
         if not self.config.objective.contrastive:
             del decisive["objective"]
         if self.config.optimizer.name == "adamw":
             del decisive["optimizer"]["name"]
+        if self.config.initial_genes == "random":
+            del decisive["initial_genes"]
         if self.config.optimizer.schedule != "stable_decay":
             del decisive["optimizer"]["decay_ratio"]
         # The store may be moved between two parts of a run; what is in it may not change.
@@ -188,11 +189,19 @@ class Run:
             f"steps: {self.steps:,} ({plan.steps_per_epoch:,} an epoch)",
             f"devices: {axes} on {self.mesh.devices.flat[0].device_kind}; "
             f"precision {self.config.runtime.precision}",
+            *self._initial_genes(),
             *self._second_objective(),
             *self.notes,
             *self._costs(speed),
             *([f"warning: {problem}"] if problem else []),
         ]
+
+    def _initial_genes(self) -> list[str]:
+        """Lines on embeddings of genes that are not drawn."""
+        if self.config.initial_genes == "random":
+            return []
+        cells = min(len(self.training_cells), MAX_CELLS)
+        return [f"embeddings of genes begin as components of their ranks in {cells:,} cells"]
 
     def _second_objective(self) -> list[str]:
         """Lines on what is learnt beside masked genes."""
@@ -281,42 +290,6 @@ def prepare_run(
         steps=steps,
         notes=(*notes, *([describe_cut(is_cut, seen.limit)] if is_cut.any() else [])),
     )
-
-
-def start_state(run: Run) -> TrainState:
-    """Returns the state before the first step: weights drawn, or those of `config.initial`.
-
-    Raises:
-      InputError: the initial checkpoint is of another shape of model, or another vocabulary.
-    """
-    placed = jax.tree.map(lambda leaf: leaf.sharding, run.abstract_state)
-    # Each device draws only its own part.
-    state = jax.jit(lambda: init_state(run.recipe), out_shardings=placed)()
-    if not run.config.initial:
-        return state
-    model = load_model(run.config.initial)
-    if model.vocabulary.hash != run.store.vocabulary.hash:
-        raise InputError(
-            f"the store was tokenised with vocabulary {run.store.vocabulary.hash[:12]}, but "
-            f"`config.initial` {model.source} was trained with {model.vocabulary.hash[:12]}; "
-            "tokenize with that checkpoint's vocabulary"
-        )
-    if model.is_bare:
-        raise InputError(
-            f"`config.initial` {model.source} is an encoder without a head, but pretraining needs "
-            "the one that predicts masked genes; name a checkpoint of masked gene prediction"
-        )
-    # Dropout is no property of the weights.
-    rates = {"dropout": 0.0, "attention_dropout": 0.0}
-    theirs, ours = (dataclasses.replace(each, **rates) for each in (model.config, run.encoder))
-    if model.head is not None or theirs != ours:
-        raise InputError(
-            f"`config.initial` {model.source} holds another model ({model.config}) than "
-            f"`config.model` asks for ({run.encoder}); set `config.model` to its shape"
-        )
-    state = run.stored(state)
-    places = jax.tree.map(lambda leaf: leaf.sharding, state.params)
-    return run.at_work(state._replace(params=jax.device_put(model.params, places)))
 
 
 def _require_divisible(encoder: EncoderConfig, mesh: Mesh) -> None:
