@@ -64,11 +64,14 @@ class Recipe:
 
 _ADAMW, _MUON = (5e-4, 1e-3, 2e-3), (5e-3, 1e-2, 2e-2)
 _SMALL = {"data.cells_per_batch": 8}
+_COMPONENTS = {"initial_genes": "components"}
 ALL = {
     "original": Recipe(_ADAMW, {}, part=1.0),
     "original-8-cells": Recipe(_ADAMW, _SMALL),
+    "original-components": Recipe(_ADAMW, _COMPONENTS),
     "muon": Recipe(_MUON, {"optimizer.name": "muon"}),
     "muon-8-cells": Recipe(_MUON, {"optimizer.name": "muon", **_SMALL}),
+    "muon-8-cells-components": Recipe(_MUON, {"optimizer.name": "muon", **_SMALL, **_COMPONENTS}),
     "muon-stable-decay": Recipe(
         _MUON, {"optimizer.name": "muon", "optimizer.schedule": "stable_decay"}
     ),
