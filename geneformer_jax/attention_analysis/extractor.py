@@ -21,6 +21,7 @@ from geneformer_jax.attention_analysis.sums import (
 from geneformer_jax.cells.store.cell_store import EncodedCells
 from geneformer_jax.common.progress import Progress
 from geneformer_jax.inference.batches import TokenBatch, lay_out, token_batches
+from geneformer_jax.inference.finite import first_not_finite, not_finite
 from geneformer_jax.inference.pipeline import Throughput, run_ahead
 from geneformer_jax.model.attention.dispatch import require_profiled
 from geneformer_jax.model.config import EncoderConfig
@@ -107,6 +108,9 @@ class AttentionExtractor:
             batches = token_batches(self.cells, self.layout, start, stop)
             for batch, measured in run_ahead(batches, add):
                 cells = batch.cells
+                wrong = first_not_finite(measured.breadth, cells)
+                if wrong is not None:
+                    raise not_finite(wrong, self.cells, self.model, self.spec.runtime.precision)
                 for into, values in zip(measures, measured, strict=True):
                     into[cells - start] = values[: len(cells)]
                 tokens = int(np.asarray(self.cells.lengths)[cells].sum())

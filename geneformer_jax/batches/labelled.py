@@ -73,7 +73,11 @@ class Learning:
 
 
 class LabelledBatches:
-    """Random access to the labelled batch of every step; a grain data source."""
+    """Random access to the labelled batch of every step; a grain data source.
+
+    Attributes:
+      cells: where the tokens are.
+    """
 
     def __init__(
         self,
@@ -94,7 +98,7 @@ class LabelledBatches:
           steps: number of steps; 0 takes one epoch.
           shard: the rows of each batch that this process reads.
         """
-        self._cells, self._learning, self._per_gene = cells, learning, per_gene
+        self.cells, self._learning, self._per_gene = cells, learning, per_gene
         self._shard, self._steps = shard, steps
         labels = np.asarray(labelled.labels)
         # One column a target, and rows in ascending order, to be looked up.
@@ -118,7 +122,7 @@ class LabelledBatches:
         if self._learning.balanced:
             rows = rows[balanced_draw(self._table[:, 0], self._learning.seed)]
         return BatchPlan(
-            self._cells.lengths,
+            self.cells.lengths,
             self._learning.shape,
             seed=self._learning.seed,
             cells=rows,
@@ -128,7 +132,7 @@ class LabelledBatches:
     def __getitem__(self, step: int) -> LabelledBatch:
         cells_B, bucket = self.plan.step(int(step))
         cells_B = self._shard.rows(cells_B)
-        tokens_BT, lengths_B = read_padded(self._cells, cells_B, bucket)
+        tokens_BT, lengths_B = read_padded(self.cells, cells_B, bucket)
         if self._per_gene:
             targets = self._table[tokens_BT]
             targets[np.arange(bucket) >= lengths_B[:, None]] = np.nan

@@ -21,6 +21,7 @@ from geneformer_jax.embedding.gene_means import GeneTotals, zero_totals
 from geneformer_jax.embedding.pooling import Pass, add_genes, take_states
 from geneformer_jax.inference.batches import TokenBatch, lay_out, token_batches
 from geneformer_jax.inference.cells import fill_rows, left_out_of, reading_facts
+from geneformer_jax.inference.finite import first_not_finite, not_finite
 from geneformer_jax.inference.pipeline import Throughput, run_ahead
 from geneformer_jax.model.pretrained import PretrainedModel
 from geneformer_jax.model.runtime import Runtime, inference_runtime
@@ -151,6 +152,7 @@ class Embedder:
         take = functools.partial(self._start, functools.partial(take_states, self.pass_))
         with self.throughput.clock():
             for batch, taken in run_ahead(batches, take):
+                self._require_finite(taken, batch.cells)
                 progress.advance(len(batch.cells), compiling=self.throughput.compiling)
                 if self.pass_.mode != "occurrence":
                     rows[batch.cells - start] = taken[: len(batch.cells)]
@@ -171,11 +173,29 @@ class Embedder:
                 totals = self._start(functools.partial(add_genes, self.pass_, totals), batch)
                 progress.advance(len(batch.cells), compiling=self.throughput.compiling)
             parts = jax.device_get(totals)
+        if not all(np.isfinite(each).all() for each in (parts.means, parts.squares)):
+            self._find_not_finite(start, stop)
         merged = GeneTotals.empty(*sizes)
         for device in range(mesh.size):
             part = GeneTotals(*(leaf[device].astype(np.float64) for leaf in parts))
             merged = merged.merged(part._replace(cells=part.cells.astype(np.int64)))
         return merged
+
+    def _require_finite(self, taken: np.ndarray, cells: np.ndarray) -> None:
+        cell = first_not_finite(taken, cells)
+        if cell is not None:
+            raise not_finite(cell, self.cells, self.model, self.pass_.runtime.precision)
+
+    def _find_not_finite(self, start: int, stop: int) -> None:
+        """Raises InputError for a cell that made the means of genes NaN or infinite."""
+        run = functools.partial(take_states, self.pass_._replace(mode="cell"))
+        batches = token_batches(self.cells, self.layout, start, stop)
+        for batch, taken in run_ahead(batches, functools.partial(self._start, run)):
+            self._require_finite(taken, batch.cells)
+        raise InputError(
+            f"means of genes over cells {start:,} to {stop:,} are beyond float32, though each cell "
+            "is not; the model's weights are out of bounds: take an earlier save of it"
+        )
 
     def gene_table(self, totals: GeneTotals) -> Embedded:
         """Returns one row for each token that occurs."""

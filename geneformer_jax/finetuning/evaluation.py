@@ -8,10 +8,15 @@ from geneformer_jax.batches.labelled import LabelledBatch, LabelledBatches
 from geneformer_jax.batches.loader import read_ahead
 from geneformer_jax.common.progress import Progress
 from geneformer_jax.finetuning.classification.predictions import Outputs, per_task
-from geneformer_jax.finetuning.step import CompiledSteps
+from geneformer_jax.finetuning.step import CompiledSteps, StepSpec
+from geneformer_jax.finetuning.trainable import join_weights
+from geneformer_jax.inference.finite import first_not_finite, not_finite
 from geneformer_jax.inference.pipeline import Throughput, run_ahead
 from geneformer_jax.model.encoder import Params
 from geneformer_jax.model.heads import GENES, HeadConfig
+from geneformer_jax.model.precision import precision_preset
+from geneformer_jax.model.pretrained import PretrainedModel
+from geneformer_jax.model.processes import whole_on_host
 from geneformer_jax.model.sharding import put_batch
 
 # Batches that the devices may be ahead of the host.
@@ -38,6 +43,9 @@ def compute_outputs(
       workers: that read ahead.
       throughput: where the time of compiling is counted.
       progress: advanced by each batch's cells.
+
+    Raises:
+      InputError: outputs are NaN or infinite.
     """
     throughput = throughput or Throughput()
     per_gene = compiled.spec.head.kind == GENES
@@ -51,7 +59,13 @@ def compute_outputs(
 
     parts = []
     for batch, logits in run_ahead(read_ahead(batches, 0, workers), start, _AHEAD):
-        parts.append(collect(batch, logits))
+        collected = collect(batch, logits)
+        wrong = first_not_finite(collected[-1], collected[0])
+        if wrong is not None:
+            network = _network(compiled.spec, trainable, frozen)
+            precision = precision_preset(compiled.spec.runtime.precision)
+            raise not_finite(wrong, batches.cells, network, precision)
+        parts.append(collected)
         if progress is not None:
             done = int((batch.cells_B >= 0).sum())
             progress.advance(done, compiling=throughput.compiling)
@@ -65,6 +79,12 @@ def compute_outputs(
         targets[order],
         logits[order],
     )
+
+
+def _network(spec: StepSpec, trainable: Params, frozen: Params) -> PretrainedModel:
+    """Returns the network as a model on the host, of a vocabulary that is not known here."""
+    params = join_weights(*whole_on_host((trainable, frozen)), spec.tuning)
+    return PretrainedModel(spec.encoder, params, None, "the network", 0, spec.head)
 
 
 def _real_cells(batch: LabelledBatch, logits_BC: np.ndarray) -> tuple:

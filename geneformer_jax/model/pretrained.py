@@ -27,6 +27,7 @@ from geneformer_jax.model.encoder import Params, abstract_params
 from geneformer_jax.model.heads import HeadConfig, init_head
 from geneformer_jax.model.processes import by_first, is_first, wait_for_all
 from geneformer_jax.model.quantization import (
+    QuantizedWeight,
     codes_of,
     count_weights,
     quantize_rows,
@@ -182,10 +183,16 @@ def save_model(model: PretrainedModel, target: Path | str, provenance: Mapping[s
       provenance: for provenance.json, see common.provenance.describe_run.
 
     Raises:
-      InputError: the target holds other files, or the model has no vocabulary, or is quantised.
+      InputError: the target holds other files, or the model has no vocabulary, is quantised, or
+        has weights that are NaN or infinite.
     """
     target = require_new_folder(target)
     require_float(model)
+    if wrong := describe_not_finite(model.params):
+        raise InputError(
+            f"{wrong}, so that the model would compute nothing; nothing is saved: train it with a "
+            "lower learning rate"
+        )
     if model.vocabulary is None:
         raise InputError(
             f"the model of {model.source} carries no vocabulary, without which its tokens mean "
@@ -265,6 +272,7 @@ def load_model(path: Path | str, quantize: str | None = None) -> PretrainedModel
             params, quantization = quantized_params(arrays, quantize)
         else:
             params = ocp.load_checkpointables(checkpoint, {"params": abstract})["params"]
+            _require_finite(params)
         vocabulary = GeneVocabulary.from_json(meta["vocabulary"])
         step = int(meta["step"]) if "step" in meta else int(checkpoint.name)
     except (OSError, KeyError, TypeError, ValueError) as error:
@@ -296,7 +304,26 @@ def _read_array(checkpoint: Path, path: tuple[str, ...], leaf: Any) -> Iterator[
     wanted = {"params": traverse_util.unflatten_dict({path: leaf})}
     with context:
         found = ocp.load_checkpointables(checkpoint, wanted)["params"]
+    _require_finite(found)
     yield from jax.tree.leaves(found)
+
+
+def _require_finite(params: Params) -> None:
+    if wrong := describe_not_finite(params):
+        raise ValueError(wrong)
+
+
+def describe_not_finite(params: Params) -> str:
+    """Returns in words which weights are NaN or infinite, and in which layer; "" for none."""
+    for path, leaf in sorted(traverse_util.flatten_dict(params).items()):
+        if isinstance(leaf, QuantizedWeight) or np.isfinite(leaf).all():
+            continue
+        name, at = "/".join(path), ""
+        if path[0] == "blocks":
+            is_finite = np.isfinite(leaf).reshape(len(leaf), -1).all(axis=1)
+            at = f" of layer {int(np.argmin(is_finite)) + 1}"
+        return f"weights {name}{at} are NaN or infinite"
+    return ""
 
 
 def quantized_params(arrays: Iterable[StackedArray], kind: str) -> tuple[Params, Quantization]:

@@ -19,6 +19,7 @@ from geneformer_jax.cells.store.cell_store import EncodedCells
 from geneformer_jax.common.errors import InputError
 from geneformer_jax.common.files import atomic_write
 from geneformer_jax.model.config import RuntimeConfig
+from geneformer_jax.model.precision import precision_preset
 from geneformer_jax.training.config import OptimizerConfig
 from geneformer_jax.training.flops import peak_flops
 from geneformer_jax.training.optimizer import learning_rate
@@ -191,12 +192,14 @@ class Window:
         the parameter norm, the loss scale and the learning rate those of its end.
 
         Raises:
-          InputError: the loss of a step is not finite.
+          InputError: the loss of a step, or a gradient that was applied, is not finite.
         """
         steps = StepMetrics(*np.asarray(jax.device_get(self._metrics), np.float64).T)
-        bad = np.flatnonzero(~np.isfinite(steps.loss))
+        bounded = self._bounded(steps)
+        bad = np.flatnonzero(~np.isfinite(np.sum(list(bounded.values()), axis=0)))
         if len(bad):
-            self._stop_at(self._step + 1 + int(bad[0]), step)
+            name = next(each for each in bounded if not np.isfinite(bounded[each][bad[0]]))
+            self._stop_at(name, self._step + 1 + int(bad[0]), step)
         seconds = max(time.monotonic() - self._started, 1e-9)
         targets, tokens, padded = steps.targets, steps.tokens.sum(), steps.padded_tokens.sum()
         skipped = int(steps.skipped_updates[-1])
@@ -226,6 +229,13 @@ class Window:
         self._empty()
         return row
 
+    def _bounded(self, steps: StepMetrics) -> dict[str, np.ndarray]:
+        """Returns what must be finite: a gradient too, unless its update was skipped if not."""
+        bounded = {"loss": steps.loss}
+        if not precision_preset(self._run.config.runtime.precision).scaled_loss:
+            bounded["gradient"] = steps.gradient_norm
+        return bounded
+
     def _contrastive(self, steps: StepMetrics) -> dict[str, float]:
         """Returns the mean of the second loss, where there is one."""
         losses = steps.contrastive_loss
@@ -241,8 +251,8 @@ class Window:
             known["device_memory_gib"] = memory["peak_bytes_in_use"] / 2**30
         return known
 
-    def _stop_at(self, bad: int, step: int) -> None:
-        """Ends the run at a loss that is not finite, having listed the cells of its batch."""
+    def _stop_at(self, name: str, bad: int, step: int) -> None:
+        """Ends the run at a loss or gradient that is not finite, having listed its cells."""
         cells = self._run.batches.plan.step(bad - 1).cells
         ids = [str(name) for name in self._run.store.obs.index[cells[cells >= 0]]]
         path = self._workdir / NOT_FINITE
@@ -251,7 +261,7 @@ class Window:
             with atomic_write(path) as partial:
                 partial.write_text(json.dumps(content, indent=2) + "\n")
         raise InputError(
-            f"the loss of step {bad:,} (in steps {self._step + 1:,} to {step:,}) is not finite; "
+            f"the {name} of step {bad:,} (in steps {self._step + 1:,} to {step:,}) is not finite; "
             f"its batch holds cells {', '.join(ids[:5])}, ... (all in {path}); lower "
             "`config.optimizer.learning_rate` or raise `config.optimizer.warmup_steps`, and start "
             "in a new `workdir`"

@@ -212,8 +212,9 @@ def test_what_the_device_knows_is_written(run, clock, monkeypatch):
     assert row["device_memory_gib"] == 1.5
 
 
-def test_overflows_leave_their_mark_and_no_infinite_norm(run, clock):
-    window = Window(run, 0, None)
+def test_overflows_leave_their_mark_and_no_infinite_norm(toy_store, clock):
+    half = config_of(toy_store, **{"runtime.precision": "float16"})
+    window = Window(prepare_run(half, toy_store), 0, None)
     window.add(metrics_of(gradient_norm=3.0, loss_scale=8.0), 1)
     window.add(metrics_of(gradient_norm=np.inf, loss_scale=8.0, skipped_updates=1), 2)
     window.add(metrics_of(gradient_norm=5.0, loss_scale=4.0, skipped_updates=1), 3)
@@ -240,6 +241,16 @@ def test_a_loss_that_is_not_finite_lists_all_cells_of_its_batch(run, tmp_path):
         "steps_looked_at": [5, 7],
         "cells": [f"c{cell}" for cell in cells if cell >= 0],
     }
+
+
+def test_a_gradient_that_was_applied_ends_the_run_before_it_is_saved(run, tmp_path):
+    """The loss is that of the weights before; a checkpoint would hold those after."""
+    window = Window(run, 4, tmp_path)
+    window.add(metrics_of(), 5)
+    window.add(metrics_of(gradient_norm=np.nan), 6)
+    window.add(metrics_of(loss=np.nan, gradient_norm=np.nan), 7)
+    with pytest.raises(InputError, match=r"gradient of step 6 \(in steps 5 to 7\)"):
+        window.close(7)
 
 
 def test_devices_are_given_no_more_work_than_a_stop_can_wait_for(run, monkeypatch):

@@ -12,6 +12,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from geneformer_jax.common.errors import InputError
 from geneformer_jax.common.log import logger
 from geneformer_jax.common.progress import Progress
+from geneformer_jax.inference.finite import not_finite
 from geneformer_jax.inference.pipeline import Throughput
 from geneformer_jax.model.pretrained import PretrainedModel
 from geneformer_jax.perturbation.engine.batches import (
@@ -51,6 +52,9 @@ class Engine(ABC):
       throughput: of what is made.
     """
 
+    # The first of the values of an edit that are never NaN.
+    _always_known = 0
+
     def __init__(
         self,
         model: PretrainedModel,
@@ -78,7 +82,8 @@ class Engine(ABC):
         padded = choose_lengths(plan.longest, plan.passes, multiple, worth)
         self.lengths = np.unique(np.minimum(padded, config.positions))
         self._rows = {int(T): choose_rows(spec, int(T), tokens_per_device) for T in self.lengths}
-        self._params = place_weights(model, spec).params
+        self._model = place_weights(model, spec)
+        self._params = self._model.params
         if states_SD is None:
             states_SD = np.zeros((0, config.width), np.float32)
         self._states = self._put(states_SD, REPLICATED)
@@ -128,11 +133,25 @@ class Engine(ABC):
                 made = []
                 for begin in range(0, len(edits), together):
                     made += self._run_batches(padded, edits[begin : begin + together])
+                self._require_finite(made)
                 return made
             except jax.errors.JaxRuntimeError as error:
                 if not is_out_of_memory(error):
                     raise
                 self._halve(padded)
+
+    def _require_finite(self, made: list[Shifts]) -> None:
+        """Raises InputError if the values of an edit are NaN or infinite."""
+        for shifts in made:
+            is_wrong = ~np.isfinite(shifts.values_EM[:, self._always_known :]).all(axis=1)
+            is_wrong[shifts.gene_edits[~np.isfinite(shifts.gene_values)]] = True
+            if is_wrong.any():
+                edit = int(np.argmax(is_wrong))
+                tokens = shifts.sets_EK[edit]
+                genes = self.plan.cells.vocabulary.names_of(tokens[tokens >= 0])
+                what = f" with an edit of {', '.join(map(str, genes))}"
+                asked = self.plan.cells, self._model, self.spec.runtime.precision, what
+                raise not_finite(int(shifts.cells[edit]), *asked)
 
     def _halve(self, padded: int) -> None:
         rows = self._rows[padded]

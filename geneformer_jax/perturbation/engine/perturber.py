@@ -19,6 +19,7 @@ from geneformer_jax.perturbation.engine.forward import (
 )
 from geneformer_jax.perturbation.engine.plan import EditPlan
 from geneformer_jax.perturbation.engine.shifts import Shifts
+from geneformer_jax.perturbation.layout import CELL
 
 MIN_BATCHES, MIN_CONSECUTIVE = 4, 32
 
@@ -47,6 +48,8 @@ class Perturber(Engine):
             pays; 0 shares none.
         """
         super().__init__(model, plan, spec, states_SD, tokens_per_device=tokens_per_device)
+        # The mean cosine of the other genes is NaN where none is left.
+        self._always_known = int(spec.mode == CELL)
         self._min_batches, self._min_consecutive = min_batches, min_consecutive
         bucket = np.searchsorted(self.lengths, plan.longest)
         self._edits_per_cell = {
@@ -105,7 +108,7 @@ class Perturber(Engine):
         """Returns the results of a batch, without those of fillers."""
         is_real = batch.numbers >= 0
         values_EM, cosines_EN, tokens_EN = (each[is_real] for each in results)
-        is_there = np.isfinite(cosines_EN)
+        is_there = ~np.isinf(cosines_EN)
         edits = np.arange(len(values_EM), dtype=np.int32)
         return Shifts(
             numbers=batch.numbers[is_real],
