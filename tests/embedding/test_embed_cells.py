@@ -260,7 +260,8 @@ def test_layers_above_the_asked_one_are_not_computed(v2_model, adata):
         leaf[2] = np.nan
     model = dataclasses.replace(v2_model, params=broken)
     assert np.isfinite(embed_cells(model, adata, hidden_layer=-1).obsm[KEY]).all()
-    assert np.isnan(embed_cells(model, adata, hidden_layer=0).obsm[KEY]).any()
+    with pytest.raises(InputError, match="of layer 3 are NaN"):
+        embed_cells(model, adata, hidden_layer=0)
 
 
 def test_wrong_requests_end_with_one_line(v1_model, v2_model, adata):
