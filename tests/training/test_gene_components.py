@@ -25,7 +25,8 @@ def plain_components(store, cells, count) -> np.ndarray:
         values[row, tokens] = 1 - np.arange(len(tokens)) / store.max_length
     values[:, : store.vocabulary.first_gene_token] = 0
     values = (values - values.mean(axis=0)) / np.maximum(values.std(axis=0), 0.05)
-    return np.linalg.svd(values, full_matrices=False)[2][:count].T
+    _, sizes, components = np.linalg.svd(values, full_matrices=False)
+    return components[:count].T * np.sqrt(1 - (sizes[count - 1] / sizes[:count]) ** 2)
 
 
 def test_genes_begin_at_the_components_of_their_ranks_in_training_cells(toy_store):
@@ -34,9 +35,8 @@ def test_genes_begin_at_the_components_of_their_ranks_in_training_cells(toy_stor
     table = table_of(start_state(prepare_run(config, toy_store)))
     expected = plain_components(toy_store, cells, table.shape[1])
     # A component's sign is free, and normal noise of 0.02 is added to a root mean square of 0.1.
-    cosines = np.abs((table * expected).sum(axis=0)) / np.linalg.norm(table, axis=0)
-    assert cosines.min() > 0.95
-    noise = table - expected * np.sign((table * expected).sum(axis=0)) * 0.1 / expected.std()
+    signs = np.sign((table * expected).sum(axis=0))
+    noise = table - expected * signs * 0.1 / np.sqrt((expected**2).mean())
     assert np.sqrt((noise**2).mean()) == pytest.approx(0.02, rel=0.15)
     specials = table[: toy_store.vocabulary.first_gene_token]
     assert np.abs(specials).max() < 0.1
@@ -58,9 +58,21 @@ def test_fewer_cells_than_components_leave_the_rest_to_chance(toy_store):
     table = gene_components(toy_store, np.arange(5), 32, seed=0)
     assert np.linalg.matrix_rank(table) == 32
     sizes = table.std(axis=0)
-    assert sizes[:4].min() > 0.05 and sizes[4:] == pytest.approx(0.02, rel=0.25)
+    # Of 5 cells there are 4 components, the last of which is taken for noise.
+    assert sizes[:3].min() > 0.05 and sizes[3:] == pytest.approx(0.02, rel=0.25)
     with pytest.raises(InputError, match="2 cells to train on, and components need 3"):
         gene_components(toy_store, np.arange(2), 32, seed=0)
+
+
+@pytest.mark.parametrize("numbers", [[0, 0, 0, 1, 1], [0, 1, 2]])
+def test_cells_that_differ_little_give_numbers(toy_store, numbers):
+    table = gene_components(toy_store, np.array(numbers), 32, seed=0)
+    assert np.isfinite(table).all() and table.std() < 0.2
+
+
+def test_cells_that_are_all_alike_are_refused(toy_store):
+    with pytest.raises(InputError, match="are all alike; set it to random"):
+        gene_components(toy_store, np.full(9, 3), 32, seed=0)
 
 
 def test_only_where_weights_are_drawn(toy_store, tmp_path):

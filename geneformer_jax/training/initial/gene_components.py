@@ -7,6 +7,7 @@ et al., 2022, with gene2vec); here no other data are needed than the cells that 
 
 import numpy as np
 from scipy import sparse
+from scipy.sparse.linalg import ArpackError
 from sklearn.decomposition import PCA
 
 from geneformer_jax.cells.store.cell_store import EncodedCells
@@ -26,9 +27,10 @@ def gene_components(cells: EncodedCells, numbers: np.ndarray, width: int, seed: 
     """Returns a table of gene embeddings, float32 [tokens, width].
 
     A gene's value in a cell is 1 at the highest rank, falls evenly to 0 at the store's longest
-    cell, and is 0 where the cell lacks it. Its components are those of the standardised values, of
-    equal variance. A normal draw is added, which is all that special tokens and unseen genes get,
-    and all there is beyond as many components as there are cells.
+    cell, and is 0 where the cell lacks it. Its components are those of the standardised values,
+    each weighed by the root of the part of its variance that is above the last one's. A normal draw
+    is added: all that special tokens and unseen genes get, and all there is beyond as many
+    components as there are cells.
 
     Args:
       cells: that are trained on, and others.
@@ -37,21 +39,37 @@ def gene_components(cells: EncodedCells, numbers: np.ndarray, width: int, seed: 
       seed: of the run.
 
     Raises:
-      InputError: there are fewer than 3 cells.
+      InputError: there are fewer than 3 cells, or all are alike.
     """
     if len(numbers) < 3:
-        raise InputError(
-            f"`config.initial_genes` is components, but there are {len(numbers)} cells to train "
-            "on, and components need 3; set it to random"
-        )
+        raise _no_components(f"there are {len(numbers)} cells to train on, and components need 3")
     generator = np.random.default_rng([seed, width])
     chosen = np.sort(generator.permutation(numbers)[:MAX_CELLS])
     values = _rank_values(cells, chosen)
     count = min(width, min(values.shape) - 1)
-    components = PCA(count, svd_solver="arpack", random_state=seed).fit(values).components_.T
+    try:
+        found = PCA(count, svd_solver="arpack", random_state=seed).fit(values)
+    except ArpackError as error:
+        raise _no_components("the cells to train on are all alike") from error
+    components = found.components_.T * np.sqrt(_signal(found.explained_variance_))
     table = generator.normal(scale=_NOISE, size=(values.shape[1], width))
-    table[:, :count] += components / np.sqrt((components**2).mean()) * _SIZE
+    size = max(np.sqrt((components**2).mean()), np.finfo(np.float32).tiny)
+    table[:, :count] += components / size * _SIZE
     return table.astype(np.float32)
+
+
+def _no_components(why: str) -> InputError:
+    return InputError(f"`config.initial_genes` is components, but {why}; set it to random")
+
+
+def _signal(variances: np.ndarray) -> np.ndarray:
+    """Returns which part of each component's variance is above the last one's, taken for noise.
+
+    Of a few hundred cells most components are noise, of thousands few.
+    """
+    is_there = variances > 1e-6 * variances[0]
+    noise = np.divide(variances[-1], variances, out=np.ones_like(variances), where=is_there)
+    return 1.0 - noise
 
 
 def _rank_values(cells: EncodedCells, numbers: np.ndarray) -> sparse.csr_matrix:
