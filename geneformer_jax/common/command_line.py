@@ -11,7 +11,7 @@ import os
 import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from types import MappingProxyType
+from types import MappingProxyType, TracebackType
 from typing import TypeVar
 
 from absl import flags
@@ -22,7 +22,7 @@ from geneformer_jax.common.commands.about import answer
 from geneformer_jax.common.commands.configurations import find_configuration
 from geneformer_jax.common.commands.summary import Summary
 from geneformer_jax.common.errors import InputError, did_you_mean
-from geneformer_jax.common.files import url_of
+from geneformer_jax.common.files import system_error_in, url_of
 from geneformer_jax.common.log import show_log
 
 BAD_INPUT = 1
@@ -41,6 +41,7 @@ _HELP = re.compile(r"--?(h|help|helpfull|helpshort)")
 _LAYER = re.compile(r"--?layer(=|$)")
 _JSON = re.compile(r"--?json(=(true|1))?", re.IGNORECASE)
 _GIVEN = re.compile(r"--?(\w+)(?:=(.*))?", re.DOTALL)
+_NOT_CLOSED = "Can't decrement id ref count"
 # Flags of what is written.
 _WRITTEN = ("output", "workdir", "report")
 _MADE = (*_WRITTEN, "target")
@@ -80,6 +81,8 @@ def run(
     """
     show_log(written=as_flags)
     _define_json()
+    if sys.excepthook is sys.__excepthook__:
+        sys.excepthook, sys.unraisablehook = _tell, _tell_unraisable
     try:
         if (told := _told(needed, spared, more_help)) is None:
             with _summary():
@@ -221,13 +224,35 @@ def explain(error: OSError) -> str:
         return f"no space left while writing {where}; free some and run the same command again"
     if error.errno == errno.EFBIG:
         return f"{where}: file too large here; raise that limit and run the same command again"
-    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+    if error.errno in (errno.EIO, errno.ESTALE):
+        why = os.strerror(error.errno).lower()
+        return f"the disk failed at {where} ({why}); check it and run the same command again"
+    if error.errno == errno.ENOLCK:
+        return f"{where} lies where files cannot be locked; set HDF5_USE_FILE_LOCKING=FALSE"
+    if error.errno == errno.EROFS:
+        return f"{where} lies where nothing can be written; name another path"
+    if error.errno in (errno.EACCES, errno.EPERM):
         return f"no permission for {where}; change its permissions or name another path"
     if error.errno == errno.ENOENT:
         return f"{where} does not exist; check the path"
     if error.errno in (errno.ENOTDIR, errno.EISDIR, errno.EEXIST):
         return f"{where}: {os.strerror(error.errno).lower()}; name another path"
     raise error
+
+
+def _tell(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    if not _is_repeated(error):
+        sys.__excepthook__(kind, error, trace)
+
+
+def _tell_unraisable(unraisable: "sys.UnraisableHookArgs") -> None:
+    if not _is_repeated(unraisable.exc_value):
+        sys.__unraisablehook__(unraisable)
+
+
+def _is_repeated(error: BaseException | None) -> bool:
+    """Whether this is what h5py prints of every object of a file that could not be written."""
+    return str(error).startswith(_NOT_CLOSED) and system_error_in(error) is not None
 
 
 def parse(

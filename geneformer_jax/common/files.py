@@ -1,6 +1,7 @@
 """Files and folders that appear whole or not at all, so that nothing partial looks complete."""
 
 import contextlib
+import errno
 import functools
 import hashlib
 import json
@@ -21,6 +22,17 @@ _URL = re.compile(r"(?:soma:/+)?([a-z][a-z0-9+.-]+):/+", re.IGNORECASE)
 _EDGE_BYTES = 1 << 20
 _SLUG_LETTERS = 80
 _FLUSHED_AT_ONCE = 8
+# What a disk, or the right to write on it, can lack; `command_line` says what to do about each.
+REFUSALS = (
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EFBIG,
+    errno.EROFS,
+    errno.EACCES,
+    errno.EIO,
+    errno.ESTALE,
+    errno.ENOLCK,
+)
 
 
 def fsync_tree(path: Path) -> None:
@@ -36,8 +48,17 @@ def remove(path: Path) -> None:
     while path.is_dir() and not path.is_symlink():
         # Another process may be removing it too.
         with contextlib.suppress(FileNotFoundError):
-            shutil.rmtree(path)
+            _remove_folder(path)
     path.unlink(missing_ok=True)
+
+
+def _remove_folder(path: Path) -> None:
+    try:
+        shutil.rmtree(path)
+    except OSError as error:
+        # It tells names without the folders that they are in.
+        error.filename = str(path)
+        raise
 
 
 @contextlib.contextmanager
@@ -58,13 +79,43 @@ def atomic_write(target: Path | str, owner: str = "") -> Iterator[Path]:
     aside = aside_of(target, owner)
     remove(aside)
     try:
-        yield aside
-        fsync_tree(aside)
-        os.replace(aside, target)
-        fsync_tree_entry(target.parent)
+        with writing(target):
+            yield aside
+            fsync_tree(aside)
+            os.replace(aside, target)
+            fsync_tree_entry(target.parent)
     except BaseException:
-        remove(aside)
+        # Where nothing can be written, nothing can be removed; what came first is told.
+        with contextlib.suppress(OSError):
+            remove(aside)
         raise
+
+
+@contextlib.contextmanager
+def writing(path: Path | str) -> Iterator[None]:
+    """Makes one kind of error of all that the system refuses while `path` is written.
+
+    Raises:
+      OSError: with the path, which a write does not tell; also in place of the errors of libraries
+        that tell in a text alone what the system said.
+    """
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno:
+            error.filename = error.filename or str(path)
+            raise
+        if (number := system_error_in(error)) is None:
+            raise
+        raise OSError(number, os.strerror(number), str(path)) from error
+
+
+def system_error_in(error: BaseException) -> int | None:
+    """Returns the number of the system's error that the text of another tells of, if it does."""
+    text = str(error)
+    return next((each for each in REFUSALS if os.strerror(each) in text), None)
 
 
 def aside_of(target: Path, owner: str = "") -> Path:
@@ -81,6 +132,10 @@ def _flush(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        # Some file systems of networks flush no folders.
+        if error.errno != errno.EINVAL or not path.is_dir():
+            raise OSError(error.errno, error.strerror, str(path)) from error
     finally:
         os.close(descriptor)
 

@@ -4,6 +4,8 @@ import logging
 import sys
 from collections.abc import Callable
 
+from geneformer_jax.common.files import system_error_in
+
 logger = logging.getLogger("geneformer_jax")
 # Without a handler Python would print warnings to standard error on its own.
 logger.addHandler(logging.NullHandler())
@@ -33,6 +35,13 @@ def show_log(level: int = logging.INFO, written: Callable[[str], str] = str) -> 
     for each in _printing():
         logger.removeHandler(each)
     logger.addHandler(_StandardOutput(written))
+    logging.getLogger("absl").addFilter(_is_news)
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    # Orbax logs with all its threads that the disk is full, and raises the error too.
+    error = record.exc_info and record.exc_info[1]
+    return not error or system_error_in(error) is None
 
 
 def hide_log() -> None:

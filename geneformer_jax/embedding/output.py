@@ -146,11 +146,12 @@ def _write_parquet(
 def _write_npy(rows: np.ndarray, path: Path, size: int) -> None:
     several = rows.shape[1] > 1
     shape = rows.shape if several else (rows.shape[0], rows.shape[2])
-    copy = np.lib.format.open_memmap(path, "w+", np.float32, shape)
-    for start in range(0, len(rows), size):
-        chunk = slice(start, start + size)
-        copy[chunk] = rows[chunk] if several else rows[chunk, 0]
-    copy.flush()
+    # Not through a map of the file: where the disk is full that ends the process.
+    with path.open("wb") as file:
+        header = {"descr": "<f4", "fortran_order": False, "shape": shape}
+        np.lib.format.write_array_header_1_0(file, header)
+        for start in range(0, len(rows), size):
+            file.write(np.ascontiguousarray(rows[start : start + size], "<f4").data)
 
 
 def read_output(output: Path, keys: Sequence[str]) -> tuple[np.ndarray, pd.DataFrame]:

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from geneformer_jax.common.files import writing
 from geneformer_jax.common.progress import Progress
 from geneformer_jax.common.shares import WHOLE
 from geneformer_jax.embedding.embedder import Embedded, Embedder
@@ -146,7 +147,8 @@ class _RowsOfParts:
         rows = self._embedder.rows(start, stop, progress)
         first = int(self._embedder.offsets[start]) * self._rows[:1].nbytes
         # Not through the map: several machines would write whole pages of it over each other.
-        with open(self._folder.folder / ROWS, "r+b") as file:
+        path = self._folder.folder / ROWS
+        with writing(path), path.open("r+b") as file:
             file.seek(self._rows.offset + first)
             file.write(rows.data)
             file.flush()

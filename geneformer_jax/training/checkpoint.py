@@ -17,7 +17,7 @@ from jax.experimental import multihost_utils
 from orbax.checkpoint import v1 as ocp
 
 from geneformer_jax.common.errors import InputError
-from geneformer_jax.common.files import remove
+from geneformer_jax.common.files import remove, writing
 from geneformer_jax.common.log import logger
 from geneformer_jax.training.config import CheckpointConfig
 from geneformer_jax.training.state import TrainState, initial_loss_scale
@@ -52,7 +52,8 @@ class Checkpoints:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._checkpointer.close()
+        with writing(self.folder):
+            self._checkpointer.close()
 
     @property
     def newest(self) -> int | None:
@@ -71,7 +72,8 @@ class Checkpoints:
 
     def wait(self) -> None:
         """Returns when all that was handed over is on disk."""
-        self._checkpointer.wait()
+        with writing(self.folder):
+            self._checkpointer.wait()
 
     def due(self, step: int, clock: bool) -> bool:
         """Returns whether `step` is to be saved, by the number of steps or the time passed.
@@ -102,7 +104,9 @@ class Checkpoints:
         }
         if state.loss_scale is not None:
             items["loss_scale"] = state.loss_scale
-        self._checkpointer.save_checkpointables_async(step, items)
+        with writing(self.folder):
+            # What came of the save before this one is told here too.
+            self._checkpointer.save_checkpointables_async(step, items)
 
     def restore_newest(self, target: TrainState) -> TrainState | None:
         """Returns the newest state that can be read, or None if there is no checkpoint.

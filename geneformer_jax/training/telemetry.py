@@ -17,7 +17,7 @@ from geneformer_jax.batches.labelled import LabelledBatches
 from geneformer_jax.batches.loader import Batch, MaskedBatches
 from geneformer_jax.cells.store.cell_store import EncodedCells
 from geneformer_jax.common.errors import InputError
-from geneformer_jax.common.files import atomic_write
+from geneformer_jax.common.files import atomic_write, writing
 from geneformer_jax.model.config import RuntimeConfig
 from geneformer_jax.model.precision import precision_preset
 from geneformer_jax.training.config import OptimizerConfig
@@ -108,12 +108,13 @@ class MetricsLog:
         """Appends one line; `row` holds at least `step`."""
         if not self._writes:
             return
-        with self._path.open("a") as file:
-            file.write(json.dumps(row) + "\n")
         numbers = _numbers_of(row)
-        for tag, value in numbers.items():
-            self._writer.add_scalar(tag, value, row["step"])
-        self._writer.flush()
+        with writing(self._path):
+            with self._path.open("a") as file:
+                file.write(json.dumps(row) + "\n")
+            for tag, value in numbers.items():
+                self._writer.add_scalar(tag, value, row["step"])
+            self._writer.flush()
         if self._tracker:
             self._tracker.write(numbers, row["step"])
 

@@ -46,6 +46,7 @@ from geneformer_jax.common.files import (
     fsync_tree_entry,
     remove,
     require_new_folder,
+    writing,
 )
 from geneformer_jax.common.provenance import write_provenance
 from geneformer_jax.common.workdir import claim_folder
@@ -55,7 +56,6 @@ _ROWS_PER_GROUP = 1 << 16
 _OPTIONS = "group_size:1,uncompressed"
 _ASIDE = "joined.partial"
 _BAD = ".skipped.json"
-_SYSTEM_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EROFS)
 
 
 class SourceWriter:
@@ -92,8 +92,7 @@ class SourceWriter:
             self._write_tables()
         features = {TOKENS: ByteRows.of_tokens(encodings.tokens, encodings.offsets)}
         features |= {name: as_bytes(table[name], kind) for name, kind in kinds.items()}
-        with _system_errors(self._folder):
-            self._write_records(encode_records(features))
+        self._write_records(encode_records(features))
         self.cells += len(table)
         self._lengths.append(encodings.lengths)
         self._add_genes(encodings.genes)
@@ -156,9 +155,8 @@ class SourceWriter:
         if self._writer is None:
             return
         path = self._folder / shard_name(len(self._shards))
-        with _system_errors(self._folder):
-            self._writer.close()
-            written = ArrayRecordReader(str(path)).num_records()
+        self._writer.close()
+        written = ArrayRecordReader(str(path)).num_records()
         if written != self._in_shard:
             raise OSError(errno.EIO, f"{written} of {self._in_shard} cells arrived", str(path))
         # On its way to the disk while it is hashed and further cells are encoded.
@@ -167,18 +165,6 @@ class SourceWriter:
         shard = {"cells": self._in_shard, "bytes": size, "sha256": checksum(path)}
         self._shards.append(shard)
         self._writer, self._in_shard, self._bytes_in_shard = None, 0, 0
-
-
-@contextlib.contextmanager
-def _system_errors(folder: Path) -> Iterator[None]:
-    """Turns system errors, which the ArrayRecord library gives as text, into OSError."""
-    try:
-        yield
-    except RuntimeError as error:
-        for number in _SYSTEM_ERRORS:
-            if os.strerror(number) in str(error):
-                raise OSError(number, os.strerror(number), str(folder)) from error
-        raise
 
 
 @contextlib.contextmanager
@@ -331,6 +317,7 @@ def join_sources(
     remove(aside)
     with contextlib.ExitStack() as stack:
         stack.callback(remove, aside)
+        stack.enter_context(writing(folder))
         aside.mkdir()
         (aside / layout.ORDER).write_text(_as_json(order))
         join_tables([folder / layout.SOURCES / key for key in order], aside)
