@@ -24,6 +24,7 @@ from geneformer_jax.cells.tokenization.vocabulary import GeneVocabulary
 from geneformer_jax.common.files import atomic_write, slug
 from geneformer_jax.common.log import logger
 from geneformer_jax.common.provenance import write_provenance
+from geneformer_jax.common.tables import write_csv
 from geneformer_jax.inference.listed_genes import describe_missing
 from geneformer_jax.inference.random_control import MODEL
 from geneformer_jax.reporting.figures import save_figure
@@ -156,7 +157,7 @@ def _write_missing(found: HeadAttention, extractor: AttentionExtractor, path: Pa
             logger.warning(f"{name}: {line}")
     rows = [{"list": name, **each} for name, missing in lists.items() for each in missing]
     if rows:
-        pd.DataFrame(rows).to_csv(path, sep="\t", index=False)
+        write_csv(pd.DataFrame(rows), path, sep="\t")
 
 
 def _limited(table: pd.DataFrame, only: Mapping[str, tuple[int, ...]]) -> pd.DataFrame:

@@ -1,6 +1,16 @@
-"""Tables of ids that people write: text, CSV, Parquet or JSON, read into one form."""
+"""Tables of ids that people write, read into one form, and tables as text that we write.
 
+A spreadsheet computes text that begins with =, +, -, @, a tab or a carriage return, and may so send
+what is in the table elsewhere (OWASP: CSV injection). Such labels and names of genes get a ' in
+front, which reading takes away again; numbers stay as they are. The downloads of reports do the
+same, by the same expression in `reporting/report.js`.
+"""
+
+import csv
+import re
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pyarrow as pa
@@ -25,6 +35,11 @@ GENE_COLUMNS = (
     "gene_name",
 )
 _HEADINGS = {*CLASS_COLUMNS, *GENE_COLUMNS, "ensembl", "symbols", "cell", "cell_id", "barcode"}
+
+# A number is none, also where it is a label, such as cluster -1.
+_FORMULA = r"(?![+-]?\d+\.?\d*(?:e[+-]?\d+)?$)[=+\-@\t\r]"
+FORMULA = re.compile(f"'*{_FORMULA}", re.IGNORECASE)
+_NEUTRAL = re.compile(f"'+{_FORMULA}", re.IGNORECASE)
 
 
 def read_id_table(path: Path | str) -> pd.DataFrame:
@@ -133,8 +148,62 @@ def read_table(path: Path | str) -> pd.DataFrame:
         raise InputError(f"{path} does not exist; check the path")
     separator = "," if ".csv" in suffixes_of(path) else "\t"
     try:
-        return pd.read_csv(
-            path, sep=separator, dtype=str, keep_default_na=False, encoding="utf-8-sig"
-        )
+        return read_csv(path, sep=separator, dtype=str, keep_default_na=False, encoding="utf-8-sig")
     except (ValueError, UnicodeDecodeError, OSError) as error:
         raise InputError(f"{path} is no table that can be read ({error})") from error
+
+
+def write_csv(
+    table: pd.DataFrame | pd.Series, path: Path, *, index: bool = False, sep: str = ","
+) -> None:
+    """Writes a table as text that holds no formula.
+
+    Args:
+      table: its headings, and its index, may hold text too.
+      path: of the file.
+      index: whether the index is written, as the first columns.
+      sep: between values.
+    """
+    table = without_formulas(table.to_frame() if isinstance(table, pd.Series) else table)
+    columns = [table.iloc[:, place] for place in range(table.shape[1])]
+    columns += [table.index.get_level_values(level) for level in range(table.index.nlevels)]
+    # Python does not quote a carriage return alone, which others take for the end of a line.
+    returns = any("\r" in value for each in columns for value in _texts(each))
+    quoting = csv.QUOTE_NONNUMERIC if returns else csv.QUOTE_MINIMAL
+    table.to_csv(path, sep=sep, index=index, quoting=quoting)
+
+
+def read_csv(path: Path, **options: Any) -> pd.DataFrame:
+    """Reads a table as `pandas.read_csv` does, with text as it was before `write_csv`."""
+    return _changed(pd.read_csv(path, **options), _NEUTRAL, lambda text: text[1:])
+
+
+def without_formulas(table: pd.DataFrame) -> pd.DataFrame:
+    """Returns a table whose text, headings and index a spreadsheet takes for text."""
+    return _changed(table, FORMULA, "'{}".format)
+
+
+def _changed(
+    table: pd.DataFrame, pattern: re.Pattern[str], change: Callable[[str], str]
+) -> pd.DataFrame:
+    """Changes the text that a pattern fits in values, headings and index."""
+
+    def of(value: Any) -> Any:
+        return change(value) if isinstance(value, str) and pattern.match(value) else value
+
+    table = table.copy(deep=False)
+    for place in range(table.shape[1]):
+        column = table.iloc[:, place]
+        if isinstance(column.dtype, pd.CategoricalDtype):
+            table.isetitem(place, column.cat.rename_categories(of))
+        elif any(map(pattern.match, _texts(column))):
+            table.isetitem(place, column.map(of))
+    return table.rename(columns=of, index=of).rename_axis(index=of)
+
+
+def _texts(column: pd.Series | pd.Index) -> Iterator[str]:
+    if isinstance(column.dtype, pd.CategoricalDtype):
+        column = column.categories if isinstance(column, pd.Index) else column.cat.categories
+    if pd.api.types.is_numeric_dtype(column.dtype):
+        return iter(())
+    return (value for value in column if isinstance(value, str))

@@ -14,6 +14,7 @@ from geneformer_jax.cells.store.cell_store import EncodedCells
 from geneformer_jax.common.errors import InputError, did_you_mean
 from geneformer_jax.common.files import atomic_write
 from geneformer_jax.common.provenance import RESULTS_TABLE, describe_run, write_provenance
+from geneformer_jax.common.tables import write_csv
 from geneformer_jax.finetuning.classification.config import CELL
 from geneformer_jax.finetuning.classification.splits import Split, make_split
 from geneformer_jax.finetuning.classification.task import FoldData
@@ -172,7 +173,7 @@ def write_multitask_results(
     with atomic_write(workdir / "predictions.parquet") as aside:
         predictions.to_parquet(aside)
     with atomic_write(workdir / RESULTS_TABLE) as aside:
-        results.to_csv(aside)
+        write_csv(results, aside, index=True)
     facts = describe_run("finetune", configuration, [], {"left_out": task.dropped})
     write_provenance(workdir, facts)
     return results

@@ -18,6 +18,7 @@ from geneformer_jax.common.config import fill
 from geneformer_jax.common.errors import InputError, did_you_mean
 from geneformer_jax.common.files import atomic_write
 from geneformer_jax.common.log import logger
+from geneformer_jax.common.tables import write_csv
 from geneformer_jax.common.workdir import claim_workdir
 from geneformer_jax.finetuning.config import FinetuneConfig, SearchConfig
 from geneformer_jax.finetuning.loop import FoldRun, finetune_fold
@@ -233,5 +234,5 @@ class Search:
             rising = self.search.metric == "loss"
             table = table.sort_values(["state", self.search.metric], ascending=[True, rising])
             with atomic_write(self.workdir / TRIALS) as aside:
-                table.to_csv(aside, index=False)
+                write_csv(table, aside)
         return table.reset_index(drop=True)

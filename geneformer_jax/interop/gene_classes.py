@@ -10,6 +10,7 @@ import pandas as pd
 from geneformer_jax.common.errors import InputError
 from geneformer_jax.common.files import atomic_write, suffix_of
 from geneformer_jax.common.provenance import describe_run
+from geneformer_jax.common.tables import write_csv
 from geneformer_jax.interop.original_dictionaries import PICKLES
 from geneformer_jax.interop.restricted_pickle import (
     LARGEST_FILE,
@@ -75,7 +76,7 @@ def _write(classes: Mapping[str, list[str]], path: Path, suffix: str) -> None:
         return
     rows = [(gene, name) for name, genes in classes.items() for gene in genes]
     separator = "\t" if suffix == ".tsv" else ","
-    pd.DataFrame(rows, columns=["gene_id", "class"]).to_csv(path, sep=separator, index=False)
+    write_csv(pd.DataFrame(rows, columns=["gene_id", "class"]), path, sep=separator)
 
 
 def _is_class(item: tuple[Any, Any]) -> bool:

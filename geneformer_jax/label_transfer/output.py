@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from geneformer_jax.common.files import atomic_write
+from geneformer_jax.common.tables import write_csv
 from geneformer_jax.embedding.comparison import MAX_DRAWN_CELLS, draw_rows
 from geneformer_jax.embedding.embedder import KEY
 from geneformer_jax.embedding.output import report_path
@@ -87,7 +88,7 @@ def write_tables(transferred: Transferred, output: Path) -> list[Path]:
     paths = {output.with_name(f"{output.stem}.{name}.csv"): each for name, each in tables.items()}
     for path, table in paths.items():
         with atomic_write(path) as aside:
-            table.to_csv(aside, index=False)
+            write_csv(table, aside)
     return list(paths)
 
 

@@ -7,6 +7,7 @@ from typing import Any
 import pandas as pd
 
 from geneformer_jax.common.log import logger
+from geneformer_jax.common.tables import write_csv
 from geneformer_jax.perturbation.layout import GENES_LEFT_OUT, OUTPUTS, REPORT, SHIFTS
 from geneformer_jax.perturbation.statistics.accuracy.resolution import describe_resolution
 from geneformer_jax.perturbation.statistics.accuracy.screen_accuracy import (
@@ -142,6 +143,6 @@ def describe_by_rank(by_rank: Mapping[str, Any]) -> str:
 def _add_missing_genes(report: Report, folder: Path, counts: Mapping[str, Any]) -> None:
     if counts["genes_left_out"]:
         missing = pd.DataFrame(counts["genes_left_out"])
-        missing.to_csv(folder / GENES_LEFT_OUT, sep="\t", index=False)
+        write_csv(missing, folder / GENES_LEFT_OUT, sep="\t")
         report.section("Listed genes that were left out")
         report.table(missing, "Genes and the reason of each.", GENES_LEFT_OUT)

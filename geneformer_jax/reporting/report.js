@@ -21,8 +21,9 @@
     return tiny ? number.toExponential(3).replace(/\.?0*e/, "e") : small.format(number);
   }
 
-  // A spreadsheet takes text that begins so for a formula.
-  const harmless = text => (/^[=+\-@\t\r]/.test(text) ? `'${text}` : text);
+  // A spreadsheet takes text that begins so for a formula; as in common/tables.py.
+  const FORMULA = /^'*(?![+-]?\d+\.?\d*(?:e[+-]?\d+)?$)[=+\-@\t\r]/i;
+  const harmless = text => (FORMULA.test(text) ? `'${text}` : text);
 
   function asColumn(column) {
     if (!column.number) {

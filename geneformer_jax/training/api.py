@@ -17,6 +17,7 @@ from geneformer_jax.common.arguments import require_path, require_type
 from geneformer_jax.common.files import atomic_write
 from geneformer_jax.common.log import logger
 from geneformer_jax.common.provenance import HELD_OUT_TABLE, describe_run
+from geneformer_jax.common.tables import write_csv
 from geneformer_jax.common.workdir import claim_workdir, sole_run
 from geneformer_jax.model.encoder import Params
 from geneformer_jax.model.pretrained import (
@@ -192,7 +193,7 @@ def pretrain(config: PretrainConfig, workdir: Path) -> PretrainResult:
     result = PretrainResult(state, held_out, baselines, workdir / CHECKPOINTS / str(run.steps))
     if held_out and jax.process_index() == 0:
         with atomic_write(workdir / HELD_OUT_TABLE) as aside:
-            result.table().to_csv(aside, index=False)
+            write_csv(result.table(), aside)
     return result
 
 

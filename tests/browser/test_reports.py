@@ -13,7 +13,7 @@ from geneformer_jax.reporting.html import Report, include_pages
 from tests.browser.conftest import see_all
 
 EDITS = 400
-FORMULAS = ["=cmd()", "+1+1", "-2", "@SUM(A1)", "\tx"]
+FORMULAS = ["=cmd()", "+1+1", "-2+3", "@SUM(A1)", "\tx"]
 HOSTILE = [*FORMULAS, "<script>alert(1)</script>", "<img src=x onerror=alert(1)>"]
 GENE, CELLS, SHIFT, FDR = "Gene_name", "N_Detections", "Shift_to_goal_end", "Goal_end_FDR"
 RINGS = "svg .mark-symbol path[fill='transparent']"

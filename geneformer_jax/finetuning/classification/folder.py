@@ -10,6 +10,7 @@ import pandas as pd
 
 from geneformer_jax.common.files import slug
 from geneformer_jax.common.provenance import FILE_NAME
+from geneformer_jax.common.tables import write_csv
 from geneformer_jax.finetuning.classification.config import TaskConfig
 from geneformer_jax.finetuning.classification.predictions import read_predictions, write_predictions
 from geneformer_jax.finetuning.classification.task import ClassificationTask
@@ -51,7 +52,8 @@ class TaskFolder:
 
         def prepare(folder: Path) -> None:
             task.split.write(folder / SPLIT)
-            task.labels.rename("class").rename_axis("id").to_csv(folder / LABELS)
+            labels = task.labels.rename("class").rename_axis("id")
+            write_csv(labels, folder / LABELS, index=True)
 
         of_task = {"task": dataclasses.asdict(config), "content": _content_hash(task)}
         identity = {**(identity or {}), **of_task}

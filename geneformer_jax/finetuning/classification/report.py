@@ -10,6 +10,7 @@ import pandas as pd
 
 from geneformer_jax.common.files import atomic_write
 from geneformer_jax.common.provenance import RESULTS_TABLE, describe_run, write_provenance
+from geneformer_jax.common.tables import read_csv, write_csv
 from geneformer_jax.finetuning.classification.baselines import COMMONEST, SVM
 from geneformer_jax.finetuning.classification.config import GENE
 from geneformer_jax.finetuning.classification.figures import (
@@ -175,7 +176,7 @@ def write_results(
     tables = {RESULTS_TABLE: results, "folds.csv": folds, "controls.csv": controls}
     for name, table in tables.items():
         with atomic_write(folder.path / name) as aside:
-            table.to_csv(aside, index=False)
+            write_csv(table, aside)
     facts = describe_run(
         "finetune",
         dataclasses.asdict(folder.config),
@@ -198,7 +199,7 @@ def write_results(
 def read_results(folder: TaskFolder) -> pd.DataFrame:
     """Reads the table of results that `write_results` wrote."""
     # A column without any text would be read as numbers.
-    return pd.read_csv(folder.path / RESULTS_TABLE, dtype={PUBLISHED: str}).fillna({PUBLISHED: ""})
+    return read_csv(folder.path / RESULTS_TABLE, dtype={PUBLISHED: str}).fillna({PUBLISHED: ""})
 
 
 def _row(

@@ -17,6 +17,7 @@ from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold, train
 
 from geneformer_jax.common.errors import InputError
 from geneformer_jax.common.files import atomic_write, suffix_of
+from geneformer_jax.common.tables import write_csv
 from geneformer_jax.finetuning.classification.config import SplitRule
 
 SIDES = ("train", "valid", "test")
@@ -52,7 +53,7 @@ class Split:
         path = Path(path)
         with atomic_write(path) as aside:
             if suffix_of(path) == ".csv":
-                self.table.to_csv(aside, index=False)
+                write_csv(self.table, aside)
             else:
                 self.table.to_parquet(aside, index=False)
 

@@ -10,6 +10,7 @@ import pandas as pd
 
 from geneformer_jax.common.files import atomic_write, suffix_of
 from geneformer_jax.common.provenance import provenance_beside
+from geneformer_jax.common.tables import write_csv
 from geneformer_jax.finetuning.classification.predictions import PROBABILITY
 from geneformer_jax.finetuning.prediction.tables import CLASSES, PROBABILITIES
 from geneformer_jax.inference.written_anndata import write_anndata
@@ -36,7 +37,10 @@ def write_predicted(
             write_anndata(predicted, aside)
             return
         table = _side_by_side(predicted) if isinstance(predicted, ad.AnnData) else predicted
-        table.to_parquet(aside) if suffix_of(output) == ".parquet" else table.to_csv(aside)
+        if suffix_of(output) == ".parquet":
+            table.to_parquet(aside)
+        else:
+            write_csv(table, aside, index=True)
 
 
 def _side_by_side(predicted: ad.AnnData) -> pd.DataFrame:

@@ -14,6 +14,7 @@ from geneformer_jax.common.provenance import (
     RESULTS_TABLE,
     read_provenance,
 )
+from geneformer_jax.common.tables import read_csv
 from geneformer_jax.interop.weights.bert_layout import architecture_of
 from geneformer_jax.model.heads import GENES
 from geneformer_jax.model.pretrained import PretrainedModel
@@ -122,7 +123,7 @@ def _describe_figures(run: Path | None, command: str) -> str:
     path = _table_of(run, command) if run else None
     if path is None:
         return _NO_FIGURES
-    table = pd.read_csv(path)
+    table = read_csv(path)
     return "\n".join(_markdown(table[[name for name in _COLUMNS if name in table]]))
 
 

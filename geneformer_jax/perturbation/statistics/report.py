@@ -21,6 +21,7 @@ from geneformer_jax.common.errors import InputError
 from geneformer_jax.common.files import atomic_write
 from geneformer_jax.common.log import logger
 from geneformer_jax.common.provenance import FILE_NAME, describe_run
+from geneformer_jax.common.tables import without_formulas
 from geneformer_jax.perturbation.controls.beside import with_controls
 from geneformer_jax.perturbation.controls.choice import ALL, read_controls
 from geneformer_jax.perturbation.layout import MEANINGS, REPORT, SHIFTS, WORDS
@@ -204,21 +205,23 @@ def _write_table(
         with contextlib.ExitStack() as open_files:
             writers: list[Any] = []
             for piece in pieces:
-                table = _plain(pa.Table.from_pandas(piece, preserve_index=False))
+                tables = [_plain(piece), _plain(without_formulas(piece))]
                 if not writers:
-                    parquet = pq.ParquetWriter(asides[0], table.schema, compression="zstd")
-                    csv = pyarrow.csv.CSVWriter(asides[1], table.schema)
+                    schemas = [table.schema for table in tables]
+                    parquet = pq.ParquetWriter(asides[0], schemas[0], compression="zstd")
+                    csv = pyarrow.csv.CSVWriter(asides[1], schemas[1])
                     writers = [open_files.enter_context(each) for each in (parquet, csv)]
-                for writer in writers:
-                    writer.write_table(table.cast(writers[0].schema))
+                for writer, table, schema in zip(writers, tables, schemas, strict=True):
+                    writer.write_table(table.cast(schema))
                 if rows < MAX_ROWS:
                     first.append(piece.head(MAX_ROWS - rows))
                 rows += len(piece)
     return paths, (pd.concat(first, ignore_index=True), rows)
 
 
-def _plain(table: pa.Table) -> pa.Table:
-    """The table with its categories as text, and without pandas' own notes."""
+def _plain(piece: pd.DataFrame) -> pa.Table:
+    """The piece with its categories as text, and without pandas' own notes."""
+    table = pa.Table.from_pandas(piece, preserve_index=False)
     fields = [
         pa.field(field.name, pa.string() if _is_text(field.type) else field.type)
         for field in table.schema

@@ -8,6 +8,7 @@ import pandas as pd
 
 from geneformer_jax.common.files import atomic_write
 from geneformer_jax.common.provenance import write_provenance
+from geneformer_jax.common.tables import write_csv
 from geneformer_jax.perturbation.validation.api import Validation
 from geneformer_jax.perturbation.validation.report import draw, write_report
 from geneformer_jax.reporting.figures import save_figure
@@ -23,7 +24,7 @@ def write_validation(folder: Path, validation: Validation, provenance: Mapping[s
         if len(table):
             files.append(folder / f"{name}.csv")
             with atomic_write(files[-1]) as aside:
-                table.to_csv(aside, index=False)
+                write_csv(table, aside)
     drawings = draw(validation)
     for drawing in drawings:
         files += save_figure(drawing.figure, folder / drawing.name)

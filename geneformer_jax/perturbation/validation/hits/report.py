@@ -14,6 +14,7 @@ from sklearn.metrics import precision_recall_curve, roc_curve
 from geneformer_jax.common.files import atomic_write
 from geneformer_jax.common.log import logger
 from geneformer_jax.common.provenance import describe_run, write_provenance
+from geneformer_jax.common.tables import write_csv
 from geneformer_jax.common.workdir import as_json, is_finished
 from geneformer_jax.perturbation.layout import REPORT
 from geneformer_jax.perturbation.validation.hits.api import HitValidation, validate_hits
@@ -82,7 +83,7 @@ def write_hits(
 def _write_files(folder: Path, found: HitValidation, provenance: Mapping[str, Any]) -> None:
     names = ("metrics", "genes")
     for name in names:
-        getattr(found, name).to_csv(folder / f"{name}.csv", index=False)
+        write_csv(getattr(found, name), folder / f"{name}.csv")
     figure = curves_figure(found.genes)
     files = [f"{name}.csv" for name in names]
     files += [path.name for path in save_figure(figure, folder / "curves")]
