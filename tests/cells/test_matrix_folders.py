@@ -12,6 +12,7 @@ import scipy.io
 from scipy import sparse
 
 from geneformer_jax.cells.counts.options import CountOptions
+from geneformer_jax.cells.formats.matrix_market import MatrixMarketPieces, _BoundedLines
 from geneformer_jax.cells.formats.open import expand_paths, open_counts
 from geneformer_jax.common.errors import InputError
 from tests.helpers.count_files import WRITERS, example_cells
@@ -181,6 +182,34 @@ def test_matrices_that_are_no_counts(header, words, tenx):
     with pytest.raises(InputError, match=words) as error:
         open_counts(tenx)
     assert "matrix.mtx" in str(error.value)
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_line_that_does_not_end_is_given_up(packed, tmp_path):
+    content = b"%%MatrixMarket matrix coordinate integer general\n3 4 2\n1 1 5\n" + b"1 " * (
+        1 << 20
+    )
+    path = tmp_path / ("m.mtx.gz" if packed else "m.mtx")
+    path.write_bytes(gzip.compress(content, 1) if packed else content)
+    taken = []
+    pieces = MatrixMarketPieces(path, genes_first=True)
+    with pytest.MonkeyPatch.context() as patch:
+        read1 = _BoundedLines.read1
+        patch.setattr(
+            _BoundedLines, "read1", lambda *given: taken.append(read1(*given)) or taken[-1]
+        )
+        with pytest.raises(InputError, match=r"m\.mtx.*line of more than 65,536 letters.*copy it"):
+            list(pieces.pieces())
+    assert sum(map(len, taken)) < 1 << 17
+
+
+@pytest.mark.parametrize("ending", ["\n", "\r", "\r\n"])
+def test_many_lines_of_any_ending_are_no_long_line(ending, tmp_path):
+    head = f"%%MatrixMarket matrix coordinate integer general\n300 300 {90_000}\n"
+    rows = [f"{row} {column} {row}" for row in range(1, 301) for column in range(1, 301)]
+    (tmp_path / "m.mtx").write_bytes((head + ending.join(rows) + ending).encode())
+    (piece,) = MatrixMarketPieces(tmp_path / "m.mtx", genes_first=True).pieces()
+    assert len(piece.values) == 90_000 and piece.values.sum() == 300 * sum(range(301))
 
 
 @pytest.mark.parametrize("missing", ["barcodes.tsv", "genes.tsv"])

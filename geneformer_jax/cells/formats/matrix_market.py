@@ -2,6 +2,7 @@
 
 import csv
 import gzip
+import io
 from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
@@ -18,6 +19,30 @@ _TYPES = {"integer": np.int64, "unsigned-integer": np.int64, "real": np.float64}
 
 # Letters; a packed file may unpack to a thousand times its size, all of it in one line.
 LONGEST_LINE = 1 << 16
+
+
+class _BoundedLines(io.BufferedIOBase):
+    """A file that is given up where a line does not end, all of which pandas would hold."""
+
+    def __init__(self, file: BinaryIO, path: Path):
+        self._file, self._path = file, path
+        self._without_end = 0
+
+    def readable(self) -> bool:
+        """Asked for by Python, which makes text of the bytes."""
+        return True
+
+    def read1(self, size: int = -1) -> bytes:
+        """Returns the next bytes; raises InputError if they belong to too long a line."""
+        data = self._file.read1(size)
+        last = max(data.rfind(b"\n"), data.rfind(b"\r"))
+        self._without_end = len(data) - last - 1 + (self._without_end if last < 0 else 0)
+        if self._without_end > LONGEST_LINE:
+            raise InputError(
+                f"{self._path}: has a line of more than {LONGEST_LINE:,} letters, where a row, a "
+                "column and a count should stand; the file is damaged: copy it again"
+            )
+        return data
 
 
 class Header(NamedTuple):
@@ -102,7 +127,7 @@ class MatrixMarketPieces(Pieces):
             return iter(())
         types = {"row": np.int64, "column": np.int64, "value": self.dtype}
         return pd.read_csv(
-            file,
+            _BoundedLines(file, self._path),
             sep=r"\s+",
             names=list(types),
             dtype=types,
