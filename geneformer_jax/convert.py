@@ -21,7 +21,9 @@ from pathlib import Path
 from absl import flags
 
 from geneformer_jax.common import command_line
+from geneformer_jax.common.command_line import configuration
 from geneformer_jax.common.errors import InputError
+from geneformer_jax.common.workdir import sole_writer
 
 _SOURCE = flags.DEFINE_string("source", None, "What to convert: a folder or file.")
 _TARGET = flags.DEFINE_string("target", None, "Where to write it; nothing is overwritten.")
@@ -60,16 +62,17 @@ def main() -> None:
     from geneformer_jax.reporting.command_reports import write_conversion_report
 
     target = Path(_TARGET.value)
-    lines = Conversion(
+    conversion = Conversion(
         Path(_SOURCE.value),
         target,
         Path(_VOCABULARY.value) if _VOCABULARY.value else None,
         base=_BASE.value,
         species=_SPECIES.value,
         max_length=_MAX_LENGTH.value,
-    ).run()
+    )
     facts = {"command": "convert", "source": _SOURCE.value, "target": _TARGET.value}
-    print(f"report: {write_conversion_report(target, lines, facts)}")
+    with sole_writer(target, configuration()):
+        print(f"report: {write_conversion_report(target, conversion.run(), facts)}")
 
 
 def _push() -> None:

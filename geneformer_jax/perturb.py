@@ -39,6 +39,7 @@ from geneformer_jax.cells.tokenization.flags import define_reading_flags, readin
 from geneformer_jax.common import command_line
 from geneformer_jax.common.errors import InputError
 from geneformer_jax.common.shares import SharedRun, run_shared, share_flags
+from geneformer_jax.common.workdir import one_at_a_time
 
 FLAGS = flags.FLAGS
 NEEDED = ("checkpoint", "cells", "output")
@@ -177,10 +178,11 @@ class _Perturbation:
 
         if not self._run.is_complete():
             self._run.finish()
-        for name in self._missing():
-            model_controls.make_control(name, self._output, self._run, self._given, self._how)
-        for mode in _modes(self._output):
-            self._make_statistic(mode)
+        with one_at_a_time(self._output.with_name(f"{self._output.name}.lock")):
+            for name in self._missing():
+                model_controls.make_control(name, self._output, self._run, self._given, self._how)
+            for mode in _modes(self._output):
+                self._make_statistic(mode)
 
     def _missing(self) -> list[str]:
         from geneformer_jax.perturbation import model_controls

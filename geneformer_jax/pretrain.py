@@ -25,6 +25,7 @@ from geneformer_jax.common import command_line
 from geneformer_jax.common.command_help import configuration_help
 from geneformer_jax.common.errors import InputError
 from geneformer_jax.common.threads import keep_freed_memory
+from geneformer_jax.common.workdir import sole_run
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "Configuration file, or the name of one that comes with the package, such as "
@@ -103,7 +104,8 @@ def _write_report(
         return
     named = {name.replace("_", " "): loss for name, loss in baselines.items()}
     metrics = read_metrics(workdir)
-    report = write_pretraining_report(workdir, metrics, scores, conclusions, named)
+    with sole_run(workdir):
+        report = write_pretraining_report(workdir, metrics, scores, conclusions, named)
     print(f"loss curve: {workdir / LOSS}.png; report: {report}")
 
 

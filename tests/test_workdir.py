@@ -1,9 +1,20 @@
-"""Folders of runs whose record of which run they are of was damaged."""
+"""Folders and files of runs: whose they are, and who may write them."""
+
+import subprocess
+import sys
 
 import pytest
 
 from geneformer_jax.common.errors import InputError
-from geneformer_jax.common.workdir import claim_workdir
+from geneformer_jax.common.workdir import claim_workdir, sole_writer
+
+_LOCKS = """
+import fcntl, sys
+file = open(sys.argv[1], "w")
+fcntl.lockf(file, fcntl.LOCK_EX)
+print(flush=True)
+input()
+"""
 
 
 @pytest.mark.parametrize(
@@ -15,3 +26,36 @@ def test_a_damaged_record_is_told(content, tmp_path):
     (tmp_path / "run" / "config.json").write_bytes(content)
     with pytest.raises(InputError, match=r"config.json is damaged; name a new `workdir`"):
         claim_workdir(tmp_path / "run", {"mode": "cell"})
+
+
+def test_what_a_killed_process_wrote_is_made_again_and_nothing_else_is_touched(tmp_path):
+    output, lock = tmp_path / "output", tmp_path / "output.lock"
+
+    def killed():
+        with sole_writer(output, {"source": "a"}):
+            assert not output.exists()
+            output.write_text("whole, but not told of")
+            raise KeyboardInterrupt
+
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            killed()
+    for arguments in ({"source": "b"}, {"source": "b"}):
+        with pytest.raises(RuntimeError), sole_writer(output, arguments):
+            assert output.read_text() == "whole, but not told of"
+            raise RuntimeError
+        assert not lock.exists()
+
+
+def test_of_two_processes_one_writes(tmp_path):
+    output = tmp_path / "output"
+    arguments = [sys.executable, "-c", _LOCKS, str(tmp_path / "output.lock")]
+    with subprocess.Popen(arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        other.stdout.readline()
+        refused = pytest.raises(InputError, match="another process is writing")
+        with refused, sole_writer(output, {}):
+            pass
+        other.kill()
+    with sole_writer(output, {}):
+        output.touch()
+    assert [path.name for path in tmp_path.iterdir()] == ["output"]

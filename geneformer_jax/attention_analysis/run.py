@@ -1,7 +1,8 @@
 """A run of `attend` in files: from its query, part by part, to its report."""
 
+import contextlib
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Unpack
 
@@ -152,7 +153,11 @@ class AttentionRun:
         Raises:
           InputError: parts are missing, which it names.
         """
-        sums = {name: parts.joined() for name, parts in self._parts.items()}
+        with contextlib.ExitStack() as stack:
+            joined = {name: parts.joined() for name, parts in self._parts.items()}
+            return self._write({name: stack.enter_context(each) for name, each in joined.items()})
+
+    def _write(self, sums: Mapping[str, AttentionSums]) -> HeadAttention:
         extractor = self._extractors[MODEL]
         found = tabulate(self._query, extractor, sums)
         cells = extractor.cells
@@ -209,14 +214,15 @@ class AttentionParts:
         progress = functools.partial(Progress, description=f"attend: {name}", unit="cells")
         self._parts.make(self._keeper, shard, progress)
 
-    def joined(self) -> AttentionSums:
-        """Returns the sums over all cells.
+    @contextlib.contextmanager
+    def joined(self) -> Iterator[AttentionSums]:
+        """Yields the sums over all cells; no other process works on them meanwhile.
 
         Raises:
           InputError: parts are missing, which it names.
         """
         with self._parts.whole(self._keeper):
-            return self._keeper.joined()
+            yield self._keeper.joined()
 
 
 class _SumsOfParts:

@@ -11,11 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from geneformer_jax.common.errors import InputError
-from geneformer_jax.common.files import fingerprint, read_json
+from geneformer_jax.common.files import atomic_write, fingerprint, read_json
 
 FILE_NAME = "provenance.json"
 # Beside it, where a model was trained: its held-out figures and those of baselines, a row each.
 HELD_OUT_TABLE, RESULTS_TABLE = "held_out.csv", "results.csv"
+# What was computed, and in what time, among the counts.
+THROUGHPUT = "throughput"
+_WRITTEN_AT = "written_at"
 _PACKAGES = (
     "geneformer_jax",
     "jax",
@@ -53,13 +56,24 @@ def describe_run(
         "packages": _package_versions(),
         "python": platform.python_version(),
         "device": _device(),
-        "written_at": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        _WRITTEN_AT: datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
 
 
+def without_times(provenance: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns a provenance without when its output was written, and how fast.
+
+    Files of data carry it so, that the same command writes the same bytes; its times are beside.
+    """
+    counts = {name: each for name, each in provenance["counts"].items() if name != THROUGHPUT}
+    told = {name: each for name, each in provenance.items() if name != _WRITTEN_AT}
+    return told | {"counts": counts}
+
+
 def write_provenance(folder: Path, provenance: Mapping[str, Any]) -> None:
-    """Writes `provenance` (see `describe_run`) as `folder`/provenance.json."""
-    (folder / FILE_NAME).write_text(json.dumps(provenance, indent=2, default=str) + "\n")
+    """Writes `provenance` (see `describe_run`) as `folder`/provenance.json, whole or not at all."""
+    with atomic_write(folder / FILE_NAME) as aside:
+        aside.write_text(json.dumps(provenance, indent=2, default=str) + "\n")
 
 
 def read_provenance(folder: Path) -> dict[str, Any]:

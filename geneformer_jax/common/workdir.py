@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from geneformer_jax.common.errors import InputError
-from geneformer_jax.common.files import atomic_write, read_json, require_new_folder
+from geneformer_jax.common.files import atomic_write, read_json, remove, require_new_folder
+from geneformer_jax.common.log import logger
 from geneformer_jax.common.provenance import FILE_NAME, write_provenance, written_configuration
 
 CONFIG = "config.json"
@@ -127,26 +128,73 @@ def lock_folder(
       InputError: another process is at work on some of it.
     """
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-    try:
-        # Absent on Windows, where nothing is locked.
-        import fcntl
-    except ModuleNotFoundError:
-        return descriptor
-    # Bytes of a file stand for the work, so that shares of different n get in each other's way.
-    start, stop = (_STRETCH * each // shard[1] for each in (shard[0], shard[0] + 1))
-    try:
-        fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB, stop - start, start)
-    except OSError as error:
-        if error.errno not in (errno.EACCES, errno.EAGAIN):
-            # Some file systems of clusters know no locks.
-            return descriptor
+    if _is_locked_by_another(descriptor, shard):
         os.close(descriptor)
         what = "" if shard[1] == 1 else f"shard {shard[0]}/{shard[1]} of "
         raise InputError(
             f"another process is at work on {what}{path.parent}; wait for it and run the same "
             f"command again, or {otherwise}"
-        ) from error
+        )
     return descriptor
+
+
+def _is_locked_by_another(descriptor: int, shard: tuple[int, int] = (0, 1)) -> bool:
+    """Locks an open file for this process, unless another has locked some of the same work."""
+    try:
+        # Absent on Windows, where nothing is locked.
+        import fcntl
+    except ModuleNotFoundError:
+        return False
+    # Bytes of a file stand for the work, so that shares of different n get in each other's way.
+    start, stop = (_STRETCH * each // shard[1] for each in (shard[0], shard[0] + 1))
+    try:
+        fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB, stop - start, start)
+    except OSError as error:
+        # Some file systems of clusters know no locks.
+        return error.errno in (errno.EACCES, errno.EAGAIN)
+    return False
+
+
+@contextlib.contextmanager
+def sole_writer(output: Path, arguments: Mapping[str, Any]) -> Iterator[None]:
+    """Keeps a second process from an output that is written at one go, and then told of.
+
+    What a process wrote that was killed before it had told is removed, if it was given the same
+    arguments: it is made again. Until then they stand in OUTPUT.lock.
+
+    Raises:
+      InputError: another process is writing the output.
+    """
+    lock = output.with_name(f"{output.name}.lock")
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(lock, os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        if _is_locked_by_another(descriptor):
+            raise InputError(f"another process is writing {output}; wait for it")
+        content = json.dumps(as_json(arguments)).encode()
+        if os.read(descriptor, len(content) + 1) == content:
+            logger.info("%s is of a run that was killed before it ended: it is made again", output)
+            remove(output)
+        elif not output.is_file() and not (output.is_dir() and any(output.iterdir())):
+            # Only here is what will be there of this command.
+            os.ftruncate(descriptor, 0)
+            os.lseek(descriptor, 0, os.SEEK_SET)
+            os.write(descriptor, content)
+        try:
+            yield
+        except Exception:
+            _let_go(lock, descriptor)
+            raise
+        # Not after Ctrl-C, which may come between output and report.
+        _let_go(lock, descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _let_go(lock: Path, descriptor: int) -> None:
+    # A process that has opened the file just now finds nothing in it.
+    os.ftruncate(descriptor, 0)
+    lock.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager

@@ -133,7 +133,7 @@ class EmbeddingReport:
         self._report = Report(
             "Embeddings",
             f"{len(embedded.table):,} rows ({embedder.pass_.mode}), hidden layer {layers} of "
-            f"{embedder.model.source}. {embedder.throughput.describe()}.",
+            f"{embedder.model.source}.",
         )
 
     def make(self) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """A run of `embed` in files: from its options, part by part, to its output and report."""
 
+import contextlib
 import dataclasses
 import json
 from collections.abc import Mapping, Sequence
@@ -12,11 +13,16 @@ from geneformer_jax.cells.counts.options import CountArguments, CountOptions
 from geneformer_jax.cells.formats.open import open_counts
 from geneformer_jax.cells.formats.paths import as_path, is_counts
 from geneformer_jax.common.errors import InputError
-from geneformer_jax.common.files import atomic_write, remove, suffix_of
+from geneformer_jax.common.files import atomic_write, read_json, remove, suffix_of
 from geneformer_jax.common.log import logger
-from geneformer_jax.common.provenance import describe_run, provenance_beside
+from geneformer_jax.common.provenance import (
+    THROUGHPUT,
+    describe_run,
+    provenance_beside,
+    without_times,
+)
 from geneformer_jax.common.shares import WHOLE
-from geneformer_jax.common.workdir import as_json
+from geneformer_jax.common.workdir import as_json, one_at_a_time
 from geneformer_jax.embedding.embedder import (
     Embedded,
     Embedder,
@@ -183,7 +189,9 @@ class EmbeddingRun:
                 f"{self._output} was made of other cells or weights than those that are there now; "
                 "remove it or name another file"
             )
-        self._embedder.throughput = Throughput("cells", *counts["throughput"].values())
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+            made = read_json(provenance_beside(self._output))["counts"][THROUGHPUT]
+            self._embedder.throughput = Throughput("cells", *made.values())
 
     def make(self, shard: tuple[int, int] = WHOLE) -> bool:
         """Embeds what is missing of share i of n; returns True.
@@ -206,7 +214,8 @@ class EmbeddingRun:
         """
         if self._parts is None:
             logger.info("%s: embeddings are there, only the report is new", self._output)
-            self._write(self._kept())
+            with one_at_a_time(self._output.with_name(f"{self._output.name}.lock")):
+                self._write(self._kept())
             return
         with self._parts.joined() as embedded:
             self._write(embedded)
@@ -226,12 +235,13 @@ class EmbeddingRun:
         """Measures, draws and writes everything, and removes the parts."""
         report = EmbeddingReport(self._config, self._embedder, embedded, self._counts, self._output)
         measures = report.make()
-        made = {"throughput": self._embedder.throughput.summary(), _IDENTITY: self._identity}
+        made = {THROUGHPUT: self._embedder.throughput.summary(), _IDENTITY: self._identity}
         counts = {**made, **embedded.facts, **measures}
         provenance = describe_run("embed", self._command, self._inputs, counts)
-        text = json.dumps(provenance, indent=2, default=str)
+        # Of another report that was here.
+        remove(report_path(self._output))
         with atomic_write(provenance_beside(self._output)) as aside:
-            aside.write_text(text + "\n")
+            aside.write_text(json.dumps(provenance, indent=2, default=str) + "\n")
         arrays = report.arrays
         if self._config.vitessce:
             self._write_vitessce(embedded, arrays)
@@ -240,6 +250,7 @@ class EmbeddingRun:
             arrays = {key: fill_rows(values, rows, len(obs)) for key, values in arrays.items()}
             embedded = embedded.with_all(obs, rows)
         counts = self._counts if self._config.with_counts else None
+        text = json.dumps(without_times(provenance), indent=2, default=str)
         write_output(embedded, self._output, text, arrays, counts=counts)
         report.write(provenance)
         remove(parts_folder(self._output))

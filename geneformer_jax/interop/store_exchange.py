@@ -23,7 +23,7 @@ from geneformer_jax.cells.tokenization.vocabulary import GeneVocabulary
 from geneformer_jax.common.errors import InputError
 from geneformer_jax.common.files import atomic_write, fingerprint, require_new_folder, suffix_of
 from geneformer_jax.common.progress import Progress
-from geneformer_jax.common.provenance import describe_run, write_provenance
+from geneformer_jax.common.provenance import describe_run, without_times, write_provenance
 from geneformer_jax.interop import vocabulary_statement
 from geneformer_jax.interop.dataset_folders import write_dataset_folder
 from geneformer_jax.interop.tokenized_datasets import LENGTH, OWN_COLUMNS, TOKENS, TokenizedDataset
@@ -150,7 +150,9 @@ def store_to_dataset(folder: Path | str, target: Path | str) -> dict[str, Any]:
 def _write_parquet_file(
     path: Path, schema: pa.Schema, batches: Iterable[pa.RecordBatch], provenance: Mapping[str, Any]
 ) -> None:
-    described = schema.metadata | {PARQUET_PROVENANCE: json.dumps(provenance, default=str)}
+    described = schema.metadata | {
+        PARQUET_PROVENANCE: json.dumps(without_times(provenance), default=str)
+    }
     with pq.ParquetWriter(path, schema.with_metadata(described)) as file:
         for batch in batches:
             file.write_batch(batch.replace_schema_metadata(described))

@@ -27,8 +27,10 @@ from geneformer_jax.inference.resume.folder import parts_folder
 from geneformer_jax.inference.written_anndata import write_anndata
 from geneformer_jax.label_transfer.output import as_anndata, write_report, write_tables
 from geneformer_jax.label_transfer.prepare import read_input
+from geneformer_jax.label_transfer.transfer import Transferred
 from geneformer_jax.model.pretrained import PretrainedModel
 from geneformer_jax.model.runtime import inference_runtime
+from geneformer_jax.reporting.index import refresh_index
 
 _NAMES = ("reference", "query")
 # How the same is computed.
@@ -54,7 +56,12 @@ class TransferRun:
 
     def is_complete(self) -> bool:
         """Whether output and report are there."""
-        return self._output.exists() and report_path(self._output).is_file()
+        complete = self._output.exists() and report_path(self._output).is_file()
+        if complete:
+            # What a run that was killed at its very end may have left, and left undone.
+            self._remove_parts()
+            refresh_index(self._output)
+        return complete
 
     def prepare(
         self,
@@ -101,20 +108,28 @@ class TransferRun:
         """Carries the labels over, and writes everything; removes the parts."""
         with contextlib.ExitStack() as stack:
             both = [stack.enter_context(parts.joined()) for parts in self._parts]
-            reference_RD, query_QD = (np.array(each.rows[:, 0]) for each in both)
+            transferred = self._write(*(np.array(each.rows[:, 0]) for each in both))
+        for line in transferred.verdict:
+            logger.info(line)
+        logger.info(f"labels: {self._output}; report: {report_path(self._output)}")
+
+    def _write(self, reference_RD: np.ndarray, query_QD: np.ndarray) -> Transferred:
         transferred = self._given.finish(reference_RD, query_QD)
         tables = write_tables(transferred, self._output)
         provenance = describe_run("transfer", self._command, self._inputs, self._counts())
         with atomic_write(provenance_beside(self._output)) as aside:
             aside.write_text(json.dumps(provenance, indent=2, default=str) + "\n")
+        # Of another output that was here.
+        remove(report_path(self._output))
         with atomic_write(self._output) as aside:
             write_anndata(as_anndata(transferred, self._given.query.obs, query_QD), aside)
         write_report(transferred, query_QD, self._output, provenance, tables)
+        self._remove_parts()
+        return transferred
+
+    def _remove_parts(self) -> None:
         for name in _NAMES:
             remove(parts_folder(self._beside(name)))
-        for line in transferred.verdict:
-            logger.info(line)
-        logger.info(f"labels: {self._output}; report: {report_path(self._output)}")
 
     def _counts(self) -> dict[str, Any]:
         given = self._given

@@ -190,10 +190,11 @@ def pretrain(config: PretrainConfig, workdir: Path) -> PretrainResult:
         )
         held_out = evaluator(state.params) if evaluator else None
         state = run.stored(state)
-    result = PretrainResult(state, held_out, baselines, workdir / CHECKPOINTS / str(run.steps))
-    if held_out and jax.process_index() == 0:
-        with atomic_write(workdir / HELD_OUT_TABLE) as aside:
-            write_csv(result.table(), aside)
+        checkpoint = workdir / CHECKPOINTS / str(run.steps)
+        result = PretrainResult(state, held_out, baselines, checkpoint)
+        if held_out and jax.process_index() == 0:
+            with atomic_write(workdir / HELD_OUT_TABLE) as aside:
+                write_csv(result.table(), aside)
     return result
 
 

@@ -215,7 +215,7 @@ def test_a_run_in_parts_goes_on_after_a_kill_to_the_same_tables(
     monkeypatch.setattr(type(extractor), "run", extract)
     open_parts().extract(MODEL)
     assert calls == [0, 7]
-    sums = open_parts().joined()
+    sums = joined(open_parts())
     got = tabulate(query, extractor, {MODEL: sums})
     wanted = found.heads[found.heads["model"] == MODEL].reset_index(drop=True)
     pd.testing.assert_frame_equal(got.heads, wanted, rtol=1e-4)
@@ -224,9 +224,14 @@ def test_a_run_in_parts_goes_on_after_a_kill_to_the_same_tables(
     # Damaged totals are made again of the same cells.
     next((tmp_path / "parts" / "totals").iterdir()).write_bytes(b"PK\x03\x04 damaged")
     with pytest.raises(InputError, match="parts are missing"):
-        open_parts().joined()
+        joined(open_parts())
     open_parts().extract(MODEL)
-    jax.tree.map(np.testing.assert_array_equal, open_parts().joined(), sums)
+    jax.tree.map(np.testing.assert_array_equal, joined(open_parts()), sums)
+
+
+def joined(parts):
+    with parts.joined() as sums:
+        return sums
 
 
 def test_shares_in_any_order_give_the_same_sums(model, cells, tmp_path):
@@ -239,9 +244,9 @@ def test_shares_in_any_order_give_the_same_sums(model, cells, tmp_path):
     for shard in ((1, 2), (0, 4)):
         shared.extract(MODEL, shard)
     with pytest.raises(InputError, match="run the same command with `shard`=1/4, and then"):
-        shared.joined()
+        joined(shared)
     shared.extract(MODEL, (0, 2))
-    jax.tree.map(np.testing.assert_array_equal, shared.joined(), whole.joined())
+    jax.tree.map(np.testing.assert_array_equal, joined(shared), joined(whole))
 
 
 def test_control_is_another_model_over_the_same_cells(found):

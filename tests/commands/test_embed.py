@@ -9,6 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 from scipy import sparse
 
+from geneformer_jax.common.provenance import without_times
 from geneformer_jax.embedding import parts, quality
 from geneformer_jax.embedding.api import embed_cells
 from geneformer_jax.embedding.embedder import KEY, Embedder, keys_of
@@ -54,7 +55,8 @@ def test_embeddings_accuracies_and_provenance_are_written(embed, model, toy_stor
     assert list(written.obs_names) == list(toy_store.cell_ids)
     np.testing.assert_array_equal(written.obsm[KEY], embed_cells(model, toy_store).obsm[KEY])
     provenance = json.loads((tmp_path / "out.provenance.json").read_text())
-    assert json.loads(written.uns["geneformer"]["provenance"]) == provenance
+    assert json.loads(written.uns["geneformer"]["provenance"]) == without_times(provenance)
+    assert provenance["written_at"] and provenance["counts"]["throughput"]["seconds"]
     accuracies = provenance["counts"]["label_accuracy"]["kind"]
     # Two cell types that express different genes: the counts tell them apart.
     assert accuracies["PCA(50) of log counts"]["accuracy"] > 0.9

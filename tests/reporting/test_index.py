@@ -33,6 +33,14 @@ def test_all_reports_of_a_folder_are_linked_with_what_they_say(tmp_path):
     assert sorted(path.name for path in tmp_path.glob("index*")) == [INDEX]
 
 
+def test_what_a_killed_process_left_of_the_list_goes(tmp_path):
+    report(tmp_path / "cells.report.html", "Embeddings")
+    for left in (f"{INDEX}.4242.partial", ".index.lock"):
+        (tmp_path / left).write_text("of a process that was killed")
+    refresh_index(tmp_path / "cells.h5ad")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["cells.report.html", INDEX]
+
+
 def test_a_page_of_someone_else_is_left_as_it_is(tmp_path):
     (tmp_path / INDEX).write_text("<title>My site</title>")
     report(tmp_path / "cells.report.html", "Embeddings")

@@ -9,7 +9,7 @@ import anndata as ad
 import pandas as pd
 
 from geneformer_jax.common.files import atomic_write, suffix_of
-from geneformer_jax.common.provenance import provenance_beside
+from geneformer_jax.common.provenance import provenance_beside, without_times
 from geneformer_jax.common.tables import write_csv
 from geneformer_jax.finetuning.classification.predictions import PROBABILITY
 from geneformer_jax.finetuning.prediction.tables import CLASSES, PROBABILITIES
@@ -28,12 +28,11 @@ def write_predicted(
       output: file: .h5ad (of cells), .parquet or .csv.
       provenance: of the run.
     """
-    text = json.dumps(provenance, indent=2, default=str) + "\n"
     with atomic_write(provenance_beside(output)) as aside:
-        aside.write_text(text)
+        aside.write_text(_as_json(provenance))
     with atomic_write(output) as aside:
         if suffix_of(output) == ".h5ad":
-            predicted.uns["provenance"] = text
+            predicted.uns["provenance"] = _as_json(without_times(provenance))
             write_anndata(predicted, aside)
             return
         table = _side_by_side(predicted) if isinstance(predicted, ad.AnnData) else predicted
@@ -41,6 +40,10 @@ def write_predicted(
             table.to_parquet(aside)
         else:
             write_csv(table, aside, index=True)
+
+
+def _as_json(provenance: Mapping[str, Any]) -> str:
+    return json.dumps(provenance, indent=2, default=str) + "\n"
 
 
 def _side_by_side(predicted: ad.AnnData) -> pd.DataFrame:

@@ -23,6 +23,7 @@ from geneformer_jax.common.provenance import (
 )
 from geneformer_jax.common.shares import WHOLE
 from geneformer_jax.common.workdir import as_json, require_own
+from geneformer_jax.embedding.output import report_path
 from geneformer_jax.finetuning.prediction.api import open_cells_for
 from geneformer_jax.finetuning.prediction.labels import (
     check_labels,
@@ -42,6 +43,7 @@ from geneformer_jax.inference.resume.totals import PartTotals
 from geneformer_jax.model.config import RuntimeConfig
 from geneformer_jax.model.heads import CELLS, GENES
 from geneformer_jax.model.pretrained import PretrainedModel
+from geneformer_jax.reporting.index import refresh_index
 
 # A part ends with batches that are not full: a minute of work or more on a CPU.
 CELLS_PER_PART = {"cpu": 4_096}
@@ -81,7 +83,7 @@ class PredictionRun:
         self._labels_key, self._target, self._all_cells = labels_key, target, all_cells
 
     def is_complete(self) -> bool:
-        """Whether the output is there already, written by this command.
+        """Whether the output and its report are there already, written by this command.
 
         Raises:
           InputError: the output is something else.
@@ -90,8 +92,11 @@ class PredictionRun:
             return False
         written = written_configuration(provenance_beside(self._output))
         require_own(self._output, written, self._command)
-        # A run that was killed at its very end may have left them.
+        if not report_path(self._output).is_file():
+            return False
+        # What a run that was killed at its very end may have left, and left undone.
         remove(parts_folder(self._output))
+        refresh_index(self._output)
         return True
 
     def prepare(
@@ -173,6 +178,8 @@ class PredictionRun:
                 logger.info(line)
             counts = {unit: len(predicted), "left_out": left_out, **reading_facts(cells)}
             provenance = describe_run("predict", self._command, self._inputs, counts)
+            # Of another output that was here.
+            remove(report_path(self._output))
             write_predicted(predicted, self._output, provenance)
             report = write_prediction_report(predicted, self._output, lines, provenance)
             remove(parts_folder(self._output))

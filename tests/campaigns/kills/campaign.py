@@ -19,7 +19,9 @@ from typing import NamedTuple
 
 from tests.campaigns.kills.commands import COMMANDS, write_inputs
 from tests.campaigns.kills.life import (
+    AFTER_A_REBOOT,
     AS_IT_IS,
+    BEFORE_A_REBOOT,
     EVENTS,
     JOINING,
     NO_ORDER,
@@ -36,6 +38,7 @@ from tests.campaigns.kills.outputs import contents, differences
 # Other processes may have the processors.
 _PATIENCE = 900
 _MOST_DEATHS = 3
+_REFUSED = "another process is"
 # Seconds after an event, as powers of ten: what a library writes of a small file takes so long.
 _SOON = (-4.3, -1.7)
 
@@ -65,6 +68,20 @@ class Trial(NamedTuple):
     """A command that was killed, perhaps again and again, and then given once more."""
 
     deaths: Sequence[Death]
+    faults: Sequence[str]
+
+
+class Pair(NamedTuple):
+    """Two processes of one command at once.
+
+    Attributes:
+      seconds: by which the second was later.
+      refused: how many of them were.
+      faults: what is wrong.
+    """
+
+    seconds: float
+    refused: int
     faults: Sequence[str]
 
 
@@ -110,12 +127,24 @@ class Arena:
             return End(False, "hangs", "")
         phase = f"{'join: ' if told[JOINING] else ''}{PHASES[told[PHASE]]}"
         killed = process.exitcode == -signal.SIGKILL
-        fault = "" if killed or not process.exitcode else self._last_line(process.exitcode)
+        fault = "" if killed else _last_line(process.exitcode, self._log)
         return End(killed, fault, phase)
 
-    def _last_line(self, status: int) -> str:
-        lines = [line for line in self._log.read_text().splitlines() if line.strip()]
-        return f"status {status}: {lines[-1] if lines else ''}"
+    def run_two(self, name: str, seconds: float) -> list[str]:
+        """Runs a command twice at once; returns how each failed, "" if it did not."""
+        logs = [self._log.with_name(f"life{each}.log") for each in range(2)]
+        processes = []
+        for wait, log in zip((seconds, 0), logs, strict=True):
+            process, told = self.begin(name, NO_ORDER, AS_IT_IS, log)
+            while process.is_alive() and told[EVENTS] < 0:
+                time.sleep(0.001)
+            process.join(wait)
+            processes.append(process)
+        for process in processes:
+            process.join(_PATIENCE)
+            process.kill()
+        pairs = zip(processes, logs, strict=True)
+        return [_last_line(process.exitcode, log) for process, log in pairs]
 
     def fresh(self) -> None:
         """Empties the folder of outputs."""
@@ -126,6 +155,11 @@ class Arena:
         """Seconds and events of the last life that came to its end."""
         seconds, events = literal_eval(self._log.with_suffix(".events").read_text())
         return seconds, [Event(*event) for event in events]
+
+
+def _last_line(status: int, log: Path) -> str:
+    lines = [line for line in log.read_text().splitlines() if line.strip()]
+    return f"status {status}: {lines[-1] if lines else ''}" if status else ""
 
 
 class Campaign:
@@ -156,28 +190,47 @@ class Campaign:
         if fault := self._arena.run(self._name).fault:
             self.faults.append(f"without a kill: {fault}")
 
-    def trials(self, kills: int, world: World = AS_IT_IS) -> Iterator[Trial]:
-        """Kills so many processes, a few in a row, and looks at what is left when one was not."""
+    def trials(self, kills: int, reboots: bool = False) -> Iterator[Trial]:
+        """Kills so many processes, a few in a row, and looks at what is left when one was not.
+
+        Args:
+          kills: in all.
+          reboots: as if the machine had been started anew after each, its clock set back: the
+            next process has the number of the one before, and files are from the future.
+        """
         made = 0
         while made < kills:
-            trial = self._trial(kills - made, world)
+            trial = self._trial(kills - made, reboots)
             made += len(trial.deaths)
             yield trial
 
-    def _trial(self, most: int, world: World) -> Trial:
+    def _trial(self, most: int, reboots: bool) -> Trial:
         self._arena.fresh()
         deaths: list[Death] = []
         wanted = min(self._draw.randint(1, _MOST_DEATHS), most)
+        world, later = (BEFORE_A_REBOOT, AFTER_A_REBOOT) if reboots else (AS_IT_IS, AS_IT_IS)
         end = End(True, "", "")
         while end.killed and len(deaths) < wanted:
             order = self._order()
             end = self._arena.run(self._name, order, world)
+            world = later
             if end.killed:
                 deaths.append(Death(order, end.phase))
         if end.killed:
             end = self._arena.run(self._name, world=world)
-        left = differences(contents(self._arena.output), self._expected)
-        return Trial(deaths, [*([end.fault] if end.fault else []), *left])
+        return Trial(deaths, [*([end.fault] if end.fault else []), *self._left()])
+
+    def _left(self) -> list[str]:
+        return differences(contents(self._arena.output), self._expected)
+
+    def two_at_once(self) -> Pair:
+        """Starts the command twice, the second while the first is at work."""
+        self._arena.fresh()
+        seconds = self._draw.uniform(0, self.seconds)
+        ends = self._arena.run_two(self._name, seconds)
+        faults = [line for line in ends if line and _REFUSED not in line]
+        none = ["both were refused"] if all(ends) else []
+        return Pair(seconds, sum(map(bool, ends)), [*faults, *none, *self._left()])
 
     def _order(self) -> Order:
         """Draws when to kill: at any time, or, each phase as often, at or soon after an event."""
@@ -199,6 +252,8 @@ def main() -> None:
     parser.add_argument("--commands", default=",".join(COMMANDS))
     parser.add_argument("--kills", type=int, default=100)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--reboots", action="store_true", help="start the machine anew after each")
+    parser.add_argument("--pairs", type=int, default=0, help="processes at once, in place of kills")
     parser.add_argument("--events", action="store_true", help="print those of a whole life")
     given = parser.parse_args()
     folder = Path(tempfile.mkdtemp(prefix="kills-"))
@@ -219,12 +274,22 @@ def _tell(campaign: Campaign, name: str, given: argparse.Namespace) -> None:
             print(f"  {number} {'join ' if event.joining else ''}{event.what}")
     phases: Counter[str] = Counter()
     faulty = 0
-    for trial in campaign.trials(given.kills):
+    for trial in campaign.trials(0 if given.pairs else given.kills, given.reboots):
         phases.update(death.phase for death in trial.deaths)
         if trial.faults:
             faulty += 1
             told = "; ".join(f"{phase} {tuple(order)}" for order, phase in trial.deaths)
             print(f"  killed: {told}", *trial.faults[:8], sep="\n    ", flush=True)
+    refused: Counter[int] = Counter()
+    for _ in range(given.pairs):
+        pair = campaign.two_at_once()
+        refused[pair.refused] += 1
+        if pair.faults:
+            faulty += 1
+            print(f"  the second {pair.seconds:.2f} s later", *pair.faults[:8], sep="\n    ")
+    if given.pairs:
+        print(f"  {given.pairs} pairs, {refused[1]} times one was refused; {faulty} faulty ends")
+        return
     listed = ", ".join(f"{number} {phase}" for phase, number in phases.most_common())
     print(f"  {phases.total()} kills ({listed}); {faulty} faulty ends", flush=True)
 

@@ -5,9 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tests.helpers.labelled_tasks import save_base
-from tests.helpers.pretrain_runs import CONFIG
-from tests.helpers.toy import make_store, toy_cells, toy_vocabulary
+import pytest
 
 _GENES = ",".join(f"ENSG{number:011d}" for number in (0, 3, 5, 8, 13))
 _STATES = ("--states=kind", "--start=a", "--goal=b")
@@ -37,27 +35,39 @@ class Command:
       name: of the command, as in `python -m geneformer_jax.NAME`.
       arguments: {inputs} and {output} stand for the folders of what is given and of the output.
       joins: functions, as module:name, in which it puts its output together.
-      prepare: makes the parts of its work small; called in the process that runs it.
+      prepare: makes the parts of its work small, in the process that runs it.
     """
 
     name: str
     arguments: Sequence[str]
     joins: Sequence[str] = ()
-    prepare: Callable[[], None] = field(default=lambda: None)
+    prepare: Callable[[pytest.MonkeyPatch], None] = field(default=lambda patch: None)
 
     def arguments_in(self, inputs: Path, output: Path) -> list[str]:
         """The arguments, with paths in them."""
         return [each.format(inputs=inputs, output=output) for each in self.arguments]
 
 
-def write_inputs(folder: Path) -> None:
-    """Writes made-up cells, and a model, small enough to be read in no time."""
+def write_counts(folder: Path, files: str, cells: int) -> None:
+    """Writes made-up counts of so many cells into each file, and their vocabulary."""
+    from tests.helpers.toy import toy_cells, toy_vocabulary
+
     (folder / "counts").mkdir(parents=True)
-    for seed, name in enumerate("abc"):
-        adata = toy_cells(40, seed)
+    for seed, name in enumerate(files):
+        adata = toy_cells(cells, seed)
         adata.obs_names = [f"{name}{number}" for number in range(adata.n_obs)]
         adata.write_h5ad(folder / "counts" / f"{name}.h5ad")
     toy_vocabulary().save(folder / "vocabulary")
+
+
+def write_inputs(folder: Path) -> None:
+    """Writes made-up cells, and a model, small enough to be read in no time."""
+    # JAX is for the processes that run commands.
+    from tests.helpers.labelled_tasks import save_base
+    from tests.helpers.pretrain_runs import CONFIG
+    from tests.helpers.toy import make_store, toy_cells, toy_vocabulary
+
+    write_counts(folder, files="abc", cells=40)
     make_store(folder / "store", toy_cells(96), toy_vocabulary(), obs=("kind",))
     save_base(folder / "model")
     genes = [f"ENSG{number:011d}" for number in range(0, 60, 3)]
@@ -65,24 +75,25 @@ def write_inputs(folder: Path) -> None:
     (folder / "config.py").write_text(CONFIG)
 
 
-def _embed_in_small_parts() -> None:
+def _embed_in_small_parts(patch: pytest.MonkeyPatch) -> None:
     from geneformer_jax.embedding import parts
 
-    parts.CELLS_PER_PART["cpu"] = 24
+    patch.setitem(parts.CELLS_PER_PART, "cpu", 24)
 
 
-def _attend_in_small_parts() -> None:
+def _attend_in_small_parts(patch: pytest.MonkeyPatch) -> None:
     from geneformer_jax.attention_analysis import run
 
-    run.CELLS_PER_PART["cpu"] = 10
+    patch.setitem(run.CELLS_PER_PART, "cpu", 10)
 
 
-def _perturb_in_small_parts() -> None:
+def _perturb_in_small_parts(patch: pytest.MonkeyPatch) -> None:
     from geneformer_jax.perturbation import run
     from geneformer_jax.perturbation.engine.screening import settling
 
-    run.PerturbationRun = functools.partial(run.PerturbationRun, tokens_per_part=1_000)
-    settling.SAMPLE = 40
+    small = functools.partial(run.PerturbationRun, tokens_per_part=1_000)
+    patch.setattr(run, "PerturbationRun", small)
+    patch.setattr(settling, "SAMPLE", 40)
 
 
 _MODEL_AND_CELLS = ("--checkpoint={inputs}/model", "--cells={inputs}/store")

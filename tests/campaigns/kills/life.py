@@ -16,6 +16,8 @@ from multiprocessing.sharedctypes import SynchronizedArray
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import pytest
+
 from tests.campaigns.kills.commands import COMMANDS
 
 # What a process is at, of its output.
@@ -62,6 +64,8 @@ class World(NamedTuple):
 
 
 AS_IT_IS = World()
+BEFORE_A_REBOOT = World(pid=4242)
+AFTER_A_REBOOT = World(pid=4242, clock_back=24 * 60 * 60)
 NO_ORDER = Order()
 
 
@@ -163,9 +167,9 @@ def live(
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
     watch = _Watch(output, told, order)
-    command.prepare()
     for join in command.joins:
         _wrap(join, watch.joining)
+    command.prepare(pytest.MonkeyPatch())
     for function in ("rename", "replace"):
         setattr(os, function, watch.renaming(getattr(os, function)))
     sys.addaudithook(watch)

@@ -1,5 +1,11 @@
-"""What a folder of outputs holds, byte for byte, but for the times that provenance tells."""
+"""What a folder of outputs holds, byte for byte, but for times.
 
+Times are when an output was written and how fast it was made, in its provenance and in lines of
+metrics. Of checkpoints the arrays count: Orbax draws the names of its files, and dates them. Files
+of TensorBoard, which are named by the time, are left out.
+"""
+
+import hashlib
 import html
 import json
 import re
@@ -7,24 +13,26 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-# When it was written, and how long it took.
 _TIMES = ("written_at", "throughput")
-# Of lines of metrics.
 _SPEEDS = ("cells_per_s", "tokens_per_s", "padded_tokens_per_s", "model_flops_per_s", "data_wait",
            "step_s")  # fmt: skip
-_PROVENANCE = re.compile("(<summary>provenance.json</summary><pre>)(.*?)(</pre>)", re.DOTALL)
+_IN_PAGE = re.compile("(<summary>provenance.json</summary><pre>)(.*?)(</pre>)", re.DOTALL)
+_TENSORBOARD, _CHECKPOINTS = "tensorboard", "checkpoints"
 
 
 def contents(folder: Path) -> dict[str, bytes]:
     """Returns path below the folder -> bytes of each file, without times; b"" of empty folders."""
     found = {}
-    for path in sorted(folder.rglob("*")):
-        name = str(path.relative_to(folder))
-        if path.is_dir():
-            if not any(path.iterdir()):
-                found[f"{name}/"] = b""
+    for path in sorted(folder.iterdir()):
+        if path.name == _TENSORBOARD:
+            continue
+        if not path.is_dir():
+            found[path.name] = _timeless(path)
+        elif folder.name in (_CHECKPOINTS, "training") and path.name.isdigit():
+            found[path.name] = _arrays(path)
         else:
-            found[name] = _timeless(path)
+            below = contents(path) or {"": b""}
+            found |= {f"{path.name}/{name}": content for name, content in below.items()}
     return found
 
 
@@ -41,7 +49,11 @@ def _timeless(path: Path) -> bytes:
     if path.name.endswith("provenance.json"):
         return _timeless_json(content.decode()).encode()
     if path.suffix == ".html":
-        return _PROVENANCE.sub(_timeless_part, content.decode()).encode()
+        return _IN_PAGE.sub(_timeless_part, content.decode()).encode()
+    if path.name == "metrics.jsonl":
+        rows = map(json.loads, content.splitlines())
+        kept = [{name: row[name] for name in row if name not in _SPEEDS} for row in rows]
+        return json.dumps(kept).encode()
     return content
 
 
@@ -57,3 +69,17 @@ def _without_times(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {name: _without_times(each) for name, each in value.items() if name not in _TIMES}
     return value
+
+
+def _arrays(checkpoint: Path) -> bytes:
+    # Only some commands leave checkpoints, and JAX takes seconds to import.
+    import jax
+    import numpy as np
+    from orbax.checkpoint import v1 as ocp
+
+    digest = hashlib.sha256()
+    for path, leaf in jax.tree_util.tree_leaves_with_path(ocp.load_checkpointables(checkpoint)):
+        array = np.asarray(leaf)
+        digest.update(f"{jax.tree_util.keystr(path)} {array.dtype} {array.shape}".encode())
+        digest.update(np.ascontiguousarray(array).tobytes())
+    return digest.digest()

@@ -6,37 +6,60 @@ import shutil
 import pytest
 
 from tests.campaigns.kills.campaign import Arena, Campaign
-from tests.campaigns.kills.commands import COMMANDS
+from tests.campaigns.kills.commands import COMMANDS, write_counts, write_inputs
 from tests.campaigns.kills.moments import moments
 from tests.campaigns.kills.outputs import contents, differences
 from tests.helpers.commands import run_command
-from tests.helpers.toy import toy_cells, toy_vocabulary
 
 KILLS = 100
-QUICK_KILLS = 3
+REBOOTS = 20
+PAIRS = 10
+MOMENTS = {"slow": 40, "quick": 3}
+WITHOUT_JAX = ("build_vocabulary", "tokenize")
 
 
-@pytest.mark.parametrize("name", ["build_vocabulary", "tokenize"])
-@pytest.mark.parametrize("few", [True, pytest.param(False, marks=pytest.mark.slow)])
-def test_moments_of_a_kill(name, few, tmp_path, monkeypatch, capsys):
-    inputs, output = tmp_path / "inputs", tmp_path / "output"
-    (inputs / "counts").mkdir(parents=True)
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory):
+    """What all commands are given."""
+    folder = tmp_path_factory.mktemp("killed") / "inputs"
+    write_inputs(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def few_counts(tmp_path_factory):
+    """What commands are given that read counts, and no more."""
+    folder = tmp_path_factory.mktemp("killed") / "inputs"
+    write_counts(folder, files="ab", cells=8)
+    return folder
+
+
+@pytest.mark.parametrize("name", WITHOUT_JAX)
+def test_a_few_moments_of_a_kill(name, few_counts, tmp_path, monkeypatch, capsys):
+    assert_harmless(name, "quick", few_counts, tmp_path, monkeypatch, capsys)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", COMMANDS)
+def test_moments_of_a_kill(name, inputs, tmp_path, monkeypatch, capsys):
+    assert_harmless(name, "slow", inputs, tmp_path, monkeypatch, capsys)
+
+
+def assert_harmless(name, kind, inputs, tmp_path, monkeypatch, capsys):
+    """Gives a command again on what a kill would have left, and compares."""
+    output = tmp_path / "output"
     output.mkdir()
-    for seed, file in enumerate("ab"):
-        adata = toy_cells(8, seed)
-        adata.obs_names = [f"{file}{number}" for number in range(adata.n_obs)]
-        adata.write_h5ad(inputs / "counts" / f"{file}.h5ad")
-    toy_vocabulary().save(inputs / "vocabulary")
+    COMMANDS[name].prepare(monkeypatch)
 
     def run():
         arguments = COMMANDS[name].arguments_in(inputs, output)
-        status, _, error = run_command(name, arguments, monkeypatch, capsys)
+        status, _, error = run_command(COMMANDS[name].name, arguments, monkeypatch, capsys)
         assert status == 0, error
 
     kept = moments(monkeypatch, output, tmp_path / "copies", run)
     expected = contents(output)
-    assert len(kept) > 20
-    chosen = random.Random(0).sample(range(len(kept)), QUICK_KILLS if few else len(kept))
+    assert len(kept) > 10
+    chosen = random.Random(0).sample(range(len(kept)), min(MOMENTS[kind], len(kept)))
     for moment in chosen:
         shutil.rmtree(output)
         shutil.copytree(kept[moment], output)
@@ -44,11 +67,18 @@ def test_moments_of_a_kill(name, few, tmp_path, monkeypatch, capsys):
         assert differences(contents(output), expected) == [], f"moment {moment} of {len(kept)}"
 
 
+@pytest.fixture(scope="module")
+def arena(tmp_path_factory):
+    """Where processes live that are killed."""
+    return Arena(tmp_path_factory.mktemp("arena"))
+
+
 @pytest.mark.slow
 @pytest.mark.multiprocess
 @pytest.mark.parametrize("name", COMMANDS)
-def test_kills(name, tmp_path):
-    campaign = Campaign(Arena(tmp_path), name, seed=0)
+def test_kills(name, arena):
+    campaign = Campaign(arena, name, seed=0)
     assert campaign.faults == []
-    faulty = [trial for trial in campaign.trials(KILLS) if trial.faults]
-    assert faulty == []
+    assert [trial for trial in campaign.trials(KILLS) if trial.faults] == []
+    assert [trial for trial in campaign.trials(REBOOTS, reboots=True) if trial.faults] == []
+    assert [pair for pair in (campaign.two_at_once() for _ in range(PAIRS)) if pair.faults] == []
