@@ -80,18 +80,18 @@ class MaskingConfig:
 
 @dataclasses.dataclass(frozen=True)
 class ViewConfig:
-    """How much of a cell each of its two views has; see batches.views.
+    """How many of its genes each of the two views of a cell has; see batches.views.
 
     Attributes:
-      keep_least: smallest fraction of the genes.
-      keep_most: largest fraction.
+      least_genes: smallest number.
+      most_genes: largest number; of a cell that has few, a view has at most 65 %.
     """
 
-    keep_least: float = 0.35
-    keep_most: float = 0.65
+    least_genes: int = 48
+    most_genes: int = 256
 
     def __post_init__(self):
-        name, value = "objective.views.keep_least", self.keep_least
-        require(0 < value <= 1, name, value, "above 0 and at most 1")
-        name, value = "objective.views.keep_most", self.keep_most
-        require(self.keep_least <= value <= 1, name, value, f"from {self.keep_least} to 1")
+        name, value = "objective.views.least_genes", self.least_genes
+        require(value >= 1, name, value, "at least 1")
+        name, value = "objective.views.most_genes", self.most_genes
+        require(value >= self.least_genes, name, value, f"at least {self.least_genes}")

@@ -1,4 +1,4 @@
-"""Views of cells: two random parts of the genes of each, in rank order, for contrastive learning.
+"""Views of cells: two random sets of the genes of each, in rank order, for contrastive learning.
 
 A view is a pure function of (seed, step, cell), drawn on the device within the step: neither the
 batch a cell comes in, nor hosts, devices or packing change it.
@@ -17,12 +17,16 @@ from geneformer_jax.batches.masking import Packing
 from geneformer_jax.batches.random_bits import random_bits
 
 VIEWS = 2
+# Two larger parts have most genes in common.
+LARGEST_PART = 0.65
 # Of a cell that has fewer genes, two parts have next to nothing to tell of each other.
 LEAST_GENES = 8
 _SPECIAL_TOKENS = 2
+# Of the numbers that may be drawn, to average over.
+_SHARES = 64
 # Beside the seed of masks: which genes are kept, and how many.
 _GENES = 0x5EED0001
-_FRACTIONS = 0x5EED0002
+_NUMBERS = 0x5EED0002
 
 
 class _Places(NamedTuple):
@@ -43,8 +47,17 @@ class _Places(NamedTuple):
 
 def view_length(bucket: int, cells: int, config: ViewConfig) -> int:
     """Returns the tokens that hold any view of a row of `bucket` tokens and so many cells."""
-    longest = int(np.ceil(bucket * config.keep_most)) + _SPECIAL_TOKENS * cells
+    genes = min(config.most_genes * cells, int(np.ceil(LARGEST_PART * bucket)))
+    longest = genes + _SPECIAL_TOKENS * cells
     return min(-(-longest // BUCKET_MULTIPLE) * BUCKET_MULTIPLE, bucket)
+
+
+def mean_genes(genes: np.ndarray, config: ViewConfig) -> np.ndarray:
+    """Returns how many genes a view has on average, float64 [cells], of cells of so many genes."""
+    shares = (np.arange(_SHARES) + 0.5) / _SHARES
+    drawn = config.least_genes * (config.most_genes / config.least_genes) ** shares
+    lengths, inverse = np.unique(genes, return_inverse=True)
+    return np.minimum(drawn, LARGEST_PART * lengths[:, None]).mean(axis=1)[inverse]
 
 
 def draw_views(
@@ -58,9 +71,11 @@ def draw_views(
 ) -> Batch:
     """Returns a batch with two rows in place of each: rows 2i and 2i + 1 are views of row i.
 
-    Each view of a cell has a fraction of its genes that is drawn evenly between `keep_least` and
-    `keep_most`, rounded down but at least one gene, chosen without regard to their ranks; special
-    tokens stay.
+    How many genes a view has is drawn evenly on a logarithmic scale between `least_genes` and
+    `most_genes`, whatever the cell: were it a part of the cell's, two views would be found to be of
+    one cell by their lengths, and its embedding would tell how many genes it has. It is at most
+    65 % of them, rounded down, and at least one. Which genes is drawn without regard to their
+    ranks; special tokens stay.
 
     Args:
       batch: rows whose genes are not masked; JAX arrays.
@@ -74,7 +89,7 @@ def draw_views(
     ranks_BT = batch.packing.ranks_BT if batch.packing else _positions(batch.tokens_BT)
     cells_BT = _of_cell(places.cells_BC, places.segments_BT)
     bits = random_bits(seed ^ _GENES, step, cells_BT, ranks_BT)
-    share = random_bits(seed ^ _FRACTIONS, step, places.cells_BC, jnp.zeros_like(places.cells_BC))
+    share = random_bits(seed ^ _NUMBERS, step, places.cells_BC, jnp.zeros_like(places.cells_BC))
     views = [
         _view(batch, places, bits[view], share[view], config, pad_token) for view in range(VIEWS)
     ]
@@ -124,11 +139,10 @@ def _view(
 ) -> Batch:
     """Returns one view of each row."""
     T, C = batch.tokens_BT.shape[1], places.cells_BC.shape[1]
-    fraction_BC = config.keep_least + (config.keep_most - config.keep_least) * (
-        share_BC.astype(jnp.float32) / 2.0**32
-    )
-    kept_BC = jnp.clip((fraction_BC * places.genes_BC).astype(jnp.int32), 1, None)
-    kept_BC = jnp.minimum(kept_BC, places.genes_BC)
+    share = share_BC.astype(jnp.float32) / 2.0**32
+    drawn_BC = config.least_genes * (config.most_genes / config.least_genes) ** share
+    kept_BC = jnp.minimum(drawn_BC, LARGEST_PART * places.genes_BC).astype(jnp.int32)
+    kept_BC = jnp.minimum(jnp.maximum(kept_BC, 1), places.genes_BC)
     positions_BT = _kept_positions(places, bits_BT, kept_BC)[:, : view_length(T, C, config)]
     real_BT = positions_BT < T
     source_BT = jnp.where(real_BT, positions_BT, 0)

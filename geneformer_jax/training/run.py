@@ -15,7 +15,7 @@ from geneformer_jax.batches.buckets import BatchShape, batch_shape
 from geneformer_jax.batches.config import MaskingConfig
 from geneformer_jax.batches.loader import BatchShard, MaskedBatches
 from geneformer_jax.batches.plan import PlanRecipe, split_cells
-from geneformer_jax.batches.views import LEAST_GENES, VIEWS
+from geneformer_jax.batches.views import LEAST_GENES, VIEWS, mean_genes
 from geneformer_jax.cells.store.cell_store import CellStore
 from geneformer_jax.cells.store.shorter_cells import ShorterCells
 from geneformer_jax.cells.tokenization.rank_encoding import describe_cut
@@ -135,11 +135,10 @@ class Run:
         masked = self.config.masking.selected_fraction * lengths.sum(dtype=np.int64)
         flops, objective = step_flops(self.encoder, lengths, masked), self.config.objective
         if objective.contrastive:
-            mean = (objective.views.keep_least + objective.views.keep_most) / 2
             below = dataclasses.replace(
                 self.encoder, layers=self.encoder.layers + objective.hidden_layer
             )
-            flops += VIEWS * step_flops(below, mean * lengths, 0)
+            flops += VIEWS * step_flops(below, mean_genes(lengths, objective.views), 0)
         return flops
 
     @functools.cached_property
@@ -211,7 +210,7 @@ class Run:
         views = objective.views
         return [
             f"objective: masked genes, and {objective.contrastive:g} times a contrastive loss of "
-            f"two views of each cell ({views.keep_least:.0%} to {views.keep_most:.0%} of its genes)"
+            f"two views of each cell ({views.least_genes} to {views.most_genes} of its genes)"
         ]
 
     def _costs(self, speed: Speed) -> list[str]:

@@ -8,12 +8,12 @@ import pytest
 
 from geneformer_jax.batches.config import ViewConfig
 from geneformer_jax.batches.loader import Batch, pack_cells, pad_cells
-from geneformer_jax.batches.views import VIEWS, draw_views, view_length
+from geneformer_jax.batches.views import VIEWS, draw_views, mean_genes, view_length
 
 CLS, EOS, FIRST_GENE = 2, 3, 4
 GENES = np.random.default_rng(0).permutation(np.arange(FIRST_GENE, 400))
 SIZES = [8, 9, 30, 57, 64, 100, 124, 17]
-DEFAULT = ViewConfig()
+DEFAULT = ViewConfig(20, 60)
 EVERY = tuple(range(len(SIZES)))
 
 
@@ -75,7 +75,8 @@ def test_a_view_is_a_part_of_the_cell_in_its_order(framed):
     assert len(found) == VIEWS * len(SIZES)
     for (cell, _), tokens in found.items():
         kept = [token for token in tokens if token >= FIRST_GENE]
-        assert int(0.35 * SIZES[cell]) <= len(kept) <= int(0.65 * SIZES[cell])
+        most = int(0.65 * SIZES[cell])
+        assert min(20, most) <= len(kept) <= min(60, most)
         places = [whole[cell].tolist().index(token) for token in tokens]
         assert places == sorted(set(places))
         assert (tokens[0], tokens[-1]) == (CLS, EOS) if framed else tokens == kept
@@ -90,25 +91,40 @@ def test_views_depend_on_seed_step_and_cell_alone():
     assert all(expected[cell, 0] != expected[cell, 1] for cell in range(len(SIZES)))
 
 
-def test_genes_are_kept_evenly_over_ranks_and_fractions_over_their_range():
+def test_genes_are_kept_evenly_over_ranks_and_numbers_over_their_logarithms():
     genes, rows = 100, 4_000
     tokens_BT = np.broadcast_to(np.arange(4, 104, dtype=np.int32), (rows, genes))
     lengths_B = np.full(rows, genes, np.int32)
     batch = Batch(tokens_BT, lengths_B, None, None, None, np.arange(rows, dtype=np.int32))
     views = jax.device_get(drawn(batch))
+    sizes = np.arange(20, 61)
+    # How much of the logarithms from 20 to 60 rounds down to each number.
+    share = np.diff(np.log(np.clip(np.append(sizes, 61), 20, 60))) / np.log(3)
+    counts = np.bincount(views.lengths_B, minlength=61)[20:]
+    assert counts.sum() == VIEWS * rows
+    np.testing.assert_allclose(counts / counts.sum(), share, atol=5 * 0.0025)
+    kept = (share * sizes).sum() / genes
     kept_G = np.bincount(views.tokens_BT[views.tokens_BT > 0] - 4, minlength=genes)
-    # Each gene is kept with probability 0.495 (rounding down) in each of 8,000 views.
-    np.testing.assert_allclose(kept_G / (VIEWS * rows), 0.495, atol=5 * 0.0056)
-    sizes, counts = np.unique(views.lengths_B, return_counts=True)
-    assert (sizes.min(), sizes.max()) == (35, 64)
-    np.testing.assert_allclose(counts / (VIEWS * rows), 1 / 30, atol=5 * 0.002)
+    np.testing.assert_allclose(kept_G / (VIEWS * rows), kept, atol=5 * 0.0056)
     twins = [set(row[row > 0]) for row in views.tokens_BT[:200]]
     shared = [len(a & b) for a, b in zip(twins[::2], twins[1::2], strict=True)]
-    assert np.mean(shared) == pytest.approx(0.495**2 * genes, abs=2), "independent of each other"
+    assert np.mean(shared) == pytest.approx(kept**2 * genes, abs=3), "independent of each other"
+    assert mean_genes(np.full(3, genes), DEFAULT) == pytest.approx(kept * genes, abs=0.6)
+
+
+def test_a_view_does_not_tell_how_many_genes_its_cell_has():
+    large = [np.arange(4, 4 + n, dtype=np.int32) for n in (100, 128)]
+    batch = Batch(
+        pad_cells(large, 128, 0), np.array([100, 128], np.int32), *[None] * 3, np.zeros(2)
+    )
+    lengths_V = jax.device_get(drawn(batch._replace(cells_B=np.array([7, 7], np.int32)))).lengths_B
+    np.testing.assert_array_equal(lengths_V[:VIEWS], lengths_V[VIEWS:])
 
 
 def test_rows_hold_any_view():
-    everything = ViewConfig(1.0, 1.0)
-    assert view_length(128, 1, everything) == 128
-    assert view_length(2_048, 1, ViewConfig()) == 1_344
-    assert views_of(packed(), config=everything)[3, 1] == cells(True)[3].tolist()
+    everything = ViewConfig(2_048, 2_048)
+    assert view_length(2_048, 1, everything) == 1_344
+    assert view_length(2_048, 1, ViewConfig()) == 320
+    assert view_length(128, 1, ViewConfig()) == 128
+    longest = views_of(packed(), config=everything)
+    assert [len(longest[i, 0]) for i in EVERY] == [int(0.65 * n) + 2 for n in SIZES]
