@@ -14,7 +14,7 @@ from sklearn.model_selection import StratifiedKFold, cross_val_predict
 from sklearn.neighbors import KNeighborsClassifier
 
 from geneformer_jax.common.errors import InputError
-from geneformer_jax.inference.counts import counts_per_10k
+from geneformer_jax.inference.counts import are_alike, counts_per_10k
 from geneformer_jax.inference.finite import require_finite
 
 NEIGHBOURS = 15
@@ -94,8 +94,10 @@ def log_count_components(
       seed: of the solver's start.
 
     Returns:
-      float64 [cells, components].
+      float64 [cells, components]; a single one, 0 for all cells, where all cells are alike.
     """
     logged = counts_per_10k(counts, totals).log1p()
     components = min(components, *(size - 1 for size in logged.shape))
+    if not components or are_alike(logged):
+        return np.zeros((len(totals), 1))
     return PCA(components, svd_solver="arpack", random_state=seed).fit_transform(logged)

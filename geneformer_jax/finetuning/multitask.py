@@ -126,11 +126,11 @@ def _classes(column: pd.Series, weight: float) -> tuple[HeadTask, np.ndarray]:
 
 def _numbers(column: pd.Series, weight: float) -> tuple[HeadTask, np.ndarray]:
     values = pd.to_numeric(column.astype(object), errors="coerce").to_numpy(float)
-    wrong = column[np.isnan(values) & column.notna().to_numpy()]
+    wrong = column[~np.isfinite(values) & column.notna().to_numpy()]
     if len(wrong):
         raise InputError(
             f'obs column "{column.name}" holds "{wrong.iloc[0]}" ({len(wrong):,} such values), '
-            "which is no number; learn it as classes, or mend it"
+            "which is no finite number; learn it as classes, or mend it"
         )
     known = values[~np.isnan(values)]
     if not len(known) or known.std() == 0:

@@ -68,6 +68,11 @@ def read_counts(
         yield positions, batch.counts[here], batch.totals[here]
 
 
+def are_alike(values: sparse.csr_matrix) -> bool:
+    """Whether all cells [cells, genes] have the same values: PCA's solver raises at these."""
+    return not (values.max(axis=0) != values.min(axis=0)).nnz
+
+
 def token_columns(tokens: np.ndarray, size: int) -> sparse.csr_matrix:
     """Returns float64 [columns, size] that sums the columns of counts of each token.
 

@@ -8,6 +8,7 @@ from scipy import sparse
 from sklearn.decomposition import PCA
 
 from geneformer_jax.common.errors import InputError
+from geneformer_jax.inference.counts import are_alike
 
 EMBEDDING, COUNTS = "Geneformer", "PCA of log counts"
 COMPONENTS = 50
@@ -40,10 +41,11 @@ def count_features(reference: Expression, query: Expression, cells: tuple[int, i
     # Genes that no cell of the reference has would only make the solver slow.
     seen = np.flatnonzero(np.diff(own.tocsc().indptr))
     components = min(COMPONENTS, own.shape[0] - 1, len(seen) - 1)
-    if components < 1:
+    if components < 1 or are_alike(own):
         raise InputError(
-            f"the reference has {own.shape[0]} cells with {len(seen)} genes of the vocabulary, too "
-            "few for principal components; give more"
+            f"the reference has {own.shape[0]} cells with {len(seen)} genes of the vocabulary, "
+            f"{'all alike' if are_alike(own) else 'too few'}: they have no principal components; "
+            "give more"
         )
     axes = PCA(components, svd_solver="arpack", random_state=0).fit(own[:, seen])
     return Features(axes.transform(own[:, seen]), axes.transform(other[:, seen]))

@@ -8,6 +8,7 @@ outputs stand side by side in one linear layer.
 
 import dataclasses
 import functools
+import math
 from typing import Any
 
 import jax
@@ -49,10 +50,10 @@ class HeadTask:
         if self.regression and len(self.labels) != 1:
             count = len(self.labels)
             raise InputError(f'the regression "{self.name}" has {count} outputs; it must be 1')
-        if self.weight <= 0 or self.scale <= 0:
+        if not (0 < self.weight < math.inf and 0 < self.scale < math.inf):
             raise InputError(
                 f'task "{self.name}" has weight {self.weight} and scale {self.scale}; both must be '
-                "above 0"
+                "above 0, and finite"
             )
 
 

@@ -8,7 +8,6 @@ import pytest
 import zarr
 from anndata.io import write_elem
 from scipy import sparse
-from zarr.errors import ZarrUserWarning
 
 from geneformer_jax.cells.counts.options import CountOptions
 from geneformer_jax.cells.formats.anndata_source import AnnDataSource
@@ -24,7 +23,7 @@ def changed(request, tmp_path):
     path = WRITERS[request.param](adata, tmp_path)
     with warnings.catch_warnings():
         # Format 3 does not specify them yet.
-        warnings.simplefilter("ignore", ZarrUserWarning)
+        warnings.simplefilter("ignore", UserWarning)
         zarr.consolidate_metadata(path)
     with anndata.settings.override(auto_shard_zarr_v3=False):
         yield adata, path, zarr.open_group(path, mode="r+", use_consolidated=False)

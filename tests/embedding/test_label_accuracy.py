@@ -59,3 +59,9 @@ def test_components_are_those_of_a_dense_singular_value_decomposition():
 def test_few_cells_give_fewer_components():
     counts = sparse.csr_matrix(np.eye(4, 9, dtype=np.int32))
     assert log_count_components(counts, np.ones(4)).shape == (4, 3)
+
+
+@pytest.mark.parametrize("cell", [[3, 0, 2], [5]])
+def test_cells_that_are_all_alike_are_not_told_apart(cell):
+    counts = sparse.csr_matrix(np.tile(cell, (6, 1)))
+    assert log_count_components(counts, np.full(6, sum(cell))).tolist() == [[0.0]] * 6

@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 from sklearn.dummy import DummyClassifier
 
+from geneformer_jax.common.errors import InputError
 from geneformer_jax.finetuning import multitask
 from geneformer_jax.finetuning.classification import baselines
 from geneformer_jax.finetuning.classification.baselines import COMMONEST, commonest_predictions
@@ -128,6 +129,17 @@ def test_warmup_is_a_part_of_the_steps_and_more_than_them_is_warned_of(toy_store
     setup = dataclasses.replace(setup, config=dataclasses.replace(setup.config, optimizer=slow))
     assert "warning: 500 steps of warmup" in setup.describe_steps(0, data)[1]
     assert setup.long_warmup(task).startswith(f"500 steps of warmup, but only {steps} steps")
+
+
+def test_infinite_numbers_are_not_learned(toy):
+    """Their mean is infinite and their deviation NaN: all cells would count as without a number."""
+    cells = toy[1]
+    obs = cells.obs.assign(age=np.where(cells.obs["kind"] == "b", np.inf, 30.0))
+    cells = type(cells)(**{**vars(cells), "obs": obs})
+    with pytest.raises(InputError, match=r'"age" holds "inf" .* no finite number'):
+        prepare_multitask(MultitaskConfig(numbers="age"), cells)
+    with pytest.raises(InputError, match="weight nan"):
+        prepare_multitask(MultitaskConfig(classes="kind", weights="kind=nan"), cells)
 
 
 def test_several_targets_stand_beside_the_commonest_class_and_the_mean(toy):

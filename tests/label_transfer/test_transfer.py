@@ -111,6 +111,12 @@ def test_components_are_those_of_the_reference():
     np.testing.assert_allclose(np.abs(made.query_QD[:, :5]), np.abs(expected), atol=1e-6)
 
 
+def test_a_reference_of_cells_that_are_all_alike_has_no_components():
+    own = sparse.csr_matrix(np.tile([0.0, 2.0, 1.0], (30, 1)))
+    with pytest.raises(InputError, match="all alike: they have no principal components"):
+        count_features(lambda rows: own[rows], lambda rows: own[rows], (30, 12))
+
+
 @pytest.fixture(scope="module")
 def model():
     return toy_model(positions=160, layers=1, initializer_range=0.2)
