@@ -228,7 +228,8 @@ def explain(error: OSError) -> str:
         why = os.strerror(error.errno).lower()
         return f"the disk failed at {where} ({why}); check it and run the same command again"
     if error.errno == errno.ENOLCK:
-        return f"{where} lies where files cannot be locked; set HDF5_USE_FILE_LOCKING=FALSE"
+        remedy = "set HDF5_USE_FILE_LOCKING=FALSE and run the same command again"
+        return f"{where} lies where files cannot be locked; {remedy}"
     if error.errno == errno.EROFS:
         return f"{where} lies where nothing can be written; name another path"
     if error.errno in (errno.EACCES, errno.EPERM):

@@ -1,0 +1,1 @@
+"""Commands on disks that are full, read-only, failing or of a network."""
