@@ -17,6 +17,7 @@ from geneformer_jax.cells.formats.anndata_source import AnnDataSource
 from geneformer_jax.cells.formats.open import expand_paths, obs_columns_of, open_counts
 from geneformer_jax.cells.formats.soma import library
 from geneformer_jax.cells.formats.soma.cells import ChosenRows
+from geneformer_jax.cells.formats.soma.stated_sizes import require_stated_sizes
 from geneformer_jax.cells.tokenization.tokenizer import tokenize_cells
 from geneformer_jax.common.errors import InputError
 from geneformer_jax.interop.original_dictionaries import read_vocabulary
@@ -314,6 +315,33 @@ def test_values_of_a_gene_that_is_not_listed(experiment, tmp_path):
         layer.write(pa.SparseCOOTensor.from_scipy(entry))
     with pytest.raises(InputError, match="values of genes that var lacks"):
         read(open_counts(path, CountOptions(counts_layer="wide")))
+
+
+def test_sizes_that_cannot_be_are_refused_before_they_are_believed(
+    experiment, census, layered, tmp_path
+):
+    """Each size in turn, in all descriptions of groups and arrays, some of a hundred bytes."""
+    for whole in (experiment, census, layered):
+        require_stated_sizes(whole)
+    copy = shutil.copytree(experiment, tmp_path / "copy")
+    kinds = ("__group", "__meta", "__schema", "__enumerations")
+    files = [path for path in copy.rglob("*") if path.parent.name in kinds and path.is_file()]
+    assert {path.parent.name for path in files} == set(kinds)
+    for path in files:
+        content = path.read_bytes()
+        tile = 34 + int.from_bytes(content[30:34], "little")
+        # Stored, unpacked; of filters; chunks; of the first of them unpacked, stored, notes.
+        for place in (4, 12, 30, tile, tile + 8, tile + 12, tile + 16):
+            damaged = bytearray(content)
+            damaged[place + 3] |= 0xA0
+            path.write_bytes(damaged)
+            with pytest.raises(OSError, match=f"{path.name} is damaged"):
+                require_stated_sizes(copy)
+        path.write_bytes(content)
+    path.write_bytes(damaged)
+    with pytest.raises(InputError, match=f"{path.name} is damaged") as refused:
+        open_counts(copy)
+    assert "\n" not in str(refused.value)
 
 
 @pytest.fixture

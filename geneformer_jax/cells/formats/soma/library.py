@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from geneformer_jax.cells.formats.soma.stated_sizes import require_stated_sizes
 from geneformer_jax.common.errors import InputError
 from geneformer_jax.common.files import url_of
 
@@ -80,6 +81,8 @@ def open_object(path: Path) -> Iterator[tiledbsoma.SOMAObject]:
     url = url_of(path)
     # The library takes a relative path from the folder that it was first used in.
     place = url or str(path.absolute())
+    if url is None:
+        require_stated_sizes(path)
     try:
         with tiledbsoma.open(place, context=context_of(os.getpid())) as opened:
             yield opened
