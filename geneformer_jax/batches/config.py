@@ -83,12 +83,12 @@ class ViewConfig:
     """How many of its genes each of the two views of a cell has; see batches.views.
 
     Attributes:
-      least_genes: smallest number.
-      most_genes: largest number; of a cell that has few, a view has at most 65 %.
+      least_genes: smallest number; of a cell that has fewer than twice as many, half of them.
+      most_genes: largest number; of a cell that has fewer, all of them.
     """
 
     least_genes: int = 48
-    most_genes: int = 256
+    most_genes: int = 1_024
 
     def __post_init__(self):
         name, value = "objective.views.least_genes", self.least_genes

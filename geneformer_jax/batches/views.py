@@ -4,7 +4,7 @@ A view is a pure function of (seed, step, cell), drawn on the device within the 
 batch a cell comes in, nor hosts, devices or packing change it.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,8 +17,6 @@ from geneformer_jax.batches.masking import Packing
 from geneformer_jax.batches.random_bits import random_bits
 
 VIEWS = 2
-# Two larger parts have most genes in common.
-LARGEST_PART = 0.65
 # Of a cell that has fewer genes, two parts have next to nothing to tell of each other.
 LEAST_GENES = 8
 _SPECIAL_TOKENS = 2
@@ -47,17 +45,21 @@ class _Places(NamedTuple):
 
 def view_length(bucket: int, cells: int, config: ViewConfig) -> int:
     """Returns the tokens that hold any view of a row of `bucket` tokens and so many cells."""
-    genes = min(config.most_genes * cells, int(np.ceil(LARGEST_PART * bucket)))
-    longest = genes + _SPECIAL_TOKENS * cells
+    longest = (config.most_genes + _SPECIAL_TOKENS) * cells
     return min(-(-longest // BUCKET_MULTIPLE) * BUCKET_MULTIPLE, bucket)
 
 
 def mean_genes(genes: np.ndarray, config: ViewConfig) -> np.ndarray:
     """Returns how many genes a view has on average, float64 [cells], of cells of so many genes."""
     shares = (np.arange(_SHARES) + 0.5) / _SHARES
-    drawn = config.least_genes * (config.most_genes / config.least_genes) ** shares
     lengths, inverse = np.unique(genes, return_inverse=True)
-    return np.minimum(drawn, LARGEST_PART * lengths[:, None]).mean(axis=1)[inverse]
+    return _drawn_genes(lengths[:, None], shares, config, np).mean(axis=1)[inverse]
+
+
+def _drawn_genes(genes: Any, share: Any, config: ViewConfig, xp: Any) -> Any:
+    """Returns how many genes a view has of cells of so many, by numbers from 0 to 1."""
+    least = xp.minimum(config.least_genes, 0.5 * genes)
+    return xp.minimum(least * (config.most_genes / least) ** share, genes)
 
 
 def draw_views(
@@ -72,10 +74,11 @@ def draw_views(
     """Returns a batch with two rows in place of each: rows 2i and 2i + 1 are views of row i.
 
     How many genes a view has is drawn evenly on a logarithmic scale between `least_genes` and
-    `most_genes`, whatever the cell: were it a part of the cell's, two views would be found to be of
-    one cell by their lengths, and its embedding would tell how many genes it has. It is at most
-    65 % of them, rounded down, and at least one. Which genes is drawn without regard to their
-    ranks; special tokens stay.
+    `most_genes`, whatever the cell, but it is at most all of them: were it a part of the cell's,
+    two views would be found to be of one cell by their lengths, and its embedding would tell how
+    many genes it has before all else. Of a cell of fewer than twice `least_genes` the smallest
+    number is half of its genes. Which genes is drawn without regard to their ranks; special tokens
+    stay.
 
     Args:
       batch: rows whose genes are not masked; JAX arrays.
@@ -140,9 +143,8 @@ def _view(
     """Returns one view of each row."""
     T, C = batch.tokens_BT.shape[1], places.cells_BC.shape[1]
     share = share_BC.astype(jnp.float32) / 2.0**32
-    drawn_BC = config.least_genes * (config.most_genes / config.least_genes) ** share
-    kept_BC = jnp.minimum(drawn_BC, LARGEST_PART * places.genes_BC).astype(jnp.int32)
-    kept_BC = jnp.minimum(jnp.maximum(kept_BC, 1), places.genes_BC)
+    drawn_BC = _drawn_genes(jnp.maximum(places.genes_BC, 1), share, config, jnp)
+    kept_BC = jnp.clip(drawn_BC.astype(jnp.int32), 1, places.genes_BC)
     positions_BT = _kept_positions(places, bits_BT, kept_BC)[:, : view_length(T, C, config)]
     real_BT = positions_BT < T
     source_BT = jnp.where(real_BT, positions_BT, 0)

@@ -177,7 +177,9 @@ def test_runs_begun_before_there_were_other_objectives_go_on(toy_store):
 
 def test_a_second_objective_is_told_and_counted(toy_store):
     plain = prepare_run(toy_config(toy_store), toy_store)
-    both = prepare_run(toy_config(toy_store, **{"objective.contrastive": 0.5}), toy_store)
+    half = int(np.median(toy_store.lengths)) // 2
+    views = {"objective.views.least_genes": half, "objective.views.most_genes": half}
+    both = prepare_run(toy_config(toy_store, **{"objective.contrastive": 0.5}, **views), toy_store)
     told = [line for line in both.summary() if line not in plain.summary()]
     assert "masked genes, and 0.5 times a contrastive loss of two views" in told[0]
     # Two views of half the genes through one layer of two, beside masked genes in both layers.
