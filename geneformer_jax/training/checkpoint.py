@@ -39,6 +39,7 @@ class Checkpoints:
         """
         self._description, self._config = description, config
         self._saved_at, self._handed_over = time.monotonic(), None
+        self._response: ocp.AsyncResponse[bool] | None = None
         training = ocp.training
         self._checkpointer = training.Checkpointer(
             folder.resolve(),
@@ -53,7 +54,10 @@ class Checkpoints:
 
     def __exit__(self, *_: object) -> None:
         with writing(self.folder):
-            self._checkpointer.close()
+            try:
+                self._let_go()
+            finally:
+                self._checkpointer.close()
 
     @property
     def newest(self) -> int | None:
@@ -74,6 +78,13 @@ class Checkpoints:
         """Returns when all that was handed over is on disk."""
         with writing(self.folder):
             self._checkpointer.wait()
+            self._let_go()
+
+    def _let_go(self) -> None:
+        """Ends the thread and the handles that Orbax begins with each save, and never ends."""
+        response, self._response = self._response, None
+        if response is not None:
+            response.result()
 
     def due(self, step: int, clock: bool) -> bool:
         """Returns whether `step` is to be saved, by the number of steps or the time passed.
@@ -106,7 +117,8 @@ class Checkpoints:
             items["loss_scale"] = state.loss_scale
         with writing(self.folder):
             # What came of the save before this one is told here too.
-            self._checkpointer.save_checkpointables_async(step, items)
+            self._let_go()
+            self._response = self._checkpointer.save_checkpointables_async(step, items)
 
     def restore_newest(self, target: TrainState) -> TrainState | None:
         """Returns the newest state that can be read, or None if there is no checkpoint.

@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -223,6 +224,17 @@ def test_the_newest_and_every_so_many_steps_stay(tmp_path):
             checkpoints.save(step, TrainState(jnp.int32(step), weights, weights))
     kept = {folder.name for folder in (tmp_path / "run").iterdir()}
     assert kept == {"4", "8", "9"}
+
+
+def test_saves_leave_no_thread_behind(tmp_path):
+    """Each would keep three file handles too: 330 checkpoints reach the usual limit of 1,024."""
+    weights, threads = {"kernel": jnp.zeros(3)}, []
+    config = CheckpointConfig(every_steps=1, keep=2)
+    with Checkpoints(tmp_path / "run", config, {"model": "{}"}) as checkpoints:
+        for step in range(1, 7):
+            checkpoints.save(step, TrainState(jnp.int32(step), weights, weights))
+            threads.append(threading.active_count())
+    assert threads[-1] <= threads[1] + 1, threads
 
 
 def restore(workdir: Path, run: Run):
