@@ -1,7 +1,9 @@
 """AnnData files of results, with obs columns of any name."""
 
 from collections.abc import Iterable
+from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import Any
 
 import anndata as ad
 import zarr
@@ -33,10 +35,19 @@ def write_anndata(adata: ad.AnnData, path: Path) -> dict[str, str]:
 
 def _write_zarr(adata: ad.AnnData, path: Path) -> None:
     """Writes Zarr of format 3, without the consolidated metadata that it does not define."""
+    with without_shards():
+        ad.io.write_elem(zarr.open_group(path, mode="w", zarr_format=3), "/", adata)
+
+
+def without_shards(**settings: Any) -> AbstractContextManager:
+    """Returns a context in which AnnData packs no chunks of Zarr arrays into shards.
+
+    Args:
+      settings: others of AnnData that hold there.
+    """
     # Not every AnnData has the setting; those that have it warn until it is given.
     sharding = {"auto_shard_zarr_v3": False} if hasattr(ad.settings, "auto_shard_zarr_v3") else {}
-    with ad.settings.override(**sharding):
-        ad.io.write_elem(zarr.open_group(path, mode="w", zarr_format=3), "/", adata)
+    return ad.settings.override(**sharding, **settings)
 
 
 def free_names(names: Iterable[str]) -> dict[str, str]:

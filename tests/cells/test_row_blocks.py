@@ -1,6 +1,5 @@
 """Columns in blocks are those read at once, of every format."""
 
-import anndata
 import numpy as np
 import pandas as pd
 import pytest
@@ -13,6 +12,7 @@ from geneformer_jax.cells.formats.open import open_counts
 from geneformer_jax.cells.store.join import GrowingArray
 from geneformer_jax.cells.tokenization.quality_control import QualityRules
 from geneformer_jax.common.errors import InputError
+from geneformer_jax.inference.written_anndata import without_shards
 from tests.helpers.count_files import WRITERS, example_cells
 from tests.helpers.small_stores import build, cells, same_stores, write
 
@@ -72,7 +72,7 @@ def test_columns_with_missing_values_in_small_blocks(tmp_path, suffix):
     adata.obs["truth"] = pd.array([True, None, False] * 19, "boolean")
     adata.obs["grade"] = pd.Categorical(["b", None, "a"] * 19, ["c", "b", "a"], ordered=True)
     path = tmp_path / f"x.{suffix}"
-    with anndata.settings.override(zarr_write_format=3, auto_shard_zarr_v3=False):
+    with without_shards(zarr_write_format=3):
         (adata.write_h5ad if suffix == "h5ad" else adata.write_zarr)(path)
     read, expected = open_counts(path, CountOptions(limits=SMALL)).obs(), AnnDataSource(adata).obs()
     for column in ("number", "truth", "grade", "cell_type"):

@@ -2,7 +2,6 @@
 
 import warnings
 
-import anndata
 import numpy as np
 import pytest
 import zarr
@@ -13,6 +12,7 @@ from geneformer_jax.cells.counts.options import CountOptions
 from geneformer_jax.cells.formats.anndata_source import AnnDataSource
 from geneformer_jax.cells.formats.open import open_counts
 from geneformer_jax.common.errors import InputError
+from geneformer_jax.inference.written_anndata import without_shards
 from tests.helpers.count_files import WRITERS, example_cells
 
 
@@ -25,7 +25,7 @@ def changed(request, tmp_path):
         # Format 3 does not specify them yet.
         warnings.simplefilter("ignore", UserWarning)
         zarr.consolidate_metadata(path)
-    with anndata.settings.override(auto_shard_zarr_v3=False):
+    with without_shards():
         yield adata, path, zarr.open_group(path, mode="r+", use_consolidated=False)
 
 

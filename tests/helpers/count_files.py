@@ -12,6 +12,8 @@ import zarr
 from anndata.io import write_elem
 from scipy import sparse
 
+from geneformer_jax.inference.written_anndata import without_shards
+
 
 def example_cells(n_cells=57, n_genes=83, seed=0, dtype=np.int32):
     """An AnnData with raw counts, an empty cell and an empty gene; n_counts exceeds the sums."""
@@ -62,7 +64,7 @@ def _zarr(layout, version, chunks=None):
         root = zarr.open_group(path, mode="w", zarr_format=version)
         copy = with_matrix(adata, layout)
         # Anndata warns that it will shard by default, unless this is set.
-        with anndata.settings.override(auto_shard_zarr_v3=False):
+        with without_shards():
             for name in ("obs", "var", "X"):
                 options = {"chunks": chunks} if chunks and name == "X" else {}
                 write_elem(root, name, getattr(copy, name), dataset_kwargs=options)

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from scipy import sparse
 
 from geneformer_jax.cells.tokenization.vocabulary import V1_SPECIAL_TOKENS, GeneVocabulary
+from geneformer_jax.inference.written_anndata import without_shards
 
 GENES = 30
 NUMBER_TYPES = ("<i4", "<i8", "<f4", "<f8", "<u2", "<f2", ">f4", ">i4")
@@ -198,7 +199,7 @@ def _zarr(version, inner="", zipped=False):
     def write(case, folder):
         path = folder / "cells.zarr"
         root = zarr.open_group(path, mode="w", zarr_format=version)
-        with anndata.settings.override(auto_shard_zarr_v3=False):
+        with without_shards():
             _put(root.create_group(inner) if inner else root, case)
         return Path(shutil.make_archive(path, "zip", path)) if zipped else path
 
