@@ -231,10 +231,13 @@ def test_saves_leave_no_thread_behind(tmp_path):
     weights, threads = {"kernel": jnp.zeros(3)}, []
     config = CheckpointConfig(every_steps=1, keep=2)
     with Checkpoints(tmp_path / "run", config, {"model": "{}"}) as checkpoints:
-        for step in range(1, 7):
-            checkpoints.save(step, TrainState(jnp.int32(step), weights, weights))
+        for steps in (range(1, 2), range(2, 8)):
+            for step in steps:
+                checkpoints.save(step, TrainState(jnp.int32(step), weights, weights))
+            checkpoints.wait()
             threads.append(threading.active_count())
-    assert threads[-1] <= threads[1] + 1, threads
+    # The last of those that write may be about to end.
+    assert threads[1] <= threads[0] + 2, threads
 
 
 def restore(workdir: Path, run: Run):
