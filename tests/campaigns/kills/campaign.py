@@ -182,13 +182,18 @@ class Campaign:
         self.seconds, self.events = arena.events()
         self._expected = contents(arena.output)
         self.faults += [f"two runs: {line}" for line in differences(self._expected, first)]
-        self._live()
+        self._give_again()
         again = contents(arena.output)
         self.faults += [f"run again: {line}" for line in differences(again, self._expected)]
 
     def _live(self) -> None:
         if fault := self._arena.run(self._name).fault:
             self.faults.append(f"without a kill: {fault}")
+
+    def _give_again(self) -> None:
+        done, fault = COMMANDS[self._name].done, self._arena.run(self._name).fault
+        if fault if not done else done not in fault:
+            self.faults.append(f"given again when all is done: {fault}")
 
     def trials(self, kills: int, reboots: bool = False) -> Iterator[Trial]:
         """Kills so many processes, a few in a row, and looks at what is left when one was not.
@@ -228,7 +233,9 @@ class Campaign:
         self._arena.fresh()
         seconds = self._draw.uniform(0, self.seconds)
         ends = self._arena.run_two(self._name, seconds)
-        faults = [line for line in ends if line and _REFUSED not in line]
+        # The second may come when all is done.
+        told = [_REFUSED, *filter(None, [COMMANDS[self._name].done])]
+        faults = [line for line in ends if line and not any(each in line for each in told)]
         none = ["both were refused"] if all(ends) else []
         return Pair(seconds, sum(map(bool, ends)), [*faults, *none, *self._left()])
 

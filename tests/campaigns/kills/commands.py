@@ -36,12 +36,14 @@ class Command:
       arguments: {inputs} and {output} stand for the folders of what is given and of the output.
       joins: functions, as module:name, in which it puts its output together.
       prepare: makes the parts of its work small, in the process that runs it.
+      done: part of the line with which it refuses an output that is whole; "" if it takes it.
     """
 
     name: str
     arguments: Sequence[str]
     joins: Sequence[str] = ()
     prepare: Callable[[pytest.MonkeyPatch], None] = field(default=lambda patch: None)
+    done: str = ""
 
     def arguments_in(self, inputs: Path, output: Path) -> list[str]:
         """The arguments, with paths in them."""
@@ -153,6 +155,8 @@ COMMANDS = {
         _attend_in_small_parts,
     ),
     "convert": Command(
-        "convert", ("--source={inputs}/model", "--target={output}/converted")
+        "convert",
+        ("--source={inputs}/model", "--target={output}/converted"),
+        done="nothing is overwritten",
     ),
 }  # fmt: skip
