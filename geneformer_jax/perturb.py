@@ -156,10 +156,11 @@ class _Perturbation:
         from geneformer_jax.perturbation import model_controls
         from geneformer_jax.perturbation.controls.donors import require_donors
 
+        # First of all, as the provenance of statistics that are made anew names the devices too.
+        use_all_cores()
         if self._run.is_complete() and not self._missing() and not FLAGS.dry_run:
             print(f"{FLAGS.output} is complete and was written by this command: nothing to do")
             return
-        use_all_cores()
         self._how = model_controls.HowToRun(
             FLAGS.cells, reading=reading_arguments(), **{name: FLAGS[name].value for name in _HOW}
         )
