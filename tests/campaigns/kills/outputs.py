@@ -9,6 +9,7 @@ import hashlib
 import html
 import json
 import re
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -77,8 +78,12 @@ def _arrays(checkpoint: Path) -> bytes:
     import numpy as np
     from orbax.checkpoint import v1 as ocp
 
+    with warnings.catch_warnings():
+        # Orbax warns that it takes the devices as the checkpoint names them.
+        warnings.simplefilter("ignore", UserWarning)
+        kept = ocp.load_checkpointables(checkpoint)
     digest = hashlib.sha256()
-    for path, leaf in jax.tree_util.tree_leaves_with_path(ocp.load_checkpointables(checkpoint)):
+    for path, leaf in jax.tree_util.tree_leaves_with_path(kept):
         array = np.asarray(leaf)
         digest.update(f"{jax.tree_util.keystr(path)} {array.dtype} {array.shape}".encode())
         digest.update(np.ascontiguousarray(array).tobytes())
