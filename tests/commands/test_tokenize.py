@@ -184,6 +184,20 @@ def test_a_killed_run_goes_on(tmp_path, files, vocabulary):
 # Many files, many processes
 
 
+def test_a_second_process_is_refused_and_harms_nothing(tmp_path, files, vocabulary):
+    folder = tmp_path / "store"
+    run = StoreBuild(folder, vocabulary, TokenizerOptions(max_length=2048), CountOptions(), [])
+    run.survey(files)
+    code = "import fcntl, sys; f = open(sys.argv[1], 'w'); fcntl.lockf(f, 2); print('', flush=True)"
+    given = [sys.executable, "-c", f"{code}; input()", str(folder / "lock")]
+    with subprocess.Popen(given, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as first:
+        first.stdout.readline()
+        with pytest.raises(InputError, match="another process is at work"):
+            run.write()
+        first.kill()
+    assert (folder / "store.json").is_file()
+
+
 def test_shards_of_the_files_join_to_the_same_store(tmp_path, files, vocabulary):
     whole, _ = build(tmp_path / "whole", files, vocabulary, ["cell_type"])
     parts = tmp_path / "parts"

@@ -183,14 +183,14 @@ class StoreBuild:
         if not runs:
             return True
         note_shares(self.folder, shard[1])
-        try:
-            with self._at_work(shard):
+        with self._at_work(shard):
+            try:
                 return self._write_runs(runs, skip_bad_files)
-        except InputError:
-            # Other processes may be at work on their shards; alone, a failure leaves no trace.
-            if shard == WHOLE:
-                store_writer.drop_if_nothing_in_it(self.folder)
-            raise
+            except InputError:
+                # Others may be at work on their shards; alone, a failure leaves no trace.
+                if shard == WHOLE:
+                    store_writer.drop_if_nothing_in_it(self.folder)
+                raise
 
     @contextlib.contextmanager
     def _at_work(self, shard: tuple[int, int]) -> Iterator[None]:
