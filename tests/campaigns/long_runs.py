@@ -103,8 +103,8 @@ def watch_inside(what: str, *arguments: str) -> dict[str, object]:
         "arguments": arguments,
         "samples": len(samples),
         "memory_mb": round(samples[int(WARM_UP * len(samples))].memory / 1e6, 1),
-        "handles": samples[-2].handles,
-        "threads": samples[-2].threads,
+        "handles": max(held.handles for held in samples),
+        "threads": max(held.threads for held in samples),
         "grown": grown,
         "right": is_flat(grown),
     }
