@@ -30,7 +30,7 @@ def test_the_reference_has_every_public_name():
 def test_the_site_builds_from_nothing_without_a_warning(tmp_path):
     if find_spec("sphinx") is None or find_spec("myst_nb") is None:
         pytest.skip('no Sphinx: install the docs extra, pip install "geneformer_jax[docs]"')
-    # A copy, for notebooks begin with a model that is kept in docs/_build.
+    # A copy, for notebooks keep cells in docs/_build.
     project = tmp_path / "project"
     shutil.copytree(PROJECT, project, ignore=shutil.ignore_patterns(".*", "_build", "quickstart"))
     command = [sys.executable, "-m", "sphinx", "-W", "--keep-going", "docs", "site"]

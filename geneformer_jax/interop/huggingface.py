@@ -7,9 +7,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+from numpy.typing import DTypeLike
+
 from geneformer_jax.cells.tokenization.vocabulary import GeneVocabulary
 from geneformer_jax.common.files import atomic_write, require_new_folder
 from geneformer_jax.common.provenance import describe_run, write_provenance
+from geneformer_jax.interop.model_folders import VOCABULARY
 from geneformer_jax.interop.weights.bert_layout import (
     ENCODER_PREFIX,
     architecture_of,
@@ -34,7 +38,6 @@ from geneformer_jax.model.pretrained import (
     with_vocabulary,
 )
 
-VOCABULARY = "vocabulary"
 # Of the released model.safetensors: size in bytes -> (name, SHA-256).
 OFFICIAL = {
     41_183_536: ("V1-10M", "a5e33a757431643b3697de7ef6127950cdc49e06e58d4266b3a3ab191b683f14"),
@@ -138,7 +141,10 @@ def export_model(source: Path | str, target: Path | str) -> dict[str, Any]:
 
 
 def write_model(
-    model: PretrainedModel, target: Path | str, configuration: Mapping[str, Any]
+    model: PretrainedModel,
+    target: Path | str,
+    configuration: Mapping[str, Any],
+    dtype: DTypeLike = np.float32,
 ) -> dict[str, Any]:
     """Writes a model as `export_model` does.
 
@@ -146,6 +152,7 @@ def write_model(
       model: to write.
       target: a new folder.
       configuration: of the command, for the provenance.
+      dtype: of the weights in the file.
 
     Returns:
       Counts for a report.
@@ -162,11 +169,12 @@ def write_model(
     with atomic_write(target) as aside:
         aside.mkdir()
         settings = write_settings(model.config, model.head, model.is_bare)
+        settings["torch_dtype"] = np.dtype(dtype).name
         (aside / CONFIG).write_text(json.dumps(settings, indent=2) + "\n")
         values = bert_values(wanted, model.params)
         if model.is_bare:
             values = {name.removeprefix(ENCODER_PREFIX): each for name, each in values.items()}
-        write_tensors(aside / WEIGHT_FILES[0], values)
+        write_tensors(aside / WEIGHT_FILES[0], values, dtype)
         if model.vocabulary is not None:
             model.vocabulary.write_into(aside / VOCABULARY)
         write_provenance(aside, describe_run("convert", configuration, inputs, counts))

@@ -8,6 +8,7 @@ from geneformer_jax.common.errors import InputError
 from geneformer_jax.common.log import logger
 from geneformer_jax.interop import adapters, huggingface
 from geneformer_jax.interop.hub import download
+from geneformer_jax.interop.model_folders import model_folder
 from geneformer_jax.interop.original_dictionaries import read_vocabulary
 from geneformer_jax.interop.weights.files import is_huggingface_model
 from geneformer_jax.model import pretrained
@@ -31,7 +32,8 @@ def load_model(
       path: a checkpoint, the workdir of a training run (its newest checkpoint, or the one network
         that fine-tuning made), a directory that transformers saved, or the name of one on the
         Hugging Face hub: "org/name", or "org/name/folder" for a folder in it; or a fine-tuned
-        adapter, which is merged into its base.
+        adapter, which is merged into its base. "demo-blood" is a small model of blood cells that
+        comes with this package.
       vocabulary: what the model's tokens mean, or its folder, or the original's dictionaries (see
         `read_vocabulary`); for a model that carries none, as what transformers saved.
       base: for an adapter, the model it was trained on, if that is no longer where it was.
@@ -65,7 +67,7 @@ def _load(
     base: Path | str | None,
     quantize: str | None,
 ) -> PretrainedModel:
-    folder = Path(path).expanduser()
+    folder = model_folder(path)
     if (adapter := adapters.find_adapter(folder)) is not None:
         base = base or adapters.adapter_base(adapter)
         if base is None:

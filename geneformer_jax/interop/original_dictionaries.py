@@ -18,6 +18,7 @@ from geneformer_jax.cells.tokenization.vocabulary import GeneVocabulary
 from geneformer_jax.common.errors import InputError
 from geneformer_jax.common.files import atomic_write, require_new_folder, suffix_of
 from geneformer_jax.common.provenance import describe_run, write_provenance
+from geneformer_jax.interop.model_folders import vocabulary_folder
 from geneformer_jax.interop.restricted_pickle import (
     LARGEST_FILE,
     STAND_INS,
@@ -80,7 +81,8 @@ def read_vocabulary(path: Path | str, species: str = "human") -> GeneVocabulary:
 
     Args:
       path: a vocabulary folder; or of the original, a folder with the dictionaries or its token
-        dictionary, beside which the others lie.
+        dictionary, beside which the others lie; or the name of a model that comes with this
+        package, "demo-blood".
       species: what the original's is of.
 
     Raises:
@@ -88,7 +90,7 @@ def read_vocabulary(path: Path | str, species: str = "human") -> GeneVocabulary:
     """
     if names_original_vocabulary(path) or suffix_of(path) in PICKLES:
         return read_original_vocabulary(path, species)
-    return GeneVocabulary.load(path)
+    return GeneVocabulary.load(vocabulary_folder(path))
 
 
 def read_original_vocabulary(folder: Path | str, species: str = "human") -> GeneVocabulary:

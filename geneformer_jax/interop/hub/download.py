@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 
 from geneformer_jax.common.errors import InputError
-from geneformer_jax.interop.huggingface import VOCABULARY
+from geneformer_jax.interop.model_folders import VOCABULARY
 from geneformer_jax.interop.weights.files import CONFIG, WEIGHT_FILES
 
 NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*){1,2}", re.ASCII)

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import DTypeLike
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
@@ -47,22 +48,25 @@ def _unreadable(path: Path, error: Exception) -> InputError:
     return InputError(f"{path} is no whole safetensors file ({error}); get it anew from its source")
 
 
-def write_tensors(path: Path, tensors: Mapping[str, np.ndarray]) -> None:
-    """Writes tensors as float32, as transformers writes the weights of a PyTorch model.
+def write_tensors(
+    path: Path, tensors: Mapping[str, np.ndarray], dtype: DTypeLike = np.float32
+) -> None:
+    """Writes tensors of one type, as transformers writes the weights of a PyTorch model.
 
-    All of them are in memory at once, but what is float32 and contiguous is not copied: beside the
-    weights themselves, which take 1.3 GB for the largest published model, that is as much again
+    All of them are in memory at once, but what is of that type and contiguous is not copied: beside
+    the weights themselves, 1.3 GB for the largest published model, that is as much again
     for matrices that are views of transposed ones.
 
     Args:
       path: a file, replaced if it exists.
       tensors: by name, of any strides.
+      dtype: of what is written.
 
     Raises:
       OSError: the file cannot be written.
     """
     # The library writes the memory of an array from its first byte on, whatever its strides.
-    whole = {name: np.asarray(value, np.float32, order="C") for name, value in tensors.items()}
+    whole = {name: np.asarray(value, dtype, order="C") for name, value in tensors.items()}
     # It also renames a file that only its owner may read to `path`: keep the usual permissions.
     path.touch()
     mode = path.stat().st_mode
