@@ -1,4 +1,4 @@
-"""What the tutorials begin with: 700 real blood cells, and the small model that comes with the package."""
+"""What the tutorials begin with: 700 real blood cells, and the model of the package, demo-blood."""
 
 import sys
 from pathlib import Path

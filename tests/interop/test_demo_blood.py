@@ -26,7 +26,8 @@ def model():
 def test_it_is_small_in_bfloat16_and_names_no_machine():
     assert sum(path.stat().st_size for path in FOLDER.rglob("*") if path.is_file()) < 8e6
     with safe_open(FOLDER / "model.safetensors", "numpy") as weights:
-        assert {weights.get_slice(name).get_dtype() for name in weights.keys()} == {"BF16"}
+        names = weights.keys()
+        assert {weights.get_slice(name).get_dtype() for name in names} == {"BF16"}
     for path in (FOLDER / FILE_NAME, FOLDER / "README.md"):
         assert not re.search(r"""(?<![\w.:/])/(?!/)\w""", path.read_text()), path
 
@@ -34,7 +35,7 @@ def test_it_is_small_in_bfloat16_and_names_no_machine():
 def test_what_lies_by_that_name_goes_first(model, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "demo-blood").mkdir()
-    with pytest.raises(gf.InputError, match="no checkpoint in demo-blood"):
+    with pytest.raises(gf.InputError, match=r"no checkpoint in .*demo-blood"):
         gf.load_model("demo-blood")
 
 
