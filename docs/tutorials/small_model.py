@@ -13,11 +13,20 @@ LABEL = "bulk_labels"
 
 
 def load() -> tuple[ad.AnnData, gf.PretrainedModel]:
-    """Returns the cells, with raw counts and obs column `bulk_labels`, and the model."""
+    """Returns the cells, with raw counts and obs column `bulk_labels`, and the model.
+
+    Genes go by their Ensembl ids, as the model knows them; the names that scanpy has for them are
+    in `.var["gene_symbol"]`.
+    """
+    model = gf.load_model("demo-blood")
     if not COUNTS.exists():
         sys.path.append(str(_DOCS.parent / "launch"))
         import quickstart
 
+        cells = quickstart.demo_cells()
+        ids = dict(zip(model.vocabulary.symbols, model.vocabulary.gene_ids, strict=True))
+        cells.var["gene_symbol"] = cells.var_names
+        cells.var_names = [ids.get(name, name) for name in cells.var_names]
         COUNTS.parent.mkdir(parents=True, exist_ok=True)
-        quickstart.demo_cells().write_h5ad(COUNTS)
-    return ad.read_h5ad(COUNTS), gf.load_model("demo-blood")
+        cells.write_h5ad(COUNTS)
+    return ad.read_h5ad(COUNTS), model
