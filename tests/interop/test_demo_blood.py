@@ -40,11 +40,8 @@ def test_what_lies_by_that_name_goes_first(model, tmp_path, monkeypatch):
 
 
 def test_a_command_takes_its_name_for_a_model_and_for_a_vocabulary(tmp_path):
-    counts = np.zeros((3, 2), np.float32)
-    counts[:] = [[3, 1], [0, 2], [5, 5]]
-    names = gf.load_model("demo-blood").vocabulary.gene_ids[:2]
-    cells = ad.AnnData(counts)
-    cells.var_names = names
+    cells = ad.AnnData(np.array([[3, 1], [0, 2], [5, 5]], np.float32))
+    cells.var_names = gf.load_model("demo-blood").vocabulary.gene_ids[:2]
     cells.write_h5ad(tmp_path / "cells.h5ad")
     flags = [f"--counts={tmp_path / 'cells.h5ad'}", f"--output={tmp_path / 'store'}"]
     command = [sys.executable, "-m", "geneformer_jax.tokenize", "--vocabulary=demo-blood"]

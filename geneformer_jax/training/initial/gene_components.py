@@ -13,7 +13,7 @@ from sklearn.decomposition import PCA
 from geneformer_jax.cells.store.cell_store import EncodedCells
 from geneformer_jax.common.errors import InputError
 
-# More say little more of the first few hundred components, and take longer to read.
+# So that a large corpus need not be read for it. More were not tried.
 MAX_CELLS = 10_000
 # Genes that hardly any cell has would else weigh as much as all others.
 _LEAST_DEVIATION = 0.05
