@@ -66,20 +66,28 @@ def label_accuracy(features: np.ndarray, labels: pd.Series, seed: int = 0) -> La
             "accuracy needs two; name a column with more labels"
         )
     features, names = np.asarray(features)[kept], labels[kept].astype(str).to_numpy()
-    folds = StratifiedKFold(FOLDS, shuffle=True, random_state=seed)
-    classifier = KNeighborsClassifier(min(NEIGHBOURS, len(names) // 2))
-
-    def accuracy(targets: np.ndarray) -> float:
-        return float((cross_val_predict(classifier, features, targets, cv=folds) == targets).mean())
-
+    shuffled = np.random.default_rng(seed).permutation(names)
     return LabelAccuracy(
-        accuracy=accuracy(names),
+        accuracy=float(named_rightly(features, names, seed).mean()),
         majority=float(sizes[frequent].max() / kept.sum()),
-        shuffled=accuracy(np.random.default_rng(seed).permutation(names)),
+        shuffled=float(named_rightly(features, shuffled, seed).mean()),
         cells=int(kept.sum()),
         classes=len(frequent),
         left_out=int((~kept).sum()),
     )
+
+
+def named_rightly(features: np.ndarray, names: np.ndarray, seed: int = 0) -> np.ndarray:
+    """Returns bool [cells], whether the neighbours of a cell in other folds vote for its label.
+
+    Args:
+      features: [cells, D].
+      names: text [cells], each of at least 5 cells.
+      seed: of the folds.
+    """
+    folds = StratifiedKFold(FOLDS, shuffle=True, random_state=seed)
+    classifier = KNeighborsClassifier(min(NEIGHBOURS, len(names) // 2))
+    return cross_val_predict(classifier, features, names, cv=folds) == names
 
 
 def log_count_components(
