@@ -1,14 +1,16 @@
 """What the system refuses while a file is written: one kind of error, which names the file."""
 
+import contextlib
 import errno
 import os
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
 from geneformer_jax.common.command_line import explain
 from geneformer_jax.common.errors import InputError
-from geneformer_jax.common.files import REFUSALS, atomic_write, fsync_tree_entry, writing
+from geneformer_jax.common.files import REFUSALS, atomic_write, fsync_tree_entry, remove, writing
 from geneformer_jax.embedding.output import _write_npy
 
 
@@ -25,6 +27,24 @@ def test_each_refusal_is_told_in_a_line_whatever_library_tells_it(number, tmp_pa
         line = explain(raised.value)
         assert str(target) in line and "; " in line and "\n" not in line
         assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_that_arrow_does_not_find_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError) as raised:
+        pq.ParquetFile(tmp_path / "gone.parquet", memory_map=True)
+    assert explain(raised.value) == f"{tmp_path / 'gone.parquet'} does not exist; check the path"
+
+
+def test_a_folder_that_is_not_empty_for_another_machine_is_told_in_a_line(tmp_path, monkeypatch):
+    (tmp_path / "shares").mkdir()
+    (tmp_path / "shares" / "of-2").touch()
+    monkeypatch.setattr(os, "scandir", lambda _: contextlib.nullcontext(iter(())))
+    with pytest.raises(OSError) as raised:
+        remove(tmp_path / "shares")
+    assert explain(raised.value) == (
+        f"{tmp_path / 'shares'} is in use, or holds what is not seen here yet; run the same "
+        "command again in a minute"
+    )
 
 
 def test_other_errors_are_left_as_they_are():

@@ -38,6 +38,7 @@ nobody reads what is printed. --version prints the version, --cite what to cite.
 _NEAR_MATCH = re.compile(r'Did you mean "([^"]+)" instead of "([^"]+)"')
 _ARGUMENT = re.compile(r"`([a-z_]\w*(?:\.[a-z_]\w*)*)`")
 _HELP = re.compile(r"--?(h|help|helpfull|helpshort)")
+_QUOTED = re.compile(r"'([^']+)'")
 _LAYER = re.compile(r"--?layer(=|$)")
 _JSON = re.compile(r"--?json(=(true|1))?", re.IGNORECASE)
 _GIVEN = re.compile(r"--?(\w+)(?:=(.*))?", re.DOTALL)
@@ -219,7 +220,9 @@ def _print_error(message: str) -> None:
 
 def explain(error: OSError) -> str:
     """One line for what the operating system refused; re-raises what is not the user's to mend."""
-    where = error.filename or "the output folder"
+    # Arrow names the file in its text alone.
+    named = _QUOTED.search(str(error))
+    where = error.filename or (named[1] if named else "the output folder")
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return f"no space left while writing {where}; free some and run the same command again"
     if error.errno == errno.EFBIG:
@@ -236,6 +239,10 @@ def explain(error: OSError) -> str:
         return f"no permission for {where}; change its permissions or name another path"
     if error.errno == errno.ENOENT:
         return f"{where} does not exist; check the path"
+    if error.errno in (errno.ENOTEMPTY, errno.EBUSY):
+        # On a disk of several machines.
+        what = "is in use, or holds what is not seen here yet"
+        return f"{where} {what}; run the same command again in a minute"
     if error.errno in (errno.ENOTDIR, errno.EISDIR, errno.EEXIST):
         return f"{where}: {os.strerror(error.errno).lower()}; name another path"
     raise error

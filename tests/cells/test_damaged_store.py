@@ -150,6 +150,14 @@ def test_shards_that_are_described_otherwise_are_refused(copy, value):
         CellStore.open(copy)
 
 
+def test_a_folder_in_the_place_of_a_description_is_refused(copy):
+    (path,) = copy.glob("sources/*/source.json")
+    path.unlink()
+    path.mkdir()
+    with pytest.raises(InputError, match=r"source.json is missing or damaged .*; restore it"):
+        CellStore.open(copy)
+
+
 @pytest.mark.parametrize("stated", [{}, {"options": {}}, [], {"options": {"max_length": "9"}}])
 def test_a_description_that_says_nothing_is_refused(copy, stated):
     (copy / "store.json").write_text(json.dumps(stated))

@@ -5,6 +5,7 @@ import pytest
 
 from geneformer_jax.cells.counts.options import CountOptions
 from geneformer_jax.cells.store.builder import StoreBuild
+from geneformer_jax.cells.store.cell_store import CellStore
 from geneformer_jax.cells.tokenization.tokenizer import TokenizerOptions
 from geneformer_jax.common.errors import InputError
 from tests.helpers.toy import toy_cells, toy_vocabulary
@@ -48,3 +49,25 @@ def test_finished_sources_are_kept(files, tmp_path):
     again.write()
     counts = again.finish({})
     assert (counts["cells"], counts["cells_in_files"]) == (20, 20)
+
+
+@pytest.mark.parametrize("name", ["*.array_record-*", "lengths.npy", "n_genes.npy", "obs.parquet"])
+def test_no_store_is_whole_without_all_files_of_its_pieces(name, files, tmp_path):
+    """They may be there and not be seen yet, on a disk of several machines."""
+    good, _ = files
+    store = tmp_path / "store"
+    started = build(store)
+    started.survey([good])
+    started.write()
+    (file,) = store.glob(f"sources/*/{name}")
+    file.rename(tmp_path / "elsewhere")
+    with pytest.raises(FileNotFoundError, match=file.parent.name):
+        started.finish({})
+    with pytest.raises(InputError):
+        CellStore(store)
+    (tmp_path / "elsewhere").rename(file)
+    again = build(store)
+    again.survey([good])
+    again.finish({})
+    whole = CellStore(store)
+    assert (len(whole), len(whole.lengths), len(whole.n_genes), len(whole.obs)) == (20,) * 4

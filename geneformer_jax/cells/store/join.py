@@ -16,7 +16,7 @@ from geneformer_jax.cells.counts.source import CELL_ID
 from geneformer_jax.cells.store import layout
 from geneformer_jax.cells.store.obs_columns import NUMPY_TYPES, stored_name
 from geneformer_jax.cells.store.records import TOKENS
-from geneformer_jax.common.files import checksum
+from geneformer_jax.common.files import checksum, read_json
 
 _VERSION = "1.0.0"
 _TABLES = (layout.LENGTHS, layout.N_GENES, layout.OBS)
@@ -33,7 +33,7 @@ def join_tables(sources: Sequence[Path], into: Path) -> None:
     """
     for name in _TABLES:
         parts = [each / name for each in sources]
-        if not all(part.is_file() for part in parts):
+        if name == layout.N_GENES and not all(map(_counts_genes, sources)):
             continue
         if len(parts) == 1:
             shutil.copyfile(parts[0], into / name)
@@ -44,6 +44,13 @@ def join_tables(sources: Sequence[Path], into: Path) -> None:
     written = [into / name for name in _TABLES]
     known = {path.name: checksum(path) for path in written if path.is_file()}
     (into / layout.CHECKSUMS).write_text(json.dumps(known, indent=2) + "\n")
+
+
+def _counts_genes(source: Path) -> bool:
+    # What an earlier version wrote does not say so. To look for the file alone could miss what
+    # another machine wrote a moment ago.
+    told = read_json(source / layout.SOURCE)
+    return told.get(layout.COUNTS_GENES, (source / layout.N_GENES).is_file())
 
 
 def _join_arrays(parts: list[Path], into: Path) -> None:

@@ -21,6 +21,8 @@ STORE, LENGTHS, N_GENES, OBS, VOCABULARY = (
 CHECKSUMS = "checksums.json"
 # Sources keep a folder each, and the order in which they joined.
 SOURCES, SOURCE, ORDER = "sources", "source.json", "order.json"
+# What a source says of itself: whether each cell's number of genes is known.
+COUNTS_GENES = "n_genes"
 DATASET, SPLIT = "cells", "train"
 # What processes that build a store tell each other, until it is complete.
 SHARES, LOCK = "shares", "lock"

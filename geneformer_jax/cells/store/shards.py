@@ -88,7 +88,7 @@ def list_shards(folder: Path) -> list[Shard]:
                 where = folder / shard_name(len(shards))
                 cells, size = index(shard["cells"]), index(shard["bytes"])
                 shards.append(Shard(where, cells, size, shard["sha256"], source["path"]))
-    except (FileNotFoundError, ValueError, KeyError, TypeError) as error:
+    except (FileNotFoundError, IsADirectoryError, ValueError, KeyError, TypeError) as error:
         raise InputError(
             f"{path} is missing or damaged ({_reason(error)}), without which the cell store cannot "
             "be read; restore it from a copy, or tokenise its sources into a new folder"

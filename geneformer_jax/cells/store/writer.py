@@ -106,6 +106,7 @@ class SourceWriter:
         if self._genes is not None:
             self._genes.close()
         summary = {**summary, "cells": self.cells, "shards": self._shards}
+        summary[layout.COUNTS_GENES] = self._genes is not None
         (self._folder / layout.SOURCE).write_text(_as_json(summary))
         for flushed in self._flushed:
             # The system reports a failure only once.
@@ -350,9 +351,14 @@ def _move_shards(folder: Path, order: list[str]) -> None:
     index = 0
     for key in order:
         for number, _ in enumerate(source_summary(folder, key)["shards"]):
-            apart = folder / layout.SOURCES / key / shard_name(number)
-            if apart.exists():
-                os.replace(apart, folder / shard_name(index))
+            target = folder / shard_name(index)
+            try:
+                os.replace(folder / layout.SOURCES / key / shard_name(number), target)
+            except FileNotFoundError:
+                # One that was killed here had moved it. Asking before the move whether it is there
+                # could miss what another machine wrote a moment ago.
+                if not target.is_file():
+                    raise
             index += 1
 
 

@@ -3,6 +3,7 @@
 Usage: python -m tests.campaigns.disk.campaign [--commands=embed,perturb] [--faults=read-only]
     [--calls=3] [--seed=0]
 Each fault begins at so many calls, of different sorts, drawn for each command (0: one of each).
+Scenes of two machines, such as "embed joined", stand behind the commands; see `late.py`.
 Prints a line per command, and each case that went wrong.
 """
 
@@ -16,7 +17,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from tests.campaigns.disk.commands import COMMANDS
-from tests.campaigns.disk.layer import EVERY, build, environment
+from tests.campaigns.disk.late import SCENES
+from tests.campaigns.disk.layer import EVERY, LATE, build, environment
 from tests.helpers.xla import QUICK_COMPILING
 
 PROJECT = Path(__file__).resolve().parents[3]
@@ -29,7 +31,7 @@ def run_cases(
     """Yields a dict per case: fault, first (call that fails), where, verdict, message.
 
     Args:
-      name: one of COMMANDS.
+      name: one of COMMANDS or SCENES.
       folder: an empty one.
       seed: of the draw of calls.
       calls: at which each fault begins, drawn from different sorts; 0 takes one of each sort.
@@ -43,8 +45,9 @@ def run_cases(
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
     }
     variables.setdefault("JAX_COMPILATION_CACHE_DIR", str(folder / "compiled"))
-    names = ",".join(faults or EVERY)
-    command = [sys.executable, "-m", "tests.campaigns.disk.running", name, folder / "work",
+    module, known = ("late", LATE) if name in SCENES else ("running", EVERY)
+    names = ",".join(faults or known)
+    command = [sys.executable, "-m", f"tests.campaigns.disk.{module}", name, folder / "work",
                str(seed), str(calls), names]  # fmt: skip
     with (
         (folder / "log").open("w+") as log,
@@ -68,7 +71,7 @@ def main() -> None:
     given = parser.parse_args()
     faults = [name for name in given.faults.split(",") if name]
     wanted = given.commands.split(",")
-    for name in [name for name in COMMANDS if any(part in name for part in wanted)]:
+    for name in [name for name in (*COMMANDS, *SCENES) if any(part in name for part in wanted)]:
         verdicts: Counter[str] = Counter()
         with tempfile.TemporaryDirectory() as folder:
             for line in run_cases(name, Path(folder), given.seed, given.calls, faults):

@@ -17,7 +17,10 @@ _VARIABLE = "LD_PRELOAD"
 
 
 class Kind(enum.IntFlag):
-    """Kinds of calls that change a file system, as `faults.c` numbers them."""
+    """Kinds of calls that change a file system, and looks at it, as `faults.c` numbers them.
+
+    Looks are those for names that other processes left; entries of listings count one by one.
+    """
 
     CREATE = 1
     WRITE = 2
@@ -30,6 +33,8 @@ class Kind(enum.IntFlag):
     MODE = 256
     LOCK = 512
     SYNC_FOLDER = 1024
+    LOOK = 2048
+    LIST = 4096
 
 
 class How(enum.IntEnum):
@@ -41,6 +46,8 @@ class How(enum.IntEnum):
     HALF_FIRST = 2
     # None fails; each writes half of what it is given.
     SHORT = 3
+    # The name that the first is for is not seen as long as the process lives, nor what is in it.
+    UNSEEN = 4
 
 
 @dataclass(frozen=True)
@@ -82,6 +89,13 @@ HARMLESS = {
     ),
 }
 EVERY = FAULTS | HARMLESS
+_LOOKS = Kind.LOOK | Kind.LIST
+# What a machine may see of what another wrote to a disk of both a moment ago.
+LATE = {
+    "seen late": Fault(Kind.LOOK, errno.ENOENT, How.ONCE),
+    "unseen": Fault(_LOOKS, errno.ENOENT, How.UNSEEN),
+    "stale listing": Fault(Kind.LIST, errno.ENOENT, How.UNSEEN),
+}
 
 
 @dataclass(frozen=True)
@@ -125,7 +139,7 @@ def faulty(folder: Path, fault: Fault | None, first: int, told: Path) -> Iterato
     """
     layer = ctypes.CDLL(os.environ[_VARIABLE])
     with told.open("wb", buffering=0) as file:
-        kinds, error, how = (fault.kinds, fault.error, fault.how) if fault else (0, 0, 0)
+        kinds, error, how = (fault.kinds, fault.error, fault.how) if fault else (_LOOKS, 0, 0)
         layer.faults_begin(
             os.fsencode(folder), kinds, error, ctypes.c_long(first if fault else 0), how,
             file.fileno(),

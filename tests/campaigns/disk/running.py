@@ -21,7 +21,7 @@ import pytest
 
 from tests.campaigns.disk.commands import COMMANDS, LIGHT, write_inputs
 from tests.campaigns.disk.forked import Ended, in_child
-from tests.campaigns.disk.layer import EVERY, FAULTS, HARMLESS, Call, Fault, calls_in, faulty
+from tests.campaigns.disk.layer import EVERY, HARMLESS, Call, Fault, calls_in, faulty
 from tests.campaigns.kills.outputs import contents, differences
 
 _FULL = r"no space left while writing .*; free some and run the same command again"
@@ -34,6 +34,8 @@ WORDS = {
     errno.EROFS: r".* lies where nothing can be written; name another path",
     errno.EIO: _FAILED,
     errno.ESTALE: _FAILED,
+    # What is not there, and what to do.
+    errno.ENOENT: r".*[;:] .*",
     errno.ENOLCK: r".* lies where files cannot be locked; set HDF5_USE_FILE_LOCKING=FALSE .*",
 }
 # What is not whole, by its name, and what a run that is given again goes on with.
@@ -41,15 +43,19 @@ _UNFINISHED = ("*.partial", "*.parts", "*.shards", "metrics.jsonl", "checkpoints
                "tensorboard")  # fmt: skip
 # Then the command is let to its end.
 FAULTS_IN_A_ROW = 6
-_PROGRESS = re.compile(r"[a-z ]+: [\d,]+ of [\d,]+ ")
+_PROGRESS = re.compile(r"(?!error)[a-z ]+: [\d,]+ of [\d,]+ ")
 
 
 class Bench:
     """A command, its inputs, and what it writes where nothing fails."""
 
+    faults = EVERY
+    more: Sequence[str] = ()
+
     def __init__(self, name: str, folder: Path):
         """Imports what the command does, writes the inputs, and runs it once or twice."""
         self._command, self._folder, self._run = COMMANDS[name], folder, folder / "run"
+        self._calls = folder / "calls"
         folder.mkdir(parents=True)
         if name in LIGHT:
             for module in LIGHT[name]:
@@ -58,23 +64,28 @@ class Bench:
             importlib.import_module("tests.campaigns.kills.preload")
         # In a child, since JAX cannot be used before and behind a fork.
         write = functools.partial(write_inputs, name, folder / "inputs")
-        _require(in_child(write, folder, folder))
+        require(in_child(write, folder, folder))
+        self._leave_earlier()
         # The first run compiles, and the second is like all that follow.
         for _ in range(1 if name in LIGHT else 2):
             self._begin()
-            _require(self.run(None))
-        self.calls, self.whole = calls_in(folder / "calls"), self._contents()
+            require(self.run(None))
+        self.calls, self.whole = calls_in(self._calls), self._contents()
         self._begin()
 
-    def run(self, fault: Fault | None, first: int = 1) -> Ended:
-        """Runs the command with the folder that is there."""
-        arguments = self._command.arguments_in(self._folder / "inputs", self._run)
+    def _leave_earlier(self) -> None:
+        """Makes what the command finds of earlier runs: nothing."""
+
+    def run(self, fault: Fault | None, first: int = 1, more: Sequence[str] | None = None) -> Ended:
+        """Runs the command, with `more` arguments, in the folder that is there."""
+        more = self.more if more is None else more
+        arguments = [*self._command.arguments_in(self._folder / "inputs", self._run), *more]
 
         def work() -> None:
             module = f"geneformer_jax.{self._command.name}"
             sys.argv = [module, *arguments]
             self._command.prepare(pytest.MonkeyPatch())
-            with faulty(self._run, fault, first, self._folder / "calls"):
+            with faulty(self._run, fault, first, self._calls):
                 runpy.run_module(module, run_name="__main__", alter_sys=True)
 
         return in_child(work, self._folder, self._folder)
@@ -92,8 +103,7 @@ class Bench:
         if fault.harmless:
             self._begin()
         ended = self.run(fault, first)
-        failed = [call for call in calls_in(self._folder / "calls") if call.failed]
-        where = f"{failed[0].kind.name} {failed[0].path.relative_to(self._run)}" if failed else ""
+        where = self._where()
         verdict, message = judge(fault, ended)
         self._faults += 1
         if verdict == "refused":
@@ -107,6 +117,11 @@ class Bench:
         elif verdict == "finished":
             verdict, message = self._compared(verdict, message)
         return {"where": where, "verdict": verdict, "message": message}
+
+    def _where(self) -> str:
+        """Kind and path of the first call of the last run that failed; "" where none did."""
+        failed = [call for call in calls_in(self._calls) if call.failed]
+        return f"{failed[0].kind.name} {failed[0].path.relative_to(self._run)}" if failed else ""
 
     def _half_done(self) -> str:
         """Names files that have their final names, and are not what they become."""
@@ -135,11 +150,12 @@ class Bench:
         def read() -> None:
             file.write_bytes(pickle.dumps(contents(self._run)))
 
-        _require(in_child(read, self._run, self._folder))
+        require(in_child(read, self._run, self._folder))
         return pickle.loads(file.read_bytes())
 
 
-def _require(ended: Ended) -> None:
+def require(ended: Ended) -> None:
+    """Raises RuntimeError if a run that nothing disturbed did not end well."""
     if ended.status:
         raise RuntimeError(f"without any fault: {ended.output[-500:]} {ended.error[-2000:]}")
 
@@ -180,18 +196,19 @@ def cases(bench: Bench, names: Sequence[str], seed: int, count: int) -> Iterator
         if name in HARMLESS:
             yield name, 1
             continue
-        found = sites(bench.calls, FAULTS[name], rng)
+        found = sites(bench.calls, bench.faults[name], rng)
         chosen = rng.sample(found, min(count, len(found))) if count else found
         yield from ((name, first) for first in sorted(chosen))
 
 
-def main(name: str, folder: Path, seed: int, count: int, names: Sequence[str]) -> None:
-    """Makes all cases."""
-    bench = Bench(name, folder.resolve())
-    for fault, first in cases(bench, names, seed, count):
-        line = {"fault": fault, "first": first, **bench.case(EVERY[fault], first)}
+def main(kind: type[Bench]) -> None:
+    """Makes all cases of a bench that the command line asks for."""
+    name, folder, seed, count, names = sys.argv[1:]
+    bench = kind(name, Path(folder).resolve())
+    for fault, first in cases(bench, names.split(","), int(seed), int(count)):
+        line = {"fault": fault, "first": first, **bench.case(bench.faults[fault], first)}
         print(json.dumps(line), flush=True)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4]), sys.argv[5].split(","))
+    main(Bench)
