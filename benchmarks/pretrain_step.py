@@ -8,7 +8,7 @@ A step is forward, backward, gradient clipping and AdamW with dropout on, of a m
 weights. Every side gets the same masked genes of the same cells; batches are made beforehand and
 brought to the device within the time measured:
   geneformer_jax       what `pretrain` runs: logits at masked positions only
-  geneformer_jax, contrastive   the same with two views of each cell; `tokens_per_s` counts theirs
+  geneformer_jax, contrastive   the same with a view of each cell; `tokens_per_s` counts its tokens
   torch                transformers' BertForMaskedLM as the original trains it: SDPA attention,
                        fused AdamW, logits at all positions
   torch, masked only   the same with its head on the masked positions only

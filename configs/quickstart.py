@@ -32,7 +32,6 @@ def get_config() -> ConfigDict:
     config.steps = 300
     # Masked genes alone make no good embedding of cells in so short a time.
     config.objective.contrastive = 0.2
-    config.objective.views.most_genes = 256
     config.optimizer.name = "muon"
     config.optimizer.learning_rate = 1e-2
     config.optimizer.schedule = "cosine"

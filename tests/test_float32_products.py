@@ -23,9 +23,10 @@ from geneformer_jax.perturbation.config import PerturbationOptions
 from geneformer_jax.perturbation.engine import perturber
 from geneformer_jax.perturbation.engine.screening import screener
 from geneformer_jax.perturbation.prepare import make_plan, make_spec, resolve_edits
-from geneformer_jax.training.objectives.contrastive import info_nce, view_vectors
-from geneformer_jax.training.state import train_step
+from geneformer_jax.training.objectives.contrastive import ViewedBatch
+from geneformer_jax.training.state import init_state, train_step
 from tests.helpers.slow_perturbation import make_cells, make_model
+from tests.training import test_contrastive as contrastive
 from tests.training.test_step import initial, masked_batch, recipe_of
 
 EXACT = (jax.lax.Precision.HIGHEST,) * 2
@@ -92,16 +93,15 @@ def test_a_training_step_multiplies_as_its_precision_says(precision, attention):
 @pytest.mark.slow
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_a_contrastive_loss_multiplies_in_float32(precision):
-    recipe, batch = recipe_of(), masked_batch()
+    recipe, batch = contrastive.recipe_of(), masked_batch()
     runtime = Runtime(precision=precision_preset(precision))
+    recipe = dataclasses.replace(recipe, runtime=runtime)
+    viewed = ViewedBatch(batch, batch)
 
     def loss(params):
-        cells = view_vectors(
-            recipe.config, params, batch, runtime, None, layers=2, first_gene_token=2
-        )
-        return info_nce(cells, 0.1)
+        return recipe.loss(params, viewed, recipe.size(viewed), jax.random.key(0))[0]
 
-    assert_exact(jax.grad(loss), initial(recipe).params, at_least=20)
+    assert_exact(jax.grad(loss), init_state(recipe).params, at_least=20)
 
 
 @pytest.mark.slow

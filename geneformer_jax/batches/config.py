@@ -80,7 +80,7 @@ class MaskingConfig:
 
 @dataclasses.dataclass(frozen=True)
 class ViewConfig:
-    """How many of its genes each of the two views of a cell has; see batches.views.
+    """How many of its genes a view of a cell has; see batches.views.
 
     Attributes:
       least_genes: smallest number; of a cell that has fewer than twice as many, half of them.
@@ -88,7 +88,7 @@ class ViewConfig:
     """
 
     least_genes: int = 48
-    most_genes: int = 1_024
+    most_genes: int = 256
 
     def __post_init__(self):
         name, value = "objective.views.least_genes", self.least_genes

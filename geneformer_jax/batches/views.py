@@ -1,4 +1,4 @@
-"""Views of cells: two random sets of the genes of each, in rank order, for contrastive learning.
+"""Views of cells: a random set of the genes of each, in rank order, for contrastive learning.
 
 A view is a pure function of (seed, step, cell), drawn on the device within the step: neither the
 batch a cell comes in, nor hosts, devices or packing change it.
@@ -16,8 +16,7 @@ from geneformer_jax.batches.loader import Batch
 from geneformer_jax.batches.masking import Packing
 from geneformer_jax.batches.random_bits import random_bits
 
-VIEWS = 2
-# Of a cell that has fewer genes, two parts have next to nothing to tell of each other.
+# Of a cell that has fewer genes, a part has next to nothing to tell of the whole.
 LEAST_GENES = 8
 _SPECIAL_TOKENS = 2
 # Of the numbers that may be drawn, to average over.
@@ -71,14 +70,13 @@ def draw_views(
     first_gene_token: int,
     pad_token: int,
 ) -> Batch:
-    """Returns a batch with two rows in place of each: rows 2i and 2i + 1 are views of row i.
+    """Returns a batch with a view of each cell in place of the cell.
 
     How many genes a view has is drawn evenly on a logarithmic scale between `least_genes` and
     `most_genes`, whatever the cell, but it is at most all of them: were it a part of the cell's,
-    two views would be found to be of one cell by their lengths, and its embedding would tell how
-    many genes it has before all else. Of a cell of fewer than twice `least_genes` the smallest
-    number is half of its genes. Which genes is drawn without regard to their ranks; special tokens
-    stay.
+    a view would be found to be of its cell by its length, and embeddings would tell how many genes
+    a cell has before all else. Of a cell of fewer than twice `least_genes` the smallest number is
+    half of its genes. Which genes is drawn without regard to their ranks; special tokens stay.
 
     Args:
       batch: rows whose genes are not masked; JAX arrays.
@@ -91,14 +89,12 @@ def draw_views(
     places = _places(batch, first_gene_token)
     ranks_BT = batch.packing.ranks_BT if batch.packing else _positions(batch.tokens_BT)
     cells_BT = _of_cell(places.cells_BC, places.segments_BT)
-    bits = random_bits(seed ^ _GENES, step, cells_BT, ranks_BT)
-    share = random_bits(seed ^ _NUMBERS, step, places.cells_BC, jnp.zeros_like(places.cells_BC))
-    views = [
-        _view(batch, places, bits[view], share[view], config, pad_token) for view in range(VIEWS)
-    ]
-    return jax.tree.map(
-        lambda *rows: jnp.stack(rows, axis=1).reshape(-1, *rows[0].shape[1:]), *views
-    )
+    bits_BT, _ = random_bits(seed ^ _GENES, step, cells_BT, ranks_BT)
+    zeros_BC = jnp.zeros_like(places.cells_BC)
+    share_BC, _ = random_bits(seed ^ _NUMBERS, step, places.cells_BC, zeros_BC)
+    kept_BC = _kept_genes(places.genes_BC, share_BC, config)
+    length = view_length(batch.tokens_BT.shape[1], places.cells_BC.shape[1], config)
+    return _taken(batch, places, _kept_positions(places, bits_BT, kept_BC)[:, :length], pad_token)
 
 
 def _positions(tokens_BT: jax.Array) -> jax.Array:
@@ -132,21 +128,16 @@ def _before(counts_BC: jax.Array) -> jax.Array:
     return jnp.cumsum(counts_BC, axis=1) - counts_BC
 
 
-def _view(
-    batch: Batch,
-    places: _Places,
-    bits_BT: jax.Array,
-    share_BC: jax.Array,
-    config: ViewConfig,
-    pad_token: int,
-) -> Batch:
-    """Returns one view of each row."""
-    T, C = batch.tokens_BT.shape[1], places.cells_BC.shape[1]
-    share = share_BC.astype(jnp.float32) / 2.0**32
-    drawn_BC = _drawn_genes(jnp.maximum(places.genes_BC, 1), share, config, jnp)
-    kept_BC = jnp.clip(drawn_BC.astype(jnp.int32), 1, places.genes_BC)
-    positions_BT = _kept_positions(places, bits_BT, kept_BC)[:, : view_length(T, C, config)]
-    real_BT = positions_BT < T
+def _kept_genes(genes_BC: jax.Array, bits_BC: jax.Array, config: ViewConfig) -> jax.Array:
+    """Returns how many genes the view of each cell has."""
+    share_BC = bits_BC.astype(jnp.float32) / 2.0**32
+    drawn_BC = _drawn_genes(jnp.maximum(genes_BC, 1), share_BC, config, jnp)
+    return jnp.clip(drawn_BC.astype(jnp.int32), 1, genes_BC)
+
+
+def _taken(batch: Batch, places: _Places, positions_BT: jax.Array, pad_token: int) -> Batch:
+    """Returns the batch's tokens at these positions; there is none where they are its length."""
+    real_BT = positions_BT < batch.tokens_BT.shape[1]
     source_BT = jnp.where(real_BT, positions_BT, 0)
 
     def taken(values_BT: jax.Array, empty: int) -> jax.Array:
@@ -155,16 +146,13 @@ def _view(
     packing = None
     if batch.packing is not None:
         segments_BT = taken(places.segments_BT, 0)
-        starts_BC = _before(count_of_cells(real_BT, segments_BT, C))
+        cells = places.cells_BC.shape[1]
+        starts_BC = _before(count_of_cells(real_BT, segments_BT, cells))
         ranks_BT = _positions(segments_BT) - _of_cell(starts_BC, segments_BT)
         packing = Packing(segments_BT, jnp.where(real_BT, ranks_BT, 0))
-    return Batch(
+    return batch._replace(
         tokens_BT=taken(batch.tokens_BT, pad_token),
         lengths_B=real_BT.sum(axis=1, dtype=jnp.int32),
-        positions_BM=None,
-        targets_BM=None,
-        weights_BM=None,
-        cells_B=batch.cells_B,
         packing=packing,
     )
 

@@ -257,20 +257,52 @@ def encode(
       Hidden states [B, T, D] in the compute type. Rows at or beyond a cell's length are meaningless
       but finite.
     """
-    runtime = runtime or Runtime()
     inputs = (tokens_BT, lengths_B, positions_BT, segments_BT)
-    body, x_BTD, scanned = _prepare(config, params, *inputs, layers, runtime, dropout_key)
-
-    def run(x_BTD: jax.Array, scanned: Any) -> jax.Array:
-        return jax.lax.scan(lambda x, s: (body(x, s), None), x_BTD, scanned)[0]
-
-    if not constant_layers:
-        return run(x_BTD, scanned)
-    lower, upper = (
-        jax.tree.map(operator.itemgetter(part), scanned)
-        for part in (slice(constant_layers), slice(constant_layers, None))
+    body, x_BTD, scanned = _prepare(
+        config, params, *inputs, layers, runtime or Runtime(), dropout_key
     )
-    return run(run(x_BTD, (jax.lax.stop_gradient(lower[0]), lower[1])), upper)
+    if not constant_layers:
+        return _run(body, x_BTD, scanned)
+    lower, upper = _parted(scanned, constant_layers)
+    x_BTD = _run(body, x_BTD, (jax.lax.stop_gradient(lower[0]), lower[1]))
+    return _run(body, x_BTD, upper)
+
+
+def encode_twice(
+    config: EncoderConfig,
+    params: Params,
+    tokens_BT: jax.Array,
+    lengths_B: jax.Array | None,
+    *,
+    layers: int,
+    runtime: Runtime | None = None,
+    dropout_key: jax.Array | None = None,
+    positions_BT: jax.Array | None = None,
+    segments_BT: jax.Array | None = None,
+) -> tuple[jax.Array, jax.Array]:
+    """Like `encode`, but returns the hidden states above `layers` blocks and those above all.
+
+    The first are what `encode` returns for so many layers and the same dropout key.
+    """
+    inputs = (tokens_BT, lengths_B, positions_BT, segments_BT)
+    body, x_BTD, scanned = _prepare(
+        config, params, *inputs, None, runtime or Runtime(), dropout_key
+    )
+    lower, upper = _parted(scanned, layers)
+    below_BTD = _run(body, x_BTD, lower)
+    return below_BTD, _run(body, below_BTD, upper)
+
+
+def _run(body: Callable[[jax.Array, Any], jax.Array], x_BTD: jax.Array, scanned: Any) -> jax.Array:
+    return jax.lax.scan(lambda x, s: (body(x, s), None), x_BTD, scanned)[0]
+
+
+def _parted(scanned: Any, layers: int) -> tuple[Any, Any]:
+    """Returns what to scan over in the lowest layers, and in those above them."""
+    return tuple(
+        jax.tree.map(operator.itemgetter(part), scanned)
+        for part in (slice(layers), slice(layers, None))
+    )
 
 
 def encode_all_layers(

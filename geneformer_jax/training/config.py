@@ -122,12 +122,12 @@ class ObjectiveConfig:
     """What is learnt beside masked genes: by default nothing, as in the original.
 
     Attributes:
-      contrastive: weight of a second loss, in nats a cell, beside that of masked genes: two views
-        of each cell, random parts of its genes, are embedded too, and the mean of one is to be
-        nearer to that of the other than to those of the batch's other cells (InfoNCE); 0 for none.
+      contrastive: weight of a second loss, in nats a cell, beside that of masked genes: a view of
+        each cell, a random part of its genes, is embedded too, and its mean is to be nearer to that
+        of the cell than to those of the batch's other cells (InfoNCE); 0 for none.
       temperature: by which cosines are divided.
       hidden_layer: whose genes' mean is compared: 0 the last, -1 the one below.
-      views: how much of a cell a view has.
+      views: how many of a cell's genes a view has.
     """
 
     contrastive: float = 0.0

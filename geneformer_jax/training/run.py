@@ -15,7 +15,7 @@ from geneformer_jax.batches.buckets import BatchShape, batch_shape
 from geneformer_jax.batches.config import MaskingConfig
 from geneformer_jax.batches.loader import BatchShard, MaskedBatches
 from geneformer_jax.batches.plan import PlanRecipe, split_cells
-from geneformer_jax.batches.views import LEAST_GENES, VIEWS, mean_genes
+from geneformer_jax.batches.views import LEAST_GENES, mean_genes
 from geneformer_jax.cells.store.cell_store import CellStore
 from geneformer_jax.cells.store.shorter_cells import ShorterCells
 from geneformer_jax.cells.tokenization.rank_encoding import describe_cut
@@ -138,7 +138,7 @@ class Run:
             below = dataclasses.replace(
                 self.encoder, layers=self.encoder.layers + objective.hidden_layer
             )
-            flops += VIEWS * step_flops(below, mean_genes(lengths, objective.views), 0)
+            flops += step_flops(below, mean_genes(lengths, objective.views), 0)
         return flops
 
     @functools.cached_property
@@ -210,7 +210,7 @@ class Run:
         views = objective.views
         return [
             f"objective: masked genes, and {objective.contrastive:g} times a contrastive loss of "
-            f"two views of each cell ({views.least_genes} to {views.most_genes} of its genes)"
+            f"each cell and a view of it ({views.least_genes} to {views.most_genes} of its genes)"
         ]
 
     def _costs(self, speed: Speed) -> list[str]:
@@ -318,7 +318,7 @@ def _check_contrastive(
     if small:
         raise InputError(
             f"{weight}, but {small:,} of {len(store):,} cells have fewer than {LEAST_GENES} genes, "
-            "too few for two views; tokenize without them (`min_genes`), or set it to 0"
+            "too few for a view; tokenize without them (`min_genes`), or set it to 0"
         )
     if not config.data.packing and min(shape.cells) < 2:
         raise InputError(

@@ -258,17 +258,14 @@ def _gradients(
     return sums, jax.tree.map(lambda gradient: gradient / scale, gradients)
 
 
-def split_rows(batch: Any, k: int, together: int = 1) -> Any:
-    """Returns k parts of a batch, [k, rows, ...]; `together` rows in turn stay in one part.
+def split_rows(batch: Any, k: int) -> Any:
+    """Returns k parts of a batch, [k, rows, ...]: every k-th row.
 
-    Every k-th of them, so that each part lies on all devices as the whole batch does.
+    So each part lies on all devices as the whole batch does.
     """
-
-    def parts(rows: jax.Array) -> jax.Array:
-        groups = rows.reshape(-1, k, together, *rows.shape[1:])
-        return jnp.swapaxes(groups, 0, 1).reshape(k, -1, *rows.shape[1:])
-
-    return jax.tree.map(parts, batch)
+    return jax.tree.map(
+        lambda rows: jnp.swapaxes(rows.reshape(-1, k, *rows.shape[1:]), 0, 1), batch
+    )
 
 
 def _update(

@@ -181,9 +181,9 @@ def test_a_second_objective_is_told_and_counted(toy_store):
     views = {"objective.views.least_genes": half, "objective.views.most_genes": half}
     both = prepare_run(toy_config(toy_store, **{"objective.contrastive": 0.5}, **views), toy_store)
     told = [line for line in both.summary() if line not in plain.summary()]
-    assert "masked genes, and 0.5 times a contrastive loss of two views" in told[0]
-    # Two views of half the genes through one layer of two, beside masked genes in both layers.
-    assert 1.2 < both.flops_per_step / plain.flops_per_step < 1.6
+    assert "masked genes, and 0.5 times a contrastive loss of each cell" in told[0]
+    # Half of the genes through one layer of two, beside all of them, masked, in both layers.
+    assert 1.1 < both.flops_per_step / plain.flops_per_step < 1.3
 
 
 def test_a_run_says_what_it_will_do(toy_store):

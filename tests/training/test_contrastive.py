@@ -9,6 +9,7 @@ import pytest
 
 from geneformer_jax.batches.config import MaskingConfig
 from geneformer_jax.model.config import MeshConfig
+from geneformer_jax.model.encoder import encode, encode_twice
 from geneformer_jax.model.runtime import Runtime
 from geneformer_jax.model.sharding import make_mesh, put_batch
 from geneformer_jax.training.config import ObjectiveConfig, OptimizerConfig
@@ -16,6 +17,7 @@ from geneformer_jax.training.objectives.contrastive import (
     CellVectors,
     ContrastiveRecipe,
     info_nce,
+    means_of_genes,
 )
 from geneformer_jax.training.optimizer import make_optimizer
 from geneformer_jax.training.state import abstract_state, init_state, jit_train_step
@@ -39,18 +41,57 @@ def by_hand(first_ND: np.ndarray, second_ND: np.ndarray, temperature: float) -> 
 
 def test_the_loss_is_that_of_a_loop_over_cells():
     rng = np.random.default_rng(0)
-    vectors = rng.normal(size=(8, 3, 16))
-    is_cell = np.ones((8, 3), bool)
-    is_cell[2:4, 1:] = is_cell[6:] = False
-    first, second = (vectors[view::2][is_cell[view::2]] for view in (0, 1))
-    got = info_nce(CellVectors(vectors.astype(np.float32), is_cell), 0.2)
-    assert float(got) == pytest.approx(by_hand(first, second, 0.2), rel=1e-5)
-    nobody = CellVectors(vectors.astype(np.float32), np.zeros_like(is_cell))
+    wholes, views = rng.normal(size=(2, 4, 3, 16))
+    is_cell = np.ones((4, 3), bool)
+    is_cell[1, 1:] = is_cell[3:] = False
+    pair = wholes.astype(np.float32), views.astype(np.float32)
+    got = info_nce(CellVectors(*pair, is_cell), 0.2)
+    assert float(got) == pytest.approx(by_hand(wholes[is_cell], views[is_cell], 0.2), rel=1e-5)
+    nobody = np.zeros_like(is_cell)
     value, gradient = jax.value_and_grad(
-        lambda vectors: info_nce(CellVectors(vectors, nobody.is_cell_BC), 0.1)
-    )(nobody.vectors_BCD)
+        lambda wholes: info_nce(CellVectors(wholes, pair[1], nobody), 0.1)
+    )(pair[0])
     assert value == 0
     assert not np.any(gradient), "and no NaN"
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_masked_genes_and_padding_are_in_no_mean(packed):
+    batch = plain_batches()[packed]
+    D, first_gene = 5, VOCABULARY.first_gene_token
+    hidden_BTD = np.random.default_rng(1).normal(size=(*batch.tokens_BT.shape, D))
+    tokens_BT = np.array(batch.tokens_BT)
+    tokens_BT[:, 1::3] = np.where(tokens_BT[:, 1::3] >= first_gene, 1, tokens_BT[:, 1::3])
+    masked = batch._replace(tokens_BT=tokens_BT)
+    means_BCD, is_cell_BC = means_of_genes(masked, hidden_BTD.astype(np.float32), first_gene)
+    if packed:
+        segments_BT = np.asarray(batch.packing.segments_BT)
+    else:
+        segments_BT = (np.arange(tokens_BT.shape[1]) < batch.lengths_B[:, None]).astype(int)
+    cells = 0
+    for row, column in np.ndindex(is_cell_BC.shape):
+        inside = segments_BT[row] == column + 1
+        assert is_cell_BC[row, column] == inside.any()
+        if inside.any():
+            genes = inside & (tokens_BT[row] >= first_gene)
+            expected = hidden_BTD[row, genes].mean(axis=0)
+            np.testing.assert_allclose(means_BCD[row, column], expected, atol=1e-5)
+            cells += 1
+    assert cells == 16
+
+
+def test_a_cell_s_vector_is_of_the_layer_that_is_named():
+    recipe, batch = recipe_of(), plain_batches()[0]
+    params = init_state(recipe).params
+    viewed = recipe.prepare(jax.tree.map(jax.numpy.asarray, batch), jax.numpy.int32(0))
+    places = {"lengths_B": viewed.masked.lengths_B}
+    for layers in range(recipe.config.layers + 1):
+        below, last = encode_twice(
+            recipe.config, params, viewed.masked.tokens_BT, layers=layers, **places
+        )
+        for hidden, run in ((below, layers), (last, recipe.config.layers)):
+            expected = encode(recipe.config, params, viewed.masked.tokens_BT, layers=run, **places)
+            np.testing.assert_allclose(hidden, expected, atol=1e-6)
 
 
 @functools.cache
@@ -98,7 +139,7 @@ def test_cells_are_told_from_those_of_all_parts_rows_and_devices(other):
     other_gradients, other_metrics = stepped(**other)
     assert metrics.targets == other_metrics.targets > 20
     assert metrics.tokens == other_metrics.tokens
-    # 16 cells: a part that only knew its own would have a loss of at most log 4.
+    # 16 cells: a part that only knew its own would have a loss of about log 4.
     assert metrics.contrastive_loss > np.log(4) + 0.5
     for name in ("loss", "contrastive_loss"):
         np.testing.assert_allclose(getattr(other_metrics, name), getattr(metrics, name), rtol=2e-5)

@@ -1,8 +1,7 @@
-"""Contrastive learning beside masked genes: two views of a cell are to be embedded alike.
+"""Contrastive learning beside masked genes: a cell and some of its genes are to be embedded alike.
 
 Masked genes alone ask for a good vector of each gene, not of the cell. The second loss asks for
-that: the mean embedding of a random part of a cell's genes is to tell which other part is of the
-same cell.
+that: the mean embedding of some of a cell's genes is to tell which of the batch's cells it is of.
 """
 
 import dataclasses
@@ -12,22 +11,24 @@ import jax
 import jax.numpy as jnp
 
 from geneformer_jax.batches.loader import Batch
-from geneformer_jax.batches.views import VIEWS, count_of_cells, draw_views
+from geneformer_jax.batches.views import count_of_cells, draw_views
 from geneformer_jax.model.attention.products import FLOAT32_PRODUCTS
-from geneformer_jax.model.config import EncoderConfig
-from geneformer_jax.model.encoder import Params, encode
-from geneformer_jax.model.runtime import Runtime
+from geneformer_jax.model.encoder import Params, encode, encode_twice
 from geneformer_jax.training.config import ObjectiveConfig
-from geneformer_jax.training.objectives.masked_genes import LossSums, places_of
-from geneformer_jax.training.state import Recipe, split_rows
+from geneformer_jax.training.objectives.masked_genes import (
+    LossSums,
+    masked_gene_sums_of,
+    places_of,
+)
+from geneformer_jax.training.state import Recipe
 
 
 class ViewedBatch(NamedTuple):
-    """A batch of masked cells, and views of the same cells that are not masked.
+    """A batch of masked cells, and a view of each that is not masked.
 
     Attributes:
       masked: the cells.
-      views: two rows for each of theirs, see batches.views.
+      views: as many rows, see batches.views.
     """
 
     masked: Batch
@@ -35,71 +36,42 @@ class ViewedBatch(NamedTuple):
 
 
 class CellVectors(NamedTuple):
-    """Vectors of the cells in a batch of views.
+    """Vectors of the cells in a batch.
 
     Attributes:
-      vectors_BCD: float32 mean of each cell's genes, [rows, cells of a row, D].
+      wholes_BCD: float32 mean of each cell's genes that are not masked, [rows, cells of a row, D].
+      views_BCD: that of its view.
       is_cell_BC: whether there is such a cell.
     """
 
-    vectors_BCD: jax.Array
+    wholes_BCD: jax.Array
+    views_BCD: jax.Array
     is_cell_BC: jax.Array
 
 
-def view_vectors(
-    config: EncoderConfig,
-    params: Params,
-    views: Batch,
-    runtime: Runtime,
-    dropout_key: jax.Array | None,
-    *,
-    layers: int,
-    first_gene_token: int,
-) -> CellVectors:
-    """Returns the mean of the genes of each cell in a batch of views.
-
-    Args:
-      config: shape of the model.
-      params: weights.
-      views: rows 2i and 2i + 1 hold views of the same cells.
-      runtime: how to compute.
-      dropout_key: a key switches dropout on.
-      layers: blocks below the hidden state that is taken.
-      first_gene_token: tokens below it are special.
-    """
-    hidden_BTD = encode(
-        config,
-        params,
-        views.tokens_BT,
-        layers=layers,
-        runtime=runtime,
-        dropout_key=dropout_key,
-        **places_of(views),
-    )
-    return _cell_vectors(views, hidden_BTD, first_gene_token)
-
-
 def info_nce(cells: CellVectors, temperature: float) -> jax.Array:
-    """Returns the mean contrastive loss of a batch of views, in nats; 0 for fewer than two cells.
+    """Returns the mean contrastive loss of a batch, in nats; 0 for fewer than two cells.
 
-    For each view the cross-entropy of telling its twin from the twins of all other cells of the
-    batch, by cosine over temperature (InfoNCE in both directions; van den Oord et al., 2018,
-    Radford et al., 2021).
+    For each view the cross-entropy of telling its cell from all other cells of the batch, by cosine
+    over temperature, and for each cell that of telling its view (InfoNCE in both directions; van
+    den Oord et al., 2018, Radford et al., 2021).
 
     Args:
-      cells: of all rows of the batch; rows 2i and 2i + 1 hold views of the same cells.
+      cells: of all rows of the batch.
       temperature: of the softmax.
     """
-    vectors_BCD, is_cell_BC = cells
-    norms_BC1 = jnp.sqrt(jnp.maximum((vectors_BCD**2).sum(axis=-1, keepdims=True), 1e-12))
-    directions = vectors_BCD / norms_BC1
-    first_ND, second_ND = (
-        directions[view::VIEWS].reshape(-1, vectors_BCD.shape[-1]) for view in range(VIEWS)
-    )
-    is_cell_N = is_cell_BC[::VIEWS].reshape(-1)
-    logits_NN = jnp.dot(first_ND, second_ND.T, precision=FLOAT32_PRODUCTS) / temperature
-    losses_N = sum(_cross_entropy(logits, is_cell_N) for logits in (logits_NN, logits_NN.T)) / VIEWS
+    wholes_ND, views_ND = map(_directions, cells[:2])
+    is_cell_N = cells.is_cell_BC.reshape(-1)
+    logits_NN = jnp.dot(wholes_ND, views_ND.T, precision=FLOAT32_PRODUCTS) / temperature
+    losses_N = sum(_cross_entropy(logits, is_cell_N) for logits in (logits_NN, logits_NN.T)) / 2
     return jnp.where(is_cell_N, losses_N, 0.0).sum() / jnp.maximum(is_cell_N.sum(), 1)
+
+
+def _directions(vectors_BCD: jax.Array) -> jax.Array:
+    """Returns vectors of length 1, [B * C, D]."""
+    squares_BC1 = (vectors_BCD**2).sum(axis=-1, keepdims=True)
+    directions = vectors_BCD / jnp.sqrt(jnp.maximum(squares_BC1, 1e-12))
+    return directions.reshape(-1, vectors_BCD.shape[-1])
 
 
 def _cross_entropy(logits_NN: jax.Array, is_cell_N: jax.Array) -> jax.Array:
@@ -109,7 +81,16 @@ def _cross_entropy(logits_NN: jax.Array, is_cell_N: jax.Array) -> jax.Array:
     return jax.nn.logsumexp(among_NN, axis=-1) - jnp.diagonal(among_NN)
 
 
-def _cell_vectors(batch: Batch, hidden_BTD: jax.Array, first_gene_token: int) -> CellVectors:
+def means_of_genes(
+    batch: Batch, hidden_BTD: jax.Array, first_gene_token: int
+) -> tuple[jax.Array, jax.Array]:
+    """Returns (float32 mean of each cell's genes [B, C, D], whether there is such a cell [B, C]).
+
+    Args:
+      batch: rows of one cell or several.
+      hidden_BTD: of its tokens.
+      first_gene_token: tokens below it, such as masks, are left out.
+    """
     is_gene_BT = batch.tokens_BT >= first_gene_token
     if batch.packing is None:
         real_BT = jnp.arange(batch.tokens_BT.shape[1]) < batch.lengths_B[:, None]
@@ -121,8 +102,7 @@ def _cell_vectors(batch: Batch, hidden_BTD: jax.Array, first_gene_token: int) ->
     weights_BTC = (belongs_BTC & is_gene_BT[..., None]).astype(jnp.float32)
     hidden_BTD = hidden_BTD.astype(jnp.float32)
     sums_BCD = jnp.einsum("BTD,BTC->BCD", hidden_BTD, weights_BTC, precision=FLOAT32_PRODUCTS)
-    is_cell_BC = belongs_BTC.any(axis=1)
-    return CellVectors(sums_BCD / jnp.maximum(genes_BC, 1)[..., None], is_cell_BC)
+    return sums_BCD / jnp.maximum(genes_BC, 1)[..., None], belongs_BTC.any(axis=1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -156,10 +136,6 @@ class ContrastiveRecipe(Recipe):
         """Returns what a whole batch's losses of masked genes are divided by."""
         return super().size(batch.masked)
 
-    def split(self, batch: ViewedBatch, k: int) -> ViewedBatch:
-        """Returns k parts of a batch, views of the same cells in the same part."""
-        return ViewedBatch(split_rows(batch.masked, k), split_rows(batch.views, k, VIEWS))
-
     def together(self, params: Params, parts: ViewedBatch, keys: jax.Array) -> Any:
         """Returns for each part the gradient of the contrastive loss by its vectors, and the loss.
 
@@ -168,40 +144,70 @@ class ContrastiveRecipe(Recipe):
         size under memory limited setup, 2021).
         """
 
-        def vectors(part: tuple[Batch, jax.Array]) -> CellVectors:
-            return self._vectors(params, *part)
+        def vectors(part: tuple[ViewedBatch, jax.Array]) -> CellVectors:
+            batch, key = part
+            below_BTD = self._encode(params, batch.masked, key)
+            return self._vectors(params, batch, below_BTD, key)
 
-        cells = jax.lax.map(vectors, (parts.views, keys))
-        k, C = len(keys), cells.is_cell_BC.shape[-1]
+        cells = jax.lax.map(vectors, (parts, keys))
+        k = len(keys)
 
-        def loss(vectors_KBCD: jax.Array) -> jax.Array:
-            every = vectors_KBCD.reshape(-1, C, vectors_KBCD.shape[-1])
-            all_cells = CellVectors(every, cells.is_cell_BC.reshape(-1, C))
-            return info_nce(all_cells, self.objective.temperature)
+        def loss(vectors: tuple[jax.Array, jax.Array]) -> jax.Array:
+            # As of one batch: [parts, rows, ...] is [rows of all parts, ...].
+            every = jax.tree.map(
+                lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), (*vectors, cells.is_cell_BC)
+            )
+            return info_nce(CellVectors(*every), self.objective.temperature)
 
-        value, gradient_KBCD = jax.value_and_grad(loss)(cells.vectors_BCD)
-        return gradient_KBCD, jnp.broadcast_to(value / k, (k,))
+        value, gradients = jax.value_and_grad(loss)(cells[:2])
+        return gradients, jnp.broadcast_to(value / k, (k,))
 
     def loss(
         self, params: Params, part: ViewedBatch, size: Any, key: jax.Array, together: Any = None
     ) -> tuple[jax.Array, LossSums]:
         """Returns what a part adds to the losses of its batch, and its sums."""
-        masked, sums = super().loss(params, part.masked, size, key)
-        cells = self._vectors(params, part.views, key)
+        config, masked = self.config, part.masked
+        below_BTD, last_BTD = encode_twice(
+            config,
+            params,
+            masked.tokens_BT,
+            layers=self._layers,
+            runtime=self.runtime,
+            dropout_key=key,
+            **places_of(masked),
+        )
+        sums = masked_gene_sums_of(config, params, last_BTD, masked, self.runtime)
+        cells = self._vectors(params, part, below_BTD, key)
         if together is None:
             value = added = info_nce(cells, self.objective.temperature)
         else:
-            gradient_BCD, value = together
-            added = (cells.vectors_BCD * gradient_BCD).sum()
-        return masked + self.objective.contrastive * added, sums._replace(contrastive=value)
+            gradients, value = together
+            products = jax.tree.map(lambda a, b: (a * b).sum(), cells[:2], gradients)
+            added = sum(products)
+        total = sums.loss / size + self.objective.contrastive * added
+        return total, sums._replace(contrastive=value)
 
-    def _vectors(self, params: Params, views: Batch, key: jax.Array) -> CellVectors:
-        return view_vectors(
+    @property
+    def _layers(self) -> int:
+        return self.config.layers + self.objective.hidden_layer
+
+    def _encode(self, params: Params, batch: Batch, key: jax.Array) -> jax.Array:
+        return encode(
             self.config,
             params,
-            views,
-            self.runtime,
-            jax.random.fold_in(key, VIEWS),
-            layers=self.config.layers + self.objective.hidden_layer,
-            first_gene_token=self.vocabulary.first_gene_token,
+            batch.tokens_BT,
+            layers=self._layers,
+            runtime=self.runtime,
+            dropout_key=key,
+            **places_of(batch),
         )
+
+    def _vectors(
+        self, params: Params, batch: ViewedBatch, below_BTD: jax.Array, key: jax.Array
+    ) -> CellVectors:
+        """Returns vectors of cells by their hidden state, and of their views."""
+        first_gene = self.vocabulary.first_gene_token
+        viewed_BTD = self._encode(params, batch.views, jax.random.fold_in(key, 1))
+        wholes_BCD, is_cell_BC = means_of_genes(batch.masked, below_BTD, first_gene)
+        views_BCD, _ = means_of_genes(batch.views, viewed_BTD, first_gene)
+        return CellVectors(wholes_BCD, views_BCD, is_cell_BC)

@@ -44,6 +44,13 @@ def masked_gene_sums(
         dropout_key=dropout_key,
         **places_of(batch),
     )
+    return masked_gene_sums_of(config, params, hidden_BTD, batch, runtime)
+
+
+def masked_gene_sums_of(
+    config: EncoderConfig, params: Params, hidden_BTD: jax.Array, batch: Batch, runtime: Runtime
+) -> LossSums:
+    """Masked gene prediction from the last hidden state of a batch of masked cells."""
     logits_BMV = masked_gene_logits(
         config, params, hidden_BTD, batch.positions_BM, runtime.precision
     )
