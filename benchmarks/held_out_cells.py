@@ -6,7 +6,8 @@
 FOLDER holds pbmc3k, pbmc_facs_zheng, pbmc_ifnb_kang, aml_bone_marrow_vangalen and combat_covid as
 h5ad. Embeddings are taken as they are, none is fine-tuned. Beside the models stand random weights
 of the same shape, and PCA(50) of log counts, which is fitted on the judged cells themselves: it has
-seen what the models have not. Parts:
+seen what the models have not. The sorted cells are of the donor whose frozen cells demo-blood is
+trained on (donor A of Zheng et al. 2017), so they are other cells, not another person's. Parts:
   types      accuracy of 15 neighbours in 5 folds, its difference to PCA's with the 95 % interval
              over cells, and macro F1 of logistic regression
   draws      the same accuracy in ten draws of 200, 500, 1,000 and 2,000 cells, PCA fitted on each
@@ -14,8 +15,9 @@ seen what the models have not. Parts:
   mixing     the same of PBMC 3k and FACS-sorted cells together, by the types that both have, the
              data sets being batches
   donors     AML beside healthy bone marrow and COVID-19 beside healthy blood, by logistic
-             regression with whole persons held out; clusters of the marrow, persons being batches;
-             neighbours among the cells of the two COMBAT donors that demo-blood never saw
+             regression with whole persons held out (demo-blood was trained on cells of four of the
+             six COMBAT donors, without their condition); clusters of the marrow, persons being
+             batches; the two other COMBAT donors by neighbours, where condition and donor are one
   deletions  share of the variance of the shifts within a cell that the rank of the deleted gene
              explains alone: single deletions, each made exactly, of genes drawn at random
 """
@@ -290,18 +292,19 @@ def deletions(judged):
     genes = sorted(set(counts.var["ensembl_id"]).intersection(*known))
     drawn = np.random.default_rng(SEED).permutation(genes)
     drawn = drawn[: max(1, round(DELETED_FRACTION.value * len(genes)))].tolist()
-    rows = {}
     for name, model in judged.models.items():
         shifts = gf.perturb_cells(
             model, counts, genes=drawn, max_cells=DELETED_CELLS.value, seed=SEED
         )
+        rows = {}
         for measure, part in shifts.groupby("measure"):
             low, high = shares_over_cells(part)
-            rows[name, measure] = {
+            rows[measure] = {
                 "share": share_by_rank(part), "low": low, "high": high,
                 "cells": part["cell"].nunique(), "deletions": len(part),
             }  # fmt: skip
-    yield f"{PBMC}, {len(drawn):,} of {len(genes):,} genes deleted", pd.DataFrame(rows).T
+        title = f"{PBMC}, {len(drawn):,} of {len(genes):,} genes deleted, {name}"
+        yield title, pd.DataFrame(rows).T
 
 
 def share_by_rank(shifts):
