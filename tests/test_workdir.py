@@ -1,5 +1,7 @@
 """Folders and files of runs: whose they are, and who may write them."""
 
+import errno
+import os
 import subprocess
 import sys
 
@@ -59,3 +61,22 @@ def test_of_two_processes_one_writes(tmp_path):
     with sole_writer(output, {}):
         output.touch()
     assert [path.name for path in tmp_path.iterdir()] == ["output"]
+
+
+def test_a_full_disk_is_told_with_its_path_and_hides_nothing(tmp_path, monkeypatch):
+    def refuse(*_):
+        raise OSError(errno.EDQUOT, os.strerror(errno.EDQUOT))
+
+    def write(error):
+        with sole_writer(tmp_path / "output", {}):
+            monkeypatch.setattr(os, "ftruncate", refuse)
+            if error:
+                raise error
+
+    for first in (OSError(errno.ENOSPC, "", "output"), InputError("other"), None):
+        with pytest.raises(type(first or OSError())) as raised:
+            write(first)
+        if first:
+            assert raised.value is first
+        monkeypatch.undo()
+    assert raised.value.filename == str(tmp_path / "output.lock")

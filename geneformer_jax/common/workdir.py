@@ -9,7 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from geneformer_jax.common.errors import InputError
-from geneformer_jax.common.files import atomic_write, read_json, remove, require_new_folder
+from geneformer_jax.common.files import (
+    atomic_write,
+    read_json,
+    remove,
+    require_new_folder,
+    writing,
+)
 from geneformer_jax.common.log import logger
 from geneformer_jax.common.provenance import FILE_NAME, write_provenance, written_configuration
 
@@ -177,13 +183,16 @@ def sole_writer(output: Path, arguments: Mapping[str, Any]) -> Iterator[None]:
             remove(output)
         elif not output.is_file() and not (output.is_dir() and any(output.iterdir())):
             # Only here is what will be there of this command.
-            os.ftruncate(descriptor, 0)
-            os.lseek(descriptor, 0, os.SEEK_SET)
-            os.write(descriptor, content)
+            with writing(lock):
+                os.ftruncate(descriptor, 0)
+                os.lseek(descriptor, 0, os.SEEK_SET)
+                os.write(descriptor, content)
         try:
             yield
         except Exception:
-            _let_go(lock, descriptor)
+            # Where nothing can be written, what came first is told.
+            with contextlib.suppress(OSError):
+                _let_go(lock, descriptor)
             raise
         # Not after Ctrl-C, which may come between output and report.
         _let_go(lock, descriptor)
@@ -192,9 +201,10 @@ def sole_writer(output: Path, arguments: Mapping[str, Any]) -> Iterator[None]:
 
 
 def _let_go(lock: Path, descriptor: int) -> None:
-    # A process that has opened the file just now finds nothing in it.
-    os.ftruncate(descriptor, 0)
-    lock.unlink(missing_ok=True)
+    with writing(lock):
+        # A process that has opened the file just now finds nothing in it.
+        os.ftruncate(descriptor, 0)
+        lock.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager

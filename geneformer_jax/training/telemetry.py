@@ -81,7 +81,12 @@ class MetricsLog:
         self._writes = jax.process_index() == 0
         if not self._writes:
             return
-        rows = [row for row in read_metrics(workdir) if row["step"] <= first_step]
+        workdir.mkdir(parents=True, exist_ok=True)
+        # As a file that may have to be made: to look for it first could miss what another machine
+        # wrote a moment ago, and with it all lines up to here.
+        with self._path.open("a+") as file:
+            file.seek(0)
+            rows = [row for row in _rows_of(file.read()) if row["step"] <= first_step]
         with atomic_write(self._path) as partial:
             partial.write_text("".join(json.dumps(row) + "\n" for row in rows))
         # TensorBoard hides the steps from `purge_step` on in files of an interrupted run.
@@ -134,10 +139,12 @@ def _tag(name: str) -> str:
 def read_metrics(workdir: Path) -> list[dict[str, Any]]:
     """Returns the whole lines of a run's metrics; a line cut off by a kill is left out."""
     path = workdir / METRICS
-    if not path.is_file():
-        return []
+    return _rows_of(path.read_text()) if path.is_file() else []
+
+
+def _rows_of(lines: str) -> list[dict[str, Any]]:
     rows = []
-    for line in path.read_text().splitlines():
+    for line in lines.splitlines():
         try:
             rows.append(json.loads(line))
         except json.JSONDecodeError:

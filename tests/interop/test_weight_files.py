@@ -2,6 +2,7 @@
 
 import errno
 import json
+from pathlib import Path
 
 import ml_dtypes
 import numpy as np
@@ -105,6 +106,15 @@ def test_written_weights_have_the_permissions_of_other_files(tmp_path):
     (tmp_path / "other").touch()
     write_tensors(tmp_path / "model.safetensors", {"a": np.ones(3, np.float32)})
     assert (tmp_path / "model.safetensors").stat().st_mode == (tmp_path / "other").stat().st_mode
+
+
+def test_weights_are_written_where_files_have_no_permissions(tmp_path, monkeypatch):
+    def refuse(*_):
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(Path, "chmod", refuse)
+    write_tensors(tmp_path / "model.safetensors", {"a": np.ones(3, np.float32)})
+    assert load_file(tmp_path / "model.safetensors")["a"].tolist() == [1.0] * 3
 
 
 def test_a_failed_write_is_an_error_of_the_system(tmp_path, monkeypatch):

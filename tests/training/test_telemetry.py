@@ -5,6 +5,7 @@ import json
 import multiprocessing
 import struct
 from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -161,6 +162,17 @@ def test_steps_run_again_replace_their_earlier_lines(tmp_path):
     starts = [e.step for e in events if e.session_log.status == SessionLog.START]
     assert starts == [1, 3], "TensorBoard hides these steps and later ones in earlier files"
     assert scalars_shown(events) == {1: 1.0, 2: 2.0, 3: 30.0}
+
+
+def test_lines_are_kept_that_are_not_seen_at_first(tmp_path, monkeypatch):
+    """As those that another machine wrote a moment ago."""
+    with MetricsLog(tmp_path, 0, PretrainConfig({})) as log:
+        log.write({"step": 1, "loss": 1.0})
+    with monkeypatch.context() as unseen:
+        unseen.setattr(Path, "is_file", lambda _: False)
+        log = MetricsLog(tmp_path, 1, PretrainConfig({}))
+    with log:
+        assert read_metrics(tmp_path) == [{"step": 1, "loss": 1.0}]
 
 
 def test_speeds_are_of_the_time_between_two_lines(run, clock):

@@ -1,5 +1,6 @@
 """Files of weights in the safetensors format; reading takes one tensor at a time."""
 
+import contextlib
 import functools
 import re
 from collections.abc import Mapping
@@ -75,4 +76,6 @@ def write_tensors(
     except SafetensorError as error:
         number = _SYSTEM_ERROR.search(str(error))
         raise OSError(*([int(number[1])] if number else []), str(error), str(path)) from error
-    path.chmod(mode)
+    # Some file systems know no permissions.
+    with contextlib.suppress(PermissionError):
+        path.chmod(mode)
