@@ -63,13 +63,13 @@ def jax_case(folder, case, batch):
         finetune_config,
         typed_finetune_config,
     )
-    from geneformer_jax.finetuning.step import (
+    from geneformer_jax.finetuning.network.step import (
         Constants,
         StepSpec,
         compile_steps,
         traced_hyperparams,
     )
-    from geneformer_jax.finetuning.trainable import split_weights
+    from geneformer_jax.finetuning.network.trainable import split_weights
     from geneformer_jax.interop.huggingface import read_model
     from geneformer_jax.model.config import MeshConfig, RuntimeConfig
     from geneformer_jax.model.sharding import put_batch

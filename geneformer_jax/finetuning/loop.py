@@ -28,14 +28,15 @@ from geneformer_jax.common.provenance import describe_run
 from geneformer_jax.common.workdir import claim_workdir, sole_run
 from geneformer_jax.finetuning.classification.predictions import prediction_table
 from geneformer_jax.finetuning.classification.task import FoldData
-from geneformer_jax.finetuning.config import FinetuneConfig
-from geneformer_jax.finetuning.evaluation import compute_outputs, score
+from geneformer_jax.finetuning.config import BALANCED, FinetuneConfig
+from geneformer_jax.finetuning.network.evaluation import compute_outputs, score
+from geneformer_jax.finetuning.network.probe import probe_head
+from geneformer_jax.finetuning.network.step import Constants, traced_hyperparams
 from geneformer_jax.finetuning.prepare import FinetuneSetup, Task, prepare_finetuning
-from geneformer_jax.finetuning.step import Constants, traced_hyperparams
 from geneformer_jax.finetuning.stopping import EarlyStopping
 from geneformer_jax.inference.resume.folder import PartsFolder
 from geneformer_jax.interop.adapters import save_adapter
-from geneformer_jax.model.config import EncoderConfig
+from geneformer_jax.model.config import PROBE, RANDOM, EncoderConfig
 from geneformer_jax.model.encoder import Params
 from geneformer_jax.model.pretrained import (
     FOLD,
@@ -179,6 +180,9 @@ class FoldRun:
         if self.setup.quantization:
             identity["quantize"] = self.setup.quantization.kind
         identity["head"] = json.dumps(dataclasses.asdict(self.setup.head))
+        # Not where it is random: as in runs that were begun before there was a choice.
+        if self.config.head.initial != RANDOM:
+            identity["initial_head"] = self.config.head.initial
         identity["vocabulary"] = self.store.vocabulary.hash[:16]
         for name in ("train", "valid", "test"):
             identity[name] = _labels_hash(getattr(self.data, name))
@@ -211,7 +215,7 @@ def finetune_fold(run: FoldRun) -> pd.DataFrame:
         state = checkpoints.restore_newest(setup.compiled.abstract)
         logger.info("\n".join(setup.describe_steps(run.fold, run.data)))
         if state is None:
-            state = setup.compiled.start(setup.trainable)
+            state = setup.compiled.start(_initial(run))
         trainable, step = _train(run, state, checkpoints)
         _save(run, trainable, step, run.folder / RESULT, provenance)
         outputs = compute_outputs(
@@ -229,6 +233,27 @@ def finetune_fold(run: FoldRun) -> pd.DataFrame:
 
     by_first(write)
     return table
+
+
+def _initial(run: FoldRun) -> Params:
+    """Returns the trainable weights to begin with, the head perhaps fitted to the fold's cells."""
+    setup, workers = run.setup, run.config.data.workers
+    if run.config.head.initial != PROBE:
+        return setup.trainable
+    train, compiled = run.data.train, setup.compiled
+    pooled = compute_outputs(
+        compiled,
+        setup.trainable,
+        setup.frozen,
+        setup.batches(train),
+        workers,
+        outputter=compiled.pooled,
+    )
+    balanced = BALANCED in (run.config.loss.class_weights, run.config.loss.sampling)
+    labels, kind = pooled.targets[:, 0].astype(int), setup.head.kind
+    head = probe_head(setup.trainable[kind], pooled.logits, labels, balanced=balanced)
+    # Sums differ from host to host in their last digits; weights may not.
+    return setup.trainable | {kind: jax.tree.map(of_first, head)}
 
 
 def _provenance(run: FoldRun) -> dict[str, Any]:

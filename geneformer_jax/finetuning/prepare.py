@@ -19,9 +19,9 @@ from geneformer_jax.cells.tokenization.vocabulary import GeneVocabulary
 from geneformer_jax.common.errors import InputError
 from geneformer_jax.finetuning.classification.task import FoldData
 from geneformer_jax.finetuning.config import BALANCED, FinetuneConfig, TuningConfig
-from geneformer_jax.finetuning.step import CompiledSteps, StepSpec, compile_steps
-from geneformer_jax.finetuning.trainable import check_tuning, join_weights, split_weights
-from geneformer_jax.model.config import EncoderConfig
+from geneformer_jax.finetuning.network.step import CompiledSteps, StepSpec, compile_steps
+from geneformer_jax.finetuning.network.trainable import check_tuning, join_weights, split_weights
+from geneformer_jax.model.config import PROBE, RANDOM, EncoderConfig, HeadOptions
 from geneformer_jax.model.encoder import Params, init_params
 from geneformer_jax.model.heads import CELLS, GENES, HeadConfig, HeadTask, head_of_tasks, init_head
 from geneformer_jax.model.pretrained import PretrainedModel, Quantization, weights_hash
@@ -263,9 +263,24 @@ def _head(
             "`config.loss.sampling` is balanced, but a cell holds genes of all classes; use "
             "`config.loss.class_weights`=balanced"
         )
+    if options.initial == PROBE:
+        _check_probe(unit, outputs, options)
     kind = GENES if per_gene else CELLS
     pooling = {"pooling": options.pooling, "extra_layer": options.extra_layer}
     return head_of_tasks(kind, outputs, dropout, **pooling)
+
+
+def _check_probe(unit: str, outputs: tuple[HeadTask, ...], options: HeadOptions) -> None:
+    """Raises InputError where logistic regression is no head."""
+    reason = ""
+    if unit == "gene":
+        reason = "genes are labelled; it is for cells"
+    elif len(outputs) > 1 or outputs[0].regression:
+        reason = "it is for a single classification"
+    elif options.extra_layer or options.pooling == "attention":
+        reason = "nothing may be learned between the network and what is pooled"
+    if reason:
+        raise InputError(f"`config.head.initial` is {PROBE}, but {reason}; set it to {RANDOM}")
 
 
 def _check_model(model: PretrainedModel, vocabulary: GeneVocabulary, head: HeadConfig) -> None:

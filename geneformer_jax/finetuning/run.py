@@ -46,6 +46,7 @@ from geneformer_jax.finetuning.prepare import Task, prepare_finetuning
 from geneformer_jax.inference.arguments import check_model
 from geneformer_jax.inference.cells import open_cells
 from geneformer_jax.interop.tokenized_datasets import is_tokenized_dataset
+from geneformer_jax.model.config import RANDOM
 from geneformer_jax.model.pretrained import (
     FOLD,
     NETWORKS,
@@ -201,6 +202,9 @@ class FinetuneRun:
         for name in NOT_DECISIVE:
             del identity[name]
         del identity["data"]["workers"], identity["data"]["store"]
+        # As in runs that were begun before there was a choice.
+        if self.config.head.initial == RANDOM:
+            del identity["head"]["initial"]
         identity["base"] = weights_hash(self.model)[:16] if self.model else "scratch"
         if self.model and self.model.quantization:
             identity["quantize"] = self.model.quantization.kind

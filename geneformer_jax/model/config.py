@@ -16,6 +16,7 @@ PRECISIONS = ("float32", "bfloat16", "float16")
 QUANTIZATIONS = ("int8", "nf4")
 REMATS = ("none", "full", "dots")
 POOLINGS = ("first", "mean", "attention")
+INITIAL_HEADS = RANDOM, PROBE = "random", "probe"
 TARGETS = ("query", "key", "value", "attention_output", "up", "down")
 
 
@@ -167,16 +168,21 @@ class HeadOptions:
     """What a configuration states of a head; see HeadConfig.
 
     Attributes:
+      initial: weights to begin with: random, as in the original; or probe, with pooling mean or
+        first: those of a logistic regression on what is pooled of the training cells, so that the
+        network begins where its embeddings as they are take it.
       pooling: what stands for a cell: first (as the original), mean or attention.
       extra_layer: one more transformer layer below the head.
       dropout: rate before the last linear layer; -1 takes the encoder's, as the original.
     """
 
+    initial: str = "random"
     pooling: str = "first"
     extra_layer: bool = False
     dropout: float = -1.0
 
     def __post_init__(self):
+        one_of("head.initial", self.initial, INITIAL_HEADS)
         one_of("head.pooling", self.pooling, POOLINGS)
         valid = self.dropout == -1 or 0 <= self.dropout < 1
         require(valid, "head.dropout", self.dropout, "in [0, 1), or -1 (that of the encoder)")

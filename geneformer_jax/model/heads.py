@@ -194,11 +194,12 @@ class CellHead(Head):
         self, hidden_BTD: jax.Array, lengths_B: jax.Array, bias_BT: jax.Array | None = None
     ) -> jax.Array:
         """Returns what stands for each cell [B, D]."""
-        return jnp.tanh(self.pooler(self._pool(hidden_BTD, lengths_B, bias_BT)))
+        return jnp.tanh(self.pooler(self.pool(hidden_BTD, lengths_B, bias_BT)))
 
-    def _pool(
-        self, hidden_BTD: jax.Array, lengths_B: jax.Array, bias_BT: jax.Array | None
+    def pool(
+        self, hidden_BTD: jax.Array, lengths_B: jax.Array, bias_BT: jax.Array | None = None
     ) -> jax.Array:
+        """Returns what the tanh layer is to see of each cell [B, D]; see `__call__`."""
         if self.pooling == "first":
             return _first(hidden_BTD, bias_BT)
         scores_BT = jnp.zeros(hidden_BTD.shape[:2]) if bias_BT is None else bias_BT

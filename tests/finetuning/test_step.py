@@ -11,8 +11,8 @@ from flax import traverse_util
 
 from geneformer_jax.batches.labelled import LabelledBatch
 from geneformer_jax.finetuning.config import TuningConfig
-from geneformer_jax.finetuning.losses import label_losses, task_totals, weighted_means
-from geneformer_jax.finetuning.step import (
+from geneformer_jax.finetuning.network.losses import label_losses, task_totals, weighted_means
+from geneformer_jax.finetuning.network.step import (
     Constants,
     FinetuneRecipe,
     StepSpec,
@@ -20,7 +20,7 @@ from geneformer_jax.finetuning.step import (
     compile_steps,
     tuned_adamw,
 )
-from geneformer_jax.finetuning.trainable import join_weights, split_weights
+from geneformer_jax.finetuning.network.trainable import join_weights, split_weights
 from geneformer_jax.interop.huggingface import read_model
 from geneformer_jax.interop.weights.bert_layout import places
 from geneformer_jax.interop.weights.conversion import bert_values

@@ -14,8 +14,8 @@ from geneformer_jax.common.arguments import require_type
 from geneformer_jax.common.progress import Progress
 from geneformer_jax.finetuning.classification.predictions import Outputs
 from geneformer_jax.finetuning.config import TuningConfig
-from geneformer_jax.finetuning.evaluation import compute_outputs
-from geneformer_jax.finetuning.step import StepSpec, compile_steps
+from geneformer_jax.finetuning.network.evaluation import compute_outputs
+from geneformer_jax.finetuning.network.step import StepSpec, compile_steps
 from geneformer_jax.inference.batches import lay_out
 from geneformer_jax.inference.pipeline import Throughput
 from geneformer_jax.model.config import MeshConfig, RuntimeConfig

@@ -8,8 +8,8 @@ from geneformer_jax.batches.labelled import LabelledBatch, LabelledBatches
 from geneformer_jax.batches.loader import read_ahead
 from geneformer_jax.common.progress import Progress
 from geneformer_jax.finetuning.classification.predictions import Outputs, per_task
-from geneformer_jax.finetuning.step import CompiledSteps, StepSpec
-from geneformer_jax.finetuning.trainable import join_weights
+from geneformer_jax.finetuning.network.step import CompiledSteps, Outputter, StepSpec
+from geneformer_jax.finetuning.network.trainable import join_weights
 from geneformer_jax.inference.finite import first_not_finite, not_finite
 from geneformer_jax.inference.pipeline import Throughput, run_ahead
 from geneformer_jax.model.encoder import Params
@@ -31,6 +31,8 @@ def compute_outputs(
     workers: int,
     throughput: Throughput | None = None,
     progress: Progress | None = None,
+    *,
+    outputter: Outputter | None = None,
 ) -> Outputs:
     """Runs the network over one epoch of batches; each cell comes once.
 
@@ -43,6 +45,7 @@ def compute_outputs(
       workers: that read ahead.
       throughput: where the time of compiling is counted.
       progress: advanced by each batch's cells.
+      outputter: what of cells is taken in place of the logits, one of `compiled`'s.
 
     Raises:
       InputError: outputs are NaN or infinite.
@@ -50,12 +53,13 @@ def compute_outputs(
     throughput = throughput or Throughput()
     per_gene = compiled.spec.head.kind == GENES
     collect = _labelled_genes if per_gene else _real_cells
+    outputter = outputter or compiled.logits
 
     def start(batch: LabelledBatch) -> jax.Array:
         with throughput.starting(batch.tokens_BT.shape):
             # All processes read the whole batch, as all collect what it gives.
             own = jax.tree.map(compiled.shard.rows, batch)
-            return compiled.logits(trainable, frozen, put_batch(own, compiled.mesh))
+            return outputter(trainable, frozen, put_batch(own, compiled.mesh))
 
     parts = []
     for batch, logits in run_ahead(read_ahead(batches, 0, workers), start, _AHEAD):

@@ -18,8 +18,8 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from geneformer_jax.batches.labelled import LabelledBatch
 from geneformer_jax.batches.loader import BatchShard
 from geneformer_jax.finetuning.config import FinetuneConfig, TuningConfig
-from geneformer_jax.finetuning.losses import label_losses, task_totals, weighted_means
-from geneformer_jax.finetuning.trainable import (
+from geneformer_jax.finetuning.network.losses import label_losses, task_totals, weighted_means
+from geneformer_jax.finetuning.network.trainable import (
     constant_layers,
     join_weights,
     rate_factors,
@@ -27,7 +27,7 @@ from geneformer_jax.finetuning.trainable import (
 )
 from geneformer_jax.model.config import EncoderConfig, MeshConfig, RuntimeConfig
 from geneformer_jax.model.encoder import Params, encode
-from geneformer_jax.model.heads import HeadConfig, head_module
+from geneformer_jax.model.heads import CellHead, GeneHead, HeadConfig, head_module
 from geneformer_jax.model.pretrained import abstract_weights
 from geneformer_jax.model.runtime import Runtime, make_runtime
 from geneformer_jax.model.sharding import BATCH, make_mesh, shardings
@@ -43,6 +43,8 @@ from geneformer_jax.training.state import (
     jit_train_step,
     split_rows,
 )
+
+Outputter = Callable[[Params, Params, LabelledBatch], jax.Array]
 
 
 class TracedHyperparams(NamedTuple):
@@ -232,17 +234,25 @@ def model_logits(
 ) -> jax.Array:
     """Returns float32 logits of a whole model, [B, C] or [B, T, C]; a key switches dropout on."""
     keys = (None, None) if key is None else jax.random.split(key)
+    head, hidden_BTD = _below_head(spec, runtime, params, batch, keys[0])
+    return head(hidden_BTD, batch.lengths_B, dropout_key=keys[1], attention=runtime.attention)
+
+
+def _below_head(
+    spec: StepSpec, runtime: Runtime, params: Params, batch: LabelledBatch, key: jax.Array | None
+) -> tuple[CellHead | GeneHead, jax.Array]:
+    """Returns (the head, the last hidden state [B, T, D])."""
     hidden_BTD = encode(
         spec.encoder,
         params,
         batch.tokens_BT,
         batch.lengths_B,
         runtime=runtime,
-        dropout_key=keys[0],
+        dropout_key=key,
         constant_layers=constant_layers(spec.tuning, spec.encoder),
     )
     head = head_module(spec.encoder, spec.head, params[spec.head.kind], runtime.precision)
-    return head(hidden_BTD, batch.lengths_B, dropout_key=keys[1], attention=runtime.attention)
+    return head, hidden_BTD
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -255,6 +265,7 @@ class CompiledSteps:
       step: (state, batch, constants) -> (state, metrics); the old state's memory is reused.
       start: (trainable weights) -> the state before the first step.
       logits: (trainable weights, frozen weights, batch) -> float32 logits, on every device.
+      pooled: the same of what the head pools of each cell, float32 [B, D].
       abstract: shapes, types and shardings of the state.
       constants: shardings of the constants.
       shard: the rows of each batch that lie on this process's devices.
@@ -265,7 +276,8 @@ class CompiledSteps:
     mesh: Mesh
     step: Callable[[TrainState, LabelledBatch, Constants], tuple[TrainState, StepMetrics]]
     start: Callable[[Params], TrainState]
-    logits: Callable[[Params, Params, LabelledBatch], jax.Array]
+    logits: Outputter
+    pooled: Outputter
     abstract: TrainState
     constants: Constants
     shard: BatchShard
@@ -296,16 +308,22 @@ def compile_steps(spec: StepSpec, longest: int) -> CompiledSteps:
         params = join_weights(trainable, frozen, spec.tuning)
         return model_logits(spec, runtime, params, batch, None)
 
+    def pooled(trainable: Params, frozen: Params, batch: LabelledBatch) -> jax.Array:
+        params = join_weights(trainable, frozen, spec.tuning)
+        head, hidden_BTD = _below_head(spec, runtime, params, batch, None)
+        return head.pool(hidden_BTD, batch.lengths_B).astype(jnp.float32)
+
+    of_batches = {
+        "in_shardings": (placed.params, frozen, NamedSharding(mesh, BATCH)),
+        "out_shardings": whole,
+    }
     return CompiledSteps(
         spec,
         mesh,
         step=jit_train_step(recipe, mesh, constants),
         start=jax.jit(functools.partial(init_state, recipe), out_shardings=placed),
-        logits=jax.jit(
-            logits,
-            in_shardings=(placed.params, frozen, NamedSharding(mesh, BATCH)),
-            out_shardings=whole,
-        ),
+        logits=jax.jit(logits, **of_batches),
+        pooled=jax.jit(pooled, **of_batches),
         abstract=abstract,
         constants=constants,
         shard=batch_shard(mesh),
