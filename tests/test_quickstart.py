@@ -230,7 +230,7 @@ def test_its_model_of_symbols_is_used_as_it_says_and_on_cells_with_ids_too(
         assert status == 0, f"{name} {arguments}\n{output}\n{error}"
         return output
 
-    monkeypatch.setattr(quickstart, "_FINETUNE_STEPS", 4)
+    monkeypatch.setitem(quickstart._FINETUNING, "config.steps", 4)
 
     def in_process(name, **options):
         run(name, *quickstart.as_arguments(options))
