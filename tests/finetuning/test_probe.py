@@ -61,6 +61,8 @@ def test_a_class_without_cells_is_unlikely_and_a_rare_one_counts_when_balanced()
     assert (weighted.argmax(axis=1) == 2).sum() > (plain.argmax(axis=1) == 2).sum()
     with pytest.raises(InputError, match="all 300 training cells are of one class"):
         probe_head(drawn(6, 3), pooled_ND, np.zeros(300, int))
+    with pytest.raises(InputError, match="pooled of all 300 training cells is the same"):
+        probe_head(drawn(6, 3), np.ones((300, 6)), labels_N)
 
 
 @pytest.mark.parametrize("pooling", ["mean", pytest.param("first", marks=pytest.mark.slow)])

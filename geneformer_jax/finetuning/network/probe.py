@@ -41,7 +41,7 @@ def probe_head(
       balanced: whether each class weighs the same.
 
     Raises:
-      InputError: all cells are of one class.
+      InputError: all cells are of one class, or all are alike.
     """
     classes, counts = np.unique(labels_N, return_counts=True)
     if len(classes) < 2:
@@ -50,6 +50,11 @@ def probe_head(
             "probe needs two; set `config.head.initial`=random"
         )
     kernel_DK, bias_K = _scaled_components(pooled_ND)
+    if not len(bias_K):
+        raise InputError(
+            f"what is pooled of all {len(pooled_ND):,} training cells is the same, so that a probe "
+            "has nothing to tell them by; set `config.head.initial`=random"
+        )
     features_NK = np.tanh(pooled_ND @ kernel_DK + bias_K)
     regression = LogisticRegression(
         C=_C / _SPREAD**2, max_iter=_ITERATIONS, class_weight="balanced" if balanced else None
