@@ -45,6 +45,7 @@ from geneformer_jax.finetuning.multitask import (
 from geneformer_jax.finetuning.prepare import Task, prepare_finetuning
 from geneformer_jax.inference.arguments import check_model
 from geneformer_jax.inference.cells import open_cells
+from geneformer_jax.interop.adapters import apply_adapter, find_adapter
 from geneformer_jax.interop.tokenized_datasets import is_tokenized_dataset
 from geneformer_jax.model.config import RANDOM
 from geneformer_jax.model.pretrained import (
@@ -290,4 +291,6 @@ def finetune_cells(
     configuration = changed | {TASK: task.to_dict()}
     run = FinetuneRun.open(configuration, model, open_cells(cells, model, **reading))
     logger.info("\n".join(run.run(Path(workdir))))
-    return load_model(Path(workdir) / NETWORKS / PRETRAINED / f"{FOLD}0")
+    fold = Path(workdir) / NETWORKS / PRETRAINED / f"{FOLD}0"
+    adapter = find_adapter(fold)
+    return load_model(fold) if adapter is None else apply_adapter(adapter, model)

@@ -39,3 +39,13 @@ def test_an_anndata_is_learned_and_predicted_from_its_layer(base, tmp_path, caps
         finetune_cells(base, cells, **keys, counts_layer="counts")
     with pytest.raises(InputError, match='did you mean "kind"'):
         finetune_cells(base, cells, "kin", tmp_path / "other", counts_layer="counts")
+
+
+@pytest.mark.slow
+def test_an_adapter_comes_back_merged_into_the_model_it_was_given(base, tmp_path):
+    config = quick_config(steps=2, **{"tuning.lora_rank": 2, "stopping.best": False})
+    model = finetune_cells(base, toy_cells(), "kind", tmp_path / "run", config=config)
+    assert model.head.labels == ("a", "b")
+    embeddings = model.params["embeddings"]["word"]["embedding"]
+    np.testing.assert_array_equal(embeddings, base.params["embeddings"]["word"]["embedding"])
+    assert len(predict_cells(model, toy_cells()).obs["predicted_label"]) == 240
