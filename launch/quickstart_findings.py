@@ -58,7 +58,7 @@ def _neighbours(column: str, scores: pd.DataFrame) -> str:
     text += "The embeddings hold these labels"
     if abs(ahead) <= room:
         text += f", as well as the components: differences below {room:.1%} say nothing"
-    return f"{text}. The model learned two parts of a cell to be alike, beside its masked genes."
+    return f"{text}. The model learned a cell and a part of it to be alike, and masked genes."
 
 
 def _classifier(scores: pd.DataFrame) -> str:
