@@ -22,7 +22,8 @@ def script():
     module = importlib.util.module_from_spec(spec)
     sys.modules[SCRIPT.stem] = module
     spec.loader.exec_module(module)
-    for flag in flags.FLAGS.flags_by_module_dict()[SCRIPT.stem]:
+    # A copy: each flag that goes leaves the list too.
+    for flag in list(flags.FLAGS.flags_by_module_dict()[SCRIPT.stem]):
         delattr(flags.FLAGS, flag.name)
     yield module
     del sys.modules[SCRIPT.stem]
