@@ -17,6 +17,7 @@ from geneformer_jax.common.errors import InputError
 
 SOMA_PREFIX = "soma://"
 _LOCAL_PREFIX = "file://"
+_ASIDE = ".partial"
 # A Path keeps one slash of two. Names of one letter are drives.
 _URL = re.compile(r"(?:soma:/+)?([a-z][a-z0-9+.-]+):/+", re.IGNORECASE)
 _EDGE_BYTES = 1 << 20
@@ -120,7 +121,12 @@ def system_error_in(error: BaseException) -> int | None:
 
 def aside_of(target: Path, owner: str = "") -> Path:
     """Returns the path at which `atomic_write` has a target written first."""
-    return target.with_name(f"{target.name}{owner and '.'}{owner}.partial")
+    return target.with_name(f"{target.name}{owner and '.'}{owner}{_ASIDE}")
+
+
+def is_aside(path: Path | str) -> bool:
+    """Whether a path is one of `aside_of`, which a killed process may have left there."""
+    return Path(path).suffix == _ASIDE
 
 
 def fsync_tree_entry(folder: Path) -> None:

@@ -22,7 +22,7 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 
 import geneformer_jax
-from geneformer_jax.common.files import atomic_write, slug
+from geneformer_jax.common.files import atomic_write, is_aside, slug
 from geneformer_jax.reporting.figures import Drawing
 from geneformer_jax.reporting.tables import table_part
 
@@ -155,8 +155,12 @@ class Report:
         self._parts.append(("table", part))
 
     def files(self, paths: Iterable[Path | str]) -> None:
-        """Adds links to files and folders that lie beside the report; hidden ones are left out."""
-        names = sorted(name for name in (Path(path).name for path in paths) if name[0] != ".")
+        """Adds links to files and folders that lie beside the report.
+
+        Hidden ones are left out, and what a killed process had begun to write.
+        """
+        whole = (Path(path).name for path in paths if not is_aside(path))
+        names = sorted(name for name in whole if name[0] != ".")
         self.section("Files")
         self._parts.append(("files", names))
 

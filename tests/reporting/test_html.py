@@ -13,6 +13,7 @@ import pytest
 from matplotlib.figure import Figure
 
 import geneformer_jax
+from geneformer_jax.common.files import aside_of
 from geneformer_jax.reporting import charts, html
 from geneformer_jax.reporting.html import Report, include_pages
 from tests.helpers.pages import Page, read_page
@@ -106,7 +107,8 @@ def test_names_are_shown_as_they_are_and_never_run(tmp_path):
 
 def test_files_beside_the_page_are_linked(tmp_path):
     report = Report("Title", "Summary.")
-    report.files([tmp_path / "b & c.csv", "shifts", tmp_path / ".hidden"])
+    left_by_a_killed_run = aside_of(tmp_path / "report.html")
+    report.files([tmp_path / "b & c.csv", "shifts", tmp_path / ".hidden", left_by_a_killed_run])
     page = write(report, tmp_path)
     assert page.addresses == ["b%20%26%20c.csv", "shifts"]
     assert page.texts["a"] == ["b & c.csv", "shifts"]
