@@ -55,26 +55,38 @@ def label_accuracy(features: np.ndarray, labels: pd.Series, seed: int = 0) -> La
       InputError: fewer than two labels have enough cells, or a feature is NaN or infinite.
     """
     require_finite(features, labels.index, "features")
+    sizes = frequent_labels(labels)
     labels = labels.astype("object")
-    known = labels.notna().to_numpy()
-    sizes = labels[known].value_counts()
-    frequent = sizes.index[sizes >= FOLDS]
-    kept = known & labels.isin(frequent).to_numpy()
+    kept = labels.isin(sizes.index).to_numpy()
+    features, names = np.asarray(features)[kept], labels[kept].astype(str).to_numpy()
+    shuffled = np.random.default_rng(seed).permutation(names)
+    return LabelAccuracy(
+        accuracy=float(named_rightly(features, names, seed).mean()),
+        majority=float(sizes.max() / kept.sum()),
+        shuffled=float(named_rightly(features, shuffled, seed).mean()),
+        cells=int(kept.sum()),
+        classes=len(sizes),
+        left_out=int((~kept).sum()),
+    )
+
+
+def frequent_labels(labels: pd.Series) -> pd.Series:
+    """Returns label -> number of cells, of those that have enough for an accuracy.
+
+    Args:
+      labels: [cells] categories, missing where unknown.
+
+    Raises:
+      InputError: fewer than two labels have enough cells.
+    """
+    sizes = labels.astype("object").value_counts()
+    frequent = sizes[sizes >= FOLDS]
     if len(frequent) < 2:
         raise InputError(
             f"column {labels.name} has {len(frequent)} labels with at least {FOLDS} cells, but an "
             "accuracy needs two; name a column with more labels"
         )
-    features, names = np.asarray(features)[kept], labels[kept].astype(str).to_numpy()
-    shuffled = np.random.default_rng(seed).permutation(names)
-    return LabelAccuracy(
-        accuracy=float(named_rightly(features, names, seed).mean()),
-        majority=float(sizes[frequent].max() / kept.sum()),
-        shuffled=float(named_rightly(features, shuffled, seed).mean()),
-        cells=int(kept.sum()),
-        classes=len(frequent),
-        left_out=int((~kept).sum()),
-    )
+    return frequent
 
 
 def named_rightly(features: np.ndarray, names: np.ndarray, seed: int = 0) -> np.ndarray:

@@ -14,12 +14,13 @@ from geneformer_jax.common.files import suffix_of
 from geneformer_jax.common.log import logger
 from geneformer_jax.embedding import comparison, figures
 from geneformer_jax.embedding.embedder import Embedded, Embedder
-from geneformer_jax.embedding.label_accuracy import FOLDS, NEIGHBOURS
+from geneformer_jax.embedding.label_accuracy import FOLDS, NEIGHBOURS, frequent_labels
 from geneformer_jax.embedding.output import report_path, table_path
 from geneformer_jax.embedding.quality import check_labels, conclude_quality, describe_quality
 from geneformer_jax.embedding.states import QUANTILES, check_states, state_embeddings
 from geneformer_jax.inference.columns import check_columns
 from geneformer_jax.inference.counts import rows_of
+from geneformer_jax.inference.filters import is_number
 from geneformer_jax.inference.finite import require_finite
 from geneformer_jax.inference.listed_genes import (
     describe_missing,
@@ -85,6 +86,9 @@ class EmbeddingReportConfig:
         check_columns(
             obs, [*self.color, *self.quality, *([self.batch_key] if self.batch_key else [])]
         )
+        for column in self.color:
+            if not is_number(obs[column]):
+                frequent_labels(obs[column])
         for column in self.quality:
             check_labels(obs, column, self.batch_key)
         if self.with_counts and counts is None:

@@ -181,7 +181,7 @@ def test_a_tokenised_dataset_is_embedded_as_its_store(embed, toy_store, tmp_path
 def test_a_report_on_embeddings_of_other_weights_is_refused(embed, monkeypatch, tmp_path):
     assert embed("--max_cells=9")[0] == 0
     monkeypatch.setattr(pretrained, "load_model", lambda path, quantize=None: toy_model(seed=1))
-    status, _, error = embed("--max_cells=9", "--color=kind")
+    status, _, error = embed("--max_cells=9", "--states=kind")
     assert status == 1
     assert_one_line(error)
     assert "other cells or weights" in error
@@ -190,7 +190,7 @@ def test_a_report_on_embeddings_of_other_weights_is_refused(embed, monkeypatch, 
 def test_an_interrupted_run_goes_on_with_another_report(embed, computed, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(EmbeddingReport, "make", _die)
-        assert embed("--max_cells=9", "--color=kind")[0] == 130
+        assert embed("--max_cells=9", "--states=kind")[0] == 130
     computed.clear()
     assert embed("--max_cells=9")[0] == 0
     assert computed == [] and not (tmp_path / "out.h5ad.parts").exists()
@@ -228,6 +228,7 @@ def test_genes_are_written_under_their_ids(embed, tmp_path):
         (["--genes=ENSG00000000001"], "give --mode gene and --figures too"),
         (["--mode=occurrence", "--figures"], "draw genes with --mode gene"),
         (["--color=kin"], 'no obs column "kin" (did you mean "kind"?)'),
+        (["--color=kind", "--filter=kind:a"], "kind has 1 labels with at least 5 cells"),
         (["--layer=-3"], "--hidden_layer -3 is not in this model of 2 layers"),
         (["--mode=cls"], "needs a <cls> token"),
         (["--mode=gene", "--color=kind"], "--mode gene embeds genes"),
