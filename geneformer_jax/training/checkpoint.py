@@ -40,12 +40,13 @@ class Checkpoints:
         self._description, self._config = description, config
         self._saved_at, self._handed_over = time.monotonic(), None
         self._response: ocp.AsyncResponse[bool] | None = None
+        self._preservation = _preservation(config)
         training = ocp.training
         self._checkpointer = training.Checkpointer(
             folder.resolve(),
             # The loop decides when to save; whatever it hands over is saved.
             save_decision_policy=training.save_decision_policies.FixedIntervalPolicy(1),
-            preservation_policy=_preservation(config),
+            preservation_policy=self._preservation,
             cleanup_tmp_directories=True,
         )
 
@@ -123,7 +124,8 @@ class Checkpoints:
     def restore_newest(self, target: TrainState) -> TrainState | None:
         """Returns the newest state that can be read, or None if there is no checkpoint.
 
-        A damaged checkpoint is logged and renamed, and the one before it is used.
+        A damaged checkpoint is logged and renamed, and the one before it is used. Checkpoints
+        that a killed process did not get to remove are removed.
 
         Raises:
           InputError: checkpoints are of another model, or none can be read.
@@ -133,6 +135,7 @@ class Checkpoints:
             state, damage = self._try_restore(step, target)
             if state is not None:
                 self._rename_damaged(steps[:tried])
+                self._remove_superseded()
                 _log(f"going on from the checkpoint at step {step:,}")
                 return state
             _log(f"checkpoint {step:,} is damaged and left aside ({damage})", logging.WARNING)
@@ -166,6 +169,18 @@ class Checkpoints:
                 os.replace(self.folder / str(step), self.folder / f"{DAMAGED}{step}")
         multihost_utils.process_allgather(np.asarray(True))
         self._checkpointer.reload()
+
+    def _remove_superseded(self) -> None:
+        """Removes checkpoints beyond those to keep, whose removal a kill prevented or cut short.
+
+        Orbax would do so with the next save, which a finished run never makes.
+        """
+        found = self._checkpointer.checkpoints
+        context = ocp.training.preservation_policies.PreservationContext()
+        kept = self._preservation.should_preserve(found, context=context)
+        for each, is_kept in zip(found, kept, strict=True):
+            if not is_kept:
+                self._checkpointer.delete(each.step)
 
     def restore(self, step: int, target: TrainState) -> TrainState:
         """Returns the state saved at `step`, placed like `target`, see state.abstract_state.

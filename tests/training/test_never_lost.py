@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 
 from geneformer_jax.common.errors import InputError
+from geneformer_jax.common.files import remove
 from geneformer_jax.model.pretrained import CHECKPOINTS, describe_model, load_model
 from geneformer_jax.training.api import pretrain
 from geneformer_jax.training.checkpoint import DAMAGED, Checkpoints
@@ -240,12 +241,14 @@ def test_saves_leave_no_thread_behind(tmp_path):
     assert threads[1] <= threads[0] + 2, threads
 
 
-def restore(workdir: Path, run: Run):
+def restore(workdir: Path, run: Run, **checkpoint: int):
     """The newest state that can be read, and the folder of checkpoints as it is after."""
     description = describe_model(run.encoder, run.store.vocabulary)
     with (
         jax.set_mesh(run.mesh),
-        Checkpoints(workdir / CHECKPOINTS, CheckpointConfig(), description) as checkpoints,
+        Checkpoints(
+            workdir / CHECKPOINTS, CheckpointConfig(**checkpoint), description
+        ) as checkpoints,
     ):
         state = checkpoints.restore_newest(run.abstract_state)
     return state, {folder.name for folder in (workdir / CHECKPOINTS).iterdir()}
@@ -289,6 +292,19 @@ def test_a_half_written_checkpoint_is_none(undisturbed, one_device_run, tmp_path
     state, names = restore(workdir, one_device_run)
     assert int(state.step) == 4
     assert names == {"4"}
+
+
+@pytest.mark.parametrize("gone", [(), ("_CHECKPOINT_METADATA",), ("params", "meta"), ("*",)])
+def test_what_a_killed_process_was_removing_is_removed(undisturbed, one_device_run, tmp_path, gone):
+    workdir = tmp_path / "run"
+    shutil.copytree(undisturbed("one device"), workdir)
+    superseded = workdir / CHECKPOINTS / "2"
+    shutil.copytree(superseded.with_name("4"), superseded)
+    for pattern in gone:
+        for path in superseded.glob(pattern):
+            remove(path)
+    _, names = restore(workdir, one_device_run, keep=1, keep_every_steps=4)
+    assert names == {"4", "8"}
 
 
 def test_where_nothing_can_be_read_nothing_is_touched(undisturbed, one_device_run, tmp_path):

@@ -73,6 +73,7 @@ def _without_times(value: Any) -> Any:
 
 
 def _arrays(checkpoint: Path) -> bytes:
+    """Returns a digest of what a checkpoint holds; b"unreadable" where something of it is gone."""
     # Only some commands leave checkpoints, and JAX takes seconds to import.
     import jax
     import numpy as np
@@ -81,7 +82,10 @@ def _arrays(checkpoint: Path) -> bytes:
     with warnings.catch_warnings():
         # Orbax warns that it takes the devices as the checkpoint names them.
         warnings.simplefilter("ignore", UserWarning)
-        kept = ocp.load_checkpointables(checkpoint)
+        try:
+            kept = ocp.load_checkpointables(checkpoint)
+        except (OSError, KeyError, TypeError, ValueError):
+            return b"unreadable"
     digest = hashlib.sha256()
     for path, leaf in jax.tree_util.tree_leaves_with_path(kept):
         array = np.asarray(leaf)
