@@ -1,5 +1,7 @@
 """Embeddings of genes that begin as components of their ranks."""
 
+from types import SimpleNamespace
+
 import jax
 import numpy as np
 import pytest
@@ -73,6 +75,17 @@ def test_cells_that_differ_little_give_numbers(toy_store, numbers):
 def test_cells_that_are_all_alike_are_refused(toy_store):
     with pytest.raises(InputError, match="are all alike; set it to random"):
         gene_components(toy_store, np.full(9, 3), 32, seed=0)
+
+
+def test_cells_that_share_no_gene_are_refused(toy_store):
+    """Any basis is one of their components; which is found depends on rounding."""
+    vocabulary = toy_store.vocabulary
+    genes = np.arange(vocabulary.first_gene_token, vocabulary.size)
+    cells = SimpleNamespace(
+        read=lambda numbers: genes[numbers, None], max_length=64, vocabulary=vocabulary
+    )
+    with pytest.raises(InputError, match="share too few genes: no component stands out; set it"):
+        gene_components(cells, np.arange(40), 32, seed=0)
 
 
 def test_only_where_weights_are_drawn(toy_store, tmp_path):

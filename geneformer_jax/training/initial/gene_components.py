@@ -19,6 +19,9 @@ MAX_CELLS = 10_000
 _LEAST_DEVIATION = 0.05
 # Root mean square of the table. At BERT's 0.02 a few steps of AdamW would overwrite it.
 _SIZE = 0.1
+# Part of the first component's variance above the last one's: below it, rounding decides which
+# components are found.
+_LEAST_SIGNAL = 0.01
 # Of the normal draw that is added: what genes that no cell has begin with.
 _NOISE = 0.02
 
@@ -39,7 +42,7 @@ def gene_components(cells: EncodedCells, numbers: np.ndarray, width: int, seed: 
       seed: of the run.
 
     Raises:
-      InputError: there are fewer than 3 cells, or all are alike.
+      InputError: there are fewer than 3 cells, all are alike, or hardly any share genes.
     """
     if len(numbers) < 3:
         raise _no_components(f"there are {len(numbers)} cells to train on, and components need 3")
@@ -51,10 +54,12 @@ def gene_components(cells: EncodedCells, numbers: np.ndarray, width: int, seed: 
         found = PCA(count, svd_solver="arpack", random_state=seed).fit(values)
     except ArpackError as error:
         raise _no_components("the cells to train on are all alike") from error
-    components = found.components_.T * np.sqrt(_signal(found.explained_variance_))
+    signal = _signal(found.explained_variance_)
+    if signal.max() < _LEAST_SIGNAL:
+        raise _no_components("the cells to train on share too few genes: no component stands out")
+    components = found.components_.T * np.sqrt(signal)
     table = generator.normal(scale=_NOISE, size=(values.shape[1], width))
-    size = max(np.sqrt((components**2).mean()), np.finfo(np.float32).tiny)
-    table[:, :count] += components / size * _SIZE
+    table[:, :count] += components / np.sqrt((components**2).mean()) * _SIZE
     return table.astype(np.float32)
 
 
