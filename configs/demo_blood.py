@@ -8,7 +8,7 @@ Recipe: embeddings of genes that begin as components of their ranks; masked gene
 loss of each cell and a view of it; Muon; 16 cells a step.
 Hardware: any CPU.
 Hours: 1.1 on 1 core (measured).
-Loss: 5.15 nats on 200 held-out cells (guessing by frequency: 8.53).
+Loss: 4.51 nats on 200 held-out cells (guessing by frequency: 8.53).
 """
 
 from ml_collections import ConfigDict
@@ -34,7 +34,7 @@ def get_config() -> ConfigDict:
     config.steps = 2_400
     config.data.cells_per_batch = 16
     config.data.max_buckets = 3
-    config.objective.contrastive = 0.5
+    config.objective.contrastive = 0.05
     config.optimizer.name = "muon"
     config.optimizer.learning_rate = 5e-3
     config.optimizer.warmup_steps = 20
