@@ -115,6 +115,7 @@ class PerturbationFolder:
 
     def finish(
         self,
+        parts: int,
         edit: str,
         vocabulary: GeneVocabulary,
         obs: pd.DataFrame,
@@ -124,22 +125,26 @@ class PerturbationFolder:
         """Joins what the parts hold of the same edits, and gives the folder its final name.
 
         Args:
+          parts: how many there are, all of them made.
           edit: kind of the edits.
           vocabulary: of the genes.
           obs: of the chosen cells, by their ids.
           provenance: see `describe_run`.
           report: writes a report into a folder, called with (folder, summary, provenance).
 
+        Raises:
+          InputError: a part's file is not seen here yet.
         """
         folder = self.parts.folder
+        names = self.parts.listed_files(range(parts))
         summary = summarise(ShiftRows(folder / SHIFTS, _SUMMARISED))
         _write_edits(folder, summary, vocabulary)
         _write_cells(folder, obs)
         held = column_names(folder / SHIFTS)
-        if parts := [name for name in _PARTS if name in held]:
-            rows = ShiftRows(folder / SHIFTS, (*_SUMMARISED, *parts))
-            summary = with_parts(summary, rows, parts)
-        if (folder / MEANS_OF_PARTS).is_dir():
+        if of_shifts := [name for name in _PARTS if name in held]:
+            rows = ShiftRows(folder / SHIFTS, (*_SUMMARISED, *of_shifts))
+            summary = with_parts(summary, rows, of_shifts)
+        if any(Path(name).parent.name == MEANS_OF_PARTS for name in names):
             _join_means(folder, edit)
         write_provenance(folder, provenance)
         report(folder, summary, provenance)

@@ -327,7 +327,7 @@ class PerturbationRun:
         provenance = describe_run("perturb", self._command, inputs, counts)
         cells = plan.cells
         named = self._options.edit, cells.vocabulary, cells.obs
-        self._folder.finish(*named, provenance, write_report)
+        self._folder.finish(len(self._costs), *named, provenance, write_report)
         refresh_index(self._folder.output)
         logger.info(f"tables and report: {self._folder.output}")
 

@@ -11,7 +11,7 @@ import pytest
 from geneformer_jax.batches.buckets import BatchShape
 from geneformer_jax.common.errors import InputError
 from geneformer_jax.inference.resume.cell_parts import part_ranges, shareable_size
-from geneformer_jax.inference.resume.folder import PartsFolder, parts_folder, tidy
+from geneformer_jax.inference.resume.folder import RECORDS, PartsFolder, parts_folder, tidy
 from geneformer_jax.inference.resume.totals import PartTotals
 
 
@@ -155,6 +155,19 @@ def test_no_two_processes_make_the_same_parts(folder, other, own, together):
                 PartsFolder(folder).begin({"run": 1}, shard=own)
         process.stdin.close()
     PartsFolder(folder).begin({"run": 1}, shard=own)
+
+
+@pytest.mark.parametrize("unseen", ["rows/1", "means", RECORDS])
+def test_what_a_machine_does_not_see_yet_is_told_and_not_left_out(folder, tmp_path, unseen):
+    parts = PartsFolder(folder)
+    for part in range(2):
+        names = [f"rows/{part}", f"means/{part}"]
+        parts.write(part, {name: lambda path: path.write_text("of a part") for name in names})
+        assert sorted(parts.listed_files([part])) == sorted(names)
+    assert parts.missing(range(2)) == []
+    (folder / unseen).rename(tmp_path / "elsewhere")
+    with pytest.raises(InputError, match=f"{unseen}.* is not seen here yet.* same command again"):
+        parts.listed_files(range(2))
 
 
 def test_a_finished_folder_keeps_its_tables_alone(folder, tmp_path):

@@ -201,6 +201,25 @@ class PartsFolder:
             log_damaged(record)
             return None
 
+    def listed_files(self, parts: Iterable[Part]) -> list[str]:
+        """Returns the names of the files of parts that are done, all of which listings show.
+
+        Raises:
+          InputError: a listing lacks one, as where other machines' files are seen late.
+        """
+        names = []
+        for part in parts:
+            names += self.checksums(part) or [str(self._record_of(part).relative_to(self.folder))]
+        folders = {(self.folder / name).parent for name in names}
+        seen = {path for folder in folders for path in folder.glob("*")}
+        for name in names:
+            if self.folder / name not in seen:
+                raise InputError(
+                    f"{self.folder / name} is not seen here yet, though the parts are made: run "
+                    "the same command again"
+                )
+        return names
+
     def save(self, name: str, save: Callable[[Path], None]) -> Path:
         """Writes and records a file that all processes share and make alike; returns its path.
 

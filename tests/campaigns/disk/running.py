@@ -46,7 +46,7 @@ FAULTS_IN_A_ROW = 6
 # A command does without the list of reports where it cannot be written, and without a checkpoint
 # that it cannot read, which it puts aside.
 _PASSED_OVER = re.compile(r".* index\.html|left over: .*/damaged-\d+/.*")
-_PROGRESS = re.compile(r"(?!error)[a-z ]+: [\d,]+ of [\d,]+ ")
+_PROGRESS = re.compile(r"(?!error)[a-z\d: -]+: [\d,]+ of [\d,]+ ")
 
 
 class Bench:
