@@ -3,6 +3,7 @@
 Figures are built without pyplot, so that nothing is left open and no display is needed.
 """
 
+import io
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -94,12 +95,21 @@ def save_figure(figure: Figure, stem: Path | str) -> list[Path]:
     written = []
     for suffix in ("png", "pdf"):
         path = Path(f"{stem}.{suffix}")
-        # A PDF without a date is the same file each time it is drawn.
-        metadata = {"CreationDate": None} if suffix == "pdf" else None
-        with matplotlib.rc_context(STYLE), atomic_write(path) as aside:
-            figure.savefig(aside, format=suffix, dpi=200, metadata=metadata)
+        with atomic_write(path) as aside:
+            aside.write_bytes(picture(figure, suffix))
         written.append(path)
     return written
+
+
+def picture(figure: Figure, suffix: str) -> bytes:
+    """Returns a figure as a file of a format that matplotlib writes, with 200 dots per inch."""
+    # A PDF without a date is the same file each time it is drawn.
+    metadata = {"CreationDate": None} if suffix == "pdf" else None
+    # In memory: where a disk fails, matplotlib's PDF writer ends in another error that hides it.
+    file = io.BytesIO()
+    with matplotlib.rc_context(STYLE):
+        figure.savefig(file, format=suffix, dpi=200, metadata=metadata)
+    return file.getvalue()
 
 
 def umap_positions(embeddings: np.ndarray, seed: int = 0) -> np.ndarray:

@@ -329,16 +329,15 @@ def _new_figure(width: float, height: float) -> Figure:
 
 def _finish(figure: Figure, ax: object, show: bool | None, save: Path | str | None) -> None:
     """Saves and shows a figure as it was asked for."""
-    import matplotlib
     from matplotlib import pyplot as plt
 
     from geneformer_jax.common.files import atomic_write
-    from geneformer_jax.reporting.figures import STYLE
+    from geneformer_jax.reporting.figures import picture
 
     if save is not None:
         target = Path(save).expanduser()
-        with matplotlib.rc_context(STYLE), atomic_write(target) as aside:
-            figure.savefig(aside, format=_format_of(target), dpi=200)
+        with atomic_write(target) as aside:
+            aside.write_bytes(picture(figure, _format_of(target)))
     if show or (show is None and ax is None and save is None):
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*non-interactive.*cannot be shown")

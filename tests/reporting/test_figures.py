@@ -1,16 +1,19 @@
 """Figures: what is drawn, who can read it, and that it is drawn the same each time."""
 
+import io
 import itertools
 
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.figure import Figure
 
 from geneformer_jax.common.errors import InputError
 from geneformer_jax.reporting.figures import (
     MISSING_COLOUR,
     PALETTE,
     loss_curve_figure,
+    new_figure,
     save_figure,
     umap_figure,
     umap_positions,
@@ -173,6 +176,17 @@ def test_loss_curve_draws_both_losses_and_the_baselines():
     np.testing.assert_array_equal(lines["held out"], [[2, 4.5]])
     assert set(lines["gene frequency"][:, 1]) == {6.0}
     assert axes.get_xlabel() and axes.get_ylabel()
+
+
+def test_matplotlib_meets_no_disk(tmp_path, monkeypatch):
+    """Where one write of a PDF fails, it ends in an AttributeError that hides what failed."""
+    targets, save = [], Figure.savefig
+    monkeypatch.setattr(
+        Figure, "savefig", lambda self, to, **how: targets.append(to) or save(self, to, **how)
+    )
+    save_figure(new_figure(1, 1), tmp_path / "drawn")
+    assert [type(each) for each in targets] == [io.BytesIO, io.BytesIO]
+    assert (tmp_path / "drawn.pdf").read_bytes() == targets[1].getvalue()
 
 
 def test_a_saved_figure_is_the_same_file_each_time(tmp_path):
