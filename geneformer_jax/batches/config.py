@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from geneformer_jax.common.config import require
+from geneformer_jax.common.config import require, require_count
 
 MAX_BUCKETS = 24
 MEGA_BATCH_MULTIPLIER = 1_000  # of the original's own sampler for its first models
@@ -91,7 +91,5 @@ class ViewConfig:
     most_genes: int = 256
 
     def __post_init__(self):
-        name, value = "objective.views.least_genes", self.least_genes
-        require(value >= 1, name, value, "at least 1")
-        name, value = "objective.views.most_genes", self.most_genes
-        require(value >= self.least_genes, name, value, f"at least {self.least_genes}")
+        require_count("objective.views.least_genes", self.least_genes, 1)
+        require_count("objective.views.most_genes", self.most_genes, self.least_genes)

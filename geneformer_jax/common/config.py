@@ -9,6 +9,8 @@ from typing import Any
 from geneformer_jax.common.arguments import describe
 from geneformer_jax.common.errors import InputError, did_you_mean
 
+# Devices count in 32 bits, and NumPy's and JAX's random generators take seeds of 63.
+LARGEST_COUNT, LARGEST_SEED = 2**31 - 1, 2**63 - 1
 _KEYS_OF = "keys of"
 # What a field of a plain type takes; true and false are no numbers.
 _PLAIN = {
@@ -23,6 +25,25 @@ def require(condition: bool, name: str, value: object, rule: str) -> None:
     """Raises InputError, naming `config.NAME`, its value and the rule, unless it holds."""
     if not condition:
         raise InputError(f"`config.{name}` is {value!r}; {rule}")
+
+
+def require_count(name: str, value: int, least: int, what: str = "") -> None:
+    """Raises InputError unless `config.NAME` is a number that a device can count to.
+
+    Args:
+      name: of the value.
+      value: to be checked.
+      least: smallest that may be.
+      what: the smallest one means; empty if nothing else than any other.
+    """
+    what = f" ({what})" if what else ""
+    rule = f"from {least}{what} to {LARGEST_COUNT:,}"
+    require(least <= value <= LARGEST_COUNT, name, value, rule)
+
+
+def require_seed(value: int) -> None:
+    """Raises InputError unless `config.seed` is a seed."""
+    require(0 <= value <= LARGEST_SEED, "seed", value, "from 0 to 2^63 - 1")
 
 
 def one_of(name: str, value: str, known: tuple[str, ...]) -> None:

@@ -7,7 +7,14 @@ from typing import Any, ClassVar
 from ml_collections import ConfigDict
 
 from geneformer_jax.batches.config import DataConfig
-from geneformer_jax.common.config import fill, keys_of, one_of, require
+from geneformer_jax.common.config import (
+    fill,
+    keys_of,
+    one_of,
+    require,
+    require_count,
+    require_seed,
+)
 from geneformer_jax.common.errors import InputError
 from geneformer_jax.finetuning.classification.config import SplitRule
 from geneformer_jax.model.config import (
@@ -222,9 +229,9 @@ class FinetuneConfig:
     track: str = ""
 
     def __post_init__(self):
-        require(self.steps >= 0, "steps", self.steps, "0 (count epochs) or more")
+        require_count("steps", self.steps, 0, "count epochs")
         require(self.steps or self.epochs >= 1, "epochs", self.epochs, "at least 1")
-        require(self.seed >= 0, "seed", self.seed, "it must not be negative")
+        require_seed(self.seed)
         name = self.optimizer.name
         require(name == "adamw", "optimizer.name", name, "fine-tuning has adamw only")
         require(self.log_every_steps >= 1, "log_every_steps", self.log_every_steps, "at least 1")

@@ -72,7 +72,7 @@ def _load(
         base = base or adapters.adapter_base(adapter)
         if base is None:
             raise InputError(f"the adapter {adapter} does not say what it goes on; name `base`")
-        if not Path(base).exists() and not download.NAME.fullmatch(str(base)):
+        if not model_folder(base).exists() and not download.NAME.fullmatch(str(base)):
             raise InputError(
                 f"the adapter {adapter} goes on top of {base}, which is not there; name it by "
                 "`base`"

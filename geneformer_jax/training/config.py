@@ -6,7 +6,14 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from geneformer_jax.batches.config import DataConfig, MaskingConfig, ViewConfig
-from geneformer_jax.common.config import fill, keys_of, one_of, require
+from geneformer_jax.common.config import (
+    fill,
+    keys_of,
+    one_of,
+    require,
+    require_count,
+    require_seed,
+)
 from geneformer_jax.common.errors import InputError
 from geneformer_jax.model.config import EncoderConfig, MeshConfig, RuntimeConfig, preset
 
@@ -112,7 +119,8 @@ class OptimizerConfig:
         require(
             0 <= self.warmup_ratio < 1, "optimizer.warmup_ratio", self.warmup_ratio, "in [0, 1)"
         )
-        for name in ("warmup_steps", "weight_decay", "clip_norm"):
+        require_count("optimizer.warmup_steps", self.warmup_steps, 0)
+        for name in ("weight_decay", "clip_norm"):
             value = getattr(self, name)
             require(value >= 0, f"optimizer.{name}", value, "it must not be negative")
 
@@ -166,8 +174,9 @@ class PretrainConfig:
 
     Attributes:
       model: fields of EncoderConfig. vocabulary_size 0 takes the size of the store's vocabulary.
-      initial: checkpoint or workdir of another run whose weights this one begins with (continual
-        pretraining); empty to draw them. A checkpoint in the run's own workdir goes before it.
+      initial: checkpoint, workdir of another run, folder that transformers saved or "demo-blood",
+        with whose weights this one begins (continual pretraining); empty to draw them.
+        A checkpoint in the run's own workdir goes before it.
       initial_genes: embeddings of genes to begin with where weights are drawn: random, as in the
         original; or components: principal components of the genes' ranks in 10,000 of the training
         cells, so that genes which rank high in the same cells begin alike.
@@ -204,9 +213,9 @@ class PretrainConfig:
                 f"`config.initial` {self.initial} has embeddings of genes, but "
                 f"`config.initial_genes` asks for {self.initial_genes}; leave one of them out"
             )
-        require(self.steps >= 0, "steps", self.steps, "0 (count epochs) or more")
+        require_count("steps", self.steps, 0, "count epochs")
         require(self.steps or self.epochs >= 1, "epochs", self.epochs, "at least 1")
-        require(self.seed >= 0, "seed", self.seed, "it must not be negative")
+        require_seed(self.seed)
         require(self.log_every_steps >= 1, "log_every_steps", self.log_every_steps, "at least 1")
         check_tracker(self.track)
 

@@ -19,6 +19,7 @@ from geneformer_jax.batches.views import LEAST_GENES, mean_genes
 from geneformer_jax.cells.store.cell_store import CellStore
 from geneformer_jax.cells.store.shorter_cells import ShorterCells
 from geneformer_jax.cells.tokenization.rank_encoding import describe_cut
+from geneformer_jax.common.config import LARGEST_COUNT
 from geneformer_jax.common.errors import InputError
 from geneformer_jax.model.config import EncoderConfig
 from geneformer_jax.model.runtime import Runtime, make_runtime
@@ -275,7 +276,7 @@ def prepare_run(
     if config.objective.contrastive:
         _check_contrastive(config, store, encoder, shape)
     runtime, notes = make_runtime(config.runtime, encoder, mesh, shape.buckets[-1], packing)
-    return Run(
+    run = Run(
         config=config,
         store=store,
         encoder=encoder,
@@ -289,6 +290,26 @@ def prepare_run(
         steps=steps,
         notes=(*notes, *([describe_cut(is_cut, seen.limit)] if is_cut.any() else [])),
     )
+    _check_steps(run)
+    return run
+
+
+def _check_steps(run: Run) -> None:
+    """Raises InputError where there are too many steps, or too few cells in them."""
+    config, cells = run.config, run.batches.plan.n_cells
+    if run.steps > LARGEST_COUNT:
+        raise InputError(
+            f"`config.epochs` is {config.epochs:,}, which makes {run.steps:,} steps; at most "
+            f"{LARGEST_COUNT:,} can be counted"
+        )
+    weight = config.objective.contrastive
+    if weight and cells < 2 * run.steps_per_epoch:
+        raise InputError(
+            f"`config.objective.contrastive` is {weight:g}, but a step has "
+            f"{cells / run.steps_per_epoch:.1f} of the {cells:,} cells to train on, too few to "
+            "tell one from the others; take more cells, raise `config.data.tokens_per_batch` or "
+            "`config.data.cells_per_batch`, or set it to 0"
+        )
 
 
 def _require_divisible(encoder: EncoderConfig, mesh: Mesh) -> None:

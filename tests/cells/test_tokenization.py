@@ -72,6 +72,13 @@ def test_ids_with_symbols_around_them_are_refused_with_what_helps(
         np.testing.assert_array_equal(a, b)
 
 
+def test_other_ids_of_ensembl_are_not_said_to_have_more_around_them(tmp_path, vocabulary):
+    strange = [f"ENSG9{n:010d}.2" for n in range(83)]
+    path = write(with_ids(cells(), strange), tmp_path / "strange.h5ad")
+    with pytest.raises(InputError, match=r"0 of 83 gene ids .* use a vocabulary with such ids"):
+        build(tmp_path / "store", [path], vocabulary)
+
+
 def test_another_species_is_refused(tmp_path, vocabulary):
     mouse = [f"ENSMUSG{n:011d}" for n in range(83)]
     path = write(with_ids(cells(), mouse), tmp_path / "mouse.h5ad")

@@ -13,6 +13,7 @@ import geneformer_jax as gf
 from geneformer_jax.common.errors import InputError
 from geneformer_jax.interop import adapters
 from geneformer_jax.interop.huggingface import read_model
+from geneformer_jax.interop.model_folders import SHIPPED
 from geneformer_jax.model.config import LoraConfig
 from geneformer_jax.model.encoder import encode
 from geneformer_jax.model.heads import HeadConfig, head_module, init_head
@@ -142,6 +143,13 @@ def own(tmp_path):
 
     write_folder(tmp_path / "base")
     return tmp_path
+
+
+def test_a_model_that_comes_with_the_package_is_named_as_base(own, monkeypatch):
+    model = save_own(own, "cell", pooling="mean")
+    monkeypatch.setitem(SHIPPED, "demo-blood", (own / "base").rename(own / "moved"))
+    again = gf.load_model(own / "adapter", base="demo-blood")
+    jax.tree.map(np.testing.assert_array_equal, model.params, again.params)
 
 
 def test_a_head_that_bert_has_no_class_for(own):

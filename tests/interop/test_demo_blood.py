@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import anndata as ad
+import jax
 import numpy as np
 import pytest
 from safetensors import safe_open
@@ -14,6 +15,10 @@ from geneformer_jax.common.provenance import FILE_NAME
 from geneformer_jax.embedding.label_accuracy import label_accuracy, log_count_components
 from geneformer_jax.interop.model_folders import SHIPPED
 from geneformer_jax.interop.original_dictionaries import read_original_vocabulary
+from geneformer_jax.training.config import pretrain_config, typed_config
+from geneformer_jax.training.initial.start import start_state
+from geneformer_jax.training.run import prepare_run
+from tests.helpers.toy import make_store
 
 FOLDER = SHIPPED["demo-blood"]
 
@@ -48,6 +53,17 @@ def test_a_command_takes_its_name_for_a_model_and_for_a_vocabulary(tmp_path):
     subprocess.run([*command, *flags, "--min_genes=1"], check=True)
     store = gf.CellStore.open(tmp_path / "store")
     assert store.lengths.tolist() == [2, 1, 2]
+
+
+def test_pretraining_goes_on_from_it(model, tmp_path):
+    cells = ad.AnnData(np.arange(1.0, 21, dtype=np.float32).reshape(4, 5))
+    cells.var_names = model.vocabulary.gene_ids[:5]
+    store = make_store(tmp_path / "store", cells, model.vocabulary)
+    config = pretrain_config(model.config, vocabulary_size=0)
+    config.update_from_flattened_dict({"initial": "demo-blood", "data.cells_per_batch": 2})
+    config.evaluation.held_out_cells = 1
+    run = prepare_run(typed_config(config), store, jax.devices()[:1])
+    jax.tree.map(np.testing.assert_array_equal, run.stored(start_state(run)).params, model.params)
 
 
 @pytest.mark.reference_data

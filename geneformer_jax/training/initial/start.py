@@ -8,8 +8,8 @@ from flax import traverse_util
 from jax.experimental import multihost_utils
 
 from geneformer_jax.common.errors import InputError
+from geneformer_jax.interop.load import load_model
 from geneformer_jax.model.encoder import Params
-from geneformer_jax.model.pretrained import load_model
 from geneformer_jax.training.initial.gene_components import gene_components
 from geneformer_jax.training.run import Run
 from geneformer_jax.training.state import TrainState, init_state
@@ -57,6 +57,11 @@ def _components(run: Run) -> np.ndarray:
 def _initial_params(run: Run) -> Params:
     """Returns the weights of `config.initial`, which must be those of such a model."""
     model = load_model(run.config.initial)
+    if model.vocabulary is None:
+        raise InputError(
+            f"`config.initial` {model.source} carries no vocabulary; convert it with its own "
+            "`vocabulary`, and name the result"
+        )
     if model.vocabulary.hash != run.store.vocabulary.hash:
         raise InputError(
             f"the store was tokenised with vocabulary {run.store.vocabulary.hash[:12]}, but "
