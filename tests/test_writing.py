@@ -73,6 +73,12 @@ def test_a_file_system_may_be_unable_to_flush_folders_but_not_files(tmp_path, mo
     fsync_tree_entry(tmp_path)
     with pytest.raises(OSError), atomic_write(tmp_path / "out") as aside:
         aside.write_text("all of it")
+    # As TensorStore tells it, which cannot do without.
+    with (
+        pytest.raises(InputError, match=r"cannot flush folders.*; name a folder on"),
+        writing("run"),
+    ):
+        raise ValueError("Failed to fsync directory: Invalid argument [os_error_code='22']")
 
 
 @pytest.mark.parametrize("layers", [1, 3])

@@ -23,6 +23,8 @@ _URL = re.compile(r"(?:soma:/+)?([a-z][a-z0-9+.-]+):/+", re.IGNORECASE)
 _EDGE_BYTES = 1 << 20
 _SLUG_LETTERS = 80
 _FLUSHED_AT_ONCE = 8
+# How TensorStore, below Orbax, tells what some network file systems answer.
+_FOLDER_NOT_FLUSHED = f"fsync directory: {os.strerror(errno.EINVAL)}"
 # What a disk, or the right to write on it, can lack; `command_line` says what to do about each.
 REFUSALS = (
     errno.ENOSPC,
@@ -99,6 +101,7 @@ def writing(path: Path | str) -> Iterator[None]:
     Raises:
       OSError: with the path, which a write does not tell; also in place of the errors of libraries
         that tell in a text alone what the system said.
+      InputError: a library cannot do without what this disk cannot do.
     """
     try:
         yield
@@ -108,6 +111,11 @@ def writing(path: Path | str) -> Iterator[None]:
         if isinstance(error, OSError) and error.errno:
             error.filename = error.filename or str(path)
             raise
+        if _FOLDER_NOT_FLUSHED in str(error):
+            raise InputError(
+                f"{path} lies on a disk that cannot flush folders, which checkpoints need; name a "
+                "folder on another"
+            ) from error
         if (number := system_error_in(error)) is None:
             raise
         raise OSError(number, os.strerror(number), str(path)) from error
