@@ -1,7 +1,6 @@
 """The configuration of a pretraining run: typed, checked, filled from an ml_collections file."""
 
 import dataclasses
-import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -144,10 +143,11 @@ class ObjectiveConfig:
     views: ViewConfig = ViewConfig()
 
     def __post_init__(self):
+        # Beyond these the squares in the norm of gradients are no float32 any more.
         name = "objective.contrastive"
-        require(0 <= self.contrastive < math.inf, name, self.contrastive, "0 (off) or more")
-        name = "objective.temperature"
-        require(0 < self.temperature < math.inf, name, self.temperature, "above 0, such as 0.1")
+        require(0 <= self.contrastive <= 1e6, name, self.contrastive, "from 0 (off) to 1e6")
+        name, rule = "objective.temperature", "from 1e-6 to 1e6, such as 0.1"
+        require(1e-6 <= self.temperature <= 1e6, name, self.temperature, rule)
         require(self.hidden_layer <= 0, "objective.hidden_layer", self.hidden_layer, "0 or below")
 
 
