@@ -30,6 +30,7 @@ _SIMPLE_PATTERN = r"^[!-~]*$"
 _ENSEMBL_GENE = re.compile(r"ENS([A-Z]*)GR?\d{6,}", re.IGNORECASE)
 _ENSEMBL_GENE_PATTERN = r"(?i)^ENS[A-Z]*GR?\d{6,}"
 _ENSEMBL_GENE_INSIDE = r"(?i)ENS[A-Z]*GR?\d{6,}"
+_ENSEMBL_GENE_ALONE = rf"{_ENSEMBL_GENE_PATTERN}(\.\d+)?(_PAR_Y)?$"
 _USUAL_HUMAN_START = "ENSG00000"
 _NAMES = {
     "": "human",
@@ -185,9 +186,12 @@ def are_ensembl_ids(ids: pa.StringArray) -> np.ndarray:
 
 
 def hold_ensembl_ids(ids: pa.StringArray) -> bool:
-    """Whether most ids hold an Ensembl id of a gene, such as "ENSG00000243485|MIR1302-10"."""
-    inside = pc.match_substring_regex(ids, _ENSEMBL_GENE_INSIDE)
-    return bool(inside.to_numpy(zero_copy_only=False).mean() >= 0.5)
+    """Whether most are a gene's Ensembl id and more, such as "ENSG00000243485|MIR1302-10"."""
+    inside, whole = (
+        pc.match_substring_regex(ids, pattern).to_numpy(zero_copy_only=False)
+        for pattern in (_ENSEMBL_GENE_INSIDE, _ENSEMBL_GENE_ALONE)
+    )
+    return bool((inside & ~whole).mean() >= 0.5)
 
 
 def species_of_each(ids: pa.StringArray) -> np.ndarray:

@@ -21,7 +21,6 @@ from geneformer_jax.cells.tokenization.gene_choice import (
     leave_out_other_species,
 )
 from geneformer_jax.cells.tokenization.gene_ids import (
-    are_ensembl_ids,
     hold_ensembl_ids,
     species_of,
     strip_version,
@@ -190,7 +189,7 @@ def _remedy_of_ids(vocabulary: GeneVocabulary, ids: pa.StringArray) -> str:
     by_name = int((vocabulary.tokens_of(ids, symbols="names") >= 0).sum())
     if by_name:
         return f"{by_name:,} are gene names: use `symbols`=names, or name a column of gene ids"
-    if hold_ensembl_ids(ids) and are_ensembl_ids(ids).mean() < 0.5:
+    if hold_ensembl_ids(ids):
         return (
             "each has an Ensembl id with more around it: keep that alone, as by "
             'adata.var_names = adata.var_names.str.extract("(ENS[A-Z]*G[0-9]+)", expand=False)'
