@@ -47,13 +47,13 @@ def _store(folder: Path, cells: int = 240, genes: int = 150) -> CellStore:
     return make_store(folder / STORE, toy_cells(cells)[:, :genes].copy(), toy_vocabulary())
 
 
-def _config(store: CellStore, steps: int, **changes):
+def _config(store: CellStore, steps: int, changes: dict[str, object] | None = None):
     every = {
         "checkpoint.every_steps": max(steps // _OFTEN, 1),
         "evaluation.every_steps": max(steps // _OFTEN, 1),
         "log_every_steps": 20,
     }
-    return config_of(store, steps=steps, **_TINY, **every, **changes)
+    return config_of(store, steps=steps, **(_TINY | every | (changes or {})))
 
 
 def train(folder: Path, steps: str) -> None:
@@ -64,7 +64,7 @@ def train(folder: Path, steps: str) -> None:
 def load(folder: Path, steps: str, workers: str) -> None:
     """The loader alone."""
     store = _store(folder)
-    run = prepare_run(_config(store, int(steps), **{"data.workers": int(workers)}), store)
+    run = prepare_run(_config(store, int(steps), {"data.workers": int(workers)}), store)
     for step, batch in enumerate(read_ahead(run.batches, 0, int(workers)), start=1):
         assert batch.tokens_BT.any()
         if step == int(steps):
@@ -85,7 +85,7 @@ def embed(folder: Path, cells: str) -> None:
 
 def pretrain_once(folder: Path, name: str, steps: str) -> None:
     """A run, to its end or until it is told to stop."""
-    config = _config(_store(folder), int(steps), **{"model.width": 64, "model.layers": 2})
+    config = _config(_store(folder), int(steps), {"model.width": 64, "model.layers": 2})
     pretrain(config, folder / name)
 
 
