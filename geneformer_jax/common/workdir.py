@@ -295,7 +295,9 @@ def _differences(kept: Mapping[str, Any], identity: Mapping[str, Any]) -> Iterat
     for key in {**before, **now}:
         if before.get(key) == now.get(key):
             continue
-        text = f"{key} = {before.get(key)!r}, not {now.get(key)!r}"
+        # What has its default may have been left out.
+        was, given = (repr(of[key]) if key in of else "the default" for of in (before, now))
+        text = f"{key} = {was}, not {given}"
         yield text if len(text) <= _SHOWN_LETTERS else f"another {key}"
 
 

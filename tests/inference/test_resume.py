@@ -70,7 +70,7 @@ def test_settings_stay_as_they_were_begun_and_identity_must_agree(folder):
     with pytest.raises(InputError, match=r"command\.mode = 'cell', not 'cls'.*remove it") as caught:
         PartsFolder(folder).begin(other, {"size": 50})
     assert "seed" not in str(caught.value)
-    with pytest.raises(InputError, match="weights = None, not 'x'"):
+    with pytest.raises(InputError, match="weights = the default, not 'x'"):
         PartsFolder(folder).begin({**identity, "weights": "x"})
     with pytest.raises(InputError, match="another weights"):
         PartsFolder(folder).begin({**identity, "weights": "x" * 200})
