@@ -53,7 +53,7 @@ flags.DEFINE_bool("skip_bad_files", False, "Go on without files that cannot be u
 share_flags()
 flags.DEFINE_bool("dry_run", False, "Read everything, say what would be stored, write nothing.")
 flags.DEFINE_string("genes", "", "For --dry_run: genes, or a file of them, to find in the cells.")
-flags.DEFINE_string("report", "", "New folder for a report on the store.")
+flags.DEFINE_string("report", "", "Folder for a report on the store.")
 flags.DEFINE_bool("verify", False, "Only check the checksums of the store in --output.")
 
 
@@ -126,7 +126,6 @@ def _describe_genes(coverage: dict[str, float], unknown: Sequence[str]) -> Itera
 def main() -> None:
     """Builds, continues, joins or verifies a cell store."""
     from geneformer_jax.cells.store.cell_store import verify_store
-    from geneformer_jax.common.files import require_new_folder
 
     if FLAGS.verify:
         verify_store(FLAGS.output)
@@ -136,14 +135,16 @@ def main() -> None:
     if FLAGS.dry_run:
         _dry_run()
         return
-    if FLAGS.report:
-        require_new_folder(FLAGS.report)
-    run_shared(shared_run())
-    if FLAGS.report and not FLAGS.shard:
-        # matplotlib takes a second to import, which only a report should have to wait for.
-        from geneformer_jax.reporting.corpus_report import write_corpus_report
+    if not FLAGS.report:
+        run_shared(shared_run())
+        return
+    # matplotlib takes a second to import, which only a report should have to wait for.
+    from geneformer_jax.reporting.corpus_report import require_own_report, write_corpus_report
 
-        columns = [name.removesuffix("?") for name in command_line.split_list(FLAGS.obs)]
+    columns = [name.removesuffix("?") for name in command_line.split_list(FLAGS.obs)]
+    require_own_report(FLAGS.output, FLAGS.report, columns)
+    run_shared(shared_run())
+    if not FLAGS.shard:
         write_corpus_report(FLAGS.output, FLAGS.report, columns)
         print(f"{FLAGS.report}: report on the store, in report.html")
 

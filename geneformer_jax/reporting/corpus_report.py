@@ -11,8 +11,15 @@ from matplotlib.figure import Figure
 from geneformer_jax.cells.store.cell_store import CellStore
 from geneformer_jax.cells.store.label_counts import warnings_of
 from geneformer_jax.cells.tokenization.vocabulary import GeneVocabulary
-from geneformer_jax.common.files import atomic_write, require_new_folder, slug
-from geneformer_jax.common.provenance import describe_run, read_provenance, write_provenance
+from geneformer_jax.common.files import atomic_write, remove, require_new_folder, slug
+from geneformer_jax.common.provenance import (
+    FILE_NAME,
+    describe_run,
+    read_provenance,
+    write_provenance,
+    written_configuration,
+)
+from geneformer_jax.common.workdir import as_json
 from geneformer_jax.reporting import corpus_figures
 from geneformer_jax.reporting.corpus_summary import CorpusSummary, summarise_corpus
 from geneformer_jax.reporting.figures import save_figure
@@ -50,17 +57,18 @@ def write_corpus_report(
 
     Args:
       folder: a complete cell store.
-      output: a new folder.
+      output: a new folder, or that of the same report, which is made anew, as the store may
+        have grown.
       groupby: obs columns to show the cells by, such as "tissue".
 
     Raises:
       InputError: as `summarise_corpus`, or `output` holds other files.
     """
-    output = require_new_folder(output)
+    output = require_own_report(folder, output, groupby)
     store = CellStore.open(folder)
     summary = summarise_corpus(folder, groupby)
     genes = _gene_table(summary, store.vocabulary)
-    configuration = {"store": store.folder, "output": output, "groupby": list(groupby)}
+    configuration = _configuration(store.folder, output, groupby)
     counts = {"cells": summary.cells, "genes_found": int((genes["cells"] > 0).sum())}
     provenance = describe_run("corpus_report", configuration, [store.folder], counts)
     with atomic_write(output) as aside:
@@ -71,8 +79,34 @@ def write_corpus_report(
         report.files(aside.iterdir())
         report.provenance({"report": provenance, "store": read_provenance(store.folder)})
         report.write(aside / REPORT)
+        _remove_own(output)
     refresh_index(output)
     return summary
+
+
+def require_own_report(folder: Path | str, output: Path | str, groupby: Sequence[str] = ()) -> Path:
+    """Returns `output` as a Path if `write_corpus_report` may write it; of the same arguments.
+
+    Raises:
+      InputError: `output` holds other files, or the report of another store.
+    """
+    output = Path(output)
+    own = as_json(_configuration(Path(folder), output, groupby))
+    if written_configuration(output / FILE_NAME) == own:
+        return output
+    return require_new_folder(output)
+
+
+def _remove_own(output: Path) -> None:
+    """Removes a report, its provenance last: killed before, the next run knows it for its own."""
+    if output.is_dir():
+        for path in sorted(output.iterdir(), key=lambda path: path.name == FILE_NAME):
+            remove(path)
+    remove(output)
+
+
+def _configuration(store: Path, output: Path, groupby: Sequence[str]) -> dict[str, object]:
+    return {"store": store.resolve(), "output": output, "groupby": list(groupby)}
 
 
 def comparison_table(summary: CorpusSummary) -> pd.DataFrame:

@@ -1,4 +1,5 @@
 import json
+import os
 from pathlib import Path
 
 import anndata as ad
@@ -17,8 +18,9 @@ from geneformer_jax.cells.tokenization.quality_control import QualityRules
 from geneformer_jax.cells.tokenization.tokenizer import TokenizerOptions
 from geneformer_jax.cells.tokenization.vocabulary import V2_SPECIAL_TOKENS, GeneVocabulary
 from geneformer_jax.common.errors import InputError
+from geneformer_jax.common.files import remove
 from geneformer_jax.interop.store_exchange import dataset_to_store
-from geneformer_jax.reporting import corpus_figures
+from geneformer_jax.reporting import corpus_figures, corpus_report
 from geneformer_jax.reporting.corpus_report import comparison_table, write_corpus_report
 from geneformer_jax.reporting.corpus_summary import summarise_corpus
 from tests.helpers.pages import read_page
@@ -146,6 +148,34 @@ def test_the_report_folder_is_whole_and_self_contained(corpus, tmp_path):
     assert provenance["counts"]["cells"] == summary.cells
     with pytest.raises(InputError, match="nothing is overwritten"):
         write_corpus_report(corpus[0], output)
+
+
+def test_a_report_is_made_anew_of_the_same_store_and_when_its_removal_was_cut_short(
+    corpus, tmp_path, monkeypatch
+):
+    output = tmp_path / "report"
+    write_corpus_report(corpus[0], output)
+    whole = {path.name for path in output.rglob("*")}
+    with monkeypatch.context() as there:
+        there.setattr(corpus_report, "remove", dying_after(3))
+        with pytest.raises(KeyboardInterrupt):
+            write_corpus_report(corpus[0], output)
+    assert {path.name for path in output.rglob("*")} < whole
+    write_corpus_report(corpus[0], output)
+    assert {path.name for path in output.rglob("*")} == whole
+    assert sorted(os.listdir(tmp_path)) == ["index.html", "report"]
+
+
+def dying_after(calls: int):
+    """`remove`, which does so some times before the process is stopped."""
+    left = iter(range(calls))
+
+    def removing(path):
+        if next(left, None) is None:
+            raise KeyboardInterrupt
+        remove(path)
+
+    return removing
 
 
 def test_a_column_that_is_not_there_is_named_with_near_ones(corpus, tmp_path):
