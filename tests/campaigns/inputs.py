@@ -1,7 +1,8 @@
 """Damaged files of every kind that is read: is each read right, or refused in one line?
 
 Usage: python -m tests.campaigns.inputs [--readers=h5ad,store] [--cases=1000] [--seed=0]
-Prints a line per reader, and each fault with the seed that makes its file.
+Prints a line per reader, with the most memory a reading took, and each fault with the seed that
+makes its file.
 """
 
 import argparse
@@ -26,7 +27,10 @@ _START_SECONDS = 30 * SECONDS
 
 
 def run_cases(group: str, name: str, cases: int, seed: int, folder: Path) -> Iterator[dict]:
-    """Yields a dict per case: case, damage, verdict, message. A process that dies is replaced."""
+    """Yields a dict per case: case, damage, verdict, message, mebibytes (the most memory taken).
+
+    A process that dies is replaced; of its last case no memory is known.
+    """
     first = part = 0
     while first < cases:
         process, errors = _start(group, name, seed, first, cases, folder / f"{part}")
@@ -99,13 +103,16 @@ def main() -> None:
 
 def _tried(group: str, name: str, given: argparse.Namespace) -> str:
     verdicts: Counter[str] = Counter()
+    most = 0
     with tempfile.TemporaryDirectory() as folder:
         for line in run_cases(group, name, given.cases, given.seed, Path(folder)):
             verdicts[line["verdict"]] += 1
+            most = max(most, line.get("mebibytes", 0))
             if given.shown or line["verdict"] not in FINE:
                 told = f"{line['verdict']}: {line['damage']}: {line['message']}"
                 print(f"  {name}/{given.seed}/{line['case']} {told}", flush=True)
-    return f"{name}: " + ", ".join(f"{n} {verdict}" for verdict, n in verdicts.most_common())
+    counts = ", ".join(f"{n} {verdict}" for verdict, n in verdicts.most_common())
+    return f"{name}: {counts}; at most {most} MiB"
 
 
 if __name__ == "__main__":

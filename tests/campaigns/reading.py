@@ -109,7 +109,7 @@ def main(group: str, name: str, folder: Path, seed: int, cases: range) -> None:
         if (taken := _resident(peak=True) - before) > RESIDENT_BYTES:
             verdict, message = "memory", f"{taken >> 20} MiB, {verdict}: {message}"
         line = {"case": case, "damage": damage, "verdict": verdict, "message": message}
-        print(json.dumps(line), flush=True)
+        print(json.dumps(line | {"mebibytes": taken >> 20}), flush=True)
 
 
 def damaged_copy(original: Path, folder: Path, seed: str) -> tuple[Path, str]:

@@ -1,6 +1,8 @@
 """Files and folders of raw counts."""
 
 import functools
+import gzip
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ from tests.helpers.count_files import WRITERS, example_cells
 from tests.helpers.soma_files import write_experiment
 
 _GENES = 83
+_TENX = ("matrix.mtx", "features.tsv")
 
 
 @functools.cache
@@ -45,18 +48,35 @@ def _read(path: Path) -> Result:
 def _plain_counts(path: Path) -> Result:
     """Dense counts as h5py, zarr or scipy give them, with none of the code under test."""
     if path.is_dir() and path.suffix != ".zarr":
-        matrix = next(file for file in path.iterdir() if "matrix.mtx" in file.name)
-        return {"counts": scipy.io.mmread(matrix, spmatrix=False).toarray().T}
+        files = {name: file for file in path.iterdir() for name in _TENX if name in file.name}
+        counts = scipy.io.mmread(files["matrix.mtx"], spmatrix=False).toarray().T
+        return {"counts": _of_genes(counts, _types(files.get("features.tsv")))}
     root = zarr.open_group(path, mode="r") if path.is_dir() else h5py.File(path, "r")
     if path.suffix == ".loom":
         return {"counts": root["matrix"][:].T}
     if path.suffix == ".h5":
         group = root["matrix"] if "matrix" in root else root["GRCh38"]
-        return {"counts": _added(group, group["shape"][:][::-1], "csr")}
+        counts = _added(group, group["shape"][:][::-1], "csr")
+        types = group["features/feature_type"][:].astype(str) if "features" in group else []
+        return {"counts": _of_genes(counts, types)}
     x = root["X"]
     if hasattr(x, "keys"):
         return {"counts": _added(x, x.attrs["shape"], x.attrs["encoding-type"][:3])}
     return {"counts": x[:]}
+
+
+def _types(features: Path | None) -> Sequence[str]:
+    """The third column of a table of features; none where there is no such table."""
+    if features is None:
+        return ()
+    with gzip.open(features, "rt", newline=None) as lines:
+        return [line.rstrip("\n").split("\t")[2] for line in lines if line.strip()]
+
+
+def _of_genes(counts: np.ndarray, types: Sequence[str]) -> np.ndarray:
+    """Counts of [cells, features] without what another type says is no gene."""
+    genes = np.flatnonzero(np.array(types) == "Gene Expression")
+    return counts[:, genes] if len(genes) else counts
 
 
 def _added(group: Any, shape: Any, layout: str) -> np.ndarray:
