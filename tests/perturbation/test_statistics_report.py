@@ -1,10 +1,13 @@
 """Statistics of a folder of perturbation tables: files, figures, page, and bad input."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from matplotlib.image import imread
 
@@ -17,10 +20,10 @@ from geneformer_jax.perturbation.statistics.mixture import fit_mixture
 from geneformer_jax.perturbation.statistics.modes.choice import MODES
 from geneformer_jax.perturbation.statistics.modes.result import StatisticOptions
 from geneformer_jax.perturbation.statistics.modes.states import vs_null
-from geneformer_jax.perturbation.statistics.report import perturbation_statistics
+from geneformer_jax.perturbation.statistics.report import compute_statistic, perturbation_statistics
 from geneformer_jax.reporting.html import Report
 from tests.helpers.pages import read_page
-from tests.helpers.shift_folders import gene_shifts, shifts, write_run
+from tests.helpers.shift_folders import STATES, gene_shifts, shifts, write_run
 
 
 @pytest.fixture(scope="module")
@@ -221,6 +224,64 @@ def test_damaged_values_within_a_whole_file_are_reported_in_one_line(tmp_path):
     content[200:900] = b"\xff" * 700
     part.write_bytes(content)
     assert "part-000002.parquet is damaged" in message_of(folder, "goal_state_shift")
+
+
+def _set(name: str, column: pa.Array) -> Callable[[pa.Table], pa.Table]:
+    return lambda table: table.set_column(table.column_names.index(name), name, column)
+
+
+_ROWS = len(np.array_split(np.arange(len(shifts())), 3)[1])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (_set("cell", pa.array(np.arange(_ROWS))), "has a column cell of int64, not of texts"),
+        (_set("perturbed", pa.nulls(_ROWS)), "has a column perturbed of null, not of texts"),
+        (_set("value", pa.array([[1.0]] * _ROWS)), "not of numbers"),
+        (_set("measure", pa.array(["x"] * (_ROWS - 1) + [None])), "without a value in 1 rows"),
+        (_set("value", pa.array([np.nan] * _ROWS)), "value with values that are NaN or infinite"),
+        (lambda table: table.rename_columns({"edit": "perturbed"}), "has 2 columns perturbed"),
+        (_set("cell", pa.array(["c1"] * _ROWS)), "more than once in the cell c1"),
+    ],
+)
+def test_a_table_of_other_columns_is_reported_in_one_line(tmp_path, change, message):
+    folder = write_run(tmp_path / "run", shifts(), with_genes=False)
+    part = folder / "shifts" / "part-000001.parquet"
+    pq.write_table(change(pq.read_table(part)), part)
+    assert message in message_of(folder, "combinations")
+
+
+def test_notes_of_pandas_in_a_table_are_not_read(run, tmp_path):
+    folder = write_run(tmp_path / "run", shifts())
+    for part in folder.glob("*shifts/part-*.parquet"):
+        pq.write_table(pq.read_table(part).replace_schema_metadata({"pandas": "{"}), part)
+    for mode in ("aggregate", "aggregate_gene_shifts"):
+        (table, *_), (as_before, *_) = (
+            list(compute_statistic(each, mode, controls=()).tables[mode]) for each in (folder, run)
+        )
+        pd.testing.assert_frame_equal(table, as_before)
+
+
+@pytest.mark.parametrize(
+    "facts",
+    [[], {"counts": -0.0}, {"counts": {"states": "x"}}, {"counts": {"states": {"goal": [-1]}}},
+     {"counts": {"states": STATES | {"alternatives": 7}}}, {"counts": {"screen": {"exact": 1}}}],
+)  # fmt: skip
+def test_a_damaged_provenance_is_reported_in_one_line(tmp_path, facts):
+    folder = write_run(tmp_path / "run", shifts(), with_genes=False)
+    (folder / "provenance.json").write_text(json.dumps(facts))
+    assert "provenance.json is missing or damaged" in message_of(folder, "goal_state_shift")
+
+
+def test_an_alternative_named_twice_is_compared_once(run):
+    once, twice = (
+        compute_statistic(run, "goal_state_shift", StatisticOptions(alternatives=names), ())
+        for names in (("c",), ("c", "c"))
+    )
+    pd.testing.assert_frame_equal(
+        *(pd.concat(each.tables["goal_state_shift"]) for each in (once, twice))
+    )
 
 
 def test_figures_of_very_few_edits_and_long_names_are_drawn(tmp_path):

@@ -114,6 +114,12 @@ def _values_of(pieces: Pieces, edits: GeneIndex, wanted: np.ndarray) -> dict[int
             )
         )
     rows = pd.concat(kept)
+    twice = rows[rows.duplicated(["edit", "cell"])]
+    if len(twice):
+        raise InputError(
+            f"the tables hold {edits.names[twice['edit'].iloc[0]]} more than once in the cell "
+            f"{twice['cell'].iloc[0]}; run the perturbation again, of cells with different ids"
+        )
     return {edit: each.set_index("cell")["value"] for edit, each in rows.groupby("edit")}
 
 

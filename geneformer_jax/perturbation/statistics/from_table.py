@@ -13,6 +13,7 @@ from geneformer_jax.common.errors import InputError
 from geneformer_jax.common.files import atomic_write
 from geneformer_jax.common.provenance import FILE_NAME
 from geneformer_jax.perturbation.layout import SHIFTS
+from geneformer_jax.perturbation.statistics.tables import problem_of_columns, problem_of_values
 
 # What `perturb_cells` tells of a run in the attributes of its table.
 RUN = "run"
@@ -41,9 +42,12 @@ def write_table_of_shifts(table: pd.DataFrame, output: Path | str | None) -> Pat
         raise InputError(
             f"`output` {folder} is there already; give it in place of the table, or name another"
         )
+    rows = pa.Table.from_pandas(table, preserve_index=False)
+    own = rows.select(_COLUMNS)
+    if problem := problem_of_columns(own.schema, _COLUMNS) or problem_of_values(own):
+        raise InputError(f"the table {problem}; give one as perturb_cells returns it")
     with atomic_write(folder) as aside:
         (aside / SHIFTS).mkdir(parents=True)
-        rows = pa.Table.from_pandas(table, preserve_index=False)
         pq.write_table(rows, aside / SHIFTS / "part-000000.parquet", compression="zstd")
         facts: dict[str, Any] = {"counts": table.attrs.get(RUN, {})}
         (aside / FILE_NAME).write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")

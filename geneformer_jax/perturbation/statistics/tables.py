@@ -1,6 +1,6 @@
 """The tables of a perturbation, read a piece at a time."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,15 @@ import pyarrow.parquet as pq
 from geneformer_jax.common.errors import InputError, did_you_mean
 from geneformer_jax.common.files import read_json
 from geneformer_jax.common.provenance import FILE_NAME
-from geneformer_jax.perturbation.layout import CELLS, EDITS, GENE_MEANS, GENE_SHIFTS, JOINT, SHIFTS
+from geneformer_jax.perturbation.layout import (
+    CELLS,
+    EDITS,
+    GENE_MEANS,
+    GENE_SHIFTS,
+    JOINT,
+    METHODS,
+    SHIFTS,
+)
 
 STATE_SHIFT = "state_shift"
 # The original's "cell_emb" is the first that a run has of these.
@@ -29,6 +37,11 @@ _MEANS = {
 }
 _DAMAGED = (pa.ArrowException, OSError, UnicodeDecodeError)
 _PIECE_ROWS = 1 << 18
+_FLOATS = ("value", "reranking", "removal", "estimate", "mean", "sd")
+_WHOLE = ("rank", "n")
+_FLAGS = ("sampled",)
+# Only shifts towards states have these.
+_IN_SOME_ROWS = ("reranking", "removal", "estimate")
 
 
 class ShiftRows:
@@ -53,11 +66,7 @@ class ShiftRows:
     ):
         self._parts = parts_of(folder)
         for part in self._parts:
-            missing = sorted({*columns, *(where or {})} - set(schema_of(part).names))
-            if missing:
-                raise InputError(
-                    f"{part} has no column {', '.join(missing)}; name a folder that perturb wrote"
-                )
+            _require_columns(part, {*columns, *(where or {})})
         self._columns, self._where = list(columns), dict(where or {})
         self._genes_in_edit = genes_in_edit
 
@@ -72,14 +81,74 @@ class ShiftRows:
         with pq.ParquetFile(part, page_checksum_verification=True) as file:
             columns = sorted({*self._columns, *self._where})
             for batch in file.iter_batches(_PIECE_ROWS, columns=columns):
-                table = pa.table(batch)
+                table = _with_values(pa.table(batch), part)
                 for name, value in self._where.items():
                     table = table.filter(pc.equal(table[name].cast(pa.string()), value))
-                piece = table.select(self._columns).to_pandas()
+                piece = _as_frame(table.select(self._columns))
                 if self._genes_in_edit:
                     piece = piece[_edit_sizes(piece["perturbed"]) == self._genes_in_edit]
                 if len(piece):
                     yield piece
+
+
+def problem_of_columns(schema: pa.Schema, columns: Iterable[str]) -> str:
+    """Says which of the columns a table of shifts lacks, or has of another type; "" if none."""
+    columns = sorted(columns)
+    if missing := [name for name in columns if name not in schema.names]:
+        return f"has no column {', '.join(missing)}"
+    for name in columns:
+        kinds = [schema.field(at).type for at in schema.get_all_field_indices(name)]
+        if len(kinds) > 1:
+            return f"has {len(kinds)} columns {name}"
+        expected, words = _expected_in(name)
+        if not expected(kinds[0]):
+            return f"has a column {name} of {kinds[0]}, not of {words}"
+    return ""
+
+
+def problem_of_values(table: pa.Table) -> str:
+    """Says which column of a table of shifts lacks values that it must have; "" if none."""
+    for name in table.column_names:
+        column = table[name]
+        if name in _IN_SOME_ROWS:
+            continue
+        if column.null_count:
+            return f"has a column {name} without a value in {column.null_count:,} rows"
+        if name in _FLOATS and not pc.all(pc.is_finite(column)).as_py():
+            return f"has a column {name} with values that are NaN or infinite"
+    return ""
+
+
+def _require_columns(part: Path, columns: Iterable[str]) -> None:
+    if problem := problem_of_columns(schema_of(part), columns):
+        raise InputError(f"{part} {problem}; name a folder that perturb wrote")
+
+
+def _with_values(table: pa.Table, part: Path) -> pa.Table:
+    if problem := problem_of_values(table):
+        raise InputError(f"{part} {problem}; run the perturbation again")
+    return table
+
+
+def _as_frame(table: pa.Table) -> pd.DataFrame:
+    # Notes that pandas left in a file add nothing here; pyarrow reads them though it is told not
+    # to (`ignore_metadata`), and ends in errors of JSON where they are damaged.
+    return table.replace_schema_metadata(None).to_pandas()
+
+
+def _expected_in(column: str) -> tuple[Callable[[pa.DataType], bool], str]:
+    if column in _FLOATS:
+        return pa.types.is_floating, "numbers"
+    if column in _WHOLE:
+        return pa.types.is_integer, "whole numbers"
+    if column in _FLAGS:
+        return pa.types.is_boolean, "true and false"
+    return _is_text, "texts"
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    value = kind.value_type if pa.types.is_dictionary(kind) else kind
+    return pa.types.is_string(value) or pa.types.is_large_string(value)
 
 
 def parts_of(folder: Path) -> list[Path]:
@@ -109,10 +178,12 @@ def choose_measure(folder: Path, wanted: str, usual: Sequence[str]) -> str:
       InputError: the tables do not hold it.
     """
     part = parts_of(folder / SHIFTS)[0]
+    _require_columns(part, ["measure"])
     try:
-        held = pq.read_table(part, columns=["measure"])["measure"].unique().to_pylist()
+        measures = _with_values(pq.read_table(part, columns=["measure"]), part)
     except _DAMAGED as error:
         raise _damaged(part) from error
+    held = measures["measure"].unique().to_pylist()
     chosen = [wanted] if wanted else [name for name in usual if name in held][:1]
     if not chosen or chosen[0] not in held:
         asked = wanted or " or ".join(usual)
@@ -135,6 +206,7 @@ def are_same_cells(folder: Path, other: Path) -> bool:
 def edit_kind(folder: Path) -> str:
     """Returns what was done to the genes: delete, overexpress..."""
     part = parts_of(folder / SHIFTS)[0]
+    _require_columns(part, ["edit"])
     try:
         return str(pq.ParquetFile(part).read_row_group(0, columns=["edit"])["edit"][0])
     except (*_DAMAGED, IndexError) as error:
@@ -154,9 +226,10 @@ def read_table(path: Path, columns: Sequence[str] | None = None) -> pd.DataFrame
     """
     try:
         columns = None if columns is None else list(columns)
-        return pq.read_table(path, columns=columns, page_checksum_verification=True).to_pandas()
-    except _DAMAGED as error:
+        table = pq.read_table(path, columns=columns, page_checksum_verification=True)
+    except (*_DAMAGED, KeyError) as error:
         raise InputError(f"{path} is missing or damaged; run the perturbation again") from error
+    return _as_frame(table)
 
 
 def states_of(provenance: dict[str, Any]) -> tuple[str, tuple[str, ...]]:
@@ -173,11 +246,31 @@ def read_provenance(folder: Path) -> dict[str, Any]:
     """
     path = folder / FILE_NAME
     try:
-        return read_json(path)
+        provenance = read_json(path)
+        _require_facts(provenance)
     except (OSError, ValueError) as error:
         raise InputError(
             f"{path} is missing or damaged; name a folder that perturb wrote"
         ) from error
+    return provenance
+
+
+def _require_facts(provenance: Any) -> None:
+    """Raises ValueError where what statistics use of a provenance is not what it should be."""
+    counts = provenance.get("counts", {}) if isinstance(provenance, dict) else None
+    if not isinstance(counts, dict):
+        raise ValueError("it tells no counts")
+    states, screen = (counts.get(name) or {} for name in ("states", "screen"))
+    if not isinstance(states, dict) or not isinstance(screen, dict):
+        raise ValueError("its states or its screen are no records")
+    if screen and not all(type(screen.get(name)) is int for name in METHODS):
+        raise ValueError("its screen tells no numbers of edits")
+    alternatives = states.get("alternatives") or []
+    names = [states.get("start") or "", states.get("goal") or ""]
+    if not isinstance(alternatives, list) or not all(
+        isinstance(name, str) for name in [*names, *alternatives]
+    ):
+        raise ValueError("its states are no texts")
 
 
 def read_gene_means(folder: Path) -> Iterator[pd.DataFrame]:
@@ -189,10 +282,13 @@ def read_gene_means(folder: Path) -> Iterator[pd.DataFrame]:
     path = folder / GENE_MEANS
     try:
         with pq.ParquetFile(path, page_checksum_verification=True) as file:
+            _require_columns(path, _MEANS)
             for batch in file.iter_batches(_PIECE_ROWS, columns=list(_MEANS)):
-                piece = batch.to_pandas().rename(columns=_MEANS).astype({"N_Detections": np.int64})
+                table = _with_values(pa.table(batch), path)
+                piece = _as_frame(table).rename(columns=_MEANS)
+                piece = piece.astype({"N_Detections": np.int64})
                 yield piece.assign(Affected=piece["Affected_Ensembl_ID"].astype(str))
-    except (*_DAMAGED, KeyError) as error:
+    except _DAMAGED as error:
         raise _damaged(path) from error
 
 

@@ -34,7 +34,7 @@ def goal_state_shift(folder: Path, options: StatisticOptions) -> StatisticResult
         alternatives = options.alternatives
     if not goal:
         raise InputError(f"{folder} does not name its goal state; name it in goal")
-    alternatives = tuple(state for state in alternatives if state != goal)
+    alternatives = tuple(dict.fromkeys(state for state in alternatives if state != goal))
     rows = cell_rows(folder, measure, None, options)
     table = statistics.goal_state_shift(
         rows,
