@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from geneformer_jax.cells.counts.options import CountOptions
+from geneformer_jax.cells.store import builder
 from geneformer_jax.cells.store import writer as store_writer
 from geneformer_jax.cells.store.builder import StoreBuild
 from geneformer_jax.cells.store.building.shares import key_of
@@ -26,6 +27,7 @@ from tests.helpers.soma_files import require_tiledbsoma, write_experiment
 PROJECT = Path(__file__).resolve().parents[2]
 VALUES = 150
 PAPER = QualityRules(total_sd=1.5, mitochondrial_sd=1.5, min_genes=12)
+NO_RULES = QualityRules(total_sd=None, mitochondrial_sd=None, min_genes=None)
 FORMATS = [
     "h5ad csr gzip",
     "h5ad csc",
@@ -240,6 +242,21 @@ def test_the_same_share_is_made_by_one_process_at_a_time(tmp_path, files, vocabu
             run.finish({})
         other.communicate(b"done")
     run.write((1, 3))
+
+
+def test_what_another_process_has_just_made_is_not_made_again(
+    tmp_path, files, vocabulary, monkeypatch
+):
+    store, shard, rules = tmp_path / "store", (0, 2), {"quality": NO_RULES}
+    late = start(store, files[:1], vocabulary, **rules)
+
+    def note_shares(*given):
+        monkeypatch.undo()
+        assert start(store, files[:1], vocabulary, **rules).write(shard)
+        builder.note_shares(*given)
+
+    monkeypatch.setattr(builder, "note_shares", note_shares)
+    assert late.write(shard)
 
 
 def test_a_source_that_turns_bad_in_one_piece_is_left_out_whole(tmp_path, files, vocabulary):

@@ -179,11 +179,12 @@ class StoreBuild:
         """
         if shard != WHOLE:
             logger.info(self.index.describe_share(shard))
-        runs = self._missing_runs(shard)
-        if not runs:
+        if not self._missing_runs(shard):
             return True
         note_shares(self.folder, shard[1])
         with self._at_work(shard):
+            # Another process may have written some of them a moment ago.
+            runs = self._missing_runs(shard)
             try:
                 return self._write_runs(runs, skip_bad_files)
             except InputError:
