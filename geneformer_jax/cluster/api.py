@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from geneformer_jax.cluster import handing_out
 from geneformer_jax.cluster.messages import Command
+from geneformer_jax.cluster.names import sole_command
 from geneformer_jax.cluster.ray_cluster import connected
 from geneformer_jax.cluster.workers import (
     ActorPool,
@@ -15,6 +16,7 @@ from geneformer_jax.cluster.workers import (
     size_workers,
 )
 from geneformer_jax.common.arguments import require_type, require_whole
+from geneformer_jax.common.command_line import outputs_in
 from geneformer_jax.common.errors import InputError, did_you_mean
 from geneformer_jax.common.log import logger
 
@@ -41,14 +43,15 @@ def run(
         on this machine, and ended, unless this process is connected to one.
 
     Raises:
-      InputError: the command refuses its input; Ray is missing or does not answer; shares failed
-        again and again, all others being made.
+      InputError: the command refuses its input; another such command is at work on the output;
+        Ray is missing or does not answer; shares failed again and again, all others being made.
     """
     name, arguments = _split(command)
     require_whole("shares", shares, 1)
     if workers is not None:
         require_whole("workers", workers, 1)
-    with connected(address, workers) as ray:
+    output = outputs_in(arguments).get("output", "")
+    with sole_command(output), connected(address, workers) as ray:
         keep_model = name in _OF_A_MODEL
         size = size_workers(ray, workers, keep_model)
         logger.info(_describe(ray.__version__, address, size, keep_model))

@@ -1,7 +1,10 @@
 """Cores of a worker: as many as it was given, and none that another worker has."""
 
+import contextlib
 import os
 import socket
+
+from geneformer_jax.cluster.names import take_name
 
 # Of the cores of a machine, for all workers on it, whatever they work on.
 NAME = "geneformer_jax-core"
@@ -25,11 +28,7 @@ def take_cores(count: int) -> None:
 
 
 def _take(core: int) -> socket.socket | None:
-    """Takes a name that the kernel gives to one process of a machine, and frees as it ends."""
-    name = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
-    try:
-        name.bind(f"\0{NAME}-{core}")
-    except OSError:
-        name.close()
-        return None
-    return name
+    """Takes a core, if no process of this machine has it."""
+    with contextlib.suppress(OSError):
+        return take_name(f"{NAME}-{core}")
+    return None

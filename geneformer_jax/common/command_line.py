@@ -114,12 +114,18 @@ def note(name: str, value: object) -> None:
 
 def note_outputs(arguments: Sequence[str]) -> None:
     """Adds what the flags of another command name as outputs, for one that runs it."""
+    for summary in _SUMMARIES:
+        summary.outputs.update(outputs_in(arguments))
+
+
+def outputs_in(arguments: Sequence[str]) -> dict[str, str]:
+    """Flag -> value of those flags of a command line that name outputs."""
+    outputs = {}
     for place, argument in enumerate(arguments):
         given = _GIVEN.fullmatch(argument)
         if given and given[1] in _MADE:
-            value = given[2] or "".join(arguments[place + 1 : place + 2])
-            for summary in _SUMMARIES:
-                summary.outputs[given[1]] = value
+            outputs[given[1]] = given[2] or "".join(arguments[place + 1 : place + 2])
+    return outputs
 
 
 def _told(

@@ -6,6 +6,7 @@ import sys
 import pytest
 
 from geneformer_jax.cluster import ray_cluster, run
+from geneformer_jax.cluster.names import sole_command
 from geneformer_jax.common.errors import InputError
 from tests.helpers.commands import assert_one_line, run_command
 
@@ -37,6 +38,17 @@ def test_without_ray_the_remedy_is_told(monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "ray", None)
     error = refused(["--shares=2", "--", "tokenize"], monkeypatch, capsys)
     assert 'pip install "geneformer_jax[ray]"' in error
+
+
+@pytest.mark.parametrize("output", [["--output=store"], ["--output", "{here}/store/"]])
+def test_a_second_command_on_an_output_is_refused(output, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(sys.modules, "ray", None)
+    given = ["--shares=2", "--", "tokenize", *(each.format(here=tmp_path) for each in output)]
+    with sole_command("store"):
+        error = refused(given, monkeypatch, capsys)
+    assert "another process is sharing out the work on" in error
+    assert "needs Ray" in refused(given, monkeypatch, capsys)
 
 
 @pytest.mark.parametrize("shares", [0, 1.5, None, "2"])
