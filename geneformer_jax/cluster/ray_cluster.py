@@ -106,11 +106,24 @@ def _begun(ray: ModuleType, workers: int | None) -> Iterator[None]:
     }
     try:
         with _kept_to_loopback(ray):
-            _init(ray, address="local", **how)
+            _start(ray, how)
             yield
     finally:
         ray.shutdown()
         _remove(folder)
+
+
+def _start(ray: ModuleType, how: Mapping[str, Any]) -> None:
+    try:
+        _init(ray, address="local", **how)
+    except Exception as error:
+        # Of no kind that would tell it: after 30 seconds, of which no option makes more.
+        if isinstance(error, OSError) and error.errno:
+            raise
+        raise InputError(
+            f"Ray does not begin on this machine ({_said(str(error))}); if that is busy, run the "
+            "same command again later, or give the `address` of a cluster that is there"
+        ) from error
 
 
 def _remove(folder: str) -> None:
@@ -159,11 +172,15 @@ def _require_answer(address: str) -> None:
 
 
 def _no_answer(address: str, why: str) -> InputError:
-    said = why.splitlines()[-1].rpartition("Error: ")[2].partition(". ")[0]
     return InputError(
-        f"`address`={address} does not answer as a Ray cluster ({said}); give the host and port of "
-        "its head, as in 10.0.0.1:6379, or leave it out to begin one on this machine"
+        f"`address`={address} does not answer as a Ray cluster ({_said(why)}); give the host and "
+        "port of its head, as in 10.0.0.1:6379, or leave it out to begin one on this machine"
     )
+
+
+def _said(why: str) -> str:
+    """The gist of what Ray says."""
+    return why.splitlines()[-1].rpartition("Error: ")[2].partition(". ")[0]
 
 
 def _init(ray: ModuleType, **how: Any) -> None:

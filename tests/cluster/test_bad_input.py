@@ -2,6 +2,7 @@
 
 import socket
 import sys
+from unittest.mock import MagicMock
 
 import pytest
 
@@ -49,6 +50,18 @@ def test_a_second_command_on_an_output_is_refused(output, tmp_path, monkeypatch,
         error = refused(given, monkeypatch, capsys)
     assert "another process is sharing out the work on" in error
     assert "needs Ray" in refused(given, monkeypatch, capsys)
+
+
+def test_ray_that_does_not_begin_is_told(monkeypatch, capsys):
+    def init(*_, **__):
+        raise Exception("The current node timed out during startup. This could happen because ...")
+
+    monkeypatch.setattr(
+        ray_cluster, "_import_ray", lambda: MagicMock(**{"is_initialized.return_value": False})
+    )
+    monkeypatch.setattr(ray_cluster, "_init", init)
+    error = refused(["--shares=2", "--", "tokenize"], monkeypatch, capsys)
+    assert "Ray does not begin on this machine (The current node timed out during startup)" in error
 
 
 @pytest.mark.parametrize("shares", [0, 1.5, None, "2"])
