@@ -4,6 +4,7 @@ import logging
 import os
 import shutil
 import tempfile
+from importlib.util import find_spec
 from pathlib import Path
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -53,6 +54,17 @@ def data_dir() -> Path:
 def reference_dir() -> Path:
     """The original's own outputs."""
     return _reference_folder("reference")
+
+
+@pytest.fixture(scope="session")
+def needs_ray() -> None:
+    """Skips tests where Ray is missing; fails in CI, as the test extra has it."""
+    if find_spec("ray"):
+        return
+    reason = 'no Ray: install the ray extra, pip install "geneformer_jax[ray]"'
+    if os.environ.get("CI"):
+        pytest.fail(reason)
+    pytest.skip(reason)
 
 
 @pytest.fixture(autouse=True)

@@ -1,6 +1,5 @@
 """The cluster command as a process: what it says, what a Ctrl-C leaves, and that it goes on."""
 
-import contextlib
 import os
 import signal
 import subprocess
@@ -11,6 +10,7 @@ import pytest
 
 from geneformer_jax.cells.store.cell_store import CellStore
 from tests.helpers.commands import run_command
+from tests.helpers.processes import BEGUN_IN, begun_in
 from tests.helpers.small_stores import same_stores
 from tests.helpers.toy import toy_cells, toy_vocabulary
 
@@ -39,18 +39,8 @@ def begin(folder: Path) -> subprocess.Popen:
     return subprocess.Popen(
         [sys.executable, "-c", DRIVER, *arguments], start_new_session=True, text=True,
         stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        env={**os.environ, "PYTHONPATH": str(PROJECT), "BEGUN_IN": str(folder)},
+        env={**os.environ, "PYTHONPATH": str(PROJECT), BEGUN_IN: str(folder)},
     )  # fmt: skip
-
-
-def begun_here(folder: Path) -> list[Path]:
-    """Processes whose environment, which is that of the driver, names the folder of the test."""
-    found = []
-    for process in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError):
-            if f"BEGUN_IN={folder}".encode() in (process / "environ").read_bytes().split(b"\0"):
-                found.append(process)
-    return found
 
 
 @pytest.mark.slow
@@ -61,13 +51,13 @@ def test_a_stopped_command_leaves_nothing_and_goes_on(
 ):
     driver = begin(tmp_path)
     assert driver.stdout.readline().startswith("Ray ")
-    assert len(begun_here(tmp_path)) > 2
+    assert len(list(begun_in(str(tmp_path)))) > 2
     everywhere = number == signal.SIGINT
     (os.killpg if everywhere else os.kill)(driver.pid, number)
     _, error = driver.communicate()
     assert driver.returncode == status
     assert "Traceback" not in error
-    assert begun_here(tmp_path) == []
+    assert list(begun_in(str(tmp_path))) == []
     driver = begin(tmp_path)
     output, error = driver.communicate()
     assert driver.returncode == 0, error

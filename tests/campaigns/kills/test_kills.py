@@ -5,6 +5,7 @@ import shutil
 
 import pytest
 
+from tests.campaigns.kills import clusters
 from tests.campaigns.kills.campaign import Arena, Campaign
 from tests.campaigns.kills.commands import COMMANDS, write_counts
 from tests.campaigns.kills.moments import moments
@@ -14,6 +15,9 @@ from tests.helpers.commands import run_command
 KILLS = 100
 REBOOTS = 20
 PAIRS = 10
+# Ray takes many seconds to begin.
+CLUSTER_KILLS = {"tokenize": 100, "perturb": 10}
+CLUSTER_PAIRS = 5
 FEW_MOMENTS = 3
 
 
@@ -55,3 +59,16 @@ def test_kills(name, arena):
     assert [trial for trial in campaign.trials(KILLS) if trial.faults] == []
     assert [trial for trial in campaign.trials(REBOOTS, reboots=True) if trial.faults] == []
     assert [pair for pair in (campaign.two_at_once() for _ in range(PAIRS)) if pair.faults] == []
+
+
+@pytest.mark.slow
+@pytest.mark.multiprocess
+@pytest.mark.parametrize("name", clusters.SHARED)
+def test_kills_of_a_cluster(name, needs_ray):
+    with clusters.short_folder() as folder:
+        campaign = clusters.Campaign(folder, name, seed=0)
+        assert campaign.faults == []
+        trials = campaign.trials(CLUSTER_KILLS[name])
+        assert [trial for trial in trials if trial.faults] == []
+        pairs = (campaign.two_at_once() for _ in range(CLUSTER_PAIRS))
+        assert [pair for pair in pairs if pair.faults] == []

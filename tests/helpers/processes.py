@@ -1,0 +1,30 @@
+"""Processes that a test began, and those that these began, whoever is their parent by now."""
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+
+# Variable of the environment that all of them inherit.
+BEGUN_IN = "BEGUN_IN"
+
+
+def begun_in(mark: str) -> Iterator[int]:
+    """Yields the numbers of the processes in whose environment BEGUN_IN has this value."""
+    numbers = (int(process.name) for process in Path("/proc").glob("[0-9]*"))
+    return (number for number in numbers if is_begun_in(mark, number))
+
+
+def is_begun_in(mark: str, number: int) -> bool:
+    """Whether a process is there, and one of `begun_in`."""
+    return f"{BEGUN_IN}={mark}".encode() in _listed(number, "environ")
+
+
+def title(number: int) -> str:
+    """What a process calls itself, "" if it is gone."""
+    return _listed(number, "cmdline")[0].decode()
+
+
+def _listed(number: int, file: str) -> list[bytes]:
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{number}/{file}").read_bytes().split(b"\0")
+    return [b""]
