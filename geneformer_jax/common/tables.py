@@ -18,6 +18,8 @@ import pyarrow as pa
 from geneformer_jax.common.errors import InputError
 from geneformer_jax.common.files import read_json, suffixes_of
 
+# What reading a damaged Parquet table raises: pandas trusts the notes that it left in one.
+PARQUET_ERRORS = (ValueError, OSError, LookupError, TypeError, AttributeError, pa.ArrowException)
 SUFFIXES = (".json", ".txt", ".tsv", ".csv", ".parquet")
 
 CLASS_COLUMNS = ("class", "label", "labels", "category")
@@ -130,7 +132,7 @@ def _from_json(path: Path) -> pd.DataFrame:
 def _from_parquet(path: Path) -> pd.DataFrame:
     try:
         table = pd.read_parquet(path)
-    except (ValueError, OSError, pa.ArrowException) as error:
+    except PARQUET_ERRORS as error:
         raise InputError(f"{path} is no Parquet table ({error}); write it anew") from error
     if table.index.name is not None:
         table = table.reset_index()

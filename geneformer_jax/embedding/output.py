@@ -16,6 +16,7 @@ from geneformer_jax.cells.counts.source import CountSource
 from geneformer_jax.common.errors import InputError
 from geneformer_jax.common.files import atomic_write, suffix_of
 from geneformer_jax.common.provenance import require_own_provenance
+from geneformer_jax.common.tables import PARQUET_ERRORS
 from geneformer_jax.common.workdir import require_own
 from geneformer_jax.embedding.embedder import Embedded
 from geneformer_jax.inference.viewers import with_counts
@@ -174,7 +175,7 @@ def read_output(output: Path, keys: Sequence[str]) -> tuple[np.ndarray, pd.DataF
             return np.stack(rows, axis=1), table
         rows = np.load(output, mmap_mode="r")
         return rows.reshape(len(rows), len(keys), -1), pd.read_parquet(table_path(output))
-    except (OSError, ValueError, KeyError, pa.ArrowException) as error:
+    except PARQUET_ERRORS as error:
         reason = " ".join(str(error).split())[:120]
         raise InputError(f"{output} is damaged ({reason}); remove it to begin anew") from error
 

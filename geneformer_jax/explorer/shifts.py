@@ -6,7 +6,6 @@ from pathlib import Path
 
 import altair as alt
 import pandas as pd
-import pyarrow.parquet as pq
 
 from geneformer_jax.common.errors import InputError
 from geneformer_jax.perturbation.layout import GENE_MEANS, GENE_SHIFTS, JOINT, WORDS
@@ -119,7 +118,7 @@ def _pairs(folder: Path, given: str, gene_id: str, other: str) -> pd.DataFrame:
 
 def _of_means(path: Path, given: str, gene_id: str, other: str) -> pd.DataFrame:
     columns = [f"{other}_symbol", other, "mean", "n"]
-    rows = pq.read_table(path, columns=columns, filters=[(given, "==", gene_id)]).to_pandas()
+    rows = read_table(path, columns, {given: gene_id})
     return rows.set_axis(_PAIR, axis=1).astype({"gene": str, "gene_id": str})
 
 

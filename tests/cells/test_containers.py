@@ -139,6 +139,21 @@ def test_number_types_in_memory(kind, layout, adata):
     assert same(source, adata)
 
 
+@pytest.mark.parametrize("kind", ["h5ad csr", "loom contiguous"])
+@pytest.mark.parametrize("numbers", [">f8", ">i4"])
+def test_columns_in_another_order_of_bytes(kind, numbers, adata, tmp_path):
+    path = WRITERS[kind](adata, tmp_path)
+    expected = adata.obs["n_counts"].to_numpy(numbers)
+    with h5py.File(path, "r+") as root:
+        cells = root["col_attrs" if "loom" in kind else "obs"]
+        attributes = dict(cells["n_counts"].attrs)
+        del cells["n_counts"]
+        cells["n_counts"] = expected
+        cells["n_counts"].attrs.update(attributes)
+    obs = open_counts(path).obs()
+    assert obs["n_counts"].iloc[[3, 1]].tolist() == expected[[3, 1]].tolist()
+
+
 def with_slashes(path):
     """obs and var with columns whose names hold a slash, as AnnData before 0.11 wrote them."""
     with h5py.File(path, "r+") as root:

@@ -247,6 +247,7 @@ class MatrixSource(GeneTable):
             with explain_damage(self.path, self.kind):
                 rows = slice(self._first_row + start, self._first_row + stop)
                 values = self._read_obs(columns, rows)
+        values = {name: _native(each) for name, each in values.items()}
         return pd.DataFrame(values, index=pd.RangeIndex(start, stop), columns=columns)
 
     def batches(self, cells_per_batch: int = 4096) -> Iterator[CountBatch]:
@@ -397,3 +398,10 @@ def cell_index(ids: np.ndarray, columns: Iterable[str]) -> pd.Index:
     An index and a column of one name and different values can be written to no h5ad.
     """
     return pd.Index(ids).rename(None if CELL_ID in columns else CELL_ID)
+
+
+def _native(column: object) -> object:
+    """Numbers in the machine's order of bytes: pandas takes no rows of others."""
+    if isinstance(column, np.ndarray) and not column.dtype.isnative:
+        return column.astype(column.dtype.newbyteorder("="))
+    return column

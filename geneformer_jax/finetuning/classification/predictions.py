@@ -14,6 +14,7 @@ from scipy.special import log_softmax
 
 from geneformer_jax.cells.store.cell_store import EncodedCells
 from geneformer_jax.common.errors import InputError
+from geneformer_jax.common.tables import PARQUET_ERRORS
 from geneformer_jax.model.heads import HeadConfig, HeadTask
 
 PROBABILITY = "probability_"
@@ -170,5 +171,8 @@ def write_predictions(predictions: pd.DataFrame, path: Path) -> None:
 
 
 def read_predictions(path: Path) -> pd.DataFrame:
-    """Reads a table that `write_predictions` wrote."""
-    return pd.read_parquet(path)
+    """Reads a table that `write_predictions` wrote; raises InputError if it is damaged."""
+    try:
+        return pd.read_parquet(path)
+    except PARQUET_ERRORS as error:
+        raise InputError(f"{path} is damaged ({error}); fine-tune again in a new folder") from error

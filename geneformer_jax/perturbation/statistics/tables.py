@@ -218,15 +218,22 @@ def edits_in(folder: Path) -> int:
     return int(read_table(folder / EDITS, ["cells"])["cells"].sum())
 
 
-def read_table(path: Path, columns: Sequence[str] | None = None) -> pd.DataFrame:
-    """Reads a table that a run wrote beside its shifts.
+def read_table(
+    path: Path, columns: Sequence[str] | None = None, where: dict[str, str] | None = None
+) -> pd.DataFrame:
+    """Reads a table that a run wrote beside its shifts; of its rows those with these values.
 
     Raises:
       InputError: it is missing or damaged, or has no such column.
     """
     try:
         columns = None if columns is None else list(columns)
-        table = pq.read_table(path, columns=columns, page_checksum_verification=True)
+        table = pq.read_table(
+            path,
+            columns=columns,
+            filters=[(name, "==", value) for name, value in (where or {}).items()] or None,
+            page_checksum_verification=True,
+        )
     except (*_DAMAGED, KeyError) as error:
         raise InputError(f"{path} is missing or damaged; run the perturbation again") from error
     return _as_frame(table)

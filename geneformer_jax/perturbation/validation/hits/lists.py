@@ -6,13 +6,18 @@ from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
-import pyarrow as pa
 
 from geneformer_jax.cells.tokenization.gene_ids import strip_version
 from geneformer_jax.common.arguments import describe, require_type
 from geneformer_jax.common.errors import InputError, did_you_mean
 from geneformer_jax.common.files import suffix_of
-from geneformer_jax.common.tables import GENE_COLUMNS, named_column, read_csv, read_id_table
+from geneformer_jax.common.tables import (
+    GENE_COLUMNS,
+    PARQUET_ERRORS,
+    named_column,
+    read_csv,
+    read_id_table,
+)
 from geneformer_jax.perturbation.layout import JOINT
 
 # Genes with the highest scores are taken for hits where a screen gives scores.
@@ -175,7 +180,7 @@ def _read_written(path: Path) -> pd.DataFrame:
         )
     try:
         return pd.read_parquet(path) if suffix_of(path) == ".parquet" else read_csv(path)
-    except (ValueError, OSError, pa.ArrowException) as error:
+    except PARQUET_ERRORS as error:
         raise InputError(f"{path} is no table that can be read ({error}); write it anew") from error
 
 
