@@ -38,6 +38,12 @@ def with_counts(adata: ad.AnnData, source: CountSource) -> ad.AnnData:
     return ad.AnnData(matrix, obs=adata.obs, var=var, obsm=adata.obsm, uns=adata.uns)
 
 
+def _as_texts(column: pd.Series) -> pd.Series:
+    """Returns labels: whatever a column holds, a viewer shows it as text."""
+    # Not every AnnData writes categories of the type "string".
+    return column.astype("string").astype(object).astype("category")
+
+
 def check_vitessce(folder: Path) -> None:
     """Raises InputError if something of someone else is in the place of a folder for Vitessce."""
     if folder.exists() and not (folder / CONFIG).is_file():
@@ -57,8 +63,7 @@ def write_vitessce(
       embeddings: name to be shown -> key in `.obsm`.
     """
     check_vitessce(folder)
-    # Whatever they hold, they are labels to a viewer.
-    texts = {name: adata.obs[name].astype("string").astype("category") for name in labels}
+    texts = {name: _as_texts(adata.obs[name]) for name in labels}
     shown = ad.AnnData(adata.X, obs=adata.obs.assign(**texts), var=adata.var, obsm=adata.obsm)
     remove(folder)
     with atomic_write(folder) as aside:

@@ -45,6 +45,8 @@ def test_what_the_command_has_no_flag_for_stays_an_argument(message, shown, monk
 def test_what_is_logged_names_flags_too(monkeypatch, capsys):
     """A file left out is no error, but a line of the log, with the same words."""
     monkeypatch.setattr(command_line, "_parse", lambda argv: None)
+    # What is defined here would stay, and be no flag of the commands of later tests.
+    monkeypatch.setattr(command_line, "_define_json", lambda: None)
     monkeypatch.setattr(command_line.flags, "FLAGS", {"fractional": None})
     with pytest.raises(SystemExit):
         command_line.run(lambda: logger.warning("SKIPPED a.h5ad: see `fractional`"))

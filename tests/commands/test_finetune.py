@@ -71,7 +71,8 @@ def test_cells_are_classified_and_the_run_is_read_again(rich_store, tmp_path, mo
     status, output, error = finetune(arguments, monkeypatch, capsys)
     assert status == 0, error
     results = pd.read_csv(tmp_path / "run" / "results.csv")
-    assert results["accuracy"].iloc[0] > 0.8
+    # Folds, and so a threshold met after 4 epochs, are others with other releases of scikit-learn.
+    assert results["auc"].iloc[0] > 0.9
     assert f"results: {tmp_path / 'run'}" in output
     check_verdict(output, results)
     assert {"commonest class", "SVM, ranks"} <= set(results["method"])
