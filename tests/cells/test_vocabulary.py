@@ -199,6 +199,19 @@ def test_an_empty_mapping_survives(tmp_path):
     assert dict(GeneVocabulary.load(tmp_path / "vocabulary").id_mapping) == {}
 
 
+def test_other_symbols_are_refused_where_their_hash_is_there(tmp_path):
+    folder, path = tmp_path / "vocabulary", tmp_path / "vocabulary" / "genes.parquet"
+    small().save(folder)
+    genes = pq.read_table(path)
+    pq.write_table(genes.set_column(1, "symbol", pa.array([7, 8, 9])), path)
+    with pytest.raises(InputError, match=f"symbols of the vocabulary in {folder} were changed"):
+        GeneVocabulary.load(folder)
+    description = json.loads((folder / "vocabulary.json").read_text())
+    del description["symbols_hash"]
+    (folder / "vocabulary.json").write_text(json.dumps(description))
+    assert GeneVocabulary.load(folder).symbols.tolist() == ["7", "8", "9"]
+
+
 def test_tables_may_come_from_other_writers(tmp_path):
     original = small(id_mapping={})
     original.save(tmp_path / "v")

@@ -135,6 +135,8 @@ def test_a_failed_write_is_an_error_of_the_system(tmp_path, monkeypatch):
         ("config.json", b"{", "is no JSON"),
         ("config.json", b"[1]", "no JSON object"),
         ("model.safetensors", None, "holds no weights"),
+        ("model.safetensors", "folder", "holds no weights"),
+        ("pytorch_model.bin", "folder", "holds no weights"),
         ("model.safetensors", b"version https://git-lfs.github.com/spec/v1\noid", "git lfs pull"),
         ("model.safetensors", b"\x00" * 20, "no whole safetensors file"),
         ("model.safetensors", "half", "no whole safetensors file"),
@@ -152,6 +154,8 @@ def test_missing_and_damaged_files_are_one_line_errors(tmp_path, file, content, 
         (folder / "model.safetensors").unlink()
     if content is None:
         (folder / file).unlink(missing_ok=True)
+    elif content == "folder":
+        (folder / file).mkdir()
     else:
         (folder / file).write_bytes(whole[: len(whole) // 2] if content == "half" else content)
     assert words in refusal(folder)

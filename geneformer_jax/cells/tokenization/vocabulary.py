@@ -28,6 +28,7 @@ LARGEST_TOKEN = np.iinfo(np.uint16).max
 _FORMAT = 1
 _ASCII_END = 0x80
 _DESCRIPTION, _GENES, _MAPPING = "vocabulary.json", "genes.parquet", "id_mapping.parquet"
+_SYMBOLS_HASH = "symbols_hash"
 _GENES_SCHEMA = pa.schema({"gene_id": pa.string(), "symbol": pa.string(), "median": pa.float64()})
 _MAPPING_SCHEMA = pa.schema({"other_id": pa.string(), "gene_id": pa.string()})
 
@@ -146,6 +147,11 @@ class GeneVocabulary:
         digest.update(self.medians.astype("<f8").tobytes())
         return digest.hexdigest()
 
+    @cached_property
+    def _symbols_hash(self) -> str:
+        """SHA-256 of the symbols, which decide no token of a gene id."""
+        return hashlib.sha256(json.dumps(self.symbols.tolist()).encode()).hexdigest()
+
     def tokens_of(self, gene_ids, symbols: str = "mapping") -> np.ndarray:
         """Finds the tokens of gene ids as the original does, and of versioned Ensembl ids too.
 
@@ -244,6 +250,7 @@ class GeneVocabulary:
             "special_tokens": list(self.special_tokens),
             "genes": len(self.gene_ids),
             "hash": self.hash,
+            _SYMBOLS_HASH: self._symbols_hash,
         }
         (folder / _DESCRIPTION).write_text(json.dumps(description, indent=2) + "\n")
 
@@ -251,7 +258,8 @@ class GeneVocabulary:
     def load(cls, folder: Path | str) -> "GeneVocabulary":
         """Reads a vocabulary written by `save` and checks its content hash.
 
-        Symbols are not in the hash; the checksums of the table's pages tell of damage to them.
+        Symbols are not in the hash, but have one of their own (not in vocabularies written before
+        there was one).
 
         Raises:
           InputError: the folder is no vocabulary, or its content was changed or damaged.
@@ -283,6 +291,11 @@ class GeneVocabulary:
             raise InputError(
                 f"the vocabulary in {folder} cannot be read ({reason}); write it anew"
             ) from error
+        if description.get(_SYMBOLS_HASH, vocabulary._symbols_hash) != vocabulary._symbols_hash:
+            raise InputError(
+                f"the symbols of the vocabulary in {folder} were changed after it was written; "
+                "write it anew"
+            )
         return vocabulary._verified(description.get("hash"), str(folder))
 
     def _verified(self, expected: str | None, where: str) -> "GeneVocabulary":

@@ -62,7 +62,7 @@ def open_weights(folder: Path) -> WeightFiles:
     Raises:
       InputError: there are no weights, a part of them is missing, or a file is damaged.
     """
-    first = next((folder / name for name in WEIGHT_FILES if (folder / name).exists()), None)
+    first = next((folder / name for name in WEIGHT_FILES if (folder / name).is_file()), None)
     if first is None:
         raise InputError(
             f"{folder} holds no weights ({' or '.join(WEIGHT_FILES[::2])}); name a folder that does"
