@@ -61,7 +61,12 @@ class EncoderConfig:
                 f"model.width {self.width} is not divisible by model.heads {self.heads}; "
                 f"choose a multiple (published models have width = 64 x heads)"
             )
-        for name in ("dropout", "attention_dropout"):
+        if not 0 <= self.pad_token < self.vocabulary_size:
+            raise InputError(
+                f"model.pad_token is {self.pad_token}; it must be one of the "
+                f"{self.vocabulary_size:,} tokens"
+            )
+        for name in ("dropout", "attention_dropout", "layer_norm_eps"):
             if not 0 <= getattr(self, name) < 1:
                 raise InputError(f"model.{name} is {getattr(self, name)}; it must be in [0, 1)")
 

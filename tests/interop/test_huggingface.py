@@ -242,6 +242,9 @@ def test_the_head_of_another_architecture_is_unexpected(tmp_path):
         ({"hidden_size": 15}, "not divisible"),
         ({"num_hidden_layers": 10**12}, "layers, but the weights are only"),
         ({"hidden_dropout_prob": 1.5}, "must be in [0, 1)"),
+        ({"pad_token_id": 10**19}, "must be one of the"),
+        ({"pad_token_id": -1}, "must be one of the"),
+        ({"layer_norm_eps": -1.0}, "must be in [0, 1)"),
         ({"vocab_size": V + 1}, f"is [{V}, {D}], not [{V + 1}, {D}]"),
     ],
 )
