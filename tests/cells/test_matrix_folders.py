@@ -203,6 +203,22 @@ def test_a_line_that_does_not_end_is_given_up(packed, tmp_path):
     assert sum(map(len, taken)) < 1 << 17
 
 
+@pytest.mark.parametrize("name", ["read", "read1"])
+@pytest.mark.parametrize("size", [-1, 1000])
+def test_whichever_way_pandas_asks_it_gets_the_bytes_and_no_long_line(name, size, tmp_path):
+    """pandas 2 calls `read1`, by way of Python's text files, and 3.1 `read`."""
+    for content in (b"1 2 3\n" * 20_000, b"1" * (1 << 17)):
+        path = tmp_path / "matrix.mtx"
+        path.write_bytes(content)
+        with path.open("rb") as file:
+            ask = getattr(_BoundedLines(file, path), name)
+            if b"\n" in content:
+                assert b"".join(iter(lambda ask=ask: ask(size), b"")) == content
+            else:
+                with pytest.raises(InputError, match="has a line of more than 65,536 letters"):
+                    b"".join(iter(lambda ask=ask: ask(size), b""))
+
+
 @pytest.mark.parametrize("ending", ["\n", "\r", "\r\n"])
 def test_many_lines_of_any_ending_are_no_long_line(ending, tmp_path):
     head = f"%%MatrixMarket matrix coordinate integer general\n300 300 {90_000}\n"

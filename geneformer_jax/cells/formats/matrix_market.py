@@ -32,6 +32,10 @@ class _BoundedLines(io.BufferedIOBase):
         """Asked for by Python, which makes text of the bytes."""
         return True
 
+    def read(self, size: int = -1) -> bytes:
+        """Returns the next bytes, or all that are left; newer pandas calls this one."""
+        return self.read1(size) if size >= 0 else b"".join(iter(self.read1, b""))
+
     def read1(self, size: int = -1) -> bytes:
         """Returns the next bytes; raises InputError if they belong to too long a line."""
         data = self._file.read1(size)
