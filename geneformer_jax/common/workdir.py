@@ -125,7 +125,7 @@ def lock_folder(
       path: of the lock file.
       shard: (i, n), the i-th of n equal stretches of the work; processes whose stretches have
         nothing in common work side by side.
-      otherwise: what can be done instead of waiting.
+      otherwise: what can be done instead of waiting, by who does all of the work.
 
     Returns:
       Descriptor of the open file, which holds the lock until it is closed.
@@ -136,10 +136,12 @@ def lock_folder(
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
     if _is_locked_by_another(descriptor, shard):
         os.close(descriptor)
-        what = "" if shard[1] == 1 else f"shard {shard[0]}/{shard[1]} of "
+        what, remedy = f"shard {shard[0]}/{shard[1]} of ", ""
+        if shard[1] == 1:
+            what, remedy = "", f", or {otherwise}"
         raise InputError(
             f"another process is at work on {what}{path.parent}; wait for it and run the same "
-            f"command again, or {otherwise}"
+            f"command again{remedy}"
         )
     return descriptor
 
