@@ -46,7 +46,9 @@ _SECONDS_BETWEEN_LOOKS, _SECONDS_BETWEEN_COUNTS = 0.004, 0.25
 # Of a command that others leave little of the processors; and of what a dead one has left alive.
 _PATIENCE, _SECONDS_TO_END = 1_800, 30
 # How Ray calls its workers, and those that do a step.
-_WORKERS, _AT_WORK = "ray::", ("ray::perform", "ray::Keeper.")
+_WORKERS, _AT_WORK = ("ray::perform", "ray::Keeper", "ray::IDLE"), ("ray::perform", "ray::Keeper.")
+# These write nothing of ours, and see only after a minute that their Ray was killed.
+_AGENTS = "ray::DashboardAgent", "ray::RuntimeEnvAgent"
 
 
 class Shared(NamedTuple):
@@ -116,7 +118,7 @@ class Trial(NamedTuple):
     Attributes:
       deaths: (target, what the command was at), in order.
       refused: how often a command was refused, as workers of one before it were still at work.
-      outlived: seconds for which something of a dead command lived on, at most.
+      outlived: seconds for which something of a dead command lived on, but for Ray's agents.
       faults: what is wrong.
     """
 
@@ -175,8 +177,11 @@ class Life:
         if target == EVERYTHING:
             self.clear()
         self._driver.wait()
-        self._left = list(begun_in(self._mark))
+        self._left = self._alive()
         return True
+
+    def _alive(self) -> list[int]:
+        return [each for each in begun_in(self._mark) if title(each) not in _AGENTS]
 
     def _kill_a_worker(self, draw: random.Random) -> bool:
         workers = {each: title(each) for each in begun_in(self._mark)}
@@ -200,7 +205,8 @@ class Life:
 
     def look(self) -> bool:
         """Whether something is alive that a dead driver has left."""
-        self._left = [each for each in self._left if is_begun_in(self._mark, each)]
+        left = [each for each in self._left if is_begun_in(self._mark, each)]
+        self._left = [each for each in left if title(each) not in _AGENTS]
         if self._left:
             self.outlived = time.monotonic() - self._died
         return bool(self._left)
@@ -219,7 +225,7 @@ class Life:
     def remains(self) -> list[str]:
         """What of it is still alive some time later; none of it afterwards."""
         until = time.monotonic() + _SECONDS_TO_END
-        while (alive := list(begun_in(self._mark))) and time.monotonic() < until:
+        while (alive := self._alive()) and time.monotonic() < until:
             self.look()
             time.sleep(_SECONDS_BETWEEN_COUNTS)
         self.clear()
@@ -246,7 +252,9 @@ class Campaign:
             if run != "run again":
                 self._fresh()
             life = self._begin()
-            faults = [*filter(None, [life.end()]), *life.remains()]
+            while _NOT_BEGUN in (fault := life.end()):
+                life = self._begin()
+            faults = [*filter(None, [fault]), *life.remains()]
             if run == "two runs":
                 self.seconds = time.monotonic() - life.began
             found = contents(self._output)
@@ -270,6 +278,8 @@ class Campaign:
         variables = {
             "PYTHONPATH": str(PROJECT),
             "TMPDIR": str(self._ray),
+            # Else they wait until all others have done their work.
+            "RAY_worker_niceness": "0",
             "JAX_COMPILATION_CACHE_DIR": str(self._folder / "programs"),
         }
         return Life([*ours, *given], variables, self._folder / f"life{self._number}.log")
