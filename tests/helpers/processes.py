@@ -28,3 +28,12 @@ def _listed(number: int, file: str) -> list[bytes]:
     with contextlib.suppress(OSError):
         return Path(f"/proc/{number}/{file}").read_bytes().split(b"\0")
     return [b""]
+
+
+def of_session(leader: int) -> Iterator[int]:
+    """Yields the numbers of the processes of a session, of those that have not ended."""
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            state, *numbers = (process / "stat").read_text().rpartition(")")[2].split()
+            if int(numbers[2]) == leader and state not in "ZX":
+                yield int(process.name)

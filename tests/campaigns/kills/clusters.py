@@ -2,9 +2,10 @@
 
 Killed is the driver alone, whose Ray and workers are left to end by themselves; or everything that
 it began, at once; or a worker, without which the command must get on. The same command is given
-again at once, and its output must be that of an undisturbed one.
+again at once, and its output must be that of an undisturbed one. As Ray takes long to begin,
+workers may be forked in its place.
 
-Usage: python -m tests.campaigns.kills.clusters [--commands=tokenize] [--kills=100] [--seed=0]
+Usage: python -m tests.campaigns.kills.clusters [--commands=tokenize] [--kills=100] [--forked]
 Prints a line per command, and each fault with the deaths that brought it about.
 """
 
@@ -13,9 +14,6 @@ import contextlib
 import os
 import random
 import shutil
-import signal
-import subprocess
-import sys
 import tempfile
 import time
 from collections import Counter
@@ -24,31 +22,33 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import NamedTuple
 
-from tests.campaigns.kills.commands import COMMANDS, PROJECT, write_counts, write_inputs
+from tests.campaigns.kills.cluster_lives import (
+    DRIVER,
+    EVERYTHING,
+    NOT_BEGUN,
+    SECONDS_TO_END,
+    WORKER,
+    ForkedLife,
+    Life,
+    RayLife,
+    any_alive,
+)
+from tests.campaigns.kills.commands import COMMANDS, write_counts, write_inputs
 from tests.campaigns.kills.outputs import contents, differences
-from tests.helpers.processes import BEGUN_IN, begun_in, is_begun_in, title
 
-DRIVER, EVERYTHING, WORKER = "driver", "everything", "worker"
 BEFORE, BEGUN, WRITING, BETWEEN = "before output", "begun", "writing", "between shares"
 JOIN, RENAME, BEHIND = "join", "rename", "behind it"
 # In their order; two of them follow each other again and again.
 _AGAIN = 2
 _RANKS = {BEFORE: 0, BEGUN: 1, WRITING: _AGAIN, BETWEEN: _AGAIN, JOIN: 3, RENAME: 4, BEHIND: 5}
 REFUSED = "another process is"
-# What Ray, which waits for 30 seconds, brings about where others have the processors.
-_NOT_BEGUN = "Ray does not begin"
 _ANY_TIME = 1 / 4
 # Seconds behind a moment, as powers of ten.
 _SOON = (-4.0, -0.5)
+_SECONDS_BETWEEN_LOOKS = 0.004
 # In a row, before the command is left to its end; and of workers until then.
 _MOST_DEATHS, _MOST_WORKERS = 3, 3
 _SECONDS_BETWEEN_LOOKS, _SECONDS_BETWEEN_COUNTS = 0.004, 0.25
-# Of a command that others leave little of the processors; and of what a dead one has left alive.
-_PATIENCE, _SECONDS_TO_END = 1_800, 30
-# How Ray calls its workers, and those that do a step.
-_WORKERS, _AT_WORK = ("ray::perform", "ray::Keeper", "ray::IDLE"), ("ray::perform", "ray::Keeper.")
-# These write nothing of ours, and see only after a minute that their Ray was killed.
-_AGENTS = "ray::DashboardAgent", "ray::RuntimeEnvAgent"
 
 
 class Shared(NamedTuple):
@@ -142,107 +142,24 @@ class Pair(NamedTuple):
     faults: Sequence[str]
 
 
-class Life:
-    """A cluster command, and all that it began.
-
-    Attributes:
-      began: when, in seconds of the monotonic clock.
-      is_at_work: whether it has changed names of the output.
-      outlived: seconds after its death at which something that it began was last seen alive.
-    """
-
-    def __init__(self, arguments: Sequence[str], variables: Mapping[str, str], log: Path):
-        """Begins it in a session of its own, as in a terminal."""
-        self._mark, self._log = str(log), log
-        self.began, self._died, self.outlived = time.monotonic(), 0.0, 0.0
-        self._left: list[int] = []
-        self.is_at_work, self._names = False, None
-        with log.open("wb") as output:
-            self._driver = subprocess.Popen(
-                [sys.executable, "-m", "geneformer_jax.cluster", *arguments],
-                env={**os.environ, **variables, BEGUN_IN: self._mark},
-                start_new_session=True, stdout=output, stderr=output,
-            )  # fmt: skip
-
-    def is_alive(self) -> bool:
-        """Whether the driver is."""
-        return self._driver.poll() is None
-
-    def kill(self, target: str, draw: random.Random) -> bool:
-        """Kills; returns whether there was anybody to be killed."""
-        if target == WORKER:
-            return self._kill_a_worker(draw)
-        self._died = time.monotonic()
-        (os.killpg if target == EVERYTHING else os.kill)(self._driver.pid, signal.SIGKILL)
-        if target == EVERYTHING:
-            self.clear()
-        self._driver.wait()
-        self._left = self._alive()
-        return True
-
-    def _alive(self) -> list[int]:
-        return [each for each in begun_in(self._mark) if title(each) not in _AGENTS]
-
-    def _kill_a_worker(self, draw: random.Random) -> bool:
-        workers = {each: title(each) for each in begun_in(self._mark)}
-        workers = {each: workers[each] for each in workers if workers[each].startswith(_WORKERS)}
-        at_work = [each for each in workers if workers[each].startswith(_AT_WORK)]
-        if workers:
-            _kill(draw.choice(at_work or list(workers)))
-        return bool(workers)
-
-    def clear(self) -> None:
-        """Kills whatever of it is alive."""
-        while alive := list(begun_in(self._mark)):
-            for each in alive:
-                _kill(each)
-
-    def watch(self, names: Sequence[str], dead: "Sequence[Life]") -> None:
-        """Takes names of the output that are there now; the dead may have left workers at it."""
-        if self._names is None or (not self.is_at_work and _any_alive(dead)):
-            self._names = names
-        self.is_at_work = self.is_at_work or set(names) != set(self._names)
-
-    def look(self) -> bool:
-        """Whether something is alive that a dead driver has left."""
-        left = [each for each in self._left if is_begun_in(self._mark, each)]
-        self._left = [each for each in left if title(each) not in _AGENTS]
-        if self._left:
-            self.outlived = time.monotonic() - self._died
-        return bool(self._left)
-
-    def end(self) -> str:
-        """Waits for its end; returns the last line that it said if that was no good one."""
-        try:
-            status = self._driver.wait(_PATIENCE)
-        except subprocess.TimeoutExpired:
-            self.clear()
-            self._driver.wait()
-            return "hangs"
-        lines = [line for line in self._log.read_text().splitlines() if line.strip()]
-        return f"status {status}: {lines[-1] if lines else ''}" if status else ""
-
-    def remains(self) -> list[str]:
-        """What of it is still alive some time later; none of it afterwards."""
-        until = time.monotonic() + _SECONDS_TO_END
-        while (alive := self._alive()) and time.monotonic() < until:
-            self.look()
-            time.sleep(_SECONDS_BETWEEN_COUNTS)
-        self.clear()
-        return [f"alive {_SECONDS_TO_END} s later: {title(each)}" for each in alive]
-
-
-class Campaign:
+class ClusterCampaign:
     """Kills of one command."""
 
-    def __init__(self, folder: Path, name: str, seed: int):
+    def __init__(self, folder: Path, name: str, seed: int, kind: type[RayLife | ForkedLife]):
         """Runs the command twice without a kill, in a new folder, and once more where it was.
+
+        Args:
+          folder: with a short name.
+          name: of the command, in SHARED.
+          seed: of the kills.
+          kind: of the command's lives.
 
         Attributes:
           faults: of these runs.
         """
         self._folder, self._output, self._ray = folder, folder / "output", folder / "ray"
         self._name, self._shared, self._number = name, SHARED[name], 0
+        self._kind = kind
         self._draw = random.Random(f"cluster/{name}/{seed}")
         self.faults: list[str] = []
         write_inputs(folder / "inputs")
@@ -252,7 +169,7 @@ class Campaign:
             if run != "run again":
                 self._fresh()
             life = self._begin()
-            while _NOT_BEGUN in (fault := life.end()):
+            while NOT_BEGUN in (fault := life.end()):
                 life = self._begin()
             faults = [*filter(None, [fault]), *life.remains()]
             if run == "two runs":
@@ -270,19 +187,11 @@ class Campaign:
 
     def _begin(self) -> Life:
         self._number += 1
-        command = COMMANDS[self._name]
-        given = [*command.arguments, *self._shared.more]
+        given = [self._name, *COMMANDS[self._name].arguments, *self._shared.more]
         paths = {"inputs": self._folder / "inputs", "output": self._output}
         given = [each.format(**paths) for each in given]
-        ours = [f"--shares={self._shared.shares}", "--workers=2", "--", self._name]
-        variables = {
-            "PYTHONPATH": str(PROJECT),
-            "TMPDIR": str(self._ray),
-            # Else they wait until all others have done their work.
-            "RAY_worker_niceness": "0",
-            "JAX_COMPILATION_CACHE_DIR": str(self._folder / "programs"),
-        }
-        return Life([*ours, *given], variables, self._folder / f"life{self._number}.log")
+        log = self._folder / f"life{self._number}.log"
+        return self._kind(given, self._shared.shares, self._ray, log)
 
     def trials(self, kills: int) -> Iterator[Trial]:
         """Kills so many times, a few in a row, and looks at what is left when nobody was killed."""
@@ -306,7 +215,7 @@ class Campaign:
                     dead.append(life)
                     life = self._begin()
         refused = 0
-        while (fault := self._end(life, dead)) and self._is_passing(fault, dead):
+        while (fault := self._end(life, dead)) and _is_passing(fault, dead):
             refused += REFUSED in fault
             dead.append(life)
             life = self._begin()
@@ -333,7 +242,7 @@ class Campaign:
     def _await(self, life: Life, order: Order, dead: Sequence[Life]) -> bool:
         """Waits for the moment that is ordered; returns False if the command ended before."""
         moment = None if order.phase else life.began + order.seconds
-        while life.is_alive():
+        while life.status() is None:
             phase, made = self._progress(life, dead)
             at_it = phase == order.phase and (made >= order.made or _RANKS[phase] != _AGAIN)
             if moment is None and (at_it or _RANKS[phase] > _RANKS[order.phase]):
@@ -349,12 +258,9 @@ class Campaign:
         phase, made = self._shared.progress(names)
         return (phase if life.is_at_work else BEFORE), made
 
-    def _is_passing(self, fault: str, dead: Sequence[Life]) -> bool:
-        return _NOT_BEGUN in fault or (REFUSED in fault and _any_alive(dead))
-
     def _end(self, life: Life, dead: Sequence[Life]) -> str:
-        while life.is_alive() and _any_alive(dead):
-            time.sleep(_SECONDS_BETWEEN_COUNTS)
+        while life.status() is None and any_alive(dead):
+            time.sleep(_SECONDS_BETWEEN_LOOKS)
         return life.end()
 
     def _left(self) -> list[str]:
@@ -368,25 +274,21 @@ class Campaign:
         time.sleep(seconds)
         lives = first, self._begin()
         ends = [life.end() for life in lives]
-        told = REFUSED, _NOT_BEGUN
+        told = REFUSED, NOT_BEGUN
         faults = [line for line in ends if line and not any(each in line for each in told)]
         faults += ["both were refused"] if all(ends) else []
         faults += [line for life in lives for line in life.remains()]
         return Pair(seconds, sum(map(bool, ends)), [*faults, *self._left()])
 
 
-def _any_alive(dead: Sequence[Life]) -> bool:
-    """Whether something is alive that dead drivers have left."""
-    return bool(sum(each.look() for each in dead))
+def _is_passing(fault: str, dead: Sequence[Life]) -> bool:
+    """Whether a fault is of others on the machine, or of what the dead have left at work."""
+    last = max((each.died for each in dead), default=0.0)
+    return NOT_BEGUN in fault or (REFUSED in fault and time.monotonic() < last + SECONDS_TO_END)
 
 
 def _rank(order: Order) -> int:
     return _RANKS[order.phase] if order.phase else 0
-
-
-def _kill(process: int) -> None:
-    with contextlib.suppress(ProcessLookupError):
-        os.kill(process, signal.SIGKILL)
 
 
 def _names_below(folder: Path) -> list[str]:
@@ -416,14 +318,17 @@ def main() -> None:
     parser.add_argument("--commands", default=",".join(SHARED))
     parser.add_argument("--kills", type=int, default=100)
     parser.add_argument("--pairs", type=int, default=0, help="commands at once, in place of kills")
+    parser.add_argument("--forked", action="store_true", help="fork workers in place of Ray's")
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
     for name in given.commands.split(","):
         with short_folder() as folder:
-            _tell(Campaign(folder, name, given.seed), name, given)
+            os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(folder / "programs"))
+            kind = ForkedLife if given.forked else RayLife
+            _tell(ClusterCampaign(folder, name, given.seed, kind), name, given)
 
 
-def _tell(campaign: Campaign, name: str, given: argparse.Namespace) -> None:
+def _tell(campaign: ClusterCampaign, name: str, given: argparse.Namespace) -> None:
     print(f"{name}: {campaign.seconds:.1f} s", *campaign.faults, sep="\n  ", flush=True)
     deaths: Counter[tuple[str, str]] = Counter()
     faulty = refused = 0

@@ -5,8 +5,9 @@ import shutil
 
 import pytest
 
-from tests.campaigns.kills import clusters
 from tests.campaigns.kills.campaign import Arena, Campaign
+from tests.campaigns.kills.cluster_lives import ForkedLife, RayLife
+from tests.campaigns.kills.clusters import ClusterCampaign, short_folder
 from tests.campaigns.kills.commands import COMMANDS, write_counts
 from tests.campaigns.kills.moments import moments
 from tests.campaigns.kills.outputs import contents, differences
@@ -16,7 +17,12 @@ KILLS = 100
 REBOOTS = 20
 PAIRS = 10
 # Ray takes many seconds to begin.
-CLUSTER_KILLS = {"tokenize": 100, "perturb": 10}
+CLUSTER_KILLS = {
+    ("tokenize", ForkedLife): 100,
+    ("perturb", ForkedLife): 20,
+    ("tokenize", RayLife): 40,
+    ("perturb", RayLife): 10,
+}
 CLUSTER_PAIRS = 5
 FEW_MOMENTS = 3
 
@@ -63,12 +69,12 @@ def test_kills(name, arena):
 
 @pytest.mark.slow
 @pytest.mark.multiprocess
-@pytest.mark.parametrize("name", clusters.SHARED)
-def test_kills_of_a_cluster(name, needs_ray):
-    with clusters.short_folder() as folder:
-        campaign = clusters.Campaign(folder, name, seed=0)
+@pytest.mark.parametrize(("name", "kind"), CLUSTER_KILLS)
+def test_kills_of_a_cluster(name, kind, needs_ray):
+    with short_folder() as folder:
+        campaign = ClusterCampaign(folder, name, 0, kind)
         assert campaign.faults == []
-        trials = campaign.trials(CLUSTER_KILLS[name])
+        trials = campaign.trials(CLUSTER_KILLS[name, kind])
         assert [trial for trial in trials if trial.faults] == []
         pairs = (campaign.two_at_once() for _ in range(CLUSTER_PAIRS))
         assert [pair for pair in pairs if pair.faults] == []
