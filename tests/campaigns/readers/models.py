@@ -4,7 +4,9 @@ import dataclasses
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+import optax
 from flax import traverse_util
 from safetensors.numpy import load_file
 
@@ -14,6 +16,9 @@ from geneformer_jax.model.config import LoraConfig
 from geneformer_jax.model.heads import HeadConfig, init_head
 from geneformer_jax.model.lora import init_lora
 from geneformer_jax.model.pretrained import PretrainedModel, save_model, weights_hash
+from geneformer_jax.training.checkpoint import Checkpoints
+from geneformer_jax.training.config import CheckpointConfig
+from geneformer_jax.training.state import TrainState
 from tests.campaigns.readers.reader import Reader, Result
 from tests.helpers.bert_folders import tensors, write_folder, write_torch_file
 from tests.helpers.toy import toy_model, toy_vocabulary
@@ -69,9 +74,36 @@ def _write_adapter(folder: Path) -> Path:
     return folder / "adapter"
 
 
+def _state() -> TrainState:
+    params = toy_model(layers=1).params
+    return TrainState(jnp.asarray(2, jnp.int32), params, optax.adamw(1e-3).init(params))
+
+
+def _checkpoints(folder: Path) -> Checkpoints:
+    return Checkpoints(folder / "checkpoints", CheckpointConfig(), {"format": "1"})
+
+
+def _write_training(folder: Path) -> Path:
+    (folder / "run").mkdir()
+    with _checkpoints(folder / "run") as checkpoints:
+        checkpoints.save(2, _state())
+    return folder / "run"
+
+
+def _read_training(folder: Path) -> Result:
+    target = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), _state()
+    )
+    with _checkpoints(folder) as checkpoints:
+        state = checkpoints.restore_newest(target)
+    leaves, _ = jax.tree_util.tree_flatten_with_path(state)
+    return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in leaves}
+
+
 READERS = {
     "safetensors": Reader(_write_safetensors, _read_model, _plain_tensors),
     "torch bin": Reader(_write_torch_bin, _read_model),
     "checkpoint": Reader(_write_checkpoint, _read_model),
+    "training checkpoint": Reader(_write_training, _read_training),
     "adapter": Reader(_write_adapter, _read_model),
 }
