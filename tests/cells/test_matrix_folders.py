@@ -228,9 +228,12 @@ def test_many_lines_of_any_ending_are_no_long_line(ending, tmp_path):
     assert len(piece.values) == 90_000 and piece.values.sum() == 300 * sum(range(301))
 
 
+@pytest.mark.parametrize("in_its_place", ["nothing", "a folder"])
 @pytest.mark.parametrize("missing", ["barcodes.tsv", "genes.tsv"])
-def test_a_missing_sister_is_named(missing, tenx):
+def test_a_missing_sister_is_named(missing, in_its_place, tenx):
     (tenx / missing).unlink()
+    if in_its_place == "a folder":
+        (tenx / missing).mkdir()
     with pytest.raises(InputError, match=rf"holds no .*{missing}.* beside matrix\.mtx: copy it"):
         open_counts(tenx)
 

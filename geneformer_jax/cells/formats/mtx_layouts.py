@@ -179,7 +179,7 @@ def _sister(folder: Path, prefix: str, names: tuple[str, ...]) -> Path | None:
 def _shared(folder: Path, names: tuple[str, ...]) -> Path | None:
     """The one file of genes in a folder, whatever its prefix: in GEO many samples share it."""
     endings = tuple(f"{name}{end}" for name in names for end in ("", _GZIP))
-    found = [file for file in folder.iterdir() if file.name.endswith(endings)]
+    found = [f for f in folder.iterdir() if f.name.endswith(endings) and f.is_file()]
     return found[0] if len(found) == 1 else None
 
 
