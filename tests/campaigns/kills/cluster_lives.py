@@ -88,7 +88,7 @@ class Life(ABC):
     def look(self) -> bool:
         """Whether something is alive that the dead driver has left."""
         self._is_gone = self._is_gone or not self.alive()
-        if not self._is_gone:
+        if self.died and not self._is_gone:
             self.outlived = time.monotonic() - self.died
         return not self._is_gone
 
