@@ -10,13 +10,9 @@ BEGUN_IN = "BEGUN_IN"
 
 def begun_in(mark: str) -> Iterator[int]:
     """Yields the numbers of the processes in whose environment BEGUN_IN has this value."""
+    wanted = f"{BEGUN_IN}={mark}".encode()
     numbers = (int(process.name) for process in Path("/proc").glob("[0-9]*"))
-    return (number for number in numbers if is_begun_in(mark, number))
-
-
-def is_begun_in(mark: str, number: int) -> bool:
-    """Whether a process is there, and one of `begun_in`."""
-    return f"{BEGUN_IN}={mark}".encode() in _listed(number, "environ")
+    return (number for number in numbers if wanted in _listed(number, "environ"))
 
 
 def title(number: int) -> str:
