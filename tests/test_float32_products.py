@@ -37,12 +37,16 @@ def slow(value):
 
 
 def products(jaxpr):
-    """Every product in a program and in all programs that it runs."""
+    """Every product in a program, and in all programs that it runs on others than CPUs."""
     for equation in jaxpr.eqns:
         if equation.primitive.name == "dot_general":
             yield equation
+        programs = dict(equation.params)
+        if programs.get("branches_platforms"):
+            branches = zip(programs["branches"], programs["branches_platforms"], strict=True)
+            programs["branches"] = [each for each, names in branches if names != ("cpu",)]
         for inner in jax.tree.leaves(
-            list(equation.params.values()), is_leaf=lambda leaf: hasattr(leaf, "eqns")
+            list(programs.values()), is_leaf=lambda leaf: hasattr(leaf, "eqns")
         ):
             inner = getattr(inner, "jaxpr", inner)
             if hasattr(inner, "eqns"):

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from geneformer_jax.model.attention.dropout import are_kept
-from geneformer_jax.model.attention.products import einsum_f32, precision_of_products
+from geneformer_jax.model.attention.products import einsum_f32, product
 
 # Not the smallest float32: subtracting two of those overflows to -inf, and then to NaN.
 MASKED = -1e30
@@ -89,7 +89,6 @@ def _matrix_gradients(
     # What the softmax takes off each query's gradients: their mean, weighted.
     means_T = (out_TH.astype(jnp.float32) * d_out_TH).sum(axis=-1)
     d_scores_ST = (scale * weights_ST * (d_weights_ST - means_T)).astype(q_TH.dtype)
-    product = partial(jnp.einsum, precision=precision_of_products(k_SH.dtype))
     return (
         product("st,sh->th", d_scores_ST, k_SH),
         product("st,th->sh", d_scores_ST, q_TH),
