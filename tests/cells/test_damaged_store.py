@@ -158,6 +158,13 @@ def test_a_folder_in_the_place_of_a_description_is_refused(copy):
         CellStore.open(copy)
 
 
+@pytest.mark.parametrize("name", ["x" * 300, "x", "order.json"])
+def test_a_source_that_cannot_be_there_is_refused(copy, name):
+    (copy / "sources" / "order.json").write_text(json.dumps([name]))
+    with pytest.raises(InputError, match=r"source.json is missing or damaged .*; restore it"):
+        CellStore.open(copy)
+
+
 @pytest.mark.parametrize("stated", [{}, {"options": {}}, [], {"options": {"max_length": "9"}}])
 def test_a_description_that_says_nothing_is_refused(copy, stated):
     (copy / "store.json").write_text(json.dumps(stated))

@@ -4,6 +4,7 @@ ArrayRecord opens some files that were cut as empty ones, without an error, so w
 compared with what was written down when it was made.
 """
 
+import errno
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -19,6 +20,8 @@ from geneformer_jax.common.files import checksum, read_json
 REMEDY = "restore it from a copy, or tokenise its source into a new folder"
 _OPENED_AT_ONCE = 16
 _LONGEST = 120
+# What the system says of a name that is of no file. A failing disk is no damage of the store.
+_NO_FILE = (errno.ENOENT, errno.EISDIR, errno.ENOTDIR, errno.ENAMETOOLONG)
 
 
 @dataclass(frozen=True)
@@ -88,7 +91,9 @@ def list_shards(folder: Path) -> list[Shard]:
                 where = folder / shard_name(len(shards))
                 cells, size = index(shard["cells"]), index(shard["bytes"])
                 shards.append(Shard(where, cells, size, shard["sha256"], source["path"]))
-    except (FileNotFoundError, IsADirectoryError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        if isinstance(error, OSError) and error.errno not in _NO_FILE:
+            raise
         raise InputError(
             f"{path} is missing or damaged ({_reason(error)}), without which the cell store cannot "
             "be read; restore it from a copy, or tokenise its sources into a new folder"
