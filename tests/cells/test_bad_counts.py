@@ -251,11 +251,13 @@ def test_names_of_genes_that_are_no_texts(tmp_path):
     path = WRITERS["h5ad csr"](example_cells(), tmp_path)
     with h5py.File(path, "r+") as root:
         ids = root["var/ensembl_id"]
-        kept, attributes = ids[:], dict(ids.attrs)
+        # With pandas 3 texts are a group: values, and which of them are missing.
+        ids = ids["values"] if isinstance(ids, h5py.Group) else ids
+        name, kept, attributes = ids.name, ids[:], dict(ids.attrs)
         for wrong in (kept[:, None], kept[:50], np.array([b"ENSG\xff\xfe", *kept[1:]])):
-            del root["var/ensembl_id"]
-            root.create_dataset("var/ensembl_id", data=wrong, dtype=h5py.string_dtype())
-            root["var/ensembl_id"].attrs.update(attributes)
+            del root[name]
+            root.create_dataset(name, data=wrong, dtype=h5py.string_dtype())
+            root[name].attrs.update(attributes)
             root.flush()
             message = refusal(lambda: read(path))
             assert ("83 genes" if len(wrong) != 83 or wrong.ndim > 1 else "utf-8") in message
@@ -272,7 +274,7 @@ def test_names_with_ends_of_lines_stay_in_one_line(tmp_path):
 def test_shapes_that_ask_for_more_than_is_there(name, tmp_path):
     """Of 4 billion texts zarr would make as many empty ones, in 64 GiB."""
     path = WRITERS["zarr 2 csr"](example_cells(), tmp_path)
-    place = path / name / ".zarray"
+    place = next(each for each in (path / name).rglob(".zarray") if each.parent.name != "mask")
     place.write_text(json.dumps(json.loads(place.read_text()) | {"shape": [1 << 32]}))
     assert "are missing" in refusal(lambda: open_counts(path).obs(["cell_type"]))
 
