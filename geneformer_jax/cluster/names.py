@@ -42,14 +42,14 @@ def sole_command(output: str) -> Iterator[None]:
         return
     # Names may have 107 letters.
     digest = hashlib.sha256(os.fsencode(os.path.realpath(output))).hexdigest()
-    try:
-        taken = take_name(f"{_OF_AN_OUTPUT}-{digest}")
-    except OSError as error:
-        if error.errno != errno.EADDRINUSE:
-            raise
-        raise InputError(
-            f"another process is sharing out the work on {output}; wait for it and run the same "
-            "command again, or name another output"
-        ) from None
-    with taken:
+    with contextlib.ExitStack() as held:
+        try:
+            held.enter_context(take_name(f"{_OF_AN_OUTPUT}-{digest}"))
+        except OSError as error:
+            # Other systems than Linux have no such names: there nobody is kept out.
+            if error.errno == errno.EADDRINUSE:
+                raise InputError(
+                    f"another process is sharing out the work on {output}; wait for it and run "
+                    "the same command again, or name another output"
+                ) from None
         yield

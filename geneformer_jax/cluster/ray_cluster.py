@@ -180,7 +180,7 @@ def _no_answer(address: str, why: str) -> InputError:
 
 def _said(why: str) -> str:
     """The gist of what Ray says."""
-    return why.splitlines()[-1].rpartition("Error: ")[2].partition(". ")[0]
+    return why.strip().rpartition("\n")[2].rpartition("Error: ")[2].partition(". ")[0]
 
 
 def _init(ray: ModuleType, **how: Any) -> None:
