@@ -4,6 +4,7 @@ A checkpoint is a folder named by its step. Weights are an item of their own (`p
 nothing but training ever reads the optimizer's state.
 """
 
+import contextlib
 import logging
 import os
 import time
@@ -178,9 +179,16 @@ class Checkpoints:
         found = self._checkpointer.checkpoints
         context = ocp.training.preservation_policies.PreservationContext()
         kept = self._preservation.should_preserve(found, context=context)
-        for each, is_kept in zip(found, kept, strict=True):
-            if not is_kept:
-                self._checkpointer.delete(each.step)
+        superseded = [each.step for each, is_kept in zip(found, kept, strict=True) if not is_kept]
+        if not superseded:
+            return
+        if jax.process_index() == 0:
+            for step in superseded:
+                # What cannot be removed now takes space, and no more.
+                with contextlib.suppress(OSError):
+                    remove(self.folder / str(step))
+        multihost_utils.process_allgather(np.asarray(True))
+        self._checkpointer.reload()
 
     def restore(self, step: int, target: TrainState) -> TrainState:
         """Returns the state saved at `step`, placed like `target`, see state.abstract_state.

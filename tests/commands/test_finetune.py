@@ -65,14 +65,15 @@ def test_cells_are_classified_and_the_run_is_read_again(rich_store, tmp_path, mo
         f"--config.data.store={rich_store.folder}",
         "--config.task.label=kind",
         "--config.task.group=donor",
-        "--config.epochs=4",
+        # Enough for the folds of any release of scikit-learn.
+        "--config.epochs=10",
         f"--workdir={tmp_path / 'run'}",
     ]
     status, output, error = finetune(arguments, monkeypatch, capsys)
     assert status == 0, error
     results = pd.read_csv(tmp_path / "run" / "results.csv")
-    # Folds, and so a threshold met after 4 epochs, are others with other releases of scikit-learn.
-    assert results["auc"].iloc[0] > 0.9
+    accuracies = results.set_index("method")["accuracy"]
+    assert accuracies.iloc[0] > accuracies["commonest class"] + 0.1
     assert f"results: {tmp_path / 'run'}" in output
     check_verdict(output, results)
     assert {"commonest class", "SVM, ranks"} <= set(results["method"])

@@ -1,5 +1,6 @@
 """Whatever happens to a run, it resumes: other devices, other processes, damage, kills."""
 
+import errno
 import os
 import random
 import shutil
@@ -19,6 +20,7 @@ import pytest
 from geneformer_jax.common.errors import InputError
 from geneformer_jax.common.files import remove
 from geneformer_jax.model.pretrained import CHECKPOINTS, describe_model, load_model
+from geneformer_jax.training import checkpoint
 from geneformer_jax.training.api import pretrain
 from geneformer_jax.training.checkpoint import DAMAGED, Checkpoints
 from geneformer_jax.training.config import CheckpointConfig, PretrainConfig
@@ -305,6 +307,24 @@ def test_what_a_killed_process_was_removing_is_removed(undisturbed, one_device_r
             remove(path)
     _, names = restore(workdir, one_device_run, keep=1, keep_every_steps=4)
     assert names == {"4", "8"}
+
+
+def test_what_cannot_be_removed_ends_no_run(undisturbed, one_device_run, tmp_path, monkeypatch):
+    """A file system that shows names late says that a folder is not empty, or has no such file."""
+    workdir = tmp_path / "run"
+    shutil.copytree(undisturbed("one device"), workdir)
+    shutil.copytree(workdir / CHECKPOINTS / "4", workdir / CHECKPOINTS / "2")
+    refusals = [OSError(errno.ENOTEMPTY, "not empty", "meta"), None]
+
+    def removing(path):
+        if refusal := refusals.pop(0):
+            raise refusal
+        remove(path)
+
+    monkeypatch.setattr(checkpoint, "remove", removing)
+    for left in ({"2", "4", "8"}, {"4", "8"}):
+        state, names = restore(workdir, one_device_run, keep=1, keep_every_steps=4)
+        assert (int(state.step), names) == (8, left)
 
 
 def test_where_nothing_can_be_read_nothing_is_touched(undisturbed, one_device_run, tmp_path):
