@@ -73,7 +73,7 @@ class Trial(NamedTuple):
 
 
 class Pair(NamedTuple):
-    """Two processes of one command at once.
+    """Two processes, or cluster commands, on one output at once.
 
     Attributes:
       seconds: by which the second was later.

@@ -22,6 +22,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import NamedTuple
 
+from tests.campaigns.kills.campaign import Pair
 from tests.campaigns.kills.cluster_lives import (
     DRIVER,
     EVERYTHING,
@@ -125,20 +126,6 @@ class Trial(NamedTuple):
     deaths: Sequence[tuple[str, str]]
     refused: int
     outlived: float
-    faults: Sequence[str]
-
-
-class Pair(NamedTuple):
-    """Two commands at once.
-
-    Attributes:
-      seconds: by which the second was later.
-      refused: how many of them were.
-      faults: what is wrong.
-    """
-
-    seconds: float
-    refused: int
     faults: Sequence[str]
 
 
