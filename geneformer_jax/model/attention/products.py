@@ -35,7 +35,7 @@ def _einsum_f32_forward(spec, a, b):
 
 def product(spec: str, a, b):
     """Returns the einsum of two arrays of one dtype in that dtype, accumulated in float32."""
-    return summed_in_float32(functools.partial(_einsum, spec))(a, b)
+    return _summed_in_float32(functools.partial(_einsum, spec))(a, b)
 
 
 def _einsum_f32_backward(spec, operands, cotangent):
@@ -49,10 +49,10 @@ def _transposed(spec: str):
     def gradients(cotangent, a, b):
         return jax.vjp(functools.partial(_einsum, spec), a, b)[1](cotangent)
 
-    return summed_in_float32(gradients)
+    return _summed_in_float32(gradients)
 
 
-def summed_in_float32(function):
+def _summed_in_float32(function):
     """Returns a function of arrays of one dtype whose products are summed in float32.
 
     As GPUs and TPUs do. JAX's CPU from 0.11.2 on sums products of bfloat16 along first axes in
