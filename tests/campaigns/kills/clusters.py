@@ -46,7 +46,6 @@ REFUSED = "another process is"
 _ANY_TIME = 1 / 4
 # Seconds behind a moment, as powers of ten.
 _SOON = (-4.0, -0.5)
-_SECONDS_BETWEEN_LOOKS = 0.004
 # In a row, before the command is left to its end; and of workers until then.
 _MOST_DEATHS, _MOST_WORKERS = 3, 3
 _SECONDS_BETWEEN_LOOKS, _SECONDS_BETWEEN_COUNTS = 0.004, 0.25
