@@ -23,6 +23,7 @@ _URL = re.compile(r"(?:soma:/+)?([a-z][a-z0-9+.-]+):/+", re.IGNORECASE)
 _EDGE_BYTES = 1 << 20
 _SLUG_LETTERS = 80
 _FLUSHED_AT_ONCE = 8
+_REMOVALS = 100
 # How TensorStore, below Orbax, tells what some network file systems answer.
 _FOLDER_NOT_FLUSHED = f"fsync directory: {os.strerror(errno.EINVAL)}"
 # What a disk, or the right to write on it, can lack; `command_line` says what to do about each.
@@ -48,10 +49,15 @@ def fsync_tree(path: Path) -> None:
 
 def remove(path: Path) -> None:
     """Removes a file or a whole folder; nothing happens if it is not there."""
+    tries = _REMOVALS
     while path.is_dir() and not path.is_symlink():
-        # Another process may be removing it too.
-        with contextlib.suppress(FileNotFoundError):
+        tries -= 1
+        try:
             _remove_folder(path)
+        except FileNotFoundError:
+            # Another process may be removing it too.
+            if not tries:
+                raise
     path.unlink(missing_ok=True)
 
 

@@ -25,6 +25,8 @@ from geneformer_jax.training.state import TrainState, initial_loss_scale
 
 # A damaged checkpoint gives way to the one before it, under a name that is no step.
 DAMAGED = "damaged-"
+# What Orbax writes aside, and renames when it is whole.
+_UNFINISHED = ".orbax-checkpoint-tmp"
 
 
 class Checkpoints:
@@ -43,12 +45,14 @@ class Checkpoints:
         self._response: ocp.AsyncResponse[bool] | None = None
         self._preservation = _preservation(config)
         training = ocp.training
+        _remove_all(list(folder.glob(f"*{_UNFINISHED}")))
+        # Orbax would end the run, behind tracebacks, where it cannot remove what is superseded or
+        # was not finished; so it keeps all, and what is not kept is removed here.
         self._checkpointer = training.Checkpointer(
             folder.resolve(),
             # The loop decides when to save; whatever it hands over is saved.
             save_decision_policy=training.save_decision_policies.FixedIntervalPolicy(1),
-            preservation_policy=self._preservation,
-            cleanup_tmp_directories=True,
+            preservation_policy=training.preservation_policies.PreserveAll(),
         )
 
     def __enter__(self) -> "Checkpoints":
@@ -83,10 +87,14 @@ class Checkpoints:
             self._let_go()
 
     def _let_go(self) -> None:
-        """Ends the thread and the handles that Orbax begins with each save, and never ends."""
+        """Ends the thread and the handles that Orbax begins with each save, and never ends.
+
+        Then there is a newer checkpoint, and one before it may not be needed any more.
+        """
         response, self._response = self._response, None
         if response is not None:
             response.result()
+            self._remove_superseded()
 
     def due(self, step: int, clock: bool) -> bool:
         """Returns whether `step` is to be saved, by the number of steps or the time passed.
@@ -172,23 +180,14 @@ class Checkpoints:
         self._checkpointer.reload()
 
     def _remove_superseded(self) -> None:
-        """Removes checkpoints beyond those to keep, whose removal a kill prevented or cut short.
-
-        Orbax would do so with the next save, which a finished run never makes.
-        """
+        """Removes checkpoints beyond those to keep, also what a killed process did not get to."""
         found = self._checkpointer.checkpoints
         context = ocp.training.preservation_policies.PreservationContext()
         kept = self._preservation.should_preserve(found, context=context)
-        superseded = [each.step for each, is_kept in zip(found, kept, strict=True) if not is_kept]
-        if not superseded:
-            return
-        if jax.process_index() == 0:
-            for step in superseded:
-                # What cannot be removed now takes space, and no more.
-                with contextlib.suppress(OSError):
-                    remove(self.folder / str(step))
-        multihost_utils.process_allgather(np.asarray(True))
-        self._checkpointer.reload()
+        superseded = {
+            str(each.step) for each, is_kept in zip(found, kept, strict=True) if not is_kept
+        }
+        _remove_all([path for path in self.folder.iterdir() if path.name in superseded])
 
     def restore(self, step: int, target: TrainState) -> TrainState:
         """Returns the state saved at `step`, placed like `target`, see state.abstract_state.
@@ -208,6 +207,14 @@ class Checkpoints:
             loaded["loss_scale"] = jax.device_put(initial_loss_scale(), placed)
         count = jax.device_put(jnp.asarray(step, jnp.int32), target.step.sharding)
         return TrainState(step=count, **loaded)
+
+
+def _remove_all(paths: Sequence[Path]) -> None:
+    """Removes folders, in the first process; what cannot be removed now takes space, no more."""
+    if jax.process_index() == 0:
+        for path in paths:
+            with contextlib.suppress(OSError):
+                remove(path)
 
 
 def _require_shapes(step: int, saved: object, target: TrainState) -> None:

@@ -313,18 +313,22 @@ def test_what_cannot_be_removed_ends_no_run(undisturbed, one_device_run, tmp_pat
     """A file system that shows names late says that a folder is not empty, or has no such file."""
     workdir = tmp_path / "run"
     shutil.copytree(undisturbed("one device"), workdir)
-    shutil.copytree(workdir / CHECKPOINTS / "4", workdir / CHECKPOINTS / "2")
-    refusals = [OSError(errno.ENOTEMPTY, "not empty", "meta"), None]
+    folder = workdir / CHECKPOINTS
+    shutil.copytree(folder / "4", folder / "2")
+    shutil.copytree(folder / "4", folder / "9.orbax-checkpoint-tmp")
 
     def removing(path):
-        if refusal := refusals.pop(0):
-            raise refusal
-        remove(path)
+        raise OSError(errno.ENOTEMPTY, "not empty", "meta")
 
-    monkeypatch.setattr(checkpoint, "remove", removing)
-    for left in ({"2", "4", "8"}, {"4", "8"}):
+    with monkeypatch.context() as failing:
+        failing.setattr(checkpoint, "remove", removing)
         state, names = restore(workdir, one_device_run, keep=1, keep_every_steps=4)
-        assert (int(state.step), names) == (8, left)
+        assert (int(state.step), names) == (8, {"2", "4", "8", "9.orbax-checkpoint-tmp"})
+        with Checkpoints(folder, CheckpointConfig(keep=1, keep_every_steps=4), {"a": ""}) as more:
+            for step in (10, 11):
+                more.save(step, state)
+    state, names = restore(workdir, one_device_run, keep=1, keep_every_steps=4)
+    assert (int(state.step), names) == (11, {"4", "8", "11"})
 
 
 def test_where_nothing_can_be_read_nothing_is_touched(undisturbed, one_device_run, tmp_path):
