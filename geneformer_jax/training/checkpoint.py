@@ -7,6 +7,7 @@ nothing but training ever reads the optimizer's state.
 import contextlib
 import logging
 import os
+import secrets
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -45,7 +46,7 @@ class Checkpoints:
         self._response: ocp.AsyncResponse[bool] | None = None
         self._preservation = _preservation(config)
         training = ocp.training
-        _remove_all(list(folder.glob(f"*{_UNFINISHED}")))
+        _remove_unfinished(folder)
         # Orbax would end the run, behind tracebacks, where it cannot remove what is superseded or
         # was not finished; so it keeps all, and what is not kept is removed here.
         self._checkpointer = training.Checkpointer(
@@ -207,6 +208,16 @@ class Checkpoints:
             loaded["loss_scale"] = jax.device_put(initial_loss_scale(), placed)
         count = jax.device_put(jnp.asarray(step, jnp.int32), target.step.sharding)
         return TrainState(step=count, **loaded)
+
+
+def _remove_unfinished(folder: Path) -> None:
+    """Removes what a killed process was writing, or renames it at least, as Orbax uses the name."""
+    renamed = []
+    for path in folder.glob(f"*{_UNFINISHED}") if jax.process_index() == 0 else ():
+        renamed.append(folder / f"{secrets.token_hex(4)}{_UNFINISHED}")
+        with writing(path):
+            os.replace(path, renamed[-1])
+    _remove_all(renamed)
 
 
 def _remove_all(paths: Sequence[Path]) -> None:

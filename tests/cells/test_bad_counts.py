@@ -201,6 +201,13 @@ def test_a_file_that_is_something_else(suffix, tmp_path):
     assert str(path) in refusal(lambda: open_counts(path))
 
 
+def test_a_zarr_store_whose_description_is_of_no_group(tmp_path):
+    path = WRITERS["zarr 3 csr"](example_cells(), tmp_path)
+    described = json.loads((path / "zarr.json").read_text())
+    (path / "zarr.json").write_text(json.dumps(described | {"node_type": "folder"}))
+    assert f"{path} cannot be read as" in refusal(lambda: open_counts(path))
+
+
 @pytest.mark.parametrize("kind", [kind for kind in WRITERS if not kind.startswith("zarr")])
 @pytest.mark.parametrize("fraction", [0.2, 0.7, 0.99])
 def test_truncated_files(kind, fraction, tmp_path):

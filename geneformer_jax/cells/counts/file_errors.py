@@ -30,6 +30,8 @@ _DAMAGE = (
     zipfile.BadZipFile,
     pa.ArrowException,
 )
+# zarr has one of its own of the first kind, for what is no group, without the system's number.
+_OF_THE_SYSTEM = (FileNotFoundError, PermissionError, IsADirectoryError)
 _LONGEST = 300
 
 
@@ -43,9 +45,11 @@ def explain_damage(path: Path, kind: str) -> Iterator[None]:
     """
     try:
         yield
-    except (InputError, FileNotFoundError, PermissionError, IsADirectoryError):
+    except InputError:
         raise
     except _DAMAGE as error:
+        if isinstance(error, _OF_THE_SYSTEM) and error.errno:
+            raise
         what = " ".join(str(error).split())[:_LONGEST] or type(error).__name__
         raise InputError(
             f"{path} cannot be read as {kind}: {what}; if it is {kind}, it is damaged or not "

@@ -44,8 +44,10 @@ _UNFINISHED = ("*.partial", "*.parts", "*.shards", "metrics.jsonl", "checkpoints
 # Then the command is let to its end.
 FAULTS_IN_A_ROW = 6
 # A command does without the list of reports where it cannot be written, and without a checkpoint
-# that it cannot read, which it puts aside.
-_PASSED_OVER = re.compile(r".* index\.html|left over: .*/damaged-\d+/.*")
+# that it cannot read, which it puts aside; one that it cannot remove stays for the next run.
+_PASSED_OVER = re.compile(
+    r".* index\.html|left over: .*/checkpoints/((damaged-)?\d+|\w+\.orbax-checkpoint-tmp)(/.*)?"
+)
 _PROGRESS = re.compile(r"(?!error)[a-z\d: -]+: [\d,]+ of [\d,]+ ")
 
 
