@@ -48,8 +48,10 @@ def shared_run() -> SharedRun:
     from geneformer_jax.cells.formats.paths import expand_paths
     from geneformer_jax.cells.tokenization.vocabulary import V1_SPECIAL_TOKENS, V2_SPECIAL_TOKENS
     from geneformer_jax.cells.tokenization.vocabulary_shards import VocabularyRecipe, VocabularyRun
-    from geneformer_jax.reporting.command_reports import write_vocabulary_report
+    from geneformer_jax.reporting.command_reports import report_beside, write_vocabulary_report
+    from geneformer_jax.reporting.index import require_own_page
 
+    require_own_page(report_beside(Path(FLAGS.output)))
     recipe = VocabularyRecipe(
         reading=reading_options(),
         rules=quality_rules(),

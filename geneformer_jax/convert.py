@@ -23,6 +23,7 @@ from absl import flags
 from geneformer_jax.common import command_line
 from geneformer_jax.common.command_line import configuration
 from geneformer_jax.common.errors import InputError
+from geneformer_jax.common.files import require_can_appear
 from geneformer_jax.common.workdir import sole_writer
 
 _SOURCE = flags.DEFINE_string("source", None, "What to convert: a folder or file.")
@@ -59,7 +60,8 @@ def main() -> None:
     if _LICENSE.value or _PRIVATE.value:
         raise InputError("--license and --private are for --target=hf://org/name; leave them out")
     from geneformer_jax.interop.run import Conversion
-    from geneformer_jax.reporting.command_reports import write_conversion_report
+    from geneformer_jax.reporting.command_reports import report_beside, write_conversion_report
+    from geneformer_jax.reporting.index import require_own_page
 
     target = Path(_TARGET.value)
     conversion = Conversion(
@@ -70,6 +72,8 @@ def main() -> None:
         species=_SPECIES.value,
         max_length=_MAX_LENGTH.value,
     )
+    require_can_appear(target, "--target")
+    require_own_page(report_beside(target))
     facts = {"command": "convert", "source": _SOURCE.value, "target": _TARGET.value}
     with sole_writer(target, configuration()):
         print(f"report: {write_conversion_report(target, conversion.run(), facts)}")

@@ -7,8 +7,10 @@ import sys
 
 import pytest
 
+from geneformer_jax.common.command_line import explain
 from geneformer_jax.common.errors import InputError
-from geneformer_jax.common.workdir import claim_workdir, sole_writer
+from geneformer_jax.common.files import require_can_appear
+from geneformer_jax.common.workdir import claim_workdir, one_at_a_time, sole_writer
 
 _LOCKS = """
 import fcntl, sys
@@ -63,6 +65,15 @@ def test_of_two_processes_one_writes(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["output"]
 
 
+def test_a_lock_of_someone_else_is_left_as_it_is(tmp_path):
+    lock = tmp_path / "pixi.lock"
+    lock.write_text('{"version": 6}')
+    for guard in (sole_writer(tmp_path / "pixi", {}), one_at_a_time(lock)):
+        with pytest.raises(InputError, match=r"pixi\.lock is no lock of this package"), guard:
+            pass
+    assert lock.read_text() == '{"version": 6}'
+
+
 def test_a_full_disk_is_told_with_its_path_and_hides_nothing(tmp_path, monkeypatch):
     def refuse(*_):
         raise OSError(errno.EDQUOT, os.strerror(errno.EDQUOT))
@@ -80,3 +91,34 @@ def test_a_full_disk_is_told_with_its_path_and_hides_nothing(tmp_path, monkeypat
             assert raised.value is first
         monkeypatch.undo()
     assert raised.value.filename == str(tmp_path / "output.lock")
+
+
+def test_an_output_that_cannot_get_its_name_is_refused_before_the_work(tmp_path):
+    empty, full, file = tmp_path / "empty", tmp_path / "full", tmp_path / "file"
+    for folder in (empty, full):
+        folder.mkdir()
+    (full / "config.json").touch()
+    file.touch()
+    os.mkfifo(tmp_path / "pipe")
+    for name, target in {"to_empty": empty, "to_nothing": "gone", "loop": "loop"}.items():
+        (tmp_path / name).symlink_to(target)
+        with pytest.raises(InputError, match=f"{name} is a symbolic link.*; name that itself"):
+            require_can_appear(tmp_path / name, "--output")
+    with pytest.raises(InputError, match=r"--output=.*/pipe is no file or folder"):
+        require_can_appear(tmp_path / "pipe", "--output")
+    with pytest.raises(InputError, match="a name of 201 bytes"):
+        require_can_appear(tmp_path / ("\xe4" * 100 + "b"), "--output")
+    # What a run goes on in may lie behind a link.
+    for name, target in {"to_full": full, "to_file": file}.items():
+        (tmp_path / name).symlink_to(target)
+        require_can_appear(tmp_path / name, "--output")
+    for path in (empty, full, file, tmp_path / "new", "new", "."):
+        require_can_appear(path, "--output")
+
+
+def test_names_that_lead_nowhere_are_told_in_a_line(tmp_path):
+    (tmp_path / "loop").symlink_to("loop")
+    for path in (tmp_path / "loop", tmp_path / ("a" * 300)):
+        with pytest.raises(OSError) as raised:
+            path.open()
+        assert explain(raised.value).endswith("; name another path")

@@ -42,7 +42,7 @@ from geneformer_jax.inference.filters import Filters
 from geneformer_jax.inference.random_control import MODEL
 from geneformer_jax.inference.resume.cell_parts import CellParts, cells_per_part, shareable_size
 from geneformer_jax.inference.resume.folder import PartsFolder, parts_folder, save_arrays
-from geneformer_jax.inference.resume.identity import identity_of
+from geneformer_jax.inference.resume.identity import identity_of, labels_sha256
 from geneformer_jax.inference.resume.totals import PartTotals
 from geneformer_jax.model.pretrained import PretrainedModel
 from geneformer_jax.model.runtime import profiled_runtime
@@ -128,6 +128,8 @@ class AttentionRun:
         for told in describe_chosen(chosen, model.source, line):
             logger.info(told)
         identity = {**identity_of(model, chosen), "command": self._command}
+        if column := self._query.groupby:
+            identity["labels"] = labels_sha256(chosen.obs[column])
         folder = parts_folder(self._output)
         self._parts = {
             name: AttentionParts(folder / slug(name), extractor, identity)

@@ -22,7 +22,7 @@ from geneformer_jax.common.commands.about import answer
 from geneformer_jax.common.commands.configurations import find_configuration
 from geneformer_jax.common.commands.summary import Summary
 from geneformer_jax.common.errors import InputError, did_you_mean
-from geneformer_jax.common.files import system_error_in, url_of
+from geneformer_jax.common.files import require_can_appear, system_error_in, url_of
 from geneformer_jax.common.log import show_log
 
 BAD_INPUT = 1
@@ -249,7 +249,7 @@ def explain(error: OSError) -> str:
         # On a disk of several machines.
         what = "is in use, or holds what is not seen here yet"
         return f"{where} {what}; run the same command again in a minute"
-    if error.errno in (errno.ENOTDIR, errno.EISDIR, errno.EEXIST):
+    if error.errno in (errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP):
         return f"{where}: {os.strerror(error.errno).lower()}; name another path"
     raise error
 
@@ -305,7 +305,7 @@ def _parse(argv: Sequence[str]) -> None:
     if len(rest) > 1:
         raise InputError(f'"{rest[1]}" is not a flag: flags start with --; see --help')
     _expand_home()
-    _require_local_outputs()
+    _require_outputs()
 
 
 def _braces_joined(argv: Sequence[str]) -> list[str]:
@@ -349,14 +349,17 @@ def _configuration_found(argv: Sequence[str]) -> list[str]:
     return result
 
 
-def _require_local_outputs() -> None:
-    """Refuses to make a folder that is called as the scheme of a URL."""
-    for name in _WRITTEN:
-        if name in flags.FLAGS and url_of(flags.FLAGS[name].value or ""):
+def _require_outputs() -> None:
+    """Refuses outputs that cannot appear, such as a folder that is called as a URL's scheme."""
+    given = {name: flags.FLAGS[name].value for name in _WRITTEN if name in flags.FLAGS}
+    for name, value in given.items():
+        if url_of(value or ""):
             raise InputError(
-                f"--{name}={flags.FLAGS[name].value} is a URL, and outputs are written to disk, "
+                f"--{name}={value} is a URL, and outputs are written to disk, "
                 "where they appear when they are whole; name a path, and copy what is finished"
             )
+        if value:
+            require_can_appear(value, f"--{name}")
 
 
 def _meant_by_layer(message: str) -> str:

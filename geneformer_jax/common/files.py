@@ -17,11 +17,14 @@ from geneformer_jax.common.errors import InputError
 
 SOMA_PREFIX = "soma://"
 _LOCAL_PREFIX = "file://"
-_ASIDE = ".partial"
+# A folder of this name is removed as a left-over: nobody else calls one so.
+_ASIDE = ".partial-geneformer"
 # A Path keeps one slash of two. Names of one letter are drives.
 _URL = re.compile(r"(?:soma:/+)?([a-z][a-z0-9+.-]+):/+", re.IGNORECASE)
 _EDGE_BYTES = 1 << 20
 _SLUG_LETTERS = 80
+# Of the 255 that file systems allow.
+_LONGEST_NAME = 200
 _FLUSHED_AT_ONCE = 8
 _REMOVALS = 100
 # How TensorStore, below Orbax, tells what some network file systems answer.
@@ -210,6 +213,33 @@ def require_new_folder(folder: Path | str, remedy: str = "name a new folder") ->
     if folder.is_dir() and any(folder.iterdir()):
         raise InputError(f"{folder} already holds other files and nothing is overwritten; {remedy}")
     return folder
+
+
+def require_can_appear(path: Path | str, what: str) -> None:
+    """Checks that an output can get its name, before the work that it is given it after.
+
+    Args:
+      path: of a file or folder to write.
+      what: how it is called in the error.
+
+    Raises:
+      InputError: a link would be replaced in place of what it leads to, something is there that is
+        neither file nor folder, or the name leaves no room for those of the files beside it.
+    """
+    path = Path(path)
+    if (size := len(os.fsencode(path.name))) > _LONGEST_NAME:
+        raise InputError(
+            f"{what}={path} has a name of {size:,} bytes; files beside it have longer ones, so "
+            f"that it may have {_LONGEST_NAME}: name a shorter one"
+        )
+    is_there = path.exists()
+    if path.is_symlink() and not (path.is_file() or (path.is_dir() and any(path.iterdir()))):
+        raise InputError(
+            f"{what}={path} is a symbolic link, which would be replaced in place of "
+            f"{os.readlink(path)}; name that itself"
+        )
+    if is_there and not (path.is_file() or path.is_dir()):
+        raise InputError(f"{what}={path} is no file or folder, but a device or a pipe; name a file")
 
 
 def checksum(path: Path) -> str:

@@ -99,9 +99,18 @@ def require_own_provenance(output: Path) -> None:
     """Checks that an output would not take the provenance, and report, of another beside it.
 
     Raises:
-      InputError: a file of the same name with another ending is there, and has them.
+      InputError: a file of the same name with another ending is there, and has them; or a file
+        that is no provenance has its name.
     """
-    written = written_configuration(provenance_beside(output)) or {}
+    provenance = provenance_beside(output)
+    written = written_configuration(provenance)
+    if written is None:
+        if provenance.exists():
+            raise InputError(
+                f"{provenance} is no provenance of this package, and that of the output would "
+                "replace it; move it, or give the output another name"
+            )
+        return
     other = output.with_name(Path(str(written.get("output"))).name)
     if other.name != output.name and other.exists():
         raise InputError(

@@ -25,6 +25,8 @@ _SHOWN_LETTERS = 100
 # Differences that a message names.
 _NAMED = 5
 _STRETCH = 1 << 30
+# What a lock file begins with that is not empty: others name files so too.
+_OWN_LOCK = '{"geneformer_jax": '
 
 
 def claim_workdir(
@@ -171,7 +173,7 @@ def sole_writer(output: Path, arguments: Mapping[str, Any]) -> Iterator[None]:
     arguments: it is made again. Until then they stand in OUTPUT.lock.
 
     Raises:
-      InputError: another process is writing the output.
+      InputError: another process is writing the output, or the lock is a file of someone else.
     """
     lock = output.with_name(f"{output.name}.lock")
     lock.parent.mkdir(parents=True, exist_ok=True)
@@ -179,7 +181,8 @@ def sole_writer(output: Path, arguments: Mapping[str, Any]) -> Iterator[None]:
     try:
         if _is_locked_by_another(descriptor):
             raise InputError(f"another process is writing {output}; wait for it")
-        content = json.dumps(as_json(arguments)).encode()
+        _require_own_lock(descriptor, lock)
+        content = f"{_OWN_LOCK}{json.dumps(as_json(arguments))}}}".encode()
         if os.read(descriptor, len(content) + 1) == content:
             logger.info("%s is of a run that was killed before it ended: it is made again", output)
             remove(output)
@@ -202,6 +205,15 @@ def sole_writer(output: Path, arguments: Mapping[str, Any]) -> Iterator[None]:
         os.close(descriptor)
 
 
+def _require_own_lock(descriptor: int, lock: Path) -> None:
+    held = os.pread(descriptor, len(_OWN_LOCK), 0)
+    if not _OWN_LOCK.encode().startswith(held):
+        raise InputError(
+            f"{lock} is no lock of this package, which needs that name while it writes; move it, "
+            "or give the output another name"
+        )
+
+
 def _let_go(lock: Path, descriptor: int) -> None:
     with writing(lock):
         # A process that has opened the file just now finds nothing in it.
@@ -214,13 +226,19 @@ def one_at_a_time(lock: Path) -> Iterator[None]:
     """Waits until no other process is within such a block; removes the lock file at its end.
 
     Where files cannot be locked nobody waits.
+
+    Raises:
+      InputError: the file is someone else's.
     """
     lock.parent.mkdir(parents=True, exist_ok=True)
     descriptor = _wait_for(lock)
     try:
-        yield
+        _require_own_lock(descriptor, lock)
+        try:
+            yield
+        finally:
+            lock.unlink(missing_ok=True)
     finally:
-        lock.unlink(missing_ok=True)
         os.close(descriptor)
 
 

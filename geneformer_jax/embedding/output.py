@@ -21,6 +21,7 @@ from geneformer_jax.common.workdir import require_own
 from geneformer_jax.embedding.embedder import Embedded
 from geneformer_jax.inference.viewers import with_counts
 from geneformer_jax.inference.written_anndata import write_anndata
+from geneformer_jax.reporting.index import require_own_page
 
 SUFFIXES = (".h5ad", ".parquet", ".npy")
 PROVENANCE = "provenance"
@@ -44,7 +45,7 @@ def check_output(
     """
     if suffix_of(output) not in SUFFIXES:
         raise InputError(f"`output` {output} must end in {', '.join(SUFFIXES)}")
-    require_own_provenance(output)
+    require_own_files_beside(output)
     fixed = _fixed(configuration, changeable)
     written = [output, table_path(output)] if suffix_of(output) == ".npy" else [output]
     for path in written:
@@ -56,6 +57,16 @@ def check_output(
 def report_path(output: Path) -> Path:
     """Where the report on an output lies."""
     return output.with_name(output.stem + ".report.html")
+
+
+def require_own_files_beside(output: Path) -> None:
+    """Checks that provenance and report of an output would replace none of others.
+
+    Raises:
+      InputError: they would.
+    """
+    require_own_provenance(output)
+    require_own_page(report_path(output))
 
 
 def _fixed(configuration: Mapping[str, Any], changeable: Collection[str]) -> dict[str, Any]:

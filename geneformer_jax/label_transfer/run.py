@@ -15,12 +15,11 @@ from geneformer_jax.common.log import logger
 from geneformer_jax.common.provenance import (
     describe_run,
     provenance_beside,
-    require_own_provenance,
     written_configuration,
 )
 from geneformer_jax.common.workdir import as_json, require_own
 from geneformer_jax.embedding.embedder import Embedder
-from geneformer_jax.embedding.output import report_path
+from geneformer_jax.embedding.output import report_path, require_own_files_beside
 from geneformer_jax.embedding.parts import EmbeddingParts, embedding_identity
 from geneformer_jax.inference.cells import describe_chosen, left_out_of
 from geneformer_jax.inference.resume.folder import parts_folder
@@ -48,7 +47,7 @@ class TransferRun:
         """
         if suffix_of(output) != ".h5ad":
             raise InputError(f"`output` {output} must end in .h5ad")
-        require_own_provenance(output)
+        require_own_files_beside(output)
         self._output, self._command = output, as_json(configuration)
         if output.exists():
             written = written_configuration(provenance_beside(output))

@@ -28,7 +28,12 @@ from geneformer_jax.inference.counts import expression_reader
 from geneformer_jax.inference.listed_genes import describe_missing
 from geneformer_jax.inference.pipeline import Throughput
 from geneformer_jax.inference.resume.folder import Part
-from geneformer_jax.inference.resume.identity import identity_of, sha256, weights_sha256
+from geneformer_jax.inference.resume.identity import (
+    identity_of,
+    labels_sha256,
+    sha256,
+    weights_sha256,
+)
 from geneformer_jax.model.pretrained import PretrainedModel
 from geneformer_jax.model.runtime import inference_runtime
 from geneformer_jax.perturbation.cell_states import CellStates
@@ -173,8 +178,10 @@ class PerturbationRun:
     @functools.cached_property
     def _identity(self) -> dict[str, Any]:
         """What the tables depend on; shares of other ones are refused."""
-        model, options, _, plan, _ = self.planned
+        model, options, _, plan, opened = self.planned
         identity = identity_of(model, plan.cells)
+        if options.states:
+            identity["labels"] = labels_sha256(opened.obs[options.states.column])
         if options.classes:
             identity["head"] = weights_sha256(model, [model.head.kind])
         edits = {"command": self._command, "edits": sha256(np.array(plan.parts, np.int64))}

@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+from geneformer_jax.common.errors import InputError
 from geneformer_jax.common.files import aside_of, remove
 from geneformer_jax.common.log import logger
 from geneformer_jax.common.workdir import one_at_a_time
@@ -37,8 +38,21 @@ def refresh_index(output: Path | str) -> None:
         # Several commands may end at the same time.
         with one_at_a_time(folder / _LOCK):
             _write(folder, path)
-    except OSError as error:
+    except (OSError, InputError) as error:
         logger.warning(f"no list of reports in {folder}: {error}")
+
+
+def require_own_page(path: Path) -> None:
+    """Checks that a report will replace no file of someone else.
+
+    Raises:
+      InputError: it would.
+    """
+    if path.exists() and not (path.is_file() and _head(path)):
+        raise InputError(
+            f"{path} is no report of this package, and the one on the output would replace it; "
+            "move it, or give the output another name"
+        )
 
 
 def _write(folder: Path, path: Path) -> None:

@@ -2,6 +2,8 @@
 
 import json
 import pickle
+import subprocess
+import sys
 from pathlib import Path
 
 import anndata
@@ -384,6 +386,21 @@ def test_files_on_which_the_library_never_ends_or_dies(deed, tmp_path, monkeypat
     stop_probing()
     whole = WRITERS["h5ad csr"](example_cells(), tmp_path)
     assert len(read(whole)) == 1
+
+
+def test_machines_that_limit_processor_time_read_files_too(tmp_path):
+    path = WRITERS["h5ad csr"](example_cells(), tmp_path)
+    limited = (
+        "import os, resource, sys; resource.setrlimit(resource.RLIMIT_CPU, (900, 900)); "
+        "os.execv(sys.executable, [sys.executable, '-P', sys.argv[1]])"
+    )
+    child = subprocess.run(
+        [sys.executable, "-c", limited, hdf5_probe.__file__],
+        input=json.dumps([str(path), 10]) + "\n",
+        capture_output=True,
+        text=True,
+    )
+    assert child.stdout.split() == ["ready", "done"]
 
 
 def stop_probing() -> None:

@@ -69,6 +69,16 @@ def test_embeddings_accuracies_and_provenance_are_written(embed, model, toy_stor
     ]
 
 
+@pytest.mark.parametrize("name", ["out.report.html", "out.provenance.json"])
+def test_no_file_of_someone_else_is_replaced(embed, tmp_path, name):
+    (tmp_path / name).write_text("mine")
+    status, _, error = embed()
+    assert status == 1
+    assert_one_line(error)
+    assert f"{tmp_path / name} is no " in error
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {name: "mine"}
+
+
 @pytest.fixture
 def computed(monkeypatch) -> list[str]:
     """Names of the passes that were made."""

@@ -24,6 +24,7 @@ from tests.helpers.perturb_runs import (
     killed_at_the_second_part,
     make_model,
 )
+from tests.helpers.toy import toy_cells
 
 
 @pytest.fixture(scope="module")
@@ -66,6 +67,20 @@ def test_an_interrupted_run_goes_on_to_the_same_tables(perturb, tmp_path, monkey
     # The first part is not made again.
     assert calls.count(0) == 1
     assert_same_folders(tmp_path / "out", whole, exactly=False)
+
+
+def test_cells_that_got_other_labels_meanwhile_are_refused(perturb, tmp_path):
+    counts, states = tmp_path / "counts.h5ad", ("--states=kind", "--goal=b")
+    adata = toy_cells(30)
+    adata.write_h5ad(counts)
+    with killed_at_the_second_part():
+        assert perturb(f"--cells={counts}", *states)[0] == 130
+    adata.obs["kind"] = adata.obs["kind"].to_numpy()[::-1]
+    adata.write_h5ad(counts)
+    status, _, error = perturb(f"--cells={counts}", *states)
+    assert status == 1
+    assert_one_line(error)
+    assert "out.parts is of a run with another labels" in error and "remove it" in error
 
 
 def test_a_damaged_table_is_made_again(perturb, tmp_path):

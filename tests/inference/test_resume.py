@@ -6,13 +6,19 @@ import sys
 from typing import NamedTuple
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from geneformer_jax.batches.buckets import BatchShape
+from geneformer_jax.cells.tokenization.tokenizer import tokenize_cells
 from geneformer_jax.common.errors import InputError
+from geneformer_jax.common.files import aside_of
+from geneformer_jax.inference.cells import select_cells
 from geneformer_jax.inference.resume.cell_parts import part_ranges, shareable_size
 from geneformer_jax.inference.resume.folder import RECORDS, PartsFolder, parts_folder, tidy
+from geneformer_jax.inference.resume.identity import identity_of, labels_sha256
 from geneformer_jax.inference.resume.totals import PartTotals
+from tests.helpers.toy import make_store, toy_cells, toy_model, toy_vocabulary
 
 
 @pytest.fixture
@@ -175,7 +181,7 @@ def test_a_finished_folder_keeps_its_tables_alone(folder, tmp_path):
     parts.begin({})
     write(parts, 0)
     parts.save("states", lambda path: path.write_text("states"))
-    (folder / "states.shard0of2.partial").write_text("of a process that was killed")
+    aside_of(folder / "states", "shard0of2").write_text("of a process that was killed")
     parts.become(tmp_path / "out")
     tidy(tmp_path / "out", "states")
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["tables"]
@@ -246,3 +252,28 @@ def test_one_process_keeps_few_totals_and_makes_damaged_ones_again(folder):
         totals.put(part, Sums(values[part]), range(21))
     assert len(list((folder / "totals").iterdir())) == 1
     np.testing.assert_array_equal(totals.joined().values, tree_sum(values))
+
+
+def test_cells_of_the_same_names_and_lengths_are_others_by_their_genes(tmp_path):
+    """As counts that were corrected between a kill and the next run."""
+    counts = toy_cells(12)
+    corrected = counts.copy()
+    corrected.X.data = corrected.X.data[::-1].copy()
+    model, vocabulary = toy_model(), toy_vocabulary()
+    cells = [tokenize_cells(each, vocabulary) for each in (counts, corrected, counts)]
+    np.testing.assert_array_equal(cells[0].lengths, cells[1].lengths)
+    names = enumerate((counts, corrected))
+    cells += [make_store(tmp_path / str(n), each, vocabulary) for n, each in names]
+    first, other, again, store, other_store = (
+        identity_of(model, select_cells(each, max_cells=8)) for each in cells
+    )
+    assert first == again
+    for one, two in ((first, other), (store, other_store)):
+        assert [name for name in one if one[name] != two[name]] == ["tokens"]
+
+
+def test_labels_are_compared_as_texts():
+    same = [[1, 2, 2], [1.0, 2.0, 2.0], ["1", "2", "2"], pd.Categorical(["1", "2", "2"])]
+    assert len({labels_sha256(pd.Series(each)) for each in same}) == 1
+    others = [[1, 1, 2], [1, 2, None], [None, 2, 2]]
+    assert len({labels_sha256(pd.Series(each)) for each in [*others, same[0]]}) == 4

@@ -87,7 +87,7 @@ def test_a_statistic_leaves_tables_figures_and_a_page(run, null_run, mode):
     assert len(read_page(target / f"{mode}.html").images) == len(FIGURES[mode])
     assert str(table["Gene_name"].iloc[0]) in page
     assert json.loads((target / "provenance.json").read_text())[mode]["counts"]["rows"][mode]
-    assert not list(target.glob("*.partial"))
+    assert not list(target.glob("*.partial*"))
 
 
 def test_tables_from_files_are_those_from_memory(run, null_run, undrawn):

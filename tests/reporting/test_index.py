@@ -1,7 +1,11 @@
 """The list of a folder's reports."""
 
+import pytest
+
+from geneformer_jax.common.errors import InputError
+from geneformer_jax.common.files import aside_of
 from geneformer_jax.reporting.html import Report
-from geneformer_jax.reporting.index import INDEX, refresh_index
+from geneformer_jax.reporting.index import INDEX, refresh_index, require_own_page
 from tests.helpers.pages import read_page
 
 
@@ -35,8 +39,8 @@ def test_all_reports_of_a_folder_are_linked_with_what_they_say(tmp_path):
 
 def test_what_a_killed_process_left_of_the_list_goes(tmp_path):
     report(tmp_path / "cells.report.html", "Embeddings")
-    for left in (f"{INDEX}.4242.partial", ".index.lock"):
-        (tmp_path / left).write_text("of a process that was killed")
+    aside_of(tmp_path / INDEX, "4242").write_text("of a process that was killed")
+    (tmp_path / ".index.lock").touch()
     refresh_index(tmp_path / "cells.h5ad")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["cells.report.html", INDEX]
 
@@ -46,6 +50,25 @@ def test_a_page_of_someone_else_is_left_as_it_is(tmp_path):
     report(tmp_path / "cells.report.html", "Embeddings")
     refresh_index(tmp_path / "cells.h5ad")
     assert (tmp_path / INDEX).read_text() == "<title>My site</title>"
+
+
+def test_a_lock_of_someone_else_is_left_as_it_is(tmp_path):
+    (tmp_path / ".index.lock").write_text("[[package]]")
+    report(tmp_path / "cells.report.html", "Embeddings")
+    refresh_index(tmp_path / "cells.h5ad")
+    assert (tmp_path / ".index.lock").read_text() == "[[package]]"
+    assert not (tmp_path / INDEX).exists()
+
+
+def test_no_report_takes_the_place_of_another_file(tmp_path):
+    own, other = tmp_path / "cells.report.html", tmp_path / "run.report.html"
+    report(own, "Embeddings")
+    other.write_text("<title>Of someone else</title>")
+    for path in (own, tmp_path / "new.report.html"):
+        require_own_page(path)
+    for path in (other, tmp_path):
+        with pytest.raises(InputError, match=r"is no report of this package.*; move it, or give"):
+            require_own_page(path)
 
 
 def test_a_folder_that_takes_no_page_fails_nothing(tmp_path, monkeypatch, caplog):

@@ -44,6 +44,7 @@ from geneformer_jax.common.files import (
     checksum,
     fsync_tree,
     fsync_tree_entry,
+    is_aside,
     remove,
     require_new_folder,
     writing,
@@ -253,7 +254,7 @@ def is_finished(folder: Path, key: str) -> bool:
 def finished_sources(folder: Path) -> set[str]:
     """Keys of the sources of a growing or complete store that are whole."""
     folders = {path.parent for path in (folder / layout.SOURCES).glob(f"*/{layout.SOURCE}")}
-    return {each.name for each in folders if each.suffix != ".partial"}
+    return {each.name for each in folders if not is_aside(each)}
 
 
 def source_summary(folder: Path, key: str) -> dict[str, Any]:

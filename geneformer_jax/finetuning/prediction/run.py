@@ -18,12 +18,11 @@ from geneformer_jax.common.progress import Progress
 from geneformer_jax.common.provenance import (
     describe_run,
     provenance_beside,
-    require_own_provenance,
     written_configuration,
 )
 from geneformer_jax.common.shares import WHOLE
 from geneformer_jax.common.workdir import as_json, require_own
-from geneformer_jax.embedding.output import report_path
+from geneformer_jax.embedding.output import report_path, require_own_files_beside
 from geneformer_jax.finetuning.prediction.api import open_cells_for
 from geneformer_jax.finetuning.prediction.labels import (
     check_labels,
@@ -78,7 +77,7 @@ class PredictionRun:
         """
         if suffix_of(output) not in SUFFIXES:
             raise InputError(f"`output`={output} must end in one of {', '.join(SUFFIXES)}")
-        require_own_provenance(output)
+        require_own_files_beside(output)
         self._output, self._command = output, as_json(configuration)
         self._labels_key, self._target, self._all_cells = labels_key, target, all_cells
 

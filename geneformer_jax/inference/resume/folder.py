@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 
 from geneformer_jax.common.errors import InputError
-from geneformer_jax.common.files import atomic_write, checksum, fsync_tree_entry, remove
+from geneformer_jax.common.files import atomic_write, checksum, fsync_tree_entry, is_aside, remove
 from geneformer_jax.common.log import logger
 from geneformer_jax.common.shares import WHOLE, own_share, shares_of
 from geneformer_jax.common.workdir import claim_folder, lock_folder
@@ -278,7 +278,7 @@ def parts_folder(output: Path) -> Path:
 def tidy(output: Path, *others: str) -> None:
     """Removes from a finished folder what served the resumption, and `others`."""
     # What killed processes wrote aside may have other names than the next ones remove.
-    aside = [path.name for path in output.glob("*.partial")]
+    aside = [path.name for path in output.iterdir() if is_aside(path)]
     for name in (PLAN, RECORDS, SHARES, LOCK, *others, *aside):
         remove(output / name)
 

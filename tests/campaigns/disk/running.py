@@ -39,8 +39,8 @@ WORDS = {
     errno.ENOLCK: r".* lies where files cannot be locked; set HDF5_USE_FILE_LOCKING=FALSE .*",
 }
 # What is not whole, by its name, and what a run that is given again goes on with.
-_UNFINISHED = ("*.partial", "*.parts", "*.shards", "metrics.jsonl", "checkpoints", "training",
-               "tensorboard")  # fmt: skip
+_UNFINISHED = ("*.partial-geneformer", "*.parts", "*.shards", "metrics.jsonl", "checkpoints",
+               "training", "tensorboard")  # fmt: skip
 # Then the command is let to its end.
 FAULTS_IN_A_ROW = 6
 # A command does without the list of reports where it cannot be written, and without a checkpoint
