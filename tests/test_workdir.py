@@ -93,7 +93,7 @@ def test_a_full_disk_is_told_with_its_path_and_hides_nothing(tmp_path, monkeypat
     assert raised.value.filename == str(tmp_path / "output.lock")
 
 
-def test_an_output_that_cannot_get_its_name_is_refused_before_the_work(tmp_path):
+def test_an_output_that_cannot_get_its_name_is_refused_before_the_work(tmp_path, monkeypatch):
     empty, full, file = tmp_path / "empty", tmp_path / "full", tmp_path / "file"
     for folder in (empty, full):
         folder.mkdir()
@@ -114,6 +114,9 @@ def test_an_output_that_cannot_get_its_name_is_refused_before_the_work(tmp_path)
         require_can_appear(tmp_path / name, "--output")
     for path in (empty, full, file, tmp_path / "new", "new", "."):
         require_can_appear(path, "--output")
+    monkeypatch.chdir(empty)
+    with pytest.raises(InputError, match=r"--output=\. is the folder that you are in"):
+        require_can_appear(".", "--output")
 
 
 def test_names_that_lead_nowhere_are_told_in_a_line(tmp_path):

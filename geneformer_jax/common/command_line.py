@@ -358,8 +358,12 @@ def _require_outputs() -> None:
                 f"--{name}={value} is a URL, and outputs are written to disk, "
                 "where they appear when they are whole; name a path, and copy what is finished"
             )
-        if value:
-            require_can_appear(value, f"--{name}")
+        if not value:
+            continue
+        # What lies beside an output is called after it.
+        if os.path.basename(value.rstrip("/")) in ("", ".", ".."):
+            flags.FLAGS[name].value = value = os.path.abspath(value)
+        require_can_appear(value, f"--{name}")
 
 
 def _meant_by_layer(message: str) -> str:

@@ -8,7 +8,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -40,6 +40,9 @@ REFUSALS = (
     errno.ESTALE,
     errno.ENOLCK,
 )
+
+
+JsonHook = Callable[[list[tuple[str, Any]]], Any]
 
 
 def fsync_tree(path: Path) -> None:
@@ -223,8 +226,9 @@ def require_can_appear(path: Path | str, what: str) -> None:
       what: how it is called in the error.
 
     Raises:
-      InputError: a link would be replaced in place of what it leads to, something is there that is
-        neither file nor folder, or the name leaves no room for those of the files beside it.
+      InputError: a link would be replaced in place of what it leads to, or the working folder;
+        something is there that is neither file nor folder; or the name leaves no room for those of
+        the files beside it.
     """
     path = Path(path)
     if (size := len(os.fsencode(path.name))) > _LONGEST_NAME:
@@ -232,13 +236,17 @@ def require_can_appear(path: Path | str, what: str) -> None:
             f"{what}={path} has a name of {size:,} bytes; files beside it have longer ones, so "
             f"that it may have {_LONGEST_NAME}: name a shorter one"
         )
-    is_there = path.exists()
+    if path.is_dir() and os.path.samefile(path, os.curdir) and not any(path.iterdir()):
+        raise InputError(
+            f"{what}={path} is the folder that you are in, which the new one would replace; name "
+            "one in it"
+        )
     if path.is_symlink() and not (path.is_file() or (path.is_dir() and any(path.iterdir()))):
         raise InputError(
             f"{what}={path} is a symbolic link, which would be replaced in place of "
             f"{os.readlink(path)}; name that itself"
         )
-    if is_there and not (path.is_file() or path.is_dir()):
+    if path.exists() and not (path.is_file() or path.is_dir()):
         raise InputError(f"{what}={path} is no file or folder, but a device or a pipe; name a file")
 
 
@@ -248,15 +256,19 @@ def checksum(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def read_json(path: Path) -> Any:
+def read_json(path: Path, of_pairs: JsonHook | None = None) -> Any:
     """Returns the content of a JSON file.
+
+    Args:
+      path: of the file.
+      of_pairs: makes objects of their names and values; None makes dicts.
 
     Raises:
       OSError: it cannot be read.
       ValueError: it is no JSON, or nested deeper than Python reads it.
     """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=of_pairs)
     except RecursionError as error:
         raise ValueError("it is nested too deeply") from error
 

@@ -119,7 +119,7 @@ def _has_tabs(path: Path) -> bool:
 
 def _from_json(path: Path) -> pd.DataFrame:
     try:
-        content = read_json(path)
+        content = read_json(path, _without_repeats)
     except ValueError as error:
         raise InputError(f"{path} is no JSON ({error}); write it anew") from error
     right = isinstance(content, dict) and all(isinstance(ids, list) for ids in content.values())
@@ -127,6 +127,16 @@ def _from_json(path: Path) -> pd.DataFrame:
         raise InputError(f'{path} must be of the form {{"class": ["id", ...], ...}}')
     rows = [(name, each) for name, ids in content.items() for each in ids]
     return pd.DataFrame(rows, columns=["class", "id"])
+
+
+def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Returns an object of JSON, of which Python keeps the last of several values in silence."""
+    content: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in content:
+            raise ValueError(f'"{name}" is in it twice')
+        content[name] = value
+    return content
 
 
 def _from_parquet(path: Path) -> pd.DataFrame:

@@ -275,7 +275,7 @@ def load_model(path: Path | str, quantize: str | None = None) -> PretrainedModel
             _require_finite(params)
         vocabulary = GeneVocabulary.from_json(meta["vocabulary"])
         step = int(meta["step"]) if "step" in meta else int(checkpoint.name)
-    except (OSError, KeyError, TypeError, ValueError) as error:
+    except (OSError, KeyError, TypeError, ValueError, RecursionError) as error:
         raise InputError(
             f"checkpoint {checkpoint} cannot be read ({type(error).__name__}: "
             f"{_shortened(error)}); it may be damaged: name an earlier one"

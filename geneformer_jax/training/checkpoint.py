@@ -161,7 +161,7 @@ class Checkpoints:
         state, damage = None, ""
         try:
             state = self.restore(step, target)
-        except (OSError, KeyError, TypeError, ValueError) as error:
+        except (OSError, KeyError, TypeError, ValueError, RecursionError) as error:
             if isinstance(error, InputError):
                 raise
             damage = (str(error).splitlines() or [type(error).__name__])[0][:200]

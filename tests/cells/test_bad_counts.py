@@ -370,6 +370,25 @@ def test_anndata_whose_counts_lie_elsewhere(monkeypatch):
     assert "to_memory()" in refusal(lambda: AnnDataSource(example_cells()))
 
 
+def test_a_shape_of_a_petabyte_without_values(tmp_path):
+    path = WRITERS["h5ad csr"](example_cells(), tmp_path)
+    with h5py.File(path, "r+") as root:
+        group, cells = root["X"], 1 << 50
+        del group["indptr"]
+        group.create_dataset("indptr", (cells + 1,), "i8", chunks=(1 << 20,))
+        group.attrs["shape"] = [cells, group.attrs["shape"][1]]
+    assert "chunks of indptr are missing" in refusal(lambda: open_counts(path))
+
+
+def test_an_obs_column_of_records(tmp_path):
+    path = WRITERS["h5ad csr"](example_cells(), tmp_path)
+    with h5py.File(path, "r+") as root:
+        rows = len(root["obs/filter_pass"])
+        both = root["obs"].create_dataset("both", data=np.zeros(rows, [("a", "f4"), ("b", "i4")]))
+        both.attrs.update({"encoding-type": "rec-array", "encoding-version": "0.2.0"})
+    assert "both holds records" in refusal(lambda: open_counts(path).obs(["both"]))
+
+
 @pytest.mark.parametrize("deed", ["while True: pass", "os.abort()", "bytearray(b'x') * (5 << 28)"])
 def test_files_on_which_the_library_never_ends_or_dies(deed, tmp_path, monkeypatch):
     """The child that tries a file meets an h5py that does what HDF5 does on some damaged files."""

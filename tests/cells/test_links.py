@@ -61,6 +61,20 @@ def test_names_within_one_file_are_followed(tmp_path):
     np.testing.assert_array_equal(found["again"], found["filter_pass"])
 
 
+def test_groups_that_lie_in_each_other_or_in_themselves(tmp_path):
+    """To visit all names takes HDF5 the square of the depth; a group may be below itself."""
+    path = WRITERS["h5ad csr"](example_cells(), tmp_path)
+    with h5py.File(path, "r+") as root:
+        for number in range(30):
+            below = root.create_group(f"uns/{number + 1}")
+            root[f"uns/{number}/a"] = root[f"uns/{number}/b"] = below
+        root["uns/again"] = root["uns"]
+    assert open_counts(path).n_cells == 57
+    with h5py.File(path, "r+") as root:
+        root.create_group("uns" + "/g" * 300)
+    assert "never ends" in refusal(path)
+
+
 def test_links_out_of_a_zarr_store(tmp_path):
     path = WRITERS["zarr 3 csr"](example_cells(), tmp_path)
     (tmp_path / "elsewhere.zarr").symlink_to(path)
@@ -99,6 +113,16 @@ def test_descriptions_that_unpack_to_too_much(tmp_path, monkeypatch):
     with zipfile.ZipFile(zipped, "a", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("layers/.zattrs", json.dumps({"note": "x" * 2000}))
     assert "layers/.zattrs unpacks to more" in refusal(zipped)
+    with zipfile.ZipFile(zipped, "a", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("layers/0", bytes(1 << 20))
+    assert "layers/0 unpacks to far more" in refusal(zipped)
+
+
+def test_a_zip_whose_store_lies_at_its_root(tmp_path):
+    zipped = tmp_path / "cells.zarr.zip"
+    with zipfile.ZipFile(zipped, "w") as archive:
+        archive.writestr("/.zgroup", '{"zarr_format": 2}')
+    assert "cannot be read as zarr AnnData: No group found" in refusal(zipped)
 
 
 def test_a_torch_archive_whose_members_unpack_to_too_much(tmp_path):

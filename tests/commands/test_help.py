@@ -223,6 +223,15 @@ def test_importing_the_package_starts_no_jax():
     assert heavy == "[]"
 
 
+def test_the_folder_that_one_is_in_is_no_new_output(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    for given in (".", "./"):
+        arguments = ["--counts=x", "--vocabulary=y", f"--output={given}"]
+        status, _, error = run_command("tokenize", arguments, monkeypatch, capsys)
+        assert (status, f"--output={tmp_path} is the folder that you are in" in error) == (1, True)
+        assert_one_line(error)
+
+
 @pytest.mark.parametrize(
     ("name", "flag"),
     [("embed", "output"), ("tokenize", "output"), ("tokenize", "report"), ("pretrain", "workdir")],

@@ -97,6 +97,7 @@ def test_bad_gene_files_are_refused(tmp_path):
     refused("no column with genes", file("b.csv", "class,name of it\nx,SYM1\n"))
     refused("holds no row", file("c.csv", "class,gene\n"))
     refused("is no JSON", file("d.json", "{"))
+    refused('"a" is in it twice', file("e.json", '{"a": ["x"], "b": ["y"], "a": ["z"]}'))
     refused("must be of the form", file("e.json", '["SYM1"]'))
     refused("is no Parquet table", file("f.parquet", "no"))
     refused("none of the 2 genes", file("g.csv", "class,gene\na,MOUSE1\nb,MOUSE2\n"))

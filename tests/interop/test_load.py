@@ -10,7 +10,9 @@ from huggingface_hub import errors
 
 import geneformer_jax as gf
 from geneformer_jax.common.errors import InputError
+from geneformer_jax.model.pretrained import save_model
 from tests.helpers.bert_folders import tensors, write_folder, write_torch_file
+from tests.helpers.toy import toy_model
 
 TRANSPORT_ERROR = errors.HfHubHTTPError.__bases__[0]
 
@@ -52,6 +54,12 @@ def hub(tmp_path, monkeypatch):
 
 def word_embedding(model) -> np.ndarray:
     return np.asarray(model.params["embeddings"]["word"]["embedding"])
+
+
+def test_a_checkpoint_whose_description_is_nested_too_deeply(tmp_path):
+    folder = save_model(toy_model(), tmp_path / "model", {})
+    (folder / "_CHECKPOINT_METADATA").write_text('{"a":' * 10_000 + "1" + "}" * 10_000)
+    assert "cannot be read (RecursionError" in refusal(str(folder))
 
 
 def test_a_name_is_fetched_from_the_hub(hub):

@@ -25,7 +25,9 @@ import h5py
 _BYTES_PER_SECOND = 1 << 27
 _BLOCK = 1 << 16
 _SPARE_BYTES = 1 << 30
-_DONE = "done"
+_DONE, _HEAVY = "done", "heavy"
+# To visit all names takes HDF5 the square of how deep groups lie; AnnData's lie some ten deep.
+_MOST_LEVELS = 200
 _one_at_a_time = threading.Lock()
 
 
@@ -98,10 +100,12 @@ def _serve() -> None:
         limit = limit if hard == resource.RLIM_INFINITY else min(limit, hard)
         resource.setrlimit(resource.RLIMIT_CPU, (limit, hard))
         before = _most_memory()
+        levels = 0
         with _unless_damaged(), h5py.File(path, "r") as root:
-            _visit(root)
+            levels = _visit(root, set())
         taken = _most_memory() - before
-        print(_DONE if taken <= _SPARE_BYTES + 4 * os.path.getsize(path) else "heavy", flush=True)
+        is_heavy = levels > _MOST_LEVELS or taken > _SPARE_BYTES + 4 * os.path.getsize(path)
+        print(_HEAVY if is_heavy else _DONE, flush=True)
 
 
 def _most_memory() -> int:
@@ -121,8 +125,22 @@ def _unless_damaged() -> contextlib.AbstractContextManager[None]:
     return contextlib.suppress(Exception)
 
 
-def _visit(node: h5py.Group | h5py.Dataset) -> None:
-    """Reads all attributes and texts below a node, and two corners of each other dataset."""
+def _visit(node: h5py.Group | h5py.Dataset, seen: set[int], level: int = 0) -> int:
+    """Reads all attributes and texts below a node, and two corners of each other dataset.
+
+    Args:
+      node: group or dataset.
+      seen: addresses of nodes that were visited before, since a node may have several names.
+      level: groups that it lies in.
+
+    Returns:
+      How many groups lie in each other below it, no more being visited than may be.
+    """
+    address = h5py.h5o.get_info(node.id).addr
+    if address in seen or level > _MOST_LEVELS:
+        return level
+    seen.add(address)
+    deepest = level
     for name in _names(node.attrs):
         with _unless_damaged():
             node.attrs[name]
@@ -130,15 +148,16 @@ def _visit(node: h5py.Group | h5py.Dataset) -> None:
         for name in _names(node):
             with _unless_damaged():
                 if not isinstance(node.get(name, getlink=True), h5py.ExternalLink):
-                    _visit(node[name])
-        return
+                    deepest = max(deepest, _visit(node[name], seen, level + 1))
+        return deepest
     if node.is_virtual or node.external:
-        return
+        return level
     # Texts live in heaps; of numbers, the corners show whether the chunks can be found.
     texts = h5py.check_string_dtype(node.dtype) is not None and node.ndim == 1
     for part in _blocks(node) if texts else [(0,) * node.ndim, (-1,) * node.ndim]:
         with _unless_damaged():
             node[part]
+    return level
 
 
 def _blocks(texts: h5py.Dataset) -> list[slice]:

@@ -9,6 +9,7 @@ they are read once, piece by piece, and turned over in a scratch file (`transpos
 """
 
 import abc
+import math
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -270,6 +271,9 @@ def _checked_pointers(
         )
     if indptr.dtype.kind not in "iu" or indices.dtype.kind not in "iu":
         raise InputError(f"{name}: indptr and indices must be whole numbers; write the file again")
+    if isinstance(indptr, h5py.Dataset) and (missing := unwritten_chunks(indptr)):
+        # They would be read as zeros, as many as a shape asks for.
+        raise InputError(f"{name}: {missing} chunks of indptr are missing; write the file again")
     stored = data.shape[0]
 
     def refuse_unless(sound: bool) -> None:
@@ -293,6 +297,19 @@ def _checked_pointers(
         last = int(block[-1])
     refuse_unless(last == stored == indices.shape[0])
     return pointers
+
+
+def unwritten_chunks(dataset: h5py.Dataset) -> int:
+    """How many chunks of an HDF5 dataset were never written: it may be of any shape, and read so.
+
+    One that is not in chunks is one.
+    """
+    if not dataset.size:
+        return 0
+    if dataset.chunks is None:
+        return int(dataset.id.get_storage_size() == 0)
+    grid = (-(-length // part) for length, part in zip(dataset.shape, dataset.chunks, strict=True))
+    return math.prod(grid) - dataset.id.get_num_chunks()
 
 
 def checked_indices(indices: np.ndarray, below: int, name: str) -> np.ndarray:

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 _ZIP = ".zip"
 _METADATA = (*ZARR_MARKS, ".zarray", ".zattrs")
 _MOST_METADATA = 64 << 20
+# Counts are packed to a tenth; what is all of one value, to a thousandth.
+_MOST_PACKED = 500
 # What the modality with the counts of genes is called; compared in lower case.
 _RNA_NAMES = ("rna", "gex", "gene expression", "mrna", "transcriptome", "scrna", "snrna")
 # Folder of what a container holds, which of it is meant, and what it is.
@@ -70,6 +72,9 @@ def zipped_root(path: Path) -> str | None:
         return None
     with zipfile.ZipFile(path) as file:
         described = [name for name in file.namelist() if name.endswith(_METADATA)]
+        for member in file.infolist():
+            if _unpacks_to_too_much(member):
+                raise zipfile.BadZipFile(f"{member.filename} unpacks to far more than any chunk")
         for name in described:
             if file.getinfo(name).file_size > _MOST_METADATA:
                 raise zipfile.BadZipFile(f"{name} unpacks to more than any description of a store")
@@ -79,6 +84,10 @@ def zipped_root(path: Path) -> str | None:
     if not folders or len(folders[0].parts) > 1:
         return None
     return "" if not folders[0].parts else folders[0].name
+
+
+def _unpacks_to_too_much(member: zipfile.ZipInfo) -> bool:
+    return member.file_size > max(_MOST_METADATA, _MOST_PACKED * member.compress_size)
 
 
 def place_of_anndata(path: Path) -> str:

@@ -15,6 +15,7 @@ import h5py
 import numpy as np
 import pandas as pd
 
+from geneformer_jax.cells.counts.matrix import unwritten_chunks
 from geneformer_jax.common.errors import InputError
 
 if TYPE_CHECKING:
@@ -184,7 +185,10 @@ def _rows_of(
         return column[rows]
     if not hasattr(column, "keys") and column.dtype.kind in "biuf":
         return column[rows]
-    return _read_element(column)[rows]
+    values = _read_element(column)[rows]
+    if isinstance(values, np.ndarray) and values.dtype.kind == "V":
+        raise ValueError(f"{column.name} holds records, but a column has one value per row")
+    return values
 
 
 def _nullable_texts(values: np.ndarray, mask: np.ndarray) -> pd.api.extensions.ExtensionArray:
@@ -250,13 +254,13 @@ def require_written(table: Table, name: str, path: Path) -> None:
 
 def _chunks_missing(array: h5py.Dataset | zarr.Array) -> int:
     """How many chunks (of a sharded array, shards) were never written."""
+    if isinstance(array, h5py.Dataset):
+        return unwritten_chunks(array)
     if isinstance(array, OldColumn) or not array.size or array.chunks is None:
         return 0
-    parts = array.chunks if isinstance(array, h5py.Dataset) else array.shards or array.chunks
+    parts = array.shards or array.chunks
     grid = [-(-length // part) for length, part in zip(array.shape, parts, strict=True)]
     needed = math.prod(grid)
-    if isinstance(array, h5py.Dataset):
-        return needed - array.id.get_num_chunks()
     # Zarr's own `nchunks_initialized` looks for each of them in a list, however many there are.
     stored = _stored_keys(array)
     if len(stored) < needed:
