@@ -22,6 +22,8 @@ _ASIDE = ".partial-geneformer"
 # A Path keeps one slash of two. Names of one letter are drives.
 _URL = re.compile(r"(?:soma:/+)?([a-z][a-z0-9+.-]+):/+", re.IGNORECASE)
 _EDGE_BYTES = 1 << 20
+_MATRIX = ".mtx"
+_TABLES = {_MATRIX, ".tsv", ".txt", ".csv"}
 _SLUG_LETTERS = 80
 # Of the 255 that file systems allow.
 _LONGEST_NAME = 200
@@ -284,7 +286,7 @@ def fingerprint(path: Path | str) -> dict[str, str | int]:
         return {"name": path.name, "url": url}
     if path.is_dir():
         digest = hashlib.sha256()
-        files = sorted(each for each in path.rglob("*") if each.is_file())
+        files = _files_of(path)
         for each in files:
             digest.update(f"{each.relative_to(path)}\0{each.stat().st_size}\n".encode())
         size = sum(each.stat().st_size for each in files)
@@ -297,6 +299,17 @@ def fingerprint(path: Path | str) -> dict[str, str | int]:
     state = path.stat()
     edges = _hash_of_edges(str(path.resolve()), state.st_size, state.st_mtime_ns)
     return {"name": path.name, "bytes": state.st_size, "edges_sha256": edges}
+
+
+def _files_of(folder: Path) -> list[Path]:
+    """The files that a folder is read by, sorted: all below it.
+
+    Beside Matrix Market files only tables are read: who works in such a folder writes others there.
+    """
+    tables = [each for each in folder.iterdir() if _TABLES & {*suffixes_of(each)}]
+    if any(_MATRIX in suffixes_of(each) for each in tables):
+        return sorted(each for each in tables if each.is_file())
+    return sorted(each for each in folder.rglob("*") if each.is_file())
 
 
 @functools.lru_cache(maxsize=1 << 14)
@@ -322,7 +335,7 @@ def state_of(path: Path | str) -> str:
         state = path.stat()
         return f"{state.st_size}-{state.st_mtime_ns}"
     digest = hashlib.sha256()
-    for each in sorted(each for each in path.rglob("*") if each.is_file()):
+    for each in _files_of(path):
         state = each.stat()
         name = each.relative_to(path)
         digest.update(f"{name}\0{state.st_size}-{state.st_mtime_ns}\n".encode())

@@ -100,6 +100,12 @@ def test_reading_gives_what_was_written(store, sources):
     assert store.vocabulary.hash == VOCABULARY.hash
 
 
+def test_a_folder_may_have_any_name(tmp_path, sources):
+    store = build(tmp_path / "cells [0:9]\nof {all}", sources)
+    for read, row in zip(store.read(range(103)), all_cells(sources)[0], strict=True):
+        np.testing.assert_array_equal(read, row)
+
+
 def test_tfds_reads_every_cell(store, sources):
     rows, obs = all_cells(sources)
     source = tfds.builder_from_directory(store.folder).as_data_source("train")

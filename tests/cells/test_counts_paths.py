@@ -9,7 +9,7 @@ import pytest
 from geneformer_jax.cells.formats.open import open_counts
 from geneformer_jax.cells.formats.paths import expand_paths, is_counts
 from geneformer_jax.common.errors import InputError
-from geneformer_jax.common.files import fingerprint
+from geneformer_jax.common.files import fingerprint, state_of
 
 
 @pytest.fixture
@@ -170,3 +170,16 @@ def test_a_file_named_as_what_it_is_not(folder):
         open_counts("data")
     with pytest.raises(InputError, match="holds 2 matrices"):
         open_counts("geo")
+
+
+def test_who_works_in_a_folder_with_matrix_market_files_changes_no_counts(tmp_path):
+    for name in ("matrix.mtx.gz", "barcodes.tsv.gz", "features.tsv.gz"):
+        (tmp_path / name).write_text(name)
+    before = fingerprint(tmp_path), state_of(tmp_path)
+    assert before[0]["files"] == 3
+    (tmp_path / "store").mkdir()
+    (tmp_path / "store" / "obs.parquet").touch()
+    (tmp_path / "embeddings.h5ad").touch()
+    assert (fingerprint(tmp_path), state_of(tmp_path)) == before
+    (tmp_path / "barcodes.tsv.gz").write_text("others")
+    assert fingerprint(tmp_path) != before[0] and state_of(tmp_path) != before[1]

@@ -4,9 +4,13 @@ import numpy as np
 import pytest
 
 from geneformer_jax.cells.counts.options import CountOptions
+from geneformer_jax.cells.counts.source import MatrixSource
+from geneformer_jax.cells.formats.open import open_counts
 from geneformer_jax.cells.store.builder import StoreBuild
+from geneformer_jax.cells.store.building import pieces
 from geneformer_jax.cells.store.cell_store import CellStore
-from geneformer_jax.cells.tokenization.tokenizer import TokenizerOptions
+from geneformer_jax.cells.tokenization.tokenizer import NO_RULES, TokenizerOptions
+from geneformer_jax.cells.tokenization.vocabulary_building import measure_corpus
 from geneformer_jax.common.errors import InputError
 from tests.helpers.toy import toy_cells, toy_vocabulary
 
@@ -36,6 +40,35 @@ def test_nothing_is_left_where_no_source_is_whole(files, tmp_path):
     with pytest.raises(InputError, match="looks log-transformed"):
         started.write()
     assert not (tmp_path / "store").exists()
+
+
+def test_a_file_that_changes_while_it_is_read_is_told(files, tmp_path, monkeypatch):
+    good, _ = files
+    read_ahead = pieces.read_ahead
+
+    def replaced_meanwhile(part):
+        yield from read_ahead(part)
+        toy_cells(20, seed=1).write_h5ad(good)
+
+    monkeypatch.setattr(pieces, "read_ahead", replaced_meanwhile)
+    started = build(tmp_path / "store")
+    started.survey([good])
+    with pytest.raises(InputError, match=r"good\.h5ad has changed since it was looked at"):
+        started.write()
+    assert not (tmp_path / "store").exists()
+
+
+def test_a_vocabulary_is_of_files_that_stay_as_they_are(files, monkeypatch):
+    good, _ = files
+    batches = MatrixSource.batches
+
+    def replaced_meanwhile(*given):
+        yield from batches(*given)
+        toy_cells(20, seed=1).write_h5ad(good)
+
+    monkeypatch.setattr(MatrixSource, "batches", replaced_meanwhile)
+    with pytest.raises(InputError, match=r"good\.h5ad has changed since it was looked at"):
+        measure_corpus([good], open_counts, None, NO_RULES)
 
 
 def test_finished_sources_are_kept(files, tmp_path):

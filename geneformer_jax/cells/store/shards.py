@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from operator import index
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -111,6 +112,15 @@ def check_shards(shards: Sequence[Shard]) -> None:
         list(threads.map(Shard.check_records, shards))
 
 
+class _Whole(NamedTuple):
+    """All records of a file, as ArrayRecord wants to be told: a text could hold what it parses."""
+
+    filename: str
+    skip: int
+    take: int
+    examples_in_shard: int
+
+
 class RecordReader:
     """Reads the records of shards by their numbers in the store."""
 
@@ -124,8 +134,8 @@ class RecordReader:
 
         self._shards = list(shards)
         self._ends = np.cumsum([shard.cells for shard in shards])
-        parts = [f"{shard.path}[0:{shard.cells}]" for shard in shards]
-        self._records = ArrayRecordDataSource(parts)
+        wholes = [_Whole(str(each.path), 0, each.cells, each.cells) for each in shards]
+        self._records = ArrayRecordDataSource(wholes)
 
     def read(self, indices: np.ndarray) -> list[bytes]:
         """Returns the records of cells, in the order of `indices` (int64, all valid).

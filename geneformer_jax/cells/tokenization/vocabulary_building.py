@@ -300,6 +300,7 @@ class CorpusPieces:
                     counts = batch.counts if keep.all() else batch.counts[keep]
                     medians.add(counts, batch.totals[keep], genes)
                     progress.advance(len(keep), file=part.path.name)
+                self._index.sources[piece.source].require_unchanged()
                 dropped.update(verdict.dropped)
         return dropped
 

@@ -136,6 +136,8 @@ class PieceWriter:
                 dropped[batch.rows] = False
                 progress.advance(batch.read, file=source.path.name)
             self._read_next(run, key)
+            # Else a piece might hold cells of the file before and of the one behind a change.
+            run.source.require_unchanged()
             labels = count_dropped(columns, kinds, dropped)
             about = {DROPPED_LABELS: labels, "obs_absent": list(columns.absent)}
             writer.finish({**_facts(run.source, piece, verdict), **about, **match.facts()})
