@@ -54,6 +54,7 @@ from geneformer_jax.model.pretrained import (
     PretrainedModel,
     folds_in,
     load_model,
+    require_name_for_checkpoints,
     weights_hash,
 )
 from geneformer_jax.model.processes import by_first, is_first
@@ -143,6 +144,7 @@ class FinetuneRun:
           InputError: model, task and configuration do not fit, or the folder is of another run.
         """
         # Before long work, and before the folder is claimed.
+        require_name_for_checkpoints(workdir)
         remedy = self._check().long_warmup(self.task) or LEARN_LONGER
         identity = self._identity()
         if isinstance(self.section, TaskConfig):
@@ -179,6 +181,7 @@ class FinetuneRun:
 
     def search(self, workdir: Path, trials: int) -> list[str]:
         """Searches for hyper-parameters in the space of the section "search"; see `Search.run`."""
+        require_name_for_checkpoints(workdir)
         if jax.process_count() > 1:
             raise InputError(
                 "a search runs in one process, as its trials follow from each other; leave "

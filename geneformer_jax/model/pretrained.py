@@ -184,9 +184,10 @@ def save_model(model: PretrainedModel, target: Path | str, provenance: Mapping[s
 
     Raises:
       InputError: the target holds other files, or the model has no vocabulary, is quantised, or
-        has weights that are NaN or infinite.
+        has weights that are NaN or infinite; or no checkpoint there could be read again.
     """
     target = require_new_folder(target)
+    require_name_for_checkpoints(target)
     require_float(model)
     if wrong := describe_not_finite(model.params):
         raise InputError(
@@ -217,6 +218,20 @@ def save_model(model: PretrainedModel, target: Path | str, provenance: Mapping[s
             ocp.save_checkpointables(folder / str(model.step), items)
         by_first(lambda: write_provenance(partial, provenance))
     return target / CHECKPOINTS / str(model.step)
+
+
+def require_name_for_checkpoints(folder: Path) -> None:
+    """Raises InputError where Orbax would write checkpoints that nothing can read again.
+
+    It looks for the parts of one by a pattern with the folder's path in it, in which brackets stand
+    for a letter, and TensorStore takes a backslash for a slash.
+    """
+    path = str(folder.resolve())
+    if {"[", "]"} <= {*path} or "\\" in path:
+        raise InputError(
+            f"{path} has brackets or a backslash in its name, and checkpoints that are written in "
+            "such a folder cannot be read again; name another one"
+        )
 
 
 @contextlib.contextmanager

@@ -25,6 +25,7 @@ from geneformer_jax.model.pretrained import (
     PretrainedModel,
     describe_model,
     load_model,
+    require_name_for_checkpoints,
 )
 from geneformer_jax.training.checkpoint import Checkpoints
 from geneformer_jax.training.config import PretrainConfig, typed_config
@@ -159,9 +160,10 @@ def pretrain(config: PretrainConfig, workdir: Path) -> PretrainResult:
 
     Raises:
       InputError: the configuration cannot run, `workdir` holds something else or another process
-        is at work there, or the loss is no longer finite.
+        is at work there, no checkpoint there could be read, or the loss is no longer finite.
       Stopped: SIGTERM came; the state is saved. Ends the program with exit status 143.
     """
+    require_name_for_checkpoints(workdir)
     run = prepare_run(config, open_store(config))
     require_safe_profiler(config.profile)
     if jax.process_index() == 0:

@@ -62,6 +62,16 @@ def test_a_checkpoint_whose_description_is_nested_too_deeply(tmp_path):
     assert "cannot be read (RecursionError" in refusal(str(folder))
 
 
+def test_no_checkpoint_is_written_where_it_could_not_be_read(tmp_path):
+    for name in ("lab [1]/model", "a\\b/model"):
+        with pytest.raises(InputError, match="brackets or a backslash in its name"):
+            save_model(toy_model(), tmp_path / name, {})
+        assert not list(tmp_path.iterdir())
+    for name in ("lab {1} *?#%20|&$~'", "half [", "line\nbreak"):
+        written = save_model(toy_model(), tmp_path / name, {})
+        assert gf.load_model(str(written)).step == 0
+
+
 def test_a_name_is_fetched_from_the_hub(hub):
     folder, asked = hub
     write_folder(folder / "org" / "name")
