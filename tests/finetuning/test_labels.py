@@ -150,6 +150,9 @@ def test_numbers_that_name_clusters_are_classes():
     [
         (obs(["a", "b"]), "knid", 'did you mean "kind"'),
         (obs([0.5, 1.0]), "kind", "measurements"),
+        (obs([np.inf, 1.0]), "kind", "measurements"),
+        (obs([1e300, 1.0]), "kind", "measurements"),
+        (obs([None, None]), "kind", "has 0 classes; a"),
         (obs(["a", "a"]), "kind", "1 class"),
         (obs([None, None]), "kind", "0 class"),
     ],

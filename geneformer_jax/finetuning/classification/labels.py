@@ -22,6 +22,8 @@ NOWHERE = "in none of the cells"
 NO_LABEL, RARE, NOT_WANTED = "no label", "label too rare", "label not asked for"
 TOO_SMALL = "class too small to be split"
 _NAMED = 8
+# Beyond it a float is whole whatever it is.
+_LARGEST_WHOLE = 2**53
 
 
 @dataclass(frozen=True, eq=False)
@@ -208,12 +210,13 @@ def _check_classes(classes: tuple[str, ...], of: pd.Series, where: str) -> None:
         )
     if len(classes) < 2:
         have = f' ("{classes[0]}")' if classes else ""
-        raise InputError(f"{where} has {len(classes)} class{have}; a classifier needs two or more")
+        number = f"{len(classes)} class{'' if len(classes) == 1 else 'es'}{have}"
+        raise InputError(f"{where} has {number}; a classifier needs two or more")
 
 
 def _whole(values: pd.Series) -> bool:
     known = values.dropna()
-    return bool((known == known.round()).all())
+    return bool(((known == known.round()) & (known.abs() < _LARGEST_WHOLE)).all())
 
 
 def _as_text(values: pd.Series) -> pd.Series:
