@@ -23,7 +23,7 @@ from geneformer_jax.attention_analysis.report import write_report
 from geneformer_jax.attention_analysis.sums import AttentionTotals, CellMeasures
 from geneformer_jax.cells.counts.options import CountArguments
 from geneformer_jax.common.errors import InputError
-from geneformer_jax.common.files import remove, slug
+from geneformer_jax.common.files import remove, require_unchanged, slug, states_of
 from geneformer_jax.common.log import logger
 from geneformer_jax.common.progress import Progress
 from geneformer_jax.common.provenance import describe_run
@@ -84,7 +84,7 @@ class AttentionRun:
         Raises:
           InputError: the output holds something else.
         """
-        complete = is_finished(self._output, self._command)
+        complete = is_finished(self._output, self._command, ["cells"])
         if complete:
             # What a run that was killed at its very end may have left, and left undone.
             remove(parts_folder(self._output))
@@ -119,7 +119,7 @@ class AttentionRun:
         """
         _check_numbers("layers", self._only["layer"], model.config.layers)
         _check_numbers("heads", self._only["head"], model.config.heads)
-        self._inputs = [cells]
+        self._inputs = states_of([cells], self._output)
         chosen = select_cells(open_cells(cells, model, **reading), filters, max_cells, seed)
         runtime, line = profiled_runtime(int(chosen.lengths.max()), precision, attention)
         self._extractors = prepare(
@@ -160,6 +160,7 @@ class AttentionRun:
             return self._write({name: stack.enter_context(each) for name, each in joined.items()})
 
     def _write(self, sums: Mapping[str, AttentionSums]) -> HeadAttention:
+        require_unchanged(self._inputs)
         extractor = self._extractors[MODEL]
         found = tabulate(self._query, extractor, sums)
         cells = extractor.cells

@@ -8,7 +8,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -340,6 +340,35 @@ def state_of(path: Path | str) -> str:
         name = each.relative_to(path)
         digest.update(f"{name}\0{state.st_size}-{state.st_mtime_ns}\n".encode())
     return digest.hexdigest()
+
+
+def states_of(paths: Iterable[Path | str], output: Path | str) -> dict[Path | str, str]:
+    """Returns the states of what a run reads, for `require_unchanged`.
+
+    Args:
+      paths: that are read.
+      output: of the run; a folder that it lies in changes with it, and its state is "", as that of
+        what is not there.
+    """
+
+    def looked_at(path: Path | str) -> bool:
+        return bool(url_of(path)) or (local_path(path).exists() and not lies_in(output, path))
+
+    return {path: state_of(path) if looked_at(path) else "" for path in paths}
+
+
+def require_unchanged(states: Mapping[Path | str, str]) -> None:
+    """Raises InputError if something is not as it was, see `states_of` and `state_of`."""
+    for path, before in states.items():
+        if before and state_of(path) != before:
+            raise InputError(
+                f"{path} has changed since it was looked at; run the same command again"
+            )
+
+
+def lies_in(output: Path | str, folder: Path | str) -> bool:
+    """Whether a path lies below another."""
+    return Path(output).resolve().is_relative_to(local_path(folder).resolve())
 
 
 def slug(text: object) -> str:

@@ -11,7 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from geneformer_jax.common.errors import InputError
-from geneformer_jax.common.files import atomic_write, fingerprint, read_json
+from geneformer_jax.common.files import (
+    atomic_write,
+    fingerprint,
+    lies_in,
+    local_path,
+    read_json,
+    url_of,
+)
 
 FILE_NAME = "provenance.json"
 # Beside it, where a model was trained: its held-out figures and those of baselines, a row each.
@@ -117,6 +124,35 @@ def require_own_provenance(output: Path) -> None:
             f"`output` {output} would replace the provenance of {other}, which has the same name "
             "but for its ending; choose another name"
         )
+
+
+def require_same_inputs(
+    output: Path, provenance: Path, configuration: Mapping[str, Any], names: Iterable[str]
+) -> None:
+    """Checks that an output that is there was made of what lies at the same paths now.
+
+    Args:
+      output: that is there.
+      provenance: its provenance file.
+      configuration: of the command.
+      names: of the values that are paths of inputs, in the order in which the provenance tells
+        them. What is gone is not looked at, nor a folder that the output lies in.
+
+    Raises:
+      InputError: one of them is another now.
+    """
+    try:
+        told = read_json(provenance)["inputs"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return
+    paths = [configuration[name] for name in names if configuration.get(name)]
+    for path, before in zip(paths, told, strict=False):
+        is_there = url_of(path) or local_path(path).exists()
+        if is_there and not lies_in(output, path) and fingerprint(path) != before:
+            raise InputError(
+                f"{output} was made of {path} before it was changed; remove it or name another "
+                "output"
+            )
 
 
 @functools.cache

@@ -4,7 +4,7 @@ import contextlib
 import errno
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,12 @@ from geneformer_jax.common.files import (
     writing,
 )
 from geneformer_jax.common.log import logger
-from geneformer_jax.common.provenance import FILE_NAME, write_provenance, written_configuration
+from geneformer_jax.common.provenance import (
+    FILE_NAME,
+    require_same_inputs,
+    write_provenance,
+    written_configuration,
+)
 
 CONFIG = "config.json"
 _NEW_WORKDIR = "name a new `workdir`"
@@ -258,15 +263,21 @@ def _wait_for(lock: Path) -> int:
         os.close(descriptor)
 
 
-def is_finished(output: Path, configuration: Mapping[str, Any]) -> bool:
+def is_finished(output: Path, configuration: Mapping[str, Any], inputs: Sequence[str] = ()) -> bool:
     """Returns whether a folder is there already, written whole with this configuration.
 
+    Args:
+      output: folder.
+      configuration: of the command.
+      inputs: names of those of its values that are paths of what is read.
+
     Raises:
-      InputError: something else is there.
+      InputError: something else is there, or it was made of what has changed since.
     """
     if not output.exists() or (output.is_dir() and not any(output.iterdir())):
         return False
     require_own(output, written_configuration(output / FILE_NAME), configuration, "folder")
+    require_same_inputs(output, output / FILE_NAME, configuration, inputs)
     return True
 
 

@@ -13,12 +13,20 @@ from geneformer_jax.cells.counts.options import CountArguments, CountOptions
 from geneformer_jax.cells.formats.open import open_counts
 from geneformer_jax.cells.formats.paths import as_path, is_counts
 from geneformer_jax.common.errors import InputError
-from geneformer_jax.common.files import atomic_write, read_json, remove, suffix_of
+from geneformer_jax.common.files import (
+    atomic_write,
+    read_json,
+    remove,
+    require_unchanged,
+    states_of,
+    suffix_of,
+)
 from geneformer_jax.common.log import logger
 from geneformer_jax.common.provenance import (
     THROUGHPUT,
     describe_run,
     provenance_beside,
+    require_same_inputs,
     without_times,
 )
 from geneformer_jax.common.shares import WHOLE
@@ -113,6 +121,8 @@ class EmbeddingRun:
             asked.append(_vitessce_path(self._output) / CONFIG)
         complete = written and all(path.is_file() for path in asked)
         if complete:
+            told = provenance_beside(self._output)
+            require_same_inputs(self._output, told, self._command, ["cells", "counts"])
             # What a run that was killed at its very end may have left, and left undone.
             remove(parts_folder(self._output))
             refresh_index(self._output)
@@ -147,6 +157,7 @@ class EmbeddingRun:
           InputError: see `embed_cells`; the cells or counts lack what is to be measured.
         """
         check_options(model, self._mode, self._hidden_layer)
+        self._inputs = states_of([cells, *([counts] if counts else [])], self._output)
         # Of a store that is compared with its counts, only the counts are read anew.
         for_cells = {} if counts and not is_counts(as_path(cells)) else reading
         opened = open_cells(cells, model, **for_cells)
@@ -154,7 +165,6 @@ class EmbeddingRun:
         if self._mode in ("cell", "cls"):
             keys = keys_of(as_layers(self._hidden_layer))
             check_columns_fit(self._output, chosen.obs.columns, keys)
-        self._inputs = [cells, *([counts] if counts else [])]
         if counts is None and is_counts(as_path(cells)):
             counts = cells
         options = CountOptions.from_arguments(reading)
@@ -233,6 +243,7 @@ class EmbeddingRun:
 
     def _write(self, embedded: Embedded) -> None:
         """Measures, draws and writes everything, and removes the parts."""
+        require_unchanged(self._inputs)
         report = EmbeddingReport(self._config, self._embedder, embedded, self._counts, self._output)
         measures = report.make()
         made = {THROUGHPUT: self._embedder.throughput.summary(), _IDENTITY: self._identity}

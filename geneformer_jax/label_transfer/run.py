@@ -10,11 +10,18 @@ import numpy as np
 
 from geneformer_jax.cells.counts.options import CountArguments
 from geneformer_jax.common.errors import InputError
-from geneformer_jax.common.files import atomic_write, remove, suffix_of
+from geneformer_jax.common.files import (
+    atomic_write,
+    remove,
+    require_unchanged,
+    states_of,
+    suffix_of,
+)
 from geneformer_jax.common.log import logger
 from geneformer_jax.common.provenance import (
     describe_run,
     provenance_beside,
+    require_same_inputs,
     written_configuration,
 )
 from geneformer_jax.common.workdir import as_json, require_own
@@ -50,8 +57,9 @@ class TransferRun:
         require_own_files_beside(output)
         self._output, self._command = output, as_json(configuration)
         if output.exists():
-            written = written_configuration(provenance_beside(output))
-            require_own(output, written, self._command)
+            told = provenance_beside(output)
+            require_own(output, written_configuration(told), self._command)
+            require_same_inputs(output, told, self._command, _NAMES)
 
     def is_complete(self) -> bool:
         """Whether output and report are there."""
@@ -81,8 +89,9 @@ class TransferRun:
         Raises:
           InputError: see `transfer_labels`.
         """
+        self._inputs = states_of([reference, query], self._output)
         self._given = read_input(model, reference, query, label, group, **reading)
-        self._inputs, self._parts = [reference, query], []
+        self._parts = []
         plan = {name: each for name, each in self._command.items() if name not in _NOT_IN_PLAN}
         for name, cells in zip(_NAMES, (self._given.reference, self._given.query), strict=True):
             longest = int(cells.lengths.max())
@@ -113,6 +122,7 @@ class TransferRun:
         logger.info(f"labels: {self._output}; report: {report_path(self._output)}")
 
     def _write(self, reference_RD: np.ndarray, query_QD: np.ndarray) -> Transferred:
+        require_unchanged(self._inputs)
         transferred = self._given.finish(reference_RD, query_QD)
         tables = write_tables(transferred, self._output)
         provenance = describe_run("transfer", self._command, self._inputs, self._counts())

@@ -66,7 +66,7 @@ class PerturbationFolder:
         Raises:
           InputError: something else is there.
         """
-        if not is_finished(self.output, configuration):
+        if not is_finished(self.output, configuration, ["cells"]):
             return False
         tidy(self.output, MEANS_OF_PARTS, ESTIMATES)
         return True

@@ -13,6 +13,7 @@ import pyarrow as pa
 from geneformer_jax.cells.counts.options import CountArguments
 from geneformer_jax.cells.store.cell_store import EncodedCells
 from geneformer_jax.cells.tokenization.quality_control import describe_left_out
+from geneformer_jax.common.files import require_unchanged, states_of
 from geneformer_jax.common.log import logger
 from geneformer_jax.common.progress import Progress
 from geneformer_jax.common.provenance import describe_run
@@ -157,6 +158,8 @@ class PerturbationRun:
           InputError: see `perturb_cells`; the tables do not fit on the disk.
         """
         options, self._model, self._given = self._options, model, cells
+        paths = [cells] if isinstance(cells, Path | str) else []
+        self._inputs = states_of(paths, self._folder.output)
         self._sizes, self._reading = {"tokens_per_device": tokens_per_device}, reading
         spec, (rule, sets) = make_spec(model, options), resolve_edits(model, options)
         opened = open_cells(cells, model, whole=options.refill, **reading)
@@ -325,13 +328,13 @@ class PerturbationRun:
             self._join(plan)
 
     def _join(self, plan: EditPlan) -> None:
+        require_unchanged(self._inputs)
         counts = self._counts() | {"variance_by_rank": self._folder.variance_by_rank()}
         if states := self._options.states:
             counts |= self._compare_states(states)
         if self._options.screen:
             counts["screen"] = describe_screen(self._folder.parts.folder / SHIFTS, self._options)
-        inputs = [self._given] if isinstance(self._given, Path | str) else []
-        provenance = describe_run("perturb", self._command, inputs, counts)
+        provenance = describe_run("perturb", self._command, self._inputs, counts)
         cells = plan.cells
         named = self._options.edit, cells.vocabulary, cells.obs
         self._folder.finish(len(self._costs), *named, provenance, write_report)

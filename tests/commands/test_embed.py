@@ -1,6 +1,7 @@
 """The embed command: what it writes, and what it refuses."""
 
 import json
+import shutil
 
 import anndata as ad
 import numpy as np
@@ -15,6 +16,7 @@ from geneformer_jax.embedding.api import embed_cells
 from geneformer_jax.embedding.embedder import KEY, Embedder, keys_of
 from geneformer_jax.embedding.output import read_output
 from geneformer_jax.embedding.report import EmbeddingReport
+from geneformer_jax.embedding.run import EmbeddingRun
 from geneformer_jax.embedding.states import StateEmbeddings
 from geneformer_jax.interop.store_exchange import store_to_dataset
 from geneformer_jax.model import pretrained
@@ -77,6 +79,31 @@ def test_no_file_of_someone_else_is_replaced(embed, tmp_path, name):
     assert_one_line(error)
     assert f"{tmp_path / name} is no " in error
     assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {name: "mine"}
+
+
+def test_counts_that_change_meanwhile_or_afterwards_are_told(embed, tmp_path, monkeypatch):
+    counts, other = tmp_path / "counts.h5ad", toy_cells(40)[::-1].copy()
+    given = (f"--cells={counts}", "--with_counts")
+    toy_cells(40).write_h5ad(counts)
+    with monkeypatch.context() as patch:
+        finish = EmbeddingRun.finish
+        patch.setattr(EmbeddingRun, "finish", lambda run: (other.write_h5ad(counts), finish(run)))
+        status, _, error = embed(*given)
+    assert status == 1
+    assert f"{counts} has changed since it was looked at" in error
+    assert not (tmp_path / "out.h5ad").exists()
+    shutil.rmtree(tmp_path / "out.h5ad.parts")
+    assert embed(*given)[0] == 0
+    written = ad.read_h5ad(tmp_path / "out.h5ad")
+    np.testing.assert_array_equal(written.X.toarray(), other.X.toarray())
+    assert embed(*given)[0] == 0
+    toy_cells(40, seed=1).write_h5ad(counts)
+    status, _, error = embed(*given)
+    assert status == 1
+    assert_one_line(error)
+    assert f"out.h5ad was made of {counts} before it was changed; remove it" in error
+    counts.unlink()
+    assert embed(*given)[0] == 0
 
 
 @pytest.fixture

@@ -17,8 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from geneformer_jax.cells.counts.row_pieces import RowPieces
-from geneformer_jax.common.errors import InputError
-from geneformer_jax.common.files import atomic_write, shown, state_of
+from geneformer_jax.common.files import atomic_write, require_unchanged, shown, state_of
 from geneformer_jax.common.shares import own_share, require_shares, shares_of
 from geneformer_jax.common.workdir import one_at_a_time
 
@@ -45,10 +44,7 @@ class IndexedSource:
 
     def require_unchanged(self) -> None:
         """Raises InputError if it is not as it was when it was indexed."""
-        if state_of(self.path) != self.state:
-            raise InputError(
-                f"{self.path} has changed since it was looked at; run the same command again"
-            )
+        require_unchanged({self.path: self.state})
 
 
 class Piece(NamedTuple):

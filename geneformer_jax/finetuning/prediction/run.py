@@ -12,12 +12,13 @@ import pandas as pd
 from geneformer_jax.cells.counts.options import CountArguments
 from geneformer_jax.cells.tokenization.quality_control import describe_left_out
 from geneformer_jax.common.errors import InputError
-from geneformer_jax.common.files import remove, suffix_of
+from geneformer_jax.common.files import remove, require_unchanged, states_of, suffix_of
 from geneformer_jax.common.log import logger
 from geneformer_jax.common.progress import Progress
 from geneformer_jax.common.provenance import (
     describe_run,
     provenance_beside,
+    require_same_inputs,
     written_configuration,
 )
 from geneformer_jax.common.shares import WHOLE
@@ -89,8 +90,9 @@ class PredictionRun:
         """
         if not self._output.exists():
             return False
-        written = written_configuration(provenance_beside(self._output))
-        require_own(self._output, written, self._command)
+        told = provenance_beside(self._output)
+        require_own(self._output, written_configuration(told), self._command)
+        require_same_inputs(self._output, told, self._command, ["cells"])
         if not report_path(self._output).is_file():
             return False
         # What a run that was killed at its very end may have left, and left undone.
@@ -126,8 +128,9 @@ class PredictionRun:
                 f"the model of {model.source} classifies genes; write a .parquet or .csv table, "
                 "without `labels_key`"
             )
+        self._inputs = states_of([cells], self._output)
         opened = open_cells_for(model, cells, GENES if is_of_genes else CELLS, **reading)
-        self._inputs, self._known = [cells], None
+        self._known = None
         if self._labels_key:
             self._task = find_output(model, self._target)
             self._known = check_labels(opened.obs, self._labels_key, self._task)
@@ -165,6 +168,7 @@ class PredictionRun:
           InputError: parts are missing, which it names.
         """
         with self._parts.whole(self._keeper):
+            require_unchanged(self._inputs)
             predicted = self._keeper.table(self._all_cells)
             lines = []
             if self._known is not None:

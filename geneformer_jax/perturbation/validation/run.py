@@ -8,6 +8,7 @@ from typing import Any, Unpack
 import numpy as np
 
 from geneformer_jax.cells.counts.options import CountArguments
+from geneformer_jax.common.files import require_unchanged, states_of
 from geneformer_jax.common.log import logger
 from geneformer_jax.common.progress import Progress
 from geneformer_jax.common.provenance import describe_run
@@ -56,7 +57,7 @@ class ValidationRun:
 
     def is_complete(self) -> bool:
         """Whether the output is there; raises InputError if it is another run's."""
-        if not is_finished(self._output, self._command):
+        if not is_finished(self._output, self._command, ["cells"]):
             return False
         tidy(self._output, EMBEDDED, PERTURBED)
         return True
@@ -89,6 +90,7 @@ class ValidationRun:
             return runtime
 
         self._model, self._cells, self._reading = model, cells, reading
+        self._inputs = states_of([cells], self._output)
         sizes = {"tokens_per_device": tokens_per_device}
         made = make_validator(model, cells, self._options, choose_runtime, **sizes, **reading)
         self._validator, plan = made, made.perturber.plan
@@ -130,6 +132,7 @@ class ValidationRun:
 
     def finish(self) -> None:
         """Scores what was computed, and writes tables, figures, report and provenance."""
+        require_unchanged(self._inputs)
         made = self._validator
         embedded, perturbed = (
             [self._parts.load(_file(name, number)) for number in range(len(ranges))]
@@ -140,7 +143,7 @@ class ValidationRun:
         )
         expression = made.expression(open_source(self._cells, self._reading))
         validation = validation_of(made, made.effects(embedded, perturbed, expression))
-        provenance = describe_run("validate", self._command, [self._cells], self._counts())
+        provenance = describe_run("validate", self._command, self._inputs, self._counts())
         write_validation(self._parts.folder, validation, provenance)
         self._parts.become(self._output)
         tidy(self._output, EMBEDDED, PERTURBED)
