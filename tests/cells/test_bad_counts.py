@@ -11,6 +11,7 @@ import h5py
 import numpy as np
 import pytest
 import scipy.io
+import zarr
 from scipy import sparse
 
 from geneformer_jax.cells.counts import hdf5_probe, transpose
@@ -304,6 +305,46 @@ def test_zarr_chunks_that_are_missing_are_not_read_as_zeros(tmp_path):
         assert f"chunks of {part} are missing" in refusal(lambda: open_counts(path))
         chunk.write_bytes(kept)
     assert len(read(path)) == 1
+
+
+@pytest.mark.parametrize("kind", ["zarr 2 csr", "zarr 3 csr"])
+def test_zarr_chunks_of_blosc_that_are_cut_are_not_read(kind, tmp_path):
+    """Of those that lack a few bytes Blosc makes numbers, whatever lies behind them in memory."""
+    path = WRITERS[kind](example_cells(), tmp_path)
+    root = zarr.open_group(path)
+    for part in ("data", "indices", "indptr"):
+        values = root[f"X/{part}"][...]
+        if kind == "zarr 3 csr":
+            blosc = {"compressors": zarr.codecs.BloscCodec(), "chunks": values.shape}
+            root["X"].create_array(part, data=values, overwrite=True, **blosc)
+        chunk = path / "X" / part / ("0" if kind == "zarr 2 csr" else "c/0")
+        kept = chunk.read_bytes()
+        for bytes_left in (len(kept) - 1, 15):
+            chunk.write_bytes(kept[:bytes_left])
+            assert f"{part}/{chunk.relative_to(path / 'X' / part)} is cut short" in refusal(
+                lambda: read(path)
+            )
+        chunk.write_bytes(kept)
+    (batch,) = read(path)
+    assert (batch.counts != example_cells().X).nnz == 0
+
+
+@pytest.mark.parametrize("kind", ["zarr 2 csr", "zarr 3 csr"])
+def test_zarr_texts_that_are_fewer_than_stated(kind, tmp_path):
+    """Zarr would first make room for 4 billion, in 32 GiB."""
+    path = WRITERS[kind](example_cells(), tmp_path)
+    place = path / "obs/cell_type/categories"
+    described = next(each for each in (place / "zarr.json", place / ".zarray") if each.exists())
+    content = json.loads(described.read_text())
+    if kind == "zarr 3 csr":
+        content["codecs"] = [each for each in content["codecs"] if each["name"] == "vlen-utf8"]
+    else:
+        content["compressor"] = None
+    described.write_text(json.dumps(content))
+    name = "c/0" if kind == "zarr 3 csr" else "0"
+    (place / name).write_bytes(b"\xff" * 20)
+    source = open_counts(path)
+    assert f"categories/{name} is cut short" in refusal(source.obs)
 
 
 class _Mischief:

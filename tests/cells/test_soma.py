@@ -320,18 +320,27 @@ def test_values_of_a_gene_that_is_not_listed(experiment, tmp_path):
 def test_sizes_that_cannot_be_are_refused_before_they_are_believed(
     experiment, census, layered, tmp_path
 ):
-    """Each size in turn, in all descriptions of groups and arrays, some of a hundred bytes."""
+    """Each size in turn, in all descriptions of groups, arrays and fragments."""
     for whole in (experiment, census, layered):
         require_stated_sizes(whole)
     copy = shutil.copytree(experiment, tmp_path / "copy")
     kinds = ("__group", "__meta", "__schema", "__enumerations")
     files = [path for path in copy.rglob("*") if path.parent.name in kinds and path.is_file()]
     assert {path.parent.name for path in files} == set(kinds)
-    for path in files:
+    fragments = list(copy.rglob("__fragment_metadata.tdb"))
+    assert fragments
+    for path in [*fragments, *files]:
         content = path.read_bytes()
-        tile = 34 + int.from_bytes(content[30:34], "little")
-        # Stored, unpacked; of filters; chunks; of the first of them unpacked, stored, notes.
-        for place in (4, 12, 30, tile, tile + 8, tile + 12, tile + 16):
+        starts = [0]
+        if path in fragments:
+            # The footer ends with the place of the last tile and its own length.
+            starts.append(int.from_bytes(content[-16:-8], "little"))
+        places = []
+        for start in starts:
+            tile = start + 34 + int.from_bytes(content[start + 30 : start + 34], "little")
+            # Stored, unpacked; of filters; chunks; of the first of them unpacked, stored, notes.
+            places += [start + 4, start + 12, start + 30, tile, tile + 8, tile + 12, tile + 16]
+        for place in places:
             damaged = bytearray(content)
             damaged[place + 3] |= 0xA0
             path.write_bytes(damaged)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import h5py
 
 from geneformer_jax.cells.formats.paths import DATASET, ZARR_MARKS, is_hdf5, is_zarr, names_below
-from geneformer_jax.cells.formats.remote import explain_access, store_of
+from geneformer_jax.cells.formats.zarr_stores.remote import explain_access, store_of
 from geneformer_jax.common.errors import InputError
 from geneformer_jax.common.files import url_of
 
@@ -46,6 +46,8 @@ def open_store(path: Path, place: str = "") -> Iterator[Group]:
     # zarr takes as long to import as NumPy, which HDF5 files should not wait for.
     import zarr
 
+    from geneformer_jax.cells.formats.zarr_stores.whole_chunks import WholeChunks
+
     options = {"mode": "r", "use_consolidated": False}
     if is_zip(path):
         with zarr.storage.ZipStore(path, mode="r") as store:
@@ -54,7 +56,7 @@ def open_store(path: Path, place: str = "") -> Iterator[Group]:
     # What lies in a store may be of another version of the format.
     inner = path / place
     with explain_access(inner) if url_of(inner) else contextlib.nullcontext():
-        yield zarr.open_group(store_of(inner) if url_of(inner) else inner, **options)
+        yield zarr.open_group(store_of(inner) if url_of(inner) else WholeChunks(inner), **options)
 
 
 def is_zip(path: Path) -> bool:

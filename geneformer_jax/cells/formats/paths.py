@@ -7,7 +7,7 @@ from itertools import islice
 from pathlib import Path
 
 from geneformer_jax.cells.formats.mtx_layouts import is_matrix, is_matrix_folder
-from geneformer_jax.cells.formats.remote import names_in
+from geneformer_jax.cells.formats.zarr_stores.remote import names_in
 from geneformer_jax.common.errors import InputError, did_you_mean
 from geneformer_jax.common.files import SOMA_PREFIX, local_path, url_of
 

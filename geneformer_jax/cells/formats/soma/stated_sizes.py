@@ -2,7 +2,8 @@
 
 Descriptions of groups and arrays are a file each, of one generic tile (TileDB's format
 specification, generic_tile.md and filter_pipeline.md): a header with the sizes of what follows,
-the filters, and chunks with sizes of their own. The library believes all of them: of files of some
+the filters, and chunks with sizes of their own. Those of fragments are of many tiles, and a footer
+that says where each begins (fragment.md). The library believes all of them: of files of some
 hundred bytes, in which one was damaged, it took gigabytes. Data are not looked at here.
 """
 
@@ -17,19 +18,24 @@ _HEADER = struct.Struct("<IQQBQBI")
 _CHUNK = struct.Struct("<III")
 _NUMBER = struct.Struct("<Q")
 _DESCRIPTIONS = {"__group", "__meta", "__schema", "__enumerations"}
-_DATA = {"__fragments", "__commits", "__fragment_meta"}
+_OF_FRAGMENT = "__fragment_metadata.tdb"
+_DATA = {"__commits", "__fragment_meta"}
+# Since this version of the format the footer of a fragment tells its length.
+_WITH_LENGTH = 10
 # More than gzip packs, and what is no harm in any case.
 _PACKED, _HARMLESS = 1100, 1 << 26
 
 
 def require_stated_sizes(folder: Path) -> None:
-    """Checks the descriptions of all groups and arrays below a folder.
+    """Checks the descriptions of all groups, arrays and fragments below a folder.
 
     Raises:
       OSError: a file states sizes that it cannot have.
     """
     for path in _descriptions(folder):
-        if not _is_possible(path.read_bytes()):
+        content = memoryview(path.read_bytes())
+        tiles = _tiles_of_fragment(content) if path.name == _OF_FRAGMENT else [content]
+        if not all(map(_is_possible, tiles)):
             raise OSError(f"{path.relative_to(folder)} is damaged: it states impossible sizes")
 
 
@@ -39,9 +45,23 @@ def _descriptions(folder: Path) -> Iterator[Path]:
         if os.path.basename(parent) in _DESCRIPTIONS:
             # Those with an ending list what may be removed.
             yield from (Path(parent, name) for name in files if "." not in name)
+        if _OF_FRAGMENT in files:
+            yield Path(parent, _OF_FRAGMENT)
 
 
-def _is_possible(content: bytes) -> bool:
+def _tiles_of_fragment(content: memoryview) -> Iterator[memoryview]:
+    """Yields what begins with each tile, until one that is not possible."""
+    at, end = 0, len(content) - _NUMBER.size
+    if end < _HEADER.size or _HEADER.unpack_from(content)[0] < _WITH_LENGTH:
+        return
+    end -= _NUMBER.unpack_from(content, end)[0]
+    while at + _HEADER.size <= end:
+        yield content[at:end]
+        _, stored, _, _, _, _, filters = _HEADER.unpack_from(content, at)
+        at += _HEADER.size + filters + stored
+
+
+def _is_possible(content: memoryview) -> bool:
     if len(content) < _HEADER.size:
         # The library says so.
         return True
@@ -53,7 +73,7 @@ def _is_possible(content: bytes) -> bool:
     return bool(encryption) or stored < _NUMBER.size or _chunks_fit(content[first:])
 
 
-def _chunks_fit(tile: bytes) -> bool:
+def _chunks_fit(tile: memoryview) -> bool:
     (chunks,) = _NUMBER.unpack_from(tile)
     place = _NUMBER.size
     for _ in range(min(chunks, len(tile))):

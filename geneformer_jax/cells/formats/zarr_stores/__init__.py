@@ -1,0 +1,1 @@
+"""Where zarr stores lie: folders on this machine, and URLs."""
