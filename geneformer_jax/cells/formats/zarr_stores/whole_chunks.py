@@ -10,6 +10,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numcodecs
 from zarr.storage import LocalStore
 
 from geneformer_jax.cells.formats.paths import ZARR_MARKS
@@ -17,6 +18,9 @@ from geneformer_jax.cells.formats.paths import ZARR_MARKS
 _ARRAYS = (".zarray", "zarr.json")
 _NO_CHUNKS = {*ZARR_MARKS, *_ARRAYS, ".zattrs", ".zmetadata"}
 _HEADER_BYTES, _NUMBER_BYTES = 16, 4
+_TEXTS = "vlen-utf8"
+# What chunks of texts may be packed by, so that they are looked into.
+_PACKERS = {"zstd", "blosc", "gzip", "zlib", "lz4"}
 
 
 class WholeChunks(LocalStore):
@@ -28,7 +32,7 @@ class WholeChunks(LocalStore):
     def __init__(self, root: Path | str, *, read_only: bool = True):
         """As LocalStore."""
         super().__init__(root, read_only=read_only)
-        self._codecs: dict[Path, str] = {}
+        self._known: dict[Path, tuple[str, ...]] = {}
 
     async def get(self, key: str, prototype: Any = None, byte_range: Any = None) -> Any:
         """As LocalStore."""
@@ -41,42 +45,45 @@ class WholeChunks(LocalStore):
 
     def _whole(self, key: str, found: Any, byte_range: Any) -> Any:
         # Parts are read of shards alone, which have checksums of their own.
-        if found is None or byte_range is not None or (self.root / key).name in _NO_CHUNKS:
-            return found
-        least = _least_bytes(self._codec(key), found[:_HEADER_BYTES].to_bytes())
-        if len(found) < least:
-            raise ValueError(
-                f"{key} is cut short: it has {len(found):,} of at least {least:,} bytes"
-            )
+        if found is not None and byte_range is None and (self.root / key).name not in _NO_CHUNKS:
+            _require_whole(key, found, self._codecs(key))
         return found
 
-    def _codec(self, key: str) -> str:
+    def _codecs(self, key: str) -> tuple[str, ...]:
         folder = (self.root / key).parent
-        if folder not in self._codecs:
-            self._codecs[folder] = _last_codec(folder, self.root)
-        return self._codecs[folder]
+        if folder not in self._known:
+            self._known[folder] = _codecs_of(folder, self.root)
+        return self._known[folder]
 
 
-def _least_bytes(codec: str, header: bytes) -> int:
-    """How many bytes a chunk must have that begins so and was packed by a codec at last."""
-    if codec == "blosc":
+def _require_whole(key: str, chunk: Any, codecs: tuple[str, ...]) -> None:
+    if codecs[-1:] == ("blosc",):
         # The last number of its header is the length with it.
-        return max(_HEADER_BYTES, int.from_bytes(header[-_NUMBER_BYTES:], "little"))
-    if codec == "vlen-utf8":
-        # How many texts there are; each has a length in front.
-        return _NUMBER_BYTES * (1 + int.from_bytes(header[:_NUMBER_BYTES], "little"))
-    return 0
+        stated = _number(chunk[:_HEADER_BYTES].to_bytes()[-_NUMBER_BYTES:])
+        if len(chunk) < max(_HEADER_BYTES, stated):
+            raise ValueError(f"{key} is cut short: it has {len(chunk):,} of {stated:,} bytes")
+    if _TEXTS in codecs and {*(packers := codecs[codecs.index(_TEXTS) + 1 :])} <= _PACKERS:
+        content = chunk.to_bytes()
+        for packer in reversed(packers):
+            content = numcodecs.get_codec({"id": packer}).decode(content)
+        # In front of each text there is its length, in front of all how many there are.
+        if (texts := _number(bytes(content[:_NUMBER_BYTES]))) >= len(content) / _NUMBER_BYTES:
+            raise ValueError(f"{key} is damaged: it has no room for the {texts:,} texts it states")
 
 
-def _last_codec(folder: Path, root: Path) -> str:
-    """What chunks in a folder of an array are packed with at last; "" where nothing says."""
+def _number(content: bytes) -> int:
+    return int.from_bytes(content, "little")
+
+
+def _codecs_of(folder: Path, root: Path) -> tuple[str, ...]:
+    """Names of what chunks in a folder of an array went through; none where nothing says."""
     for parent in (folder, *folder.parents):
         for name in _ARRAYS:
             if (parent / name).is_file():
                 described = json.loads((parent / name).read_text())
                 packed = [*(described.get("filters") or []), described.get("compressor")]
                 codecs = [each for each in described.get("codecs") or packed if each]
-                return str(codecs[-1].get("name", codecs[-1].get("id"))) if codecs else ""
+                return tuple(str(each.get("name", each.get("id"))) for each in codecs)
         if parent == root:
             break
-    return ""
+    return ()
