@@ -16,6 +16,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.text import Text
 from matplotlib.ticker import MaxNLocator
 
 from geneformer_jax.common.errors import InputError
@@ -49,6 +50,8 @@ MAIN, STRONG = "#3c78a5", "#e13c00"
 # Of matplotlib; Vega knows the same ones.
 SEQUENTIAL, DIVERGING = "viridis", "RdBu_r"
 _MAX_CATEGORIES = len(PALETTE) * len(MARKERS)
+# Letters that are drawn at the usual resolution.
+_LONGEST_LABEL = 200
 
 STYLE = {
     "font.size": 11,
@@ -108,8 +111,17 @@ def picture(figure: Figure, suffix: str) -> bytes:
     # In memory: where a disk fails, matplotlib's PDF writer ends in another error that hides it.
     file = io.BytesIO()
     with matplotlib.rc_context(STYLE):
-        figure.savefig(file, format=suffix, dpi=200, metadata=metadata)
+        figure.savefig(file, format=suffix, dpi=dots_per_inch(figure, 200), metadata=metadata)
     return file.getvalue()
+
+
+def dots_per_inch(figure: Figure, usual: float) -> float:
+    """Returns fewer than the usual ones where labels of thousands of letters make a figure huge."""
+    texts = [each.get_text() for each in figure.findobj(Text)]
+    axes = [axis for each in figure.axes for axis in (each.xaxis, each.yaxis)]
+    texts += [label.get_text() for axis in axes for label in axis.get_ticklabels()]
+    longest = max(map(len, texts), default=0)
+    return min(usual, usual * _LONGEST_LABEL / longest) if longest else usual
 
 
 def umap_positions(embeddings: np.ndarray, seed: int = 0) -> np.ndarray:

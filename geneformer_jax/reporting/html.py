@@ -23,7 +23,7 @@ from matplotlib.figure import Figure
 
 import geneformer_jax
 from geneformer_jax.common.files import atomic_write, is_aside, slug
-from geneformer_jax.reporting.figures import Drawing
+from geneformer_jax.reporting.figures import Drawing, dots_per_inch
 from geneformer_jax.reporting.tables import table_part
 
 if TYPE_CHECKING:
@@ -109,7 +109,8 @@ class Report:
           table: name of the table in the report whose rows the points of the chart stand for.
         """
         file = io.BytesIO()
-        figure.savefig(file, format="png", dpi=_DOTS_PER_INCH, bbox_inches="tight")
+        dots = dots_per_inch(figure, _DOTS_PER_INCH)
+        figure.savefig(file, format="png", dpi=dots, bbox_inches="tight")
         part = {
             "png": base64.b64encode(file.getvalue()).decode(),
             "width": round(figure.get_figwidth() * 96),

@@ -14,6 +14,7 @@ from geneformer_jax.reporting.figures import (
     PALETTE,
     loss_curve_figure,
     new_figure,
+    picture,
     save_figure,
     umap_figure,
     umap_positions,
@@ -204,6 +205,16 @@ def test_a_saved_figure_is_the_same_file_each_time(tmp_path):
         "two.pdf",
         "two.png",
     ]
+
+
+def test_labels_of_thousands_of_letters_make_no_huge_pictures():
+    sizes = []
+    for letters in (10, 2_000):
+        figure = Figure()
+        figure.subplots().barh(["a" * letters, "b" * letters], [1, 2])
+        content = picture(figure, "png")
+        sizes.append(max(int.from_bytes(content[at : at + 4]) for at in (16, 20)))
+    assert sizes[1] < 5 * sizes[0]
 
 
 def test_three_cells_make_no_umap():
