@@ -10,7 +10,9 @@ import pytest
 from geneformer_jax.common.command_line import explain
 from geneformer_jax.common.errors import InputError
 from geneformer_jax.common.files import require_can_appear
+from geneformer_jax.common.provenance import read_provenance
 from geneformer_jax.common.workdir import claim_workdir, one_at_a_time, sole_writer
+from geneformer_jax.training.telemetry import read_metrics
 
 _LOCKS = """
 import fcntl, sys
@@ -30,6 +32,15 @@ def test_a_damaged_record_is_told(content, tmp_path):
     (tmp_path / "run" / "config.json").write_bytes(content)
     with pytest.raises(InputError, match=r"config.json is damaged; name a new `workdir`"):
         claim_workdir(tmp_path / "run", {"mode": "cell"})
+
+
+def test_what_is_left_of_damaged_records_is_no_traceback(tmp_path):
+    for content in ("{", "[]", "null"):
+        (tmp_path / "provenance.json").write_text(content)
+        with pytest.raises(InputError, match=r"provenance\.json is damaged .*; restore it from a"):
+            read_provenance(tmp_path)
+    (tmp_path / "metrics.jsonl").write_text('7}\n5\nnull\n[1]\n{"step": 1}\n{"st')
+    assert read_metrics(tmp_path) == [{"step": 1}]
 
 
 def test_what_a_killed_process_wrote_is_made_again_and_nothing_else_is_touched(tmp_path):

@@ -84,8 +84,18 @@ def write_provenance(folder: Path, provenance: Mapping[str, Any]) -> None:
 
 
 def read_provenance(folder: Path) -> dict[str, Any]:
-    """Returns what `write_provenance` wrote into `folder`."""
-    return read_json(folder / FILE_NAME)
+    """Returns what `write_provenance` wrote into `folder`.
+
+    Raises:
+      InputError: it is damaged.
+    """
+    path, reason = folder / FILE_NAME, "it is cut or changed"
+    try:
+        if isinstance(content := read_json(path), dict):
+            return content
+    except ValueError as error:
+        reason = str(error)
+    raise InputError(f"{path} is damaged ({reason}); restore it from a copy")
 
 
 def provenance_beside(output: Path) -> Path:

@@ -145,10 +145,10 @@ def read_metrics(workdir: Path) -> list[dict[str, Any]]:
 def _rows_of(lines: str) -> list[dict[str, Any]]:
     rows = []
     for line in lines.splitlines():
-        try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
-            continue
+        with contextlib.suppress(json.JSONDecodeError):
+            row = json.loads(line)
+            # A number is what is left of a line that was cut at its front.
+            rows += [row] if isinstance(row, dict) else []
     return rows
 
 

@@ -1,9 +1,14 @@
 """Names of the files in a cell store, and what the store says of itself."""
 
-import json
 import re
+from collections.abc import Collection
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+from geneformer_jax.common.errors import InputError
+from geneformer_jax.common.files import read_json
+
+T = TypeVar("T")
 
 # A source's own name ends with a hash.
 _OF_PIECE = re.compile(r"\.rows\d+-\d+$")
@@ -29,9 +34,41 @@ SHARES, LOCK = "shares", "lock"
 FILE_NAMES = "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_INDEX}"
 
 
+def read_note(path: Path, kind: type[T], needed: Collection[str] = ()) -> T:
+    """Returns what a store has written down in a JSON file.
+
+    Args:
+      path: of the file.
+      kind: what it holds.
+      needed: names that an object must have.
+
+    Raises:
+      OSError: it cannot be read.
+      InputError: it is damaged.
+    """
+    reason = "it is cut or changed"
+    try:
+        content = read_json(path)
+        if isinstance(content, kind) and all(name in content for name in needed):
+            return content
+    except ValueError as error:
+        reason = str(error)
+    raise InputError(
+        f"{path} is damaged ({reason}); restore it from a copy, or tokenise the sources into a new "
+        "folder"
+    )
+
+
 def description_of(folder: Path) -> dict[str, Any]:
-    """Returns what a growing or complete store says of itself: options, and obs columns."""
-    return json.loads((folder / STORE).read_text())
+    """Returns what a growing or complete store says of itself: options, and obs columns.
+
+    Raises:
+      InputError: it is damaged.
+    """
+    description = read_note(folder / STORE, dict, ("options", "obs"))
+    if not all(isinstance(description[name], dict) for name in ("options", "obs")):
+        raise InputError(f"{folder / STORE} is damaged; restore it from a copy")
+    return description
 
 
 def obs_kinds(folder: Path) -> dict[str, str]:

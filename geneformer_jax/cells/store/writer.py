@@ -57,6 +57,8 @@ _ROWS_PER_GROUP = 1 << 16
 _OPTIONS = "group_size:1,uncompressed"
 _ASIDE = "joined.partial"
 _BAD = ".skipped.json"
+# What a source that is whole says of itself at least.
+_TOLD = ("path", "cells", "shards")
 
 
 class SourceWriter:
@@ -259,7 +261,7 @@ def finished_sources(folder: Path) -> set[str]:
 
 def source_summary(folder: Path, key: str) -> dict[str, Any]:
     """Returns what `SourceWriter.finish` wrote about a source."""
-    return json.loads((folder / layout.SOURCES / key / layout.SOURCE).read_text())
+    return layout.read_note(folder / layout.SOURCES / key / layout.SOURCE, dict, _TOLD)
 
 
 def stored_cell_ids(folder: Path, key: str) -> Iterator[np.ndarray]:
@@ -279,7 +281,7 @@ def note_bad_source(folder: Path, key: str, reason: str) -> None:
 def bad_sources(folder: Path) -> dict[str, str]:
     """Key -> reason of the sources that were skipped while they were read, and are not whole."""
     notes = (folder / layout.SOURCES).glob(f"*{_BAD}")
-    reasons = {path.name.removesuffix(_BAD): json.loads(path.read_text()) for path in notes}
+    reasons = {path.name.removesuffix(_BAD): layout.read_note(path, str) for path in notes}
     return {key: reasons[key] for key in reasons if not is_finished(folder, key)}
 
 
@@ -292,7 +294,7 @@ def drop_source(folder: Path, key: str) -> None:
 def joined_sources(folder: Path) -> list[str]:
     """Keys of the sources that have been joined, in store order."""
     path = folder / layout.SOURCES / layout.ORDER
-    return json.loads(path.read_text()) if path.is_file() else []
+    return layout.read_note(path, list) if path.is_file() else []
 
 
 def store_order(folder: Path, keys: list[str]) -> list[str]:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from geneformer_jax.common.errors import InputError
 from geneformer_jax.common.files import atomic_write
 from geneformer_jax.common.provenance import RESULTS_TABLE, describe_run, write_provenance
 from geneformer_jax.common.tables import read_csv, write_csv
@@ -197,9 +198,18 @@ def write_results(
 
 
 def read_results(folder: TaskFolder) -> pd.DataFrame:
-    """Reads the table of results that `write_results` wrote."""
-    # A column without any text would be read as numbers.
-    return read_csv(folder.path / RESULTS_TABLE, dtype={PUBLISHED: str}).fillna({PUBLISHED: ""})
+    """Reads the table of results that `write_results` wrote.
+
+    Raises:
+      InputError: it is damaged.
+    """
+    path = folder.path / RESULTS_TABLE
+    try:
+        # A column without any text would be read as numbers.
+        results = read_csv(path, dtype={PUBLISHED: str})
+        return results.astype({"method": str, "per": str}).fillna({PUBLISHED: ""})
+    except (ValueError, KeyError) as error:
+        raise InputError(f"{path} is damaged ({error}); restore it from a copy") from error
 
 
 def _row(
