@@ -33,13 +33,27 @@ def reads_elsewhere(path: Path) -> bool:
         return bool(file.visititems_links(_is_link_out) or file.visititems(_is_data_elsewhere))
 
 
+def require_plain_files(folder: Path) -> None:
+    """Checks that no file below a folder is a pipe or a device, which its readers might never end.
+
+    Raises:
+      InputError: one is.
+    """
+    for place, _, files in os.walk(folder):
+        for path in (Path(place, name) for name in files):
+            # What is not there, as at the end of a broken link, is told where it is read.
+            if path.exists() and not path.is_file():
+                raise InputError(f"{path} is a pipe or a device, which is not read; remove it")
+
+
 def require_own_content(path: Path) -> None:
     """Checks that reading an HDF5 file, or a store in a folder, reads nothing else.
 
     Raises:
-      InputError: it would.
+      InputError: it would, or a pipe or a device lies there.
     """
     folder = path.resolve()
+    require_plain_files(folder)
     if path.is_dir() and holds_link_out(folder, folder):
         raise InputError(
             f"{path} holds links to files that lie elsewhere, which are not followed; if you trust "

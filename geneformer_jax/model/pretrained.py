@@ -17,6 +17,7 @@ from flax import traverse_util
 from jax.sharding import SingleDeviceSharding
 from orbax.checkpoint import v1 as ocp
 
+from geneformer_jax.cells.links import require_plain_files
 from geneformer_jax.cells.tokenization.vocabulary import GeneVocabulary
 from geneformer_jax.common.config import fill
 from geneformer_jax.common.errors import InputError
@@ -273,6 +274,7 @@ def load_model(path: Path | str, quantize: str | None = None) -> PretrainedModel
       InputError: there is no checkpoint, there are several networks, or it cannot be read.
     """
     checkpoint, quantization = find_checkpoint(Path(path)), None
+    require_plain_files(checkpoint)
     try:
         meta = ocp.load_checkpointables(checkpoint, {"meta": None})["meta"]
         config = fill(EncoderConfig, json.loads(meta["model"]))

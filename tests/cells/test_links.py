@@ -15,8 +15,9 @@ from geneformer_jax.cells.formats.open import open_counts
 from geneformer_jax.cells.store.cell_store import CellStore
 from geneformer_jax.common.errors import InputError
 from geneformer_jax.interop.weights import torch_bin
+from geneformer_jax.model.pretrained import load_model, save_model
 from tests.helpers.count_files import WRITERS, example_cells
-from tests.helpers.toy import make_store, toy_cells, toy_vocabulary
+from tests.helpers.toy import make_store, toy_cells, toy_model, toy_vocabulary
 
 
 def refusal(path):
@@ -92,6 +93,16 @@ def test_links_out_of_a_cell_store(tmp_path):
     table.symlink_to(tmp_path / "private.parquet")
     with pytest.raises(InputError, match="holds links to files that lie elsewhere"):
         CellStore.open(store.folder)
+
+
+def test_pipes_are_not_waited_for(tmp_path):
+    store = make_store(tmp_path / "store", toy_cells(9), toy_vocabulary()).folder
+    model = save_model(toy_model(), tmp_path / "model", {})
+    for file, read in ((store / "obs.parquet", CellStore.open), (model / "_METADATA", load_model)):
+        file.unlink(missing_ok=True)
+        os.mkfifo(file)
+        with pytest.raises(InputError, match=f"{file.name} is a pipe or a device"):
+            read(file.parent)
 
 
 def test_names_that_lead_out_of_a_zip(tmp_path):
