@@ -436,14 +436,26 @@ def test_an_obs_column_of_records(tmp_path):
     assert "both holds records" in refusal(lambda: open_counts(path).obs(["both"]))
 
 
-@pytest.mark.parametrize("deed", ["while True: pass", "os.abort()", "bytearray(b'x') * (5 << 28)"])
+ENDLESS = """
+class Endless:
+    def __enter__(self): return self
+    def __exit__(self, *_): pass
+    def visititems_links(self, _):
+        while True: pass
+"""
+
+
+@pytest.mark.parametrize(
+    "deed",
+    ["os.abort()", "bytearray(b'x') * (5 << 28)", "return Endless()"],
+)
 def test_files_on_which_the_library_never_ends_or_dies(deed, tmp_path, monkeypatch):
     """The child that tries a file meets an h5py that does what HDF5 does on some damaged files."""
     path = WRITERS["h5ad dense"](example_cells(), tmp_path)
     library = tmp_path / "library"
     library.mkdir()
     types = "\n".join(f"class {name}: pass" for name in ("Group", "Dataset", "AttributeManager"))
-    (library / "h5py.py").write_text(f"import os\n{types}\ndef File(*_):\n    {deed}\n")
+    (library / "h5py.py").write_text(f"import os\n{types}{ENDLESS}\ndef File(*_):\n    {deed}\n")
     stop_probing()
     with monkeypatch.context() as patched:
         patched.setenv("PYTHONPATH", str(library))

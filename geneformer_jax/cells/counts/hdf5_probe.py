@@ -99,13 +99,27 @@ def _serve() -> None:
         hard = resource.getrlimit(resource.RLIMIT_CPU)[1]
         limit = limit if hard == resource.RLIM_INFINITY else min(limit, hard)
         resource.setrlimit(resource.RLIMIT_CPU, (limit, hard))
+        _limit_memory(2 * _SPARE_BYTES + 4 * os.path.getsize(path))
         before = _most_memory()
         levels = 0
         with _unless_damaged(), h5py.File(path, "r") as root:
-            levels = _visit(root, set())
+            with _unless_damaged():
+                levels = _visit(root, set())
+            if levels <= _MOST_LEVELS:
+                # As `links` does: where HDF5 lists some names, it may visit others without an end.
+                root.visititems_links(_go_on)
+                root.visititems(_go_on)
         taken = _most_memory() - before
         is_heavy = levels > _MOST_LEVELS or taken > _SPARE_BYTES + 4 * os.path.getsize(path)
         print(_HEAVY if is_heavy else _DONE, flush=True)
+
+
+def _limit_memory(spare: int) -> None:
+    """Lets Linux refuse what this process asks for beside what it has: others need theirs."""
+    with contextlib.suppress(OSError, ValueError):
+        pages = int(Path("/proc/self/statm").read_text().split()[0])
+        hard = resource.getrlimit(resource.RLIMIT_AS)[1]
+        resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + spare, hard))
 
 
 def _most_memory() -> int:
@@ -158,6 +172,10 @@ def _visit(node: h5py.Group | h5py.Dataset, seen: set[int], level: int = 0) -> i
         with _unless_damaged():
             node[part]
     return level
+
+
+def _go_on(*_: object) -> None:
+    """What is told of each name, and wants to be told of the next one."""
 
 
 def _blocks(texts: h5py.Dataset) -> list[slice]:
