@@ -1,11 +1,13 @@
-"""Parquet tables whose notes of pandas are damaged, as the commands read them."""
+"""Tables whose notes of pandas, or bytes, are damaged, as the commands read them."""
+
+import gzip
 
 import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 
 from geneformer_jax.common.errors import InputError
-from geneformer_jax.common.tables import read_id_table
+from geneformer_jax.common.tables import read_id_table, read_table
 from geneformer_jax.embedding.output import read_output
 from geneformer_jax.finetuning.classification.predictions import read_predictions
 from geneformer_jax.perturbation.validation.hits.lists import compare_lists
@@ -29,3 +31,12 @@ def test_damaged_notes_are_reported_in_one_line(tmp_path, message, read, notes):
     with pytest.raises(InputError, match=message) as raised:
         read(path)
     assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("name", ["labels.csv", "labels.csv.gz"])
+def test_nul_bytes_end_no_label(name, tmp_path):
+    content = b"cell,type\na,T cell\nb,B\0cell\n"
+    path = tmp_path / name
+    path.write_bytes(gzip.compress(content) if name.endswith(".gz") else content)
+    with pytest.raises(InputError, match=f"{name} is no table that can be read .*NUL bytes"):
+        read_table(path)

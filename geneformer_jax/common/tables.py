@@ -6,7 +6,10 @@ front, which reading takes away again; numbers stay as they are. The downloads o
 same, by the same expression in `reporting/report.js`.
 """
 
+import bz2
 import csv
+import gzip
+import lzma
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -42,6 +45,10 @@ _HEADINGS = {*CLASS_COLUMNS, *GENE_COLUMNS, "ensembl", "symbols", "cell", "cell_
 _FORMULA = r"(?![+-]?\d+\.?\d*(?:e[+-]?\d+)?$)[=+\-@\t\r]"
 FORMULA = re.compile(f"'*{_FORMULA}", re.IGNORECASE)
 _NEUTRAL = re.compile(f"'+{_FORMULA}", re.IGNORECASE)
+# What pandas unpacks by a file's ending; archives have checksums of their own.
+_UNPACKED = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
+_ARCHIVES = {".zip", ".tar", ".zst"}
+_PART_BYTES = 1 << 20
 
 
 def read_id_table(path: Path | str) -> pd.DataFrame:
@@ -186,8 +193,28 @@ def write_csv(
 
 
 def read_csv(path: Path, **options: Any) -> pd.DataFrame:
-    """Reads a table as `pandas.read_csv` does, with text as it was before `write_csv`."""
+    """Reads a table as `pandas.read_csv` does, with text as it was before `write_csv`.
+
+    Raises:
+      ValueError: it is no such table, or holds NUL bytes.
+    """
+    require_no_nul(path)
     return _changed(pd.read_csv(path, **options), _NEUTRAL, lambda text: text[1:])
+
+
+def require_no_nul(path: Path) -> None:
+    """Checks text that pandas is to read, which takes a NUL byte for the end of a text or number.
+
+    Disks leave them where writing broke off.
+
+    Raises:
+      ValueError: there is one.
+    """
+    if path.suffix in _ARCHIVES:
+        return
+    with _UNPACKED.get(path.suffix, open)(path, "rb") as file:
+        if any(b"\0" in part for part in iter(lambda: file.read(_PART_BYTES), b"")):
+            raise ValueError("it holds NUL bytes: it is damaged, or not UTF-8; write it again")
 
 
 def without_formulas(table: pd.DataFrame) -> pd.DataFrame:

@@ -12,7 +12,7 @@ import scipy.io
 from scipy import sparse
 
 from geneformer_jax.cells.counts.options import CountOptions
-from geneformer_jax.cells.formats.matrix_market import MatrixMarketPieces, _BoundedLines
+from geneformer_jax.cells.formats.matrix_market import MatrixMarketPieces, _CheckedLines
 from geneformer_jax.cells.formats.open import expand_paths, open_counts
 from geneformer_jax.common.errors import InputError
 from tests.helpers.count_files import WRITERS, example_cells
@@ -194,9 +194,9 @@ def test_a_line_that_does_not_end_is_given_up(packed, tmp_path):
     taken = []
     pieces = MatrixMarketPieces(path, genes_first=True)
     with pytest.MonkeyPatch.context() as patch:
-        read1 = _BoundedLines.read1
+        read1 = _CheckedLines.read1
         patch.setattr(
-            _BoundedLines, "read1", lambda *given: taken.append(read1(*given)) or taken[-1]
+            _CheckedLines, "read1", lambda *given: taken.append(read1(*given)) or taken[-1]
         )
         with pytest.raises(InputError, match=r"m\.mtx.*line of more than 65,536 letters.*copy it"):
             list(pieces.pieces())
@@ -211,12 +211,24 @@ def test_whichever_way_pandas_asks_it_gets_the_bytes_and_no_long_line(name, size
         path = tmp_path / "matrix.mtx"
         path.write_bytes(content)
         with path.open("rb") as file:
-            ask = getattr(_BoundedLines(file, path), name)
+            ask = getattr(_CheckedLines(file, path), name)
             if b"\n" in content:
                 assert b"".join(iter(lambda ask=ask: ask(size), b"")) == content
             else:
                 with pytest.raises(InputError, match="has a line of more than 65,536 letters"):
                     b"".join(iter(lambda ask=ask: ask(size), b""))
+
+
+@pytest.mark.parametrize("where", ["matrix.mtx", "barcodes.tsv", "genes.tsv"])
+def test_nul_bytes_are_the_end_of_no_number_or_name(where, tenx):
+    """Where writing broke off, a disk may leave them; pandas reads 5 where 55 lost its end so."""
+    content = bytearray((tenx / where).read_bytes())
+    content[-3] = 0
+    (tenx / where).write_bytes(content)
+    with pytest.raises(InputError, match=f"{where}.*holds NUL bytes"):
+        source = open_counts(tenx)
+        _ = source.cell_ids
+        list(source.batches())
 
 
 @pytest.mark.parametrize("ending", ["\n", "\r", "\r\n"])

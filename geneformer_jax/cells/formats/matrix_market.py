@@ -21,8 +21,12 @@ _TYPES = {"integer": np.int64, "unsigned-integer": np.int64, "real": np.float64}
 LONGEST_LINE = 1 << 16
 
 
-class _BoundedLines(io.BufferedIOBase):
-    """A file that is given up where a line does not end, all of which pandas would hold."""
+class _CheckedLines(io.BufferedIOBase):
+    """A file that is given up where pandas would take absurd memory, or other numbers for it.
+
+    It holds all of a line that does not end, and takes a NUL byte, as disks leave them where
+    writing broke off, for the end of a number.
+    """
 
     def __init__(self, file: BinaryIO, path: Path):
         self._file, self._path = file, path
@@ -37,8 +41,13 @@ class _BoundedLines(io.BufferedIOBase):
         return self.read1(size) if size >= 0 else b"".join(iter(self.read1, b""))
 
     def read1(self, size: int = -1) -> bytes:
-        """Returns the next bytes; raises InputError if they belong to too long a line."""
+        """Returns the next bytes; raises InputError if they are no text or of too long a line."""
         data = self._file.read1(size)
+        if b"\0" in data:
+            raise InputError(
+                f"{self._path}: holds NUL bytes, where a row, a column and a count should stand; "
+                "the file is damaged: copy it again"
+            )
         last = max(data.rfind(b"\n"), data.rfind(b"\r"))
         self._without_end = len(data) - last - 1 + (self._without_end if last < 0 else 0)
         if self._without_end > LONGEST_LINE:
@@ -131,7 +140,7 @@ class MatrixMarketPieces(Pieces):
             return iter(())
         types = {"row": np.int64, "column": np.int64, "value": self.dtype}
         return pd.read_csv(
-            _BoundedLines(file, self._path),
+            _CheckedLines(file, self._path),
             sep=r"\s+",
             names=list(types),
             dtype=types,

@@ -25,6 +25,7 @@ from geneformer_jax.cells.formats.features import ID, SYMBOL, TYPE, FeatureSourc
 from geneformer_jax.cells.formats.matrix_market import LONGEST_LINE, MatrixMarketPieces, open_text
 from geneformer_jax.cells.formats.mtx_layouts import layout_of
 from geneformer_jax.common.errors import InputError
+from geneformer_jax.common.tables import require_no_nul
 
 _CELL_IDS = ("bc_wells", "cell_barcode", "barcode")
 _NAMELESS = "Unnamed: 0"
@@ -198,6 +199,7 @@ def _features(file: Path, symbols: Path | None) -> dict[str, np.ndarray]:
 def _read_csv(file: Path, **options: object) -> pd.DataFrame:
     """A table with a header, without a nameless first column that only numbers the rows."""
     with explain_damage(file, "comma-separated text"):
+        require_no_nul(file)
         table = pd.read_csv(file, **options)
     if _NAMELESS in table and table.shape[1] > 1:
         numbers = table[_NAMELESS].astype(str).str.isdigit()
@@ -214,6 +216,8 @@ def _lines(path: Path) -> Iterator[list[str]]:
         while line := file.readline(LONGEST_LINE):
             if len(line) == LONGEST_LINE:
                 raise ValueError(f"it has a line of more than {LONGEST_LINE:,} letters")
+            if "\0" in line:
+                raise ValueError("it holds NUL bytes")
             line = line.rstrip("\r\n")
             fields = line.split("\t")
             yield [field.strip('"') for field in fields] if '"' in line else fields
