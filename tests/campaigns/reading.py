@@ -48,7 +48,12 @@ def outcome(reader: Reader, path: Path, whole: Result) -> tuple[str, str]:
         return "silent", f"another {', '.join(changed)}"
     if reader.expected is None:
         return "other", ""
-    for name, value in reader.expected(path).items():
+    try:
+        expected = reader.expected(path)
+    except Exception as error:
+        what = " ".join(str(error).split())[:200]
+        return "wrong", f"another library does not read it: {type(error).__name__}: {what}"
+    for name, value in expected.items():
         if not np.array_equal(found[name], value):
             return "wrong", f"{name} is not as another library reads it"
     return "other", ""
