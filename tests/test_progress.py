@@ -1,9 +1,12 @@
 """Lines of progress where there is no terminal."""
 
+import os
+import signal
 import time
 
 import pytest
 
+from geneformer_jax.common.errors import note_interrupts
 from geneformer_jax.common.log import show_log
 from geneformer_jax.common.progress import Progress
 
@@ -67,3 +70,20 @@ def test_python_functions_draw_a_bar_on_a_terminal_and_print_no_lines_elsewhere(
             progress.advance(30)
         error = capsys.readouterr().err
         assert error.startswith(begins) and bool(error) == terminal
+
+
+def test_ctrl_c_that_a_library_drops_ends_the_work_all_the_same():
+    before = signal.getsignal(signal.SIGINT)
+    note_interrupts()
+    with Progress(3, "embed", "cells") as progress:
+        progress.advance(1)
+        # As Python does where it is raised as garbage is collected.
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(1)
+        with pytest.raises(KeyboardInterrupt):
+            progress.advance(1)
+    note_interrupts()
+    with Progress(1, "embed", "cells") as progress:
+        progress.advance(1)
+    signal.signal(signal.SIGINT, before)

@@ -1,10 +1,13 @@
 """Masked batches of a cell store, read ahead by grain."""
 
 import functools
-from collections.abc import Iterator
-from typing import Any, NamedTuple
+import signal
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from grain import DatasetIterator
 
 from geneformer_jax.batches.config import MaskingConfig
 from geneformer_jax.batches.masking import Packing, mask_cells
@@ -198,8 +201,11 @@ class MaskedBatches:
         return Batch(tokens_BT, lengths_B, None, None, None, cells_BC, packing)
 
 
-def read_ahead(batches: MaskedBatches, first_step: int, workers: int) -> Iterator[Batch]:
+def read_ahead(batches: MaskedBatches, first_step: int, workers: int) -> "DatasetIterator[Batch]":
     """Yields the batches of steps `first_step`, `first_step` + 1, ..., read ahead of their use.
+
+    To be closed before the end, which ends its processes and threads: as Python ends, with them at
+    work, it may hang.
 
     Args:
       batches: the batches of all steps.
@@ -219,5 +225,10 @@ def read_ahead(batches: MaskedBatches, first_step: int, workers: int) -> Iterato
     iterated = dataset.to_iter_dataset(options)
     if workers:
         multiprocessing = grain.MultiprocessingOptions(num_workers=workers)
-        iterated = iterated.mp_prefetch(multiprocessing)
+        iterated = iterated.mp_prefetch(multiprocessing, worker_init_fn=_leave_interrupts)
     return iter(iterated)
+
+
+def _leave_interrupts(_worker: int, _workers: int) -> None:
+    """Leaves Ctrl-C, which a terminal sends to all processes, to the one that tells of it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -12,7 +12,7 @@ import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from types import MappingProxyType, TracebackType
-from typing import TypeVar
+from typing import NoReturn, TypeVar
 
 from absl import flags
 
@@ -21,7 +21,7 @@ from geneformer_jax.common.command_help import command_help
 from geneformer_jax.common.commands.about import answer
 from geneformer_jax.common.commands.configurations import find_configuration
 from geneformer_jax.common.commands.summary import Summary
-from geneformer_jax.common.errors import InputError, did_you_mean
+from geneformer_jax.common.errors import InputError, did_you_mean, note_interrupts, was_interrupted
 from geneformer_jax.common.files import require_can_appear, system_error_in, url_of
 from geneformer_jax.common.log import show_log
 
@@ -80,6 +80,7 @@ def run(
       spared: flag -> those of `needed` that need not be given beside it.
       more_help: returns lines that the help ends with.
     """
+    note_interrupts()
     show_log(written=as_flags)
     _define_json()
     if sys.excepthook is sys.__excepthook__:
@@ -87,13 +88,26 @@ def run(
     try:
         if (told := _told(needed, spared, more_help)) is None:
             with _summary():
-                sys.exit(_exit_status(main, needed, spared))
+                status = _exit_status(main, needed, spared)
+            if was_interrupted():
+                _leave_at_once(status)
+            sys.exit(status)
         print(told, flush=True)
     except BrokenPipeError:
         if not _output_is_closed():
             raise
         sys.exit(NOBODY_READS)
     sys.exit(0)
+
+
+def _leave_at_once(status: int) -> NoReturn:
+    """Ends the process without what Python does at its end.
+
+    Threads of JAX and grain that Ctrl-C left at work crash it then, or never let it end.
+    """
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
 
 
 def _define_json() -> None:

@@ -5,6 +5,7 @@ import time
 
 import tqdm
 
+from geneformer_jax.common.errors import require_going_on
 from geneformer_jax.common.log import is_shown
 
 _SECONDS_BETWEEN_LINES = 15.0
@@ -53,7 +54,11 @@ class Progress:
           units: of work.
           compiling: seconds spent on compiling since the beginning; None leaves them as they were.
           **notes: shown beside the count.
+
+        Raises:
+          KeyboardInterrupt: Ctrl-C came before, and nothing ended by it.
         """
+        require_going_on()
         self._done += units
         if compiling is not None:
             self._leave_out(compiling)

@@ -1,5 +1,6 @@
 """The loop of training steps, for pretraining and fine-tuning."""
 
+import contextlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -99,10 +100,10 @@ def run_steps(
       Stopped: SIGTERM came; the state is saved.
     """
     config, step = run.config, int(state.step)
-    batches = read_ahead(run.batches, step, config.data.workers)
     missing = evaluation is not None and evaluation.is_missing(step, run.steps, workdir)
     window, throughput = Window(run, step, workdir), Throughput("steps")
     with (
+        contextlib.closing(read_ahead(run.batches, step, config.data.workers)) as batches,
         MetricsLog(workdir, step, config) as log,
         Profile(profile, workdir) as tracing,
         Progress(run.steps, description, "steps", initial=step) as progress,

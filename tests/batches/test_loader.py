@@ -2,7 +2,10 @@
 
 import functools
 import itertools
+import multiprocessing
+import os
 import pickle
+import signal
 
 import jax
 import numpy as np
@@ -104,11 +107,15 @@ def test_hosts_read_parts_of_the_same_global_batch(batches, hosts):
     indirect=["batches"],
 )
 def test_reading_ahead_changes_nothing_and_begins_at_any_step(batches, workers):
-    source = batches()
+    source, others = batches(), set(multiprocessing.active_children())
     read = read_ahead(source, 17, workers)
     for step, batch in zip(range(17, 23), itertools.islice(read, 6), strict=True):
         assert equal(batch, source[step])
+        # A terminal sends Ctrl-C to them too, but it is for the process that reads.
+        for worker in set(multiprocessing.active_children()) - others:
+            os.kill(worker.pid, signal.SIGINT)
     read.close()
+    assert set(multiprocessing.active_children()) <= others
 
 
 def test_a_worker_is_sent_no_tokens(batches):

@@ -1,5 +1,7 @@
 """Outputs of a network over batches, and their scores."""
 
+import contextlib
+
 import jax
 import numpy as np
 from sklearn.metrics import f1_score
@@ -62,17 +64,18 @@ def compute_outputs(
             return outputter(trainable, frozen, put_batch(own, compiled.mesh))
 
     parts = []
-    for batch, logits in run_ahead(read_ahead(batches, 0, workers), start, _AHEAD):
-        collected = collect(batch, logits)
-        wrong = first_not_finite(collected[-1], collected[0])
-        if wrong is not None:
-            network = _network(compiled.spec, trainable, frozen)
-            precision = precision_preset(compiled.spec.runtime.precision)
-            raise not_finite(wrong, batches.cells, network, precision)
-        parts.append(collected)
-        if progress is not None:
-            done = int((batch.cells_B >= 0).sum())
-            progress.advance(done, compiling=throughput.compiling)
+    with contextlib.closing(read_ahead(batches, 0, workers)) as read:
+        for batch, logits in run_ahead(read, start, _AHEAD):
+            collected = collect(batch, logits)
+            wrong = first_not_finite(collected[-1], collected[0])
+            if wrong is not None:
+                network = _network(compiled.spec, trainable, frozen)
+                precision = precision_preset(compiled.spec.runtime.precision)
+                raise not_finite(wrong, batches.cells, network, precision)
+            parts.append(collected)
+            if progress is not None:
+                done = int((batch.cells_B >= 0).sum())
+                progress.advance(done, compiling=throughput.compiling)
     cells, positions, tokens, targets, logits = (
         np.concatenate(each) for each in zip(*parts, strict=True)
     )
