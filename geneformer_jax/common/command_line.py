@@ -12,7 +12,7 @@ import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from types import MappingProxyType, TracebackType
-from typing import NoReturn, TypeVar
+from typing import TypeVar
 
 from absl import flags
 
@@ -87,11 +87,8 @@ def run(
         sys.excepthook, sys.unraisablehook = _tell, _tell_unraisable
     try:
         if (told := _told(needed, spared, more_help)) is None:
-            with _summary():
-                status = _exit_status(main, needed, spared)
-            if was_interrupted():
-                _leave_at_once(status)
-            sys.exit(status)
+            with _at_once_if_interrupted(), _summary():
+                sys.exit(_exit_status(main, needed, spared))
         print(told, flush=True)
     except BrokenPipeError:
         if not _output_is_closed():
@@ -100,14 +97,20 @@ def run(
     sys.exit(0)
 
 
-def _leave_at_once(status: int) -> NoReturn:
-    """Ends the process without what Python does at its end.
+@contextlib.contextmanager
+def _at_once_if_interrupted() -> Iterator[None]:
+    """Ends a process that Ctrl-C came to without what Python does at its end.
 
-    Threads of JAX and grain that Ctrl-C left at work crash it then, or never let it end.
+    Threads of JAX and grain that were left at work crash it then, or never let it end.
     """
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(status)
+    try:
+        yield
+    except SystemExit as ended:
+        if not (was_interrupted() and isinstance(ended.code, int)):
+            raise
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(ended.code)
 
 
 def _define_json() -> None:
