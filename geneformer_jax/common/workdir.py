@@ -211,7 +211,8 @@ def sole_writer(output: Path, arguments: Mapping[str, Any]) -> Iterator[None]:
 
 
 def _require_own_lock(descriptor: int, lock: Path) -> None:
-    held = os.pread(descriptor, len(_OWN_LOCK), 0)
+    held = os.read(descriptor, len(_OWN_LOCK))
+    os.lseek(descriptor, 0, os.SEEK_SET)
     if not _OWN_LOCK.encode().startswith(held):
         raise InputError(
             f"{lock} is no lock of this package, which needs that name while it writes; move it, "
