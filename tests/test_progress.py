@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from geneformer_jax.common.errors import note_interrupts
+from geneformer_jax.common.commands.interrupts import note_interrupts
 from geneformer_jax.common.log import show_log
 from geneformer_jax.common.progress import Progress
 

@@ -20,8 +20,9 @@ from geneformer_jax.common.arguments import MEANT_BY_LAYER
 from geneformer_jax.common.command_help import command_help
 from geneformer_jax.common.commands.about import answer
 from geneformer_jax.common.commands.configurations import find_configuration
+from geneformer_jax.common.commands.interrupts import note_interrupts, was_interrupted
 from geneformer_jax.common.commands.summary import Summary
-from geneformer_jax.common.errors import InputError, did_you_mean, note_interrupts, was_interrupted
+from geneformer_jax.common.errors import InputError, did_you_mean
 from geneformer_jax.common.files import require_can_appear, system_error_in, url_of
 from geneformer_jax.common.log import show_log
 

@@ -1,12 +1,7 @@
-"""The one exception for bad input, how it suggests what was meant; and Ctrl-C, never lost."""
+"""The one exception for bad input, and how it suggests what was meant."""
 
 import difflib
-import signal
-import threading
 from collections.abc import Iterable
-from types import FrameType
-
-_interrupted = threading.Event()
 
 
 class InputError(ValueError):
@@ -36,31 +31,3 @@ def did_you_mean(name: object, known: Iterable[str]) -> str:
     if not near:
         return ""
     return " (did you mean " + " or ".join(f'"{by_lower[each]}"' for each in near) + "?)"
-
-
-def note_interrupts() -> None:
-    """Notes Ctrl-C from now on, beside raising KeyboardInterrupt as Python does.
-
-    Python drops one that is raised within what a library has called as garbage is collected, as JAX
-    has, and the command would go on to its end.
-    """
-    _interrupted.clear()
-    is_main = threading.current_thread() is threading.main_thread()
-    if is_main and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-        signal.signal(signal.SIGINT, _note_interrupt)
-
-
-def _note_interrupt(number: int, frame: FrameType | None) -> None:
-    _interrupted.set()
-    signal.default_int_handler(number, frame)
-
-
-def was_interrupted() -> bool:
-    """Whether Ctrl-C came since `note_interrupts`."""
-    return _interrupted.is_set()
-
-
-def require_going_on() -> None:
-    """Raises KeyboardInterrupt if Ctrl-C came and ended nothing; asked again and again by loops."""
-    if was_interrupted():
-        raise KeyboardInterrupt

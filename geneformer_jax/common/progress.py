@@ -5,7 +5,7 @@ import time
 
 import tqdm
 
-from geneformer_jax.common.errors import require_going_on
+from geneformer_jax.common.commands.interrupts import require_going_on
 from geneformer_jax.common.log import is_shown
 
 _SECONDS_BETWEEN_LINES = 15.0

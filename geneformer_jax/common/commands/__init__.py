@@ -1,1 +1,1 @@
-"""What all commands are, together: their names, completion, how to cite, a summary for programs."""
+"""What all commands are, together: names, completion, how to cite, a summary, Ctrl-C."""
