@@ -11,6 +11,8 @@
 set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
+"${PYTHON:-python3}" -m venv "$folder/venv"
+"$folder/venv/bin/pip" install --quiet "orbax-checkpoint==0.12.8" "jax==0.10.2" "numpy==2.4.6"
 cat > "$folder/brackets.py" <<'PYTHON'
 import sys
 from importlib.metadata import version
@@ -32,5 +34,5 @@ for name in ("run (1)", "run [1]"):
 right = [name for name, each in read.items() if each == [0, 1, 2]]
 print("as expected here" if right == ["run (1)"] else "changed")
 PYTHON
-JAX_PLATFORMS=cpu "${PYTHON:-python3}" "$folder/brackets.py" "$folder" | tee "$folder/told"
+JAX_PLATFORMS=cpu "$folder/venv/bin/python" "$folder/brackets.py" "$folder" | tee "$folder/told"
 test "$(tail -n 1 "$folder/told")" = "as expected here"
