@@ -350,11 +350,12 @@ def states_of(paths: Iterable[Path | str], output: Path | str) -> dict[Path | st
       output: of the run; a folder that it lies in changes with it, and its state is "", as that of
         what is not there.
     """
+    return {path: state_of(path) if is_looked_at(path, output) else "" for path in paths}
 
-    def looked_at(path: Path | str) -> bool:
-        return bool(url_of(path)) or (local_path(path).exists() and not lies_in(output, path))
 
-    return {path: state_of(path) if looked_at(path) else "" for path in paths}
+def is_looked_at(path: Path | str, output: Path | str) -> bool:
+    """Whether something is there that does not change with the output of what reads it."""
+    return bool(url_of(path)) or (local_path(path).exists() and not lies_in(output, path))
 
 
 def require_unchanged(states: Mapping[Path | str, str]) -> None:

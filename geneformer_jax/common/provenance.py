@@ -2,6 +2,7 @@
 
 import datetime
 import functools
+import hashlib
 import importlib.metadata
 import json
 import platform
@@ -14,10 +15,8 @@ from geneformer_jax.common.errors import InputError
 from geneformer_jax.common.files import (
     atomic_write,
     fingerprint,
-    lies_in,
-    local_path,
+    is_looked_at,
     read_json,
-    url_of,
 )
 
 FILE_NAME = "provenance.json"
@@ -25,7 +24,8 @@ FILE_NAME = "provenance.json"
 HELD_OUT_TABLE, RESULTS_TABLE = "held_out.csv", "results.csv"
 # What was computed, and in what time, among the counts.
 THROUGHPUT = "throughput"
-_WRITTEN_AT = "written_at"
+_WRITTEN_AT, _WEIGHTS = "written_at", "weights_sha256"
+_WEIGHT_FILES, _ORBAX_WEIGHTS = (".safetensors", ".bin"), "params"
 _PACKAGES = (
     "geneformer_jax",
     "jax",
@@ -51,7 +51,8 @@ def describe_run(
 
     Args:
       command: or function that writes the output, e.g. "tokenize".
-      configuration: the resolved options.
+      configuration: the resolved options; of a folder that is its "checkpoint" the weights are
+        fingerprinted.
       inputs: files and folders that were read; each is fingerprinted.
       counts: what was kept, and what was dropped and why.
     """
@@ -59,6 +60,7 @@ def describe_run(
         "command": command,
         "configuration": dict(configuration),
         "inputs": [fingerprint(path) for path in inputs],
+        **_weights_of(configuration),
         "counts": dict(counts),
         "packages": _package_versions(),
         "python": platform.python_version(),
@@ -141,6 +143,8 @@ def require_same_inputs(
 ) -> None:
     """Checks that an output that is there was made of what lies at the same paths now.
 
+    The weights of its checkpoint are looked at too, which may have been trained further.
+
     Args:
       output: that is there.
       provenance: its provenance file.
@@ -152,17 +156,42 @@ def require_same_inputs(
       InputError: one of them is another now.
     """
     try:
-        told = read_json(provenance)["inputs"]
-    except (OSError, ValueError, KeyError, TypeError):
+        written = read_json(provenance)
+        told, weights = written["inputs"], written.get(_WEIGHTS)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return
     paths = [configuration[name] for name in names if configuration.get(name)]
-    for path, before in zip(paths, told, strict=False):
-        is_there = url_of(path) or local_path(path).exists()
-        if is_there and not lies_in(output, path) and fingerprint(path) != before:
-            raise InputError(
-                f"{output} was made of {path} before it was changed; remove it or name another "
-                "output"
-            )
+    changed = [path for path, before in zip(paths, told, strict=False)
+               if is_looked_at(path, output) and fingerprint(path) != before]  # fmt: skip
+    now = _weights_of(configuration).get(_WEIGHTS)
+    # Outputs of earlier versions tell nothing of weights.
+    if None not in (weights, now) and weights != now:
+        changed.append(configuration["checkpoint"])
+    if changed:
+        raise InputError(
+            f"{output} was made of {changed[0]} before it was changed; remove it or name another "
+            "output"
+        )
+
+
+def _weights_of(configuration: Mapping[str, Any]) -> dict[str, str]:
+    """A hash of what tells all files of weights in the folder of a checkpoint from others.
+
+    Those are of safetensors, of PyTorch, and what Orbax writes as `params`. Nothing if the
+    configuration names no folder on this machine.
+    """
+    named = configuration.get("checkpoint")
+    if not isinstance(named, str | Path) or not named or not Path(named).expanduser().is_dir():
+        return {}
+    folder, digest = Path(named).expanduser(), hashlib.sha256()
+    for path in sorted(folder.rglob("*")):
+        place = path.relative_to(folder)
+        if path.suffix in _WEIGHT_FILES and path.is_file():
+            digest.update(f"{place} {fingerprint(path)}\n".encode())
+        elif _ORBAX_WEIGHTS in place.parts and path.is_file():
+            # Orbax draws the names of its files; a run may have very many of them.
+            digest.update(f"{place} {path.stat().st_size}\n".encode())
+    return {_WEIGHTS: digest.hexdigest()}
 
 
 @functools.cache

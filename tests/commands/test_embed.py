@@ -18,6 +18,7 @@ from geneformer_jax.embedding.output import read_output
 from geneformer_jax.embedding.report import EmbeddingReport
 from geneformer_jax.embedding.run import EmbeddingRun
 from geneformer_jax.embedding.states import StateEmbeddings
+from geneformer_jax.interop.huggingface import export_model
 from geneformer_jax.interop.store_exchange import store_to_dataset
 from geneformer_jax.model import pretrained
 from tests.helpers.commands import assert_one_line, run_command
@@ -79,6 +80,32 @@ def test_no_file_of_someone_else_is_replaced(embed, tmp_path, name):
     assert_one_line(error)
     assert f"{tmp_path / name} is no " in error
     assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {name: "mine"}
+
+
+@pytest.mark.parametrize("is_exported", [False, True])
+def test_weights_that_were_trained_further_are_told(
+    is_exported, toy_store, tmp_path, monkeypatch, capsys
+):
+    def write(seed: int) -> None:
+        for name in ("run", "model"):
+            shutil.rmtree(tmp_path / name, ignore_errors=True)
+        pretrained.save_model(toy_model(seed), tmp_path / "run", {})
+        if is_exported:
+            export_model(tmp_path / "run", tmp_path / "model")
+
+    model = tmp_path / ("model" if is_exported else "run")
+    given = [f"--checkpoint={model}", f"--cells={toy_store.folder}"]
+    given.append(f"--output={tmp_path / 'out.npy'}")
+    write(0)
+    for _ in range(2):
+        status, output, error = run_command("embed", given, monkeypatch, capsys)
+        assert status == 0, error
+    assert "nothing to do" in output
+    write(1)
+    status, _, error = run_command("embed", given, monkeypatch, capsys)
+    assert status == 1
+    assert_one_line(error)
+    assert f"out.npy was made of {model} before it was changed; remove it" in error
 
 
 def test_counts_that_change_meanwhile_or_afterwards_are_told(embed, tmp_path, monkeypatch):
